@@ -1,0 +1,149 @@
+"""One fact, one rule, one test: configurations of transformers 4 and 5 in EasyDeL's terms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from vinfer.checkpoint.normalise import normalise
+from vinfer.checkpoint.rope import RopeFacts
+from vinfer.errors import CheckpointError
+
+LLAMA3 = {
+    "factor": 8.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 64,
+    "rope_type": "llama3",
+}
+Tiny = Callable[..., Any]
+
+
+def _config(tiny: Tiny, model_type: str, /, **changes: Any) -> dict[str, Any]:
+    """The tiny config with changes; a change to `...` removes the key."""
+    config = tiny(model_type).config | changes
+    return {key: value for key, value in config.items() if value is not ...}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+def test_every_fact_is_explicit_and_json(tiny: Tiny, model_type: str) -> None:
+    normalised = normalise(_config(tiny, model_type))
+    assert normalised.model_type == model_type
+    assert json.loads(json.dumps(normalised.config)) == normalised.config
+    assert normalised.config["layer_types"] == ["full_attention", "full_attention"]
+    assert normalised.config["rope_theta"] == 10000.0
+    assert normalised.rope == RopeFacts(theta=10000.0, rotary_dim=8)
+
+
+@pytest.mark.parametrize(
+    ("version_4", "version_5"),
+    [
+        ({"rope_theta": 5e5}, {"rope_theta": 5e5, "rope_type": "default"}),
+        ({"rope_theta": 5e5, "rope_scaling": None}, {"rope_theta": 5e5, "rope_type": "default"}),
+        ({"rope_theta": 5e5, "rope_scaling": LLAMA3}, LLAMA3 | {"rope_theta": 5e5}),
+        (
+            {"rope_theta": 100, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0},
+        ),
+        ({}, {"rope_type": "default", "rope_theta": 10000.0}),
+    ],
+)
+def test_both_spellings_of_rope_mean_the_same(
+    tiny: Tiny, version_4: dict[str, Any], version_5: dict[str, Any]
+) -> None:
+    old = normalise(_config(tiny, "llama", rope_parameters=..., **version_4))
+    assert old == normalise(_config(tiny, "llama", rope_parameters=version_5))
+
+
+def test_llama3_scaling_reaches_easydel_in_the_old_spelling(tiny: Tiny) -> None:
+    normalised = normalise(_config(tiny, "llama", rope_parameters=LLAMA3 | {"rope_theta": 5e5}))
+    assert normalised.config["rope_theta"] == 5e5
+    assert normalised.config["rope_scaling"] == LLAMA3
+    assert normalised.rope.original_max_position_embeddings == 64
+
+
+def test_llama3_original_length_defaults_to_the_maximum(tiny: Tiny) -> None:
+    scaling = {key: value for key, value in LLAMA3.items() if not key.startswith("original")}
+    assert (
+        normalise(_config(tiny, "llama", rope_scaling=scaling)).rope.original_max_position_embeddings == 128
+    )
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "key", "value"),
+    [
+        ("llama", {"head_dim": ...}, "head_dim", 8),
+        ("llama", {"head_dim": None}, "head_dim", 8),
+        ("llama", {"head_dim": 16}, "head_dim", 16),
+        ("qwen2", {"head_dim": ...}, "head_dim", 8),
+        ("qwen3", {"head_dim": ...}, "head_dim", 128),
+        ("llama", {"num_key_value_heads": ...}, "num_key_value_heads", 4),
+        ("qwen2", {"num_key_value_heads": None}, "num_key_value_heads", 4),
+        ("llama", {"tie_word_embeddings": ...}, "tie_word_embeddings", False),
+        ("llama", {"tie_word_embeddings": True}, "tie_word_embeddings", True),
+        ("llama", {}, "attention_bias", False),
+        ("llama", {"attention_bias": True}, "attention_bias", True),
+        ("llama", {"mlp_bias": True}, "mlp_bias", True),
+        ("qwen2", {}, "attention_bias", True),
+        ("qwen3", {}, "attention_bias", False),
+        ("llama", {"rms_norm_eps": ...}, "rms_norm_eps", 1e-6),
+        ("llama", {"hidden_act": "swish"}, "hidden_act", "silu"),
+        ("qwen2", {"sliding_window": 4096, "use_sliding_window": False}, "sliding_window", None),
+        ("qwen3", {"sliding_window": 4096}, "use_sliding_window", False),
+        ("qwen2", {"layer_types": ["full_attention"] * 2}, "use_sliding_window", False),
+    ],
+)
+def test_each_fact_has_its_rule(
+    tiny: Tiny, model_type: str, changes: dict[str, Any], key: str, value: object
+) -> None:
+    assert normalise(_config(tiny, model_type, **changes)).config[key] == value
+
+
+@pytest.mark.parametrize("harmless", [{"dtype": "bfloat16"}, {"torch_dtype": "float16"}, {"new_key": None}])
+def test_what_cannot_change_logits_is_left_out(tiny: Tiny, harmless: dict[str, Any]) -> None:
+    assert normalise(_config(tiny, "llama", **harmless)) == normalise(_config(tiny, "llama"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "message"),
+    [
+        ("llama", {"model_type": "mamba"}, "model_type = 'mamba'.*llama, qwen2, qwen3"),
+        ("llama", {"model_type": ...}, "no model_type"),
+        ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForCausalLM"),
+        ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("qwen2", {"use_sliding_window": True}, "sliding-window attention is not served yet"),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ("llama", {"sliding_window": 128}, "sliding_window"),
+        ("llama", {"residual_multiplier": 0.2}, "residual_multiplier = 0.2: vinfer does not know"),
+        ("llama", {"rope_interleaved": True}, "rope_interleaved = True: only False"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ("llama", {"head_dim": 7}, "even"),
+        ("qwen2", {"head_dim": 16}, "head_dim"),
+        ("qwen3", {"num_key_value_heads": ...}, "num_key_value_heads"),
+        ("llama", {"num_key_value_heads": 3}, "must divide"),
+        ("llama", {"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": ...}, "must divide"),
+        ("llama", {"hidden_size": ...}, "no hidden_size"),
+        ("llama", {"hidden_size": "32"}, "hidden_size = '32'"),
+        ("llama", {"num_hidden_layers": True}, "num_hidden_layers = True"),
+        ("llama", {"num_hidden_layers": 10**9}, "from 1 to 1024"),
+        ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps"),
+        ("llama", {"tie_word_embeddings": "no"}, "tie_word_embeddings"),
+        ("llama", {"rope_parameters": [1]}, "rope_parameters"),
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'.*default, linear, llama3"),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
+        ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "full_attention"),
+        ("llama", {"rope_parameters": {"rope_type": "linear"}}, "no factor"),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": -1}}, "rope_theta = -1"),
+        ("llama", {"rope_parameters": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    ],
+)
+def test_what_is_not_served_is_refused_by_name(
+    tiny: Tiny, model_type: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        normalise(_config(tiny, model_type, **changes))

@@ -1,0 +1,179 @@
+"""An engine whose tokens are arithmetic, so that expected text is worked out by hand.
+
+Token i of a completion is letter number `(sum of the prompt's ids + seed if sampled + i) mod 26`, 'A' is 0.
+With `script` set, its ids are generated instead. Ids are those of `byte_tokenizer`: 4 + byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as FastTokenizer
+
+from vinfer.engine.request import EngineStats, FinishReason, Request, TokenEvent, TokenLogprobs
+from vinfer.errors import QueueFullError, VinferError
+from vinfer.server.model_table import SamplingDefaults, ServedModel
+from vinfer.text.chat_template import ChatTemplate
+from vinfer.text.tokenizer import Tokenizer
+
+SPECIALS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
+BOS, EOS, IM_START, IM_END = range(4)
+FIRST_BYTE = 4
+VOCAB_SIZE = FIRST_BYTE + 256
+# A user turn "hi" costs: <|im_start|> + "user\n" + "hi" + <|im_end|> + <|im_start|> + "assistant\n".
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def ids_of(text: str) -> list[int]:
+    """Spell a text as token ids: one per byte."""
+    return [FIRST_BYTE + byte for byte in text.encode()]
+
+
+def letters(start: int, num: int) -> str:
+    """Say what the engine generates for a prompt whose ids sum up to `start`."""
+    return "".join(chr(ord("A") + (start + i) % 26) for i in range(num))
+
+
+def byte_tokenizer(directory: Path) -> Tokenizer:
+    """Build a byte-level tokenizer without merges: every byte is a token, in the order of bytes."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    spelled = {
+        byte: chr(byte) if byte in printable else chr(0x100 + others.index(byte)) for byte in range(256)
+    }
+    vocab = {token: i for i, token in enumerate(SPECIALS)}
+    vocab |= {spelled[byte]: FIRST_BYTE + byte for byte in range(256)}
+    fast = FastTokenizer(models.BPE(vocab=vocab, merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
+    directory.mkdir(parents=True, exist_ok=True)
+    fast.save(str(directory / "tokenizer.json"))
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": None, "unk_token": None}
+    content = {**named, "additional_special_tokens": []}
+    (directory / "special_tokens.json").write_text(json.dumps(content), encoding="utf-8")
+    return Tokenizer.load(directory)
+
+
+@dataclasses.dataclass
+class FakeEngine:
+    """See the module; the fields are switches, and what the tests look at afterwards."""
+
+    max_model_len: int = 128
+    script: list[int] | None = None
+    tokens_per_event: int = 1
+    seconds_per_event: float = 0.0
+    is_stuck: bool = False
+    queue_full: bool = False
+    fail_after_tokens: int | None = None
+    failure: Exception | None = None
+    is_alive: bool = True
+    requests: list[Request] = dataclasses.field(default_factory=list)
+    cancelled: list[str] = dataclasses.field(default_factory=list)
+    num_generated: int = 0
+    changed: threading.Condition = dataclasses.field(default_factory=threading.Condition)
+
+    def reset(self) -> None:
+        """Go back to the defaults, in place."""
+        for field in dataclasses.fields(self):
+            if field.name != "changed":
+                default = field.default
+                factory = field.default_factory
+                setattr(self, field.name, factory() if factory is not dataclasses.MISSING else default)
+
+    def submit(self, request: Request) -> AsyncIterator[TokenEvent]:
+        if self.queue_full:
+            raise QueueFullError("64 requests wait already: try again later")
+        with self.changed:
+            self.requests.append(request)
+            self.changed.notify_all()
+        return self._events(request)
+
+    def cancel(self, request_id: str) -> None:
+        with self.changed:
+            self.cancelled.append(request_id)
+            self.changed.notify_all()
+
+    def stats(self) -> EngineStats:
+        num_done = len(self.cancelled)
+        return EngineStats(
+            num_requests_running=len(self.requests) - num_done,
+            num_slots=4,
+            kv_cache_usage_fraction=0.25,
+            generation_tokens_total=self.num_generated,
+            num_overlapped_dispatches_total=7,
+        )
+
+    def wait_until_cancelled(self, num: int) -> None:
+        """Wait until so many requests were cancelled."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.cancelled) >= num, timeout=20)
+
+    def wait_until_submitted(self, num: int) -> None:
+        """Wait until so many requests came."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.requests) >= num, timeout=20)
+
+    async def _events(self, request: Request) -> AsyncIterator[TokenEvent]:
+        tokens, finish_reason = self._completion(request)
+        for start in range(0, len(tokens), self.tokens_per_event):
+            if self.is_stuck:
+                await asyncio.sleep(3600)
+            await asyncio.sleep(self.seconds_per_event)
+            if self.fail_after_tokens is not None and start >= self.fail_after_tokens:
+                if isinstance(self.failure, VinferError):
+                    yield TokenEvent(error=self.failure)
+                    return
+                assert self.failure is not None
+                raise self.failure
+            piece = tuple(tokens[start : start + self.tokens_per_event])
+            self.num_generated += len(piece)
+            is_last = start + len(piece) == len(tokens)
+            logprobs = None
+            if request.params.top_logprobs is not None:
+                logprobs = tuple(_logprobs(token, request.params.top_logprobs) for token in piece)
+            yield TokenEvent(piece, logprobs, finish_reason if is_last else None)
+
+    def _completion(self, request: Request) -> tuple[list[int], FinishReason]:
+        params = request.params
+        start = sum(request.prompt_ids) + (params.seed if params.temperature > 0 else 0)
+        letters_of_prompt = [FIRST_BYTE + ord("A") + (start + i) % 26 for i in range(params.max_tokens)]
+        tokens = (self.script or letters_of_prompt)[: params.max_tokens]
+        for i, token in enumerate(tokens):
+            if token in params.stop_token_ids and i >= params.min_tokens:
+                return tokens[: i + 1], "stop"
+        return tokens, "length"
+
+
+def _logprobs(token: int, num: int) -> TokenLogprobs:
+    """The token itself has -0.5; the next ids follow at -1.5, -2.5, ..."""
+    return TokenLogprobs(-0.5, tuple(token + i for i in range(num)), tuple(-0.5 - i for i in range(num)))
+
+
+def served_model(engine: FakeEngine, tokenizer: Tokenizer, name: str = "fake") -> ServedModel:
+    """Put a fake engine behind a name."""
+    template = ChatTemplate(TEMPLATE, tokenizer.special_tokens, control_tokens=tokenizer.control_tokens)
+    return ServedModel(
+        name=name,
+        position=0,
+        engine=engine,
+        tokenizer=tokenizer,
+        chat_template=template,
+        sampling=SamplingDefaults(temperature=0.0),
+        eos_token_ids=(EOS, IM_END),
+        bos_token_id=BOS,
+        max_model_len=engine.max_model_len,
+        vocab_size=VOCAB_SIZE,
+        created=1_700_000_000,
+        root="org/fake",
+        fingerprint="bundle-0123",
+    )

@@ -1,0 +1,76 @@
+"""A real uvicorn server in a thread, and what tests need to talk to it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+from fake_engine import FakeEngine
+
+from vinfer.config import ServerConfig
+from vinfer.server.app import create_app
+from vinfer.server.model_table import ModelTable
+from vinfer.server.serve import bind, run_server
+
+
+@dataclasses.dataclass
+class RunningServer:
+    """A server to talk to."""
+
+    url: str
+    port: int
+    engine: FakeEngine
+    models: ModelTable
+    http: httpx.Client
+    exit_codes: list[int]
+
+    def chat(self, **fields: Any) -> httpx.Response:
+        """Send a chat completion of one short message."""
+        body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, **fields}
+        return self.http.post("/v1/chat/completions", json=body)
+
+    def complete(self, **fields: Any) -> httpx.Response:
+        """Send a completion of the prompt [4, 5], whose letters begin at J (4 + 5 = 9)."""
+        body = {"model": "fake", "prompt": [4, 5], "max_tokens": 4, **fields}
+        return self.http.post("/v1/completions", json=body)
+
+
+@contextlib.contextmanager
+def run(config: ServerConfig, models: ModelTable, engine: FakeEngine) -> Iterator[RunningServer]:
+    """Serve in a thread; ends by a drain, and fails the test where the server does not end."""
+    app = create_app(config, models, compile_count=lambda: 0)
+    sock = bind("127.0.0.1", 0)
+    port = sock.getsockname()[1]
+    exit_codes: list[int] = []
+    thread = threading.Thread(target=lambda: exit_codes.append(run_server(app, config, sock)), daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{port}"
+    with httpx.Client(base_url=url, timeout=30) as http:
+        yield RunningServer(url, port, engine, models, http, exit_codes)
+    models.drain()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+Start = Callable[..., contextlib.AbstractContextManager[RunningServer]]
+
+
+def events(text: str) -> list[Any]:
+    """Take a stream apart; its last event must be [DONE]."""
+    assert text.endswith("data: [DONE]\n\n")
+    lines = [line for line in text.split("\n\n") if line and not line.startswith(":")]
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what the server does after its client has the answer."""
+    until = time.monotonic() + 20
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert condition()

@@ -1,0 +1,89 @@
+"""API keys: nothing answers without one but the three probes, however the request is dressed up."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+from running_server import RunningServer, Start
+
+from vinfer.errors import ConfigError
+from vinfer.server.app import METRICS_ROUTE, ROUTES
+from vinfer.server.auth import PUBLIC_PATHS, Authenticator
+
+PROTECTED = sorted({path for _, path, _ in (*ROUTES, METRICS_ROUTE)} - PUBLIC_PATHS)
+DISGUISES = [
+    *("/", "/nothing", "//v1/models", "/v1/models/", "/v1/../metrics", "/health/../metrics", "/health/"),
+    *("/%68ealth/x", "/v1/models?x=/health", "/LIVENESS", "/liveness;x", "/health%00", "/v1/models#/health"),
+]
+
+
+@pytest.fixture(scope="module")
+def locked(start: Start, tmp_path_factory: pytest.TempPathFactory) -> object:
+    path = tmp_path_factory.mktemp("keys") / "keys.txt"
+    path.write_text("# two keys\nfirst-key\n\n  second-key  \n", encoding="utf-8")
+    with start(api_keys_file=path) as server:
+        yield server
+
+
+@pytest.mark.parametrize("path", [*PROTECTED, *DISGUISES])
+def test_no_route_answers_without_a_key(locked: RunningServer, path: str) -> None:
+    for method in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE"):
+        response = locked.http.request(method, path)
+        assert response.status_code == 401, (method, path)
+        assert response.headers["www-authenticate"] == "Bearer"
+    assert httpx.get(locked.url + path).json()["error"]["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["a/health?x=", "localhost/health", "x#/health", "[::1]/liveness", "/health", "127.0.0.1:1/health?"],
+)
+def test_the_host_header_is_no_way_round(locked: RunningServer, host: str) -> None:
+    with socket.create_connection(("127.0.0.1", locked.port), 10) as sock:
+        sock.sendall(f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        assert sock.recv(64).startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize("path", sorted(PUBLIC_PATHS))
+def test_probes_are_public(locked: RunningServer, path: str) -> None:
+    assert locked.http.get(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("values", "status"),
+    [
+        (["Bearer first-key"], 200),
+        (["bearer second-key"], 200),
+        (["BEARER  first-key"], 200),
+        ([], 401),
+        (["Bearer"], 401),
+        (["first-key"], 401),
+        (["Basic first-key"], 401),
+        (["Bearer first-ke"], 401),
+        (["Bearer first-key2"], 401),
+        (["Bearer # two keys"], 401),
+        (["Bearer first-key", "Bearer first-key"], 401),
+        (["Bearer " + "x" * 60_000], 401),
+        ([b"Bearer first-k\xe9y"], 401),
+    ],
+)
+def test_keys(locked: RunningServer, values: list[str | bytes], status: int) -> None:
+    headers = [(b"authorization", value if isinstance(value, bytes) else value.encode()) for value in values]
+    assert locked.http.get("/v1/models", headers=headers).status_code == status
+
+
+def test_a_key_in_the_query_is_none(locked: RunningServer) -> None:
+    assert locked.http.get("/v1/models?api_key=first-key&key=first-key").status_code == 401
+
+
+@pytest.mark.parametrize("content", [b"", b"# only comments\n\n", b"\xff\xfe"])
+def test_a_key_file_without_keys_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "keys.txt"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"server\.api_keys_file"):
+        Authenticator(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Authenticator(tmp_path / "missing.txt")

@@ -1,0 +1,237 @@
+"""Every field of the API contract is applied, refused or accepted; every bound holds; errors name fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from running_server import RunningServer, Start
+
+from vinfer.server.fields import CHAT_FIELDS, COMPLETION_FIELDS, COUNT_FIELDS, FieldRule, Treatment
+from vinfer.server.protocol import ChatFields, CompletionFields, CountText
+
+ACCEPTED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+# The contract's list of chat fields, whatever becomes of each.
+CONTRACT = {
+    *("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop"),
+    *("stop_token_ids", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs"),
+    *("top_logprobs", "stream", "stream_options", "response_format", "tools", "tool_choice"),
+    *("parallel_tool_calls", "reasoning_effort", "top_k", "min_p", "repetition_penalty", "min_tokens"),
+    *("ignore_eos", "structured_outputs", "skip_special_tokens", "chat_template_kwargs"),
+    *("add_generation_prompt", "continue_final_message", "priority", "cache_salt", "audio", "modalities"),
+    *("prediction", "web_search_options", "functions"),
+}
+
+
+def of_treatment(rules: dict[str, FieldRule], treatment: Treatment) -> set[str]:
+    return {key for key, rule in rules.items() if rule.treatment is treatment}
+
+
+def test_the_table_treats_every_field_of_the_contract() -> None:
+    assert set(CHAT_FIELDS) >= CONTRACT | ACCEPTED
+    assert of_treatment(CHAT_FIELDS, Treatment.ACCEPTED) == ACCEPTED
+    assert of_treatment(COMPLETION_FIELDS, Treatment.ACCEPTED) == ACCEPTED
+
+
+@pytest.mark.parametrize(
+    ("rules", "model"),
+    [(CHAT_FIELDS, ChatFields), (COMPLETION_FIELDS, CompletionFields), (COUNT_FIELDS, CountText)],
+)
+def test_applied_fields_are_the_typed_ones(rules: Any, model: Any) -> None:
+    assert of_treatment(rules, Treatment.APPLIED) == set(model.model_fields)
+
+
+def assert_refused(response: Any, param: str | None, *words: str) -> None:
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param, error
+    for word in words:
+        assert word in error["message"]
+    assert response.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("field", sorted(of_treatment(CHAT_FIELDS, Treatment.REFUSED)))
+def test_refused_chat_field(server: RunningServer, field: str) -> None:
+    assert_refused(server.chat(**{field: {"some": "thing"}}), field, field)
+    assert server.chat(**{field: None}).status_code == 200
+    for neutral in CHAT_FIELDS[field].neutral:
+        assert server.chat(**{field: neutral}).status_code == 200
+
+
+@pytest.mark.parametrize("field", sorted(of_treatment(COMPLETION_FIELDS, Treatment.REFUSED)))
+def test_refused_completion_field(server: RunningServer, field: str) -> None:
+    assert_refused(server.complete(**{field: {"some": "thing"}}), field, field)
+
+
+@pytest.mark.parametrize("field", sorted(ACCEPTED))
+def test_accepted_field_changes_nothing(server: RunningServer, field: str) -> None:
+    plain = server.chat().json()["choices"]
+    assert server.chat(**{field: {"anything": 1}}).json()["choices"] == plain
+
+
+USER = {"role": "user", "content": "hi"}
+TOOL_CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+BAD_CHAT_FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"messages": None}, "messages"),
+    ({"messages": []}, "messages"),
+    ({"messages": "hi"}, "messages"),
+    ({"messages": ["hi"]}, "messages[0]"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+    ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+    ({"messages": [USER, {"role": "robot", "content": "x"}]}, "messages[1].role"),
+    ({"messages": [{**USER, "mood": "good"}]}, "messages[0].mood"),
+    ({"messages": [{**USER, "tool_calls": [TOOL_CALL]}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+    ({"messages": [{**USER, "tool_call_id": "x"}]}, "messages[0].tool_call_id"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]},
+        "messages[0].content[1].type",
+    ),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+    ({"model": 3}, "model"),
+    ({"model": None}, "model"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 1.5}, "max_tokens"),
+    ({"max_tokens": True}, "max_tokens"),
+    ({"max_tokens": 10**30}, "max_tokens"),
+    ({"max_tokens": 1000}, "max_tokens"),
+    ({"max_completion_tokens": 1000, "max_tokens": None}, "max_completion_tokens"),
+    ({"max_completion_tokens": 5}, "max_tokens"),
+    ({"temperature": -0.1}, "temperature"),
+    ({"temperature": 2.1}, "temperature"),
+    ({"temperature": "hot"}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"top_p": 1.1}, "top_p"),
+    ({"top_k": -2}, "top_k"),
+    ({"min_p": 1.5}, "min_p"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"presence_penalty": 2.5}, "presence_penalty"),
+    ({"frequency_penalty": -2.5}, "frequency_penalty"),
+    ({"n": 0}, "n"),
+    ({"n": 9}, "n"),
+    ({"seed": 2**64}, "seed"),
+    ({"seed": -(2**63) - 1}, "seed"),
+    ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+    ({"stop": ""}, "stop[0]"),
+    ({"stop": 3}, "stop"),
+    ({"stop_token_ids": list(range(4, 21))}, "stop_token_ids"),
+    ({"stop_token_ids": list(range(4, 20))}, "stop_token_ids"),
+    ({"stop_token_ids": [260]}, "stop_token_ids[0]"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+    ({"logit_bias": {"260": 1}}, "logit_bias.260"),
+    ({"logit_bias": {"x": 1}}, "logit_bias.x"),
+    ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+    ({"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias"),
+    ({"min_tokens": 5}, "min_tokens"),
+    ({"min_tokens": -1}, "min_tokens"),
+    ({"logprobs": 1}, "logprobs"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"stream": "yes"}, "stream"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"stream": True, "stream_options": {"more": 1}}, "stream_options.more"),
+    ({"response_format": {"type": "json_object"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.type"),
+    ({"response_format": "text"}, "response_format"),
+    ({"modalities": ["text", "audio"]}, "modalities"),
+    ({"modalities": ["audio"]}, "modalities[0]"),
+    ({"continue_final_message": True}, "continue_final_message"),
+    ({"temprature": 1}, "temprature"),
+    ({"\u0000": 1}, "\u0000"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param"), BAD_CHAT_FIELDS)
+def test_bad_chat_field(server: RunningServer, fields: dict[str, Any], param: str) -> None:
+    assert_refused(server.chat(**fields), param)
+    assert server.engine.requests == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "messages": [
+                {"role": role, "content": "x"} for role in ("system", "developer", "user", "assistant")
+            ]
+        },
+        {"messages": [USER, {"role": "assistant", "tool_calls": [TOOL_CALL]}]},
+        {"messages": [USER, {"role": "tool", "content": "4", "tool_call_id": "c"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 2}]},
+        {"messages": [{"role": "user", "content": "nul \u0000 and emoji \U0001f600"}]},
+        {"temperature": 0, "top_p": 1, "top_k": -1, "n": 1, "seed": -1, "stop": "x"},
+        {"max_tokens": 3, "max_completion_tokens": 3},
+        {"modalities": ["text"], "response_format": {"type": "text"}},
+        {"logprobs": True, "top_logprobs": 0},
+        {"min_tokens": 4},
+    ],
+)
+def test_good_chat_fields(server: RunningServer, fields: dict[str, Any]) -> None:
+    response = server.chat(**fields)
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": 3}, "prompt"),
+        ({"prompt": {}}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt[0]"),
+        ({"prompt": [4, "a"]}, "prompt[1]"),
+        ({"prompt": [4, 260]}, "prompt[1]"),
+        ({"prompt": [4, True]}, "prompt[1]"),
+        ({"prompt": [[4], [5, -1]]}, "prompt[1][1]"),
+        ({"prompt": ["a", 4]}, "prompt[1]"),
+        ({"prompt": ["a"] * 257}, "prompt"),
+        ({"best_of": 2}, "best_of"),
+        ({"best_of": 2, "n": 3}, "best_of"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"suffix": "end"}, "suffix"),
+        ({"echo": True}, "echo"),
+        ({"messages": []}, "messages"),
+    ],
+)
+def test_bad_completion_field(server: RunningServer, fields: dict[str, Any], param: str) -> None:
+    assert_refused(server.complete(**fields), param)
+    assert server.engine.requests == []
+
+
+def test_messages_say_value_limit_and_next_move(server: RunningServer) -> None:
+    cases = {
+        "temperature is 3; must be at most 2": {"temperature": 3},
+        "n is 9; server.max_n is 8: ask for fewer choices": {"n": 9},
+        "'temprature' is not a field of this route: did you mean temperature?": {"temprature": 1},
+        "tools: not served by this version of vinfer: leave it out": {"tools": [{}]},
+        "messages is missing: send it": {"messages": None},
+        "max_tokens is a boolean; must be an integer": {"max_tokens": True},
+    }
+    found = {server.chat(**fields).json()["error"]["message"]: fields for fields in cases.values()}
+    assert found == cases
+
+
+def test_prompt_that_does_not_fit(server: RunningServer) -> None:
+    too_long = server.complete(prompt=[4] * 128)
+    assert_refused(
+        too_long,
+        "prompt",
+        "prompt has 128 tokens; max_model_len is 128: shorten it or raise models[0].max_model_len",
+    )
+    assert_refused(server.complete(prompt=[4] * 120, max_tokens=9), "max_tokens", "lower it to 8")
+    assert server.complete(prompt=[4] * 120, max_tokens=8).status_code == 200
+    # A default is clamped to what is left.
+    assert server.complete(prompt=[4] * 120, max_tokens=None).json()["usage"]["completion_tokens"] == 8
+
+
+def test_unknown_fields_can_be_ignored(start: Start) -> None:
+    with start(unknown_fields="ignore") as server:
+        assert server.chat(mood="good", messages=[{**USER, "mood": "good"}]).status_code == 200
+        assert_refused(server.chat(tools=[{}]), "tools")

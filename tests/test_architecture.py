@@ -1,0 +1,344 @@
+"""Who may import whom, read from the source: nothing of vinfer is imported or run here.
+
+`check(modules)` is a pure function from source text to complaints. The first test runs it over the package;
+the rest feed it small sources that each break one rule, so that no rule can rot into one that never fires.
+
+Two kinds of import rule. A *direction* holds for every import anywhere in a file, inside functions and under
+TYPE_CHECKING too. A *load* rule holds for what importing a module brings in at once, through any number of
+vinfer modules, which is what start-up time and memory depend on.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "vinfer"
+
+EASYDEL = ("easydel", "eformer", "ejkernel", "flax")
+BUILD_ONLY = ("vinfer.build", "vinfer.checkpoint", *EASYDEL, "transformers", "torch")
+JAX = ("jax", "jaxlib")
+PICKLES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
+
+RUN_ROOMS = ("vinfer.engine", "vinfer.server", "vinfer.text")
+BUILD_ROOMS = ("vinfer.build", "vinfer.checkpoint")
+SHARED = ("vinfer.bundle", "vinfer.config", "vinfer.errors")
+COMMANDS = ("vinfer.cli", "vinfer.__main__")
+LAUNCH = ("vinfer.launch",)
+# Where arrays live in the engine; everything else in it is plain Python.
+ON_DEVICE = ("vinfer.engine.compilation", "vinfer.engine.load", "vinfer.engine.runner")
+# The event loop's side and the scheduler: not even by a detour.
+WITHOUT_JAX = (
+    "vinfer.server",
+    "vinfer.text",
+    *SHARED,
+    "vinfer.engine.request",
+    "vinfer.engine.scheduler",
+    "vinfer.engine.stream",
+)
+
+VAGUE_NAMES = frozenset({"util", "utils", "common", "helper", "helpers", "manager", "managers", "misc"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """`banned` may not be imported from a module under `inside`, unless that is under `but_not`."""
+
+    why: str
+    inside: tuple[str, ...]
+    banned: tuple[str, ...]
+    but_not: tuple[str, ...] = ()
+
+
+DIRECTIONS = (
+    Rule("the run half stands without the build half", RUN_ROOMS, BUILD_ONLY),
+    Rule("what both halves share knows neither", SHARED, (*BUILD_ONLY, *RUN_ROOMS)),
+    Rule(
+        "plain Python, so that it is tested without a device", (*WITHOUT_JAX, "vinfer.engine"), JAX, ON_DEVICE
+    ),
+    Rule("one adapter knows EasyDeL", ("vinfer",), EASYDEL, but_not=("vinfer.build.easydel_",)),
+    Rule("tensors are read without a framework", ("vinfer.checkpoint",), (*JAX, *EASYDEL, "torch")),
+    Rule(
+        "one room knows where weights come from",
+        ("vinfer",),
+        ("huggingface_hub", "gguf"),
+        ("vinfer.checkpoint",),
+    ),
+    Rule("the engine never sees HTTP", ("vinfer.engine",), ("vinfer.server", "starlette", "uvicorn")),
+    Rule(
+        "text never sees the engine or HTTP",
+        ("vinfer.text",),
+        ("vinfer.engine", "vinfer.server", "starlette"),
+    ),
+    Rule("the build half stands without the run half", BUILD_ROOMS, (*RUN_ROOMS, "starlette", "uvicorn")),
+    Rule("a source does not know what is made of it", ("vinfer.checkpoint",), ("vinfer.build",)),
+    Rule("commands are the top", ("vinfer",), ("vinfer.cli",), but_not=("vinfer.__main__",)),
+    Rule("only commands put rooms together", ("vinfer",), ("vinfer.launch",), but_not=(*COMMANDS, *LAUNCH)),
+    Rule("data that runs code when it is read", ("vinfer",), PICKLES),
+)
+
+LOADS = (
+    Rule(
+        "`vinfer --help` answers at once",
+        COMMANDS,
+        (*JAX, *EASYDEL, "transformers", "torch", "numpy", "starlette", "uvicorn"),
+    ),
+    Rule("plain Python loads no JAX, by no detour", WITHOUT_JAX, JAX),
+    Rule("a serving process has no build half in it", RUN_ROOMS, BUILD_ONLY),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """`names`: every module that the statement may name; `from a import b` may name `a.b` as well as `a`."""
+
+    names: tuple[str, ...]
+    line: int
+    at_load: bool
+
+
+def under(module: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether `module` is one of `prefixes` or inside it; a prefix that ends in `_` starts a file name."""
+    return any(module == p or module.startswith(p if p.endswith("_") else p + ".") for p in prefixes)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+
+
+def imports(module: str, source: str, *, is_package: bool = False) -> Iterator[Import]:
+    """Every import of a source, `importlib.import_module("x")` and `__import__("x")` included."""
+
+    def visit(node: ast.AST, at_load: bool) -> Iterator[Import]:
+        match node:
+            case ast.Import():
+                for alias in node.names:
+                    yield Import((alias.name,), node.lineno, at_load)
+            case ast.ImportFrom():
+                base = node.module or ""
+                if node.level:
+                    parents = module.split(".")[
+                        : None if is_package and node.level == 1 else -node.level + is_package
+                    ]
+                    base = ".".join([*parents, *filter(None, [base])])
+                for alias in node.names:
+                    yield Import((base, f"{base}.{alias.name}"), node.lineno, at_load)
+            case ast.Call(args=[ast.Constant(value=str(name)), *_]):
+                if ast.unparse(node.func).split(".")[-1] in {"import_module", "__import__"}:
+                    yield Import((name,), node.lineno, at_load)
+            case _:
+                pass
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            at_load = False
+        for child in ast.iter_child_nodes(node):
+            typing_only = is_type_checking(node) and child in getattr(node, "body", ())
+            yield from visit(child, at_load and not typing_only)
+
+    yield from visit(ast.parse(source), True)
+
+
+def loaded_by(module: str, modules: Mapping[str, str]) -> dict[str, str]:
+    """What importing `module` imports at once -> the chain of vinfer modules that leads there."""
+    chains = {module: module}
+    queue = [module]
+    while queue:
+        current = queue.pop(0)
+        parents = [current.rsplit(".", n)[0] for n in range(1, current.count(".") + 1)]
+        names = [name for name in parents if name != "vinfer"]
+        if current in modules:
+            is_package = any(other.startswith(current + ".") for other in modules)
+            found = imports(current, modules[current], is_package=is_package)
+            names += [name for statement in found if statement.at_load for name in statement.names]
+        for name in names:
+            if name not in chains:
+                chains[name] = f"{chains[current]} -> {name}"
+                if name in modules:
+                    queue.append(name)
+    return chains
+
+
+def check_imports(modules: Mapping[str, str]) -> Iterator[str]:
+    for module, source in modules.items():
+        is_package = any(other.startswith(module + ".") for other in modules)
+        found = list(imports(module, source, is_package=is_package))
+        for rule in DIRECTIONS:
+            if under(module, rule.inside) and not under(module, rule.but_not):
+                for statement in found:
+                    if hits := [name for name in statement.names if under(name, rule.banned)]:
+                        yield f"{module}:{statement.line} imports {hits[0]}: {rule.why}"
+        for rule in LOADS:
+            if under(module, rule.inside):
+                for name, chain in loaded_by(module, modules).items():
+                    if under(name, rule.banned):
+                        yield f"{module} loads {name}: {rule.why} ({chain})"
+
+
+def check_calls(modules: Mapping[str, str]) -> Iterator[str]:
+    """Text that becomes code, and NumPy's own door to pickle."""
+    for module, source in modules.items():
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.Call):
+                continue
+            if isinstance(node.func, ast.Name) and node.func.id in {"eval", "exec", "compile"}:
+                yield f"{module}:{node.lineno} calls {node.func.id}()"
+            if any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords):
+                yield f"{module}:{node.lineno} allows pickle"
+
+
+def check_form(modules: Mapping[str, str]) -> Iterator[str]:
+    """A name that says something, a docstring, and annotations that are never evaluated."""
+    for module, source in modules.items():
+        tree = ast.parse(source)
+        if VAGUE_NAMES & set(module.split(".")):
+            yield f"{module}: name it after what it owns"
+        if not ast.get_docstring(tree):
+            yield f"{module}: no docstring"
+        has_code = any(
+            isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for n in tree.body
+        )
+        if has_code and "from __future__ import annotations" not in map(ast.unparse, tree.body):
+            yield f"{module}: no `from __future__ import annotations`"
+
+
+def check(modules: Mapping[str, str]) -> list[str]:
+    """Complaints about a package given as module name -> source text; empty where all is well."""
+    return [*check_imports(modules), *check_calls(modules), *check_form(modules)]
+
+
+def read_package() -> dict[str, str]:
+    modules = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
+    return modules
+
+
+def test_the_package_keeps_its_rules() -> None:
+    assert check(read_package()) == []
+
+
+def test_every_room_is_in_some_rule() -> None:
+    rooms = {".".join(module.split(".")[:2]) for module in read_package()} - {"vinfer"}
+    assert rooms <= {*RUN_ROOMS, *BUILD_ROOMS, *SHARED, *COMMANDS, *LAUNCH}
+
+
+def test_rules_name_modules_that_exist() -> None:
+    named = {
+        name
+        for rule in (*DIRECTIONS, *LOADS)
+        for name in (*rule.inside, *rule.but_not)
+        if "__main__" not in name
+    }
+    missing = {name for name in named if not any(under(module, (name,)) for module in read_package())}
+    assert missing == set(), "a rule over a module that is gone holds nothing: rename it here too"
+
+
+FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("vinfer.engine.runner", "import vinfer.build.export", "imports vinfer.build.export"),
+        ("vinfer.engine.runner", "from vinfer import checkpoint", "imports vinfer.checkpoint"),
+        ("vinfer.engine.runner", "from ..checkpoint import source", "imports vinfer.checkpoint"),
+        (
+            "vinfer.text.tokenizer",
+            "def f():\n    from transformers import AutoTokenizer",
+            "imports transformers",
+        ),
+        ("vinfer.server.app", "if TYPE_CHECKING:\n    import torch", "imports torch"),
+        ("vinfer.server.app", "importlib.import_module('easydel.modules')", "imports easydel.modules"),
+        ("vinfer.server.app", "__import__('easydel')", "imports easydel"),
+        ("vinfer.bundle", "from vinfer.engine.request import Request", "imports vinfer.engine.request"),
+        ("vinfer.errors", "import vinfer.build", "imports vinfer.build"),
+        ("vinfer.server.metrics", "import jax.monitoring", "imports jax.monitoring"),
+        ("vinfer.engine.scheduler", "import jax", "plain Python, so that"),
+        ("vinfer.engine.request", "import jax", "plain Python, so that"),
+        ("vinfer.engine.engine", "from jax import numpy as jnp", "plain Python, so that"),
+        ("vinfer.engine.prefix_cache", "def f():\n    import jax", "plain Python, so that"),
+        ("vinfer.config.load", "def f():\n    import jax", "plain Python, so that"),
+        ("vinfer.bundle", "import jaxlib", "plain Python, so that"),
+        ("vinfer.text.stops", "import jax", "plain Python, so that"),
+        ("vinfer.build.export", "from flax import nnx", "one adapter knows EasyDeL"),
+        ("vinfer.build.sampler", "import ejkernel.types", "one adapter knows EasyDeL"),
+        ("vinfer.cli", "def f():\n    import eformer", "one adapter knows EasyDeL"),
+        ("vinfer.checkpoint.gguf", "import jax.numpy", "without a framework"),
+        ("vinfer.checkpoint.gguf", "import torch", "without a framework"),
+        ("vinfer.build.export", "import huggingface_hub", "where weights come from"),
+        ("vinfer.cli", "def f():\n    from gguf import GGUFReader", "where weights come from"),
+        ("vinfer.engine.engine", "import vinfer.server.sse", "never sees HTTP"),
+        ("vinfer.text.tokenizer", "from vinfer.engine.request import Request", "never sees the engine"),
+        ("vinfer.build.programs", "import vinfer.server", "without the run half"),
+        ("vinfer.checkpoint.source", "from vinfer.engine import request", "without the run half"),
+        ("vinfer.checkpoint.source", "from vinfer.build import export", "what is made of it"),
+        ("vinfer.server.app", "from vinfer.cli import main", "commands are the top"),
+        ("vinfer.build.export", "import pickle", "runs code when it is read"),
+        ("vinfer.checkpoint.source", "def f():\n    from marshal import loads", "runs code when it is read"),
+        ("vinfer.cli", "import numpy", "answers at once"),
+        ("vinfer.cli", "try:\n    import uvicorn\nfinally:\n    pass", "answers at once"),
+        ("vinfer.engine.grammar", "x = eval('1')", "calls eval()"),
+        ("vinfer.engine.grammar", "exec('1')", "calls exec()"),
+        ("vinfer.checkpoint.tensors", "np.load(path, allow_pickle=True)", "allows pickle"),
+        ("vinfer.server.utils", "", "name it after what it owns"),
+        ("vinfer.helpers.text", "", "name it after what it owns"),
+        ("vinfer.engine.manager", "", "name it after what it owns"),
+    ],
+)
+def test_a_broken_rule_is_named(module: str, source: str, complaint: str) -> None:
+    assert any(complaint in found for found in check({module: FUTURE + source}))
+
+
+def test_a_detour_to_jax_is_found() -> None:
+    modules = {
+        "vinfer.server.app": FUTURE + "from vinfer.engine.engine import Engine",
+        "vinfer.engine.engine": FUTURE + "from vinfer.engine import runner",
+        "vinfer.engine.runner": FUTURE + "import jax",
+    }
+    chain = "vinfer.server.app -> vinfer.engine.engine -> vinfer.engine.runner -> jax"
+    assert [found for found in check(modules) if chain in found]
+
+
+def test_a_package_runs_its_init_before_its_modules() -> None:
+    modules = {
+        "vinfer.engine": FUTURE + "from vinfer.engine.runner import Runner",
+        "vinfer.engine.runner": FUTURE + "import jax",
+        "vinfer.engine.scheduler": FUTURE,
+    }
+    assert any(found.startswith("vinfer.engine.scheduler loads jax") for found in check(modules))
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("x = 1", "no docstring"),
+        ('"""Doc."""\nimport os\ndef f() -> None: ...', "no `from __future__ import annotations`"),
+        ('"""Doc."""\nclass A: ...', "no `from __future__ import annotations`"),
+    ],
+)
+def test_a_file_out_of_form_is_named(source: str, complaint: str) -> None:
+    assert any(complaint in found for found in check({"vinfer.text.stops": source}))
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("vinfer.build.easydel_model", "import easydel\nfrom flax import nnx"),
+        ("vinfer.build.easydel_attention", "def f():\n    import ejkernel"),
+        ("vinfer.build.export", "import jax\nfrom vinfer.bundle import MAX_LOGIT_BIAS"),
+        ("vinfer.checkpoint.gguf", "import numpy\nfrom gguf import GGUFReader"),
+        ("vinfer.checkpoint.source", "def f():\n    import huggingface_hub"),
+        ("vinfer.cli", "def serve():\n    import jax, uvicorn\n    from vinfer.build import export"),
+        ("vinfer.cli", "import typing\nif typing.TYPE_CHECKING:\n    import jax"),
+        ("vinfer.__main__", "from vinfer.cli import main"),
+        ("vinfer.engine.runner", "import jax\nimport jax_like\nfrom vinfer.bundle import Manifest"),
+        ("vinfer.server.app", "import starlette\nfrom vinfer.engine.request import Request"),
+        ("vinfer.checkpoint.tensors", "np.load(path, allow_pickle=False)\nre.compile('x')\nself.exec('x')"),
+    ],
+)
+def test_what_the_rules_allow_passes(module: str, source: str) -> None:
+    assert check({module: FUTURE + source}) == []

@@ -1,0 +1,3 @@
+"""vinfer: an inference daemon for EasyDeL models, driven by a YAML file."""
+
+__version__ = "0.1.0"

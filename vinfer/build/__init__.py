@@ -1,0 +1,1 @@
+"""The build half: an EasyDeL module becomes pure programs in a bundle."""

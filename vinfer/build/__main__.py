@@ -1,0 +1,74 @@
+"""The build child: `python -m vinfer.build < request.json`.
+
+Runs in a process of its own, with JAX on the CPU and as many forced host devices as the mesh has; exits when
+the bundle is written. Standard output carries one JSON document per line (progress, then the result) and
+nothing else: whatever the libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+from vinfer.errors import BuildError, CheckpointError, VinferError
+
+
+def main() -> int:
+    """Build one bundle; return the exit code."""
+    _die_with_parent()
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    try:
+        _build(json.load(sys.stdin), events)
+    except VinferError as error:
+        kind = "checkpoint" if isinstance(error, CheckpointError) else "build"
+        _say(events, error=error.message, kind=kind)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the parent shows one line, the log has the rest
+        traceback.print_exc()
+        _say(events, error=f"{type(error).__name__}: {error}", kind="build")
+        return BuildError.exit_code
+    _say(events, done=True)
+    return 0
+
+
+def _build(request: dict[str, Any], events: TextIO) -> None:
+    from vinfer.build.export import build_bundle
+    from vinfer.build.plan import BuildPlan
+    from vinfer.bundle import ProgramShape
+    from vinfer.checkpoint.checkpoint import open_checkpoint
+    from vinfer.checkpoint.source import resolve_source
+
+    def progress(phase: str, done: int, total: int) -> None:
+        _say(events, phase=phase, done=done, total=total)
+
+    plan = BuildPlan(
+        **{
+            **request["plan"],
+            "programs": tuple(ProgramShape.model_validate(shape) for shape in request["plan"]["programs"]),
+        }
+    )
+    progress("reading checkpoint", 0, 1)
+    checkpoint = open_checkpoint(resolve_source(plan.source, revision=request["revision"]))
+    build_bundle(plan, checkpoint, Path(request["directory"]), progress)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel (Linux) to end this process when the one that started it ends, however that ends."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _say(events: TextIO, **message: object) -> None:
+    events.write(json.dumps(message) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

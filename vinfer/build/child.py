@@ -1,0 +1,85 @@
+"""Running the build in a child process, seen from the parent.
+
+The child has JAX on the CPU with as many forced host devices as the mesh has, so it never takes the
+accelerator from the server and leaves nothing in its memory. This side imports neither JAX nor EasyDeL.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from vinfer.build.plan import BuildPlan
+from vinfer.errors import BuildError, CheckpointError
+
+Progress = Callable[[str, int, int], None]
+
+_FORCED_DEVICES = re.compile(r"--xla_force_host_platform_device_count=\d+")
+
+
+def run_build(
+    plan: BuildPlan, *, revision: str | None, directory: Path, log_path: Path, progress: Progress
+) -> None:
+    """Write a bundle into an empty directory; returns when the child has ended.
+
+    Args:
+        log_path: takes the child's standard error.
+
+    Raises:
+        CheckpointError, BuildError: as the child says, with the path of its log.
+    """
+    request = {"plan": dataclasses.asdict(plan), "revision": revision, "directory": str(directory)}
+    request["plan"]["programs"] = [shape.model_dump() for shape in plan.programs]  # type: ignore[index]
+    error: BuildError | CheckpointError | None = None
+    with (
+        log_path.open("w") as log,
+        tempfile.TemporaryDirectory(prefix="vinfer-build-") as scratch,
+        subprocess.Popen(
+            [sys.executable, "-m", "vinfer.build"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=_environment(plan.num_devices, scratch),
+        ) as child,
+    ):
+        assert child.stdin is not None
+        assert child.stdout is not None
+        with child.stdin as stdin:
+            json.dump(request, stdin)
+        is_done = False
+        for line in child.stdout:
+            message = json.loads(line)
+            if "error" in message:
+                kind = CheckpointError if message["kind"] == "checkpoint" else BuildError
+                error = kind(message["error"])
+            elif "phase" in message:
+                progress(message["phase"], message["done"], message["total"])
+            else:
+                is_done = message["done"]
+        code = child.wait()
+    if error is not None:
+        raise error
+    if code or not is_done:
+        how = f"signal {-code} (out of memory?)" if code < 0 else f"exit code {code}"
+        raise BuildError(f"the build of {plan.source} ended with {how}: see {log_path}")
+
+
+def _environment(num_devices: int, scratch: str) -> dict[str, str]:
+    flags = _FORCED_DEVICES.sub("", os.environ.get("XLA_FLAGS", ""))
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={num_devices}".strip(),
+        "ENABLE_DISTRIBUTED_INIT": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        # EasyDeL points JAX's cache there when it is imported; nothing of it is kept.
+        "COMPILE_FUNC_DIR": scratch,
+    }

@@ -1,0 +1,247 @@
+"""Writing a bundle: weights in program layout, programs as StableHLO, the tokenizer, the manifest.
+
+Runs in the build child. Reports progress through a callback; knows nothing of processes or HTTP.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax import export
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from safetensors.numpy import save_file
+
+from vinfer.build.easydel_model import ROPE_TABLE, EasyDeLModel, Weight
+from vinfer.build.plan import BuildPlan
+from vinfer.build.programs import Programs
+from vinfer.build.state import state_specs
+from vinfer.bundle import (
+    FORMAT_VERSION,
+    ArraySpec,
+    Manifest,
+    ModelCard,
+    ProgramSpec,
+    StateSpec,
+    WeightSpec,
+    hash_files,
+    write_manifest,
+)
+from vinfer.checkpoint.checkpoint import Checkpoint
+from vinfer.checkpoint.generation import GenerationFacts
+from vinfer.errors import BuildError
+
+WEIGHT_FILE_BYTES = 2 << 30
+
+Progress = Callable[[str, int, int], None]
+"""Called with (phase, done, total)."""
+
+
+def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progress: Progress) -> Manifest:
+    """Write a whole bundle into an empty directory.
+
+    Raises:
+        BuildError: the checkpoint does not fit the model that EasyDeL builds from its config.
+    """
+    progress("importing easydel", 0, 1)
+    model = EasyDeLModel(
+        model_type=checkpoint.model_type,
+        config=checkpoint.config,
+        dtype=plan.dtype,
+        mesh=plan.mesh,
+        max_model_len=plan.max_model_len,
+        splits_tied_head=plan.platform == "cpu",
+    )
+    weights = _write_weights(model, checkpoint, directory / "weights", progress)
+    checkpoint.write_tokenizer(directory / "tokenizer")
+    num_tokens = _num_tokens(directory / "tokenizer" / "tokenizer.json", model.vocab_size)
+    kv = _kv_specs(model, plan)
+    state = state_specs(model.vocab_size, plan.num_slots)
+    programs = Programs(model, num_slots=plan.num_slots, num_tokens=num_tokens)
+    specs = _write_programs(programs, plan, model.mesh, weights, kv, state, directory / "programs", progress)
+    generation = checkpoint.generation
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        key=plan.key,
+        created=int(time.time()),
+        versions={name: importlib.metadata.version(name) for name in ("vinfer", "jax", "jaxlib", "easydel")},
+        platform=plan.platform,
+        mesh=plan.mesh,
+        dtype=plan.dtype,
+        num_slots=plan.num_slots,
+        max_model_len=plan.max_model_len,
+        model=ModelCard(
+            source=plan.source,
+            architecture=checkpoint.model_type,
+            task=plan.task,
+            num_parameters=_num_parameters(checkpoint),
+            bos_token_id=generation.bos_token_id,
+            eos_token_ids=generation.eos_token_ids,
+            pad_token_id=generation.pad_token_id,
+            vocab_size=model.vocab_size,
+            sampling_defaults=_sampling_defaults(generation),
+        ),
+        weights=weights,
+        kv=kv,
+        state=state,
+        programs=specs,
+        files=hash_files(directory),
+    )
+    write_manifest(directory, manifest)
+    return manifest
+
+
+def _write_weights(
+    model: EasyDeLModel, checkpoint: Checkpoint, directory: Path, progress: Progress
+) -> tuple[WeightSpec, ...]:
+    directory.mkdir()
+    specs: list[WeightSpec] = []
+    for index, group in enumerate(_grouped(model.weights)):
+        file = f"{index:05d}.safetensors"
+        arrays = {}
+        for weight in group:
+            arrays[weight.name] = _read(checkpoint, weight)
+            specs.append(
+                WeightSpec(
+                    name=weight.name, shape=weight.shape, dtype=weight.dtype, axes=weight.axes, file=file
+                )
+            )
+            progress("converting weights", len(specs), len(model.weights) + 1)
+        save_file(arrays, directory / file)
+    table = rope_table(checkpoint, model.max_model_len)
+    save_file({ROPE_TABLE: table}, directory / "rope.safetensors")
+    specs.append(WeightSpec(name=ROPE_TABLE, shape=table.shape, dtype="float32", file="rope.safetensors"))
+    progress("converting weights", len(specs), len(specs))
+    return tuple(specs)
+
+
+def _grouped(weights: Sequence[Weight]) -> Iterator[list[Weight]]:
+    group: list[Weight] = []
+    num_bytes = 0
+    for weight in weights:
+        size = int(np.prod(weight.shape)) * np.dtype(weight.dtype).itemsize
+        if group and num_bytes + size > WEIGHT_FILE_BYTES:
+            yield group
+            group, num_bytes = [], 0
+        group.append(weight)
+        num_bytes += size
+    yield group
+
+
+def _read(checkpoint: Checkpoint, weight: Weight) -> np.ndarray[Any, Any]:
+    try:
+        tensor = checkpoint.read(weight.source)
+    except KeyError:
+        raise BuildError(f"the checkpoint has no tensor {weight.source}, which {weight.name} needs") from None
+    if weight.is_transposed:
+        tensor = tensor.T
+    if tensor.shape != weight.shape:
+        raise BuildError(
+            f"tensor {weight.source} gives shape {tensor.shape}, {weight.name} needs {weight.shape}: "
+            "config.json and the weights do not belong together"
+        )
+    dtype = ml_dtypes.bfloat16 if weight.dtype == "bfloat16" else np.dtype(weight.dtype)
+    return np.ascontiguousarray(tensor.astype(dtype, copy=False))
+
+
+def rope_table(checkpoint: Checkpoint, length: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return float32 [length, rotary_dim]: cosines, then sines, in transformers' order of float32 steps."""
+    positions = np.arange(length, dtype=np.float32)
+    angles = positions[:, None] * checkpoint.rope.inverse_frequencies()[None, :]
+    factor = np.float32(checkpoint.rope.attention_factor)
+    table = np.concatenate([np.cos(angles) * factor, np.sin(angles) * factor], axis=-1)
+    return table.astype(np.float32)
+
+
+def _num_tokens(tokenizer_json: Path, vocab_size: int) -> int:
+    from tokenizers import Tokenizer
+
+    ids = Tokenizer.from_file(str(tokenizer_json)).get_vocab(with_added_tokens=True).values()
+    if max(ids) >= vocab_size:
+        raise BuildError(
+            f"the tokenizer has id {max(ids)}, the model's vocab_size is {vocab_size}: "
+            "tokenizer and weights do not belong together"
+        )
+    return max(ids) + 1
+
+
+def _sampling_defaults(generation: GenerationFacts) -> dict[str, float | int]:
+    stated = {
+        "temperature": generation.temperature,
+        "top_p": generation.top_p,
+        "top_k": generation.top_k,
+        "min_p": generation.min_p,
+        "repetition_penalty": generation.repetition_penalty,
+        "max_new_tokens": generation.max_new_tokens,
+    }
+    return {name: value for name, value in stated.items() if value is not None}
+
+
+def _num_parameters(checkpoint: Checkpoint) -> int:
+    return sum(int(np.prod(checkpoint.tensor_shape(name))) for name in checkpoint.tensor_names())
+
+
+def _kv_specs(model: EasyDeLModel, plan: BuildPlan) -> tuple[StateSpec, ...]:
+    shape = (plan.num_slots, plan.max_model_len, model.num_kv_heads, model.head_dim)
+    return tuple(
+        StateSpec(
+            name=f"layers.{layer}.{name}", shape=shape, dtype=plan.dtype, axes=model.kv_axes(), initial=0
+        )
+        for layer in range(model.num_layers)
+        for name in ("k", "v")
+    )
+
+
+def _write_programs(
+    programs: Programs,
+    plan: BuildPlan,
+    mesh: Mesh,
+    weights: Sequence[ArraySpec],
+    kv: Sequence[ArraySpec],
+    state: Sequence[ArraySpec],
+    directory: Path,
+    progress: Progress,
+) -> tuple[ProgramSpec, ...]:
+    directory.mkdir()
+    specs = []
+    for done, shape in enumerate(plan.programs):
+        progress("exporting programs", done, len(plan.programs))
+        inputs, outputs = programs.inputs(shape), programs.outputs(shape)
+        has_model = shape.kind != "set_slot"
+        groups: list[Sequence[ArraySpec]] = [
+            weights if has_model else (),
+            kv if has_model else (),
+            state,
+            inputs,
+        ]
+        jitted = jax.jit(programs.function(shape), keep_unused=True)
+        if plan.num_devices > 1:
+            # On one device they would say nothing, and cost a third of the time to load a program.
+            arguments = tuple(_shardings(mesh, group) for group in groups)
+            jitted = jax.jit(
+                programs.function(shape),
+                in_shardings=arguments,
+                out_shardings=(arguments[1], arguments[2], _shardings(mesh, outputs)),
+                keep_unused=True,
+            )
+        exported = export.export(jitted, platforms=[plan.platform])(*[_abstract(group) for group in groups])
+        file = shape.name.replace("[", "-").replace("]", "").replace(",", "-") + ".stablehlo"
+        (directory / file).write_bytes(exported.serialize())
+        specs.append(ProgramSpec(shape=shape, file=file, inputs=inputs, outputs=outputs))
+    progress("exporting programs", len(specs), len(specs))
+    return tuple(specs)
+
+
+def _abstract(group: Sequence[ArraySpec]) -> tuple[jax.ShapeDtypeStruct, ...]:
+    return tuple(jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype)) for spec in group)
+
+
+def _shardings(mesh: Mesh, group: Sequence[ArraySpec]) -> tuple[NamedSharding, ...]:
+    return tuple(NamedSharding(mesh, PartitionSpec(*spec.axes)) for spec in group)

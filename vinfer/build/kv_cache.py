@@ -1,0 +1,103 @@
+"""Our KV cache as EasyDeL's attention layers see it.
+
+EasyDeL's attention calls one method of a cache view, `concatenate_to_cache`, and reads the attributes
+`key`, `starts`, `indexs` and `masking_details`. This view scatters the new rows into a dense cache
+`[num_slots, max_model_len, kv_heads, head_dim]` and hands back the first `kv_length` rows of the slots that
+take part. It knows nothing of tokens, sampling or EasyDeL's own caches, and imports none of EasyDeL.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Which slots take part in a forward pass, and where their tokens go.
+
+    Attributes:
+        slots: int32 [rows]; a padded row names slot `num_slots`, which does not exist. None where row i
+            is slot i: then the cache is read in place, without a gather (and without moving a cache
+            that is split over dp).
+        positions: int32 [rows, length], the position of every token in its slot; `max_model_len` where
+            nothing may be written (padding, idle slots).
+        kv_length: rows of the cache that attention reads.
+    """
+
+    slots: jax.Array | None
+    positions: jax.Array
+    kv_length: int
+
+    def attention_mask(self) -> jax.Array:
+        """Return bool [rows, 1, length, kv_length]: a token sees its own position and all before it."""
+        kv_positions = jnp.arange(self.kv_length, dtype=jnp.int32)
+        return kv_positions[None, None, None, :] <= self.positions[:, None, :, None]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCacheView:
+    """One layer's cache. k and v: [num_slots, max_model_len, kv_heads, head_dim].
+
+    `key` stays None: EasyDeL compares the batch size of a view's `key` with the query's and ours counts
+    slots, not rows. `masking_details` None keeps EasyDeL from applying its own window.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    slots: jax.Array | None
+    positions: jax.Array
+    kv_length: int = dataclasses.field(metadata={"static": True})
+
+    key: ClassVar[None] = None
+    starts: ClassVar[None] = None
+    indexs: ClassVar[None] = None
+    masking_details: ClassVar[None] = None
+
+    def concatenate_to_cache(
+        self, *, key: jax.Array, value: jax.Array, mask_info: Any, **_: Any
+    ) -> tuple[jax.Array, jax.Array, Any, KVCacheView, None]:
+        """Write new rows and return what attention reads.
+
+        Args:
+            key: [rows, length, kv_heads, head_dim], already rotated.
+            value: [rows, length, kv_heads, head_dim].
+            mask_info: passed through; its mask already is `Rows.attention_mask`.
+        """
+        rows = key.shape[0]
+        owners = jnp.arange(rows, dtype=jnp.int32) if self.slots is None else self.slots
+        where = (owners[:, None], self.positions)
+        k = self.k.at[where].set(key.astype(self.k.dtype), mode="drop")
+        v = self.v.at[where].set(value.astype(self.v.dtype), mode="drop")
+        if self.slots is None:
+            seen_k, seen_v = k[:, : self.kv_length], v[:, : self.kv_length]
+        else:
+            seen_k = k.at[self.slots, : self.kv_length].get(mode="clip")
+            seen_v = v.at[self.slots, : self.kv_length].get(mode="clip")
+        return seen_k, seen_v, mask_info, dataclasses.replace(self, k=k, v=v), None
+
+
+class KVCache:
+    """The views of all layers, in the shape that EasyDeL's models index and assign."""
+
+    def __init__(self, arrays: Sequence[jax.Array], rows: Rows) -> None:
+        pairs = zip(arrays[0::2], arrays[1::2], strict=True)
+        self.views = [KVCacheView(k, v, rows.slots, rows.positions, rows.kv_length) for k, v in pairs]
+
+    def __setitem__(self, layer: int, view: KVCacheView) -> None:
+        self.views[layer] = view
+
+    def __getitem__(self, layer: int) -> KVCacheView:
+        return self.views[layer]
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def arrays(self) -> tuple[jax.Array, ...]:
+        """Return k, v of layer 0, k, v of layer 1, ..."""
+        return tuple(array for view in self.views for array in (view.k, view.v))

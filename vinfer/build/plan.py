@@ -1,0 +1,212 @@
+"""From one model's config to a build plan: mesh, programs, memory and the bundle key.
+
+Arithmetic only: no JAX, no EasyDeL, nothing is read but the source's file sizes and our own code. Illegal
+meshes are refused here, in words, before anything heavy happens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from vinfer.bundle import FORMAT_VERSION, MESH_AXES, Platform, ProgramShape, bundle_key, plan_programs
+from vinfer.checkpoint.checkpoint import Checkpoint, ModelFacts, describe
+from vinfer.checkpoint.source import ResolvedSource
+from vinfer.config import (
+    ALL_REMAINING_DEVICES,
+    ModelConfig,
+    kv_buckets,
+    prefill_shapes,
+    slot_buckets,
+)
+from vinfer.errors import ConfigError, DeviceError
+
+# What the build extra pins; stands in where EasyDeL is not installed and only a key is wanted.
+EASYDEL_VERSION = "0.3.0"
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildPlan:
+    """Everything the build child needs to know, resolved; JSON-able."""
+
+    key: str
+    source: str
+    task: str
+    dtype: str
+    mesh: dict[str, int]
+    platform: Platform
+    num_slots: int
+    max_model_len: int
+    programs: tuple[ProgramShape, ...]
+
+    @property
+    def num_devices(self) -> int:
+        return math.prod(self.mesh.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on each device, before a weight is read; weights and KV cache split over the mesh."""
+
+    weights_bytes: int
+    kv_cache_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.kv_cache_bytes
+
+
+def plan_build(
+    model: ModelConfig, source: ResolvedSource, *, where: str, platform: Platform, num_devices: int
+) -> BuildPlan:
+    """Resolve one model's config for a platform.
+
+    Args:
+        where: the model's place in the config, such as `models[0]`, for messages.
+
+    Raises:
+        ConfigError: a task that is not served yet, or more programs than max_programs.
+        DeviceError: a mesh that needs more devices than there are.
+    """
+    if model.task != "text":
+        raise ConfigError(f"{where}.task is {model.task}: this version serves text only")
+    mesh = resolve_mesh(model, where=where, num_devices=num_devices)
+    programs = plan_programs(
+        prefill_shapes=[(shape.batch_size, shape.length) for shape in prefill_shapes(model)],
+        slot_buckets=slot_buckets(model.num_slots, mesh["dp"]),
+        steps=model.streaming_chunks,
+        kv_buckets=kv_buckets(model.max_model_len),
+    )
+    if len(programs) > model.max_programs:
+        raise ConfigError(
+            f"{where} needs {len(programs)} programs; {where}.max_programs is {model.max_programs}: "
+            "list fewer prefill_length or batch_size, lower max_model_len, or raise max_programs"
+        )
+    facts = {
+        "format": FORMAT_VERSION,
+        "code": code_hash(),
+        "versions": build_versions(),
+        "source": source.fingerprint,
+        "task": model.task,
+        "dtype": model.dtype,
+        "mesh": mesh,
+        "platform": platform,
+        "num_slots": model.num_slots,
+        "max_model_len": model.max_model_len,
+        "programs": [shape.model_dump() for shape in programs],
+    }
+    return BuildPlan(
+        key=bundle_key(facts),
+        source=source.spec,
+        task=model.task,
+        dtype=model.dtype,
+        mesh=mesh,
+        platform=platform,
+        num_slots=model.num_slots,
+        max_model_len=model.max_model_len,
+        programs=programs,
+    )
+
+
+def resolve_mesh(model: ModelConfig, *, where: str, num_devices: int) -> dict[str, int]:
+    """Return the size of every mesh axis; `tp: -1` takes all devices that the other axes leave.
+
+    Raises:
+        DeviceError: too few devices, or a number of devices that the other axes do not divide.
+    """
+    sizes = {axis: int(getattr(model.mesh, axis)) for axis in MESH_AXES}
+    others = math.prod(size for size in sizes.values() if size != ALL_REMAINING_DEVICES)
+    if ALL_REMAINING_DEVICES in sizes.values():
+        if num_devices % others:
+            raise DeviceError(
+                f"{where}.mesh asks for multiples of {others} devices and here are {num_devices}: "
+                "give every axis a number"
+            )
+        sizes = {
+            axis: num_devices // others if size == ALL_REMAINING_DEVICES else size
+            for axis, size in sizes.items()
+        }
+    if math.prod(sizes.values()) > num_devices:
+        raise DeviceError(
+            f"{where}.mesh {mesh_words(sizes)} needs {math.prod(sizes.values())} devices, here are "
+            f"{num_devices}: make the mesh smaller (on a CPU, --devices cpu:{math.prod(sizes.values())} "
+            "makes as many)"
+        )
+    return sizes
+
+
+def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> MemoryPlan:
+    """Check a plan against the checkpoint's sizes and return the memory it takes.
+
+    Raises:
+        ConfigError: the mesh does not divide the heads, or max_model_len exceeds what the model knows.
+    """
+    facts = describe(checkpoint)
+    check_heads(plan.mesh, facts, where=where)
+    num_positions = int(str(checkpoint.config["max_position_embeddings"]))
+    if plan.max_model_len > num_positions:
+        raise ConfigError(
+            f"{where}.max_model_len is {plan.max_model_len}; the checkpoint knows {num_positions} positions: "
+            "lower max_model_len"
+        )
+    size = DTYPE_BYTES[plan.dtype]
+    weight_pieces = math.prod(plan.mesh[axis] for axis in ("fsdp", "ep", "tp", "sp"))
+    tp = plan.mesh["tp"]
+    kv_pieces = plan.mesh["dp"] * (tp if facts.num_kv_heads % tp == 0 else 1)
+    rows = plan.num_slots * plan.max_model_len
+    kv_bytes = rows * facts.num_layers * facts.num_kv_heads * facts.head_dim * 2 * size
+    return MemoryPlan(facts.num_parameters * size // weight_pieces, kv_bytes // kv_pieces)
+
+
+def check_heads(mesh: Mapping[str, int], facts: ModelFacts, *, where: str) -> None:
+    """Refuse a tp that divides neither attention heads nor KV heads as our cache needs it."""
+    heads, kv_heads, tp = facts.num_attention_heads, facts.num_kv_heads, mesh["tp"]
+    if _is_legal_tp(tp, heads, kv_heads):
+        return
+    legal = [size for size in range(1, heads + 1) if _is_legal_tp(size, heads, kv_heads)]
+    nearest = min(legal, key=lambda size: (abs(size - tp), size))
+    raise ConfigError(
+        f"{where}.mesh.tp is {tp}; the model has {heads} attention heads and {kv_heads} KV heads: tp must "
+        "divide the attention heads, and divide the KV heads or be a multiple of them; "
+        f"the nearest legal mesh is {mesh_words({**mesh, 'tp': nearest})} (legal tp: "
+        f"{', '.join(map(str, legal))})"
+    )
+
+
+def _is_legal_tp(tp: int, heads: int, kv_heads: int) -> bool:
+    return heads % tp == 0 and (kv_heads % tp == 0 or tp % kv_heads == 0)
+
+
+def mesh_words(mesh: Mapping[str, int]) -> str:
+    """Say a mesh in words, such as `dp=2 tp=4`."""
+    return " ".join(f"{axis}={mesh[axis]}" for axis in MESH_AXES if mesh[axis] != 1) or "of one device (tp=1)"
+
+
+def build_versions() -> dict[str, str]:
+    """Return the versions that a bundle depends on."""
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+    try:
+        versions["easydel"] = importlib.metadata.version("easydel")
+    except importlib.metadata.PackageNotFoundError:
+        versions["easydel"] = EASYDEL_VERSION
+    return versions
+
+
+@functools.cache
+def code_hash() -> str:
+    """Return a hash of the code that decides what is in a bundle."""
+    package = Path(__file__).parents[1]
+    files = [
+        package / "bundle.py",
+        *(file for room in ("build", "checkpoint") for file in sorted((package / room).glob("*.py"))),
+    ]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()

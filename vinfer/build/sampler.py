@@ -1,0 +1,229 @@
+"""From logits to tokens, on the device, with every parameter a traced array.
+
+Order: repetition, presence and frequency penalties; logit bias; min_tokens; temperature; top-k; top-p;
+min-p. Nothing sorts the vocabulary: a threshold is found by bisection over the bits of float32, which is
+exact. Ties at a threshold are all kept. Pure functions of jnp arrays; no EasyDeL, no slots, no cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vinfer.bundle import MAX_TOP_LOGPROBS
+
+NEG_INF = float("-inf")
+_BLOCK = 128
+_BITS_OF_ONE = 0x3F800000
+
+Row = dict[str, jax.Array]
+"""State of the rows of a dispatch, by the names of `state.py`; every array leads with [rows]."""
+
+
+def process_logits(logits: jax.Array, row: Row, *, num_tokens: int) -> jax.Array:
+    """Apply penalties, bias and min_tokens.
+
+    Args:
+        logits: float32 [rows, vocab], of the model.
+        num_tokens: ids from there on are no tokens of the tokenizer and can never be sampled.
+
+    Returns:
+        float32 [rows, vocab].
+    """
+    vocab = logits.shape[-1]
+    penalised = (
+        (row["repetition_penalty"] != 1.0)
+        | (row["presence_penalty"] != 0.0)
+        | (row["frequency_penalty"] != 0.0)
+    )
+    logits = _when(jnp.any(penalised), lambda x: _penalise(x, row), logits)
+    has_bias = row["logit_bias_ids"][:, 0] >= 0
+    logits = _when(jnp.any(has_bias), lambda x: _add_bias(x, row), logits)
+    too_early = row["generated"] < row["min_tokens"]
+    logits = _when(jnp.any(too_early), lambda x: _forbid_stop(x, row, too_early), logits)
+    if num_tokens < vocab:
+        logits = jnp.where(jnp.arange(vocab) < num_tokens, logits, NEG_INF)
+    return logits
+
+
+def sample(logits: jax.Array, row: Row) -> jax.Array:
+    """Draw one token per row; rows of temperature 0 take the largest logit (the first among equals).
+
+    Args:
+        logits: float32 [rows, vocab], processed.
+
+    Returns:
+        int32 [rows].
+    """
+    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    is_sampled = row["temperature"] > 0.0
+
+    def draw(logits: jax.Array) -> jax.Array:
+        weights = _truncate(logits, row)
+        return jnp.where(is_sampled, _inverse_cdf(weights, _uniform(row)), greedy)
+
+    return lax.cond(jnp.any(is_sampled), draw, lambda _: greedy, logits)
+
+
+def top_logprobs(logits: jax.Array, tokens: jax.Array, wanted: jax.Array) -> tuple[jax.Array, ...]:
+    """Return logprobs of the raw model logits, for the rows of a batch in which some row wants them.
+
+    The token's own value is read from the same array as the top values, so that equal tokens have equal
+    floats.
+
+    Args:
+        logits: float32 [rows, vocab], raw.
+        tokens: int32 [rows].
+        wanted: bool [rows]; where no row wants any, all results are zero.
+
+    Returns:
+        float32 [rows] of the tokens, int32 [rows, 20] ids, float32 [rows, 20] their logprobs.
+    """
+    rows = logits.shape[0]
+    k = min(MAX_TOP_LOGPROBS, logits.shape[-1])
+
+    def compute(logits: jax.Array) -> tuple[jax.Array, ...]:
+        logprobs = jax.nn.log_softmax(logits, axis=-1)
+        own = jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+        values, ids = lax.top_k(logprobs, k)
+        pad = ((0, 0), (0, MAX_TOP_LOGPROBS - k))
+        return own, jnp.pad(ids, pad), jnp.pad(values, pad, constant_values=NEG_INF)
+
+    def skip(_: jax.Array) -> tuple[jax.Array, ...]:
+        wide = (rows, MAX_TOP_LOGPROBS)
+        return jnp.zeros(rows), jnp.zeros(wide, jnp.int32), jnp.zeros(wide)
+
+    return lax.cond(jnp.any(wanted), compute, skip, logits)
+
+
+def _when(condition: jax.Array, change: Callable[[jax.Array], jax.Array], logits: jax.Array) -> jax.Array:
+    return lax.cond(condition, change, lambda x: x, logits)
+
+
+def _penalise(logits: jax.Array, row: Row) -> jax.Array:
+    """Repetition penalty counts prompt and output, presence and frequency the output only.
+
+    Source: CTRL (arXiv:1909.05858) for repetition; OpenAI's API reference for the other two.
+    """
+    counts = row["output_counts"].astype(jnp.float32)
+    in_output = counts > 0
+    repetition = row["repetition_penalty"][:, None]
+    repeated = jnp.where(logits > 0, logits / repetition, logits * repetition)
+    logits = jnp.where(row["prompt_mask"] | in_output, repeated, logits)
+    logits = logits - counts * row["frequency_penalty"][:, None]
+    return logits - in_output * row["presence_penalty"][:, None]
+
+
+def _add_bias(logits: jax.Array, row: Row) -> jax.Array:
+    ids = row["logit_bias_ids"]
+    columns = jnp.where(ids < 0, logits.shape[-1], ids)
+    lines = jnp.arange(logits.shape[0])[:, None]
+    return logits.at[lines, columns].add(row["logit_bias_values"], mode="drop")
+
+
+def _forbid_stop(logits: jax.Array, row: Row, too_early: jax.Array) -> jax.Array:
+    ids = row["stop_ids"]
+    columns = jnp.where((ids < 0) | ~too_early[:, None], logits.shape[-1], ids)
+    lines = jnp.arange(logits.shape[0])[:, None]
+    return logits.at[lines, columns].set(NEG_INF, mode="drop")
+
+
+def _truncate(logits: jax.Array, row: Row) -> jax.Array:
+    """Return unnormalised probabilities after temperature, top-k, top-p and min-p; 0 is out."""
+    temperature = jnp.where(row["temperature"] > 0.0, row["temperature"], 1.0)
+    scaled = logits / temperature[:, None]
+    weights = jnp.exp(scaled - jnp.max(scaled, axis=-1, keepdims=True))
+    top_k, top_p, min_p = row["top_k"], row["top_p"], row["min_p"]
+    weights = _when(jnp.any(top_k > 0), lambda w: _keep_top_k(w, top_k), weights)
+    weights = _when(jnp.any(top_p < 1.0), lambda w: _keep_top_p(w, top_p), weights)
+    # The largest weight is exactly 1, so min_p needs no maximum.
+    return jnp.where(weights >= min_p[:, None], weights, 0.0)
+
+
+def _keep_top_k(weights: jax.Array, top_k: jax.Array) -> jax.Array:
+    def enough(threshold: jax.Array) -> jax.Array:
+        return jnp.sum(weights >= threshold[:, None], axis=-1) >= top_k
+
+    threshold = jnp.where(top_k > 0, _largest_float(enough, weights.shape[0]), 0.0)
+    return jnp.where(weights >= threshold[:, None], weights, 0.0)
+
+
+def _keep_top_p(weights: jax.Array, top_p: jax.Array) -> jax.Array:
+    """Keep the smallest set of most likely tokens whose mass reaches top_p, and all ties of its last."""
+    needed = top_p * jnp.sum(weights, axis=-1)
+
+    def enough(threshold: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(weights >= threshold[:, None], weights, 0.0), axis=-1) >= needed
+
+    threshold = jnp.where(top_p < 1.0, _largest_float(enough, weights.shape[0]), 0.0)
+    return jnp.where(weights >= threshold[:, None], weights, 0.0)
+
+
+def _largest_float(enough: Callable[[jax.Array], jax.Array], rows: int) -> jax.Array:
+    """Return the largest float32 in [0, 1], per row, for which `enough` (decreasing) still holds.
+
+    Bits of non-negative floats order as integers do, so 31 halvings of the integer range are exact.
+    """
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = low + (high - low + 1) // 2
+        holds = enough(lax.bitcast_convert_type(middle, jnp.float32))
+        return jnp.where(holds, middle, low), jnp.where(holds, high, middle - 1)
+
+    start = jnp.zeros(rows, jnp.int32), jnp.full(rows, _BITS_OF_ONE, jnp.int32)
+    low, _ = lax.fori_loop(0, 31, halve, start)
+    return lax.bitcast_convert_type(low, jnp.float32)
+
+
+def _uniform(row: Row) -> jax.Array:
+    """Return float32 [rows] in [0, 1): a function of seed and token index only, never of the slot.
+
+    threefry2x32 by name: `rbg` draws differently under vmap.
+    """
+
+    def draw(seed: jax.Array, generated: jax.Array) -> jax.Array:
+        key = jax.random.wrap_key_data(seed, impl="threefry2x32")
+        return jax.random.uniform(jax.random.fold_in(key, generated), dtype=jnp.float32)
+
+    return jax.vmap(draw)(row["seed"], row["generated"])
+
+
+def _inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Return the first token at which the running sum of weights passes uniform * total.
+
+    Sums run over blocks first and inside one block after, so that no pass is longer than the vocabulary.
+
+    Args:
+        weights: float32 [rows, vocab], not negative, at least one positive.
+        uniform: float32 [rows].
+
+    Returns:
+        int32 [rows]; never a token of weight 0.
+    """
+    rows, vocab = weights.shape
+    num_blocks = -(-vocab // _BLOCK)
+    blocks = jnp.pad(weights, ((0, 0), (0, num_blocks * _BLOCK - vocab))).reshape(rows, num_blocks, _BLOCK)
+    block_sums = jnp.sum(blocks, axis=-1)
+    ends = jnp.cumsum(block_sums, axis=-1)
+    target = uniform * ends[:, -1]
+    block = _first_past(ends, target, block_sums)
+    before = jnp.take_along_axis(ends - block_sums, block[:, None], axis=-1)[:, 0]
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    place = _first_past(jnp.cumsum(inside, axis=-1), target - before, inside)
+    return (block * _BLOCK + place).astype(jnp.int32)
+
+
+def _first_past(running: jax.Array, target: jax.Array, weights: jax.Array) -> jax.Array:
+    """Return the first positive entry whose running sum passes `target`, or the last positive entry.
+
+    Rounding can leave the whole running sum below the target; then the last positive entry is right.
+    """
+    index = jnp.arange(weights.shape[-1])
+    past = (running > target[:, None]) & (weights > 0)
+    first = jnp.argmax(past, axis=-1)
+    last = jnp.max(jnp.where(weights > 0, index, 0), axis=-1)
+    return jnp.where(jnp.any(past, axis=-1), first, last)

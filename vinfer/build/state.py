@@ -1,0 +1,84 @@
+"""The device-resident state of the slots: which arrays there are, and what one request writes into them.
+
+Everything that decoding needs is here, so that the host never feeds a token back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vinfer.bundle import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec, StateSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One array of the state: [num_slots, *shape]."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    initial: bool | int | float
+    is_request: bool
+    """Written by set_slot from the request; the others start at `initial`."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether sampling a token changes it."""
+        return not self.is_request or self.name == "remaining"
+
+
+def state_fields(vocab_size: int) -> tuple[Field, ...]:
+    """List the arrays of the state."""
+
+    def own(name: str, dtype: str, initial: bool | int | float, *shape: int) -> Field:
+        return Field(name, shape, dtype, initial, is_request=False)
+
+    def of_request(name: str, dtype: str, initial: bool | int | float, *shape: int) -> Field:
+        return Field(name, shape, dtype, initial, is_request=True)
+
+    return (
+        own("token", "int32", 0),
+        own("position", "int32", 0),
+        own("active", "bool", False),
+        own("generated", "int32", 0),
+        own("output_counts", "int32", 0, vocab_size),
+        of_request("remaining", "int32", 0),
+        of_request("seed", "uint32", 0, 2),
+        of_request("temperature", "float32", 0.0),
+        of_request("top_k", "int32", 0),
+        of_request("top_p", "float32", 1.0),
+        of_request("min_p", "float32", 0.0),
+        of_request("repetition_penalty", "float32", 1.0),
+        of_request("presence_penalty", "float32", 0.0),
+        of_request("frequency_penalty", "float32", 0.0),
+        of_request("min_tokens", "int32", 0),
+        of_request("wants_logprobs", "bool", False),
+        of_request("stop_ids", "int32", -1, MAX_STOP_TOKEN_IDS),
+        of_request("logit_bias_ids", "int32", -1, MAX_LOGIT_BIAS),
+        of_request("logit_bias_values", "float32", 0.0, MAX_LOGIT_BIAS),
+        of_request("prompt_mask", "bool", False, vocab_size),
+    )
+
+
+def state_specs(vocab_size: int, num_slots: int) -> tuple[StateSpec, ...]:
+    """Return the state's arrays as the manifest lists them: slots are split over dp."""
+    return tuple(
+        StateSpec(
+            name=field.name,
+            shape=(num_slots, *field.shape),
+            dtype=field.dtype,
+            axes=("dp", *(None for _ in field.shape)),
+            initial=field.initial,
+        )
+        for field in state_fields(vocab_size)
+    )
+
+
+def set_slot_inputs(vocab_size: int) -> tuple[ArraySpec, ...]:
+    """Return the inputs of set_slot: the slot, then one row of every request field."""
+    rows = (
+        ArraySpec(name=field.name, shape=field.shape, dtype=field.dtype)
+        for field in state_fields(vocab_size)
+        if field.is_request
+    )
+    return (ArraySpec(name="slot", shape=(), dtype="int32"), *rows)

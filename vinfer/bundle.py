@@ -1,0 +1,366 @@
+"""The bundle: what the build half writes and the run half reads. The only thing both halves share.
+
+A bundle is a directory:
+
+    manifest.json            this module's `Manifest`
+    weights/*.safetensors    in program layout
+    programs/*.stablehlo     `jax.export` artefacts
+    tokenizer/               tokenizer.json, special_tokens.json, chat_template.jinja
+    xla/<platform key>/      compiled code that `vinfer precompile` stored; no part of the manifest
+
+Every program is a pure function over tuples of arrays
+
+    (weights, kv, state, inputs) -> (kv, state, outputs)
+
+with kv and state donated; `set_slot` takes and returns no weights and no kv. This module knows files,
+names, shapes and which program covers a dispatch; it never imports JAX and never sees an array.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from vinfer.errors import BundleError
+
+FORMAT_VERSION = 1
+MESH_AXES = ("dp", "fsdp", "ep", "tp", "sp")
+MANIFEST = "manifest.json"
+
+MAX_STOP_TOKEN_IDS = 16
+MAX_LOGIT_BIAS = 300
+MAX_TOP_LOGPROBS = 20
+
+ProgramKind = Literal["set_slot", "prefill", "decode"]
+Platform = Literal["cpu", "cuda", "tpu"]
+PartitionAxes = tuple[str | tuple[str, ...] | None, ...]
+
+
+class _Frozen(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+class ArraySpec(_Frozen):
+    """One array: its name, global shape, dtype name and how the mesh splits it (a PartitionSpec)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: PartitionAxes = ()
+
+    def num_bytes_per_device(self, mesh: Mapping[str, int]) -> int:
+        """Return the bytes that one device holds of this array."""
+        pieces = math.prod(mesh[name] for axis in self.axes for name in axis_names(axis))
+        return math.prod(self.shape) * _dtype_bytes(self.dtype) // pieces
+
+
+class WeightSpec(ArraySpec):
+    file: str
+
+
+class StateSpec(ArraySpec):
+    initial: bool | int | float
+
+
+class ProgramShape(_Frozen):
+    """What makes one compiled program different from another.
+
+    Attributes:
+        rows: prompts of a prefill, slots of a decode dispatch; 0 for set_slot.
+        length: padded prompt tokens of a prefill, most steps of a decode dispatch; 0 for set_slot.
+        kv_length: rows of the KV cache that attention reads; 0 for set_slot.
+    """
+
+    kind: ProgramKind
+    rows: int = 0
+    length: int = 0
+    kv_length: int = 0
+
+    @property
+    def name(self) -> str:
+        if self.kind == "set_slot":
+            return self.kind
+        return f"{self.kind}[{self.rows},{self.length},{self.kv_length}]"
+
+
+class ProgramSpec(_Frozen):
+    shape: ProgramShape
+    file: str
+    inputs: tuple[ArraySpec, ...]
+    outputs: tuple[ArraySpec, ...]
+
+
+class ModelCard(_Frozen):
+    """What a person and the API want to know of the model."""
+
+    source: str
+    architecture: str
+    task: str
+    num_parameters: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+    vocab_size: int
+    sampling_defaults: dict[str, float | int]
+
+
+class Manifest(_Frozen):
+    format_version: int
+    key: str
+    created: int
+    versions: dict[str, str]
+    platform: Platform
+    mesh: dict[str, int]
+    dtype: str
+    num_slots: int
+    max_model_len: int
+    model: ModelCard
+    weights: tuple[WeightSpec, ...]
+    kv: tuple[StateSpec, ...]
+    state: tuple[StateSpec, ...]
+    programs: tuple[ProgramSpec, ...]
+    files: dict[str, str]
+    """sha256 of every file but the manifest itself and xla/."""
+
+    @property
+    def num_devices(self) -> int:
+        return math.prod(self.mesh.values())
+
+    def num_bytes_per_device(self) -> dict[str, int]:
+        """Return bytes on each device: weights, kv_cache and state."""
+        groups: dict[str, Iterable[ArraySpec]] = {
+            "weights": self.weights,
+            "kv_cache": self.kv,
+            "state": self.state,
+        }
+        return {
+            name: sum(spec.num_bytes_per_device(self.mesh) for spec in specs)
+            for name, specs in groups.items()
+        }
+
+
+def axis_names(axis: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the mesh axis names of one entry of a PartitionSpec."""
+    if axis is None:
+        return ()
+    return (axis,) if isinstance(axis, str) else axis
+
+
+def _dtype_bytes(dtype: str) -> int:
+    if dtype == "bool":
+        return 1
+    digits = "".join(c for c in dtype if c.isdigit())
+    return int(digits) // 8
+
+
+def plan_programs(
+    *,
+    prefill_shapes: Iterable[tuple[int, int]],
+    slot_buckets: Iterable[int],
+    steps: int,
+    kv_buckets: Iterable[int],
+) -> tuple[ProgramShape, ...]:
+    """List the programs that a configuration needs; `choose_program` is total over them.
+
+    Args:
+        prefill_shapes: (batch_size, prefill_length) pairs.
+        slot_buckets: numbers of slots that one decode dispatch may run.
+        steps: most decode steps per dispatch.
+        kv_buckets: lengths of the KV cache that attention may read, the last one max_model_len.
+    """
+    kv_buckets = sorted(kv_buckets)
+    shapes = [ProgramShape(kind="set_slot")]
+    by_batch: dict[int, list[int]] = {1: []}
+    for batch, length in sorted(prefill_shapes):
+        by_batch.setdefault(batch, []).append(length)
+    # One prompt alone must always find a program: every length exists with batch 1.
+    by_batch[1] = sorted({length for lengths in by_batch.values() for length in lengths})
+    for batch, lengths in sorted(by_batch.items()):
+        shorter = 0
+        for length in sorted(lengths):
+            shapes += [
+                ProgramShape(kind="prefill", rows=batch, length=length, kv_length=kv)
+                for kv in kv_buckets
+                if kv > shorter
+            ]
+            shorter = length
+    shapes += [
+        ProgramShape(kind="decode", rows=rows, length=steps, kv_length=kv)
+        for rows in sorted(slot_buckets)
+        for kv in kv_buckets
+    ]
+    return tuple(shapes)
+
+
+def choose_program(
+    shapes: Iterable[ProgramShape], kind: ProgramKind, *, rows: int, length: int, kv_length: int
+) -> ProgramShape:
+    """Return the cheapest compiled program that covers a dispatch.
+
+    Args:
+        rows: prompts or slots of the dispatch.
+        length: longest chunk of the dispatch in tokens; 1 for decode.
+        kv_length: rows of the KV cache in use when the dispatch ends.
+    """
+    covering = [
+        shape
+        for shape in shapes
+        if shape.kind == kind
+        and shape.rows >= rows
+        and shape.length >= length
+        and shape.kv_length >= kv_length
+    ]
+    if not covering:
+        raise AssertionError(f"no {kind} program covers rows={rows} length={length} kv_length={kv_length}")
+    return min(covering, key=lambda s: (s.rows * s.length, s.kv_length))
+
+
+def bundle_key(facts: Mapping[str, object]) -> str:
+    """Return the sha256 of everything that changes the contents of a bundle."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `directory`; it takes the place of `directory` where nothing raised."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        if directory.exists():
+            doomed = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
+            directory.rename(doomed / "bundle")
+            scratch.rename(directory)
+            shutil.rmtree(doomed)
+        else:
+            scratch.rename(directory)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def build_lock(directory: Path) -> Iterator[None]:
+    """Hold the lock of one bundle directory, so that two processes never build the same key."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with (directory.parent / f".{directory.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write manifest.json, the last file of a bundle, and make the whole bundle durable."""
+    path = directory / MANIFEST
+    path.write_text(manifest.model_dump_json(indent=1) + "\n")
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def hash_files(directory: Path) -> dict[str, str]:
+    """Return the sha256 of every file under `directory`, by relative path."""
+    return {
+        path.relative_to(directory).as_posix(): sha256_of(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def is_bundle(directory: Path) -> bool:
+    return (directory / MANIFEST).is_file()
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check manifest.json.
+
+    Raises:
+        BundleError: no manifest, not JSON, of another format version, or with fields we do not know.
+    """
+    path = directory / MANIFEST
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BundleError(f"{directory} is no bundle: it has no {MANIFEST}") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} is not readable: {error}; run vinfer precompile again") from None
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{path}: format_version is {version}, this vinfer reads {FORMAT_VERSION}: "
+            "run vinfer precompile again"
+        )
+    try:
+        return Manifest.model_validate(document)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path}: {where}: {first['msg']}; run vinfer precompile again") from None
+
+
+def verify_files(directory: Path, manifest: Manifest, *, weights: bool) -> None:
+    """Check that every file of the bundle is there and has the bytes that were written.
+
+    Args:
+        weights: hash the weights too (seconds per GB); else only their presence and size class is checked.
+
+    Raises:
+        BundleError: a file is missing, changed, or a weight file is cut short.
+    """
+    for name, expected in manifest.files.items():
+        path = directory / name
+        if not path.is_file():
+            raise BundleError(f"bundle {directory} lacks {name}: run vinfer precompile again")
+        if name.startswith("weights/") and not weights:
+            continue
+        if sha256_of(path) != expected:
+            raise BundleError(
+                f"bundle {directory}: {name} was changed after the build: run vinfer precompile again"
+            )
+
+
+def check_fits(
+    directory: Path, manifest: Manifest, *, platform: str, num_devices: int, versions: Mapping[str, str]
+) -> None:
+    """Check that a bundle was built for this process.
+
+    Args:
+        versions: of this process; jax and jaxlib must equal the bundle's.
+
+    Raises:
+        BundleError: names the field, both values and the next move.
+    """
+    facts = [
+        ("platform", manifest.platform, platform),
+        *((f"versions.{name}", manifest.versions.get(name), version) for name, version in versions.items()),
+    ]
+    for field, built_for, here in facts:
+        if built_for != here:
+            raise BundleError(
+                f"bundle {directory}: {field} is {built_for}, here it is {here}: "
+                "run vinfer precompile on this installation"
+            )
+    if manifest.num_devices > num_devices:
+        raise BundleError(
+            f"bundle {directory}: its mesh {_mesh_words(manifest.mesh)} needs {manifest.num_devices} "
+            f"devices, here are {num_devices}: run vinfer precompile with a smaller mesh"
+        )
+
+
+def _mesh_words(mesh: Mapping[str, int]) -> str:
+    return " ".join(f"{name}={size}" for name, size in mesh.items() if size != 1) or "of one device"

@@ -1,0 +1,90 @@
+"""Facts about ending and sampling that a checkpoint carries besides its weights.
+
+Runs in the build half, on any thread. Knows no tokenizer: the id of the tokenizer's own end token
+comes as an argument.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from vinfer.checkpoint.config_keys import ConfigKeys
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationFacts:
+    """Token ids and the sampling defaults of the checkpoint; None where it states none.
+
+    Attributes:
+        eos_token_ids: ascending; the union of all places that name one, since each of them is
+            incomplete in some published checkpoint.
+        do_sample: false or None means that the checkpoint's own default is greedy.
+    """
+
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+
+def read_generation_facts(
+    generation_config: Mapping[str, object],
+    model_config: Mapping[str, object],
+    *,
+    tokenizer_eos_id: int | None,
+    vocab_size: int,
+    where: str,
+) -> GenerationFacts:
+    """Merge generation_config.json over config.json; both may be empty.
+
+    Raises:
+        CheckpointError: a token id that is not one, or a sampling value of the wrong type.
+    """
+    model_keys = ConfigKeys(model_config, f"{where}/config.json")
+    keys = ConfigKeys(generation_config, f"{where}/generation_config.json")
+    eos = {id_ for source in (keys, model_keys) for id_ in _token_ids(source, "eos_token_id", vocab_size)}
+    if tokenizer_eos_id is not None:
+        eos.add(tokenizer_eos_id)
+    return GenerationFacts(
+        eos_token_ids=tuple(sorted(eos)),
+        bos_token_id=_first(_token_ids(source, "bos_token_id", vocab_size) for source in (keys, model_keys)),
+        pad_token_id=_first(_token_ids(source, "pad_token_id", vocab_size) for source in (keys, model_keys)),
+        do_sample=keys.boolean("do_sample") if keys.has("do_sample") else None,
+        temperature=_optional_number(keys, "temperature"),
+        top_p=_optional_number(keys, "top_p"),
+        top_k=keys.integer("top_k", minimum=0) if keys.has("top_k") else None,
+        min_p=_optional_number(keys, "min_p"),
+        repetition_penalty=_optional_number(keys, "repetition_penalty"),
+        max_new_tokens=keys.integer("max_new_tokens") if keys.has("max_new_tokens") else None,
+    )
+
+
+def _token_ids(keys: ConfigKeys, key: str, vocab_size: int) -> list[int]:
+    """Read an id or a list of ids. -1 stands for "none" in old Llama checkpoints."""
+    value = keys.values.get(key)
+    ids: list[int] = []
+    for id_ in value if isinstance(value, list) else [] if value is None else [value]:
+        if isinstance(id_, bool) or not isinstance(id_, int) or not -1 <= id_ < vocab_size:
+            raise keys.refusal(key, f"must be a token id below vocab_size = {vocab_size}, or a list of them")
+        if id_ >= 0:
+            ids.append(id_)
+    return ids
+
+
+def _first(candidates: Iterable[list[int]]) -> int | None:
+    return next((ids[0] for ids in candidates if ids), None)
+
+
+def _optional_number(keys: ConfigKeys, key: str) -> float | None:
+    """Read a number >= 0: 0 is a legal temperature and min_p."""
+    if not keys.has(key):
+        return None
+    value = keys.values[key]
+    return 0.0 if value == 0 and not isinstance(value, bool) else keys.number(key)

@@ -1,0 +1,141 @@
+"""Writes the tokenizer part of a bundle, and reads it from a Hugging Face directory.
+
+Runs in the build half, on any thread. A bundle's tokenizer is always tokenizer.json (rules of the
+`tokenizers` package), special_tokens.json and, for chat models, chat_template.jinja. Renders nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from vinfer.checkpoint.json_file import (
+    MAX_TOKENIZER_BYTES,
+    read_json_object,
+    read_optional_json_object,
+    read_text,
+)
+from vinfer.errors import CheckpointError
+
+_NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+_SLOW_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerFiles:
+    """The tokenizer of a checkpoint, ready to be written.
+
+    Attributes:
+        tokenizer_json: text of tokenizer.json; proven to load.
+        chat_template: Jinja source, or None for a model without one.
+    """
+
+    tokenizer_json: str
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    unk_token: str | None = None
+    additional_special_tokens: tuple[str, ...] = ()
+    chat_template: str | None = None
+
+    def write(self, directory: Path) -> None:
+        """Write tokenizer.json, special_tokens.json and perhaps chat_template.jinja into `directory`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        special_tokens: dict[str, object] = {name: getattr(self, name) for name in _NAMED_TOKENS}
+        special_tokens["additional_special_tokens"] = list(self.additional_special_tokens)
+        (directory / "tokenizer.json").write_text(self.tokenizer_json, encoding="utf-8", newline="")
+        (directory / "special_tokens.json").write_text(
+            json.dumps(special_tokens, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
+        if self.chat_template is not None:
+            (directory / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8", newline="")
+
+    def eos_token_id(self) -> int | None:
+        """Look the end token up in the tokenizer; None where there is none."""
+        if self.eos_token is None:
+            return None
+        id_ = Tokenizer.from_str(self.tokenizer_json).token_to_id(self.eos_token)
+        return None if id_ is None else int(id_)
+
+
+def read_tokenizer_files(directory: Path) -> TokenizerFiles:
+    """Read the tokenizer of a Hugging Face directory.
+
+    Raises:
+        CheckpointError: there is no tokenizer.json, or it does not load, or a file beside it is malformed.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        slow = [name for name in _SLOW_TOKENIZER_FILES if (directory / name).is_file()]
+        found = (
+            f"only {', '.join(slow)}, a slow tokenizer, which vinfer does not convert yet" if slow else "none"
+        )
+        raise CheckpointError(
+            f"{directory} has no tokenizer.json (found: {found}): write one with transformers, "
+            "`AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)`, and run again"
+        )
+    text = read_text(path, max_bytes=MAX_TOKENIZER_BYTES)
+    try:
+        Tokenizer.from_str(text)
+    except Exception as error:  # the package raises bare Exception
+        raise CheckpointError(
+            f"{path} does not load ({error}): download the checkpoint again, or update the tokenizers package"
+        ) from error
+    config = read_optional_json_object(directory / "tokenizer_config.json")
+    special = read_optional_json_object(directory / "special_tokens_map.json")
+    named = {name: _token_text(config.get(name) or special.get(name)) for name in _NAMED_TOKENS}
+    return TokenizerFiles(
+        tokenizer_json=text,
+        bos_token=named["bos_token"],
+        eos_token=named["eos_token"],
+        pad_token=named["pad_token"],
+        unk_token=named["unk_token"],
+        additional_special_tokens=_additional_tokens(config, special),
+        chat_template=_chat_template(directory, config),
+    )
+
+
+def _token_text(value: object) -> str | None:
+    """Read a token written as a string or as a serialised AddedToken."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _additional_tokens(config: Mapping[str, object], special: Mapping[str, object]) -> tuple[str, ...]:
+    """Read the list of transformers 4 (`additional_special_tokens`) or 5 (`extra_special_tokens`)."""
+    for source in (config, special):
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            value = source.get(key)
+            entries = list(value.values()) if isinstance(value, dict) else value
+            if isinstance(entries, list) and entries:
+                return tuple(text for entry in entries if (text := _token_text(entry)) is not None)
+    return ()
+
+
+def _chat_template(directory: Path, config: Mapping[str, object]) -> str | None:
+    """Find the template: its own file first, as transformers does, then tokenizer_config.json."""
+    if (directory / "chat_template.jinja").is_file():
+        return read_text(directory / "chat_template.jinja")
+    template = config.get("chat_template")
+    if template is None and (directory / "chat_template.json").is_file():
+        template = read_json_object(directory / "chat_template.json").get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+        if template is None:
+            raise CheckpointError(
+                f"{directory}/tokenizer_config.json: chat_template has no entry named default "
+                f"(found: {', '.join(map(str, named)) or 'none'}): write the one you want to "
+                "chat_template.jinja"
+            )
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError(
+            f"{directory}/tokenizer_config.json: chat_template is {type(template).__name__}, not a string "
+            "or list"
+        )
+    return template

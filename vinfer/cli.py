@@ -1,0 +1,171 @@
+"""The command line. Builds objects and holds no logic; imports nothing heavy until a command runs.
+
+Exit codes are those of `vinfer.errors`, and 130 and 143 after a second signal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import vinfer
+from vinfer.errors import VinferError
+
+app = typer.Typer(
+    name="vinfer",
+    help="Serve EasyDeL models behind the OpenAI API from one YAML file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at configuration files.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
+Source = Annotated[Path, typer.Argument(metavar="CONFIG|DIR", help="YAML file, or a bundle directory.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as models[0].num_slots=8."),
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(metavar="PLATFORM:COUNT", help="Devices to use, such as tpu:8; cpu:4 makes four of a CPU."),
+]
+
+
+def main() -> None:
+    """Run the command line; an expected error is one line on standard error and its exit code."""
+    try:
+        app(standalone_mode=True)
+    except VinferError as error:
+        sys.stderr.write(f"vinfer: error: {error.message}\n")
+        sys.exit(error.exit_code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vinfer {vinfer.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(
+    source: Source,
+    host: Annotated[str | None, typer.Option(help="Address to bind, instead of server.host.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port, instead of server.port; 0 takes a free one.")
+    ] = None,
+    overrides: Overrides = None,
+    devices: Devices = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow a bind beyond this machine without API keys.")
+    ] = False,
+) -> None:
+    """Build what is not built yet, then serve."""
+    from vinfer.config import load_bundle_config, load_config
+    from vinfer.launch.devices import target_devices
+    from vinfer.launch.loader import Loader
+    from vinfer.launch.terminal import ProgressLines, configure_logging, greet
+    from vinfer.server.app import create_app
+    from vinfer.server.model_table import ModelTable
+    from vinfer.server.serve import bind, check_exposure, run_server
+
+    named = {"server.host": host, "server.port": port}
+    settings = [*(overrides or ()), *(f"{k}={json.dumps(v)}" for k, v in named.items() if v is not None)]
+    load = load_bundle_config if source.is_dir() else load_config
+    config = load(source, overrides=settings, environ=os.environ)
+    configure_logging(config.log_level)
+    wanted = target_devices(devices)
+    check_exposure(config.server, insecure=insecure)
+    table = ModelTable([model.name for model in config.models])
+    loader = Loader(
+        config,
+        table,
+        wanted=wanted,
+        xla_cache=_xla_cache(config.cache_dir),
+        progress=ProgressLines(),
+    )
+    application = create_app(config.server, table, compile_count=loader.num_post_ready_compiles)
+    sock = bind(config.server.host, config.server.port)
+
+    def load_all() -> None:
+        loader.run()
+        if table.ready:
+            greet(config, sock.getsockname())
+
+    threading.Thread(target=load_all, name="loader", daemon=True).start()
+    code = run_server(application, config.server, sock)
+    if table.ready:
+        loader.stop()
+    logging.shutdown()
+    sys.stdout.flush()
+    # A compile in flight cannot be interrupted, and the interpreter would wait for it.
+    os._exit(code)
+
+
+@app.command()
+def precompile(
+    config_path: ConfigPath,
+    output: Annotated[Path | None, typer.Option(help="Write the bundle here, not into the cache.")] = None,
+    overrides: Overrides = None,
+    devices: Devices = None,
+) -> None:
+    """Write each model's bundle ahead of deploy and print where it is."""
+    from vinfer.config import load_config
+    from vinfer.launch.devices import target_devices
+    from vinfer.launch.precompile import precompile as write_bundles
+    from vinfer.launch.terminal import ProgressLines, configure_logging
+
+    config = load_config(config_path, overrides=overrides or (), environ=os.environ)
+    configure_logging(config.log_level)
+    directories = write_bundles(
+        config, wanted=target_devices(devices), output=output, progress=ProgressLines()
+    )
+    for directory in directories:
+        typer.echo(directory)
+
+
+@config_app.command()
+def schema() -> None:
+    """Print the JSON Schema of the YAML file."""
+    from vinfer.config import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@config_app.command()
+def reference() -> None:
+    """Print every key with its type, default and meaning, as a Markdown table."""
+    from vinfer.config import reference_table
+
+    typer.echo(reference_table(), nl=False)
+
+
+@config_app.command()
+def show(config_path: ConfigPath, overrides: Overrides = None) -> None:
+    """Check a YAML file and print it with every default filled in, as JSON."""
+    from vinfer.config import load_config
+
+    config = load_config(config_path, overrides=overrides or (), environ=os.environ)
+    typer.echo(config.model_dump_json(indent=2))
+
+
+def _xla_cache(cache_dir: Path) -> Path:
+    given = os.environ.get("VINFER_XLA_CACHE")
+    return Path(given) if given else cache_dir / "xla"

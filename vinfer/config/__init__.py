@@ -1,0 +1,50 @@
+"""The YAML file that drives vinfer: its schema, how it is loaded, and the shapes that follow from it.
+
+Imports neither JAX nor NumPy: `vinfer --help` and `vinfer config` stay fast.
+"""
+
+from __future__ import annotations
+
+from vinfer.config.load import load_bundle_config, load_config
+from vinfer.config.reference import json_schema, reference_table
+from vinfer.config.schema import (
+    ALL_REMAINING_DEVICES,
+    Config,
+    MeshConfig,
+    ModelConfig,
+    PrecompileConfig,
+    SamplingConfig,
+    ServerConfig,
+    VisionConfig,
+    default_cache_dir,
+)
+from vinfer.config.shapes import (
+    PrefillShape,
+    VisionShape,
+    kv_buckets,
+    prefill_shapes,
+    slot_buckets,
+    vision_shapes,
+)
+
+__all__ = [
+    "ALL_REMAINING_DEVICES",
+    "Config",
+    "MeshConfig",
+    "ModelConfig",
+    "PrecompileConfig",
+    "PrefillShape",
+    "SamplingConfig",
+    "ServerConfig",
+    "VisionConfig",
+    "VisionShape",
+    "default_cache_dir",
+    "json_schema",
+    "kv_buckets",
+    "load_bundle_config",
+    "load_config",
+    "prefill_shapes",
+    "reference_table",
+    "slot_buckets",
+    "vision_shapes",
+]

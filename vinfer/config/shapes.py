@@ -1,0 +1,81 @@
+"""Shapes that follow from a model's config: prefill shapes, KV buckets and slot buckets.
+
+Pure arithmetic on plain integers, on any thread. It does not know which programs exist for a shape.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vinfer.config.schema import ModelConfig
+
+DEFAULT_PREFILL_LENGTHS = (64, 256, 1024)
+SMALLEST_KV_BUCKET = 256
+BUCKET_GROWTH = 4
+
+
+class PrefillShape(NamedTuple):
+    """Shape key of a text prefill: `batch_size` prompts padded to `length` tokens."""
+
+    batch_size: int
+    length: int
+
+
+class VisionShape(NamedTuple):
+    """Shape key of an image encoder: `[batch_size, channels, height, width]`, in pixels."""
+
+    batch_size: int
+    channels: int
+    height: int
+    width: int
+
+
+def prefill_shapes(model: ModelConfig) -> tuple[PrefillShape, ...]:
+    """Expand `precompile` into its text shapes: sorted, unique, every combination within an entry."""
+    default_lengths = tuple(min(length, model.max_model_len) for length in DEFAULT_PREFILL_LENGTHS)
+    return tuple(
+        sorted(
+            {
+                PrefillShape(batch_size, length)
+                for entry in model.precompile
+                for batch_size in entry.batch_size
+                for length in entry.prefill_length or default_lengths
+            }
+        )
+    )
+
+
+def vision_shapes(model: ModelConfig) -> tuple[VisionShape, ...]:
+    """Collect the image shapes of `precompile`: sorted and unique; empty for a text model."""
+    return tuple(
+        sorted(
+            {
+                VisionShape(vision.batch_size, vision.channels, vision.height, vision.width)
+                for entry in model.precompile
+                for vision in entry.vision or ()
+            }
+        )
+    )
+
+
+def kv_buckets(max_model_len: int) -> tuple[int, ...]:
+    """List the KV lengths (tokens) that programs are compiled for: 256, times 4, up to `max_model_len`."""
+    return _geometric(SMALLEST_KV_BUCKET, max_model_len)
+
+
+def slot_buckets(num_slots: int, dp: int) -> tuple[int, ...]:
+    """List the slot counts that decode is compiled for: 1, times 4, up to `num_slots`.
+
+    With dp > 1 there is only `num_slots`: fewer slots would leave devices without a row.
+    """
+    return _geometric(1, num_slots) if dp == 1 else (num_slots,)
+
+
+def _geometric(first: int, last: int) -> tuple[int, ...]:
+    """Count first, first * 4, ... below `last`, then `last` itself."""
+    sizes = []
+    size = first
+    while size < last:
+        sizes.append(size)
+        size *= BUCKET_GROWTH
+    return (*sizes, last)

@@ -1,0 +1,1 @@
+"""The run half's engine: requests into slots, programs onto devices, tokens out."""

@@ -1,0 +1,110 @@
+"""JAX's compilation cache and the count of compiles, both process-wide.
+
+The cache is set once, before the first compile; one directory serves all models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import shutil
+from pathlib import Path
+
+import jax
+from jax import monitoring
+from jax.experimental.compilation_cache import compilation_cache
+
+logger = logging.getLogger(__name__)
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+_CACHE_HIT_EVENT = "/jax/compilation_cache/cache_hits"
+
+
+class CompileCounter:
+    """Counts XLA compiles (cached loads included) and, apart, compiles after `mark_ready`.
+
+    Any thread. One per process: JAX's listeners cannot be removed one by one.
+    """
+
+    def __init__(self) -> None:
+        self.num_compiles = 0
+        self.num_cache_hits = 0
+        self._num_at_ready: int | None = None
+        monitoring.register_event_duration_secs_listener(self._on_duration)
+        monitoring.register_event_listener(self._on_event)
+
+    def mark_ready(self) -> None:
+        """Count from here on as post-ready."""
+        self._num_at_ready = self.num_compiles
+
+    @property
+    def num_post_ready(self) -> int:
+        return 0 if self._num_at_ready is None else self.num_compiles - self._num_at_ready
+
+    def _on_duration(self, event: str, duration_secs: float, **_: object) -> None:
+        if event == _COMPILE_EVENT:
+            self.num_compiles += 1
+
+    def _on_event(self, event: str, **_: object) -> None:
+        if event == _CACHE_HIT_EVENT:
+            self.num_cache_hits += 1
+
+
+def platform_key() -> str:
+    """Return the name of this machine's code: `<platform>-<device kind>-<hash of the CPU's features>`.
+
+    Code for one CPU may be illegal on another, so the features are part of the key.
+    """
+    device = jax.local_devices()[0]
+    features = hashlib.sha256(_cpu_features().encode()).hexdigest()[:12]
+    kind = device.device_kind.replace(" ", "_").replace("/", "_").lower()
+    return f"{device.platform}-{kind}-{features}"
+
+
+def _cpu_features() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    wanted = ("model name", "flags", "Features")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def set_compilation_cache(directory: Path) -> None:
+    """Point JAX's compilation cache at a private directory; warns where it cannot be used.
+
+    JAX's default of caching nothing that compiles in under a second would skip most of our programs.
+    """
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(directory, os.W_OK):
+            raise PermissionError(f"{directory} is not writable")
+    except OSError as error:
+        logger.warning("no compilation cache: %s; every start compiles anew", error)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_raise_persistent_cache_errors", False)
+
+
+def seed_cache(source: Path, cache: Path) -> None:
+    """Copy compiled code that a bundle carries into the cache, where it is not there yet.
+
+    Warns and goes on where the cache cannot be written: then programs are compiled.
+    """
+    if not source.is_dir():
+        return
+    try:
+        for file in source.iterdir():
+            target = cache / file.name
+            if not target.exists():
+                scratch = target.with_name(f".{file.name}.{os.getpid()}")
+                shutil.copyfile(file, scratch)
+                scratch.rename(target)
+    except OSError as error:
+        logger.warning("the bundle's compiled code could not be copied to %s: %s", cache, error)

@@ -1,0 +1,217 @@
+"""The engine: one thread per model that turns requests into token events.
+
+`submit` and `cancel` are called on the event loop and only append to an inbox; everything else happens on
+the engine thread. Dispatch N+1 is enqueued before the tokens of dispatch N are read. The engine never sees
+text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from vinfer.engine.request import EngineStats, Request, TokenEvent
+from vinfer.engine.runner import Dispatch, Runner
+from vinfer.engine.scheduler import Schedule, Scheduler
+from vinfer.engine.stream import TokenStream, deliver_all
+from vinfer.errors import EngineError, NotReadyError, QueueFullError, VinferError
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Continuous batching over one runner.
+
+    Args:
+        name: the model's name, for logs and the thread.
+        num_slots, max_model_len: of the bundle.
+        max_queue: requests that may wait for a slot.
+        on_death: called once, on the engine thread, when the engine cannot go on.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        runner: Runner,
+        scheduler: Scheduler,
+        num_slots: int,
+        max_model_len: int,
+        max_queue: int,
+        on_death: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._name = name
+        self._runner = runner
+        self._scheduler = scheduler
+        self._num_slots = num_slots
+        self._max_model_len = max_model_len
+        self._max_queue = max_queue
+        self._on_death = on_death
+        self._in_flight: deque[Dispatch] = deque()
+        self._stats = EngineStats(num_slots=num_slots)
+        # What both the loop and the engine thread touch, under this condition.
+        self._wake = threading.Condition()
+        self._submitted: list[Request] = []
+        self._cancelled: list[str] = []
+        self._streams: dict[str, TokenStream] = {}
+        self._is_stopping = False
+        self._is_dead = False
+        self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
+
+    @property
+    def max_model_len(self) -> int:
+        return self._max_model_len
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._is_dead
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Fail what still runs and end the thread; waits for the dispatches in flight."""
+        with self._wake:
+            self._is_stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def submit(self, request: Request) -> TokenStream:
+        """Queue a request. Called on the event loop; never waits for the device.
+
+        Raises:
+            QueueFullError: every slot is taken and max_queue requests wait already.
+            NotReadyError: the engine stops.
+            EngineError: the engine is dead.
+        """
+        stream = TokenStream(request.id)
+        with self._wake:
+            if self._is_dead:
+                raise EngineError(f"model {self._name} cannot answer: its engine failed")
+            if self._is_stopping:
+                raise NotReadyError(f"model {self._name} is shutting down")
+            if len(self._streams) >= self._num_slots + self._max_queue:
+                raise QueueFullError(
+                    f"{self._max_queue} requests wait for model {self._name} already: try again later"
+                )
+            self._streams[request.id] = stream
+            self._submitted.append(request)
+            self._wake.notify()
+        return stream
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request; its slot is free within one step. Unknown ids are ignored."""
+        with self._wake:
+            if self._streams.pop(request_id, None) is not None:
+                self._cancelled.append(request_id)
+                self._wake.notify()
+
+    def stats(self) -> EngineStats:
+        """Return the counters as of the last step; any thread."""
+        stats = self._stats
+        num_waiting = max(len(self._streams) - stats.num_requests_running, 0)
+        return dataclasses.replace(stats, num_requests_waiting=num_waiting)
+
+    def _run(self) -> None:
+        try:
+            while self._step():
+                pass
+            self._fail_all(NotReadyError(f"model {self._name} is shutting down"))
+        except Exception:
+            # Whatever it was, arrays may be donated and gone: nothing can be trusted any more.
+            logger.exception("engine of model %s failed", self._name)
+            with self._wake:
+                self._is_dead = True
+            self._fail_all(
+                EngineError(f"the engine of model {self._name} failed while it served this request")
+            )
+            self._on_death()
+
+    def _step(self) -> bool:
+        """Take in, schedule, enqueue; then read what the device finished meanwhile."""
+        if not self._drain_inbox():
+            return False
+        unread = len(self._in_flight)
+        schedule = self._scheduler.schedule()
+        self._enqueue(schedule)
+        overlapped = len(self._in_flight) - unread if unread else 0
+        num_generated = 0
+        for _ in range(unread):
+            num_generated += self._publish(self._in_flight.popleft().read())
+        self._count(schedule, num_generated, overlapped)
+        return True
+
+    def _drain_inbox(self) -> bool:
+        """Move submissions and cancels into the scheduler; wait while there is nothing to do at all."""
+        with self._wake:
+            while not (
+                self._submitted
+                or self._cancelled
+                or self._is_stopping
+                or self._in_flight
+                or self._scheduler.num_running
+                or self._scheduler.num_waiting
+            ):
+                self._wake.wait()
+            if self._is_stopping:
+                return False
+            submitted, self._submitted = self._submitted, []
+            cancelled, self._cancelled = self._cancelled, []
+        for request in submitted:
+            self._scheduler.submit(request)
+        for request_id in cancelled:
+            self._scheduler.finish(request_id)
+        return True
+
+    def _enqueue(self, schedule: Schedule) -> None:
+        for admission in schedule.admissions:
+            self._runner.set_slot(admission)
+        for prefill in schedule.prefills:
+            self._in_flight.append(self._runner.prefill(prefill))
+        if schedule.decode is not None:
+            self._in_flight.append(self._runner.decode(schedule.decode))
+
+    def _publish(self, events: list[tuple[Request, TokenEvent]]) -> int:
+        """Free the slots of finished requests, hand the tokens over and return how many there were.
+
+        Tokens of a request that is gone (cancelled, or finished in an earlier dispatch) go nowhere.
+        """
+        deliveries = []
+        with self._wake:
+            for request, event in events:
+                stream = self._streams.get(request.id)
+                if stream is None:
+                    continue
+                deliveries.append((stream, event))
+                if event.is_last:
+                    del self._streams[request.id]
+                    self._scheduler.finish(request.id)
+        deliver_all(deliveries)
+        return sum(len(event.token_ids) for _, event in deliveries)
+
+    def _fail_all(self, error: VinferError) -> None:
+        with self._wake:
+            streams = list(self._streams.values())
+            self._streams.clear()
+        self._scheduler.drop_all()
+        self._stats = dataclasses.replace(self._stats, num_requests_running=0, kv_cache_usage_fraction=0.0)
+        deliver_all((stream, TokenEvent(error=error)) for stream in streams)
+
+    def _count(self, schedule: Schedule, num_generated: int, overlapped: int) -> None:
+        before = self._stats
+        num_kv_rows = self._scheduler.num_kv_rows
+        self._stats = EngineStats(
+            num_requests_running=self._scheduler.num_running,
+            num_slots=self._num_slots,
+            kv_cache_usage_fraction=num_kv_rows / (self._num_slots * self._max_model_len),
+            prompt_tokens_total=before.prompt_tokens_total
+            + sum(chunk.length for prefill in schedule.prefills for chunk in prefill.chunks),
+            generation_tokens_total=before.generation_tokens_total + num_generated,
+            num_prefill_dispatches_total=before.num_prefill_dispatches_total + len(schedule.prefills),
+            num_decode_dispatches_total=before.num_decode_dispatches_total + (schedule.decode is not None),
+            num_overlapped_dispatches_total=before.num_overlapped_dispatches_total + overlapped,
+        )

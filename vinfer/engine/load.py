@@ -1,0 +1,197 @@
+"""From a bundle directory to a running engine's parts: weights on the mesh, programs compiled.
+
+Runs on a loader thread, once per model, before the engine's thread starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from safetensors import SafetensorError, safe_open
+
+from vinfer.bundle import (
+    MESH_AXES,
+    ArraySpec,
+    Manifest,
+    ProgramSpec,
+    StateSpec,
+    WeightSpec,
+)
+from vinfer.engine.runner import Compiled, Runner
+from vinfer.errors import BundleError, DeviceError
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with (phase, done, total)."""
+
+_NUM_COMPILE_THREADS = 2
+
+
+class _Steps:
+    """Counts finished pieces of work from several threads."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._lock = threading.Lock()
+        self._num_done = 0
+        self._total = total
+        self._progress = progress
+        progress("loading", 0, total)
+
+    def done(self) -> None:
+        with self._lock:
+            self._num_done += 1
+            self._progress("loading", self._num_done, self._total)
+
+
+def load_runner(
+    directory: Path,
+    manifest: Manifest,
+    *,
+    devices: Sequence[jax.Device],
+    dispatch_lock: threading.Lock,
+    progress: Progress,
+) -> Runner:
+    """Place weights, KV cache and state on the mesh and compile every program.
+
+    Raises:
+        BundleError: a weight or program file does not hold what the manifest says.
+        DeviceError: the devices have too little memory.
+    """
+    mesh = make_mesh(manifest, devices)
+    steps = _Steps(len(manifest.weights) + len(manifest.programs), progress)
+    # XLA compiles outside the interpreter lock, so weights are read meanwhile.
+    with ThreadPoolExecutor(_NUM_COMPILE_THREADS, thread_name_prefix="compile") as pool:
+        compiling = {
+            program.shape: pool.submit(_compile, directory / "programs", program, manifest, mesh, steps)
+            for program in manifest.programs
+        }
+        try:
+            weights = _place_weights(directory / "weights", manifest.weights, mesh, steps)
+            kv = tuple(_filled(spec, mesh) for spec in manifest.kv)
+            state = tuple(_filled(spec, mesh) for spec in manifest.state)
+            jax.block_until_ready((weights, kv, state))
+            programs = {shape: future.result() for shape, future in compiling.items()}
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            raise _no_room(manifest, error) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return Runner(
+        weights=weights,
+        kv=kv,
+        state=state,
+        programs=programs,
+        inputs={program.shape: program.inputs for program in manifest.programs},
+        num_slots=manifest.num_slots,
+        dispatch_lock=dispatch_lock,
+    )
+
+
+def make_mesh(manifest: Manifest, devices: Sequence[jax.Device]) -> Mesh:
+    """Return the bundle's mesh over the first devices of this process."""
+    sizes = [manifest.mesh[axis] for axis in MESH_AXES]
+    grid = np.array(devices[: math.prod(sizes)]).reshape(sizes)
+    return Mesh(grid, MESH_AXES)
+
+
+def _sharding(spec: ArraySpec, mesh: Mesh) -> Sharding:
+    if mesh.size == 1:
+        # Equivalent, and much cheaper to trace and lower hundreds of times.
+        return SingleDeviceSharding(mesh.devices.flat[0])
+    return NamedSharding(mesh, PartitionSpec(*spec.axes))
+
+
+def _place_weights(
+    directory: Path, specs: Sequence[WeightSpec], mesh: Mesh, steps: _Steps
+) -> tuple[jax.Array, ...]:
+    """Put each weight on the mesh, reading only the bytes that each device needs."""
+    files: dict[str, Any] = {}
+    arrays = []
+    for spec in specs:
+        try:
+            if spec.file not in files:
+                files[spec.file] = safe_open(directory / spec.file, framework="numpy")
+            stored = files[spec.file].get_slice(spec.name)
+        except (OSError, SafetensorError) as error:
+            raise BundleError(
+                f"weights/{spec.file} is not readable ({error}): run vinfer precompile again"
+            ) from None
+        if tuple(stored.get_shape()) != spec.shape:
+            raise BundleError(
+                f"weights/{spec.file}: {spec.name} has shape {stored.get_shape()}, the manifest says "
+                f"{list(spec.shape)}: run vinfer precompile again"
+            )
+        arrays.append(_place(stored, spec, mesh))
+        steps.done()
+    return tuple(arrays)
+
+
+def _place(stored: Any, spec: WeightSpec, mesh: Mesh) -> jax.Array:
+    def read(index: tuple[slice, ...] | None) -> np.ndarray[Any, Any]:
+        assert index is not None
+        part: np.ndarray[Any, Any] = stored[index]
+        return part
+
+    return jax.make_array_from_callback(spec.shape, _sharding(spec, mesh), read)
+
+
+def _filled(spec: StateSpec, mesh: Mesh) -> jax.Array:
+    dtype = jnp.dtype(spec.dtype)
+
+    def fill(index: tuple[slice, ...] | None) -> np.ndarray[Any, Any]:
+        assert index is not None
+        shape = [len(range(*part.indices(size))) for part, size in zip(index, spec.shape, strict=True)]
+        return np.full(shape, spec.initial, dtype)
+
+    return jax.make_array_from_callback(spec.shape, _sharding(spec, mesh), fill)
+
+
+def _compile(
+    directory: Path, program: ProgramSpec, manifest: Manifest, mesh: Mesh, steps: _Steps
+) -> Compiled:
+    """Compile one program, or load it from the compilation cache."""
+    started = time.perf_counter()
+    has_model = program.shape.kind != "set_slot"
+    groups: list[Sequence[ArraySpec]] = [
+        manifest.weights if has_model else (),
+        manifest.kv if has_model else (),
+        manifest.state,
+        program.inputs,
+    ]
+    arguments = tuple(tuple(_sharding(spec, mesh) for spec in group) for group in groups)
+    results = (arguments[1], arguments[2], tuple(_sharding(spec, mesh) for spec in program.outputs))
+    try:
+        exported = export.deserialize(bytearray((directory / program.file).read_bytes()))
+    except Exception as error:
+        raise BundleError(f"programs/{program.file} is not a program: run vinfer precompile again") from error
+    # The donated results carry the shardings of the arguments, so that a second call finds what the first
+    # one left and no program is ever compiled for another layout.
+    jitted = jax.jit(exported.call, donate_argnums=(1, 2), in_shardings=arguments, out_shardings=results)
+    abstract = [
+        tuple(jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype)) for spec in group) for group in groups
+    ]
+    compiled: Compiled = jitted.lower(*abstract).compile()
+    steps.done()
+    logger.debug("program %s ready in %.2f s", program.shape.name, time.perf_counter() - started)
+    return compiled
+
+
+def _no_room(manifest: Manifest, error: Exception) -> DeviceError:
+    sizes = manifest.num_bytes_per_device().items()
+    needs = ", ".join(f"{name} {num_bytes / 2**30:.2f} GiB" for name, num_bytes in sizes)
+    return DeviceError(
+        f"the devices have no room ({needs} per device): lower num_slots or max_model_len, "
+        f"or raise mesh.tp ({str(error).splitlines()[0]})"
+    )

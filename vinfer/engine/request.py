@@ -1,0 +1,136 @@
+"""What goes into the engine and what comes out: requests, token events, statistics.
+
+Plain Python on purpose: the server and the scheduler import this module and must never import JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from typing import Literal, Protocol
+
+from vinfer.bundle import MAX_LOGIT_BIAS as MAX_LOGIT_BIAS
+from vinfer.bundle import MAX_STOP_TOKEN_IDS as MAX_STOP_TOKEN_IDS
+from vinfer.bundle import MAX_TOP_LOGPROBS as MAX_TOP_LOGPROBS
+from vinfer.errors import VinferError
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one request is sampled. All numbers are already validated and all defaults applied.
+
+    Order of application: penalties, logit_bias, temperature, top_k, top_p, min_p.
+
+    Attributes:
+        max_tokens: tokens to generate at most, >= 1; the caller has clamped it to max_model_len.
+        temperature: 0 is greedy.
+        top_k: 0 is off.
+        top_p: 1 is off.
+        min_p: 0 is off.
+        seed: 64-bit; the caller draws one where the client gave none.
+        stop_token_ids: ids that end the request (the EOS set is part of it, unless the client
+            asked to ignore it); at most MAX_STOP_TOKEN_IDS.
+        min_tokens: stop_token_ids cannot be sampled before that many tokens.
+        logit_bias: (token id, bias) pairs, at most MAX_LOGIT_BIAS.
+        top_logprobs: None for no logprobs; else 0..MAX_TOP_LOGPROBS alternatives per token.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    top_logprobs: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One sampled completion (`n=2` is two requests)."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    arrival_seconds: float
+    """time.monotonic() when the HTTP request arrived."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Logprobs of one generated token, of the raw model logits."""
+
+    logprob: float
+    top_ids: tuple[int, ...]
+    top_logprobs: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """Some new tokens of one request, and perhaps its end.
+
+    Attributes:
+        token_ids: new tokens, in order. Where `finish_reason` is "stop" the last one is the stop
+            token itself: it counts as usage and is not rendered.
+        logprobs: as long as token_ids, or None where the request asked for none.
+        finish_reason: set on the last event of a request.
+        error: set instead where the engine failed this request; nothing follows.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    finish_reason: FinishReason | None = None
+    error: VinferError | None = None
+
+    @property
+    def is_last(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot for metrics; counters only grow."""
+
+    num_requests_running: int = 0
+    num_requests_waiting: int = 0
+    num_slots: int = 0
+    kv_cache_usage_fraction: float = 0.0
+    prompt_tokens_total: int = 0
+    generation_tokens_total: int = 0
+    num_prefill_dispatches_total: int = 0
+    num_decode_dispatches_total: int = 0
+    num_overlapped_dispatches_total: int = 0
+    """Dispatches enqueued while the tokens of the one before had not been read yet."""
+
+
+class EngineClient(Protocol):
+    """The engine as the server sees it; the arithmetic fake engine of the tests is the other one."""
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    def submit(self, request: Request) -> AsyncIterator[TokenEvent]:
+        """Queue a request. Called on the event loop; never blocks.
+
+        Raises:
+            QueueFullError: as many requests wait as `models[].max_queue` allows.
+            NotReadyError: the engine drains.
+            EngineError: the engine is dead.
+        """
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request, running or waiting; unknown ids are ignored. No event follows."""
+        ...
+
+    def stats(self) -> EngineStats: ...
+
+    @property
+    def is_alive(self) -> bool: ...

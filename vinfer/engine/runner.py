@@ -1,0 +1,187 @@
+"""Arrays and programs: carries out what the scheduler decided.
+
+Owned by one engine thread. Enqueues programs without waiting for them; a `Dispatch` is read later, when the
+device already works on the next one. Does no eager JAX operation, so that nothing can compile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from vinfer.bundle import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec, ProgramShape
+from vinfer.engine.request import FinishReason, Request, TokenEvent, TokenLogprobs
+from vinfer.engine.scheduler import Admission, Decode, Prefill
+
+Arrays = tuple[jax.Array, ...]
+_FINISH: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length"}
+
+
+class Compiled(Protocol):
+    """A compiled program: (weights, kv, state, inputs) -> (kv, state, outputs)."""
+
+    def __call__(self, weights: Arrays, kv: Arrays, state: Arrays, inputs: tuple[Any, ...]) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dispatch:
+    """One enqueued program with outputs, and who gets which row.
+
+    Attributes:
+        owners: the request of each real row; None where the row yields nothing (an unfinished prompt).
+        outputs: tokens, finished, logprobs [steps, rows]; top_ids, top_logprobs [steps, rows, 20].
+    """
+
+    owners: tuple[Request | None, ...]
+    outputs: Arrays
+
+    def read(self) -> list[tuple[Request, TokenEvent]]:
+        """Wait for the device and return each owner's new tokens."""
+        tokens, finished = (np.asarray(array) for array in self.outputs[:2])
+        wants_logprobs = any(
+            owner is not None and owner.params.top_logprobs is not None for owner in self.owners
+        )
+        details = [np.asarray(array) for array in self.outputs[2:]] if wants_logprobs else []
+        events = []
+        for row, owner in enumerate(self.owners):
+            if owner is None:
+                continue
+            steps = [step for step in range(tokens.shape[0]) if tokens[step, row] >= 0]
+            if not steps:
+                continue
+            logprobs = None
+            if owner.params.top_logprobs is not None:
+                logprobs = tuple(_logprobs(details, step, row, owner.params.top_logprobs) for step in steps)
+            events.append(
+                (
+                    owner,
+                    TokenEvent(
+                        tuple(int(tokens[step, row]) for step in steps),
+                        logprobs,
+                        _FINISH[int(finished[steps[-1], row])],
+                    ),
+                )
+            )
+        return events
+
+
+def _logprobs(details: Sequence[np.ndarray[Any, Any]], step: int, row: int, num_top: int) -> TokenLogprobs:
+    own, top_ids, top_values = details
+    return TokenLogprobs(
+        float(own[step, row]),
+        tuple(int(token) for token in top_ids[step, row, :num_top]),
+        tuple(float(value) for value in top_values[step, row, :num_top]),
+    )
+
+
+class Runner:
+    """Holds weights, KV cache, state and programs of one model.
+
+    Args:
+        programs: every compiled program by shape.
+        inputs: the specs of each program's inputs.
+        dispatch_lock: shared by all runners on the same devices and held only while enqueuing: two models
+            that enqueue collectives in different orders on the same devices would wait for each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: Arrays,
+        kv: Arrays,
+        state: Arrays,
+        programs: Mapping[ProgramShape, Compiled],
+        inputs: Mapping[ProgramShape, Sequence[ArraySpec]],
+        num_slots: int,
+        dispatch_lock: threading.Lock,
+    ) -> None:
+        self._weights = weights
+        self._kv = kv
+        self._state = state
+        self._programs = dict(programs)
+        self._num_slots = num_slots
+        self._dispatch_lock = dispatch_lock
+        self._set_slot = next(shape for shape in programs if shape.kind == "set_slot")
+        self._row_specs = {spec.name: spec for spec in inputs[self._set_slot]}
+
+    def set_slot(self, admission: Admission) -> None:
+        """Enqueue the row of an admitted request."""
+        values = _row_values(admission, self._row_specs)
+        with self._dispatch_lock:
+            _, self._state, _ = self._programs[self._set_slot]((), (), self._state, values)
+
+    def prefill(self, work: Prefill) -> Dispatch:
+        """Enqueue one chunk of some prompts."""
+        rows, length = work.shape.rows, work.shape.length
+        slots = np.full(rows, self._num_slots, np.int32)
+        tokens = np.zeros((rows, length), np.int32)
+        starts, lengths = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+        is_final = np.zeros(rows, np.bool_)
+        for row, chunk in enumerate(work.chunks):
+            slots[row], starts[row], lengths[row] = chunk.slot, chunk.start, chunk.length
+            end = chunk.start + chunk.length
+            tokens[row, : chunk.length] = chunk.request.prompt_ids[chunk.start : end]
+            is_final[row] = chunk.is_final
+        owners = tuple(chunk.request if chunk.is_final else None for chunk in work.chunks)
+        return self._dispatch(work.shape, owners, (slots, tokens, starts, lengths, is_final))
+
+    def decode(self, work: Decode) -> Dispatch:
+        """Enqueue some decode steps."""
+        if work.shape.rows == self._num_slots:
+            # This program keeps row i = slot i.
+            by_slot = dict(zip(work.slots, work.owners, strict=True))
+            owners = tuple(by_slot.get(slot) for slot in range(self._num_slots))
+        else:
+            owners = work.owners
+        slots = np.full(work.shape.rows, self._num_slots, np.int32)
+        slots[: len(work.slots)] = work.slots
+        return self._dispatch(work.shape, owners, (slots, np.int32(work.step_limit)))
+
+    def _dispatch(
+        self, shape: ProgramShape, owners: tuple[Request | None, ...], inputs: tuple[Any, ...]
+    ) -> Dispatch:
+        with self._dispatch_lock:
+            self._kv, self._state, outputs = self._programs[shape](
+                self._weights, self._kv, self._state, inputs
+            )
+        for output in outputs[:2]:
+            output.copy_to_host_async()
+        return Dispatch(owners, outputs)
+
+
+def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> tuple[Any, ...]:
+    """Return one request as the inputs of set_slot, in their order."""
+    request, params = admission.request, admission.request.params
+    seed = params.seed % 2**64
+    stop_ids = np.full(MAX_STOP_TOKEN_IDS, -1, np.int32)
+    stop_ids[: len(params.stop_token_ids)] = params.stop_token_ids
+    bias_ids = np.full(MAX_LOGIT_BIAS, -1, np.int32)
+    bias_values = np.zeros(MAX_LOGIT_BIAS, np.float32)
+    for place, (token, bias) in enumerate(params.logit_bias):
+        bias_ids[place], bias_values[place] = token, bias
+    prompt_mask = np.zeros(specs["prompt_mask"].shape, np.bool_)
+    prompt_mask[np.asarray(request.prompt_ids, np.int64)] = True
+    values: dict[str, Any] = {
+        "slot": np.int32(admission.slot),
+        "remaining": np.int32(params.max_tokens),
+        "seed": np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
+        "temperature": np.float32(params.temperature),
+        "top_k": np.int32(params.top_k),
+        "top_p": np.float32(params.top_p),
+        "min_p": np.float32(params.min_p),
+        "repetition_penalty": np.float32(params.repetition_penalty),
+        "presence_penalty": np.float32(params.presence_penalty),
+        "frequency_penalty": np.float32(params.frequency_penalty),
+        "min_tokens": np.int32(params.min_tokens),
+        "wants_logprobs": np.bool_(params.top_logprobs is not None),
+        "stop_ids": stop_ids,
+        "logit_bias_ids": bias_ids,
+        "logit_bias_values": bias_values,
+        "prompt_mask": prompt_mask,
+    }
+    return tuple(values[name] for name in specs)

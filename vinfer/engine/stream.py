@@ -1,0 +1,64 @@
+"""The way of tokens from the engine thread to the event loop.
+
+One stream per request. The engine thread hands over all events of one step with a single wake-up of the
+loop; the consumer awaits them. A stream knows nothing of slots or arrays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from vinfer.engine.request import TokenEvent
+
+
+class TokenStream:
+    """Async iterator over the events of one request; ends after its last event.
+
+    Created on the event loop. `deliver` runs on the loop too.
+    """
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[TokenEvent] = asyncio.Queue()
+        self._is_done = False
+
+    def deliver(self, event: TokenEvent) -> None:
+        self._events.put_nowait(event)
+
+    def __aiter__(self) -> TokenStream:
+        return self
+
+    async def __anext__(self) -> TokenEvent:
+        if self._is_done:
+            raise StopAsyncIteration
+        event = await self._events.get()
+        # Whatever else is there already belongs into the same event: a slow reader then sees few large
+        # events instead of many small ones.
+        while not event.is_last and not self._events.empty():
+            event = _join(event, self._events.get_nowait())
+        self._is_done = event.is_last
+        return event
+
+
+def _join(first: TokenEvent, second: TokenEvent) -> TokenEvent:
+    logprobs = None
+    if first.logprobs is not None or second.logprobs is not None:
+        logprobs = (first.logprobs or ()) + (second.logprobs or ())
+    return TokenEvent(first.token_ids + second.token_ids, logprobs, second.finish_reason, second.error)
+
+
+def deliver_all(deliveries: Iterable[tuple[TokenStream, TokenEvent]]) -> None:
+    """Hand events to their streams, one wake-up per event loop; called on the engine thread."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[TokenStream, TokenEvent]]] = {}
+    for stream, event in deliveries:
+        by_loop.setdefault(stream.loop, []).append((stream, event))
+    for loop, batch in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_deliver, batch)
+
+
+def _deliver(batch: list[tuple[TokenStream, TokenEvent]]) -> None:
+    for stream, event in batch:
+        stream.deliver(event)

@@ -1,0 +1,126 @@
+"""From one model's config to its bundle directory: found, or built by the build child.
+
+Runs on the loader thread. Knows nothing of engines or of the server.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from vinfer.build.child import run_build
+from vinfer.build.plan import BuildPlan, MemoryPlan, build_versions, check_model, mesh_words, plan_build
+from vinfer.bundle import (
+    Manifest,
+    Platform,
+    build_lock,
+    check_fits,
+    is_bundle,
+    read_manifest,
+    verify_files,
+    writing,
+)
+from vinfer.checkpoint.checkpoint import open_checkpoint
+from vinfer.checkpoint.source import ResolvedSource, resolve_source
+from vinfer.config import ModelConfig
+from vinfer.errors import ConfigError, DeviceError
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, str, int, int], None]
+"""Called with (model name, phase, done, total)."""
+
+
+def find_or_build(
+    model: ModelConfig,
+    *,
+    where: str,
+    platform: Platform,
+    num_devices: int,
+    bundles_dir: Path,
+    progress: Progress,
+    output: Path | None = None,
+    memory_bytes: int | None = None,
+) -> Path:
+    """Return the directory of a model's bundle, building it where it is missing.
+
+    Args:
+        where: the model's place in the config, such as `models[0]`.
+        output: write the bundle here instead of under bundles_dir.
+        memory_bytes: what one device has, where that is known.
+
+    Raises:
+        CheckpointError, ConfigError, DeviceError, BuildError.
+    """
+    source = resolve_source(model.source, revision=model.revision)
+    if source.kind == "bundle":
+        _check_overrides(model, read_manifest(source.path), where=where)
+        return source.path
+    plan = plan_build(model, source, where=where, platform=platform, num_devices=num_devices)
+    directory = output or bundles_dir / plan.key
+    with build_lock(directory):
+        if is_bundle(directory) and (output is None or read_manifest(directory).key == plan.key):
+            return directory
+        if output is not None and output.exists() and any(output.iterdir()) and not is_bundle(output):
+            raise ConfigError(f"--output {output} is not empty and no bundle: choose another directory")
+        _announce(model, plan, source, where=where, memory_bytes=memory_bytes)
+        with writing(directory) as scratch:
+            run_build(
+                plan,
+                revision=model.revision,
+                directory=scratch,
+                log_path=directory.parent / f"{directory.name}.build.log",
+                progress=lambda phase, done, total: progress(model.name, phase, done, total),
+            )
+    return directory
+
+
+def _announce(
+    model: ModelConfig, plan: BuildPlan, source: ResolvedSource, *, where: str, memory_bytes: int | None
+) -> None:
+    memory: MemoryPlan = check_model(plan, open_checkpoint(source), where=where)
+    logger.info(
+        "plan for %s: mesh %s, per device %.2f GiB weights and %.2f GiB KV cache, %d programs",
+        model.name,
+        mesh_words(plan.mesh),
+        memory.weights_bytes / 2**30,
+        memory.kv_cache_bytes / 2**30,
+        len(plan.programs),
+    )
+    if memory_bytes is not None and memory.total_bytes > memory_bytes:
+        raise DeviceError(
+            f"{where} needs {memory.total_bytes / 2**30:.2f} GiB per device "
+            f"({memory.weights_bytes / 2**30:.2f} weights, {memory.kv_cache_bytes / 2**30:.2f} KV cache); a "
+            f"device has {memory_bytes / 2**30:.2f}: lower num_slots or max_model_len, or raise mesh.tp"
+        )
+
+
+def _check_overrides(model: ModelConfig, manifest: Manifest, *, where: str) -> None:
+    """A bundle's shapes are fixed: refuse a YAML that states others."""
+    for field in ("dtype", "num_slots", "max_model_len"):
+        stated, built = getattr(model, field), getattr(manifest, field)
+        if field in model.model_fields_set and stated != built:
+            raise ConfigError(
+                f"{where}.{field} is {stated}; the bundle {model.source} was built with {built}: leave the "
+                "field out, or run vinfer precompile with the new value"
+            )
+
+
+def open_bundle(directory: Path, *, platform: Platform, num_devices: int) -> Manifest:
+    """Read a bundle's manifest and check that it is whole and meant for this process.
+
+    Raises:
+        BundleError.
+    """
+    manifest = read_manifest(directory)
+    verify_files(directory, manifest, weights=False)
+    versions = build_versions()
+    check_fits(
+        directory,
+        manifest,
+        platform=platform,
+        num_devices=num_devices,
+        versions={name: versions[name] for name in ("jax", "jaxlib")},
+    )
+    return manifest

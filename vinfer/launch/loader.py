@@ -1,0 +1,200 @@
+"""From a config to serving models: each bundle found or built, loaded, and its engine started.
+
+Runs on one loader thread, after the port is bound and before anything answers. It decides nothing about
+requests, programs or routes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vinfer.bundle import Manifest, Platform
+from vinfer.config import Config, ModelConfig
+from vinfer.errors import BundleError, EngineError, VinferError
+from vinfer.launch.bundles import Progress, find_or_build, open_bundle
+from vinfer.launch.devices import device_memory_bytes, local_devices
+from vinfer.server.model_table import ModelTable, SamplingDefaults, ServedModel
+from vinfer.text.chat_template import load_chat_template
+from vinfer.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import jax
+
+    from vinfer.engine.compilation import CompileCounter
+    from vinfer.engine.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+
+class Loader:
+    """Loads the models of a config one after the other and puts each one to work.
+
+    Args:
+        table: told of progress, of ready models and of failures.
+        wanted: parsed `--devices`.
+        xla_cache: directory of the process-wide compilation cache.
+        progress: told what the table is told, for the terminal.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        table: ModelTable,
+        *,
+        wanted: tuple[Platform, int] | None,
+        xla_cache: Path,
+        progress: Progress,
+    ) -> None:
+        self._config = config
+        self._table = table
+        self._wanted = wanted
+        self._xla_cache = xla_cache
+        self._progress = progress
+        self._engines: list[Engine] = []
+        self._counter: CompileCounter | None = None
+
+    def num_post_ready_compiles(self) -> int:
+        return 0 if self._counter is None else self._counter.num_post_ready
+
+    def run(self) -> None:
+        """Load every model; a failure is reported to the table, which ends the server."""
+        current = self._config.models[0].name
+        try:
+            for name, step in self._steps():
+                current = name
+                step()
+        except VinferError as error:
+            logger.error("model %s: %s", current, error.message)
+            self._table.fail(current, error)
+        except Exception as error:
+            logger.exception("model %s could not be loaded", current)
+            self._table.fail(current, EngineError(f"{type(error).__name__}: {error}"))
+
+    def stop(self) -> None:
+        for engine in self._engines:
+            engine.stop()
+
+    def _steps(self) -> Sequence[tuple[str, Callable[[], None]]]:
+        names = [model.name for model in self._config.models]
+        loads = [
+            (name, lambda position=position: self._load(position)) for position, name in enumerate(names)
+        ]
+        return [(names[0], self._initialise), *loads, (names[-1], self._finish)]
+
+    def _initialise(self) -> None:
+        self._report(self._config.models[0].name, "starting jax", 0, 1)
+        from vinfer.engine.compilation import CompileCounter, set_compilation_cache
+
+        set_compilation_cache(self._xla_cache)
+        self._counter = CompileCounter()
+        self._platform, self._devices = local_devices(self._wanted)
+        self._dispatch_lock = threading.Lock()
+
+    def _load(self, position: int) -> None:
+        model = self._config.models[position]
+        directory = find_or_build(
+            model,
+            where=f"models[{position}]",
+            platform=self._platform,
+            num_devices=len(self._devices),
+            bundles_dir=self._config.bundles_dir,
+            progress=self._report,
+            memory_bytes=device_memory_bytes(self._devices[0]),
+        )
+        manifest = open_bundle(directory, platform=self._platform, num_devices=len(self._devices))
+        from vinfer.engine.compilation import platform_key, seed_cache
+
+        seed_cache(directory / "xla" / platform_key(), self._xla_cache)
+        engine = start_engine(
+            directory,
+            manifest,
+            model,
+            devices=self._devices,
+            dispatch_lock=self._dispatch_lock,
+            progress=self._report,
+        )
+        self._engines.append(engine)
+        self._table.serve(served_model(directory, manifest, model, engine, position=position))
+        self._progress(model.name, "ready", 1, 1)
+
+    def _finish(self) -> None:
+        assert self._counter is not None
+        self._counter.mark_ready()
+        logger.info(
+            "%d programs ready, %d of them from the cache",
+            self._counter.num_compiles,
+            self._counter.num_cache_hits,
+        )
+
+    def _report(self, name: str, phase: str, done: int, total: int) -> None:
+        self._table.report(name, phase, done, total)
+        self._progress(name, phase, done, total)
+
+
+def start_engine(
+    directory: Path,
+    manifest: Manifest,
+    model: ModelConfig,
+    *,
+    devices: Sequence[jax.Device],
+    dispatch_lock: threading.Lock,
+    progress: Progress,
+) -> Engine:
+    """Load a bundle and start its engine's thread."""
+    from vinfer.engine.engine import Engine
+    from vinfer.engine.load import load_runner
+    from vinfer.engine.scheduler import Scheduler
+
+    runner = load_runner(
+        directory,
+        manifest,
+        devices=devices,
+        dispatch_lock=dispatch_lock,
+        progress=lambda phase, done, total: progress(model.name, phase, done, total),
+    )
+    shapes = [program.shape for program in manifest.programs]
+    scheduler = Scheduler(
+        shapes=shapes,
+        num_slots=manifest.num_slots,
+        steps=max(shape.length for shape in shapes if shape.kind == "decode"),
+    )
+    engine = Engine(
+        name=model.name,
+        runner=runner,
+        scheduler=scheduler,
+        num_slots=manifest.num_slots,
+        max_model_len=manifest.max_model_len,
+        max_queue=model.max_queue,
+    )
+    engine.start()
+    return engine
+
+
+def served_model(
+    directory: Path, manifest: Manifest, model: ModelConfig, engine: Engine, *, position: int
+) -> ServedModel:
+    """Put together what the routes need of one model."""
+    tokenizer = Tokenizer.load(directory / "tokenizer")
+    if tokenizer.vocab_size > manifest.model.vocab_size:
+        raise BundleError(
+            f"bundle {directory}: its tokenizer is larger than its model: run vinfer precompile"
+        )
+    return ServedModel(
+        name=model.name,
+        position=position,
+        engine=engine,
+        tokenizer=tokenizer,
+        chat_template=load_chat_template(directory / "tokenizer", tokenizer),
+        sampling=SamplingDefaults.resolve(model.sampling, manifest.model.sampling_defaults),
+        eos_token_ids=manifest.model.eos_token_ids,
+        bos_token_id=manifest.model.bos_token_id,
+        max_model_len=manifest.max_model_len,
+        vocab_size=manifest.model.vocab_size,
+        created=manifest.created,
+        root=manifest.model.source,
+        fingerprint=manifest.key,
+    )

@@ -1,0 +1,105 @@
+"""`vinfer precompile`: the slow part ahead of deploy.
+
+Builds each bundle, then loads it as the server would, so that whatever is wrong shows here, and stores the
+compiled code in the bundle. Where the target is not this machine, only the bundle is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vinfer.bundle import Platform, build_lock, is_bundle
+from vinfer.config import Config
+from vinfer.errors import ConfigError, DeviceError
+from vinfer.launch.bundles import Progress, find_or_build, open_bundle
+from vinfer.launch.devices import device_memory_bytes, local_devices
+from vinfer.launch.loader import start_engine
+
+if TYPE_CHECKING:
+    import jax
+
+logger = logging.getLogger(__name__)
+
+
+def precompile(
+    config: Config, *, wanted: tuple[Platform, int] | None, output: Path | None, progress: Progress
+) -> list[Path]:
+    """Write and warm up the bundle of every model; return their directories.
+
+    Args:
+        wanted: parsed `--devices`; a platform that this machine lacks is built for and not warmed up.
+        output: the bundle's directory for one model; for several, each goes under it by name.
+
+    Raises:
+        VinferError: as the server would at start.
+    """
+    try:
+        platform, devices = local_devices(wanted)
+    except DeviceError:
+        if wanted is None:
+            raise
+        platform, devices = wanted[0], ()
+    num_devices = wanted[1] if wanted else len(devices)
+    directories = []
+    for position, model in enumerate(config.models):
+        directory = find_or_build(
+            model,
+            where=f"models[{position}]",
+            platform=platform,
+            num_devices=num_devices,
+            bundles_dir=config.bundles_dir,
+            progress=progress,
+            output=_place(output, model.name, len(config.models)),
+            memory_bytes=device_memory_bytes(devices[0]) if devices else None,
+        )
+        directories.append(directory)
+        if devices:
+            _warm_up(directory, config, position, platform, devices, progress)
+        else:
+            logger.info("%s is built for %s and not warmed up: there is none here", directory, platform)
+    return directories
+
+
+def _place(output: Path | None, name: str, num_models: int) -> Path | None:
+    if output is None or num_models == 1:
+        return output
+    if is_bundle(output):
+        raise ConfigError(f"--output {output} is one bundle and the config has {num_models} models")
+    return output / name.replace("/", "--")
+
+
+def _warm_up(
+    directory: Path,
+    config: Config,
+    position: int,
+    platform: Platform,
+    devices: Sequence[jax.Device],
+    progress: Progress,
+) -> None:
+    from vinfer.engine.compilation import platform_key, set_compilation_cache
+
+    manifest = open_bundle(directory, platform=platform, num_devices=len(devices))
+    store = directory / "xla" / platform_key()
+    with build_lock(directory), tempfile.TemporaryDirectory(prefix="vinfer-xla-") as scratch:
+        if store.is_dir():
+            shutil.copytree(store, scratch, dirs_exist_ok=True)
+        set_compilation_cache(Path(scratch))
+        engine = start_engine(
+            directory,
+            manifest,
+            config.models[position],
+            devices=devices,
+            dispatch_lock=threading.Lock(),
+            progress=progress,
+        )
+        engine.stop()
+        store.mkdir(parents=True, exist_ok=True)
+        for file in Path(scratch).glob("*-cache"):
+            if not (store / file.name).exists():
+                shutil.copyfile(file, store / file.name)

@@ -1,0 +1,60 @@
+"""What a person at a terminal, or a log collector, sees of vinfer: log lines, progress, the first curl.
+
+Standard error only. Progress comes as lines, not as a bar: it must read well in a container's log too.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+from typing import Any
+
+from vinfer.config import Config
+
+logger = logging.getLogger(__name__)
+
+_LINES_PER_PHASE = 4
+
+
+def configure_logging(level: str) -> None:
+    """Send vinfer's log lines to standard error; libraries only when something is wrong."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("vinfer").setLevel(level.upper())
+
+
+class ProgressLines:
+    """Logs the start of every phase and a few lines in between, with the seconds since the process began."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._last: tuple[str, str, int] | None = None
+
+    def __call__(self, name: str, phase: str, done: int, total: int) -> None:
+        """Take one report of progress; any thread."""
+        line = (name, phase, done * _LINES_PER_PHASE // max(total, 1))
+        if line == self._last:
+            return
+        self._last = line
+        count = f" {done}/{total}" if total > 1 else ""
+        logger.info("%s: %s%s (%.0f s)", name, phase, count, time.monotonic() - self._started)
+
+
+def greet(config: Config, address: tuple[Any, ...]) -> None:
+    """Say that the server is ready, and how to try it."""
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    url = f"http://{host}:{address[1]}"
+    body = (
+        f'{{"model": "{config.models[0].name}", "temperature": 0, '
+        '"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
+    )
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if config.server.api_keys_file else ""
+    logger.info(
+        "ready on %s; try:\n\n  curl %s/v1/chat/completions -H 'Content-Type: application/json'%s -d %s\n",
+        url,
+        url,
+        key,
+        shlex.quote(body),
+    )

@@ -1,0 +1,1 @@
+"""The HTTP half: plain Starlette handlers over engines. No JAX."""

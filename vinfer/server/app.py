@@ -1,0 +1,92 @@
+"""The route table, and the app put together from its parts. Knows every route and nothing about any."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+
+from vinfer.config import ServerConfig
+from vinfer.server import chat, completions, health, models
+from vinfer.server.auth import Authenticator
+from vinfer.server.error_responses import error_response
+from vinfer.server.gate import Gate
+from vinfer.server.metrics import ServerMetrics
+from vinfer.server.model_table import ModelTable
+from vinfer.server.request_context import RequestContext
+from vinfer.server.services import Deadlines, Services
+
+Handler = Callable[[Services, HttpRequest], Coroutine[Any, Any, Any]]
+
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("POST", "/v1/chat/completions", chat.chat_completions),
+    ("POST", "/v1/completions", completions.completions),
+    ("POST", "/v1/count_tokens", models.count_tokens),
+    ("GET", "/v1/models", models.list_models),
+    ("GET", "/v1/models/{id:path}", models.show_model),
+    ("GET", "/liveness", health.liveness),
+    ("GET", "/readiness", health.readiness),
+    ("GET", "/health", health.health),
+    ("GET", "/version", health.version),
+)
+METRICS_ROUTE = ("GET", "/metrics", health.metrics)
+
+
+def create_app(
+    config: ServerConfig, model_table: ModelTable, *, compile_count: Callable[[], int] = lambda: 0
+) -> Starlette:
+    """Build the app; models may become ready later.
+
+    Args:
+        compile_count: how many programs were compiled since the server was ready, for `/metrics`.
+
+    Raises:
+        ConfigError: the key file cannot be read.
+    """
+    services = Services(
+        config=config,
+        models=model_table,
+        workers=ThreadPoolExecutor(config.max_workers, thread_name_prefix="vinfer-worker"),
+        metrics=ServerMetrics(model_table, compile_count),
+        deadlines=Deadlines(config.request_timeout_seconds),
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        services.workers.shutdown(wait=False, cancel_futures=True)
+
+    routes = (*ROUTES, METRICS_ROUTE) if config.metrics else ROUTES
+    app = Starlette(
+        routes=[
+            Route(path, functools.partial(handler, services), methods=[method], name=path)
+            for method, path, handler in routes
+        ],
+        middleware=[
+            Middleware(
+                Gate,
+                models=model_table,
+                authenticator=Authenticator(config.api_keys_file),
+                metrics=services.metrics,
+            )
+        ],
+        exception_handlers={HTTPException: _refuse},
+        lifespan=lifespan,
+    )
+    # `/v1/models/` is no route, and a redirect of a POST loses its body with many clients.
+    app.router.redirect_slashes = False
+    app.state.services = services
+    return app
+
+
+async def _refuse(request: HttpRequest, error: Exception) -> Response:
+    return error_response(error, RequestContext.of(request.scope).request_id)

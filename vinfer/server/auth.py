@@ -1,0 +1,67 @@
+"""API keys: every route needs one but the three that say whether the server is up.
+
+Reads the key file once, at start. Looks at the ASGI scope's path only: a URL rebuilt from headers can be
+forged by the client (CVE-2026-48710).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from pathlib import Path
+
+from starlette.types import Scope
+
+from vinfer.errors import AuthenticationError, ConfigError
+
+PUBLIC_PATHS = frozenset({"/liveness", "/readiness", "/health"})
+
+
+class Authenticator:
+    """Checks `Authorization: Bearer KEY`; lets everything pass where there are no keys.
+
+    Args:
+        api_keys_file: one key per line; blank lines and lines that start with # are left out.
+
+    Raises:
+        ConfigError: the file cannot be read or holds no key.
+    """
+
+    def __init__(self, api_keys_file: Path | None) -> None:
+        self._digests: list[bytes] = []
+        if api_keys_file is None:
+            return
+        try:
+            lines = api_keys_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"server.api_keys_file {api_keys_file} cannot be read ({type(error).__name__}): "
+                "name a UTF-8 text file with one key per line"
+            ) from None
+        keys = [line.strip() for line in lines]
+        self._digests = [_digest(key.encode()) for key in keys if key and not key.startswith("#")]
+        if not self._digests:
+            raise ConfigError(
+                f"server.api_keys_file {api_keys_file} holds no key: "
+                "write one per line, or leave the setting out"
+            )
+
+    def check(self, scope: Scope) -> None:
+        """Let a request pass or not.
+
+        Raises:
+            AuthenticationError: it carries no key, several, or a wrong one.
+        """
+        if not self._digests or scope["path"] in PUBLIC_PATHS:
+            return
+        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        scheme, _, key = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
+        digest = _digest(key.strip())
+        # All keys are compared, equal or not: the time taken says nothing about any of them.
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        if scheme.lower() != b"bearer" or not any(matches):
+            raise AuthenticationError("no valid API key: send one `Authorization: Bearer KEY` header")
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

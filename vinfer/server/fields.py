@@ -1,0 +1,143 @@
+"""What vinfer does with each request field of the OpenAI API: applied, refused, or accepted without effect.
+
+One table per route; `protocol` types the applied fields, and a test compares both. Nothing here runs
+anything: it only sorts the keys of a parsed body.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from vinfer.errors import RequestError
+from vinfer.server.request_body import printable
+
+
+class Treatment(enum.Enum):
+    APPLIED = "applied"
+    REFUSED = "refused"
+    ACCEPTED = "accepted without effect"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FieldRule:
+    """How one field is treated.
+
+    Attributes:
+        reason: why it is refused and what to do instead.
+        neutral: values of a refused field that ask for nothing, as clients send them; null always is.
+    """
+
+    treatment: Treatment
+    reason: str = ""
+    neutral: tuple[Any, ...] = ()
+
+
+APPLIED = FieldRule(Treatment.APPLIED)
+ACCEPTED = FieldRule(Treatment.ACCEPTED)
+
+
+def refused(reason: str, *neutral: Any) -> FieldRule:
+    """Make the rule of a field that asks for something vinfer does not do."""
+    return FieldRule(Treatment.REFUSED, reason, neutral)
+
+
+NOT_SERVED = "not served by this version of vinfer: leave it out"
+
+_SAMPLING_FIELDS: Mapping[str, FieldRule] = {
+    "model": APPLIED,
+    "max_tokens": APPLIED,
+    "temperature": APPLIED,
+    "top_p": APPLIED,
+    "n": APPLIED,
+    "stop": APPLIED,
+    "stop_token_ids": APPLIED,
+    "seed": APPLIED,
+    "presence_penalty": APPLIED,
+    "frequency_penalty": APPLIED,
+    "logit_bias": APPLIED,
+    "logprobs": APPLIED,
+    "stream": APPLIED,
+    "stream_options": APPLIED,
+    "top_k": APPLIED,
+    "min_p": APPLIED,
+    "repetition_penalty": APPLIED,
+    "min_tokens": APPLIED,
+    "ignore_eos": APPLIED,
+    "skip_special_tokens": APPLIED,
+    "response_format": APPLIED,
+    "structured_outputs": refused(NOT_SERVED),
+    "priority": refused(NOT_SERVED, 0),
+    "cache_salt": refused(NOT_SERVED),
+    "user": ACCEPTED,
+    "metadata": ACCEPTED,
+    "store": ACCEPTED,
+    "service_tier": ACCEPTED,
+    "safety_identifier": ACCEPTED,
+    "prompt_cache_key": ACCEPTED,
+}
+
+CHAT_FIELDS: Mapping[str, FieldRule] = {
+    **_SAMPLING_FIELDS,
+    "messages": APPLIED,
+    "max_completion_tokens": APPLIED,
+    "top_logprobs": APPLIED,
+    "modalities": APPLIED,
+    "add_generation_prompt": APPLIED,
+    "continue_final_message": APPLIED,
+    "tools": refused(NOT_SERVED, []),
+    "tool_choice": refused(NOT_SERVED, "none", "auto"),
+    "parallel_tool_calls": refused(NOT_SERVED),
+    "reasoning_effort": refused(NOT_SERVED),
+    "chat_template_kwargs": refused(NOT_SERVED, {}),
+    "chat_template": refused("a template is never taken from a request: leave it out"),
+    "functions": refused("the old form of tools: use tools", []),
+    "function_call": refused("the old form of tool_choice: use tools and tool_choice", "none", "auto"),
+    "audio": refused("vinfer serves no audio: leave it out"),
+    "prediction": refused("vinfer does not use predicted outputs: leave it out"),
+    "web_search_options": refused("vinfer does not search the web: leave it out"),
+}
+
+COMPLETION_FIELDS: Mapping[str, FieldRule] = {
+    **_SAMPLING_FIELDS,
+    "prompt": APPLIED,
+    "best_of": APPLIED,
+    "echo": refused(NOT_SERVED, False),
+    "suffix": refused("vinfer does not fill in the middle: leave it out", ""),
+}
+
+COUNT_FIELDS: Mapping[str, FieldRule] = {"model": APPLIED, "conversation": APPLIED}
+
+
+def applied_fields(
+    body: Mapping[str, Any], rules: Mapping[str, FieldRule], unknown: Literal["refuse", "ignore"]
+) -> dict[str, Any]:
+    """Keep the fields that are applied; null counts as left out.
+
+    Raises:
+        RequestError: a field is refused, or unknown where unknown fields are.
+    """
+    applied = {}
+    for key, value in body.items():
+        rule = rules.get(key)
+        if rule is None:
+            if unknown == "refuse":
+                raise RequestError(_unknown_message(key, rules), param=key[:128])
+        elif value is None or rule.treatment is Treatment.ACCEPTED:
+            continue
+        elif rule.treatment is Treatment.APPLIED:
+            applied[key] = value
+        # `==` alone would let 0 pass for False and the other way round.
+        elif not any(type(value) is type(neutral) and value == neutral for neutral in rule.neutral):
+            raise RequestError(f"{key}: {rule.reason}", param=key)
+    return applied
+
+
+def _unknown_message(key: str, rules: Mapping[str, FieldRule]) -> str:
+    known = [name for name, rule in rules.items() if rule.treatment is Treatment.APPLIED]
+    near = difflib.get_close_matches(key[:64], known, n=1)
+    next_move = f"did you mean {near[0]}?" if near else "leave it out"
+    return f"{printable(key)} is not a field of this route: {next_move}"

@@ -1,0 +1,57 @@
+"""Is it up, is it ready, which version, how busy: routes for probes and dashboards. Event loop only."""
+
+from __future__ import annotations
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+import vinfer
+from vinfer.server.model_table import ModelTable
+from vinfer.server.services import Services
+
+
+async def liveness(services: Services, request: HttpRequest) -> JSONResponse:
+    """Say that the process answers; true from the moment the port is bound."""
+    return JSONResponse({"status": "alive"})
+
+
+async def readiness(services: Services, request: HttpRequest) -> JSONResponse:
+    """Say whether requests are welcome: 200 when every model serves, else 503 with how far they are."""
+    models = services.models
+    statuses = models.statuses
+    content = {
+        "phase": _phase(models),
+        "done": sum(status.done for status in statuses),
+        "total": sum(status.total for status in statuses),
+        # Public, so without the error: it may name files. The log has it.
+        "models": [
+            {"name": status.name, "phase": status.phase, "done": status.done, "total": status.total}
+            for status in statuses
+        ],
+    }
+    return JSONResponse(content, 200 if models.ready else 503)
+
+
+async def health(services: Services, request: HttpRequest) -> JSONResponse:
+    """Say the same as `readiness` in the form that load tools look for."""
+    ready = services.models.ready
+    return JSONResponse({"status": "ok" if ready else _phase(services.models)}, 200 if ready else 503)
+
+
+async def version(services: Services, request: HttpRequest) -> JSONResponse:
+    """Say which vinfer this is."""
+    return JSONResponse({"version": vinfer.__version__})
+
+
+async def metrics(services: Services, request: HttpRequest) -> Response:
+    """Give Prometheus its numbers."""
+    return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _phase(models: ModelTable) -> str:
+    if models.draining:
+        return "draining"
+    if models.dead:
+        return "failed"
+    return next((status.phase for status in models.statuses if status.phase != "ready"), "ready")

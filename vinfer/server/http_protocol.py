@@ -1,0 +1,230 @@
+"""uvicorn's HTTP protocol with the limits it lacks: header bytes and count, slow senders, slow readers.
+
+One object per connection, on the event loop. It counts raw bytes, because httptools collects a header's
+value without telling anybody until it is complete. Knows nothing of routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import http
+import json
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from vinfer.errors import HeadersTooLargeError, RequestError, RequestTimeoutError
+
+MAX_HEADER_BYTES = 64 * 1024
+MAX_NUM_HEADERS = 100
+MIN_BODY_BYTES_PER_TIMEOUT = 1024
+# Per byte of body, the most bytes of chunked framing: six in a stream of one-byte chunks.
+MAX_FRAMING_RATIO = 8
+WRITE_STALL_SECONDS = 60.0
+
+
+class _Phase(enum.Enum):
+    HEADERS = "headers"
+    BODY = "body"
+    RECEIVED = "received"
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """HTTP/1.1 on one connection, within limits.
+
+    - Headers: at most MAX_HEADER_BYTES and MAX_NUM_HEADERS (431), complete within the timeout (408).
+    - Body: at least MIN_BODY_BYTES_PER_TIMEOUT per timeout, or its end (408).
+    - Response: a client that lets a full buffer wait for WRITE_STALL_SECONDS is cut off.
+
+    Args:
+        receive_timeout_seconds: `server.header_timeout_seconds`.
+    """
+
+    def __init__(self, *args: Any, receive_timeout_seconds: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # uvicorn's line holds the path and the query as the client sent them; its own switch can be undone
+        # by whoever configures logging.
+        self.access_log = False
+        self._receive_timeout_seconds = receive_timeout_seconds
+        self._receive_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._phase = _Phase.RECEIVED
+        self._refusal: RequestError | None = None
+        self._num_messages = 0
+        # Of the present message: bytes as they came, and what the parser made of them.
+        self._num_raw_bytes = 0
+        self._num_header_bytes = 0
+        self._num_body_bytes = 0
+        self._num_body_bytes_at_timer = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Give a new connection its time to send a request."""
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timers."""
+        self._disarm()
+        self._stop_write_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser and count what it keeps to itself."""
+        if self.transport.is_closing():
+            return
+        num_messages = self._num_messages
+        if self._is_idle():
+            # uvicorn stops its keep-alive timer now, even for bytes that are the beginning of nothing.
+            self._arm()
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if num_messages == self._num_messages and self._phase is not _Phase.RECEIVED:
+            # Of a piece in which a message begins, no more than one read buffer goes uncounted.
+            self._num_raw_bytes += len(data)
+            num_framing_bytes = self._num_raw_bytes - self._num_body_bytes
+            if num_framing_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._num_body_bytes:
+                self._refuse(_headers_too_large())
+        elif self._is_idle() and self._receive_timer is None and self.timeout_keep_alive_task is None:
+            # A body that ended after its response: uvicorn has armed and stopped its timer before.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def on_message_begin(self) -> None:
+        """Start counting a request's headers."""
+        super().on_message_begin()
+        self._phase = _Phase.HEADERS
+        self._num_messages += 1
+        self._num_raw_bytes = self._num_header_bytes = 0
+        self._num_body_bytes = self._num_body_bytes_at_timer = 0
+        self._arm()
+
+    def on_url(self, url: bytes) -> None:
+        """Count the request line."""
+        self._count_header_bytes(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count one header; trailers come here too."""
+        self._count_header_bytes(len(name) + len(value))
+        if len(self.headers) >= MAX_NUM_HEADERS:
+            raise self._note(_headers_too_large())
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Go on to the body."""
+        self._phase = _Phase.BODY
+        self._num_raw_bytes = 0
+        self._arm()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Count the body."""
+        self._num_body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Leave the client alone while we work."""
+        self._phase = _Phase.RECEIVED
+        self._disarm()
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """Start the clock of a client that does not read."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(WRITE_STALL_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop that clock."""
+        self._stop_write_timer()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, or what a callback refused, with an error object."""
+        self._refuse(self._refusal or RequestError("this is not a well-formed HTTP/1.1 request"))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: clients offer HTTP/2 as a matter of course and go on without it."""
+
+    def _is_idle(self) -> bool:
+        return self._phase is _Phase.RECEIVED and self._open_cycle() is None
+
+    def _open_cycle(self) -> RequestResponseCycle | None:
+        """Give the request that is being answered."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return None if cycle is None or cycle.response_complete else cycle
+
+    def _count_header_bytes(self, num: int) -> None:
+        self._num_header_bytes += num
+        if self._num_header_bytes > MAX_HEADER_BYTES:
+            raise self._note(_headers_too_large())
+
+    def _note(self, refusal: RequestError) -> RequestError:
+        """Remember why a callback stops the parser; httptools reports only that it did."""
+        self._refusal = refusal
+        return refusal
+
+    def _arm(self) -> None:
+        self._disarm()
+        self._receive_timer = self.loop.call_later(self._receive_timeout_seconds, self._on_receive_timeout)
+
+    def _disarm(self) -> None:
+        if self._receive_timer is not None:
+            self._receive_timer.cancel()
+            self._receive_timer = None
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _on_receive_timeout(self) -> None:
+        num_new_bytes = self._num_body_bytes - self._num_body_bytes_at_timer
+        if self.flow.read_paused or num_new_bytes >= MIN_BODY_BYTES_PER_TIMEOUT:
+            self._num_body_bytes_at_timer = self._num_body_bytes
+            self._arm()
+        elif self._phase is _Phase.RECEIVED:
+            self.transport.close()
+        else:
+            self._refuse(
+                RequestTimeoutError(
+                    f"the {self._phase.value} did not arrive within "
+                    f"server.header_timeout_seconds, {self._receive_timeout_seconds:g}: send faster"
+                )
+            )
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer with an error, unless another answer is under way, and close."""
+        self._disarm()
+        cycle = self._open_cycle()
+        if self._phase is _Phase.BODY:
+            is_unanswered = cycle is not None and not cycle.response_started
+        else:
+            # Before its headers are complete a request has no cycle: an open one belongs to the one before.
+            is_unanswered = cycle is None
+        if is_unanswered:
+            self.transport.write(_response(error))
+        if cycle is not None:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.transport.close()
+
+
+def _headers_too_large() -> HeadersTooLargeError:
+    return HeadersTooLargeError(
+        f"the headers exceed {MAX_HEADER_BYTES} bytes or {MAX_NUM_HEADERS} in number: send less"
+    )
+
+
+def _response(error: RequestError) -> bytes:
+    body = {"message": error.message, "type": error.type, "param": None, "code": error.code}
+    content = json.dumps({"error": body}).encode()
+    head = (
+        f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\n"
+        "content-type: application/json\r\n"
+        f"content-length: {len(content)}\r\n"
+        "connection: close\r\n\r\n"
+    )
+    return head.encode() + content

@@ -1,0 +1,139 @@
+"""Prometheus metrics: what the server observes itself, and what it asks the engines at each scrape.
+
+One registry per app, so that two apps in one process do not meet. Observed on the event loop. Label
+values come from the config and from fixed sets only, so their number is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from vinfer.engine.request import EngineStats
+from vinfer.server.model_table import ModelTable
+
+# Names and buckets are vLLM's, so that its dashboards work after a change of prefix.
+E2E_BUCKETS = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0),
+    *(240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+TTFT_BUCKETS = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+    *(20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+ITL_BUCKETS = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+    *(20.0, 40.0, 80.0),
+)
+
+_ENGINE_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
+    ("num_requests_running", "Requests that hold a slot.", lambda s: s.num_requests_running),
+    ("num_requests_waiting", "Requests that wait for a slot.", lambda s: s.num_requests_waiting),
+    ("num_slots", "Requests that can be decoded together.", lambda s: s.num_slots),
+    ("kv_cache_usage_perc", "Fraction of the KV cache in use, 0 to 1.", lambda s: s.kv_cache_usage_fraction),
+)
+_ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
+    ("prompt_tokens", "Prompt tokens prefilled.", lambda s: s.prompt_tokens_total),
+    ("generation_tokens", "Tokens generated.", lambda s: s.generation_tokens_total),
+    ("num_prefill_dispatches", "Prefill programs dispatched.", lambda s: s.num_prefill_dispatches_total),
+    ("num_decode_dispatches", "Decode programs dispatched.", lambda s: s.num_decode_dispatches_total),
+    (
+        "num_overlapped_dispatches",
+        "Dispatches enqueued before the tokens of the one before had been read.",
+        lambda s: s.num_overlapped_dispatches_total,
+    ),
+)
+
+
+class ServerMetrics:
+    """The metrics of one app.
+
+    Args:
+        compile_count: how many programs were compiled after the server was ready; 0 is the promise.
+    """
+
+    def __init__(self, models: ModelTable, compile_count: Callable[[], int]) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_EngineCollector(models, compile_count))
+
+        def histogram(name: str, documentation: str, buckets: Iterable[float]) -> Histogram:
+            return Histogram(
+                f"vinfer:{name}",
+                documentation,
+                ["model_name"],
+                buckets=tuple(buckets),
+                registry=self._registry,
+            )
+
+        self._ttft = histogram(
+            "time_to_first_token_seconds", "From the request's arrival to its first token.", TTFT_BUCKETS
+        )
+        self._itl = histogram("inter_token_latency_seconds", "Time between two tokens.", ITL_BUCKETS)
+        self._e2e = histogram(
+            "e2e_request_latency_seconds", "From the request's arrival to its last token.", E2E_BUCKETS
+        )
+        self._success = Counter(
+            "vinfer:request_success",
+            "Completions that ran to their end.",
+            ["model_name", "finished_reason"],
+            registry=self._registry,
+        )
+        self._requests = Counter(
+            "vinfer:requests",
+            "HTTP requests to /v1 routes by how they ended.",
+            ["model_name", "outcome"],
+            registry=self._registry,
+        )
+
+    def observe_first_token(self, model_name: str, seconds: float) -> None:
+        """Count the time from arrival to the first token of a completion."""
+        self._ttft.labels(model_name).observe(seconds)
+
+    def observe_tokens(self, model_name: str, num_tokens: int, seconds: float) -> None:
+        """Count tokens that came together, `seconds` after the ones before."""
+        inter_token = self._itl.labels(model_name)
+        for _ in range(num_tokens):
+            inter_token.observe(seconds / num_tokens)
+
+    def observe_finish(self, model_name: str, finish_reason: str, seconds: float) -> None:
+        """Count a completion that ended by itself, `seconds` after its arrival."""
+        self._e2e.labels(model_name).observe(seconds)
+        self._success.labels(model_name, finish_reason).inc()
+
+    def count_request(self, model_name: str, outcome: str) -> None:
+        """Count an HTTP request; `model_name` is empty where it never reached a model."""
+        self._requests.labels(model_name, outcome).inc()
+
+    def render(self) -> bytes:
+        """Write all metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _EngineCollector(Collector):
+    """Asks the engines for their numbers at each scrape."""
+
+    def __init__(self, models: ModelTable, compile_count: Callable[[], int]) -> None:
+        self._models = models
+        self._compile_count = compile_count
+
+    def collect(self) -> Iterator[Metric]:
+        stats = [(model.name, model.engine.stats()) for model in self._models.served_models]
+        for name, documentation, value in _ENGINE_GAUGES:
+            gauge = GaugeMetricFamily(f"vinfer:{name}", documentation, labels=["model_name"])
+            for model_name, snapshot in stats:
+                gauge.add_metric([model_name], value(snapshot))
+            yield gauge
+        for name, documentation, value in _ENGINE_COUNTERS:
+            counter = CounterMetricFamily(f"vinfer:{name}", documentation, labels=["model_name"])
+            for model_name, snapshot in stats:
+                counter.add_metric([model_name], value(snapshot))
+            yield counter
+        yield CounterMetricFamily(
+            "vinfer:post_ready_compiles",
+            "Programs compiled after the server was ready.",
+            value=self._compile_count(),
+        )

@@ -1,0 +1,183 @@
+"""The models of this process: how far each one is, and what serves it once it is ready.
+
+Loader threads write, the event loop reads; one lock makes that safe. It knows neither HTTP nor how a
+model is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vinfer.config import SamplingConfig
+from vinfer.engine.request import EngineClient
+from vinfer.errors import ModelNotFoundError, NotReadyError, VinferError
+from vinfer.text.chat_template import ChatTemplate
+from vinfer.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """What a request that leaves a sampling field out gets; the values here are OpenAI's.
+
+    Attributes:
+        max_tokens: None stands for all the room the prompt leaves (16 for `/v1/completions`).
+    """
+
+    max_tokens: int | None = None
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    @classmethod
+    def resolve(cls, config: SamplingConfig, generation_config: Mapping[str, Any]) -> SamplingDefaults:
+        """Choose per field: the `sampling` block, else the checkpoint's generation_config, else OpenAI.
+
+        Args:
+            config: the `sampling` block; a null field says nothing.
+            generation_config: the checkpoint's, with Hugging Face's names; other keys are ignored.
+        """
+        chosen: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            theirs = "max_new_tokens" if field.name == "max_tokens" else field.name
+            value = getattr(config, field.name)
+            # `n` is a matter between client and server; a checkpoint has no say in it.
+            if value is None and field.name != "n":
+                value = generation_config.get(theirs)
+            if value is not None:
+                chosen[field.name] = value
+        return cls(**chosen)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """Everything a route needs to answer for one model.
+
+    Attributes:
+        name: id in the API.
+        position: index in the config's `models` list, for messages such as `models[0].max_model_len`.
+        chat_template: None where the checkpoint has none; then only `/v1/completions` answers.
+        eos_token_ids: ids that end a completion unless the client asks to ignore them.
+        vocab_size: prompt ids, stop ids and biased ids lie below it.
+        created: when the bundle was built, in seconds since the epoch.
+        root: where the weights come from, as the config names it.
+        fingerprint: the bundle key, sent as `system_fingerprint`.
+    """
+
+    name: str
+    position: int
+    engine: EngineClient
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    sampling: SamplingDefaults
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    max_model_len: int
+    vocab_size: int
+    created: int
+    root: str
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatus:
+    """How far one model is: `done` of `total` pieces of work in `phase`."""
+
+    name: str
+    phase: str = "waiting"
+    done: int = 0
+    total: int = 0
+    error: VinferError | None = None
+
+
+class ModelTable:
+    """Models by name, in the order of the config."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._lock = threading.Lock()
+        self._statuses = {name: ModelStatus(name=name) for name in names}
+        self._served: dict[str, ServedModel] = {}
+        self._draining = False
+
+    def report(self, name: str, phase: str, done: int = 0, total: int = 0) -> None:
+        """Say how far a model is."""
+        with self._lock:
+            self._statuses[name] = ModelStatus(name=name, phase=phase, done=done, total=total)
+
+    def serve(self, model: ServedModel) -> None:
+        """Put a loaded model to work."""
+        with self._lock:
+            self._served[model.name] = model
+            self._statuses[model.name] = ModelStatus(name=model.name, phase="ready", done=1, total=1)
+
+    def fail(self, name: str, error: VinferError) -> None:
+        """Say that a model will not be ready; `run_server` then ends with the error's exit code."""
+        with self._lock:
+            self._statuses[name] = dataclasses.replace(self._statuses[name], phase="failed", error=error)
+
+    def drain(self) -> None:
+        """Take no more requests; those that run go on."""
+        self._draining = True
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    @property
+    def statuses(self) -> tuple[ModelStatus, ...]:
+        with self._lock:
+            return tuple(self._statuses.values())
+
+    @property
+    def served_models(self) -> tuple[ServedModel, ...]:
+        """The models that are loaded, in the order of the config."""
+        with self._lock:
+            return tuple(self._served[name] for name in self._statuses if name in self._served)
+
+    @property
+    def failure(self) -> VinferError | None:
+        """The first error of a model that did not load."""
+        return next((status.error for status in self.statuses if status.error is not None), None)
+
+    @property
+    def dead(self) -> tuple[str, ...]:
+        """Names of loaded models whose engine has died."""
+        return tuple(model.name for model in self.served_models if not model.engine.is_alive)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model serves and new requests are welcome."""
+        with self._lock:
+            all_loaded = len(self._served) == len(self._statuses)
+        return all_loaded and not self._draining and not self.dead
+
+    def serving(self, name: str) -> ServedModel:
+        """Give the model that answers for `name`.
+
+        Raises:
+            ModelNotFoundError: the config has no such name.
+            NotReadyError: it is loading, its engine has died, or the server drains.
+        """
+        with self._lock:
+            known = list(self._statuses)
+            model = self._served.get(name)
+            status = self._statuses.get(name)
+        if status is None:
+            names = ", ".join(known)
+            raise ModelNotFoundError(
+                f"model {name[:128]!r} is not served here: use one of {names}", param="model"
+            )
+        if self._draining:
+            raise NotReadyError("the server is shutting down: try again")
+        if model is None:
+            raise NotReadyError(f"model {name} is not ready (phase: {status.phase}): try again")
+        if not model.engine.is_alive:
+            raise NotReadyError(f"the engine of model {name} has stopped: try again")
+        return model

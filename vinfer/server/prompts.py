@@ -1,0 +1,142 @@
+"""From request fields to prompt token ids: chat templates, tokenization, and prompts sent as token ids.
+
+Runs in worker threads: templates and tokenizers take milliseconds to seconds of CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from vinfer.errors import RequestError
+from vinfer.server.model_table import ServedModel
+from vinfer.server.protocol import ChatFields, ChatMessage, CompletionFields, CountMessages, CountText
+from vinfer.text.control_tokens import RenderedPrompt
+
+MAX_PROMPTS = 256
+"""Prompts in one request to `/v1/completions`; more are refused before they are tokenized."""
+
+PromptIds = tuple[int, ...]
+
+
+def chat_prompt_ids(fields: ChatFields, model: ServedModel) -> PromptIds:
+    """Render a conversation through the model's template and tokenize it.
+
+    Raises:
+        RequestError: the model has no template, or the template refuses the conversation.
+    """
+    add_generation_prompt = fields.add_generation_prompt
+    if add_generation_prompt is None:
+        add_generation_prompt = not fields.continue_final_message
+    return _render(
+        model,
+        fields.messages,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=fields.continue_final_message,
+    )
+
+
+def completion_prompt_ids(fields: CompletionFields, model: ServedModel) -> list[PromptIds]:
+    """Take `prompt` apart: a string, strings, token ids, or lists of token ids.
+
+    An empty text stands for the beginning-of-sequence token where the model has one.
+
+    Raises:
+        RequestError: names the item that is none of these, empty, or not in the vocabulary.
+    """
+    prompt = fields.prompt
+    if isinstance(prompt, str):
+        return [_text_ids(prompt, "prompt", model)]
+    if not isinstance(prompt, list):
+        raise _not_a_prompt("prompt")
+    if not prompt:
+        raise RequestError("prompt is empty: send text or token ids", param="prompt")
+    if type(prompt[0]) is int:
+        return [_checked_ids(prompt, "prompt", model)]
+    if len(prompt) > MAX_PROMPTS:
+        raise RequestError(
+            f"prompt has {len(prompt)} prompts; the limit is {MAX_PROMPTS}: send several requests",
+            param="prompt",
+        )
+    prompts = []
+    for i, item in enumerate(prompt):
+        path = f"prompt[{i}]"
+        if isinstance(item, str):
+            prompts.append(_text_ids(item, path, model))
+        elif isinstance(item, list):
+            prompts.append(_checked_ids(item, path, model))
+        else:
+            raise _not_a_prompt(path)
+    return prompts
+
+
+def count_prompt_tokens(fields: CountText | CountMessages, model: ServedModel) -> int:
+    """Count a text without template or BOS, or a conversation as it would be generated from.
+
+    Raises:
+        RequestError: the template refuses the conversation.
+    """
+    if isinstance(fields, CountText):
+        return len(model.tokenizer.encode(fields.conversation, add_special_tokens=False))
+    return len(_render(model, fields.conversation, add_generation_prompt=True, continue_final_message=False))
+
+
+def _render(
+    model: ServedModel,
+    messages: list[ChatMessage],
+    *,
+    add_generation_prompt: bool,
+    continue_final_message: bool,
+) -> PromptIds:
+    if model.chat_template is None:
+        raise RequestError(f"model {model.name} has no chat template: use /v1/completions", param="messages")
+    rendered = model.chat_template.render(
+        [message.as_template_input() for message in messages], add_generation_prompt=add_generation_prompt
+    )
+    if continue_final_message:
+        rendered = _cut_after_final_message(rendered, messages[-1])
+    return tuple(model.tokenizer.encode_prompt(rendered))
+
+
+def _cut_after_final_message(rendered: RenderedPrompt, final: ChatMessage) -> RenderedPrompt:
+    """Drop what the template puts after the last message, so that the model goes on writing it."""
+    content = final.as_template_input()["content"]
+    content = content if isinstance(content, str) else "\n".join(part["text"] for part in content or ())
+    # Many templates strip a message's text.
+    for text in (content, content.strip()):
+        start = rendered.text.rfind(text)
+        if text and start >= 0:
+            end = start + len(text)
+            spans = tuple(span for span in rendered.control_spans if span[1] <= end)
+            return dataclasses.replace(rendered, text=rendered.text[:end], control_spans=spans)
+    raise RequestError(
+        "continue_final_message: the model's chat template does not show the last message's text as it is",
+        param="continue_final_message",
+    )
+
+
+def _text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
+    token_ids = tuple(model.tokenizer.encode(text, add_special_tokens=True))
+    if token_ids:
+        return token_ids
+    if model.bos_token_id is None:
+        raise RequestError(f"{path} is empty: send text or token ids", param=path)
+    return (model.bos_token_id,)
+
+
+def _checked_ids(token_ids: list[Any], path: str, model: ServedModel) -> PromptIds:
+    if not token_ids:
+        raise RequestError(f"{path} is empty: send text or token ids", param=path)
+    for i, token_id in enumerate(token_ids):
+        if type(token_id) is not int or not 0 <= token_id < model.vocab_size:
+            raise RequestError(
+                f"{path}[{i}] is not a token id; ids are integers from 0 to {model.vocab_size - 1}",
+                param=f"{path}[{i}]",
+            )
+    return tuple(token_ids)
+
+
+def _not_a_prompt(path: str) -> RequestError:
+    return RequestError(
+        f"{path} must be a string, an array of strings, of token ids, or of arrays of token ids", param=path
+    )

@@ -1,0 +1,310 @@
+"""The applied request fields of each route, typed and bounded; what else a body holds is `fields`' matter.
+
+Parsed on the event loop or, for large bodies, in a worker thread. Bounds that depend on the model or
+the config (vocabulary, max_model_len, max_n) are checked in `sampling` and `prompts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
+from vinfer.errors import RequestError
+from vinfer.server.field_errors import request_error, shown
+from vinfer.server.fields import (
+    CHAT_FIELDS,
+    COMPLETION_FIELDS,
+    COUNT_FIELDS,
+    NOT_SERVED,
+    FieldRule,
+    applied_fields,
+)
+
+MAX_INT32 = 2**31 - 1
+MAX_STOP_STRINGS = 4
+MAX_STOP_STRING_CHARS = 1024
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _one_as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _key_as_token_id(key: Any) -> Any:
+    """JSON has only string keys; `logit_bias` means token ids by them."""
+    if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10:
+        return int(key)
+    raise PydanticCustomError("token_id", "is not a token id: use the id's decimal digits as the key")
+
+
+def _text_as_part(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _text_part_type(kind: Any) -> Any:
+    if isinstance(kind, str) and kind != "text":
+        raise PydanticCustomError(
+            "part", "is {kind}; this model takes only text: use text parts", {"kind": shown(kind)}
+        )
+    return kind
+
+
+def _text_format_type(kind: Any) -> Any:
+    if kind in ("json_object", "json_schema"):
+        raise PydanticCustomError("format", f"is {kind}: {NOT_SERVED}")
+    return kind
+
+
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+class StreamOptions(_Body):
+    """What a stream carries besides text."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class ResponseFormat(_Body):
+    """The form of the answer."""
+
+    type: Annotated[Literal["text"], BeforeValidator(_text_format_type)]
+
+
+class SamplingFields(_Body):
+    """What chat and plain completions share; None stands for "left out"."""
+
+    model: str = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    # Clients of other servers send -1 for "off" as well as 0.
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT32)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    n: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
+    stop: Annotated[list[StopString], BeforeValidator(_one_as_list)] = Field([], max_length=MAX_STOP_STRINGS)
+    stop_token_ids: list[TokenId] = Field([], max_length=MAX_STOP_TOKEN_IDS)
+    logit_bias: dict[
+        Annotated[int, BeforeValidator(_key_as_token_id)], Annotated[float, Field(ge=-100, le=100)]
+    ] = Field({}, max_length=MAX_LOGIT_BIAS)
+    min_tokens: int = Field(0, ge=0, le=MAX_INT32)
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def includes_continuous_usage(self) -> bool:
+        """Whether every chunk of a stream carries the usage so far."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+
+class TextPart(_Body):
+    """One part of a message's content."""
+
+    type: Annotated[Literal["text"], BeforeValidator(_text_part_type)]
+    text: str
+
+
+class CalledFunction(_Body):
+    """A function the model called in an earlier turn; `arguments` is JSON text."""
+
+    name: str = Field(min_length=1)
+    arguments: str
+
+
+class ToolCall(_Body):
+    """A tool call of an earlier assistant turn."""
+
+    id: str = Field(min_length=1)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ChatMessage(_Body):
+    """One turn of a conversation.
+
+    Clients send earlier answers back as they got them, so their empty fields are known here too.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[
+        Annotated[list[TextPart], Field(min_length=1)] | None, BeforeValidator(_text_as_part)
+    ] = None
+    name: str | None = Field(None, min_length=1, max_length=256)
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = Field(None, min_length=1)
+    reasoning_content: str | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    def as_template_input(self) -> dict[str, Any]:
+        """Give the message as `ChatTemplate.render` takes it."""
+        message: dict[str, Any] = {"role": self.role, "content": None}
+        if self.content is not None:
+            # To a template that only knows strings, one text part and a string are the same thing.
+            parts = [part.model_dump() for part in self.content]
+            message["content"] = parts[0]["text"] if len(parts) == 1 else parts
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        for key in ("name", "tool_call_id", "reasoning_content"):
+            if getattr(self, key) is not None:
+                message[key] = getattr(self, key)
+        return message
+
+
+class ChatFields(SamplingFields):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] = ["text"]
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+
+
+class CompletionFields(SamplingFields):
+    """`POST /v1/completions`; `prompt` is taken apart in `prompts`."""
+
+    prompt: Any
+    best_of: int | None = Field(None, ge=1)
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+
+
+class CountText(_Body):
+    """`POST /v1/count_tokens` of a text."""
+
+    model: str = Field(min_length=1)
+    conversation: str
+
+
+class CountMessages(_Body):
+    """`POST /v1/count_tokens` of a conversation."""
+
+    model: str = Field(min_length=1)
+    conversation: list[ChatMessage] = Field(min_length=1)
+
+
+Unknown = Literal["refuse", "ignore"]
+BodyT = TypeVar("BodyT", bound=_Body)
+
+
+def parse_chat(body: Mapping[str, Any], unknown: Unknown) -> ChatFields:
+    """Check the body of a chat completion.
+
+    Raises:
+        RequestError: names the first bad field.
+    """
+    fields = _parse(ChatFields, body, CHAT_FIELDS, unknown)
+    _check_messages(fields.messages, "messages")
+    _check_sampling(fields)
+    both = (fields.max_tokens, fields.max_completion_tokens)
+    if None not in both and both[0] != both[1]:
+        raise RequestError(
+            f"max_tokens is {both[0]} and max_completion_tokens is {both[1]}: send one of them",
+            param="max_tokens",
+        )
+    if fields.top_logprobs is not None and not fields.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+    if fields.continue_final_message:
+        if fields.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt exclude each other: send one of them",
+                param="continue_final_message",
+            )
+        if fields.messages[-1].role != "assistant":
+            raise RequestError(
+                "continue_final_message needs an assistant message at the end", param="continue_final_message"
+            )
+    return fields
+
+
+def parse_completion(body: Mapping[str, Any], unknown: Unknown) -> CompletionFields:
+    """Check the body of a plain completion, all but its prompt.
+
+    Raises:
+        RequestError: names the first bad field.
+    """
+    fields = _parse(CompletionFields, body, COMPLETION_FIELDS, unknown)
+    _check_sampling(fields)
+    if fields.best_of is not None and fields.best_of != (fields.n or 1):
+        raise RequestError(
+            f"best_of is {fields.best_of} and n is {fields.n or 1}: {NOT_SERVED}", param="best_of"
+        )
+    return fields
+
+
+def parse_count(body: Mapping[str, Any], unknown: Unknown) -> CountText | CountMessages:
+    """Check the body of a token count.
+
+    Raises:
+        RequestError: names the first bad field.
+    """
+    # Told apart here: pydantic would put the branch of a union into the error's path.
+    if isinstance(body.get("conversation"), str):
+        return _parse(CountText, body, COUNT_FIELDS, unknown)
+    fields = _parse(CountMessages, body, COUNT_FIELDS, unknown)
+    _check_messages(fields.conversation, "conversation")
+    return fields
+
+
+def _check_messages(messages: list[ChatMessage], path: str) -> None:
+    """Check what each role must and must not carry.
+
+    Raises:
+        RequestError: names the message's field.
+    """
+    for i, message in enumerate(messages):
+        here = f"{path}[{i}]"
+        if message.content is None and not (message.role == "assistant" and message.tool_calls):
+            raise RequestError(
+                f"{here}.content is missing: send a string or text parts", param=f"{here}.content"
+            )
+        if message.tool_calls and message.role != "assistant":
+            raise RequestError(
+                f"{here}.tool_calls is set; only assistant messages have tool calls",
+                param=f"{here}.tool_calls",
+            )
+        if (message.tool_call_id is not None) != (message.role == "tool"):
+            raise RequestError(
+                f"{here}.tool_call_id belongs to every tool message and to no other",
+                param=f"{here}.tool_call_id",
+            )
+
+
+def _check_sampling(fields: SamplingFields) -> None:
+    if fields.stream_options is not None and not fields.stream:
+        raise RequestError("stream_options needs stream: true", param="stream_options")
+
+
+def _parse(
+    cls: type[BodyT], body: Mapping[str, Any], rules: Mapping[str, FieldRule], unknown: Unknown
+) -> BodyT:
+    extra: Literal["forbid", "ignore"] = "forbid" if unknown == "refuse" else "ignore"
+    try:
+        return cls.model_validate(applied_fields(body, rules, unknown), extra=extra)
+    except ValidationError as error:
+        raise request_error(error) from None

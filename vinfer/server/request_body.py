@@ -1,0 +1,162 @@
+"""Reads a request body as one JSON object, within limits, and refuses what JSON parsers disagree about.
+
+The bytes are counted on the event loop while they stream in; large bodies are parsed in a worker
+thread. It does not know which fields a route has.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+
+from vinfer.errors import BodyTooLargeError, MediaTypeError, RequestError
+from vinfer.server.services import Services
+
+MAX_DEPTH = 64
+# Below this a parse takes less time than a hop to a thread and back.
+INLINE_PARSE_BYTES = 32 * 1024
+
+# The closing quote is optional, so that a string without an end is one match: no quadratic restarts.
+_STRINGS_AND_BRACKETS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+async def read_json_object(request: HttpRequest, services: Services) -> dict[str, Any]:
+    """Read and parse the body.
+
+    Raises:
+        MediaTypeError: the body is encoded or is not declared as JSON.
+        BodyTooLargeError: it is longer than `server.max_body_bytes`; raised while it streams in.
+        RequestError: it is not one well-formed JSON object.
+    """
+    _check_headers(request)
+    raw = await _read(request, services.config.max_body_bytes)
+    if len(raw) <= INLINE_PARSE_BYTES:
+        return parse_json_object(raw)
+    return await services.in_worker(parse_json_object, raw)
+
+
+def parse_json_object(raw: bytes) -> dict[str, Any]:
+    """Parse one JSON object strictly.
+
+    Refused although Python's parser takes them: NaN and infinities (also as 1e999), duplicate keys,
+    nesting beyond MAX_DEPTH, half of a surrogate pair.
+
+    Raises:
+        RequestError: what is wrong and where, without repeating the body.
+    """
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"body is not UTF-8 at byte {error.start}: send JSON as UTF-8") from None
+    if not text.strip():
+        raise RequestError("body is empty: send a JSON object")
+    _check_depth(text)
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_refuse_constant
+        )
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno} column {error.colno}"
+        raise RequestError(f"body is not JSON: {error.msg} at {where}") from None
+    except ValueError:
+        raise RequestError("body holds a number with too many digits: send a shorter one") from None
+    if not isinstance(value, dict):
+        raise RequestError(f"body is a JSON {_kind(value)}: send a JSON object")
+    if _SURROGATE_ESCAPE.search(text):
+        _check_surrogates(value)
+    return value
+
+
+def _check_headers(request: HttpRequest) -> None:
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise MediaTypeError(f"Content-Encoding is {encoding[:40]!r}: send the body uncompressed")
+    content_type = request.headers.get("content-type", "")
+    media_type, _, parameters = content_type.partition(";")
+    if media_type.strip().lower() != "application/json":
+        raise MediaTypeError(f"Content-Type is {content_type[:80]!r}: send application/json")
+    charset = parameters.partition("charset=")[2].strip(' "').lower()
+    if charset not in ("", "utf-8", "utf8"):
+        raise MediaTypeError(f"charset is {charset[:40]!r}: send UTF-8")
+
+
+async def _read(request: HttpRequest, max_body_bytes: int) -> bytes:
+    too_large = BodyTooLargeError(
+        f"body is longer than server.max_body_bytes, {max_body_bytes}: shorten it or raise the limit"
+    )
+    declared = request.headers.get("content-length", "")
+    # Not a number at all is refused by the HTTP parser.
+    if declared.isdecimal() and int(declared[:20]) > max_body_bytes:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_body_bytes:
+            raise too_large
+    return bytes(body)
+
+
+def _check_depth(text: str) -> None:
+    depth = 0
+    for match in _STRINGS_AND_BRACKETS.finditer(text):
+        mark = match[0]
+        if mark in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise RequestError(f"body is nested deeper than {MAX_DEPTH} levels: flatten it")
+        elif mark in "]}":
+            depth -= 1
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise RequestError(f"body has the key {printable(twice)} twice in one object: send it once")
+    return mapping
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise RequestError("body holds a number too large for a double: send a smaller one")
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise RequestError(f"body holds {name}, which is not JSON: send a finite number")
+
+
+def _check_surrogates(value: Any) -> None:
+    """Refuse half of a surrogate pair: it is no character and cannot be encoded."""
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise RequestError("body holds half of a surrogate pair: send whole characters") from None
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_surrogates(key)
+            _check_surrogates(item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_surrogates(item)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    return {list: "array", str: "string", int: "number", float: "number"}[type(value)]
+
+
+def printable(text: str) -> str:
+    """Quote a client's text for a message: at most 60 characters, ASCII, no control characters."""
+    return ascii(text if len(text) <= 60 else text[:60] + "...")

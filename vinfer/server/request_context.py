@@ -1,0 +1,53 @@
+"""What is known about one HTTP request besides its body: its id, its arrival, and how it went.
+
+Lives in the ASGI scope, from the gate to the last byte sent. Event loop only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+import uuid
+
+from starlette.types import Scope
+
+_SCOPE_KEY = "vinfer.context"
+# It is sent back in a header and written to the log: nothing that could break either.
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+
+
+class ClientLeftError(Exception):
+    """The client closed the connection; nobody waits for an answer."""
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class RequestContext:
+    """One HTTP request.
+
+    Attributes:
+        arrival_seconds: time.monotonic() when its headers had been read.
+        model_name: set once a served model is found.
+        failed: set where an answer broke off after its first byte, when the status says nothing any more.
+    """
+
+    request_id: str
+    arrival_seconds: float
+    model_name: str = ""
+    failed: bool = False
+
+    @classmethod
+    def begin(cls, scope: Scope) -> RequestContext:
+        """Make the context of a new request and put it into its scope."""
+        sent = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = sent if _SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+        context = cls(request_id=request_id, arrival_seconds=time.monotonic())
+        scope[_SCOPE_KEY] = context
+        return context
+
+    @classmethod
+    def of(cls, scope: Scope) -> RequestContext:
+        """Find the context of a request."""
+        context = scope[_SCOPE_KEY]
+        assert isinstance(context, cls)
+        return context

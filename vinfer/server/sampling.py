@@ -1,0 +1,148 @@
+"""Turns checked request fields, the model's defaults and the prompt's length into SamplingParams.
+
+Pure functions on the event loop. It knows neither HTTP nor text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import TypeVar
+
+from vinfer.engine.request import MAX_STOP_TOKEN_IDS, SamplingParams
+from vinfer.errors import RequestError
+from vinfer.server.model_table import ServedModel
+from vinfer.server.protocol import ChatFields, CompletionFields, SamplingFields
+
+# OpenAI's default of `/v1/completions`.
+COMPLETION_MAX_TOKENS = 16
+NUM_SEEDS = 2**64
+
+T = TypeVar("T")
+
+
+def num_choices(fields: SamplingFields, model: ServedModel, max_n: int) -> int:
+    """Give the number of choices per prompt.
+
+    Raises:
+        RequestError: more than `server.max_n`.
+    """
+    n = model.sampling.n if fields.n is None else fields.n
+    if n > max_n:
+        raise RequestError(f"n is {n}; server.max_n is {max_n}: ask for fewer choices", param="n")
+    return n
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """Give each choice a seed of its own; choice 0 has the request's, so that n=1 equals the first of n=2.
+
+    Args:
+        seed: the request's; a negative one counts as its 64-bit two's complement.
+    """
+    if choice == 0:
+        return seed % NUM_SEEDS
+    digest = hashlib.sha256(f"{seed % NUM_SEEDS}:{choice}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def resolve_sampling(
+    fields: ChatFields | CompletionFields, model: ServedModel, prompt_len: int
+) -> SamplingParams:
+    """Apply defaults, and check what depends on the model.
+
+    The result holds the seed of choice 0, drawn where the client sent none.
+
+    Raises:
+        RequestError: the prompt leaves no room, max_tokens does not fit, or a token id is out of range.
+    """
+    defaults = model.sampling
+    max_tokens = _max_tokens(fields, model, prompt_len)
+    if fields.min_tokens > max_tokens:
+        raise RequestError(
+            f"min_tokens is {fields.min_tokens}; at most {max_tokens} tokens are generated: lower it",
+            param="min_tokens",
+        )
+    top_k = _either(fields.top_k, defaults.top_k)
+    seed = secrets.randbits(64) if fields.seed is None else fields.seed
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=_either(fields.temperature, defaults.temperature),
+        top_k=max(top_k, 0),
+        top_p=_either(fields.top_p, defaults.top_p),
+        min_p=_either(fields.min_p, defaults.min_p),
+        repetition_penalty=_either(fields.repetition_penalty, defaults.repetition_penalty),
+        presence_penalty=_either(fields.presence_penalty, defaults.presence_penalty),
+        frequency_penalty=_either(fields.frequency_penalty, defaults.frequency_penalty),
+        seed=choice_seed(seed, 0),
+        stop_token_ids=_stop_token_ids(fields, model),
+        min_tokens=fields.min_tokens,
+        logit_bias=_logit_bias(fields, model),
+        top_logprobs=_top_logprobs(fields),
+    )
+
+
+def _either(sent: T | None, default: T) -> T:
+    return default if sent is None else sent
+
+
+def _max_tokens(fields: ChatFields | CompletionFields, model: ServedModel, prompt_len: int) -> int:
+    limit = model.max_model_len
+    room = limit - prompt_len
+    if room < 1:
+        raise RequestError(
+            f"prompt has {prompt_len} tokens; max_model_len is {limit}: "
+            f"shorten it or raise models[{model.position}].max_model_len",
+            param="messages" if isinstance(fields, ChatFields) else "prompt",
+        )
+    name, sent = "max_tokens", fields.max_tokens
+    default = model.sampling.max_tokens
+    if isinstance(fields, ChatFields):
+        if fields.max_completion_tokens is not None:
+            name, sent = "max_completion_tokens", fields.max_completion_tokens
+        default = room if default is None else default
+    else:
+        default = COMPLETION_MAX_TOKENS if default is None else default
+    if sent is None:
+        return min(default, room)
+    if sent > room:
+        raise RequestError(
+            f"{name} is {sent} and the prompt has {prompt_len} tokens; max_model_len is {limit}: "
+            f"lower it to {room} or raise models[{model.position}].max_model_len",
+            param=name,
+        )
+    return sent
+
+
+def _stop_token_ids(fields: SamplingFields, model: ServedModel) -> tuple[int, ...]:
+    for i, token_id in enumerate(fields.stop_token_ids):
+        if token_id >= model.vocab_size:
+            raise _not_a_token(f"stop_token_ids[{i}]", token_id, model)
+    eos = () if fields.ignore_eos else model.eos_token_ids
+    stop_token_ids = tuple(dict.fromkeys((*eos, *fields.stop_token_ids)))
+    if len(stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        raise RequestError(
+            f"stop_token_ids and the model's {len(eos)} end tokens are {len(stop_token_ids)} together; "
+            f"the limit is {MAX_STOP_TOKEN_IDS}: send fewer",
+            param="stop_token_ids",
+        )
+    return stop_token_ids
+
+
+def _logit_bias(fields: SamplingFields, model: ServedModel) -> tuple[tuple[int, float], ...]:
+    for token_id in fields.logit_bias:
+        if token_id >= model.vocab_size:
+            raise _not_a_token(f"logit_bias.{token_id}", token_id, model)
+    return tuple(fields.logit_bias.items())
+
+
+def _not_a_token(path: str, token_id: int, model: ServedModel) -> RequestError:
+    return RequestError(
+        f"{path} is token {token_id}; the vocabulary has {model.vocab_size} tokens: use a smaller id",
+        param=path,
+    )
+
+
+def _top_logprobs(fields: ChatFields | CompletionFields) -> int | None:
+    if isinstance(fields, ChatFields):
+        return (fields.top_logprobs or 0) if fields.logprobs else None
+    return fields.logprobs

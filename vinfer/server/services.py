@@ -1,0 +1,82 @@
+"""What every route handler is given: the config, the models, the worker threads, metrics and deadlines.
+
+Built once by `create_app` and used on the event loop. It knows no route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from vinfer.config import ServerConfig
+from vinfer.errors import NotReadyError, RequestTimeoutError
+from vinfer.server.metrics import ServerMetrics
+from vinfer.server.model_table import ModelTable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Deadlines:
+    """The end times of the requests in flight; a drain that takes too long moves them all to now."""
+
+    def __init__(self, max_seconds: float) -> None:
+        self._max_seconds = max_seconds
+        self._running: set[asyncio.Timeout] = set()
+        self._expired_early = False
+
+    def expire_all(self) -> None:
+        """End every request in flight now. Called on the event loop."""
+        self._expired_early = True
+        for timeout in self._running:
+            timeout.reschedule(asyncio.get_running_loop().time())
+
+    @contextlib.asynccontextmanager
+    async def limit(self, elapsed_seconds: float) -> AsyncIterator[None]:
+        """Bound what runs inside to the rest of a request's time.
+
+        Args:
+            elapsed_seconds: how long ago the request arrived.
+
+        Raises:
+            RequestTimeoutError: the time is over.
+            NotReadyError: the server ends before the request did.
+        """
+        timeout = asyncio.timeout(max(self._max_seconds - elapsed_seconds, 0.0))
+        try:
+            async with timeout:
+                self._running.add(timeout)
+                try:
+                    yield
+                finally:
+                    self._running.discard(timeout)
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            if self._expired_early:
+                raise NotReadyError("the server shut down before this request was finished") from None
+            raise RequestTimeoutError(
+                f"the request took longer than server.request_timeout_seconds, {self._max_seconds:g}: "
+                "ask for fewer tokens or raise it"
+            ) from None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """The server's parts, as route handlers need them."""
+
+    config: ServerConfig
+    models: ModelTable
+    workers: ThreadPoolExecutor
+    metrics: ServerMetrics
+    deadlines: Deadlines
+
+    async def in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run CPU-bound work in a worker thread, off the event loop."""
+        call = functools.partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self.workers, call)

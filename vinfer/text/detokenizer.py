@@ -1,0 +1,230 @@
+"""Token ids to text, a few at a time, without ever showing half a character.
+
+One object per request, on the event loop; each token costs the same however long the answer is. Knows only
+the tokenizer. The pieces joined are what `Tokenizer.decode` makes of all ids, with one exception: where
+byte tokens (`<0xE2>`) are not valid UTF-8, `decode` gives up the whole run, its valid characters too, one
+U+FFFD per byte; those characters have been shown by then, so only the invalid bytes become U+FFFD here.
+
+`tokenizers.DecodeStream` is not used: it raises "Invalid prefix" on such a run, holds text back for ever
+after invalid bytes, decoding it all again with each token, and has no flush.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from vinfer.text.tokenizer import Tokenizer
+
+REPLACEMENT = "\ufffd"
+_PROMPT_TAIL_LEN = 8
+_MAX_HELD_TOKENS = 8
+"""A character has at most four bytes; twice that many tokens cannot still be waiting for its end."""
+
+
+class Detokenizer:
+    """The text of one request.
+
+    Args:
+        skip_special_tokens: leave special tokens out of the text.
+        prompt_tail: the last ids of the prompt where the text continues it (eight are enough): a leading
+            space is kept, and a character that the prompt began is shown whole when the answer ends it.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, prompt_tail: Sequence[int] = ()
+    ) -> None:
+        is_byte_level = [name for name in tokenizer.decoder_types if name != "Sequence"] == ["ByteLevel"]
+        self._decoder: _StreamDecoder = (
+            _ByteLevelDecoder(tokenizer) if is_byte_level else _WindowDecoder(tokenizer)
+        )
+        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._decoder.prime(self._shown(prompt_tail[-_PROMPT_TAIL_LEN:]))
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Return the text that these tokens complete."""
+        return self._decoder.push(self._shown(token_ids))
+
+    def flush(self) -> str:
+        """Return what was held back, as U+FFFD where a character was never finished."""
+        return self._decoder.flush()
+
+    def _shown(self, token_ids: Iterable[int]) -> list[int]:
+        return [token_id for token_id in token_ids if token_id not in self._skipped]
+
+
+class _StreamDecoder(Protocol):
+    def prime(self, token_ids: list[int]) -> None:
+        """Take the end of the prompt, whose text is not shown."""
+        ...
+
+    def push(self, token_ids: list[int]) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class _Utf8:
+    """Bytes to characters; knows whether a character it waits for was begun by the prompt."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_inherited = False
+
+    @property
+    def is_waiting(self) -> bool:
+        return bool(self._decoder.getstate()[0])
+
+    def inherit(self) -> None:
+        self._is_inherited = self.is_waiting
+
+    def push(self, new: bytes) -> str:
+        if self._is_inherited and new:
+            if new[0] & 0xC0 != 0x80:
+                self._decoder.reset()
+            self._is_inherited = False
+        return self._decoder.decode(new)
+
+    def flush(self) -> str:
+        """End an unfinished character; one that the prompt alone began is no text of ours."""
+        if self._is_inherited:
+            self._decoder.reset()
+            self._is_inherited = False
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+
+class _ByteLevelDecoder:
+    """Byte-level BPE: every token is a run of bytes, so the text is one UTF-8 stream."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = _Utf8()
+
+    def prime(self, token_ids: list[int]) -> None:
+        self.push(token_ids)
+        self._utf8.inherit()
+
+    def push(self, token_ids: list[int]) -> str:
+        return self._utf8.push(b"".join(map(self._bytes, token_ids)))
+
+    def flush(self) -> str:
+        return self._utf8.flush()
+
+    def _bytes(self, token_id: int) -> bytes:
+        token = self._tokenizer.id_to_token(token_id) or ""
+        try:
+            return bytes(map(_BYTE_OF_CHARACTER.__getitem__, token))
+        except KeyError:  # an added token is spelled as it reads
+            return token.encode()
+
+
+class _WindowDecoder:
+    """Any other decoder: what tokens add is seen by decoding them after the tokens before.
+
+    A decoder may treat the first token in its own way (strip its space, leave `##` away); the tokens of the
+    last piece of text stand before the new ones, so that these never are the first. Byte tokens are
+    collected here until they make whole characters.
+
+    Source: the prefix and read offsets of text-generation-inference (Hugging Face).
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._has_bytes = "ByteFallback" in tokenizer.decoder_types
+        self._before: list[int] = []
+        self._text_before = ""
+        self._pending: list[int] = []
+        self._pending_bytes: list[int] = []
+        self._utf8 = _Utf8()
+
+    def prime(self, token_ids: list[int]) -> None:
+        self.push(token_ids)
+        self._show_pending(is_final=True)
+        self._utf8.inherit()
+
+    def push(self, token_ids: list[int]) -> str:
+        pieces = []
+        for token_id in token_ids:
+            token = self._tokenizer.id_to_token(token_id)
+            if token is None:
+                continue
+            byte = _byte_of(token) if self._has_bytes else None
+            if byte is None:
+                pieces.append(self._end_bytes())
+                self._pending.append(token_id)
+            else:
+                pieces.append(self._show_pending(is_final=True))
+                pieces.append(self._push_byte(token_id, byte))
+        pieces.append(self._show_pending(is_final=False))
+        return "".join(pieces)
+
+    def flush(self) -> str:
+        return self._end_bytes() + self._show_pending(is_final=True)
+
+    def _show_pending(self, *, is_final: bool) -> str:
+        if not self._pending:
+            return ""
+        text = self._tokenizer.decode(self._before + self._pending, skip_special_tokens=False)
+        is_whole = text.startswith(self._text_before) and not text.endswith(REPLACEMENT)
+        if not (is_whole or is_final or len(self._pending) >= _MAX_HELD_TOKENS):
+            return ""
+        new = text[len(self._text_before) :]
+        self._stand_before(self._pending)
+        self._pending = []
+        return new
+
+    def _push_byte(self, token_id: int, byte: int) -> str:
+        text = self._utf8.push(bytes((byte,)))
+        self._pending_bytes.append(token_id)
+        if self._utf8.is_waiting:
+            if text:
+                self._pending_bytes = [token_id]
+                self._stand_before_nothing()
+            return text
+        unit, self._pending_bytes = self._pending_bytes, []
+        if REPLACEMENT in text:
+            self._stand_before_nothing()
+            return text
+        self._pending = unit
+        return self._show_pending(is_final=True)
+
+    def _end_bytes(self) -> str:
+        text = self._utf8.flush()
+        if text:
+            self._stand_before_nothing()
+        self._pending_bytes = []
+        return text
+
+    def _stand_before(self, token_ids: list[int]) -> None:
+        self._before = token_ids
+        self._text_before = self._tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def _stand_before_nothing(self) -> None:
+        """After invalid bytes some valid token must stand in their place: they would spoil the next run."""
+        placeholder = self._tokenizer.token_to_id("<0x21>")
+        if placeholder is not None:
+            self._stand_before([placeholder])
+
+
+def _byte_of(token: str) -> int | None:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return int(token[3:5], 16)
+        except ValueError:
+            return None
+    return None
+
+
+def _byte_characters() -> dict[str, int]:
+    """Return the characters that byte-level BPE writes for the 256 bytes.
+
+    Source: GPT-2 (OpenAI): printable Latin-1 stands for itself, the rest for U+0100 and up in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(256) if byte not in printable)
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF_CHARACTER = _byte_characters()

@@ -1,0 +1,86 @@
+"""Gives a chat template the kind of message content that it understands: a string or a list of parts.
+
+Runs on worker threads. Knows the shape of OpenAI messages, not how templates are rendered.
+
+A template is asked, not read: when it is loaded, a message of each role is rendered with its content as a
+string and as one text part, and the text must come out. Then
+- a list of parts goes to a template that takes parts for that role as it is;
+- otherwise its text parts are joined by a newline, as vLLM does;
+- a string goes as it is, or as one text part to a template that shows only parts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vinfer.errors import RequestError
+
+_WORD = "xprobex"
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ContentFormats:
+    """What a template takes. A role that cannot be rendered alone counts as taking strings only.
+
+    Attributes:
+        part_roles: roles whose content may be a list of parts.
+        only_part_roles: those of them whose content must be one.
+    """
+
+    part_roles: frozenset[str]
+    only_part_roles: frozenset[str]
+
+    @classmethod
+    def probe(cls, render: Callable[[Mapping[str, Any]], str]) -> ContentFormats:
+        """Find out by rendering; `render` takes the template's variables and may raise RequestError."""
+
+        def shows(role: str, content: Any) -> bool:
+            message = {"role": role, "content": content}
+            greeting = {
+                "role": "user",
+                "content": [{"type": "text", "text": "a"}] if user_needs_parts else "a",
+            }
+            before = [] if role in ("system", "developer", "user") else [greeting]
+            after = [greeting] if role in ("system", "developer") else []
+            given = {"tools": None, "documents": None, "add_generation_prompt": True}
+            try:
+                rendered = render({**given, "messages": [*before, message, *after]})
+            except RequestError:
+                return False
+            # A template for strings may print the list itself.
+            return _WORD in rendered and "'type'" not in rendered and '"type"' not in rendered
+
+        parts = [{"type": "text", "text": _WORD}]
+        user_needs_parts = False
+        user_needs_parts = shows("user", parts) and not shows("user", _WORD)
+        part_roles = frozenset(role for role in _ROLES if shows(role, parts))
+        return cls(part_roles, frozenset(role for role in part_roles if not shows(role, _WORD)))
+
+    def apply(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the messages with each content as the template takes it.
+
+        Raises:
+            RequestError: a part other than text for a template that takes only strings.
+        """
+        return [
+            {**message, "content": self._content(index, message)} if "content" in message else message
+            for index, message in enumerate(messages)
+        ]
+
+    def _content(self, index: int, message: dict[str, Any]) -> Any:
+        role, content = message.get("role"), message["content"]
+        if isinstance(content, str) and role in self.only_part_roles:
+            return [{"type": "text", "text": content}]
+        if not isinstance(content, list) or role in self.part_roles:
+            return content
+        for position, part in enumerate(content):
+            if part.get("type") != "text":
+                raise RequestError(
+                    f"this model's chat template takes only text in {role} messages, not a part of type "
+                    f"{part.get('type')!r}: leave it out",
+                    param=f"messages[{index}].content[{position}]",
+                )
+        return "\n".join(part["text"] for part in content)

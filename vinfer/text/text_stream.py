@@ -1,0 +1,85 @@
+"""The text of one request as its tokens arrive: detokenizer, then stop strings.
+
+One object per request, on the event loop; streamed and whole answers go through the same code. Does not
+know the engine: the caller cancels a request whose text `stopped`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from vinfer.text.detokenizer import Detokenizer
+from vinfer.text.stop_strings import StopStrings
+from vinfer.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TextDelta:
+    """What some new tokens add to the answer.
+
+    Attributes:
+        text: text to send now; may be empty.
+        num_tokens: how many of the pushed tokens belong to the answer and count as usage.
+        stopped: a stop string ended the answer; push nothing more.
+        stop: that string.
+    """
+
+    text: str
+    num_tokens: int
+    stop: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop is not None
+
+
+class TextStream:
+    """Turns the tokens of one request into text, up to its first stop string.
+
+    Args:
+        stop: stop strings, none of them empty; they are not part of the text.
+        prompt_tail: the last few prompt ids where the text continues the prompt (raw completions), so that
+            a leading space survives; empty where the answer stands alone (chat).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        stop: Sequence[str] = (),
+        skip_special_tokens: bool = True,
+        prompt_tail: Sequence[int] = (),
+    ) -> None:
+        self._detokenizer = Detokenizer(
+            tokenizer, skip_special_tokens=skip_special_tokens, prompt_tail=prompt_tail
+        )
+        self._stop_strings = StopStrings(stop)
+        self._has_stop = bool(stop)
+
+    def push(
+        self, token_ids: Sequence[int], *, ends_with_stop_token: bool = False, is_last: bool = False
+    ) -> TextDelta:
+        """Take new tokens.
+
+        Args:
+            token_ids: in order; may be empty.
+            ends_with_stop_token: the last one is the engine's stop token: it counts and is not shown.
+            is_last: nothing follows; text that was held back comes out.
+        """
+        shown = token_ids[:-1] if ends_with_stop_token else token_ids
+        if not self._has_stop:
+            text = self._detokenizer.push(shown) + (self._detokenizer.flush() if is_last else "")
+            return TextDelta(text, len(token_ids))
+        pieces = []
+        # One by one: tokens that a dispatch made after the stop string are not the client's to pay for.
+        for num_tokens, token_id in enumerate(shown, start=1):
+            result = self._stop_strings.push(self._detokenizer.push((token_id,)))
+            pieces.append(result.text)
+            if result.matched is not None:
+                return TextDelta("".join(pieces), num_tokens, result.matched)
+        if is_last:
+            result = self._stop_strings.push(self._detokenizer.flush())
+            pieces += [result.text, self._stop_strings.flush()]
+            return TextDelta("".join(pieces), len(token_ids), result.matched)
+        return TextDelta("".join(pieces), len(token_ids))
