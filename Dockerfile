@@ -44,7 +44,7 @@ FROM python:3.13-slim AS base
 ENV PATH=/opt/vinfer/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/var/cache/vinfer \
-    VINFER_CACHE_DIR=/var/cache/vinfer/bundles \
+    VINFER_CACHE_DIR=/var/cache/vinfer \
     VINFER_XLA_CACHE=/var/cache/vinfer/xla \
     VINFER_SERVER__HOST=0.0.0.0 \
     VINFER_SERVER__PORT=8000
@@ -52,7 +52,7 @@ ENV PATH=/opt/vinfer/bin:$PATH \
 # otherwise hand the directory to root.
 RUN useradd --system --user-group --uid 10001 --home-dir /var/cache/vinfer --no-create-home vinfer \
     && install -d -o vinfer -g vinfer -m 0700 \
-        /var/cache/vinfer /var/cache/vinfer/bundles /var/cache/vinfer/xla
+        /var/cache/vinfer /var/cache/vinfer/xla
 USER vinfer
 WORKDIR /var/cache/vinfer
 VOLUME /var/cache/vinfer

@@ -25,7 +25,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -239,8 +239,13 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def writing(directory: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `directory`; it takes the place of `directory` where nothing raised."""
+    """Yield a temporary sibling of `directory`; it takes the place of `directory` where nothing raised.
+
+    The caller holds `build_lock`, so siblings that are there already belong to builds that were killed.
+    """
     directory.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in directory.parent.glob(f".{directory.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         yield scratch
@@ -257,11 +262,19 @@ def writing(directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def build_lock(directory: Path) -> Iterator[None]:
-    """Hold the lock of one bundle directory, so that two processes never build the same key."""
+def build_lock(directory: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock of one bundle directory, so that two processes never build the same key.
+
+    Args:
+        on_wait: called once where another process holds the lock.
+    """
     directory.parent.mkdir(parents=True, exist_ok=True)
     with (directory.parent / f".{directory.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -12,6 +12,7 @@ traceback, an address or another request's text. This module imports nothing of 
       BindError                     exit 6   the port is taken
       DeviceError                   exit 7   the accelerator: missing, too few, out of memory
       RequestError                  400      a field of one request
+        ContextLengthError          400      more tokens than max_model_len
         AuthenticationError         401
         NotFoundError               404      unknown route
           ModelNotFoundError        404
@@ -77,6 +78,10 @@ class DeviceError(VinferError):
 class RequestError(VinferError):
     status = 400
     type = "invalid_request_error"
+
+
+class ContextLengthError(RequestError):
+    code = "context_length_exceeded"
 
 
 class AuthenticationError(RequestError):

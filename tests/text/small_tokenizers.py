@@ -36,6 +36,13 @@ def byte_level() -> FastTokenizer:
     return fast
 
 
+def byte_level_and_more() -> FastTokenizer:
+    """Bytes by a decoder that has more steps."""
+    fast = byte_level()
+    fast.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("sat", "SAT")])
+    return fast
+
+
 def _sentencepiece_model() -> models.BPE:
     alphabet = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", *map(chr, range(0x21, 0x7F))]
     vocab, merges = _bpe_vocab(alphabet, [prefix + word for prefix in ("▁", "") for word in WORDS[:3]])
@@ -88,7 +95,15 @@ def no_decoder() -> FastTokenizer:
 
 KINDS: dict[str, Callable[[], FastTokenizer]] = {
     kind.__name__: kind
-    for kind in (byte_level, sentencepiece_legacy, metaspace_first, wordpiece, unigram, no_decoder)
+    for kind in (
+        byte_level,
+        byte_level_and_more,
+        sentencepiece_legacy,
+        metaspace_first,
+        wordpiece,
+        unigram,
+        no_decoder,
+    )
 }
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_tokenizers import byte_level, write_tokenizer
+from tokenizers import AddedToken
 
 from vinfer.text.detokenizer import Detokenizer
 from vinfer.text.tokenizer import Tokenizer
 
 BYTE_FALLBACK = ("sentencepiece_legacy", "metaspace_first")
+BYTE_PIECES = [b"\xe2", b"\x82", b"\xf0\x9f", b"\xac", b"\xff", b"a", "€".encode(), "😀".encode()]
 ALL_KINDS = ("byte_level", *BYTE_FALLBACK, "wordpiece", "unigram", "no_decoder")
 shared_tokenizers = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
@@ -64,9 +68,9 @@ def test_byte_fallback_with_invalid_runs(
 ) -> None:
     """Runs of bytes are UTF-8 with replacement; what stands between them is decoded as ever."""
     tokenizer = tokenizers_of_all_kinds[kind]
-    runs = data.draw(st.lists(st.binary(min_size=1, max_size=6), max_size=4))
-    ids = list(word := tokenizer.encode_plain("the"))
-    expected = "the"
+    runs = data.draw(st.lists(st.lists(st.sampled_from(BYTE_PIECES), min_size=1).map(b"".join), max_size=4))
+    word = tokenizer.encode_plain("the")
+    ids, expected = (list(word), "the") if data.draw(st.booleans()) or not runs else ([], "")
     for run in runs:
         ids += byte_ids(tokenizer, run) + word
         expected += run.decode("utf-8", "replace") + " the"
@@ -134,6 +138,30 @@ def test_prompt_that_ends_inside_a_character(
     assert stream(tokenizer, [smile[-2:]], prompt_tail=smile[:-2]) == ["😀", ""]
     assert "".join(stream(tokenizer, [word], prompt_tail=smile[:-2])).strip() == "the"
     assert stream(tokenizer, [], prompt_tail=smile[:-2]) == [""]
+
+
+def test_added_token_is_shown_as_it_reads(tmp_path: Path) -> None:
+    """Its characters (a space, full-width bars) are not those in which byte-level BPE spells bytes."""
+    fast = byte_level()
+    fast.add_tokens([AddedToken("<｜User 1｜>", normalized=False)])
+    tokenizer = Tokenizer.load(write_tokenizer(tmp_path, fast))
+    ids = tokenizer.encode_plain("é<｜User 1｜>é")
+    assert "".join(stream(tokenizer, [[token_id] for token_id in ids])) == "é<｜User 1｜>é"
+
+
+def test_bytes_by_a_decoder_of_several_steps(tokenizers_of_all_kinds: dict[str, Tokenizer]) -> None:
+    tokenizer = tokenizers_of_all_kinds["byte_level_and_more"]
+    text = "the cat sat é€😀 日本"
+    ids = tokenizer.encode_plain(text)
+    shown = stream(tokenizer, [[token_id] for token_id in ids])
+    assert "".join(shown) == text.replace("sat", "SAT")
+    assert "😀" in shown
+    # bounded: invalid bytes come out, and the text after them
+    invalid = tokenizer.encode_plain("é")[-1:] * 20
+    assert "".join(stream(tokenizer, [[token_id] for token_id in invalid])[:-1]).count("\ufffd") >= 8
+    # the prompt is not shown, though it ends inside a character
+    smile = tokenizer.encode_plain("the😀")
+    assert stream(tokenizer, [tokenizer.encode_plain("the")], prompt_tail=smile[:-2]) == ["the", ""]
 
 
 def test_cost_per_token_does_not_grow(

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
 
 from vinfer.engine.request import EngineStats, Request, TokenEvent
 from vinfer.engine.runner import Dispatch, Runner
@@ -29,7 +29,6 @@ class Engine:
         name: the model's name, for logs and the thread.
         num_slots, max_model_len: of the bundle.
         max_queue: requests that may wait for a slot.
-        on_death: called once, on the engine thread, when the engine cannot go on.
     """
 
     def __init__(
@@ -41,7 +40,6 @@ class Engine:
         num_slots: int,
         max_model_len: int,
         max_queue: int,
-        on_death: Callable[[], None] = lambda: None,
     ) -> None:
         self._name = name
         self._runner = runner
@@ -49,8 +47,8 @@ class Engine:
         self._num_slots = num_slots
         self._max_model_len = max_model_len
         self._max_queue = max_queue
-        self._on_death = on_death
         self._in_flight: deque[Dispatch] = deque()
+        self._queue_seconds: dict[str, float] = {}
         self._stats = EngineStats(num_slots=num_slots)
         # What both the loop and the engine thread touch, under this condition.
         self._wake = threading.Condition()
@@ -129,7 +127,6 @@ class Engine:
             self._fail_all(
                 EngineError(f"the engine of model {self._name} failed while it served this request")
             )
-            self._on_death()
 
     def _step(self) -> bool:
         """Take in, schedule, enqueue; then read what the device finished meanwhile."""
@@ -165,10 +162,13 @@ class Engine:
             self._scheduler.submit(request)
         for request_id in cancelled:
             self._scheduler.finish(request_id)
+            self._queue_seconds.pop(request_id, None)
         return True
 
     def _enqueue(self, schedule: Schedule) -> None:
         for admission in schedule.admissions:
+            request = admission.request
+            self._queue_seconds[request.id] = time.monotonic() - request.arrival_seconds
             self._runner.set_slot(admission)
         for prefill in schedule.prefills:
             self._in_flight.append(self._runner.prefill(prefill))
@@ -186,6 +186,8 @@ class Engine:
                 stream = self._streams.get(request.id)
                 if stream is None:
                     continue
+                if request.id in self._queue_seconds:
+                    event = dataclasses.replace(event, queue_seconds=self._queue_seconds.pop(request.id))
                 deliveries.append((stream, event))
                 if event.is_last:
                     del self._streams[request.id]

@@ -82,12 +82,14 @@ class TokenEvent:
         logprobs: as long as token_ids, or None where the request asked for none.
         finish_reason: set on the last event of a request.
         error: set instead where the engine failed this request; nothing follows.
+        queue_seconds: on the first event, the time from arrival to a slot.
     """
 
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] | None = None
     finish_reason: FinishReason | None = None
     error: VinferError | None = None
+    queue_seconds: float | None = dataclasses.field(default=None, compare=False)
 
     @property
     def is_last(self) -> bool:

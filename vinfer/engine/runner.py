@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from vinfer.bundle import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec, ProgramShape
+from vinfer.bundle import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec, ProgramKind, ProgramShape
 from vinfer.engine.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from vinfer.engine.scheduler import Admission, Decode, Prefill
 
@@ -109,6 +109,14 @@ class Runner:
         self._set_slot = next(shape for shape in programs if shape.kind == "set_slot")
         self._row_specs = {spec.name: spec for spec in inputs[self._set_slot]}
 
+    def warm_up(self) -> None:
+        """Run the smallest prefill and decode program with nobody taking part, and wait for them.
+
+        The first run of a process pays for memory that no later one pays for; no request should.
+        """
+        self.prefill(Prefill(self._smallest("prefill"), ())).read()
+        self.decode(Decode(self._smallest("decode"), (), (), step_limit=1)).read()
+
     def set_slot(self, admission: Admission) -> None:
         """Enqueue the row of an admitted request."""
         values = _row_values(admission, self._row_specs)
@@ -141,6 +149,10 @@ class Runner:
         slots = np.full(work.shape.rows, self._num_slots, np.int32)
         slots[: len(work.slots)] = work.slots
         return self._dispatch(work.shape, owners, (slots, np.int32(work.step_limit)))
+
+    def _smallest(self, kind: ProgramKind) -> ProgramShape:
+        shapes = (shape for shape in self._programs if shape.kind == kind)
+        return min(shapes, key=lambda shape: (shape.rows * shape.length, shape.kv_length))
 
     def _dispatch(
         self, shape: ProgramShape, owners: tuple[Request | None, ...], inputs: tuple[Any, ...]

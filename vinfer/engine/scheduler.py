@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from vinfer.bundle import ProgramShape, choose_program
+from vinfer.engine.chunks import ChunkPlan
 from vinfer.engine.request import Request
 
 
@@ -90,23 +91,32 @@ class _Running:
 class Scheduler:
     """Continuous batching over slots.
 
-    Policy: waiting requests take free slots in order of arrival. Between two decode dispatches at most
-    `max_prefill_tokens` padded prompt tokens are prefilled, so that a running request never waits for more
-    than that. While anything waits or is being prefilled, a decode dispatch runs one step.
+    Policy: waiting requests take free slots in order of arrival. Between two decode dispatches there is one
+    prefill dispatch, or several of at most `max_prefill_tokens` padded prompt tokens together (the largest
+    bucket), so that a running request never waits for more than that. While anything waits or is being
+    prefilled, a decode dispatch runs one step.
 
     Args:
         shapes: the compiled programs.
         num_slots: rows of the batch.
         steps: most decode steps per dispatch.
+        dispatch_cost_tokens: see `ChunkPlan`.
     """
 
-    def __init__(self, *, shapes: Iterable[ProgramShape], num_slots: int, steps: int) -> None:
+    def __init__(
+        self,
+        *,
+        shapes: Iterable[ProgramShape],
+        num_slots: int,
+        steps: int,
+        dispatch_cost_tokens: int | None = None,
+    ) -> None:
         self._shapes = tuple(shapes)
         self._steps = steps
         prefills = [shape for shape in self._shapes if shape.kind == "prefill"]
-        self._max_chunk = max(shape.length for shape in prefills)
+        self._chunk_plan = ChunkPlan({shape.length for shape in prefills}, dispatch_cost_tokens)
         self._max_batch = max(shape.rows for shape in prefills)
-        self._max_prefill_tokens = self._max_chunk
+        self._max_prefill_tokens = max(shape.length for shape in prefills)
         self._num_slots = num_slots
         self._free = list(range(num_slots))
         self._waiting: deque[Request] = deque()
@@ -191,22 +201,23 @@ class Scheduler:
             if running.is_prefilled:
                 continue
             left = len(running.request.prompt_ids) - running.num_prefilled
-            chunk = Chunk(running.slot, running.request, running.num_prefilled, min(left, self._max_chunk))
+            length = self._chunk_plan.next_length(left)
+            chunk = Chunk(running.slot, running.request, running.num_prefilled, length)
             if not chunks:
                 chunks.append(chunk)
-                length = self._prefill_shape(chunks).length
-            elif self._prefill_shape([chunk]).length == length:
+                bucket = self._prefill_shape(chunks).length
+            elif self._prefill_shape([chunk]).length == bucket:
                 chunks.append(chunk)
             if len(chunks) == self._max_batch:
                 break
-        while len(chunks) > 1 and not self._is_covered(chunks):
+        # A wider program would pad every chunk beyond its own bucket and cost more than one by one.
+        while len(chunks) > 1 and not self._has_program(rows=len(chunks), length=bucket):
             chunks.pop()
         return chunks
 
-    def _is_covered(self, chunks: list[Chunk]) -> bool:
-        length = max(chunk.length for chunk in chunks)
+    def _has_program(self, *, rows: int, length: int) -> bool:
         return any(
-            shape.kind == "prefill" and shape.rows >= len(chunks) and shape.length >= length
+            shape.kind == "prefill" and shape.rows >= rows and shape.length == length
             for shape in self._shapes
         )
 

@@ -46,7 +46,9 @@ def _join(first: TokenEvent, second: TokenEvent) -> TokenEvent:
     logprobs = None
     if first.logprobs is not None or second.logprobs is not None:
         logprobs = (first.logprobs or ()) + (second.logprobs or ())
-    return TokenEvent(first.token_ids + second.token_ids, logprobs, second.finish_reason, second.error)
+    return TokenEvent(
+        first.token_ids + second.token_ids, logprobs, second.finish_reason, second.error, first.queue_seconds
+    )
 
 
 def deliver_all(deliveries: Iterable[tuple[TokenStream, TokenEvent]]) -> None:

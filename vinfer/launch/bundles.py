@@ -12,6 +12,7 @@ from pathlib import Path
 from vinfer.build.child import run_build
 from vinfer.build.plan import BuildPlan, MemoryPlan, build_versions, check_model, mesh_words, plan_build
 from vinfer.bundle import (
+    MANIFEST,
     Manifest,
     Platform,
     build_lock,
@@ -24,7 +25,7 @@ from vinfer.bundle import (
 from vinfer.checkpoint.checkpoint import open_checkpoint
 from vinfer.checkpoint.source import ResolvedSource, resolve_source
 from vinfer.config import ModelConfig
-from vinfer.errors import ConfigError, DeviceError
+from vinfer.errors import BundleError, ConfigError, DeviceError
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +43,15 @@ def find_or_build(
     progress: Progress,
     output: Path | None = None,
     memory_bytes: int | None = None,
+    verify_weights: bool = False,
 ) -> Path:
-    """Return the directory of a model's bundle, building it where it is missing.
+    """Return the directory of a model's bundle, building it where it is missing or damaged.
 
     Args:
         where: the model's place in the config, such as `models[0]`.
         output: write the bundle here instead of under bundles_dir.
         memory_bytes: what one device has, where that is known.
+        verify_weights: hash the weights of a bundle that is there too, which takes seconds per GB.
 
     Raises:
         CheckpointError, ConfigError, DeviceError, BuildError.
@@ -59,8 +62,11 @@ def find_or_build(
         return source.path
     plan = plan_build(model, source, where=where, platform=platform, num_devices=num_devices)
     directory = output or bundles_dir / plan.key
-    with build_lock(directory):
-        if is_bundle(directory) and (output is None or read_manifest(directory).key == plan.key):
+    # Without the lock first: a bundle may lie on a read-only volume.
+    if _is_built(directory, plan, verify_weights=verify_weights):
+        return directory
+    with build_lock(directory, lambda: progress(model.name, "waiting for another build", 0, 1)):
+        if _is_built(directory, plan, verify_weights=False):
             return directory
         if output is not None and output.exists() and any(output.iterdir()) and not is_bundle(output):
             raise ConfigError(f"--output {output} is not empty and no bundle: choose another directory")
@@ -74,6 +80,19 @@ def find_or_build(
                 progress=lambda phase, done, total: progress(model.name, phase, done, total),
             )
     return directory
+
+
+def _is_built(directory: Path, plan: BuildPlan, *, verify_weights: bool) -> bool:
+    if not is_bundle(directory):
+        return False
+    try:
+        manifest = read_manifest(directory)
+        verify_files(directory, manifest, weights=verify_weights)
+    except BundleError as error:
+        logger.warning("%s; building it anew", error.message)
+        (directory / MANIFEST).unlink()
+        return False
+    return manifest.key == plan.key
 
 
 def _announce(

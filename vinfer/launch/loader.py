@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# On a CPU the time of a prefill follows its tokens almost from the first one (reading the weights once costs
+# as much as computing about 16 of them); on an accelerator a short prefill costs what a long one costs.
+DISPATCH_COST_TOKENS: dict[Platform, int] = {"cpu": 16}
+
 
 class Loader:
     """Loads the models of a config one after the other and puts each one to work.
@@ -156,11 +160,14 @@ def start_engine(
         dispatch_lock=dispatch_lock,
         progress=lambda phase, done, total: progress(model.name, phase, done, total),
     )
+    progress(model.name, "warming up", 0, 1)
+    runner.warm_up()
     shapes = [program.shape for program in manifest.programs]
     scheduler = Scheduler(
         shapes=shapes,
         num_slots=manifest.num_slots,
         steps=max(shape.length for shape in shapes if shape.kind == "decode"),
+        dispatch_cost_tokens=DISPATCH_COST_TOKENS.get(manifest.platform),
     )
     engine = Engine(
         name=model.name,

@@ -57,6 +57,7 @@ def precompile(
             progress=progress,
             output=_place(output, model.name, len(config.models)),
             memory_bytes=device_memory_bytes(devices[0]) if devices else None,
+            verify_weights=True,
         )
         directories.append(directory)
         if devices:

@@ -6,6 +6,7 @@ Standard error only. Progress comes as lines, not as a bar: it must read well in
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import time
 from typing import Any
@@ -18,7 +19,13 @@ _LINES_PER_PHASE = 4
 
 
 def configure_logging(level: str) -> None:
-    """Send vinfer's log lines to standard error; libraries only when something is wrong."""
+    """Send vinfer's log lines to standard error; libraries only when something is wrong.
+
+    Call before JAX is imported: XLA's CPU loader reports, as an error and for every cached program, that the
+    machine lacks code generation preferences such as +prefer-no-gather, which are no instructions at all.
+    """
+    if level != "debug":
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"
     )

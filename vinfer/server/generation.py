@@ -199,6 +199,8 @@ class Generation:
             num_shown = min(text.num_tokens, len(event.token_ids) - ends_with_stop_token)
             tokens = zip(event.token_ids, event.logprobs, strict=True)
             delta.tokens = [GeneratedToken(*token) for token in tokens][: max(num_shown, 0)]
+        if event.queue_seconds is not None:
+            self._metrics.observe_queue(self.model.name, event.queue_seconds)
         self._observe(choice, text.num_tokens, finish_reason)
         choice.is_finished = finish_reason is not None
         if text.stopped and not event.is_last:

@@ -73,6 +73,9 @@ class ServerMetrics:
             "time_to_first_token_seconds", "From the request's arrival to its first token.", TTFT_BUCKETS
         )
         self._itl = histogram("inter_token_latency_seconds", "Time between two tokens.", ITL_BUCKETS)
+        self._queue = histogram(
+            "request_queue_time_seconds", "From the request's arrival to a slot.", E2E_BUCKETS
+        )
         self._e2e = histogram(
             "e2e_request_latency_seconds", "From the request's arrival to its last token.", E2E_BUCKETS
         )
@@ -88,6 +91,10 @@ class ServerMetrics:
             ["model_name", "outcome"],
             registry=self._registry,
         )
+
+    def observe_queue(self, model_name: str, seconds: float) -> None:
+        """Count the time from arrival to a slot of a completion."""
+        self._queue.labels(model_name).observe(seconds)
 
     def observe_first_token(self, model_name: str, seconds: float) -> None:
         """Count the time from arrival to the first token of a completion."""

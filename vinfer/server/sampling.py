@@ -10,7 +10,7 @@ import secrets
 from typing import TypeVar
 
 from vinfer.engine.request import MAX_STOP_TOKEN_IDS, SamplingParams
-from vinfer.errors import RequestError
+from vinfer.errors import ContextLengthError, RequestError
 from vinfer.server.model_table import ServedModel
 from vinfer.server.protocol import ChatFields, CompletionFields, SamplingFields
 
@@ -89,7 +89,7 @@ def _max_tokens(fields: ChatFields | CompletionFields, model: ServedModel, promp
     limit = model.max_model_len
     room = limit - prompt_len
     if room < 1:
-        raise RequestError(
+        raise ContextLengthError(
             f"prompt has {prompt_len} tokens; max_model_len is {limit}: "
             f"shorten it or raise models[{model.position}].max_model_len",
             param="messages" if isinstance(fields, ChatFields) else "prompt",
@@ -105,7 +105,7 @@ def _max_tokens(fields: ChatFields | CompletionFields, model: ServedModel, promp
     if sent is None:
         return min(default, room)
     if sent > room:
-        raise RequestError(
+        raise ContextLengthError(
             f"{name} is {sent} and the prompt has {prompt_len} tokens; max_model_len is {limit}: "
             f"lower it to {room} or raise models[{model.position}].max_model_len",
             param=name,

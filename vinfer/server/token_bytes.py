@@ -5,6 +5,7 @@ Pure functions. `Tokenizer.decode` does not do: it strips spaces and replaces ha
 
 from __future__ import annotations
 
+from vinfer.text.byte_level import BYTE_OF_CHARACTER
 from vinfer.text.tokenizer import Tokenizer
 
 
@@ -15,22 +16,9 @@ def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
         return spelled.encode()
     if "ByteLevel" in tokenizer.decoder_types:
         try:
-            return bytes(map(_BYTE_OF_CHARACTER.__getitem__, spelled))
+            return bytes(map(BYTE_OF_CHARACTER.__getitem__, spelled))
         except KeyError:  # an added token is spelled as it reads
             return spelled.encode()
     if len(spelled) == 6 and spelled.startswith("<0x") and spelled.endswith(">"):
         return bytes.fromhex(spelled[3:5])
     return spelled.replace("\u2581", " ").encode()
-
-
-def _byte_characters() -> dict[str, int]:
-    """Give the characters that byte-level BPE writes for the 256 bytes.
-
-    Source: GPT-2 (OpenAI): printable Latin-1 stands for itself, the rest for U+0100 and up in order.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (byte for byte in range(256) if byte not in printable)
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF_CHARACTER = _byte_characters()

@@ -116,14 +116,14 @@ class ChatTemplate:
         pieces = []
         length = 0
         try:
-            with self._environment.deadline(self._max_render_seconds):
-                for piece in self._template.generate({**self._special_tokens, **given}):
-                    pieces.append(piece)
-                    length += len(piece)
-                    if length > max_characters:
-                        raise jinja2.exceptions.SecurityError(
-                            f"output is longer than {max_characters} characters"
-                        )
+            self._environment.start_clock(self._max_render_seconds)
+            for piece in self._template.generate({**self._special_tokens, **given}):
+                pieces.append(piece)
+                length += len(piece)
+                if length > max_characters:
+                    raise jinja2.exceptions.SecurityError(
+                        f"output is longer than {max_characters} characters"
+                    )
         except jinja2.TemplateError as error:
             raise RequestError(f"chat template: {_one_line(error)}", param="messages") from None
         except Exception as error:  # noqa: BLE001 - a template raises anything: TypeError, RecursionError, ...
@@ -187,14 +187,17 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.globals["strftime_now"] = _strftime_now
         del self.globals["lipsum"]  # filler text of any length, in one call
 
-    def deadline(self, seconds: float) -> _Deadline:
-        return _Deadline(self._running, seconds)
+    def start_clock(self, max_seconds: float) -> None:
+        """Begin a rendering in this thread."""
+        self._running.max_seconds = max_seconds
+        self._running.ends_at = time.monotonic() + max_seconds
 
     def check_deadline(self) -> None:
         """Raise SecurityError where this thread's rendering has taken too long."""
-        deadline: _Deadline | None = getattr(self._running, "deadline", None)
-        if deadline is not None and time.monotonic() > deadline.ends_at:
-            raise jinja2.exceptions.SecurityError(f"rendering takes longer than {deadline.seconds:g} seconds")
+        if time.monotonic() > self._running.ends_at:
+            raise jinja2.exceptions.SecurityError(
+                f"rendering takes longer than {self._running.max_seconds:g} seconds"
+            )
 
     def call(self, context: jinja2.runtime.Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.check_deadline()
@@ -205,21 +208,6 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if _result_size(operator, left, right) > _MAX_OPERAND:
             raise jinja2.exceptions.SecurityError(f"the result of {operator!r} is too large")
         return super().call_binop(context, operator, left, right)
-
-
-class _Deadline:
-    """Sets the deadline of the rendering that this thread does inside the `with`."""
-
-    def __init__(self, running: threading.local, seconds: float) -> None:
-        self._running = running
-        self.seconds = seconds
-        self.ends_at = time.monotonic() + seconds
-
-    def __enter__(self) -> None:
-        self._running.deadline = self
-
-    def __exit__(self, *_: object) -> None:
-        self._running.deadline = None
 
 
 @jinja2.pass_context

@@ -15,6 +15,7 @@ import codecs
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from vinfer.text.byte_level import BYTE_OF_CHARACTER
 from vinfer.text.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"
@@ -115,7 +116,7 @@ class _ByteLevelDecoder:
     def _bytes(self, token_id: int) -> bytes:
         token = self._tokenizer.id_to_token(token_id) or ""
         try:
-            return bytes(map(_BYTE_OF_CHARACTER.__getitem__, token))
+            return bytes(map(BYTE_OF_CHARACTER.__getitem__, token))
         except KeyError:  # an added token is spelled as it reads
             return token.encode()
 
@@ -141,7 +142,7 @@ class _WindowDecoder:
 
     def prime(self, token_ids: list[int]) -> None:
         self.push(token_ids)
-        self._show_pending(is_final=True)
+        self._pending = []
         self._utf8.inherit()
 
     def push(self, token_ids: list[int]) -> str:
@@ -181,7 +182,6 @@ class _WindowDecoder:
         if self._utf8.is_waiting:
             if text:
                 self._pending_bytes = [token_id]
-                self._stand_before_nothing()
             return text
         unit, self._pending_bytes = self._pending_bytes, []
         if REPLACEMENT in text:
@@ -215,16 +215,3 @@ def _byte_of(token: str) -> int | None:
         except ValueError:
             return None
     return None
-
-
-def _byte_characters() -> dict[str, int]:
-    """Return the characters that byte-level BPE writes for the 256 bytes.
-
-    Source: GPT-2 (OpenAI): printable Latin-1 stands for itself, the rest for U+0100 and up in order.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (byte for byte in range(256) if byte not in printable)
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF_CHARACTER = _byte_characters()

@@ -53,11 +53,9 @@ class Tokenizer:
         self.control_tokens = ControlTokens([token.content for token in special.values()])
         self.decoder_types = _decoder_types(fast)
         unk_token = special_tokens.get("unk_token")
-        # What users must not be able to write: not the unknown token, and not a newline that is special.
+        # What users must not be able to write; the unknown token is what becomes of other text.
         self._control_ids = frozenset(
-            token_id
-            for token_id, token in special.items()
-            if token.content != unk_token and len(token.content) > 1
+            token_id for token_id, token in special.items() if token.content != unk_token
         )
 
         # The plain tokenizer takes special-token strings for text. What the template wrote is spelled there

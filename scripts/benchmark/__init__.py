@@ -1,0 +1,1 @@
+"""The parts of scripts/bench. Standard library only: a measuring client should cost next to nothing."""

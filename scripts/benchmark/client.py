@@ -1,0 +1,165 @@
+"""One streamed completion over a plain socket: what was sent when, and what came when.
+
+Runs on the benchmark's event loop. Written by hand because it shares the machine with the server: an HTTP
+library spends more CPU on a chunk than a small model's server does. It knows no statistics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import http.client
+import json
+import time
+import urllib.parse
+from collections.abc import AsyncIterator
+from typing import Any
+
+DEFAULT_PORT = 80
+
+
+class BenchError(Exception):
+    """Something a person has to put right; its text is the whole message."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Arrival:
+    """Tokens that came in one event; `num_tokens` is 0 where the server does not say how many."""
+
+    seconds: float
+    num_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """One finished request. All times are of one monotonic clock, in seconds."""
+
+    sent_seconds: float
+    done_seconds: float
+    arrivals: tuple[Arrival, ...]
+    num_prompt_tokens: int | None
+    num_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where to send completions, and for which model."""
+
+    url: str
+    model: str
+    api_key: str | None
+    is_chat: bool
+
+    @property
+    def path(self) -> str:
+        return "/v1/chat/completions" if self.is_chat else "/v1/completions"
+
+    def body(self, prompt: str, **fields: Any) -> dict[str, Any]:
+        """Return a request body that asks for a stream."""
+        content = {"messages": [{"role": "user", "content": prompt}]} if self.is_chat else {"prompt": prompt}
+        return {"model": self.model, **content, "stream": True, **fields}
+
+
+def fetch(url: str, *, api_key: str | None = None, timeout_seconds: float = 10) -> bytes:
+    """GET a small document.
+
+    Raises:
+        BenchError: no answer, or another status than 200.
+    """
+    parts = urllib.parse.urlsplit(url)
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    connection = http.client.HTTPConnection(
+        parts.hostname or "", parts.port or DEFAULT_PORT, timeout=timeout_seconds
+    )
+    try:
+        connection.request("GET", parts.path, headers=headers)
+        answer = connection.getresponse()
+        content = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise BenchError(f"GET {url}: {error}") from None
+    finally:
+        connection.close()
+    if answer.status != http.HTTPStatus.OK:
+        raise BenchError(f"GET {url}: status {answer.status}")
+    return content
+
+
+async def complete(endpoint: Endpoint, body: dict[str, Any]) -> Record:
+    """Send one request on a connection of its own and take down its stream.
+
+    Raises:
+        BenchError: the server refused or broke off.
+    """
+    arrivals: list[Arrival] = []
+    num_tokens, num_prompt_tokens = 0, None
+    sent_seconds = time.perf_counter()
+    async for seconds, event in _events(endpoint, body):
+        if "error" in event:
+            raise BenchError(f"{endpoint.url} ended a stream with an error: {event['error']}")
+        counted = 0
+        if usage := event.get("usage"):
+            counted = usage["completion_tokens"] - num_tokens
+            num_tokens, num_prompt_tokens = usage["completion_tokens"], usage["prompt_tokens"]
+        if _has_text(event) or (counted and event["choices"]):
+            arrivals.append(Arrival(seconds, counted))
+    if not arrivals:
+        raise BenchError(f"{endpoint.url} sent no token")
+    return Record(
+        sent_seconds, time.perf_counter(), tuple(arrivals), num_prompt_tokens, num_tokens or len(arrivals)
+    )
+
+
+def _has_text(event: dict[str, Any]) -> bool:
+    return any(
+        choice.get("text") or (choice.get("delta") or {}).get("content")
+        for choice in event.get("choices") or ()
+    )
+
+
+async def _events(endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[tuple[float, dict[str, Any]]]:
+    """Yield each event of the stream with the time at which its bytes were here."""
+    parts = urllib.parse.urlsplit(endpoint.url)
+    host, port = parts.hostname or "", parts.port or DEFAULT_PORT
+    content = json.dumps(body).encode()
+    key = f"Authorization: Bearer {endpoint.api_key}\r\n" if endpoint.api_key else ""
+    head = (
+        f"POST {parts.path.rstrip('/')}{endpoint.path} HTTP/1.1\r\nHost: {host}:{port}\r\n{key}"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+    )
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+    except OSError as error:
+        raise BenchError(f"{endpoint.url}: {error}") from None
+    try:
+        writer.write(head.encode() + content)
+        status, is_chunked = await _read_head(reader)
+        pieces = _chunks(reader) if is_chunked else _rest(reader)
+        if status != 200:
+            answer = b"".join([piece async for piece in pieces]).decode(errors="replace")
+            raise BenchError(f"{endpoint.url} answered {status}: {answer[:300]}")
+        pending = b""
+        async for piece in pieces:
+            seconds = time.perf_counter()
+            *whole, pending = (pending + piece).replace(b"\r\n", b"\n").split(b"\n\n")
+            for event in whole:
+                if event.startswith(b"data:") and event != b"data: [DONE]":
+                    yield seconds, json.loads(event[len(b"data:") :])
+    except (asyncio.IncompleteReadError, OSError) as error:
+        raise BenchError(f"{endpoint.url} broke off a stream: {error}") from None
+    finally:
+        writer.close()
+
+
+async def _read_head(reader: asyncio.StreamReader) -> tuple[int, bool]:
+    lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
+    return int(lines[0].split()[1]), "transfer-encoding: chunked" in lines
+
+
+async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while size := int((await reader.readline()).split(b";")[0] or b"0", 16):
+        yield (await reader.readexactly(size + 2))[:-2]
+
+
+async def _rest(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while piece := await reader.read(65536):
+        yield piece

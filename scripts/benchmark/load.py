@@ -1,0 +1,172 @@
+"""The load and its figures: so many streams at once, each one request after the other.
+
+Runs on the benchmark's event loop. Knows nothing of processes, tables or JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from benchmark.client import BenchError, Endpoint, Record, complete
+
+# One token each in most vocabularies.
+WORDS = (
+    "time year people way day man thing woman life child world school state family student group country "
+    "problem hand part place case week company system program question work government number night point "
+    "home water room mother area money story fact month lot right study book eye job word business"
+)
+
+# Asked for in this order until the server takes one: peers do not know every field of ours.
+DIALECTS: tuple[dict[str, Any], ...] = (
+    {"ignore_eos": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+    {"ignore_eos": True, "stream_options": {"include_usage": True}},
+    {"stream_options": {"include_usage": True}},
+    {},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Median and 99th percentile, in seconds."""
+
+    p50: float
+    p99: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        ordered = sorted(values)
+        return cls(percentile(ordered, 0.5), percentile(ordered, 0.99))
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What one run of a load came to.
+
+    Attributes:
+        tokens_per_second: generated tokens over the wall time of the whole run.
+        ttft_seconds: from sending a request to its first token.
+        itl_seconds: per token, the gap before its event divided by the tokens in the event.
+        chunk_gap_seconds: between two events of one stream.
+        e2e_seconds: from sending a request to the end of its stream.
+        client_cpu_fraction: of one core, spent by the client during the run.
+    """
+
+    streams: int
+    num_requests: int
+    num_tokens: int
+    prompt_tokens: float
+    tokens_per_second: float
+    ttft_seconds: Spread
+    itl_seconds: Spread
+    chunk_gap_seconds: Spread
+    e2e_seconds: Spread
+    client_cpu_fraction: float
+
+
+class Prompts:
+    """An endless row of prompts that share no beginning, so that no prefix cache helps anyone."""
+
+    def __init__(self, num_words: int, seed: int) -> None:
+        self._num_words = num_words
+        self._random = random.Random(seed)
+        self._numbers: Iterator[int] = itertools.count(self._random.randrange(1000, 5000))
+
+    def next(self) -> str:
+        words = self._random.choices(WORDS.split(), k=self._num_words)
+        return f"{' '.join(words)} {next(self._numbers)}:"
+
+
+def percentile(ordered: Sequence[float], fraction: float) -> float:
+    """Interpolate between the two nearest ranks of sorted values; 0 where there are none."""
+    if not ordered:
+        return 0.0
+    place = fraction * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+async def negotiate(endpoint: Endpoint, prompts: Prompts) -> dict[str, Any]:
+    """Return the fields of `DIALECTS` that this server takes.
+
+    Raises:
+        BenchError: it takes none of them; says what it answered to the plainest.
+    """
+    refusal: BenchError | None = None
+    for dialect in DIALECTS:
+        try:
+            await complete(endpoint, endpoint.body(prompts.next(), max_tokens=2, temperature=0, **dialect))
+        except BenchError as error:
+            refusal = error
+        else:
+            return dialect
+    assert refusal is not None
+    raise refusal
+
+
+async def run_load(
+    endpoint: Endpoint, prompts: Prompts, *, streams: int, rounds: int, fields: dict[str, Any]
+) -> Figures:
+    """Keep `streams` requests open until each stream has made `rounds` of them.
+
+    Raises:
+        BenchError: any request failed.
+    """
+
+    async def one_stream() -> list[Record]:
+        return [await complete(endpoint, endpoint.body(prompts.next(), **fields)) for _ in range(rounds)]
+
+    started, cpu_started = time.perf_counter(), time.process_time()
+    records = list(itertools.chain(*await asyncio.gather(*(one_stream() for _ in range(streams)))))
+    wall, cpu = time.perf_counter() - started, time.process_time() - cpu_started
+    num_tokens = sum(record.num_tokens for record in records)
+    return Figures(
+        streams=streams,
+        num_requests=len(records),
+        num_tokens=num_tokens,
+        prompt_tokens=statistics.fmean(record.num_prompt_tokens or 0 for record in records),
+        tokens_per_second=num_tokens / wall,
+        ttft_seconds=Spread.of(record.arrivals[0].seconds - record.sent_seconds for record in records),
+        itl_seconds=Spread.of(gap for record in records for gap in token_gaps(record)),
+        chunk_gap_seconds=Spread.of(gap for record in records for gap in chunk_gaps(record)),
+        e2e_seconds=Spread.of(record.done_seconds - record.sent_seconds for record in records),
+        client_cpu_fraction=cpu / wall,
+    )
+
+
+def chunk_gaps(record: Record) -> list[float]:
+    """Return the time between each two events of a stream."""
+    return [b.seconds - a.seconds for a, b in itertools.pairwise(record.arrivals)]
+
+
+def token_gaps(record: Record) -> list[float]:
+    """Return one gap per token after the first event.
+
+    Where the server does not count its events' tokens they are taken to be spread evenly.
+    """
+    even = max(1, round(record.num_tokens / len(record.arrivals)))
+    counts = [arrival.num_tokens or even for arrival in record.arrivals[1:]]
+    gaps = zip(chunk_gaps(record), counts, strict=True)
+    return [gap / count for gap, count in gaps for _ in range(count)]
+
+
+def median_of(runs: Sequence[Figures]) -> Figures:
+    """Return the median of every figure over repeats of one load."""
+
+    def middle(name: str) -> Any:
+        values = [getattr(run, name) for run in runs]
+        if isinstance(values[0], Spread):
+            return Spread(
+                statistics.median(value.p50 for value in values),
+                statistics.median(value.p99 for value in values),
+            )
+        return statistics.median(values)
+
+    return Figures(**{field.name: middle(field.name) for field in dataclasses.fields(Figures)})

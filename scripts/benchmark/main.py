@@ -1,0 +1,212 @@
+"""The command line of scripts/bench: which server, which loads, one table and one JSON line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmark.client import BenchError, Endpoint, fetch
+from benchmark.load import Figures, Prompts, median_of, negotiate, run_load
+from benchmark.process import ROOT, serving, vinfer_command
+
+SAMPLED = {"temperature": 0.7, "top_p": 0.95, "top_k": 50}
+GREEDY = {"temperature": 0}
+# Tokens of a warm-up request.
+WARM_UP_TOKENS = 8
+
+Report = dict[str, Any]
+
+
+def main(description: str | None) -> int:
+    """Run the command line; return the exit code."""
+    arguments = _parse(description)
+    try:
+        report = _measure(arguments)
+    except BenchError as error:
+        sys.stderr.write(f"bench: error: {error}\n")
+        return 1
+    print(json.dumps({"machine": _machine(), "load": _load_facts(arguments), **report}))
+    return 0
+
+
+def _parse(description: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("config", nargs="?", type=Path, default=ROOT / "configs/smollm2.yaml", help="YAML to serve")
+    add("--url", help="measure this running server; no cold start")
+    add("--pair", metavar="'URL_A URL_B'", help="measure two running servers in turns and print A / B")
+    add("--serve", metavar="COMMAND", help="start another server; {port} stands for the port")
+    add("--ready-path", default="/readiness", help="answers 200 once the server is ready (%(default)s)")
+    add("--ready-timeout", type=float, default=1800, metavar="SECONDS", help="(%(default)s)")
+    add("--vinfer", metavar="PATH", help="the vinfer command")
+    add(
+        "--cold-starts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="starts to time after a first one (%(default)s)",
+    )
+    add("--streams", default="1,4,16", metavar="N,N", help="requests at once (%(default)s)")
+    add("--rounds", type=int, default=3, metavar="N", help="requests per stream and run (%(default)s)")
+    add("--repeats", type=int, default=3, metavar="N", help="runs per load; the median counts (%(default)s)")
+    add("--prompt-words", type=int, default=62, metavar="N", help="(%(default)s: 67 tokens for SmolLM2)")
+    add("--new-tokens", type=int, default=64, metavar="N", help="tokens per answer (%(default)s)")
+    add("--sampled", action="store_true", help=f"sample with {SAMPLED} instead of greedily")
+    add("--chat", action="store_true", help="use /v1/chat/completions instead of /v1/completions")
+    add("--model", help="model id; the first of /v1/models where left out")
+    add("--api-key", help="bearer token")
+    return parser.parse_args()
+
+
+def _measure(arguments: argparse.Namespace) -> Report:
+    if arguments.pair:
+        first, second = arguments.pair.split()
+        return _pair(arguments, first, second)
+    if arguments.url:
+        return _table(arguments.url, asyncio.run(_runs(arguments, [arguments.url]))[0])
+    return _start_and_measure(arguments)
+
+
+def _start_and_measure(arguments: argparse.Namespace) -> Report:
+    command = (
+        shlex.split(arguments.serve)
+        if arguments.serve
+        else vinfer_command(arguments.config, arguments.vinfer)
+    )
+    starts = []
+    # The first start may have to build, and finds nothing in the page cache.
+    for number in range(arguments.cold_starts + 1):
+        with serving(command, ready_path=arguments.ready_path, timeout_seconds=arguments.ready_timeout) as (
+            url,
+            ready_seconds,
+        ):
+            starts.append(ready_seconds)
+            _say(f"start {number}: ready after {ready_seconds:.1f} s")
+            if number == arguments.cold_starts:
+                runs = asyncio.run(_runs(arguments, [url]))[0]
+                counters = _vinfer_counters(url)
+    cold = statistics.median(starts[1:] or starts)
+    print(f"first start {starts[0]:.1f} s, cold start {cold:.1f} s (median of {len(starts[1:] or starts)})")
+    return {
+        "command": shlex.join(command),
+        "first_start_seconds": starts[0],
+        "cold_start_seconds": cold,
+        **_table(shlex.join(command), runs),
+        **({"counters": counters} if counters else {}),
+    }
+
+
+def _pair(arguments: argparse.Namespace, first: str, second: str) -> Report:
+    runs = asyncio.run(_runs(arguments, [first, second]))
+    reports = [_table(url, figures) for url, figures in zip((first, second), runs, strict=True)]
+    ratios = []
+    for a, b in zip(*runs, strict=True):
+        ratio = {
+            "tokens_per_second": a.tokens_per_second / b.tokens_per_second,
+            **{
+                f"{name}_p50": getattr(a, name).p50 / max(getattr(b, name).p50, 1e-9)
+                for name in ("ttft_seconds", "itl_seconds", "e2e_seconds")
+            },
+        }
+        ratios.append({"streams": a.streams, **ratio})
+        print(f"A / B at {a.streams}: " + ", ".join(f"{name} {value:.2f}" for name, value in ratio.items()))
+    return {"a": {"url": first, **reports[0]}, "b": {"url": second, **reports[1]}, "ratios": ratios}
+
+
+async def _runs(arguments: argparse.Namespace, urls: list[str]) -> list[list[Figures]]:
+    """Measure every load on every server, the servers in turns; return the medians by server and load."""
+    endpoints = [
+        Endpoint(
+            url.rstrip("/").removesuffix("/v1"), _model(url, arguments), arguments.api_key, arguments.chat
+        )
+        for url in urls
+    ]
+    prompts = Prompts(arguments.prompt_words, seed=0)
+    dialects = [await negotiate(endpoint, prompts) for endpoint in endpoints]
+    sampling = SAMPLED if arguments.sampled else GREEDY
+    loads = [int(text) for text in arguments.streams.split(",")]
+    runs: list[list[list[Figures]]] = [[[] for _ in loads] for _ in urls]
+    for place, streams in enumerate(loads):
+        for endpoint, dialect in zip(endpoints, dialects, strict=True):
+            fields = {**sampling, **dialect, "max_tokens": WARM_UP_TOKENS}
+            await run_load(endpoint, prompts, streams=streams, rounds=1, fields=fields)
+        for repeat in range(arguments.repeats):
+            for server, (endpoint, dialect) in enumerate(zip(endpoints, dialects, strict=True)):
+                fields = {**sampling, **dialect, "max_tokens": arguments.new_tokens}
+                run = await run_load(
+                    endpoint, prompts, streams=streams, rounds=arguments.rounds, fields=fields
+                )
+                runs[server][place].append(run)
+                rate = f"{run.tokens_per_second:.1f} tokens/s"
+                _say(f"{endpoint.url} {streams} streams, run {repeat + 1}: {rate}")
+    return [[median_of(repeats) for repeats in server] for server in runs]
+
+
+def _model(url: str, arguments: argparse.Namespace) -> str:
+    if arguments.model:
+        return str(arguments.model)
+    listed = json.loads(fetch(f"{url.rstrip('/').removesuffix('/v1')}/v1/models", api_key=arguments.api_key))
+    return str(listed["data"][0]["id"])
+
+
+def _table(title: str, runs: list[Figures]) -> Report:
+    """Print one server's figures; return them for the JSON line."""
+    print(f"\n{title}")
+    print(f"{'streams':>7} {'tokens/s':>9} {'TTFT p50':>9} {'p99':>7} {'ITL p50':>9} {'p99':>7}", end="")
+    print(f" {'gap p50':>8} {'p99':>7} {'e2e p50':>9} {'p99':>7}   (milliseconds)")
+    for run in runs:
+        cells = [run.ttft_seconds, run.itl_seconds, run.chunk_gap_seconds, run.e2e_seconds]
+        times = "".join(f" {spread.p50 * 1000:9.0f} {spread.p99 * 1000:7.0f}" for spread in cells)
+        print(f"{run.streams:7d} {run.tokens_per_second:9.1f}{times}")
+    return {"runs": [dataclasses.asdict(run) for run in runs]}
+
+
+def _vinfer_counters(url: str) -> dict[str, float]:
+    """Return what a vinfer server says of its work; nothing for another server."""
+    try:
+        lines = fetch(f"{url}/metrics").decode().splitlines()
+    except BenchError:
+        return {}
+    wanted = ("post_ready_compiles", "num_decode_dispatches", "num_overlapped_dispatches")
+    counters: dict[str, float] = {}
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            name, value = line.rsplit(" ", 1)
+            short = name.split("{")[0].removeprefix("vinfer:").removesuffix("_total")
+            if short in wanted:
+                counters[short] = counters.get(short, 0) + float(value)
+    return counters
+
+
+def _load_facts(arguments: argparse.Namespace) -> Report:
+    return {
+        "sampling": SAMPLED if arguments.sampled else GREEDY,
+        "new_tokens": arguments.new_tokens,
+        "rounds": arguments.rounds,
+        "repeats": arguments.repeats,
+        "route": "chat" if arguments.chat else "completions",
+    }
+
+
+def _machine() -> Report:
+    return {
+        "num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "platform": platform.platform(),
+        "load_average_1min": os.getloadavg()[0],
+    }
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,84 @@
+"""The server under measurement as a process: started, timed until it is ready, stopped.
+
+Its output goes to a file, whose end is shown where the server does not come up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmark.client import BenchError, fetch
+
+ROOT = Path(__file__).parents[2]
+POLL_SECONDS = 0.05
+STOP_SECONDS = 60.0
+
+
+def vinfer_command(config: Path, vinfer: str | None) -> list[str]:
+    """Return the command that serves a config; `{port}` stands for the port.
+
+    Raises:
+        BenchError: vinfer is not installed in any of the usual places.
+    """
+    beside = Path(sys.executable).with_name("vinfer")
+    places = [beside, ROOT / ".venv/run/bin/vinfer", ROOT / ".venv/dev/bin/vinfer"]
+    found = vinfer or next((str(place) for place in places if place.is_file()), shutil.which("vinfer"))
+    if found is None:
+        raise BenchError(
+            "vinfer is not installed: run scripts/install .venv/run build demo, or give --vinfer"
+        )
+    return [found, "serve", str(config), "--port", "{port}"]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def serving(command: list[str], *, ready_path: str, timeout_seconds: float) -> Iterator[tuple[str, float]]:
+    """Start a server; yield its address and the seconds from the start of its process until it was ready.
+
+    Raises:
+        BenchError: it ended, or was not ready in time.
+    """
+    port = free_port()
+    words = [word.replace("{port}", str(port)) for word in command]
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile("w+") as log:
+        started = time.perf_counter()
+        process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            while not _is_ready(url + ready_path):
+                if process.poll() is not None or time.perf_counter() - started > timeout_seconds:
+                    log.seek(0)
+                    last = "".join(log.readlines()[-10:])
+                    raise BenchError(f"{shlex.join(words)} did not become ready:\n{last}")
+                time.sleep(POLL_SECONDS)
+            yield url, time.perf_counter() - started
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        fetch(url, timeout_seconds=5)
+    except BenchError:
+        return False
+    return True

@@ -1,0 +1,20 @@
+"""Python imports this at the start of a server that has this folder in PYTHONPATH.
+
+On SIGUSR1 the process writes the names of its modules, one a line, to the file MODULES_FILE names.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+def _write_modules(signum: int, frame: object) -> None:
+    target = Path(os.environ["MODULES_FILE"])
+    scratch = target.with_suffix(".part")
+    scratch.write_text("\n".join(sorted(sys.modules)))
+    scratch.rename(target)
+
+
+if "MODULES_FILE" in os.environ:
+    signal.signal(signal.SIGUSR1, _write_modules)

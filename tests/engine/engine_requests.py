@@ -1,0 +1,31 @@
+"""Requests and program shapes of the engine's tests: numbers small enough to work through by hand."""
+
+from __future__ import annotations
+
+from vinfer.bundle import ProgramShape, plan_programs
+from vinfer.engine.request import Request, SamplingParams
+
+MAX_MODEL_LEN = 64
+STEPS = 4
+
+
+def make_request(
+    name: str, prompt_ids: tuple[int, ...] | int, max_tokens: int = 3, stop: tuple[int, ...] = ()
+) -> Request:
+    """Return a request; a number as its prompt stands for 0, 1, 2, ... of that length."""
+    if isinstance(prompt_ids, int):
+        prompt_ids = tuple(range(prompt_ids))
+    params = SamplingParams(max_tokens=max_tokens, stop_token_ids=stop)
+    return Request(id=name, prompt_ids=prompt_ids, params=params, arrival_seconds=0.0)
+
+
+def make_shapes(
+    prefill_shapes: tuple[tuple[int, int], ...] = ((1, 4), (1, 8)), num_slots: int = 2
+) -> tuple[ProgramShape, ...]:
+    """Return compiled programs: decode for 1 and for all slots, the cache read to 8, 16 or 64 rows."""
+    return plan_programs(
+        prefill_shapes=prefill_shapes,
+        slot_buckets={1, num_slots},
+        steps=STEPS,
+        kv_buckets=(8, 16, MAX_MODEL_LEN),
+    )

@@ -1,0 +1,249 @@
+"""What the scheduler decides, case by case. Random sequences of operations: test_scheduler_sequences.py."""
+
+from __future__ import annotations
+
+import pytest
+from engine_requests import STEPS, make_request, make_shapes
+
+from vinfer.engine.scheduler import Schedule, Scheduler
+
+
+def make_scheduler(
+    num_slots: int = 2, prefill_shapes: tuple[tuple[int, int], ...] = ((1, 4), (1, 8))
+) -> Scheduler:
+    return Scheduler(shapes=make_shapes(prefill_shapes, num_slots), num_slots=num_slots, steps=STEPS)
+
+
+def admitted(schedule: Schedule) -> list[tuple[str, int]]:
+    return [(admission.request.id, admission.slot) for admission in schedule.admissions]
+
+
+def prefilled(schedule: Schedule) -> list[tuple[int, int, list[tuple[str, int, int]]]]:
+    """Return (rows, padded length, [(request, start, length)]) of every prefill."""
+    return [
+        (
+            prefill.shape.rows,
+            prefill.shape.length,
+            [(chunk.request.id, chunk.start, chunk.length) for chunk in prefill.chunks],
+        )
+        for prefill in schedule.prefills
+    ]
+
+
+def decoded(schedule: Schedule) -> tuple[list[str], int] | None:
+    """Return (requests, step limit) of the decode dispatch."""
+    if schedule.decode is None:
+        return None
+    return [owner.id for owner in schedule.decode.owners], schedule.decode.step_limit
+
+
+def test_requests_take_the_lowest_free_slot_in_order_of_arrival() -> None:
+    scheduler = make_scheduler()
+    for name in "abcde":
+        scheduler.submit(make_request(name, 1))
+    assert admitted(scheduler.schedule()) == [("a", 0), ("b", 1)]
+    assert (scheduler.num_running, scheduler.num_waiting) == (2, 3)
+    assert admitted(scheduler.schedule()) == []
+    scheduler.finish("b")
+    assert admitted(scheduler.schedule()) == [("c", 1)]
+    scheduler.finish("c")
+    scheduler.finish("a")
+    assert admitted(scheduler.schedule()) == [("d", 0), ("e", 1)]
+    assert scheduler.is_running("d")
+    assert not scheduler.is_running("a")
+    assert scheduler.num_waiting == 0
+    scheduler.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("prompt_len", "expected"),
+    [
+        (1, [(4, 0, 1)]),
+        (4, [(4, 0, 4)]),
+        (5, [(8, 0, 5)]),
+        (8, [(8, 0, 8)]),
+        (9, [(8, 0, 8), (4, 8, 1)]),
+        (12, [(8, 0, 8), (4, 8, 4)]),
+        (13, [(8, 0, 8), (8, 8, 5)]),
+        (16, [(8, 0, 8), (8, 8, 8)]),
+        (17, [(8, 0, 8), (8, 8, 8), (4, 16, 1)]),
+    ],
+)
+def test_a_long_prompt_goes_in_chunks_of_the_largest_bucket(
+    prompt_len: int, expected: list[tuple[int, int, int]]
+) -> None:
+    """Each row is (padded length, start, length); the cache is read as far as the chunk reaches."""
+    scheduler = make_scheduler()
+    scheduler.submit(make_request("a", prompt_len, max_tokens=1))
+    chunks = []
+    while schedule := scheduler.schedule():
+        for prefill in schedule.prefills:
+            (chunk,) = prefill.chunks
+            assert prefill.shape.kv_length == next(
+                kv for kv in (8, 16, 64) if kv >= chunk.start + chunk.length
+            )
+            assert chunk.is_final == (chunk.start + chunk.length == prompt_len)
+            chunks.append((prefill.shape.length, chunk.start, chunk.length))
+    assert chunks == expected
+
+
+def test_decoding_waits_for_one_bucket_of_prompt_tokens_at_most() -> None:
+    scheduler = make_scheduler(num_slots=5)
+    scheduler.submit(make_request("old", 2, max_tokens=50))
+    scheduler.schedule()
+    for name, prompt_len in (("a", 3), ("b", 4), ("c", 2), ("d", 7)):
+        scheduler.submit(make_request(name, prompt_len))
+    # 4 + 4 padded tokens fill the budget of 8, which is the largest bucket.
+    assert prefilled(first := scheduler.schedule()) == [(1, 4, [("a", 0, 3)]), (1, 4, [("b", 0, 4)])]
+    assert decoded(first) == (["old", "a", "b"], 1)
+    # 4 + 8 would be too many: d waits for the next decode dispatch.
+    assert prefilled(second := scheduler.schedule()) == [(1, 4, [("c", 0, 2)])]
+    assert decoded(second) == (["old", "a", "b", "c"], 1)
+    assert prefilled(third := scheduler.schedule()) == [(1, 8, [("d", 0, 7)])]
+    assert decoded(third) == (["old", "d", "c"], 4) or decoded(third) == (["old", "c", "d"], 4)
+
+
+def test_a_dispatch_larger_than_the_budget_goes_alone() -> None:
+    """Two prompts x 8 tokens are one program of 16: who compiles it wants it used, but nothing else with it."""
+    scheduler = make_scheduler(num_slots=4, prefill_shapes=((1, 4), (1, 8), (2, 8)))
+    for name, prompt_len in (("a", 6), ("b", 6), ("c", 2), ("d", 6)):
+        scheduler.submit(make_request(name, prompt_len))
+    assert prefilled(scheduler.schedule()) == [(2, 8, [("a", 0, 6), ("b", 0, 6)])]
+    assert prefilled(scheduler.schedule()) == [(1, 4, [("c", 0, 2)])]
+    assert prefilled(scheduler.schedule()) == [(1, 8, [("d", 0, 6)])]
+
+
+@pytest.mark.parametrize(
+    ("prefill_shapes", "prompt_lens", "expected"),
+    [
+        # Two of the same bucket share a dispatch; a third one goes alone.
+        (((1, 4), (1, 8), (2, 4)), (3, 1, 2), [(2, 4, ["a", "b"]), (1, 4, ["c"])]),
+        # One of another bucket in between is left for its own dispatch.
+        (((1, 4), (1, 8), (2, 4)), (3, 7, 2), [(2, 4, ["a", "c"]), (1, 8, ["b"])]),
+        # Three fit into a program of four.
+        (((1, 4), (1, 8), (4, 4)), (3, 3, 3), [(4, 4, ["a", "b", "c"])]),
+        # No program of several prompts has this bucket.
+        (((1, 4), (1, 8), (2, 4)), (5, 6), [(1, 8, ["a"]), (1, 8, ["b"])]),
+        # A wider program would pad each short prompt to twice its bucket.
+        (((1, 4), (1, 8), (2, 8)), (3, 3), [(1, 4, ["a"]), (1, 4, ["b"])]),
+    ],
+)
+def test_prompts_of_equal_buckets_share_a_dispatch(
+    prefill_shapes: tuple[tuple[int, int], ...],
+    prompt_lens: tuple[int, ...],
+    expected: list[tuple[int, int, list[str]]],
+) -> None:
+    scheduler = make_scheduler(num_slots=4, prefill_shapes=prefill_shapes)
+    for name, prompt_len in zip("abc", prompt_lens, strict=False):
+        scheduler.submit(make_request(name, prompt_len, max_tokens=1))
+    dispatches = []
+    while schedule := scheduler.schedule():
+        dispatches += [
+            (rows, length, [name for name, _, _ in chunks]) for rows, length, chunks in prefilled(schedule)
+        ]
+    assert dispatches == expected
+
+
+def test_decode_runs_one_step_while_anything_waits_or_is_prefilled() -> None:
+    scheduler = make_scheduler()
+    scheduler.submit(make_request("a", 1, max_tokens=50))
+    assert decoded(scheduler.schedule()) == (["a"], STEPS)
+    scheduler.submit(make_request("long", 20, max_tokens=50))
+    assert decoded(scheduler.schedule()) == (["a"], 1)
+    assert decoded(scheduler.schedule()) == (["a"], 1)
+    assert decoded(scheduler.schedule()) == (["a", "long"], STEPS)
+    scheduler.submit(make_request("waiting", 1))
+    assert decoded(scheduler.schedule()) == (["a", "long"], 1)
+    scheduler.finish("waiting")
+    assert decoded(scheduler.schedule()) == (["a", "long"], STEPS)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "step_limits"), [(1, []), (2, [1]), (5, [4]), (6, [4, 1]), (9, [4, 4]), (12, [4, 4, 3])]
+)
+def test_no_step_is_dispatched_beyond_max_tokens(max_tokens: int, step_limits: list[int]) -> None:
+    """The first token comes from the prefill."""
+    scheduler = make_scheduler()
+    scheduler.submit(make_request("a", 2, max_tokens=max_tokens))
+    limits = []
+    while schedule := scheduler.schedule():
+        if schedule.decode is not None:
+            limits.append(schedule.decode.step_limit)
+    assert limits == step_limits
+    # Its tokens are not read yet: the slot is still its own.
+    assert scheduler.is_running("a")
+    assert scheduler.num_kv_rows == 2 + max_tokens - 1
+
+
+def test_a_request_leaves_the_dispatches_when_all_its_tokens_are_on_the_way() -> None:
+    scheduler = make_scheduler()
+    scheduler.submit(make_request("short", 1, max_tokens=3))
+    scheduler.submit(make_request("long", 1, max_tokens=8))
+    assert decoded(scheduler.schedule()) == (["short", "long"], 4)
+    schedule = scheduler.schedule()
+    assert decoded(schedule) == (["long"], 3)
+    assert schedule.decode is not None
+    assert schedule.decode.slots == (1,)
+    assert schedule.decode.shape.rows == 1
+    assert not scheduler.schedule()
+
+
+def test_decode_reads_the_cache_as_far_as_the_last_step_writes_it() -> None:
+    scheduler = make_scheduler()
+    scheduler.submit(make_request("a", 4, max_tokens=20))
+    lengths = []
+    while schedule := scheduler.schedule():
+        if schedule.decode is not None:
+            lengths.append(schedule.decode.shape.kv_length)
+    # Rows in use after each dispatch: 8, 12, 16, 20, 23.
+    assert lengths == [8, 16, 16, 64, 64]
+
+
+def test_cancel_while_waiting() -> None:
+    scheduler = make_scheduler(num_slots=1)
+    for name in "abc":
+        scheduler.submit(make_request(name, 1))
+    scheduler.schedule()
+    scheduler.finish("b")
+    scheduler.check_integrity()
+    scheduler.finish("a")
+    assert admitted(scheduler.schedule()) == [("c", 0)]
+
+
+def test_cancel_while_prefilling() -> None:
+    scheduler = make_scheduler(num_slots=1)
+    scheduler.submit(make_request("a", 20))
+    assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 0, 8)])]
+    scheduler.finish("a")
+    scheduler.check_integrity()
+    assert not scheduler.schedule()
+    scheduler.submit(make_request("b", 3))
+    schedule = scheduler.schedule()
+    assert admitted(schedule) == [("b", 0)]
+    assert prefilled(schedule) == [(1, 4, [("b", 0, 3)])]
+
+
+def test_cancel_while_decoding() -> None:
+    scheduler = make_scheduler()
+    scheduler.submit(make_request("a", 1, max_tokens=50))
+    scheduler.submit(make_request("b", 1, max_tokens=50))
+    scheduler.schedule()
+    scheduler.finish("a")
+    scheduler.finish("a")
+    scheduler.finish("never seen")
+    scheduler.check_integrity()
+    schedule = scheduler.schedule()
+    assert decoded(schedule) == (["b"], STEPS)
+    assert schedule.decode is not None
+    assert schedule.decode.slots == (1,)
+
+
+def test_drop_all_names_running_and_waiting_requests() -> None:
+    scheduler = make_scheduler(num_slots=1)
+    for name in "abc":
+        scheduler.submit(make_request(name, 1))
+    scheduler.schedule()
+    assert scheduler.drop_all() == ["a", "b", "c"]
+    scheduler.check_integrity()
+    assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_kv_rows) == (0, 0, 0)
+    assert not scheduler.schedule()

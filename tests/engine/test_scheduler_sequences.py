@@ -1,0 +1,184 @@
+"""Random requests, cancels and ends, carried out by a device that checks every dispatch.
+
+The device works in order, as a real one does: a dispatch takes effect when it is enqueued and its tokens are
+read later. Rows of the cache are counted, not stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+
+from engine_requests import MAX_MODEL_LEN, STEPS, make_request, make_shapes
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from vinfer.engine.scheduler import Admission, Decode, Prefill, Schedule, Scheduler
+
+Read = list[tuple[str, int, bool]]
+"""Of one dispatch: request, number of new tokens, whether the request ended."""
+
+
+@dataclasses.dataclass
+class Slot:
+    owner: str
+    prompt_len: int
+    num_left: int
+    """Tokens until the device ends the request, by its length or by a stop token."""
+    num_rows: int = 0
+    is_active: bool = False
+
+
+class CheckingDevice:
+    """Follows dispatches and asserts that each one makes sense where the device has come to.
+
+    Args:
+        lives: tokens after which each request ends on the device, by request id.
+    """
+
+    def __init__(self, num_slots: int, lives: dict[str, int]) -> None:
+        self._num_slots = num_slots
+        self._lives = lives
+        self._slots: dict[int, Slot] = {}
+
+    def carry_out(self, schedule: Schedule) -> list[Read]:
+        for admission in schedule.admissions:
+            self._set_slot(admission)
+        reads = [self._prefill(prefill) for prefill in schedule.prefills]
+        if schedule.decode is not None:
+            reads.append(self._decode(schedule.decode))
+        return reads
+
+    def _set_slot(self, admission: Admission) -> None:
+        assert 0 <= admission.slot < self._num_slots
+        request = admission.request
+        self._slots[admission.slot] = Slot(request.id, len(request.prompt_ids), self._lives[request.id])
+
+    def _prefill(self, prefill: Prefill) -> Read:
+        shape = prefill.shape
+        assert 1 <= len(prefill.chunks) <= shape.rows
+        assert len({chunk.slot for chunk in prefill.chunks}) == len(prefill.chunks)
+        read: Read = []
+        for chunk in prefill.chunks:
+            slot = self._slots[chunk.slot]
+            assert slot.owner == chunk.request.id
+            assert slot.num_rows == chunk.start
+            assert 1 <= chunk.length <= shape.length
+            slot.num_rows += chunk.length
+            assert slot.num_rows <= min(slot.prompt_len, shape.kv_length)
+            assert chunk.is_final == (slot.num_rows == slot.prompt_len)
+            if chunk.is_final:
+                slot.num_left -= 1
+                slot.is_active = slot.num_left > 0
+                read.append((slot.owner, 1, not slot.is_active))
+        return read
+
+    def _decode(self, decode: Decode) -> Read:
+        assert decode.shape.kind == "decode"
+        assert 1 <= len(decode.slots) <= decode.shape.rows
+        assert len(set(decode.slots)) == len(decode.slots) == len(decode.owners)
+        assert 1 <= decode.step_limit <= decode.shape.length
+        read: Read = []
+        for place, owner in zip(decode.slots, decode.owners, strict=True):
+            slot = self._slots[place]
+            assert slot.owner == owner.id
+            assert slot.num_rows >= slot.prompt_len
+            num_steps = min(decode.step_limit, slot.num_left) if slot.is_active else 0
+            slot.num_rows += num_steps
+            slot.num_left -= num_steps
+            assert slot.num_rows <= decode.shape.kv_length
+            if num_steps:
+                slot.is_active = slot.num_left > 0
+                read.append((owner.id, num_steps, not slot.is_active))
+        return read
+
+
+class SchedulerSequences(RuleBasedStateMachine):
+    @initialize(
+        num_slots=st.sampled_from((1, 2, 3, 5)),
+        prefill_shapes=st.sampled_from(
+            (((1, 8),), ((1, 4), (1, 8)), ((1, 4), (1, 8), (2, 4)), ((2, 8), (4, 4)), ((1, 16), (3, 8)))
+        ),
+        dispatch_cost_tokens=st.sampled_from((None, 0, 3)),
+    )
+    def start(
+        self, num_slots: int, prefill_shapes: tuple[tuple[int, int], ...], dispatch_cost_tokens: int | None
+    ) -> None:
+        shapes = make_shapes(prefill_shapes, num_slots)
+        self.largest_bucket = max(shape.length for shape in shapes if shape.kind == "prefill")
+        self.scheduler = Scheduler(
+            shapes=shapes, num_slots=num_slots, steps=STEPS, dispatch_cost_tokens=dispatch_cost_tokens
+        )
+        self.lives: dict[str, int] = {}
+        self.max_tokens: dict[str, int] = {}
+        self.num_tokens: dict[str, int] = {}
+        self.cancelled: set[str] = set()
+        self.finished: list[str] = []
+        self.device = CheckingDevice(num_slots, self.lives)
+        self.in_flight: deque[Read] = deque()
+
+    @property
+    def unfinished(self) -> list[str]:
+        return [name for name in self.lives if name not in self.cancelled and name not in self.finished]
+
+    @rule(
+        prompt_len=st.integers(1, 40),
+        max_tokens=st.integers(1, 20),
+        stops_after=st.one_of(st.none(), st.integers(1, 20)),
+    )
+    def submit(self, prompt_len: int, max_tokens: int, stops_after: int | None) -> None:
+        name = f"request-{len(self.lives)}"
+        max_tokens = min(max_tokens, MAX_MODEL_LEN - prompt_len)
+        self.lives[name] = min(max_tokens, stops_after or max_tokens)
+        self.max_tokens[name] = max_tokens
+        self.num_tokens[name] = 0
+        self.scheduler.submit(make_request(name, prompt_len, max_tokens))
+
+    @precondition(lambda self: bool(self.unfinished))
+    @rule(place=st.integers(0, 100))
+    def cancel(self, place: int) -> None:
+        name = self.unfinished[place % len(self.unfinished)]
+        self.cancelled.add(name)
+        self.scheduler.finish(name)
+
+    @rule()
+    def step(self) -> None:
+        schedule = self.scheduler.schedule()
+        num_padded = sum(prefill.shape.rows * prefill.shape.length for prefill in schedule.prefills)
+        assert len(schedule.prefills) <= 1 or num_padded <= self.largest_bucket
+        self.in_flight.extend(self.device.carry_out(schedule))
+
+    @precondition(lambda self: bool(self.in_flight))
+    @rule()
+    def read(self) -> None:
+        for name, num_tokens, is_last in self.in_flight.popleft():
+            self.num_tokens[name] += num_tokens
+            assert self.num_tokens[name] <= self.max_tokens[name]
+            if is_last and name not in self.cancelled:
+                self.finished.append(name)
+                self.scheduler.finish(name)
+
+    @invariant()
+    def slots_are_whole(self) -> None:
+        if hasattr(self, "scheduler"):
+            self.scheduler.check_integrity()
+
+    def teardown(self) -> None:
+        """Whatever happened, everything that was not cancelled ends, with all its tokens."""
+        if not hasattr(self, "scheduler"):
+            return
+        while self.unfinished:
+            before = len(self.in_flight), dict(self.num_tokens), self.scheduler.num_kv_rows
+            self.step()
+            if self.in_flight:
+                self.read()
+            after = len(self.in_flight), dict(self.num_tokens), self.scheduler.num_kv_rows
+            assert before != after, f"nothing moves; left are {self.unfinished}"
+        for name in self.finished:
+            assert self.num_tokens[name] == self.lives[name]
+        assert self.scheduler.num_running == self.scheduler.num_waiting == 0
+
+
+TestSchedulerSequences = SchedulerSequences.TestCase
+TestSchedulerSequences.settings = settings(max_examples=60, stateful_step_count=40)

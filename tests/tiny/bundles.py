@@ -1,0 +1,75 @@
+"""The bundles that tests serve, each built by the real build child and kept in `.build/` by its key.
+
+Knows neither engines nor the reference; imports no JAX.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tiny.checkpoints import CACHE, checkpoint
+from vinfer.config import ModelConfig
+from vinfer.launch.bundles import find_or_build
+
+BUNDLES_DIR = CACHE / "test-bundles"
+
+MAX_MODEL_LEN = 512
+"""Two KV buckets: 256 and 512."""
+MAX_CHUNK = 64
+
+# Three bucket edges, a prefill of two prompts, decode of 1, 4 and 6 slots.
+_WIDE: dict[str, Any] = {
+    "num_slots": 6,
+    "precompile": [
+        {"batch_size": 1, "prefill_length": [8, 32, MAX_CHUNK]},
+        {"batch_size": 2, "prefill_length": 32},
+    ],
+}
+_NARROW: dict[str, Any] = {
+    "num_slots": 4,
+    "precompile": [
+        {"batch_size": 1, "prefill_length": MAX_CHUNK},
+        {"batch_size": 2, "prefill_length": 32},
+    ],
+}
+
+BUNDLES: dict[str, dict[str, Any]] = {
+    "llama": {"checkpoint": "llama", **_WIDE},
+    "llama3-rope": {"checkpoint": "llama3-rope", **_NARROW},
+    "qwen2": {"checkpoint": "qwen2", **_NARROW},
+    "qwen3": {"checkpoint": "qwen3", **_NARROW},
+    "llama-bfloat16": {"checkpoint": "llama", **_NARROW, "dtype": "bfloat16"},
+    "llama-tp2": {"checkpoint": "llama", **_NARROW, "mesh": {"tp": 2}},
+    "llama-dp2": {"checkpoint": "llama", **_NARROW, "mesh": {"dp": 2, "tp": 1}},
+    "llama-dp2-tp2": {"checkpoint": "llama", **_NARROW, "mesh": {"dp": 2, "tp": 2}},
+    "llama-fsdp2": {"checkpoint": "llama", **_NARROW, "mesh": {"fsdp": 2, "tp": 1}},
+    "llama-two-kv-heads-tp4": {"checkpoint": "llama-two-kv-heads", **_NARROW, "mesh": {"tp": 4}},
+}
+
+
+def model_config(bundle: str) -> ModelConfig:
+    """Return the config of a model of `BUNDLES`, as YAML would give it."""
+    settings = dict(BUNDLES[bundle])
+    source = checkpoint(settings.pop("checkpoint"))
+    defaults = {
+        "name": bundle,
+        "source": str(source),
+        "dtype": "float32",
+        "mesh": {"tp": 1},
+        "max_model_len": MAX_MODEL_LEN,
+        "streaming_chunks": 4,
+    }
+    return ModelConfig.model_validate({**defaults, **settings})
+
+
+def build(bundle: str) -> Path:
+    """Return the directory of a bundle of `BUNDLES`, building it where its key is not in `.build/`."""
+    return find_or_build(
+        model_config(bundle),
+        where="models[0]",
+        platform="cpu",
+        num_devices=4,
+        bundles_dir=BUNDLES_DIR,
+        progress=lambda *_: None,
+    )

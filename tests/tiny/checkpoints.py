@@ -1,0 +1,182 @@
+"""Tiny random checkpoints in transformers' own format, saved by transformers, and the models to compare with.
+
+Every tensor is drawn anew, norms and biases too, and large enough that attention is far from uniform: a
+wrong rotary table, mask or bias then shows in the logits. Files are written once into `.build/` of the
+checkout and never again, since a bundle's key contains their times. Needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+CACHE = Path(__file__).parents[2] / ".build"
+
+BOS, EOS = "<s>", "</s>"
+NUM_TOKENS = 258
+"""Ids that the tokenizer has; the models' vocabularies are padded beyond."""
+VOCAB_SIZE = 304
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+# Standard deviation of attention scores; 0 would be uniform attention, above 4 only one position counts.
+SCORE_DEVIATION = 2.5
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyModel:
+    """One random checkpoint: the class prefix in transformers, and what differs from `_SIZES`."""
+
+    family: str
+    seed: int
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "pad_token_id": None,
+    "tie_word_embeddings": False,
+}
+
+MODELS: dict[str, TinyModel] = {
+    "llama": TinyModel(
+        "Llama",
+        1,
+        {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5e4}},
+    ),
+    # Wavelengths of a head of 16 lie on both sides of and between 64 / 4 and 64 / 1.
+    "llama3-rope": TinyModel(
+        "Llama",
+        2,
+        {
+            "num_hidden_layers": 2,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 5e5,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+    "llama-two-kv-heads": TinyModel("Llama", 3, {"num_key_value_heads": 2, "num_hidden_layers": 2}),
+    # The heads of SmolLM2-135M.
+    "llama-nine-heads": TinyModel(
+        "Llama",
+        4,
+        {"hidden_size": 144, "num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 1},
+    ),
+    "qwen2": TinyModel(
+        "Qwen2",
+        5,
+        {
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+    ),
+    # A head is wider than hidden_size / num_attention_heads.
+    "qwen3": TinyModel(
+        "Qwen3",
+        6,
+        {
+            "num_hidden_layers": 2,
+            "head_dim": 32,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+    ),
+}
+
+
+def checkpoint(name: str) -> Path:
+    """Return the directory of a checkpoint of `MODELS`, written on first use."""
+    identity = json.dumps(dataclasses.asdict(MODELS[name])) + Path(__file__).read_text()
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    directory = CACHE / "test-checkpoints" / f"{name}-{digest}"
+    if not directory.is_dir():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=directory.parent))
+        try:
+            random_model(name).save_pretrained(scratch)
+            write_tokenizer(scratch)
+            scratch.rename(directory)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return directory
+
+
+def random_model(name: str) -> PreTrainedModel:
+    """Make the model of `MODELS` with every parameter drawn from its seed; float32, eval mode."""
+    import torch
+    import transformers
+
+    spec = MODELS[name]
+    config = getattr(transformers, f"{spec.family}Config")(**{**_SIZES, **spec.config})
+    model: PreTrainedModel = getattr(transformers, f"{spec.family}ForCausalLM")(config).eval()
+    generator = torch.Generator().manual_seed(spec.seed)
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            parameter.copy_(_draw(path, parameter, generator))
+    return model
+
+
+def reference(name: str, dtype: str = "float32") -> PreTrainedModel:
+    """Load a checkpoint as a user of transformers would; eager attention, eval mode."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        checkpoint(name), dtype=getattr(torch, dtype), attn_implementation="eager", local_files_only=True
+    )
+    return model.eval()
+
+
+def write_tokenizer(directory: Path) -> None:
+    """Write a byte-level tokenizer without merges: ids 0..255 are bytes, then BOS and EOS."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (BOS, EOS)])
+    assert tokenizer.get_vocab_size() == NUM_TOKENS
+    tokenizer.save(str(directory / "tokenizer.json"))
+    facts = {"bos_token": BOS, "eos_token": EOS, "chat_template": CHAT_TEMPLATE}
+    (directory / "tokenizer_config.json").write_text(json.dumps(facts))
+
+
+def _draw(path: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw one parameter so that activations stay near 1 and scores near SCORE_DEVIATION."""
+    import torch
+
+    noise = torch.randn(parameter.shape, generator=generator)
+    if path.endswith(("q_norm.weight", "k_norm.weight")):
+        return SCORE_DEVIATION**0.5 * (1 + 0.2 * noise)
+    if parameter.ndim == 1:
+        return 1 + 0.2 * noise if path.endswith("norm.weight") else 0.3 * noise
+    if path.endswith(("q_proj.weight", "k_proj.weight")):
+        return noise * (SCORE_DEVIATION / parameter.shape[1]) ** 0.5
+    if path.endswith(("embed_tokens.weight", "lm_head.weight")):
+        return noise * 0.3
+    return noise * (1.5 / parameter.shape[1]) ** 0.5

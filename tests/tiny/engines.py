@@ -1,0 +1,104 @@
+"""Drives the real engine over a bundle: prompts in, tokens and logprobs out, alone or together.
+
+Runs an event loop of its own, as the server would. Knows no reference; everything it returns is plain data,
+so that answers can cross a process border as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from vinfer.bundle import MAX_TOP_LOGPROBS
+from vinfer.config import ModelConfig
+from vinfer.engine.engine import Engine
+from vinfer.engine.request import Request, SamplingParams, TokenLogprobs
+from vinfer.launch.bundles import open_bundle
+from vinfer.launch.loader import start_engine
+
+GREEDY = SamplingParams(max_tokens=64, temperature=0.0, top_logprobs=MAX_TOP_LOGPROBS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A prompt and how to sample from it; it joins once its predecessor has yielded that many tokens."""
+
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams = GREEDY
+    joins_after: int = 0
+
+
+@dataclasses.dataclass
+class Answer:
+    """What the engine said: as many logprobs as tokens, or none where they were not asked for."""
+
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
+    finish_reason: str | None = None
+
+
+def load_engine(directory: Path, model: ModelConfig) -> Engine:
+    """Start an engine over a bundle on the first devices of this process."""
+    devices = jax.local_devices()
+    manifest = open_bundle(directory, platform="cpu", num_devices=len(devices))
+    return start_engine(
+        directory,
+        manifest,
+        model,
+        devices=devices,
+        dispatch_lock=threading.Lock(),
+        progress=lambda *_: None,
+    )
+
+
+def ask(engine: Engine, questions: Sequence[Question]) -> list[Answer]:
+    """Serve questions, each submitted when the one before it has come as far as `joins_after` says."""
+
+    async def serve_all() -> list[Answer]:
+        answers = [Answer() for _ in questions]
+        progress = asyncio.Condition()
+
+        async def serve_one(place: int) -> None:
+            question, answer = questions[place], answers[place]
+            request = Request(
+                id=f"question-{place}",
+                prompt_ids=question.prompt_ids,
+                params=question.params,
+                arrival_seconds=time.monotonic(),
+            )
+            async for event in engine.submit(request):
+                if event.error is not None:
+                    raise event.error
+                answer.token_ids += event.token_ids
+                answer.logprobs += event.logprobs or ()
+                answer.finish_reason = event.finish_reason
+                async with progress:
+                    progress.notify_all()
+
+        async with asyncio.TaskGroup() as tasks:
+            for place, question in enumerate(questions):
+                if place and question.joins_after:
+                    before = answers[place - 1]
+                    async with progress:
+                        await progress.wait_for(
+                            lambda before=before, needed=question.joins_after: (
+                                len(before.token_ids) >= needed or before.finish_reason is not None
+                            )
+                        )
+                tasks.create_task(serve_one(place))
+                # Into the engine's inbox before anything later, so that slots are given in order.
+                await asyncio.sleep(0)
+        return answers
+
+    return asyncio.run(serve_all())
+
+
+def ask_alone(engine: Engine, questions: Sequence[Question]) -> list[Answer]:
+    """Serve questions one after the other."""
+    return [ask(engine, [question])[0] for question in questions]
