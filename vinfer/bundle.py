@@ -250,15 +250,35 @@ def writing(directory: Path) -> Iterator[Path]:
     try:
         yield scratch
         scratch.chmod(0o755)
+        for path in (*scratch.rglob("*"), scratch):
+            _sync(path)
         if directory.exists():
-            doomed = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
-            directory.rename(doomed / "bundle")
-            scratch.rename(directory)
-            shutil.rmtree(doomed)
+            _replace(directory, scratch)
         else:
             scratch.rename(directory)
+        _sync(directory.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _replace(directory: Path, new: Path) -> None:
+    doomed = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
+    old = directory.rename(doomed / "bundle")
+    try:
+        new.rename(directory)
+    except OSError:
+        old.rename(directory)
+        doomed.rmdir()
+        raise
+    shutil.rmtree(doomed)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -279,11 +299,8 @@ def build_lock(directory: Path, on_wait: Callable[[], None] = lambda: None) -> I
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write manifest.json, the last file of a bundle, and make the whole bundle durable."""
-    path = directory / MANIFEST
-    path.write_text(manifest.model_dump_json(indent=1) + "\n")
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Write manifest.json, the last file of a bundle."""
+    (directory / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
 
 
 def hash_files(directory: Path) -> dict[str, str]:
@@ -330,10 +347,11 @@ def verify_files(directory: Path, manifest: Manifest, *, weights: bool) -> None:
     """Check that every file of the bundle is there and has the bytes that were written.
 
     Args:
-        weights: hash the weights too (seconds per GB); else only their presence and size class is checked.
+        weights: hash the weights too (seconds per GB); else only their presence is checked here, and their
+            headers and sizes when they are placed.
 
     Raises:
-        BundleError: a file is missing, changed, or a weight file is cut short.
+        BundleError: a file is missing or changed.
     """
     for name, expected in manifest.files.items():
         path = directory / name

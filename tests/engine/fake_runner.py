@@ -1,15 +1,14 @@
 """A runner without a device whose tokens can be worked out by hand.
 
 The first token of a request is the sum of its prompt plus one, modulo 1000; each later one is the token
-before plus one, modulo 1000. Programs take effect when they are enqueued, in order, as on a real device; their
-tokens can be read when the test has let them through.
+before plus one, modulo 1000. Programs take effect when they are enqueued, in order, as on a real device;
+their tokens can be read when the test has let them through.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
 from typing import Literal
 
 from vinfer.engine.request import FinishReason, Request, TokenEvent
@@ -53,14 +52,17 @@ class FakeDispatch:
 
 
 class FakeRunner:
-    """Args:
-    num_readable: dispatches whose tokens can be read before `let_through` is called; None for all.
-    fails_at: what raises, as in the log; None for nothing.
+    """Stands in for `Runner`; called by the engine thread and by the test.
+
+    Args:
+        num_readable: dispatches whose tokens can be read before `let_through` is called; None for all.
+        fails_at: what raises, as in the log; None for nothing.
     """
 
     def __init__(self, num_readable: int | None = None, fails_at: LogEntry | None = None) -> None:
         self._fails_at = fails_at
         self._num_readable = num_readable
+        self._is_blocked = False
         self._changed = threading.Condition()
         self._slots: dict[int, _Slot] = {}
         self._num_dispatches = 0
@@ -88,7 +90,7 @@ class FakeRunner:
         events = []
         for place, owner in zip(work.slots, work.owners, strict=True):
             slot = self._slots[place]
-            steps = []
+            steps: list[tuple[int, FinishReason | None]] = []
             while slot.is_active and len(steps) < work.step_limit:
                 steps.append(slot.sample())
             if steps:
@@ -97,10 +99,12 @@ class FakeRunner:
 
     def read(self, number: int) -> None:
         with self._changed:
-            # The log says "read" when the engine asks, so that a test can wait for it to be blocked here.
             self._note("read", number)
+            self._is_blocked = self._num_readable == 0
+            self._changed.notify_all()
             if not self._changed.wait_for(lambda: self._num_readable != 0, GUARD_SECONDS):
                 raise AssertionError(f"dispatch {number} was never let through")
+            self._is_blocked = False
             if self._num_readable is not None:
                 self._num_readable -= 1
 
@@ -118,21 +122,13 @@ class FakeRunner:
                 self._num_readable = None
             else:
                 self._num_readable += num_dispatches
+            self._is_blocked = False
             self._changed.notify_all()
-
-    def wait_for(self, condition: Callable[[list[LogEntry]], bool]) -> list[LogEntry]:
-        """Wait until the log fulfils a condition; return the log."""
-        with self._changed:
-            assert self._changed.wait_for(lambda: condition(self._log), GUARD_SECONDS), self._log
-            return list(self._log)
 
     def wait_until_blocked(self) -> list[LogEntry]:
         """Wait until the engine asks for tokens that were not let through; return the log."""
         with self._changed:
-            assert self._changed.wait_for(
-                lambda: self._num_readable == 0 and bool(self._log) and self._log[-1][0] == "read",
-                GUARD_SECONDS,
-            ), self._log
+            assert self._changed.wait_for(lambda: self._is_blocked, GUARD_SECONDS), self._log
             return list(self._log)
 
     def _dispatch(self, kind: Kind, events: list[tuple[Request, TokenEvent]]) -> FakeDispatch:

@@ -27,10 +27,7 @@ def configurations(draw: st.DrawFn) -> tuple[tuple[ProgramShape, ...], int, int,
 
 def covers(shape: ProgramShape, kind: str, rows: int, length: int, kv_length: int) -> bool:
     return (
-        shape.kind == kind
-        and shape.rows >= rows
-        and shape.length >= length
-        and shape.kv_length >= kv_length
+        shape.kind == kind and shape.rows >= rows and shape.length >= length and shape.kv_length >= kv_length
     )
 
 

@@ -181,4 +181,4 @@ class SchedulerSequences(RuleBasedStateMachine):
 
 
 TestSchedulerSequences = SchedulerSequences.TestCase
-TestSchedulerSequences.settings = settings(max_examples=60, stateful_step_count=40)
+TestSchedulerSequences.settings = settings(max_examples=150, stateful_step_count=40)

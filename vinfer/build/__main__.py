@@ -1,8 +1,8 @@
-"""The build child: `python -m vinfer.build < request.json`.
+"""The build child: `python -m vinfer.build FD < request.json`.
 
 Runs in a process of its own, with JAX on the CPU and as many forced host devices as the mesh has; exits when
-the bundle is written. Standard output carries one JSON document per line (progress, then the result) and
-nothing else: whatever the libraries print goes to standard error.
+the bundle is written. The pipe FD carries one JSON document per line (progress, then the result). Standard
+output and error belong to the libraries, which print what they like from the first import on.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from vinfer.errors import BuildError, CheckpointError, VinferError
 def main() -> int:
     """Build one bundle; return the exit code."""
     _die_with_parent()
-    events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    events_fd = int(sys.argv[1])
+    # Programs that libraries start must not hold the pipe open.
+    os.set_inheritable(events_fd, False)
+    events = os.fdopen(events_fd, "w", buffering=1)
     try:
         _build(json.load(sys.stdin), events)
     except VinferError as error:

@@ -6,6 +6,7 @@ accelerator from the server and leaves nothing in its memory. This side imports 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -30,7 +31,7 @@ def run_build(
     """Write a bundle into an empty directory; returns when the child has ended.
 
     Args:
-        log_path: takes the child's standard error.
+        log_path: takes whatever the child and its libraries print.
 
     Raises:
         CheckpointError, BuildError: as the child says, with the path of its log.
@@ -38,24 +39,28 @@ def run_build(
     request = {"plan": dataclasses.asdict(plan), "revision": revision, "directory": str(directory)}
     request["plan"]["programs"] = [shape.model_dump() for shape in plan.programs]  # type: ignore[index]
     error: BuildError | CheckpointError | None = None
+    events_fd, child_fd = os.pipe()
     with (
+        os.fdopen(events_fd) as events,
         log_path.open("w") as log,
         tempfile.TemporaryDirectory(prefix="vinfer-build-") as scratch,
-        subprocess.Popen(
-            [sys.executable, "-m", "vinfer.build"],
+        subprocess.Popen(  # noqa: S603 - this interpreter and our own module
+            [sys.executable, "-m", "vinfer.build", str(child_fd)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=log,
             stderr=log,
             text=True,
             env=_environment(plan.num_devices, scratch),
+            pass_fds=(child_fd,),
         ) as child,
     ):
+        os.close(child_fd)
         assert child.stdin is not None
-        assert child.stdout is not None
-        with child.stdin as stdin:
+        # A child that has ended already is reported below, by its exit code.
+        with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
             json.dump(request, stdin)
         is_done = False
-        for line in child.stdout:
+        for line in events:
             message = json.loads(line)
             if "error" in message:
                 kind = CheckpointError if message["kind"] == "checkpoint" else BuildError

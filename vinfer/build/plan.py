@@ -23,6 +23,7 @@ from vinfer.config import (
     kv_buckets,
     prefill_shapes,
     slot_buckets,
+    vision_shapes,
 )
 from vinfer.errors import ConfigError, DeviceError
 
@@ -71,11 +72,13 @@ def plan_build(
         where: the model's place in the config, such as `models[0]`, for messages.
 
     Raises:
-        ConfigError: a task that is not served yet, or more programs than max_programs.
+        ConfigError: a task or a vision shape that is not served yet, or more programs than max_programs.
         DeviceError: a mesh that needs more devices than there are.
     """
     if model.task != "text":
         raise ConfigError(f"{where}.task is {model.task}: this version serves text only")
+    if vision_shapes(model):
+        raise ConfigError(f"{where}.precompile has vision shapes: this version serves text, leave them out")
     mesh = resolve_mesh(model, where=where, num_devices=num_devices)
     programs = plan_programs(
         prefill_shapes=[(shape.batch_size, shape.length) for shape in prefill_shapes(model)],

@@ -134,8 +134,11 @@ def _forbid_stop(logits: jax.Array, row: Row, too_early: jax.Array) -> jax.Array
 def _truncate(logits: jax.Array, row: Row) -> jax.Array:
     """Return unnormalised probabilities after temperature, top-k, top-p and min-p; 0 is out."""
     temperature = jnp.where(row["temperature"] > 0.0, row["temperature"], 1.0)
-    scaled = logits / temperature[:, None]
-    weights = jnp.exp(scaled - jnp.max(scaled, axis=-1, keepdims=True))
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    # The difference before the division, and none at the largest: a tiny temperature or an infinite logit
+    # (a tiny repetition penalty) would otherwise leave inf - inf.
+    scaled = jnp.where(logits == largest, 0.0, (logits - largest) / temperature[:, None])
+    weights = jnp.exp(scaled)
     top_k, top_p, min_p = row["top_k"], row["top_p"], row["min_p"]
     weights = _when(jnp.any(top_k > 0), lambda w: _keep_top_k(w, top_k), weights)
     weights = _when(jnp.any(top_p < 1.0), lambda w: _keep_top_p(w, top_p), weights)

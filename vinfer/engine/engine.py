@@ -118,6 +118,8 @@ class Engine:
         try:
             while self._step():
                 pass
+            while self._in_flight:
+                self._publish(self._in_flight.popleft().read())
             self._fail_all(NotReadyError(f"model {self._name} is shutting down"))
         except Exception:
             # Whatever it was, arrays may be donated and gone: nothing can be trusted any more.
@@ -134,6 +136,8 @@ class Engine:
             return False
         unread = len(self._in_flight)
         schedule = self._scheduler.schedule()
+        if not schedule and not unread and self._scheduler.num_running:
+            raise RuntimeError("requests hold slots, but the device has nothing to do for them")
         self._enqueue(schedule)
         overlapped = len(self._in_flight) - unread if unread else 0
         num_generated = 0
