@@ -167,6 +167,7 @@ def median_of(runs: Sequence[Figures]) -> Figures:
                 statistics.median(value.p50 for value in values),
                 statistics.median(value.p99 for value in values),
             )
-        return statistics.median(values)
+        # Counts stay whole numbers.
+        return (statistics.median_low if isinstance(values[0], int) else statistics.median)(values)
 
     return Figures(**{field.name: middle(field.name) for field in dataclasses.fields(Figures)})

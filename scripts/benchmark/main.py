@@ -61,7 +61,7 @@ def _parse(description: str | None) -> argparse.Namespace:
     add("--streams", default="1,4,16", metavar="N,N", help="requests at once (%(default)s)")
     add("--rounds", type=int, default=3, metavar="N", help="requests per stream and run (%(default)s)")
     add("--repeats", type=int, default=3, metavar="N", help="runs per load; the median counts (%(default)s)")
-    add("--prompt-words", type=int, default=62, metavar="N", help="(%(default)s: 67 tokens for SmolLM2)")
+    add("--prompt-words", type=int, default=61, metavar="N", help="(%(default)s: 67 tokens for SmolLM2)")
     add("--new-tokens", type=int, default=64, metavar="N", help="tokens per answer (%(default)s)")
     add("--sampled", action="store_true", help=f"sample with {SAMPLED} instead of greedily")
     add("--chat", action="store_true", help="use /v1/chat/completions instead of /v1/completions")

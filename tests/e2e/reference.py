@@ -1,6 +1,7 @@
 """What transformers would have answered: a process of its own, so that torch stays out of the tests'.
 
-    python reference.py FILE.gguf < {"checked": [[prompt ids, answer ids], ...], "generated": [[prompt ids, length], ...]}
+    python reference.py FILE.gguf
+    < {"checked": [[prompt ids, answer ids], ...], "generated": [[prompt ids, length], ...]}
 
 The weights come from transformers' own GGUF reader, in float32; its conversion of the tokenizer is not used.
 `checked`: for each token of the answer, given prompt and answer so far, what the reference would have chosen
@@ -15,7 +16,23 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+
+def load(file: Path) -> PreTrainedModel:
+    """Do what `from_pretrained(..., gguf_file=...)` does, which asks for accelerate and does not use it."""
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    weights = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=skeleton)["tensors"]
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    left_out, unknown = model.load_state_dict(weights, strict=False)
+    # The head is the embedding, by configuration.
+    assert set(left_out) <= {"lm_head.weight"}, left_out
+    assert not unknown, unknown
+    assert config.tie_word_embeddings or not left_out
+    return model.eval()
 
 
 def check(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> list[tuple[int, int, float]]:
@@ -46,9 +63,8 @@ def generate(model: PreTrainedModel, prompt: list[int], length: int) -> list[int
 
 
 if __name__ == "__main__":
-    file = Path(sys.argv[1])
     request = json.load(sys.stdin)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+    model = load(Path(sys.argv[1]))
     with torch.inference_mode():
         json.dump(
             {

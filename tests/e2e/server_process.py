@@ -157,7 +157,9 @@ def failed_start(*arguments: object, env: Mapping[str, str] | None = None) -> tu
         env=env or environment(),
     )
     assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("vinfer: error:") or " ERROR " in line]
+    lines = [
+        line for line in done.stderr.splitlines() if line.startswith("vinfer: error:") or " ERROR " in line
+    ]
     assert len(lines) == 1, done.stderr
     return done.returncode, lines[0]
 

@@ -87,7 +87,7 @@ class Loader:
         loads = [
             (name, lambda position=position: self._load(position)) for position, name in enumerate(names)
         ]
-        return [(names[0], self._initialise), *loads, (names[-1], self._finish)]
+        return [(names[0], self._initialise), *loads]
 
     def _initialise(self) -> None:
         self._report(self._config.models[0].name, "starting jax", 0, 1)
@@ -122,10 +122,14 @@ class Loader:
             progress=self._report,
         )
         self._engines.append(engine)
-        self._table.serve(served_model(directory, manifest, model, engine, position=position))
+        served = served_model(directory, manifest, model, engine, position=position)
+        if position == len(self._config.models) - 1:
+            # Before anybody can send a request that might compile something.
+            self._mark_ready()
+        self._table.serve(served)
         self._progress(model.name, "ready", 1, 1)
 
-    def _finish(self) -> None:
+    def _mark_ready(self) -> None:
         assert self._counter is not None
         self._counter.mark_ready()
         logger.info(

@@ -1,0 +1,321 @@
+"""The process around the engine: what it loads, how it starts, ends, fails and comes back.
+
+Starts several servers, most of them from bundles that are there; exit codes are those of `vinfer.errors`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from server_process import (
+    CACHE,
+    CONFIG,
+    MODEL,
+    ServerProcess,
+    environment,
+    failed_start,
+    started,
+    wait_until,
+)
+from tiny.checkpoints import checkpoint
+
+BUILD_HALF = {"easydel", "eformer", "flax", "transformers", "torch", "ray", "wandb"}
+
+
+def test_a_second_start_has_no_build_half_in_it_and_drains(server: ServerProcess) -> None:
+    with started(CONFIG) as second:
+        second.wait_until_ready()
+        assert "exporting" not in second.log
+        assert second.complete(max_tokens=4).status_code == 200
+        modules = second.modules()
+        assert {"jax", "vinfer.engine.engine"} <= modules
+        assert not BUILD_HALF & {name.partition(".")[0] for name in modules}
+        # A request that runs when SIGTERM comes runs to its end, and nobody else is let in.
+        body = {"model": MODEL, "prompt": "Once", "max_tokens": 150, "ignore_eos": True, "stream": True}
+        with second.http.stream("POST", "/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            first = next(line for line in lines if line)
+            second.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: "draining" in second.log, "the drain")
+            late = second.complete(max_tokens=1)
+            rest = [line for line in lines if line]
+        assert late.status_code == 503
+        assert late.json()["error"]["code"] == "not_ready"
+        assert rest[-1] == "data: [DONE]"
+        events = [json.loads(line.removeprefix("data: ")) for line in [first, *rest[:-1]]]
+        assert [event["choices"][0]["finish_reason"] for event in events if event["choices"]][-1] == "length"
+        assert second.process.wait(180) == 0
+
+
+@dataclasses.dataclass
+class Crash:
+    """A start that was killed while it built, and the next one."""
+
+    left_behind: list[str]
+    server: ServerProcess
+    yaml: Path
+    cache_dir: Path
+
+
+@pytest.fixture(scope="module")
+def crash(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crash]:
+    """A config of two models: a tiny one to build, killed half-way and started again, and a bundle."""
+    folder = tmp_path_factory.mktemp("two-models")
+    yaml = folder / "two.yaml"
+    yaml.write_text(
+        f"""
+models:
+  - name: tiny
+    source: {checkpoint("llama")}
+    dtype: float32
+    mesh: {{tp: 1}}
+    max_model_len: 128
+    num_slots: 2
+    precompile: [{{prefill_length: 32}}]
+    sampling: {{max_tokens: 5, temperature: 0}}
+  - name: {MODEL}
+    source: {bundle}
+    dtype: float32
+    sampling: {{max_tokens: 7, temperature: 0}}
+"""
+    )
+    cache_dir = folder / "cache"
+    bundles = cache_dir / "bundles"
+    env = environment(VINFER_CACHE_DIR=str(cache_dir), VINFER_XLA_CACHE=str(CACHE / "xla"))
+
+    def is_half_written() -> bool:
+        return any(path.is_file() for path in bundles.glob(".*-*/**/*")) if bundles.is_dir() else False
+
+    with started(yaml, env=env) as killed:
+        wait_until(is_half_written, "a half-written bundle", seconds=600)
+        killed.process.kill()
+        killed.process.wait()
+    left_behind = [path.name for path in bundles.iterdir() if not path.name.startswith(".") and path.is_dir()]
+    with started(yaml, env=env) as server:
+        server.wait_until_ready()
+        yield Crash(left_behind, server, yaml, cache_dir)
+        assert server.terminate() == 0
+
+
+def test_a_killed_build_leaves_no_bundle_and_the_next_start_builds_it(crash: Crash) -> None:
+    assert crash.left_behind == []
+    assert "tiny: exporting programs" in crash.server.log
+    whole = list((crash.cache_dir / "bundles").glob("*/manifest.json"))
+    assert len(whole) == 1
+
+
+def test_two_models_answer_each_with_its_own_defaults(crash: Crash) -> None:
+    models = [model["id"] for model in crash.server.http.get("/v1/models").json()["data"]]
+    assert models == ["tiny", MODEL]
+    answers = {}
+    for name in models:
+        body = {"model": name, "prompt": "Once upon a time", "ignore_eos": True}
+        answers[name] = crash.server.http.post("/v1/completions", json=body).json()
+    assert {name: answer["usage"]["completion_tokens"] for name, answer in answers.items()} == {
+        "tiny": 5,
+        MODEL: 7,
+    }
+    texts = {name: answer["choices"][0]["text"] for name, answer in answers.items()}
+    assert texts["tiny"] != texts[MODEL]
+
+
+def test_the_second_model_is_the_one_that_is_served_alone(crash: Crash, server: ServerProcess) -> None:
+    def answer(to: ServerProcess) -> str:
+        text: str = to.complete(max_tokens=7).json()["choices"][0]["text"]
+        return text
+
+    assert answer(crash.server) == answer(server)
+
+
+def test_an_unknown_model_is_openais_404(crash: Crash) -> None:
+    response = crash.server.chat("hi", model="gpt-4o")
+    assert response.status_code == 404
+    error = response.json()["error"]
+    assert error["code"] == "model_not_found"
+    assert error["param"] == "model"
+    assert "gpt-4o" in error["message"]
+    assert "tiny" in error["message"]
+
+
+# Only the tiny model: it compiles in seconds where the cache is of no use.
+ONLY_TINY = """
+models:
+  - {{name: tiny, source: {source}, mesh: {{tp: 1}}}}
+"""
+
+
+def corrupt(cache: Path) -> None:
+    for file in cache.iterdir():
+        file.write_bytes(b"no compiled code")
+
+
+def read_only(cache: Path) -> None:
+    cache.chmod(0o500)
+
+
+def a_file(cache: Path) -> None:
+    shutil.rmtree(cache)
+    cache.write_text("")
+
+
+@pytest.mark.parametrize("damage", [corrupt, read_only, a_file])
+def test_a_useless_compilation_cache_warns_and_serves(
+    crash: Crash, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    if damage is read_only and os.geteuid() == 0:
+        pytest.skip("root writes into read-only directories")
+    (bundle,) = (path.parent for path in (crash.cache_dir / "bundles").glob("*/manifest.json"))
+    yaml = tmp_path / "tiny.yaml"
+    yaml.write_text(ONLY_TINY.format(source=bundle))
+    cache = tmp_path / "xla"
+    env = environment(VINFER_XLA_CACHE=str(cache))
+    if damage is corrupt:
+        shutil.copytree(CACHE / "xla", cache)
+    else:
+        cache.mkdir()
+    damage(cache)
+    with started(yaml, env=env) as server:
+        server.wait_until_ready()
+        assert re.search("warning.*cache", server.log, re.IGNORECASE), server.log
+        assert ", 0 of them from the cache" in server.log
+        body = {"model": "tiny", "prompt": "hi", "max_tokens": 3, "ignore_eos": True}
+        answer = server.http.post("/v1/completions", json=body).json()
+        assert answer["usage"]["completion_tokens"] == 3
+        assert server.terminate() == 0
+
+
+def test_an_unknown_key_is_named_with_its_line_and_a_guess(tmp_path: Path) -> None:
+    yaml = tmp_path / "x.yaml"
+    yaml.write_text("models:\n  - name: a\n    source: b\n    num_slot: 4\n")
+    code, line = failed_start(yaml)
+    assert code == 2
+    assert "x.yaml:4" in line
+    assert "num_slots" in line
+
+
+def test_a_missing_model_file_is_named(tmp_path: Path) -> None:
+    yaml = tmp_path / "x.yaml"
+    yaml.write_text("models:\n  - {name: a, source: ./missing.gguf, mesh: {tp: 1}}\n")
+    code, line = failed_start(yaml, "--port", 0)
+    assert code == 3
+    assert "missing.gguf" in line
+
+
+def test_a_missing_config_is_named() -> None:
+    code, line = failed_start("no-such.yaml")
+    assert code == 2
+    assert "no-such.yaml" in line
+
+
+def test_a_port_in_use_is_named(server: ServerProcess) -> None:
+    port = server.url.rpartition(":")[2]
+    code, line = failed_start(CONFIG, "--port", port)
+    assert code == 6
+    assert port in line
+    assert server.complete(max_tokens=1).status_code == 200
+
+
+def test_a_mesh_that_does_not_divide_the_heads_is_refused() -> None:
+    code, line = failed_start(CONFIG, "--port", 0, "--set", "models[0].mesh.tp=2", "--devices", "cpu:2")
+    assert code == 2
+    assert "9 attention heads and 3 KV heads" in line
+    assert "legal tp: 1, 3, 9" in line
+
+
+def test_a_mesh_larger_than_the_machine_is_refused() -> None:
+    code, line = failed_start(CONFIG, "--port", 0, "--set", "models[0].mesh.tp=3")
+    assert code == 7
+    assert "--devices cpu:3" in line
+
+
+def test_a_bind_beyond_this_machine_needs_keys() -> None:
+    code, line = failed_start(CONFIG, "--host", "0.0.0.0", "--port", 0)
+    assert code == 2
+    assert "api_keys_file" in line
+
+
+@pytest.fixture
+def copy(bundle: Path) -> Iterator[Path]:
+    """A copy of the bundle whose files are links: take the place of one, do not write into it."""
+    with tempfile.TemporaryDirectory(prefix=".damaged-", dir=CACHE) as folder:
+        target = Path(folder) / "copy"
+        shutil.copytree(bundle, target, copy_function=os.link)
+        yield target
+
+
+def replace(path: Path, content: bytes) -> None:
+    path.unlink()
+    path.write_bytes(content)
+
+
+def flip_a_byte_of_a_program(bundle: Path) -> None:
+    program = min((bundle / "programs").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(program.read_bytes())
+    content[len(content) // 2] ^= 1
+    replace(program, content)
+
+
+def cut_the_weights_short(bundle: Path) -> None:
+    weights = max((bundle / "weights").iterdir(), key=lambda path: path.stat().st_size)
+    replace(weights, weights.read_bytes()[:-4096])
+
+
+def lose_a_program(bundle: Path) -> None:
+    next((bundle / "programs").iterdir()).unlink()
+
+
+def edit_manifest(bundle: Path, edit: Callable[[dict], object]) -> None:
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    edit(manifest)
+    replace(path, json.dumps(manifest).encode())
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "a flipped byte": (flip_a_byte_of_a_program, ("programs/", "changed after the build")),
+    "weights cut short": (cut_the_weights_short, ("weights/",)),
+    "a lost program": (lose_a_program, ("programs/", "lacks")),
+    "no JSON": (
+        lambda bundle: replace(bundle / "manifest.json", b'{"format_version": 1,'),
+        ("manifest.json",),
+    ),
+    "an unknown field": (
+        lambda bundle: edit_manifest(bundle, lambda manifest: manifest.update(colour="red")),
+        ("manifest.json", "colour"),
+    ),
+    "a newer format": (
+        lambda bundle: edit_manifest(bundle, lambda manifest: manifest.update(format_version=99)),
+        ("format_version is 99",),
+    ),
+    "another jax": (
+        lambda bundle: edit_manifest(bundle, lambda manifest: manifest["versions"].update(jax="0.1.0")),
+        ("versions.jax is 0.1.0, here it is",),
+    ),
+    "another platform": (
+        lambda bundle: edit_manifest(bundle, lambda manifest: manifest.update(platform="tpu")),
+        ("platform is tpu, here it is cpu",),
+    ),
+    "a larger mesh": (
+        lambda bundle: edit_manifest(bundle, lambda manifest: manifest["mesh"].update(dp=4)),
+        ("dp=4", "needs 4 devices"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_or_foreign_bundle_is_refused(copy: Path, name: str) -> None:
+    damage, words = DAMAGES[name]
+    damage(copy)
+    code, line = failed_start(copy, "--port", 0)
+    assert code == 5
+    for word in (*words, "run vinfer precompile"):
+        assert word in line
