@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny.checkpoints import CACHE, checkpoint
+
 from vinfer.config import ModelConfig
 from vinfer.launch.bundles import find_or_build
 
@@ -28,21 +29,19 @@ _WIDE: dict[str, Any] = {
 }
 _NARROW: dict[str, Any] = {
     "num_slots": 4,
-    "precompile": [
-        {"batch_size": 1, "prefill_length": MAX_CHUNK},
-        {"batch_size": 2, "prefill_length": 32},
-    ],
+    "precompile": [{"batch_size": 1, "prefill_length": MAX_CHUNK}],
 }
+_PAIRS: dict[str, Any] = {"num_slots": 4, "precompile": [{"batch_size": 2, "prefill_length": 32}]}
 
 BUNDLES: dict[str, dict[str, Any]] = {
     "llama": {"checkpoint": "llama", **_WIDE},
-    "llama3-rope": {"checkpoint": "llama3-rope", **_NARROW},
+    "llama3-rope": {"checkpoint": "llama3-rope", **_PAIRS},
     "qwen2": {"checkpoint": "qwen2", **_NARROW},
     "qwen3": {"checkpoint": "qwen3", **_NARROW},
-    "llama-bfloat16": {"checkpoint": "llama", **_NARROW, "dtype": "bfloat16"},
+    "llama-bfloat16": {"checkpoint": "llama", **_NARROW, "max_model_len": 256, "dtype": "bfloat16"},
     "llama-tp2": {"checkpoint": "llama", **_NARROW, "mesh": {"tp": 2}},
     "llama-dp2": {"checkpoint": "llama", **_NARROW, "mesh": {"dp": 2, "tp": 1}},
-    "llama-dp2-tp2": {"checkpoint": "llama", **_NARROW, "mesh": {"dp": 2, "tp": 2}},
+    "llama-dp2-tp2": {"checkpoint": "llama", **_PAIRS, "mesh": {"dp": 2, "tp": 2}},
     "llama-fsdp2": {"checkpoint": "llama", **_NARROW, "mesh": {"fsdp": 2, "tp": 1}},
     "llama-two-kv-heads-tp4": {"checkpoint": "llama-two-kv-heads", **_NARROW, "mesh": {"tp": 4}},
 }

@@ -14,9 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
+from tiny.checkpoints import CACHE
 
 from vinfer.bundle import MAX_TOP_LOGPROBS
 from vinfer.config import ModelConfig
+from vinfer.engine.compilation import platform_key, set_compilation_cache
 from vinfer.engine.engine import Engine
 from vinfer.engine.request import Request, SamplingParams, TokenLogprobs
 from vinfer.launch.bundles import open_bundle
@@ -44,17 +47,26 @@ class Answer:
 
 
 def load_engine(directory: Path, model: ModelConfig) -> Engine:
-    """Start an engine over a bundle on the first devices of this process."""
+    """Start an engine over a bundle on the first devices of this process.
+
+    Compiled code is kept in `.build/` between runs; the cache of the process is as before afterwards.
+    """
     devices = jax.local_devices()
     manifest = open_bundle(directory, platform="cpu", num_devices=len(devices))
-    return start_engine(
-        directory,
-        manifest,
-        model,
-        devices=devices,
-        dispatch_lock=threading.Lock(),
-        progress=lambda *_: None,
-    )
+    cache_dir = jax.config.values["jax_compilation_cache_dir"]
+    set_compilation_cache(CACHE / "test-xla" / platform_key())
+    try:
+        return start_engine(
+            directory,
+            manifest,
+            model,
+            devices=devices,
+            dispatch_lock=threading.Lock(),
+            progress=lambda *_: None,
+        )
+    finally:
+        compilation_cache.reset_cache()
+        jax.config.update("jax_compilation_cache_dir", cache_dir)
 
 
 def ask(engine: Engine, questions: Sequence[Question]) -> list[Answer]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vinfer.build.kv_cache import KVCache, Rows
 from vinfer.bundle import MESH_AXES, PartitionAxes, axis_names
@@ -124,10 +124,6 @@ class EasyDeLModel:
             freq_max_position_embeddings=max_model_len,
             mask_max_position_embeddings=max_model_len,
         )
-        # Prompts are checked against max_model_len; EasyDeL asserts each chunk against this.
-        easydel_config.max_position_embeddings = max(
-            max_model_len, int(easydel_config.max_position_embeddings)
-        )
         self.num_layers = int(easydel_config.num_hidden_layers)
         self.num_kv_heads = int(easydel_config.num_key_value_heads)
         self.head_dim = int(easydel_config.head_dim)
@@ -188,7 +184,8 @@ class EasyDeLModel:
         mask_info = MaskInfo.from_attention_mask(rows.attention_mask())
         # Without this mark EasyDeL applies a second causal mask that counts rows from 0.
         object.__setattr__(mask_info, "_causal_baked", True)
-        cache = KVCache(kv, rows)
+        on_mesh = NamedSharding(self.mesh, PartitionSpec(*self.kv_axes())) if self.mesh.size > 1 else None
+        cache = KVCache(kv, rows, on_mesh)
         with self.mesh:
             output = module.model(
                 input_ids=tokens,
@@ -279,8 +276,3 @@ def _refuse_windows(module: Any) -> None:
         window = getattr(layer.self_attn, "sliding_window", None)
         if window is not None:
             raise BuildError(f"layer {index} has a sliding window of {window}: windows are not served yet")
-
-
-def partition_spec(axes: PartitionAxes) -> PartitionSpec:
-    """Return the JAX form of a manifest's axes."""
-    return PartitionSpec(*axes)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,9 @@ class KVCacheView:
     slots: jax.Array | None
     positions: jax.Array
     kv_length: int = dataclasses.field(metadata={"static": True})
+    sharding: NamedSharding | None = dataclasses.field(metadata={"static": True})
+    """Of k and v on a mesh. Without it XLA would split them as EasyDeL splits the rows (over fsdp too),
+    and gather the whole cache again at the end of a decode dispatch."""
 
     key: ClassVar[None] = None
     starts: ClassVar[None] = None
@@ -74,6 +78,9 @@ class KVCacheView:
         where = (owners[:, None], self.positions)
         k = self.k.at[where].set(key.astype(self.k.dtype), mode="drop")
         v = self.v.at[where].set(value.astype(self.v.dtype), mode="drop")
+        if self.sharding is not None:
+            k = jax.lax.with_sharding_constraint(k, self.sharding)
+            v = jax.lax.with_sharding_constraint(v, self.sharding)
         if self.slots is None:
             seen_k, seen_v = k[:, : self.kv_length], v[:, : self.kv_length]
         else:
@@ -85,9 +92,11 @@ class KVCacheView:
 class KVCache:
     """The views of all layers, in the shape that EasyDeL's models index and assign."""
 
-    def __init__(self, arrays: Sequence[jax.Array], rows: Rows) -> None:
+    def __init__(self, arrays: Sequence[jax.Array], rows: Rows, sharding: NamedSharding | None) -> None:
         pairs = zip(arrays[0::2], arrays[1::2], strict=True)
-        self.views = [KVCacheView(k, v, rows.slots, rows.positions, rows.kv_length) for k, v in pairs]
+        self.views = [
+            KVCacheView(k, v, rows.slots, rows.positions, rows.kv_length, sharding) for k, v in pairs
+        ]
 
     def __setitem__(self, layer: int, view: KVCacheView) -> None:
         self.views[layer] = view

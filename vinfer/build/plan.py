@@ -53,7 +53,7 @@ class BuildPlan:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on each device, before a weight is read; weights and KV cache split over the mesh."""
+    """Bytes on each device, before a weight is read; as if the mesh split norms too."""
 
     weights_bytes: int
     kv_cache_bytes: int
@@ -162,9 +162,13 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
     weight_pieces = math.prod(plan.mesh[axis] for axis in ("fsdp", "ep", "tp", "sp"))
     tp = plan.mesh["tp"]
     kv_pieces = plan.mesh["dp"] * (tp if facts.num_kv_heads % tp == 0 else 1)
+    num_parameters = facts.num_parameters
+    if plan.platform == "cpu" and checkpoint.config.get("tie_word_embeddings"):
+        # The build stores a tied LM head a second time: see `EasyDeLModel`.
+        num_parameters += facts.vocab_size * facts.hidden_size
     rows = plan.num_slots * plan.max_model_len
     kv_bytes = rows * facts.num_layers * facts.num_kv_heads * facts.head_dim * 2 * size
-    return MemoryPlan(facts.num_parameters * size // weight_pieces, kv_bytes // kv_pieces)
+    return MemoryPlan(num_parameters * size // weight_pieces, kv_bytes // kv_pieces)
 
 
 def check_heads(mesh: Mapping[str, int], facts: ModelFacts, *, where: str) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from vinfer.build.child import run_build
 from vinfer.build.plan import BuildPlan, MemoryPlan, build_versions, check_model, mesh_words, plan_build
 from vinfer.bundle import (
-    MANIFEST,
     Manifest,
     Platform,
     build_lock,
@@ -63,11 +62,14 @@ def find_or_build(
     plan = plan_build(model, source, where=where, platform=platform, num_devices=num_devices)
     directory = output or bundles_dir / plan.key
     # Without the lock first: a bundle may lie on a read-only volume.
-    if _is_built(directory, plan, verify_weights=verify_weights):
+    if _damage(directory, plan, verify_weights=verify_weights) is None:
         return directory
     with build_lock(directory, lambda: progress(model.name, "waiting for another build", 0, 1)):
-        if _is_built(directory, plan, verify_weights=False):
+        damage = _damage(directory, plan, verify_weights=verify_weights)
+        if damage is None:
             return directory
+        if damage:
+            logger.warning("%s; building it anew", damage)
         if output is not None and output.exists() and any(output.iterdir()) and not is_bundle(output):
             raise ConfigError(f"--output {output} is not empty and no bundle: choose another directory")
         _announce(model, plan, source, where=where, memory_bytes=memory_bytes)
@@ -82,17 +84,16 @@ def find_or_build(
     return directory
 
 
-def _is_built(directory: Path, plan: BuildPlan, *, verify_weights: bool) -> bool:
+def _damage(directory: Path, plan: BuildPlan, *, verify_weights: bool) -> str | None:
+    """Say why the directory is not the plan's bundle: None where it is, "" where there is none or another."""
     if not is_bundle(directory):
-        return False
+        return ""
     try:
         manifest = read_manifest(directory)
         verify_files(directory, manifest, weights=verify_weights)
     except BundleError as error:
-        logger.warning("%s; building it anew", error.message)
-        (directory / MANIFEST).unlink()
-        return False
-    return manifest.key == plan.key
+        return error.message
+    return None if manifest.key == plan.key else ""
 
 
 def _announce(

@@ -1,0 +1,80 @@
+"""Bundles, engines and references that the tests of the build half share, each made once per session.
+
+The bundles that the collected tests name with `@pytest.mark.bundles(...)` are built two at a time from the
+first use on: importing EasyDeL is most of a build, and runs on one core.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from vinfer.engine.engine import Engine
+
+_NUM_BUILDS = 2
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "bundles(*names): the bundles of tests/tiny/bundles.py that a test needs"
+    )
+
+
+@pytest.fixture(scope="session")
+def bundle_of(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Path]]:
+    """Return a bundle's directory by its name in `BUNDLES`; waits for its build."""
+    pytest.importorskip("torch", reason="tiny checkpoints are written by transformers with torch")
+    from tiny.bundles import BUNDLES, build, model_config
+
+    wanted = {
+        name for item in request.session.items for mark in item.iter_markers("bundles") for name in mark.args
+    }
+    for name in wanted:
+        # Checkpoints first, by one thread.
+        model_config(name)
+    with ThreadPoolExecutor(_NUM_BUILDS, thread_name_prefix="build") as pool:
+        builds: dict[str, Future[Path]] = {
+            name: pool.submit(build, name) for name in BUNDLES if name in wanted
+        }
+        try:
+            yield lambda name: builds[name].result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def engine_of(bundle_of: Callable[[str], Path]) -> Iterator[Callable[[str], Engine]]:
+    """Return a running engine over a bundle of one device."""
+    from tiny.bundles import model_config
+    from tiny.engines import load_engine
+
+    engines: dict[str, Engine] = {}
+
+    def engine(name: str) -> Engine:
+        if name not in engines:
+            engines[name] = load_engine(bundle_of(name), model_config(name))
+        return engines[name]
+
+    yield engine
+    for running in engines.values():
+        running.stop()
+
+
+@pytest.fixture(scope="session")
+def reference_of() -> Callable[[str], PreTrainedModel]:
+    """Return transformers' model of a checkpoint, float32."""
+    torch = pytest.importorskip("torch")
+    from tiny.checkpoints import reference
+
+    # Matrices of this size gain nothing from a second thread, and its spinning costs the other core.
+    torch.set_num_threads(1)
+
+    return functools.cache(reference)

@@ -1,0 +1,110 @@
+"""Each correction of EasyDeL in `vinfer.build.easydel_model`, held to the fact that makes it necessary.
+
+A test that fails here says that EasyDeL has changed: take the correction out, and the test with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="tiny checkpoints are written by transformers with torch")
+
+from tiny.checkpoints import checkpoint
+
+TESTS = Path(__file__).parents[1]
+OF_TORCH = ("torch", "torchgen", "functorch")
+
+
+def facts(*arguments: str, flags: tuple[str, ...] = (), **environ: str) -> dict[str, Any]:
+    process = subprocess.run(
+        [sys.executable, *flags, "-m", "tiny.easydel_facts", *arguments],
+        cwd=TESTS,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    found: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def of_imports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Import EasyDeL as it comes, where torch is not installed."""
+    site = tmp_path_factory.mktemp("site-without-torch")
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if entry.name.partition("-")[0] not in OF_TORCH:
+            (site / entry.name).symlink_to(entry)
+    return facts(
+        "imports",
+        # No site module: it would add the real packages.
+        flags=("-S",),
+        PYTHONPATH=os.pathsep.join([str(site), str(TESTS)]),
+        COMPILE_FUNC_DIR=str(tmp_path_factory.mktemp("ejit")),
+    )
+
+
+@pytest.fixture(scope="module")
+def of_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Use its models through our adapter, with one correction left out at a time."""
+    return facts(
+        "models",
+        str(checkpoint("llama-two-kv-heads")),
+        COMPILE_FUNC_DIR=str(tmp_path_factory.mktemp("ejit")),
+        ENABLE_DISTRIBUTED_INIT="0",
+    )
+
+
+def test_its_families_cannot_all_be_imported_without_torch(of_imports: dict[str, Any]) -> None:
+    assert not of_imports["has_torch"]
+    assert of_imports["modules_without_torch"] != "imported"
+    assert "torch" in of_imports["modules_without_torch"].lower()
+
+
+def test_its_import_starts_jax_distributed(of_imports: dict[str, Any]) -> None:
+    assert of_imports["initialises_distributed"]
+
+
+def test_its_import_moves_the_compilation_cache(of_imports: dict[str, Any]) -> None:
+    assert of_imports["moves_compilation_cache"]
+
+
+def test_the_adapter_works_with_all_corrections(of_models: dict[str, Any]) -> None:
+    assert of_models["as_it_is"] == "none"
+
+
+def test_it_rounds_the_rotary_table(of_models: dict[str, Any]) -> None:
+    assert of_models["rope_table_dtype"] == "bfloat16"
+
+
+def test_it_masks_a_second_time_where_the_mark_is_missing(of_models: dict[str, Any]) -> None:
+    assert of_models["error_without_causal_mark"] > 0.1
+
+
+def test_it_wants_its_mesh_as_a_context(of_models: dict[str, Any]) -> None:
+    assert "mesh" in of_models["outside_mesh"].lower()
+
+
+def test_it_compares_the_batch_of_a_view_that_has_a_key(of_models: dict[str, Any]) -> None:
+    assert "Batch size mismatch" in of_models["with_a_key_in_the_view"]
+
+
+def test_it_does_not_read_rope_parameters(of_models: dict[str, Any]) -> None:
+    assert of_models["rope_theta_of_rope_parameters"] == 10_000
+
+
+def test_its_attention_rounds_unless_told_otherwise(of_models: dict[str, Any]) -> None:
+    assert of_models["attn_dtype_by_default"] == "bfloat16"
+
+
+def test_its_qwen_configs_slide_unless_told_otherwise(of_models: dict[str, Any]) -> None:
+    assert "sliding_attention" in of_models["qwen2_layer_types_by_default"]

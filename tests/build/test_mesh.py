@@ -1,0 +1,148 @@
+"""Bundles for meshes, on four forced CPU devices: the answers of one device, and no KV cache on the wire."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+pytest.importorskip("torch", reason="tiny checkpoints are written by transformers with torch")
+
+from tiny.bundles import BUNDLES
+from tiny.engines import Answer, ask
+from tiny.hlo import moved_kv_shapes
+from tiny.prompts import crowd
+from tiny.references import answer_logits, compare, differing_steps
+
+from vinfer.bundle import read_manifest
+from vinfer.engine.request import TokenLogprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from vinfer.engine.engine import Engine
+
+TESTS = Path(__file__).parents[1]
+TOLERANCE = 1e-5
+MESHES = ("llama-tp2", "llama-dp2", "llama-dp2-tp2", "llama-fsdp2", "llama-two-kv-heads-tp4")
+ONE_DEVICE_TOO = tuple(name for name in MESHES if BUNDLES[name]["checkpoint"] == "llama")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshRun:
+    """What `tiny.mesh_process` printed about one bundle."""
+
+    name: str
+    directory: Path
+    answers: list[Answer]
+    collectives: dict[str, dict[str, int]]
+    moved_kv: dict[str, list[list[int]]]
+
+
+def named(bundles: tuple[str, ...]) -> list[Any]:
+    """Return the parameters of `mesh_run`, each saying which bundle it needs."""
+    return [pytest.param(name, marks=pytest.mark.bundles(name)) for name in bundles]
+
+
+def answer_from_json(document: dict[str, Any]) -> Answer:
+    logprobs = [
+        TokenLogprobs(line["logprob"], tuple(line["top_ids"]), tuple(line["top_logprobs"]))
+        for line in document["logprobs"]
+    ]
+    return Answer(document["token_ids"], logprobs, document["finish_reason"])
+
+
+@pytest.fixture(scope="module", params=named(MESHES))
+def mesh_run(request: pytest.FixtureRequest, bundle_of: Callable[[str], Path]) -> MeshRun:
+    directory = bundle_of(request.param)
+    process = subprocess.run(
+        [sys.executable, "-m", "tiny.mesh_process", request.param, str(directory)],
+        cwd=TESTS,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout.splitlines()[-1])
+    answers = [answer_from_json(answer) for answer in found["answers"]]
+    return MeshRun(request.param, directory, answers, found["collectives"], found["moved_kv"])
+
+
+def test_a_mesh_answers_as_transformers_does(
+    mesh_run: MeshRun, reference_of: Callable[[str], PreTrainedModel]
+) -> None:
+    model = reference_of(BUNDLES[mesh_run.name]["checkpoint"])
+    for question, answer in zip(crowd(join_apart=True), mesh_run.answers, strict=True):
+        comparison = compare(answer_logits(model, question, answer), answer)
+        assert comparison.wrong_steps == ()
+        assert comparison.logprob_errors.max() <= TOLERANCE
+
+
+@pytest.mark.bundles("llama")
+@pytest.mark.parametrize("mesh_run", named(ONE_DEVICE_TOO), indirect=True)
+def test_a_mesh_answers_as_one_device_does(
+    mesh_run: MeshRun,
+    engine_of: Callable[[str], Engine],
+    reference_of: Callable[[str], PreTrainedModel],
+) -> None:
+    model = reference_of("llama")
+    questions = crowd(join_apart=True)
+    alone = ask(engine_of("llama"), questions)
+    for question, one, other in zip(questions, alone, mesh_run.answers, strict=True):
+        logits = answer_logits(model, question, one)
+        assert differing_steps(logits, one, other) == []
+
+
+def test_weights_and_cache_are_split(mesh_run: MeshRun) -> None:
+    manifest = read_manifest(mesh_run.directory)
+    whole = dict.fromkeys(manifest.mesh, 1)
+    mesh, kv = manifest.mesh, manifest.kv[0]
+    split_kv = mesh["dp"] * (mesh["tp"] if kv.shape[2] % mesh["tp"] == 0 else 1)
+    assert kv.num_bytes_per_device(mesh) * split_kv == kv.num_bytes_per_device(whole)
+    projections = [spec for spec in manifest.weights if "mlp" in spec.name]
+    assert len(projections) == 3 * len(manifest.kv) // 2
+    pieces = mesh["tp"] * mesh["fsdp"]
+    assert all(s.num_bytes_per_device(mesh) * pieces == s.num_bytes_per_device(whole) for s in projections)
+
+
+def test_no_program_gathers_the_kv_cache(mesh_run: MeshRun) -> None:
+    shapes = [program.shape for program in read_manifest(mesh_run.directory).programs]
+    expected = {shape.name for shape in shapes if shape.kind != "set_slot"}
+    assert set(mesh_run.moved_kv) == expected
+    assert {name: moved for name, moved in mesh_run.moved_kv.items() if moved} == {}
+    # The reader of HLO sees this program's communication at all.
+    if BUNDLES[mesh_run.name]["mesh"].get("tp", 1) > 1:
+        assert all(sum(counts.values()) for counts in mesh_run.collectives.values())
+
+
+GATHERED = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+mesh = jax.make_mesh((2,), ("dp",))
+split, whole = NamedSharding(mesh, P("dp")), NamedSharding(mesh, P())
+read = jax.jit(lambda kv: jnp.sin(kv[:, :256]), in_shardings=split, out_shardings=whole)
+print(read.lower(jax.ShapeDtypeStruct((4, 512, 4, 16), jnp.float32)).compile().as_text())
+"""
+
+
+def test_a_gathered_cache_would_be_seen() -> None:
+    """A program that does gather keys, compiled by the same XLA."""
+    process = subprocess.run(
+        [sys.executable, "-c", GATHERED],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert moved_kv_shapes(process.stdout, kv_lengths={256, 512}, head_dim=16) == [(2, 256, 4, 16)]
+    assert moved_kv_shapes(process.stdout, kv_lengths={100}, head_dim=16) == []

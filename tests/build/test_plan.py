@@ -1,0 +1,260 @@
+"""The plan as arithmetic: which facts make another bundle, and what is refused before anything heavy."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vinfer.build import plan as plan_module
+from vinfer.build.plan import (
+    BuildPlan,
+    MemoryPlan,
+    build_versions,
+    check_heads,
+    check_model,
+    plan_build,
+    resolve_mesh,
+)
+from vinfer.bundle import Platform
+from vinfer.checkpoint.checkpoint import ModelFacts
+from vinfer.checkpoint.source import ResolvedSource
+from vinfer.config import ModelConfig
+from vinfer.errors import ConfigError, DeviceError, VinferError
+
+SOURCE = ResolvedSource("some/model", "hf", Path("some/model"), {"hub": "some/model", "commit": "abc"})
+BASE: dict[str, Any] = {
+    "name": "m",
+    "source": "some/model",
+    "dtype": "float32",
+    "mesh": {"tp": 1},
+    "max_model_len": 1024,
+    "num_slots": 4,
+    "streaming_chunks": 4,
+    "precompile": [{"batch_size": 1, "prefill_length": [64, 256]}],
+}
+
+
+def plan(
+    source: ResolvedSource = SOURCE, platform: Platform = "cpu", num_devices: int = 8, **overrides: Any
+) -> BuildPlan:
+    model = ModelConfig.model_validate({**BASE, **overrides})
+    return plan_build(model, source, where="models[0]", platform=platform, num_devices=num_devices)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "bfloat16"},
+        {"mesh": {"tp": 2}},
+        {"mesh": {"tp": 1, "dp": 2}},
+        {"mesh": {"tp": 1, "fsdp": 2}},
+        {"max_model_len": 1000},
+        {"num_slots": 5},
+        {"streaming_chunks": 5},
+        {"precompile": [{"batch_size": 1, "prefill_length": [64]}]},
+        {"precompile": [{"batch_size": [1, 2], "prefill_length": [64, 256]}]},
+        {"platform": "cuda"},
+        {"source": dataclasses.replace(SOURCE, fingerprint={"hub": "some/model", "commit": "abd"})},
+    ],
+    ids=str,
+)
+def test_what_changes_the_programs_or_weights_changes_the_key(change: dict[str, Any]) -> None:
+    assert plan(**change).key != plan().key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "another"},
+        {"sampling": {"temperature": 0.1, "max_tokens": 7}},
+        {"max_queue": 1},
+        {"max_programs": 4096},
+        {"num_devices": 1},
+        {"mesh": {"tp": -1}, "num_devices": 1},
+        {"source": dataclasses.replace(SOURCE, spec="models/copy", path=Path("models/copy"))},
+        {"precompile": [{"batch_size": 1, "prefill_length": [256, 64, 64]}]},
+    ],
+    ids=str,
+)
+def test_what_changes_neither_keeps_the_key(change: dict[str, Any]) -> None:
+    assert plan(**change).key == plan().key
+
+
+@pytest.mark.parametrize("name", ["jax", "jaxlib", "easydel"])
+def test_another_version_changes_the_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = plan().key
+    versions = build_versions()
+    assert name in versions
+    monkeypatch.setattr(plan_module, "build_versions", lambda: {**versions, name: "0.0.1"})
+    assert plan().key != before
+
+
+def test_other_build_code_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = plan().key
+    monkeypatch.setattr(plan_module, "code_hash", lambda: "other code")
+    assert plan().key != before
+
+
+def test_the_code_hash_covers_what_decides_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of the build half and the seam count; the server does not."""
+    for name in ("bundle.py", "build/plan.py", "checkpoint/rope.py", "server/app.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("before")
+    monkeypatch.setattr(plan_module, "__file__", str(tmp_path / "build" / "plan.py"))
+    code_hash = plan_module.code_hash.__wrapped__
+    hashes = [code_hash()]
+    for name in ("bundle.py", "build/plan.py", "checkpoint/rope.py"):
+        (tmp_path / name).write_text("after")
+        hashes.append(code_hash())
+    assert len(set(hashes)) == 4
+    (tmp_path / "server" / "app.py").write_text("after")
+    assert code_hash() == hashes[-1]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "num_devices", "expected"),
+    [
+        ({"tp": -1}, 8, {"tp": 8}),
+        ({"tp": -1}, 1, {"tp": 1}),
+        ({"tp": -1, "dp": 2}, 8, {"tp": 4, "dp": 2}),
+        ({"tp": 2}, 8, {"tp": 2}),
+        ({"tp": 2, "dp": 2, "fsdp": 2}, 8, {"tp": 2, "dp": 2, "fsdp": 2}),
+    ],
+    ids=str,
+)
+def test_mesh_takes_the_devices_it_names(
+    mesh: dict[str, int], num_devices: int, expected: dict[str, int]
+) -> None:
+    model = ModelConfig.model_validate({**BASE, "mesh": mesh})
+    whole = {"dp": 1, "fsdp": 1, "ep": 1, "tp": 1, "sp": 1}
+    assert resolve_mesh(model, where="models[0]", num_devices=num_devices) == whole | expected
+
+
+REFUSALS: list[tuple[dict[str, Any], type[VinferError], list[str]]] = [
+    ({"task": "image-text"}, ConfigError, ["models[0].task is image-text", "text only"]),
+    (
+        {"task": "text", "precompile": [{"vision": {"height": 8, "width": 8}}]},
+        ConfigError,
+        ["models[0].precompile has vision shapes", "leave them out"],
+    ),
+    ({"max_programs": 8}, ConfigError, ["needs 9 programs", "models[0].max_programs is 8", "fewer"]),
+    ({"mesh": {"tp": 9}}, DeviceError, ["tp=9", "needs 9 devices", "here are 8", "cpu:9"]),
+    ({"mesh": {"tp": 3, "dp": 4}}, DeviceError, ["dp=4 tp=3", "needs 12 devices", "here are 8"]),
+    ({"mesh": {"tp": -1, "dp": 2}, "num_devices": 3}, DeviceError, ["multiples of 2", "here are 3"]),
+]
+
+
+@pytest.mark.parametrize(("change", "kind", "words"), REFUSALS, ids=lambda value: str(value)[:40])
+def test_what_cannot_be_built_is_refused_in_words(
+    change: dict[str, Any], kind: type[VinferError], words: list[str]
+) -> None:
+    with pytest.raises(kind) as raised:
+        plan(**change)
+    assert [word for word in words if word not in raised.value.message] == []
+
+
+def test_as_many_programs_as_allowed_are_planned() -> None:
+    # set_slot; prefill of 64 and 256, decode of 1 and 4 slots, each for 256 and 1024 rows of the cache.
+    assert len(plan(max_programs=9).programs) == 9
+
+
+def facts(heads: int, kv_heads: int) -> ModelFacts:
+    return ModelFacts(
+        num_layers=1,
+        num_attention_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=64,
+        hidden_size=heads * 64,
+        vocab_size=100,
+        num_parameters=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "tp", "legal"),
+    [
+        (8, 4, 1, None),
+        (8, 4, 2, None),
+        (8, 4, 4, None),
+        (8, 4, 8, None),
+        (8, 2, 4, None),
+        (8, 1, 8, None),
+        (8, 4, 3, "tp=2"),
+        (8, 4, 16, "tp=8"),
+        # SmolLM2-135M
+        (9, 3, 1, None),
+        (9, 3, 3, None),
+        (9, 3, 9, None),
+        (9, 3, 2, "one device (tp=1)"),
+        (9, 3, 4, "tp=3"),
+        # 4 divides the heads, and neither divides nor is a multiple of the KV heads.
+        (24, 6, 4, "tp=3"),
+    ],
+)
+def test_tp_must_fit_the_heads(heads: int, kv_heads: int, tp: int, legal: str | None) -> None:
+    mesh = {"dp": 1, "fsdp": 1, "ep": 1, "tp": tp, "sp": 1}
+    if legal is None:
+        check_heads(mesh, facts(heads, kv_heads), where="models[0]")
+        return
+    with pytest.raises(ConfigError) as raised:
+        check_heads(mesh, facts(heads, kv_heads), where="models[0]")
+    words = [
+        f"models[0].mesh.tp is {tp}",
+        f"{heads} attention heads",
+        f"{kv_heads} KV heads",
+        f"nearest legal mesh is {legal}" if legal.startswith("tp") else f"of {legal}",
+    ]
+    assert [word for word in words if word not in raised.value.message] == []
+
+
+class PaperCheckpoint:
+    """Sizes without weights: 8 heads of 16, 4 KV heads, 3 layers, 1,000,000 parameters."""
+
+    model_type = "llama"
+    config = {
+        "num_hidden_layers": 3,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 16,
+        "hidden_size": 128,
+        "vocab_size": 304,
+        "max_position_embeddings": 2048,
+    }
+
+    def tensor_names(self) -> list[str]:
+        return ["all"]
+
+    def tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (1000, 1000)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "weights_bytes", "kv_cache_bytes"),
+    [
+        # 4 slots * 1024 rows * 3 layers * 4 heads * 16 * (k and v) * 4 bytes
+        ({}, 4_000_000, 6_291_456),
+        ({"dtype": "bfloat16"}, 2_000_000, 3_145_728),
+        ({"mesh": {"tp": 2}}, 2_000_000, 3_145_728),
+        ({"mesh": {"tp": 1, "dp": 2}}, 4_000_000, 3_145_728),
+        ({"mesh": {"tp": 1, "fsdp": 4}}, 1_000_000, 6_291_456),
+        ({"mesh": {"tp": 2, "dp": 4}}, 2_000_000, 786_432),
+        # Every device keeps all KV heads where tp is a multiple of them.
+        ({"mesh": {"tp": 8}}, 500_000, 6_291_456),
+        ({"num_slots": 8}, 4_000_000, 12_582_912),
+    ],
+    ids=str,
+)
+def test_memory_of_each_device(overrides: dict[str, Any], weights_bytes: int, kv_cache_bytes: int) -> None:
+    memory = check_model(plan(**overrides), PaperCheckpoint(), where="models[0]")  # type: ignore[arg-type]
+    assert memory == MemoryPlan(weights_bytes, kv_cache_bytes)
+    assert memory.total_bytes == weights_bytes + kv_cache_bytes
+
+
+def test_more_positions_than_the_model_knows_are_refused() -> None:
+    checkpoint: Any = PaperCheckpoint()
+    check_model(plan(max_model_len=2048), checkpoint, where="models[0]")
+    with pytest.raises(ConfigError, match=r"models\[0\].max_model_len is 2049; .* 2048 positions: lower"):
+        check_model(plan(max_model_len=2049), checkpoint, where="models[0]")

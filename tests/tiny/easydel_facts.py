@@ -1,0 +1,133 @@
+"""Measures what the corrections in `vinfer.build.easydel_model` correct, and prints it as one JSON object.
+
+    python -m tiny.easydel_facts imports               what importing EasyDeL does, without our import
+    python -m tiny.easydel_facts models CHECKPOINT     what its models do where one correction is left out
+
+Processes of their own: an import of EasyDeL takes 15 to 27 s and leaves a process changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+
+class NoMesh(contextlib.nullcontext[None]):
+    """A mesh of one device that is no context for anything."""
+
+    size = 1
+
+
+def import_facts() -> dict[str, Any]:
+    import jax
+    from eformer.executor import DistributedConfig
+
+    initialised = []
+    DistributedConfig.initialize = lambda self: initialised.append(self)
+    os.environ.pop("ENABLE_DISTRIBUTED_INIT", None)
+    cache_dir = jax.config.values["jax_compilation_cache_dir"]
+    import easydel
+
+    facts: dict[str, Any] = {
+        "has_torch": importlib.util.find_spec("torch") is not None,
+        "initialises_distributed": bool(initialised),
+        "moves_compilation_cache": jax.config.values["jax_compilation_cache_dir"] != cache_dir,
+        "modules_without_torch": "imported",
+    }
+    try:
+        import easydel.modules  # noqa: F401
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the fact
+        facts["modules_without_torch"] = f"{type(error).__name__}: {error}"
+    return facts
+
+
+def model_facts(directory: Path) -> dict[str, Any]:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from vinfer.build import easydel_model, kv_cache
+    from vinfer.build.export import rope_table
+    from vinfer.checkpoint.checkpoint import open_checkpoint
+    from vinfer.checkpoint.source import resolve_source
+
+    checkpoint = open_checkpoint(resolve_source(str(directory)))
+    max_model_len, num_slots, length = 32, 3, 8
+    model = easydel_model.EasyDeLModel(
+        model_type=checkpoint.model_type,
+        config=checkpoint.config,
+        dtype="float32",
+        mesh={"dp": 1, "fsdp": 1, "ep": 1, "tp": 1, "sp": 1},
+        max_model_len=max_model_len,
+        splits_tied_head=True,
+    )
+    from easydel.modules.llama import LlamaConfig
+    from easydel.modules.qwen2 import Qwen2Config
+
+    draw = np.random.default_rng(0)
+    weights = [draw.normal(size=w.shape, scale=w.shape[0] ** -0.5).astype(np.float32) for w in model.weights]
+    kv_shape = (num_slots, max_model_len, model.num_kv_heads, model.head_dim)
+    tokens = draw.integers(0, 256, (1, 2 * length)).astype(np.int32)
+    table = rope_table(checkpoint, max_model_len)
+
+    def hidden_of_second_chunk() -> Any:
+        kv: Any = [jnp.zeros(kv_shape) for _ in range(2 * model.num_layers)]
+
+        def run(weights: Any, kv: Any, tokens: Any, start: Any, table: Any) -> Any:
+            rows = kv_cache.Rows(
+                slots=jnp.array([1]),
+                positions=start + jnp.arange(length)[None],
+                kv_length=max_model_len,
+            )
+            return model.forward(weights, kv, tokens, rows, rope_table=table)
+
+        jitted = jax.jit(run)
+        kv, _ = jitted(weights, kv, tokens[:, :length], 0, table)
+        return np.asarray(jitted(weights, kv, tokens[:, length:], length, table)[1])
+
+    def failure() -> str:
+        try:
+            hidden_of_second_chunk()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the fact
+            return f"{type(error).__name__}: {error}"
+        return "none"
+
+    right = hidden_of_second_chunk()
+    facts: dict[str, Any] = {"as_it_is": failure()}
+
+    # `object.__setattr__` is how the mark gets on a frozen MaskInfo.
+    easydel_model.object = types.SimpleNamespace(__setattr__=lambda *_: None)  # type: ignore[attr-defined]
+    facts["error_without_causal_mark"] = float(np.abs(hidden_of_second_chunk() - right).max())
+    del easydel_model.object  # type: ignore[attr-defined]
+
+    mesh = model.mesh
+    model.mesh = NoMesh()  # type: ignore[assignment]
+    facts["outside_mesh"] = failure()
+    model.mesh = mesh
+
+    kv_cache.KVCacheView.key = property(lambda self: self.k)  # type: ignore[assignment]
+    facts["with_a_key_in_the_view"] = failure()
+    kv_cache.KVCacheView.key = None
+
+    config = LlamaConfig(
+        hidden_size=64,
+        num_attention_heads=4,
+        rope_parameters={"rope_type": "default", "rope_theta": 5e4},
+    )
+    frequencies = config.get_basic_frequencies()
+    facts["rope_table_dtype"] = str(jax.tree.leaves(frequencies)[0].dtype)
+    facts["rope_theta_of_rope_parameters"] = float(config.rope_theta)
+    facts["attn_dtype_by_default"] = str(jnp.dtype(config.attn_dtype))
+    facts["qwen2_layer_types_by_default"] = sorted(set(Qwen2Config(num_hidden_layers=30).layer_types))
+    return facts
+
+
+if __name__ == "__main__":
+    found = import_facts() if sys.argv[1] == "imports" else model_facts(Path(sys.argv[2]))
+    sys.stdout.write("\n" + json.dumps(found) + "\n")

@@ -1,0 +1,64 @@
+"""Serves one bundle on four forced CPU devices and prints what came of it as JSON.
+
+    python -m tiny.mesh_process BUNDLE DIRECTORY      a name of `BUNDLES` and its bundle, run from tests/
+
+A process of its own, since the number of CPU devices is fixed when JAX starts. The last line of standard
+output is {"answers": [...], "collectives": {program: {opcode: count}}, "moved_kv": {program: [shape, ...]}}.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+NUM_DEVICES = 4
+
+
+def main(bundle: str, directory: Path) -> None:
+    # Before JAX starts.
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+    import jax
+    from tiny.bundles import model_config
+    from tiny.engines import ask, load_engine
+    from tiny.hlo import GATHERS, instructions, moved_kv_shapes
+    from tiny.prompts import crowd
+
+    from vinfer.bundle import read_manifest
+
+    assert len(jax.devices()) == NUM_DEVICES
+    engine = load_engine(directory, model_config(bundle))
+    answers = ask(engine, crowd(join_apart=True))
+    manifest = read_manifest(directory)
+    kv_lengths = {
+        manifest.max_model_len,
+        *(p.shape.kv_length for p in manifest.programs if p.shape.kv_length),
+    }
+    # What the engine runs, not a second compile of it.
+    texts = {
+        shape.name: compiled.as_text()
+        for shape, compiled in engine._runner._programs.items()
+        if shape.kind != "set_slot"
+    }
+    found = {
+        "answers": [dataclasses.asdict(answer) for answer in answers],
+        "collectives": {
+            name: collections.Counter(
+                i.opcode for i in instructions(text) if i.opcode in (*GATHERS, "all-reduce")
+            )
+            for name, text in texts.items()
+        },
+        "moved_kv": {
+            name: moved_kv_shapes(text, kv_lengths=kv_lengths, head_dim=manifest.kv[0].shape[-1])
+            for name, text in texts.items()
+        },
+    }
+    engine.stop()
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,32 @@
+"""The prompts of the parity tests: odd lengths, both sides of every bucket edge, several chunks."""
+
+from __future__ import annotations
+
+import random
+
+from tiny.bundles import MAX_CHUNK, MAX_MODEL_LEN
+from tiny.checkpoints import NUM_TOKENS
+from tiny.engines import GREEDY, Question
+
+MAX_TOKENS = GREEDY.max_tokens
+
+ONE_CHUNK = (1, 5, 7, 8, 9, 31, 32, 33, 63, 64)
+SEVERAL_CHUNKS = (65, 100, 127, 128, 129, 192, 200, 250, 255, 256, 257, 300, MAX_MODEL_LEN - MAX_TOKENS)
+LENGTHS = (*ONE_CHUNK, *SEVERAL_CHUNKS)
+assert max(ONE_CHUNK) == MAX_CHUNK
+
+CROWD = (300, 1, 33, 64, 65, 200, 5, 255)
+
+
+def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
+    """Return random token ids; the same for the same length and seed."""
+    draw = random.Random(length * 1000 + seed)
+    return tuple(draw.randrange(NUM_TOKENS) for _ in range(length))
+
+
+def crowd(*, join_apart: bool) -> list[Question]:
+    """Return eight greedy questions; those that join apart wait for a few tokens of the one before."""
+    return [
+        Question(prompt(length), joins_after=1 + place % 3 * 4 if join_apart else 0)
+        for place, length in enumerate(CROWD)
+    ]

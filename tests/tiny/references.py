@@ -1,0 +1,109 @@
+"""What transformers says to the same prompts, and how far the engine's answers are from it.
+
+The reference sees prompt and answer in one forward pass without a cache, so each answer token is judged by
+the logits of the very tokens before it. Needs torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from tiny.checkpoints import NUM_TOKENS
+from tiny.engines import Answer, Question
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Logits = npt.NDArray[np.float32]
+
+TIE = 1e-4
+"""Where the reference's two best logits lie closer, either token is right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One greedy answer against the reference.
+
+    Attributes:
+        wrong_steps: steps whose token is not the reference's best one.
+        logprob_errors: float64 [steps], the largest error of the logprobs of one step as a fraction of the
+            largest logit.
+    """
+
+    wrong_steps: tuple[int, ...]
+    logprob_errors: npt.NDArray[np.float64]
+
+
+def answer_logits(
+    model: PreTrainedModel,
+    question: Question,
+    answer: Answer,
+    *,
+    positions: Callable[[npt.NDArray[np.int64], int], npt.NDArray[np.int64]] | None = None,
+) -> Logits:
+    """Return float32 [steps, vocab], the logits from which each token of an answer is chosen.
+
+    Args:
+        positions: replaces the positions 0, 1, ... given those and the length of the prompt.
+    """
+    import torch
+
+    prompt_len = len(question.prompt_ids)
+    ids = torch.tensor([[*question.prompt_ids, *answer.token_ids[:-1]]])
+    places = np.arange(ids.shape[1])
+    if positions is not None:
+        places = positions(places, prompt_len)
+    with torch.no_grad():
+        logits = model(ids, position_ids=torch.from_numpy(places)[None], use_cache=False).logits
+    result: Logits = logits[0, prompt_len - 1 :].float().numpy()
+    return result
+
+
+def compare(logits: Logits, answer: Answer) -> Comparison:
+    """Judge a greedy answer, with 20 logprobs per token, by the reference's logits [steps, vocab]."""
+    assert len(answer.token_ids) == len(answer.logprobs) == len(logits)
+    tokens = np.array(answer.token_ids)
+    steps = np.arange(len(tokens))
+    # Ids that the tokenizer does not have are never sampled.
+    allowed = logits[:, :NUM_TOKENS]
+    lags = allowed.max(axis=-1) - allowed[steps, tokens]
+    expected = log_softmax(logits)
+    top = np.array([line.top_logprobs for line in answer.logprobs])
+    top_ids = np.array([line.top_ids for line in answer.logprobs])
+    own = np.array([line.logprob for line in answer.logprobs])
+    best = -np.sort(-expected, axis=-1)[:, : top.shape[1]]
+    errors = np.maximum.reduce(
+        [
+            np.abs(top - np.take_along_axis(expected, top_ids, axis=-1)).max(axis=-1),
+            # The right values, and not only right values of other ids.
+            np.abs(top - best).max(axis=-1),
+            np.abs(own - expected[steps, tokens]),
+        ]
+    )
+    return Comparison(tuple(int(step) for step in np.flatnonzero(lags > TIE)), errors / np.abs(logits).max())
+
+
+def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
+    """Return float64 log probabilities over the last axis."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def differing_steps(logits: Logits, one: Answer, other: Answer) -> list[int]:
+    """List where two greedy answers to one question part company other than by a tie of the reference.
+
+    After a tie the answers are of different texts and are not compared further.
+
+    Args:
+        logits: of the reference, for `one`.
+    """
+    for step, (token, other_token) in enumerate(zip(one.token_ids, other.token_ids, strict=True)):
+        if token != other_token:
+            is_tie = abs(logits[step, token] - logits[step, other_token]) <= TIE
+            return [] if is_tie else [step]
+    return []
