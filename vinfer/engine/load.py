@@ -80,8 +80,7 @@ def load_runner(
         }
         try:
             weights = _place_weights(directory / "weights", manifest.weights, mesh, steps)
-            kv = tuple(_filled(spec, mesh) for spec in manifest.kv)
-            state = tuple(_filled(spec, mesh) for spec in manifest.state)
+            kv, state = _filled(manifest.kv, mesh), _filled(manifest.state, mesh)
             jax.block_until_ready((weights, kv, state))
             programs = {shape: future.result() for shape, future in compiling.items()}
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -147,15 +146,19 @@ def _place(stored: Any, spec: WeightSpec, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_callback(spec.shape, _sharding(spec, mesh), read)
 
 
-def _filled(spec: StateSpec, mesh: Mesh) -> jax.Array:
-    dtype = jnp.dtype(spec.dtype)
+def _filled(specs: Sequence[StateSpec], mesh: Mesh) -> tuple[jax.Array, ...]:
+    """Make arrays of initial values on the devices.
 
-    def fill(index: tuple[slice, ...] | None) -> np.ndarray[Any, Any]:
-        assert index is not None
-        shape = [len(range(*part.indices(size))) for part, size in zip(index, spec.shape, strict=True)]
-        return np.full(shape, spec.initial, dtype)
+    By a program, not from NumPy: on a CPU JAX borrows NumPy's memory, which cannot be donated, and the first
+    dispatch would copy the whole cache.
+    """
 
-    return jax.make_array_from_callback(spec.shape, _sharding(spec, mesh), fill)
+    def fill() -> tuple[jax.Array, ...]:
+        return tuple(jnp.full(spec.shape, spec.initial, jnp.dtype(spec.dtype)) for spec in specs)
+
+    shardings = tuple(_sharding(spec, mesh) for spec in specs)
+    arrays: tuple[jax.Array, ...] = jax.jit(fill, out_shardings=shardings)()
+    return arrays
 
 
 def _compile(
