@@ -158,8 +158,8 @@ def start_engine(
     from vinfer.engine.load import load_runner
     from vinfer.engine.scheduler import Scheduler
 
-    # Tracing makes millions of objects and hardly a cycle: collecting meanwhile costs a tenth of the time, and
-    # what stays afterwards need never be looked at again.
+    # Tracing makes millions of objects and hardly a cycle: collecting meanwhile costs a tenth of the time,
+    # and what stays afterwards need never be looked at again.
     gc.disable()
     try:
         runner = load_runner(
