@@ -137,6 +137,11 @@ class Manifest(_Frozen):
     def num_devices(self) -> int:
         return math.prod(self.mesh.values())
 
+    @property
+    def rows_are_slots(self) -> bool:
+        """Whether decode programs run all slots in order, because slots are split over dp."""
+        return self.mesh["dp"] > 1
+
     def num_bytes_per_device(self) -> dict[str, int]:
         """Return bytes on each device: weights, kv_cache and state."""
         groups: dict[str, Iterable[ArraySpec]] = {

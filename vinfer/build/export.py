@@ -64,7 +64,9 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
     num_tokens = _num_tokens(directory / "tokenizer" / "tokenizer.json", model.vocab_size)
     kv = _kv_specs(model, plan)
     state = state_specs(model.vocab_size, plan.num_slots)
-    programs = Programs(model, num_slots=plan.num_slots, num_tokens=num_tokens)
+    programs = Programs(
+        model, num_slots=plan.num_slots, num_tokens=num_tokens, rows_are_slots=plan.mesh["dp"] > 1
+    )
     specs = _write_programs(programs, plan, model.mesh, weights, kv, state, directory / "programs", progress)
     generation = checkpoint.generation
     manifest = Manifest(

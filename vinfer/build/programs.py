@@ -48,11 +48,14 @@ class Programs:
     Attributes:
         model: takes the weights of the tuple but the last, which is the RoPE table.
         num_tokens: ids from there on are never sampled (padded vocabularies).
+        rows_are_slots: decode dispatches run all slots, row i being slot i, and read the cache in place: what
+            is split over dp must not move. Otherwise rows are gathered, which is a little faster too.
     """
 
     model: Model
     num_slots: int
     num_tokens: int
+    rows_are_slots: bool
 
     def function(self, shape: ProgramShape) -> Program:
         """Return the pure function of a shape."""
@@ -133,13 +136,11 @@ class Programs:
         """Run up to step_limit steps for some slots; end early when none of them is active.
 
         Inputs: slots int32 [rows] (num_slots where the row is padding), step_limit int32.
-        A program of all slots keeps row i = slot i: it reads the cache in place and never moves what is
-        split over dp; `slots` then only names who takes part.
+        Where rows are slots, `slots` only names who takes part.
         """
         slots, step_limit = inputs
         *model_weights, rope_table = weights
-        in_place = shape.rows == self.num_slots
-        if in_place:
+        if self.rows_are_slots:
             takes_part = jnp.zeros(self.num_slots, jnp.bool_).at[slots].set(True, mode="drop")
             row = self._named(state)
         else:
@@ -159,7 +160,9 @@ class Programs:
         ) -> tuple[jax.Array, Arrays, Row, Arrays]:
             step, kv, row, outputs = carry
             positions = jnp.where(row["active"], row["position"], self.model.max_model_len)[:, None]
-            rows = Rows(slots=None if in_place else slots, positions=positions, kv_length=shape.kv_length)
+            rows = Rows(
+                slots=None if self.rows_are_slots else slots, positions=positions, kv_length=shape.kv_length
+            )
             kv, hidden = self.model.forward(
                 tuple(model_weights), kv, row["token"][:, None], rows, rope_table=rope_table
             )
@@ -175,7 +178,7 @@ class Programs:
         _, kv, row, outputs = lax.while_loop(goes_on, step_once, start)
         # A slot that sat this dispatch out keeps its activity.
         row["active"] = jnp.where(takes_part, row["active"], was_active)
-        state = self._ordered(row) if in_place else self._scatter(state, slots, row)
+        state = self._ordered(row) if self.rows_are_slots else self._scatter(state, slots, row)
         return kv, state, outputs
 
     def _sample_step(self, weights: Arrays, hidden: jax.Array, row: Row) -> tuple[Row, Arrays]:

@@ -94,6 +94,7 @@ def load_runner(
         programs=programs,
         inputs={program.shape: program.inputs for program in manifest.programs},
         num_slots=manifest.num_slots,
+        rows_are_slots=manifest.rows_are_slots,
         dispatch_lock=dispatch_lock,
     )
 

@@ -85,6 +85,7 @@ class Runner:
     Args:
         programs: every compiled program by shape.
         inputs: the specs of each program's inputs.
+        rows_are_slots: row i of a decode program is slot i (see `Manifest.rows_are_slots`).
         dispatch_lock: shared by all runners on the same devices and held only while enqueuing: two models
             that enqueue collectives in different orders on the same devices would wait for each other.
     """
@@ -98,6 +99,7 @@ class Runner:
         programs: Mapping[ProgramShape, Compiled],
         inputs: Mapping[ProgramShape, Sequence[ArraySpec]],
         num_slots: int,
+        rows_are_slots: bool,
         dispatch_lock: threading.Lock,
     ) -> None:
         self._weights = weights
@@ -105,6 +107,7 @@ class Runner:
         self._state = state
         self._programs = dict(programs)
         self._num_slots = num_slots
+        self._rows_are_slots = rows_are_slots
         self._dispatch_lock = dispatch_lock
         self._set_slot = next(shape for shape in programs if shape.kind == "set_slot")
         self._row_specs = {spec.name: spec for spec in inputs[self._set_slot]}
@@ -140,8 +143,7 @@ class Runner:
 
     def decode(self, work: Decode) -> Dispatch:
         """Enqueue some decode steps."""
-        if work.shape.rows == self._num_slots:
-            # This program keeps row i = slot i.
+        if self._rows_are_slots:
             by_slot = dict(zip(work.slots, work.owners, strict=True))
             owners = tuple(by_slot.get(slot) for slot in range(self._num_slots))
         else:

@@ -92,8 +92,8 @@ class Scheduler:
     """Continuous batching over slots.
 
     Policy: waiting requests take free slots in order of arrival. Between two decode dispatches there is one
-    prefill dispatch, or several of at most `max_prefill_tokens` padded prompt tokens together (the largest
-    bucket), so that a running request never waits for more than that. While anything waits or is being
+    prefill dispatch, or several of at most `max_prefill_tokens` padded prompt tokens together (the
+    largest bucket), so that a running request never waits for more than that. While anything waits or is being
     prefilled, a decode dispatch runs one step.
 
     Args:
@@ -101,6 +101,7 @@ class Scheduler:
         num_slots: rows of the batch.
         steps: most decode steps per dispatch.
         dispatch_cost_tokens: see `ChunkPlan`.
+        min_prefill_tokens: least that max_prefill_tokens may be, for configs with short buckets only.
     """
 
     def __init__(
@@ -110,13 +111,14 @@ class Scheduler:
         num_slots: int,
         steps: int,
         dispatch_cost_tokens: int | None = None,
+        min_prefill_tokens: int = 0,
     ) -> None:
         self._shapes = tuple(shapes)
         self._steps = steps
         prefills = [shape for shape in self._shapes if shape.kind == "prefill"]
         self._chunk_plan = ChunkPlan({shape.length for shape in prefills}, dispatch_cost_tokens)
         self._max_batch = max(shape.rows for shape in prefills)
-        self._max_prefill_tokens = max(shape.length for shape in prefills)
+        self._max_prefill_tokens = max(min_prefill_tokens, *(shape.length for shape in prefills))
         self._num_slots = num_slots
         self._free = list(range(num_slots))
         self._waiting: deque[Request] = deque()

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# With short buckets only, a burst of prompts would alternate with nearly empty decode steps.
+MIN_PREFILL_TOKENS = 512
 # On a CPU the time of a prefill follows its tokens almost from the first one (reading the weights once costs
 # as much as computing about 16 of them); on an accelerator a short prefill costs what a long one costs.
 DISPATCH_COST_TOKENS: dict[Platform, int] = {"cpu": 16}
@@ -180,6 +182,7 @@ def start_engine(
         num_slots=manifest.num_slots,
         steps=max(shape.length for shape in shapes if shape.kind == "decode"),
         dispatch_cost_tokens=DISPATCH_COST_TOKENS.get(manifest.platform),
+        min_prefill_tokens=MIN_PREFILL_TOKENS,
     )
     engine = Engine(
         name=model.name,
