@@ -93,8 +93,8 @@ class Scheduler:
 
     Policy: waiting requests take free slots in order of arrival. Between two decode dispatches there is one
     prefill dispatch, or several of at most `max_prefill_tokens` padded prompt tokens together (the
-    largest bucket), so that a running request never waits for more than that. While anything waits or is being
-    prefilled, a decode dispatch runs one step.
+    largest bucket), so that a running request never waits for more than that. While anything waits or is
+    being prefilled, a decode dispatch runs one step.
 
     Args:
         shapes: the compiled programs.
