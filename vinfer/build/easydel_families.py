@@ -62,6 +62,9 @@ class EasyDeLFamily:
 
 EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
     "llama": EasyDeLFamily(module="llama", config_class="LlamaConfig", model_class="LlamaForCausalLM"),
+    "mistral": EasyDeLFamily(
+        module="mistral", config_class="MistralConfig", model_class="MistralForCausalLM"
+    ),
     "qwen2": EasyDeLFamily(module="qwen2", config_class="Qwen2Config", model_class="Qwen2ForCausalLM"),
     "qwen3": EasyDeLFamily(module="qwen3", config_class="Qwen3Config", model_class="Qwen3ForCausalLM"),
 }
