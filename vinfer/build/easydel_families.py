@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vinfer.build.easydel_mixtures import compute_mixtures_exactly
 from vinfer.build.weights import Part
 from vinfer.checkpoint.family import ONE_ROPE
 
@@ -25,6 +26,26 @@ def usual_parts(name: str, shape: tuple[int, ...]) -> Parts:
     stem, _, kind = name.rpartition(".")
     source = f"{stem}.weight" if kind in ("kernel", "embedding", "scale") else name
     return (Part(source, is_transposed=kind == "kernel" and len(shape) == 2),)
+
+
+def mixture_parts(experts: str) -> Callable[[str, tuple[int, ...]], Parts]:
+    """Make the naming of a family whose checkpoint has a tensor per expert.
+
+    Args:
+        experts: the attribute that EasyDeL's stacks and the checkpoint's numbers stand under.
+    """
+
+    def parts(name: str, shape: tuple[int, ...]) -> Parts:
+        layer, found, projection = name.partition(f".{experts}.")
+        if not found:
+            return usual_parts(name, shape)
+        linear = projection.removesuffix(".kernel")
+        return tuple(
+            Part(f"{layer}.{experts}.{expert}.{linear}.weight", is_transposed=True)
+            for expert in range(shape[0])
+        )
+
+    return parts
 
 
 def nothing(module: Any) -> None:
@@ -65,6 +86,20 @@ EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
     "mistral": EasyDeLFamily(
         module="mistral", config_class="MistralConfig", model_class="MistralForCausalLM"
     ),
+    "mixtral": EasyDeLFamily(
+        module="mixtral",
+        config_class="MixtralConfig",
+        model_class="MixtralForCausalLM",
+        parts=mixture_parts("block_sparse_moe.experts"),
+        correct=compute_mixtures_exactly,
+    ),
     "qwen2": EasyDeLFamily(module="qwen2", config_class="Qwen2Config", model_class="Qwen2ForCausalLM"),
     "qwen3": EasyDeLFamily(module="qwen3", config_class="Qwen3Config", model_class="Qwen3ForCausalLM"),
+    "qwen3_moe": EasyDeLFamily(
+        module="qwen3_moe",
+        config_class="Qwen3MoeConfig",
+        model_class="Qwen3MoeForCausalLM",
+        parts=mixture_parts("mlp.experts"),
+        correct=compute_mixtures_exactly,
+    ),
 }

@@ -5,7 +5,7 @@ Prompts of the matrix are longer than every window and `original_max_position_em
 
 from __future__ import annotations
 
-from tiny.families import llama, mistral
+from tiny.families import llama, mistral, mixtures
 from tiny.models import TinyModel
 
-FAMILY_MODELS: dict[str, TinyModel] = {**llama.MODELS, **mistral.MODELS}
+FAMILY_MODELS: dict[str, TinyModel] = {**llama.MODELS, **mistral.MODELS, **mixtures.MODELS}

@@ -6,7 +6,7 @@ tiny checkpoint to `tests/tiny/checkpoints.py`, and let the parity matrix say wh
 
 from __future__ import annotations
 
-from vinfer.checkpoint.families import llama, mistral
+from vinfer.checkpoint.families import llama, mistral, mixtures
 from vinfer.checkpoint.family import Family
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (*llama.FAMILIES, *mistral.FAMILIES)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (*llama.FAMILIES, *mistral.FAMILIES, *mixtures.FAMILIES)}
