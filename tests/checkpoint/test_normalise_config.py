@@ -58,13 +58,6 @@ def test_both_spellings_of_rope_mean_the_same(
     assert old == normalise(_config(tiny, "llama", rope_parameters=version_5))
 
 
-def test_llama3_scaling_reaches_easydel_in_the_old_spelling(tiny: Tiny) -> None:
-    normalised = normalise(_config(tiny, "llama", rope_parameters=LLAMA3 | {"rope_theta": 5e5}))
-    assert normalised.config["rope_theta"] == 5e5
-    assert normalised.config["rope_scaling"] == LLAMA3
-    assert normalised.rope.original_max_position_embeddings == 64
-
-
 def test_llama3_original_length_defaults_to_the_maximum(tiny: Tiny) -> None:
     scaling = {key: value for key, value in LLAMA3.items() if not key.startswith("original")}
     assert (
@@ -133,8 +126,6 @@ def test_what_cannot_change_logits_is_left_out(tiny: Tiny, harmless: dict[str, A
         ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps"),
         ("llama", {"tie_word_embeddings": "no"}, "tie_word_embeddings"),
         ("llama", {"rope_parameters": [1]}, "rope_parameters"),
-        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'.*default, linear, llama3"),
-        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
         ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "full_attention"),
         ("llama", {"rope_parameters": {"rope_type": "linear"}}, "no factor"),
         ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": -1}}, "rope_theta = -1"),

@@ -117,7 +117,7 @@ def _write_weights(
             )
             progress("converting weights", len(specs), len(model.weights) + 1)
         save_file(arrays, directory / file)
-    table = rope_table(checkpoint, model.max_model_len)
+    table = checkpoint.rope.table(model.max_model_len)
     save_file({ROPE_TABLE: table}, directory / "rope.safetensors")
     specs.append(WeightSpec(name=ROPE_TABLE, shape=table.shape, dtype="float32", file="rope.safetensors"))
     progress("converting weights", len(specs), len(specs))
@@ -151,15 +151,6 @@ def _read(checkpoint: Checkpoint, weight: Weight) -> np.ndarray[Any, Any]:
         )
     dtype = ml_dtypes.bfloat16 if weight.dtype == "bfloat16" else np.dtype(weight.dtype)
     return np.ascontiguousarray(tensor.astype(dtype, copy=False))
-
-
-def rope_table(checkpoint: Checkpoint, length: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return float32 [length, rotary_dim]: cosines, then sines, in transformers' order of float32 steps."""
-    positions = np.arange(length, dtype=np.float32)
-    angles = positions[:, None] * checkpoint.rope.inverse_frequencies()[None, :]
-    factor = np.float32(checkpoint.rope.attention_factor)
-    table = np.concatenate([np.cos(angles) * factor, np.sin(angles) * factor], axis=-1)
-    return table.astype(np.float32)
 
 
 def _num_tokens(tokenizer_json: Path, vocab_size: int) -> int:

@@ -34,7 +34,7 @@ class Checkpoint(Protocol):
     def config(self) -> dict[str, object]:
         """Keyword arguments for EasyDeL's config class; JSON-able, every fact explicit.
 
-        `rope_scaling` says nothing of `rope.frequency_divisors`: take the rotary table from `rope`.
+        It says nothing of how the rotary table is scaled: take the table from `rope`.
         """
         ...
 

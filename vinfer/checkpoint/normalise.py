@@ -11,8 +11,9 @@ import dataclasses
 from collections.abc import Mapping
 
 from vinfer.checkpoint.config_keys import ConfigKeys
-from vinfer.checkpoint.known_keys import HARMLESS_KEYS, OFF_KEYS, ROPE_KEYS, TRANSLATED_KEYS
+from vinfer.checkpoint.known_keys import HARMLESS_KEYS, OFF_KEYS, TRANSLATED_KEYS
 from vinfer.checkpoint.rope import RopeFacts
+from vinfer.checkpoint.rope_config import read_rope
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
@@ -65,8 +66,8 @@ def normalise(raw: Mapping[str, object], where: str = "config.json") -> Normalis
         config["mlp_bias"] = keys.boolean("mlp_bias", False)
     else:
         config |= {"use_sliding_window": False, "sliding_window": None, "max_window_layers": num_layers}
-    rope = _rope(keys, rotary_dim=heads["head_dim"])
-    config |= {"rope_theta": rope.theta, "rope_scaling": _rope_scaling(rope)}
+    rope = read_rope(keys, head_dim=heads["head_dim"])
+    config["rope_theta"] = rope.theta
     return NormalisedConfig(model_type, config, rope)
 
 
@@ -135,61 +136,3 @@ def _hidden_act(keys: ConfigKeys) -> str:
     if keys.string("hidden_act", "silu") not in ("silu", "swish"):
         raise keys.refusal("hidden_act", "only silu (also called swish) is served for these families")
     return "silu"
-
-
-def _rope(keys: ConfigKeys, rotary_dim: int) -> RopeFacts:
-    """Read `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta` (transformers 4).
-
-    Where a file has both forms, `rope_scaling` replaces `rope_parameters`, and a theta inside it wins
-    over the one outside, as in transformers 5.
-    """
-    place = "rope_scaling" if keys.values.get("rope_scaling") else "rope_parameters"
-    parameters = keys.values.get(place) or {}
-    if not isinstance(parameters, dict):
-        raise keys.refusal(place, "must be an object")
-    rope = ConfigKeys(parameters, f"{keys.where}: {place}")
-    theta = rope.number("rope_theta", keys.number("rope_theta", 10_000.0))
-    rope_type = rope.string("rope_type", rope.string("type", "default"))
-    if rope_type not in ("default", "linear", "llama3"):
-        raise rope.refusal(
-            "rope_type" if rope.has("rope_type") else "type", "rope types served: default, linear, llama3"
-        )
-    for key, value in parameters.items():
-        if value is not None and key not in ROPE_KEYS:
-            raise rope.refusal(
-                key, "vinfer does not know this key and cannot tell whether it changes the logits"
-            )
-    if rope.number("partial_rotary_factor", 1.0) != 1.0:
-        raise rope.refusal("partial_rotary_factor", "only 1.0 is served for these families")
-    if rope_type == "default":
-        return RopeFacts(theta=theta, rotary_dim=rotary_dim)
-    if rope_type == "linear":
-        return RopeFacts(theta=theta, rotary_dim=rotary_dim, rope_type="linear", factor=rope.number("factor"))
-    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
-    if high <= low:
-        raise rope.refusal("high_freq_factor", f"must be greater than low_freq_factor = {low}")
-    return RopeFacts(
-        theta=theta,
-        rotary_dim=rotary_dim,
-        rope_type="llama3",
-        factor=rope.number("factor"),
-        low_freq_factor=low,
-        high_freq_factor=high,
-        original_max_position_embeddings=rope.integer(
-            "original_max_position_embeddings", keys.integer("max_position_embeddings")
-        ),
-    )
-
-
-def _rope_scaling(rope: RopeFacts) -> dict[str, object] | None:
-    """Give the transformers 4 form, the only one EasyDeL 0.3 reads; None for no scaling."""
-    if rope.rope_type == "default":
-        return None
-    scaling: dict[str, object] = {"rope_type": rope.rope_type, "factor": rope.factor}
-    if rope.rope_type == "llama3":
-        scaling |= {
-            "low_freq_factor": rope.low_freq_factor,
-            "high_freq_factor": rope.high_freq_factor,
-            "original_max_position_embeddings": rope.original_max_position_embeddings,
-        }
-    return scaling
