@@ -48,6 +48,19 @@ def mixture_parts(experts: str) -> Callable[[str, tuple[int, ...]], Parts]:
     return parts
 
 
+def gpt_oss_parts(name: str, shape: tuple[int, ...]) -> Parts:
+    """Name stacks of gpt-oss: [expert, in, out] as EasyDeL has them, columns of gate and up in turn."""
+    layer, found, projection = name.partition(".mlp.experts.")
+    if not found:
+        return usual_parts(name, shape)
+    linear, kind = projection.split(".")
+    ending = "_bias" if kind == "bias" else ""
+    if linear == "down_proj":
+        return (Part(f"{layer}.mlp.experts.down_proj{ending}"),)
+    first = {"gate_proj": 0, "up_proj": 1}[linear]
+    return (Part(f"{layer}.mlp.experts.gate_up_proj{ending}", index=(..., slice(first, None, 2))),)
+
+
 def nothing(module: Any) -> None:
     """Correct nothing."""
 
@@ -82,6 +95,13 @@ class EasyDeLFamily:
 
 
 EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
+    "gpt_oss": EasyDeLFamily(
+        module="gpt_oss",
+        config_class="GptOssConfig",
+        model_class="GptOssForCausalLM",
+        parts=gpt_oss_parts,
+        correct=compute_mixtures_exactly,
+    ),
     "llama": EasyDeLFamily(module="llama", config_class="LlamaConfig", model_class="LlamaForCausalLM"),
     "mistral": EasyDeLFamily(
         module="mistral", config_class="MistralConfig", model_class="MistralForCausalLM"

@@ -47,4 +47,42 @@ MODELS = {
         },
         tolerance=TOLERANCE,
     ),
+    # Layers 0 and 2 slide.
+    "gpt-oss": TinyModel(
+        "GptOss",
+        35,
+        {
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "head_dim": 32,
+            "sliding_window": 43,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1.5e5,
+                "factor": 32.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 32,
+            },
+        },
+        tolerance=TOLERANCE,
+        stores_inputs_first=True,
+    ),
+    "gpt-oss-no-bias": TinyModel(
+        "GptOss",
+        36,
+        {
+            "num_hidden_layers": 2,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "sliding_window": 37,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1.5e5},
+        },
+        tolerance=TOLERANCE,
+        stores_inputs_first=True,
+    ),
 }

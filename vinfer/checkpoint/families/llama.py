@@ -93,6 +93,7 @@ def gated_decoder(
     has_output_bias: bool,
     has_mlp_bias: bool = False,
     has_head_norms: bool = False,
+    default_theta: float = 10_000.0,
 ) -> NormalisedConfig:
     """Translate a decoder that is Llama's but for biases, windows and norms on q and k of each head."""
     hidden, inner = read_hidden_size(keys), read_intermediate_size(keys)
@@ -142,7 +143,7 @@ def gated_decoder(
     return NormalisedConfig(
         model_type=model_type,
         config=config,
-        ropes={ONE_ROPE: read_rope(keys, head_dim=heads.head_dim)},
+        ropes={ONE_ROPE: read_rope(keys, head_dim=heads.head_dim, default_theta=default_theta)},
         facts=facts,
         shapes=decoder_shapes(
             [layer] * facts.num_layers, vocab=facts.vocab_size, hidden=hidden, is_tied=facts.is_tied

@@ -11,7 +11,13 @@ from collections.abc import Mapping, Sequence
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families.llama import gated_decoder
 from vinfer.checkpoint.families.mistral import read_one_window
-from vinfer.checkpoint.families.reading import read_heads, read_intermediate_size, read_num_layers
+from vinfer.checkpoint.families.reading import (
+    read_heads,
+    read_intermediate_size,
+    read_layer_types,
+    read_num_layers,
+    read_windows,
+)
 from vinfer.checkpoint.family import Family, NormalisedConfig
 from vinfer.checkpoint.layout import Shape, Shapes, gated_mlp_shapes, linear_shapes
 
@@ -25,6 +31,7 @@ def _mixtral(keys: ConfigKeys) -> NormalisedConfig:
         windows=read_one_window(keys, default=None),
         has_bias=False,
         has_output_bias=False,
+        default_theta=1e6,
     )
     hidden, inner = dense.facts.hidden_size, read_intermediate_size(keys)
     block = linear_shapes("block_sparse_moe.gate", num_experts, hidden)
@@ -88,6 +95,45 @@ def _read_mlp_only_layers(keys: ConfigKeys) -> list[int]:
     return layers
 
 
+def _gpt_oss(keys: ConfigKeys) -> NormalisedConfig:
+    if keys.number("swiglu_limit", _GPT_OSS_LIMIT) != _GPT_OSS_LIMIT:
+        raise keys.refusal("swiglu_limit", f"transformers and EasyDeL always clamp at {_GPT_OSS_LIMIT}")
+    if not keys.has("rope_parameters") and not keys.has("rope_scaling"):
+        keys = ConfigKeys({**keys.values, "rope_parameters": _GPT_OSS_ROPE}, keys.where)
+    num_experts, num_chosen = _read_experts(keys, default_chosen=4)
+    num_layers = read_num_layers(keys)
+    layer_types = read_layer_types(
+        keys, num_layers, [("full_attention", "sliding_attention")[(n + 1) % 2] for n in range(num_layers)]
+    )
+    attention_bias = keys.boolean("attention_bias", True)
+    heads = read_heads(
+        keys, default_head_dim=None if "head_dim" in keys.values else 64, must_state_kv_heads=True
+    )
+    dense = gated_decoder(
+        keys,
+        "gpt_oss",
+        heads,
+        windows=read_windows(keys, layer_types, None if "sliding_window" in keys.values else 128),
+        has_bias=attention_bias,
+        has_output_bias=attention_bias,
+        default_theta=150_000.0,
+    )
+    hidden, inner = dense.facts.hidden_size, read_intermediate_size(keys)
+    block = {
+        "self_attn.sinks": (heads.num_attention_heads,),
+        **linear_shapes("mlp.router", num_experts, hidden, has_bias=True),
+        "mlp.experts.gate_up_proj": (num_experts, hidden, 2 * inner),
+        "mlp.experts.gate_up_proj_bias": (num_experts, 2 * inner),
+        "mlp.experts.down_proj": (num_experts, inner, hidden),
+        "mlp.experts.down_proj_bias": (num_experts, hidden),
+    }
+    return _with_mixtures(
+        dense,
+        {"num_local_experts": num_experts, "num_experts_per_tok": num_chosen},
+        [block] * num_layers,
+    )
+
+
 def _read_experts(keys: ConfigKeys, *, default_chosen: int) -> tuple[int, int]:
     """Read how many experts there are and how many a token meets.
 
@@ -125,6 +171,17 @@ def _with_mixtures(
     )
 
 
+_GPT_OSS_LIMIT = 7.0
+_GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+"""What holds where the file says nothing."""
+
 _EXPERT_KEYS = frozenset({"num_experts", "num_experts_per_tok", "num_local_experts"})
 _TRAINING_KEYS = frozenset({"output_router_logits", "router_aux_loss_coef"})
 
@@ -152,5 +209,13 @@ FAMILIES = (
         },
         translate=_qwen3_moe,
         harmless=_TRAINING_KEYS | {"max_window_layers"},
+    ),
+    Family(
+        model_type="gpt_oss",
+        architecture="GptOssForCausalLM",
+        keys=_EXPERT_KEYS | {"attention_bias", "layer_types", "sliding_window", "swiglu_limit"},
+        translate=_gpt_oss,
+        # The published files have two keys of OpenAI's own code, which transformers does not read.
+        harmless=_TRAINING_KEYS | {"experts_per_token", "initial_context_length"},
     ),
 )
