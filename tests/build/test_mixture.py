@@ -44,11 +44,10 @@ def by_definition(hidden: Array, weights: Array, chosen: npt.NDArray[np.int32], 
     return result.astype(np.float32)
 
 
-def mixed(hidden: Array, weights: Array, chosen: npt.NDArray[np.int32], arrays: dict[str, Array]) -> Array:
-    def run(hidden: jax.Array, weights: jax.Array, chosen: jax.Array, arrays: dict[str, jax.Array]) -> jax.Array:
-        return mix(hidden, weights, chosen, Experts(**arrays, activation=gated))
-
-    return np.asarray(jax.jit(run)(hidden, weights, chosen, arrays))
+@jax.jit
+def mixed(hidden: Array, weights: Array, chosen: npt.NDArray[np.int32], arrays: dict[str, Array]) -> jax.Array:
+    experts = Experts(**{name: jnp.asarray(array) for name, array in arrays.items()}, activation=gated)
+    return mix(jnp.asarray(hidden), jnp.asarray(weights), jnp.asarray(chosen), experts)
 
 
 def random_choices(
@@ -62,9 +61,10 @@ def random_choices(
 
 
 # One row per block, blocks with padding, more blocks than experts.
-@pytest.mark.parametrize("num_tokens", [1, 2, 3, 17, 90])
-@pytest.mark.parametrize(("num_chosen", "num_experts"), [(1, 2), (2, 5), (3, 16)])
-@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("num_tokens", [1, 3, 90])
+@pytest.mark.parametrize(
+    ("num_chosen", "num_experts", "has_bias"), [(1, 2, False), (2, 5, True), (3, 16, False)]
+)
 def test_every_token_meets_its_own_experts(
     num_tokens: int, num_chosen: int, num_experts: int, has_bias: bool
 ) -> None:
