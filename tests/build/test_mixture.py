@@ -30,7 +30,9 @@ def random_experts(num_experts: int, has_bias: bool = False) -> dict[str, Array]
     return {name: draw.normal(size=shape, scale=0.3).astype(np.float32) for name, shape in shapes.items()}
 
 
-def by_definition(hidden: Array, weights: Array, chosen: npt.NDArray[np.int32], arrays: dict[str, Array]) -> Array:
+def by_definition(
+    hidden: Array, weights: Array, chosen: npt.NDArray[np.int32], arrays: dict[str, Array]
+) -> Array:
     wide = {name: array.astype(np.float64) for name, array in arrays.items()}
     result = np.zeros(hidden.shape)
     for token, row in enumerate(hidden.astype(np.float64)):
@@ -45,7 +47,9 @@ def by_definition(hidden: Array, weights: Array, chosen: npt.NDArray[np.int32], 
 
 
 @jax.jit
-def mixed(hidden: Array, weights: Array, chosen: npt.NDArray[np.int32], arrays: dict[str, Array]) -> jax.Array:
+def mixed(
+    hidden: Array, weights: Array, chosen: npt.NDArray[np.int32], arrays: dict[str, Array]
+) -> jax.Array:
     experts = Experts(**{name: jnp.asarray(array) for name, array in arrays.items()}, activation=gated)
     return mix(jnp.asarray(hidden), jnp.asarray(weights), jnp.asarray(chosen), experts)
 
@@ -71,7 +75,9 @@ def test_every_token_meets_its_own_experts(
     arrays = random_experts(num_experts, has_bias)
     hidden, weights, chosen = random_choices(num_tokens, num_chosen, num_experts)
     expected = by_definition(hidden, weights, chosen, arrays)
-    np.testing.assert_allclose(mixed(hidden, weights, chosen, arrays), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        mixed(hidden, weights, chosen, arrays), expected, atol=1e-5 * np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize("favourite", [0, 2, 4])
@@ -80,7 +86,9 @@ def test_all_tokens_may_choose_one_expert(favourite: int) -> None:
     hidden, weights, _ = random_choices(70, 1, 5)
     chosen = np.full((70, 1), favourite, np.int32)
     expected = by_definition(hidden, weights, chosen, arrays)
-    np.testing.assert_allclose(mixed(hidden, weights, chosen, arrays), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        mixed(hidden, weights, chosen, arrays), expected, atol=1e-5 * np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize("num_tokens", [2, 40])

@@ -1,14 +1,15 @@
 """EasyDeL's mixtures of experts, computed exactly.
 
-EasyDeL 0.3.0 has three ways through `layers/moe/_moe_module.py::BaseMoeModule.moe_call`, and none is right for
-every family:
+EasyDeL 0.3.0 has three ways through `BaseMoeModule.moe_call` (`layers/moe/_moe_module.py`), and none is right
+for every family (`tests/tiny/easydel_mixtures.py` measures it, in float32):
 
-- FUSED_MOE rounds the router's probabilities to the model's dtype before it chooses (in bfloat16 they tie),
-  makes gpt-oss's softmax three times, computes float16 in bfloat16, and takes a Pallas kernel where the
-  process that traces has a TPU: what it exports depends on the machine.
-- STANDARD_MOE divides logits by their sum for Mixtral, and multiplies in bfloat16 whatever the dtype
-  (`layers/linears/_linear_moe.py`).
-- DENSE_MOE normalises weights that `norm_topk_prob: false` leaves alone, and gathers whole experts per token.
+- FUSED_MOE takes the softmax of gpt-oss's router three times. It is right for Mixtral and Qwen3-MoE, but
+  rounds their probabilities to bfloat16 before it chooses, where they tie, computes float16 in bfloat16, and
+  takes a Pallas kernel where the process that traces has a TPU: what it exports depends on the machine.
+- STANDARD_MOE divides logits by their sum for Mixtral, takes logits for weights in Qwen3-MoE, and multiplies
+  in bfloat16 whatever the dtype (`layers/linears/_linear_moe.py`).
+- DENSE_MOE normalises weights that `norm_topk_prob: false` leaves alone, takes gpt-oss's softmax twice, and
+  gathers whole experts per token.
 
 So we keep EasyDeL's weights, router and activations, and `vinfer.build.mixture` does the rest.
 """
@@ -24,17 +25,22 @@ from vinfer.build.mixture import Experts, mix, route
 
 
 def compute_mixtures_exactly(module: Any) -> None:
-    """Replace `moe_call` of every mixture in a causal LM of Llama's layout.
-
-    The class of the block changes, because that is what survives `split_module` and `merge_module`.
-    """
+    """Replace the computation of every mixture in a causal LM of Llama's layout."""
     from easydel.layers import BaseMoeModule
 
     for layer in module.model.layers:
         for block in (getattr(layer, name, None) for name in ("mlp", "block_sparse_moe")):
             if isinstance(block, BaseMoeModule):
-                cls = type(block)
-                object.__setattr__(block, "__class__", type(cls.__name__, (cls,), {"moe_call": _moe_call}))
+                compute_exactly(block)
+
+
+def compute_exactly(block: Any) -> None:
+    """Replace `moe_call` of one mixture.
+
+    The block's class changes, because that is what survives `split_module` and `merge_module`.
+    """
+    cls = type(block)
+    object.__setattr__(block, "__class__", type(cls.__name__, (cls,), {"moe_call": _moe_call}))
 
 
 def _moe_call(

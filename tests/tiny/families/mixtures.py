@@ -76,6 +76,7 @@ MODELS = {
             "num_hidden_layers": 2,
             "num_local_experts": 4,
             "num_experts_per_tok": 1,
+            "num_key_value_heads": 2,
             "attention_bias": False,
             "tie_word_embeddings": True,
             "layer_types": ["full_attention", "sliding_attention"],

@@ -9,4 +9,6 @@ from __future__ import annotations
 from vinfer.checkpoint.families import llama, mistral, mixtures
 from vinfer.checkpoint.family import Family
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (*llama.FAMILIES, *mistral.FAMILIES, *mixtures.FAMILIES)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (*llama.FAMILIES, *mistral.FAMILIES, *mixtures.FAMILIES)
+}

@@ -165,7 +165,7 @@ def _with_mixtures(
         shapes |= {f"{prefix}{name}": shape for name, shape in block.items()}
     return dataclasses.replace(
         dense,
-        config=dense.config | config,
+        config={**dense.config, **config},
         facts=dataclasses.replace(dense.facts, is_mixture=True),
         shapes=shapes,
     )
