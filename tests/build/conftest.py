@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def bundle_of(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Path]]:
     """Return a bundle's directory by its name in `BUNDLES`; waits for its build."""
     pytest.importorskip("torch", reason="tiny checkpoints are written by transformers with torch")
-    from tiny.bundles import BUNDLES, build, model_config
+    from tiny.bundles import BUNDLES, FAMILY_BUNDLES, build, build_in_one_process, model_config
 
     wanted = {
         name for item in request.session.items for mark in item.iter_markers("bundles") for name in mark.args
@@ -41,8 +41,18 @@ def bundle_of(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Path]]
         # Checkpoints first, by one thread.
         model_config(name)
     with ThreadPoolExecutor(_NUM_BUILDS, thread_name_prefix="build") as pool:
+        # Those of the matrix share one process; what failed there is built once more, alone, and says why.
+        families = pool.submit(build_in_one_process, [name for name in FAMILY_BUNDLES if name in wanted])
+
+        def build_family(name: str) -> Path:
+            families.result()
+            return build(name)
+
         builds: dict[str, Future[Path]] = {
-            name: pool.submit(build, name) for name in BUNDLES if name in wanted
+            name: pool.submit(build_one, name)
+            for bundles, build_one in ((BUNDLES, build), (FAMILY_BUNDLES, build_family))
+            for name in bundles
+            if name in wanted
         }
         try:
             yield lambda name: builds[name].result()

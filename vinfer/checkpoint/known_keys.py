@@ -1,22 +1,19 @@
 """The configuration keys that vinfer knows, by what it does with them.
 
 Data only. A key that is in none of these sets stops the build (see `normalise`): add one here only
-after reading in transformers that it cannot change the logits of an inference pass.
+after reading in transformers that it cannot change the logits of an inference pass of any family.
 """
 
 from __future__ import annotations
 
-TRANSLATED_KEYS = frozenset(
+COMMON_KEYS = frozenset(
     {
         "architectures",
-        "attention_bias",
         "head_dim",
         "hidden_act",
         "hidden_size",
         "intermediate_size",
-        "layer_types",
         "max_position_embeddings",
-        "mlp_bias",
         "model_type",
         "num_attention_heads",
         "num_hidden_layers",
@@ -26,11 +23,10 @@ TRANSLATED_KEYS = frozenset(
         "rope_scaling",
         "rope_theta",
         "tie_word_embeddings",
-        "use_sliding_window",
         "vocab_size",
     }
 )
-"""config.json keys that `normalise` reads."""
+"""config.json keys that every family reads; the others are named by their family."""
 
 HARMLESS_KEYS = frozenset(
     {
@@ -61,7 +57,6 @@ HARMLESS_KEYS = frozenset(
         "label2id",
         "length_penalty",
         "max_length",
-        "max_window_layers",
         "min_length",
         "no_repeat_ngram_size",
         "num_beam_groups",

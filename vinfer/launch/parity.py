@@ -76,7 +76,9 @@ def measure_bundle(
             prompts,
             num_token_ids=num_token_ids,
             dtype=manifest.dtype,
-            thresholds=default_thresholds(manifest.dtype, checkpoint.config, max_error=max_error),
+            thresholds=default_thresholds(
+                manifest.dtype, is_mixture=checkpoint.facts.is_mixture, max_error=max_error
+            ),
             versions={"vinfer": vinfer.__version__, **reference.versions},
             progress=lambda done, total: progress(name, "comparing with transformers", done, total),
         )
@@ -111,7 +113,7 @@ def check_new_bundle(
     missed = shortfalls(report.figures, report.thresholds)
     if missed:
         logger.warning(
-            "THE TOKENS OF %s ARE NOT THOSE OF TRANSFORMERS: %s; it is served all the same, /v1/models says so",
+            "THE TOKENS OF %s ARE NOT THOSE OF TRANSFORMERS: %s; served all the same, /v1/models says so",
             model.name,
             "; ".join(missed),
         )
@@ -126,6 +128,6 @@ def figures_words(report: ParityReport) -> str:
     figures = report.figures
     return (
         f"largest error {figures.largest_error:.1e} of the logit scale, top-1 agreement "
-        f"{figures.top1_agreement:.4f}, mean KL divergence {figures.mean_kl:.1e}, {figures.num_wrong_tokens} of "
-        f"{figures.num_tokens} tokens wrong"
+        f"{figures.top1_agreement:.4f}, mean KL divergence {figures.mean_kl:.1e}, "
+        f"{figures.num_wrong_tokens} of {figures.num_tokens} tokens wrong"
     )

@@ -1,7 +1,8 @@
 """`vinfer precompile`: the slow part ahead of deploy.
 
 Builds each bundle, then loads it as the server would, so that whatever is wrong shows here, stores the
-compiled code in the bundle and compares a new one with transformers. Where the target is not this machine, only the bundle is written.
+compiled code in the bundle and compares a new one with transformers. Where the target is not this machine,
+only the bundle is written.
 """
 
 from __future__ import annotations

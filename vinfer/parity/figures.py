@@ -1,7 +1,7 @@
 """How far one greedy answer of the engine is from the reference's logits. Arithmetic only.
 
-The reference has seen prompt and answer in one forward pass, so that each token is judged by the logits of the
-very tokens before it, and one wrong token does not make those after it wrong.
+The reference has seen prompt and answer in one forward pass, so that each token is judged by the logits of
+the very tokens before it, and one wrong token does not make those after it wrong.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class StepFigures:
         scale: the largest absolute logit of the reference.
         largest_errors: float64, the largest error of the own token's and the top logprobs, over `scale`.
         mean_errors: float64, the mean error of the top logprobs, over `scale`.
-        lags: float64, by how much the reference prefers its best token to the one that was said, over `scale`;
-            0 where that is its best one.
+        lags: float64, by how much the reference prefers its best token to the one that was said, over
+            `scale`; 0 where that is its best one.
         top1_agrees: bool, the engine's most likely token is the reference's.
         kls: float64, in nats, KL divergence of the engine from the reference over the engine's top tokens and
             one bucket for all others: at most that over the whole vocabulary.

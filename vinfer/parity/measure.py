@@ -1,7 +1,7 @@
 """From an engine, a reference and prompts to a parity report: asks both, compares, judges.
 
-Runs an event loop of its own, off the server's; knows neither how the engine was loaded nor what the reference
-is made of.
+Runs an event loop of its own, off the server's; knows neither how the engine was loaded nor what the
+reference is made of.
 """
 
 from __future__ import annotations

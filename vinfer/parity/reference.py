@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from vinfer.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from vinfer.checkpoint.family import ONE_ROPE
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.errors import CheckpointError, ReferenceUnavailableError, VinferError
 from vinfer.parity.figures import Logits
@@ -92,13 +93,24 @@ def answer_logits(model: PreTrainedModel, prompt_ids: list[int], answer_ids: lis
 def _from_tensors(checkpoint: Checkpoint) -> PreTrainedModel:
     """Make transformers' model from the normalised config and fill it with the checkpoint's own tensors.
 
-    transformers reads the config its own way; only divisors of the rotary frequencies, which no config holds,
-    are applied here.
+    Only for what GGUF holds: no windows, one rotary table of the types default and linear, and divisors of
+    its frequencies, which no config of transformers has.
     """
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    config = AutoConfig.for_model(checkpoint.model_type, **checkpoint.config)
+    rope = checkpoint.ropes.get(ONE_ROPE)
+    if rope is None or rope.rope_type not in ("default", "linear") or any(checkpoint.facts.windows):
+        raise ReferenceUnavailableError(
+            f"no reference is made from a GGUF file of {checkpoint.model_type} with this attention: verify a "
+            "bundle of the original safetensors"
+        )
+    config = AutoConfig.for_model(
+        checkpoint.model_type,
+        **checkpoint.config,
+        tie_word_embeddings=checkpoint.facts.is_tied,
+        rope_parameters={"rope_type": rope.rope_type, "rope_theta": rope.theta, "factor": rope.factor},
+    )
     tensors = {
         name: torch.from_numpy(np.array(checkpoint.read(name), np.float32))
         for name in checkpoint.tensor_names()
@@ -114,10 +126,8 @@ def _from_tensors(checkpoint: Checkpoint) -> PreTrainedModel:
     odd = {name: sorted(loading[name])[:3] for name in _ODDITIES if loading[name]}
     if odd:
         raise ReferenceUnavailableError(f"transformers does not take the checkpoint's tensors: {odd}")
-    if checkpoint.rope.frequency_divisors is not None:
-        frequencies = torch.from_numpy(checkpoint.rope.inverse_frequencies())
-        model.model.rotary_emb.inv_freq = frequencies
-        model.model.rotary_emb.original_inv_freq = frequencies
+    if rope.frequency_divisors is not None:
+        model.model.rotary_emb.inv_freq = torch.from_numpy(rope.inverse_frequencies())
     evaluated: PreTrainedModel = model.eval()
     return evaluated
 

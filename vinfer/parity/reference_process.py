@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from vinfer.checkpoint.checkpoint import Checkpoint, describe
+from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.errors import CheckpointError, ReferenceUnavailableError
 from vinfer.parity.figures import Logits
@@ -57,13 +57,12 @@ def require_memory(checkpoint: Checkpoint, *, max_sequence_len: int) -> None:
     Raises:
         ReferenceUnavailableError: names both numbers.
     """
-    facts = describe(checkpoint)
-    scores = facts.num_attention_heads * max_sequence_len**2
-    needed = 4 * facts.num_parameters + 4 * _SCORE_COPIES * scores + _BASE_BYTES
+    scores = checkpoint.facts.num_attention_heads * max_sequence_len**2
+    needed = 4 * (num_parameters(checkpoint) + _SCORE_COPIES * scores) + _BASE_BYTES
     available = available_memory_bytes()
     if available is not None and needed > available:
         raise ReferenceUnavailableError(
-            f"the check against transformers needs {needed / 2**30:.1f} GiB of memory for the model in float32, "
+            f"the check against transformers needs {needed / 2**30:.1f} GiB of memory, the model in float32, "
             f"and {available / 2**30:.1f} GiB are available: run vinfer verify on a larger machine"
         )
 

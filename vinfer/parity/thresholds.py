@@ -11,28 +11,22 @@ differ where the best two are near each other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from vinfer.bundle import ParityFigures, ParityThresholds
 
 _MAX_ERROR = 1e-5
-_MAX_ERROR_OF_EXPERTS = 1e-4
+_MAX_ERROR_OF_MIXTURES = 1e-4
 _MIN_TOP1_AGREEMENT = 0.9
 _MAX_MEAN_KL = 0.05
 
-_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
-
-def default_thresholds(
-    dtype: str, config: Mapping[str, object], *, max_error: float | None = None
-) -> ParityThresholds:
+def default_thresholds(dtype: str, *, is_mixture: bool, max_error: float | None = None) -> ParityThresholds:
     """Return the thresholds for a bundle of that dtype.
 
     Args:
-        config: of the checkpoint, to see whether it is a mixture of experts.
+        is_mixture: a router chooses among experts.
         max_error: replaces the default one; where there is none, adds one.
     """
-    default = _MAX_ERROR_OF_EXPERTS if has_experts(config) else _MAX_ERROR
+    default = _MAX_ERROR_OF_MIXTURES if is_mixture else _MAX_ERROR
     if dtype == "float32":
         return ParityThresholds(
             max_error=default if max_error is None else max_error, max_wrong_tokens=0, tie=default
@@ -43,12 +37,6 @@ def default_thresholds(
         max_mean_kl=_MAX_MEAN_KL,
         tie=default,
     )
-
-
-def has_experts(config: Mapping[str, object]) -> bool:
-    """Whether a router chooses among experts, by the names that transformers' configs give their number."""
-    counts = [config.get(key) for key in _EXPERT_COUNTS]
-    return any(isinstance(count, int) and count > 1 for count in counts)
 
 
 def shortfalls(figures: ParityFigures, thresholds: ParityThresholds) -> list[str]:
