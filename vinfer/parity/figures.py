@@ -105,4 +105,5 @@ def _kl_divergences(expected: Floats, top: Floats) -> Floats:
 
 
 def _finite(figures: Floats) -> Floats:
-    return np.where(np.isfinite(figures), figures, NOT_FINITE)
+    result: Floats = np.where(np.isfinite(figures), figures, NOT_FINITE)
+    return result
