@@ -127,7 +127,9 @@ def _from_tensors(checkpoint: Checkpoint) -> PreTrainedModel:
     if odd:
         raise ReferenceUnavailableError(f"transformers does not take the checkpoint's tensors: {odd}")
     if rope.frequency_divisors is not None:
-        model.model.rotary_emb.inv_freq = torch.from_numpy(rope.inverse_frequencies())
+        model.model.rotary_emb.inv_freq = torch.from_numpy(
+            rope.inverse_frequencies(checkpoint.facts.num_positions)
+        )
     evaluated: PreTrainedModel = model.eval()
     return evaluated
 
