@@ -7,8 +7,8 @@ than that.
 
 bfloat16 and float16: the bundle rounds weights, activations and cache, the reference does not, so tokens
 may differ where the best two are near each other. Measured on tiny Llama (two kinds of RoPE), Qwen2 and
-Qwen3 checkpoints, 256 to 960 tokens each; the mistakes are those of the parity tests: every rotary frequency 1 % off,
-a bias left out, interleaved query heads, answers one position late.
+Qwen3 checkpoints, 256 to 960 tokens each; the mistakes are those of the parity tests: every rotary
+frequency 1 % off, a bias left out, interleaved query heads, answers one position late.
 
                  right                              with a mistake
                  top-1 agreement   mean KL          top-1 agreement   mean KL
