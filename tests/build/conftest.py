@@ -56,6 +56,7 @@ def matrix(request: pytest.FixtureRequest) -> Iterator[dict[str, MatrixRow]]:
     path = request.config.getoption("--models-doc", default=None)
     if path is not None:
         versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+        path.parent.mkdir(exist_ok=True)
         path.write_text(models_doc(rows.values(), versions))
 
 

@@ -13,14 +13,17 @@ _GEMMA: dict[str, Any] = {
     "query_pre_attn_scalar": 24,
     "tie_word_embeddings": True,
 }
+# Gemma multiplies embeddings by the root of hidden_size.
+_EMBEDDING = 0.02
 
 MODELS = {
     # Caps so low that they bite.
     "gemma2": TinyModel(
         "Gemma2",
         30,
-        {**_GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 9.0, "attention_bias": True},
+        {**_GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 1.0, "attention_bias": True},
         norm_mean=0.0,
+        embedding_deviation=_EMBEDDING,
     ),
     "gemma3": TinyModel(
         "Gemma3",
@@ -35,6 +38,7 @@ MODELS = {
         },
         config_class="Gemma3TextConfig",
         norm_mean=0.0,
+        embedding_deviation=_EMBEDDING,
     ),
     "gemma3-capped": TinyModel(
         "Gemma3",
@@ -42,10 +46,11 @@ MODELS = {
         {
             **_GEMMA,
             "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
-            "final_logit_softcapping": 9.0,
+            "final_logit_softcapping": 5.0,
             "tie_word_embeddings": False,
         },
         config_class="Gemma3TextConfig",
         norm_mean=0.0,
+        embedding_deviation=_EMBEDDING,
     ),
 }
