@@ -7,12 +7,14 @@ first use on: importing EasyDeL is most of a build, and runs on one core.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tiny.models_doc import MatrixRow, models_doc
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,17 +24,47 @@ if TYPE_CHECKING:
 _NUM_BUILDS = 2
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--models-doc",
+        type=Path,
+        help="measure the families in bfloat16 too, and write the parity matrix to this file",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "bundles(*names): the bundles of tests/tiny/bundles.py that a test needs"
     )
+    config.addinivalue_line("markers", "whole_matrix: run by scripts/parity only")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave what only `scripts/parity` runs to `scripts/parity`."""
+    if config.getoption("--models-doc", default=None) is None:
+        left_out = [item for item in items if item.get_closest_marker("whole_matrix")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(scope="session")
+def matrix(request: pytest.FixtureRequest) -> Iterator[dict[str, MatrixRow]]:
+    """Collect what the parity tests find; written at the end where `--models-doc` names a file."""
+    rows: dict[str, MatrixRow] = {}
+    yield rows
+    path = request.config.getoption("--models-doc", default=None)
+    if path is not None:
+        versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(models_doc(rows.values(), versions))
 
 
 @pytest.fixture(scope="session")
 def bundle_of(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Path]]:
     """Return a bundle's directory by its name in `BUNDLES`; waits for its build."""
     pytest.importorskip("torch", reason="tiny checkpoints are written by transformers with torch")
-    from tiny.bundles import BUNDLES, build, model_config
+    from tiny.bundles import BUNDLES, FAMILY_BUNDLES, build, build_in_one_process, model_config
 
     wanted = {
         name for item in request.session.items for mark in item.iter_markers("bundles") for name in mark.args
@@ -41,8 +73,18 @@ def bundle_of(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Path]]
         # Checkpoints first, by one thread.
         model_config(name)
     with ThreadPoolExecutor(_NUM_BUILDS, thread_name_prefix="build") as pool:
+        # Those of the matrix share one process; what failed there is built once more, alone, and says why.
+        families = pool.submit(build_in_one_process, [name for name in FAMILY_BUNDLES if name in wanted])
+
+        def build_family(name: str) -> Path:
+            families.result()
+            return build(name)
+
         builds: dict[str, Future[Path]] = {
-            name: pool.submit(build, name) for name in BUNDLES if name in wanted
+            name: pool.submit(build_one, name)
+            for bundles, build_one in ((BUNDLES, build), (FAMILY_BUNDLES, build_family))
+            for name in bundles
+            if name in wanted
         }
         try:
             yield lambda name: builds[name].result()

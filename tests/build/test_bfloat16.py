@@ -42,7 +42,7 @@ def test_weights_and_cache_are_bfloat16_and_the_rotary_table_is_not(
     manifest = read_manifest(bundle_of("llama-bfloat16"))
     assert {spec.dtype for spec in manifest.kv} == {"bfloat16"}
     assert {spec.name: spec.dtype for spec in manifest.weights if spec.dtype != "bfloat16"} == {
-        "rope_table": "float32"
+        "rope.default": "float32"
     }
 
 

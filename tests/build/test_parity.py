@@ -18,8 +18,9 @@ pytest.importorskip("torch", reason="parity is measured against transformers wit
 
 import torch
 from tiny.bundles import BUNDLES, MAX_CHUNK, MAX_MODEL_LEN
-from tiny.checkpoints import NUM_TOKENS, VOCAB_SIZE
+from tiny.checkpoints import NUM_TOKENS
 from tiny.engines import GREEDY, Answer, Question, ask, ask_alone
+from tiny.models import VOCAB_SIZE
 from tiny.prompts import CROWD, LENGTHS, crowd, prompt
 from tiny.references import Comparison, Logits, answer_logits, compare, differing_steps
 

@@ -19,7 +19,7 @@ from vinfer.build.plan import (
     resolve_mesh,
 )
 from vinfer.bundle import Platform
-from vinfer.checkpoint.checkpoint import ModelFacts
+from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.config import ModelConfig
 from vinfer.errors import ConfigError, DeviceError, VinferError
@@ -100,13 +100,13 @@ def test_other_build_code_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_code_hash_covers_what_decides_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of the build half and the seam count; the server does not."""
-    for name in ("bundle.py", "build/plan.py", "checkpoint/rope.py", "server/app.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("bundle.py", "build/plan.py", "checkpoint/families/llama.py", "server/app.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("before")
     monkeypatch.setattr(plan_module, "__file__", str(tmp_path / "build" / "plan.py"))
     code_hash = plan_module.code_hash.__wrapped__
     hashes = [code_hash()]
-    for name in ("bundle.py", "build/plan.py", "checkpoint/rope.py"):
+    for name in ("bundle.py", "build/plan.py", "checkpoint/families/llama.py"):
         (tmp_path / name).write_text("after")
         hashes.append(code_hash())
     assert len(set(hashes)) == 4
@@ -166,10 +166,13 @@ def facts(heads: int, kv_heads: int) -> ModelFacts:
         num_layers=1,
         num_attention_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=64,
+        key_dim=64,
+        value_dim=64,
         hidden_size=heads * 64,
         vocab_size=100,
-        num_parameters=1,
+        num_positions=1024,
+        is_tied=False,
+        windows=(None,),
     )
 
 
@@ -213,16 +216,16 @@ def test_tp_must_fit_the_heads(heads: int, kv_heads: int, tp: int, legal: str | 
 class PaperCheckpoint:
     """Sizes without weights: 8 heads of 16, 4 KV heads, 3 layers, 1,000,000 parameters."""
 
-    model_type = "llama"
-    config = {
-        "num_hidden_layers": 3,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 16,
-        "hidden_size": 128,
-        "vocab_size": 304,
-        "max_position_embeddings": 2048,
-    }
+    facts = dataclasses.replace(
+        facts(8, 4),
+        num_layers=3,
+        key_dim=16,
+        value_dim=16,
+        hidden_size=128,
+        vocab_size=304,
+        num_positions=2048,
+        windows=(None,) * 3,
+    )
 
     def tensor_names(self) -> list[str]:
         return ["all"]

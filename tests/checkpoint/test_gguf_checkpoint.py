@@ -15,6 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from vinfer.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from vinfer.checkpoint.gguf_checkpoint import unpermute_rotary_rows
+from vinfer.checkpoint.rope import RopeFacts
 from vinfer.checkpoint.source import resolve_source
 from vinfer.errors import CheckpointError
 
@@ -120,7 +121,7 @@ def test_tensors_come_back_in_hugging_face_layout(
     tensors = tiny(model_type, tie_word_embeddings=is_tied).tensors
     checkpoint = _open(_write(tmp_path / "x.gguf", model_type, tensors))
     assert checkpoint.model_type == model_type
-    assert checkpoint.config["tie_word_embeddings"] == is_tied
+    assert checkpoint.facts.is_tied == is_tied
     assert sorted(checkpoint.tensor_names()) == sorted(tensors)
     for name, tensor in tensors.items():
         assert checkpoint.tensor_shape(name) == tensor.shape
@@ -173,20 +174,22 @@ def test_a_quantised_tensor_is_unpermuted_after_dequantising(tmp_path: Path, tin
 
 def test_stored_rope_factors_divide_the_frequencies(tmp_path: Path, tiny: Tiny) -> None:
     factors = np.array([1.0, 2.0, 4.0, 8.0], np.float32)
-    plain = _open(_write(tmp_path / "plain.gguf", "llama", tiny("llama").tensors)).rope
+    plain = _open(_write(tmp_path / "plain.gguf", "llama", tiny("llama").tensors)).ropes["default"]
     scaled = _open(
         _write(
             tmp_path / "x.gguf", "llama", tiny("llama").tensors, extra_tensors={"rope_freqs.weight": factors}
         )
-    ).rope
+    ).ropes["default"]
     assert plain.theta == 500000.0
-    np.testing.assert_array_equal(scaled.inverse_frequencies(), plain.inverse_frequencies() / factors)
+    np.testing.assert_array_equal(scaled.inverse_frequencies(8), plain.inverse_frequencies(8) / factors)
 
 
 def test_linear_scaling_is_translated(tmp_path: Path, tiny: Tiny) -> None:
     metadata = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     checkpoint = _open(_write(tmp_path / "x.gguf", "llama", tiny("llama").tensors, metadata))
-    assert checkpoint.config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    assert checkpoint.ropes["default"] == RopeFacts(
+        theta=500000.0, rotary_dim=8, rope_type="linear", factor=4.0
+    )
 
 
 def test_every_end_token_counts(tmp_path: Path, tiny: Tiny) -> None:
@@ -271,7 +274,9 @@ def _llama_logits(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
         config[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim")
     )
     length = len(ids)
-    angles = np.outer(np.arange(length, dtype=np.float32), checkpoint.rope.inverse_frequencies())
+    angles = np.outer(
+        np.arange(length, dtype=np.float32), checkpoint.ropes["default"].inverse_frequencies(length)
+    )
     cos, sin = (np.concatenate([f(angles)] * 2, axis=-1)[:, None] for f in (np.cos, np.sin))
     mask = np.triu(np.full((length, length), -np.inf, np.float32), 1)
 

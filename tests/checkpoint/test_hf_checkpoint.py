@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from vinfer.checkpoint.checkpoint import Checkpoint, describe, open_checkpoint
+from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters, open_checkpoint
 from vinfer.checkpoint.source import resolve_source
 from vinfer.errors import CheckpointError
 
@@ -55,11 +55,12 @@ def test_half_precision_stays_as_it_is(hf_directory: Write, tiny: Tiny, dtype: A
 
 
 def test_description_counts_every_parameter_once(hf_directory: Write, tiny: Tiny) -> None:
-    facts = describe(_open(hf_directory(tie_word_embeddings=True)))
+    checkpoint = _open(hf_directory(tie_word_embeddings=True))
     tied = tiny("llama", tie_word_embeddings=True).tensors
-    assert facts.num_parameters == sum(tensor.size for tensor in tied.values())
+    assert num_parameters(checkpoint) == sum(tensor.size for tensor in tied.values())
+    facts = checkpoint.facts
     assert (facts.num_layers, facts.num_attention_heads, facts.num_kv_heads) == (2, 4, 2)
-    assert (facts.head_dim, facts.hidden_size, facts.vocab_size) == (8, 32, 260)
+    assert (facts.key_dim, facts.value_dim, facts.hidden_size, facts.vocab_size) == (8, 8, 32, 260)
 
 
 def test_a_tied_head_that_is_stored_too_is_not_listed(hf_directory: Write, tiny: Tiny) -> None:

@@ -34,8 +34,8 @@ def test_every_fact_is_explicit_and_json(tiny: Tiny, model_type: str) -> None:
     assert normalised.model_type == model_type
     assert json.loads(json.dumps(normalised.config)) == normalised.config
     assert normalised.config["layer_types"] == ["full_attention", "full_attention"]
-    assert normalised.config["rope_theta"] == 10000.0
-    assert normalised.rope == RopeFacts(theta=10000.0, rotary_dim=8)
+    assert normalised.facts.windows == (None, None)
+    assert normalised.ropes == {"default": RopeFacts(theta=10000.0, rotary_dim=8)}
 
 
 @pytest.mark.parametrize(
@@ -58,18 +58,10 @@ def test_both_spellings_of_rope_mean_the_same(
     assert old == normalise(_config(tiny, "llama", rope_parameters=version_5))
 
 
-def test_llama3_scaling_reaches_easydel_in_the_old_spelling(tiny: Tiny) -> None:
-    normalised = normalise(_config(tiny, "llama", rope_parameters=LLAMA3 | {"rope_theta": 5e5}))
-    assert normalised.config["rope_theta"] == 5e5
-    assert normalised.config["rope_scaling"] == LLAMA3
-    assert normalised.rope.original_max_position_embeddings == 64
-
-
 def test_llama3_original_length_defaults_to_the_maximum(tiny: Tiny) -> None:
     scaling = {key: value for key, value in LLAMA3.items() if not key.startswith("original")}
-    assert (
-        normalise(_config(tiny, "llama", rope_scaling=scaling)).rope.original_max_position_embeddings == 128
-    )
+    rope = normalise(_config(tiny, "llama", rope_scaling=scaling)).ropes["default"]
+    assert rope.original_max_position_embeddings == 128
 
 
 @pytest.mark.parametrize(
@@ -82,8 +74,6 @@ def test_llama3_original_length_defaults_to_the_maximum(tiny: Tiny) -> None:
         ("qwen3", {"head_dim": ...}, "head_dim", 128),
         ("llama", {"num_key_value_heads": ...}, "num_key_value_heads", 4),
         ("qwen2", {"num_key_value_heads": None}, "num_key_value_heads", 4),
-        ("llama", {"tie_word_embeddings": ...}, "tie_word_embeddings", False),
-        ("llama", {"tie_word_embeddings": True}, "tie_word_embeddings", True),
         ("llama", {}, "attention_bias", False),
         ("llama", {"attention_bias": True}, "attention_bias", True),
         ("llama", {"mlp_bias": True}, "mlp_bias", True),
@@ -114,8 +104,10 @@ def test_what_cannot_change_logits_is_left_out(tiny: Tiny, harmless: dict[str, A
         ("llama", {"model_type": ...}, "no model_type"),
         ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForCausalLM"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
-        ("qwen2", {"use_sliding_window": True}, "sliding-window attention is not served yet"),
-        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "contradictory"),
+        ("qwen2", {"layer_types": ["full_attention"]}, "1 entries for num_hidden_layers = 2"),
+        ("qwen2", {"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
+        ("llama", {"layer_types": ["full_attention", "full_attention"]}, "layer_types"),
         ("llama", {"sliding_window": 128}, "sliding_window"),
         ("llama", {"residual_multiplier": 0.2}, "residual_multiplier = 0.2: vinfer does not know"),
         ("llama", {"rope_interleaved": True}, "rope_interleaved = True: only False"),
@@ -133,8 +125,6 @@ def test_what_cannot_change_logits_is_left_out(tiny: Tiny, harmless: dict[str, A
         ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps"),
         ("llama", {"tie_word_embeddings": "no"}, "tie_word_embeddings"),
         ("llama", {"rope_parameters": [1]}, "rope_parameters"),
-        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'.*default, linear, llama3"),
-        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
         ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "full_attention"),
         ("llama", {"rope_parameters": {"rope_type": "linear"}}, "no factor"),
         ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": -1}}, "rope_theta = -1"),
@@ -147,3 +137,35 @@ def test_what_is_not_served_is_refused_by_name(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         normalise(_config(tiny, model_type, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_tied"), [({"tie_word_embeddings": ...}, False), ({"tie_word_embeddings": True}, True)]
+)
+def test_a_tied_head_is_no_tensor(tiny: Tiny, changes: dict[str, Any], is_tied: bool) -> None:
+    normalised = normalise(_config(tiny, "llama", **changes))
+    assert normalised.facts.is_tied == is_tied
+    assert ("lm_head.weight" in normalised.shapes) != is_tied
+
+
+@pytest.mark.parametrize(
+    ("changes", "windows"),
+    [
+        ({"sliding_window": 16, "use_sliding_window": False}, (None, None)),
+        ({"sliding_window": 16, "use_sliding_window": True}, (None, None)),
+        ({"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}, (None, 16)),
+        ({"use_sliding_window": True, "max_window_layers": 0}, (4096, 4096)),
+        (
+            {
+                "sliding_window": 16,
+                "use_sliding_window": True,
+                "layer_types": ["sliding_attention", "full_attention"],
+            },
+            (16, None),
+        ),
+    ],
+)
+def test_qwen_windows_are_those_of_transformers(
+    tiny: Tiny, changes: dict[str, Any], windows: tuple[int | None, ...]
+) -> None:
+    assert normalise(_config(tiny, "qwen2", **changes)).facts.windows == windows

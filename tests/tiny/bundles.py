@@ -5,10 +5,16 @@ Knows neither engines nor the reference; imports no JAX.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tiny.checkpoints import CACHE, checkpoint
+from tiny.families import FAMILY_MODELS
 
 from vinfer.config import ModelConfig
 from vinfer.launch.bundles import find_or_build
@@ -33,6 +39,15 @@ _NARROW: dict[str, Any] = {
 }
 _PAIRS: dict[str, Any] = {"num_slots": 4, "precompile": [{"batch_size": 2, "prefill_length": 32}]}
 
+# For the matrix of families: few programs, prompts that still take several chunks.
+FAMILY_CHUNK = 32
+FAMILY_MAX_MODEL_LEN = 256
+_FAMILY: dict[str, Any] = {
+    "num_slots": 2,
+    "max_model_len": FAMILY_MAX_MODEL_LEN,
+    "precompile": [{"batch_size": 1, "prefill_length": FAMILY_CHUNK}],
+}
+
 BUNDLES: dict[str, dict[str, Any]] = {
     "llama": {"checkpoint": "llama", **_WIDE},
     "llama3-rope": {"checkpoint": "llama3-rope", **_PAIRS},
@@ -46,10 +61,15 @@ BUNDLES: dict[str, dict[str, Any]] = {
     "llama-two-kv-heads-tp4": {"checkpoint": "llama-two-kv-heads", **_NARROW, "mesh": {"tp": 4}},
 }
 
+FAMILY_BUNDLES: dict[str, dict[str, Any]] = {
+    **{name: {"checkpoint": name, **_FAMILY} for name in FAMILY_MODELS},
+    **{f"{name}-bfloat16": {"checkpoint": name, **_FAMILY, "dtype": "bfloat16"} for name in FAMILY_MODELS},
+}
+
 
 def model_config(bundle: str) -> ModelConfig:
-    """Return the config of a model of `BUNDLES`, as YAML would give it."""
-    settings = dict(BUNDLES[bundle])
+    """Return the config of a model of `BUNDLES` or `FAMILY_BUNDLES`, as YAML would give it."""
+    settings = dict({**BUNDLES, **FAMILY_BUNDLES}[bundle])
     source = checkpoint(settings.pop("checkpoint"))
     defaults = {
         "name": bundle,
@@ -58,12 +78,13 @@ def model_config(bundle: str) -> ModelConfig:
         "mesh": {"tp": 1},
         "max_model_len": MAX_MODEL_LEN,
         "streaming_chunks": 4,
+        "verify": "off",
     }
     return ModelConfig.model_validate({**defaults, **settings})
 
 
 def build(bundle: str) -> Path:
-    """Return the directory of a bundle of `BUNDLES`, building it where its key is not in `.build/`."""
+    """Return the directory of a bundle, building it where its key is not in `.build/`."""
     return find_or_build(
         model_config(bundle),
         where="models[0]",
@@ -71,4 +92,20 @@ def build(bundle: str) -> Path:
         num_devices=4,
         bundles_dir=BUNDLES_DIR,
         progress=lambda *_: None,
-    )
+    ).directory
+
+
+def build_in_one_process(bundles: Sequence[str]) -> None:
+    """Build several bundles by `tiny.build_in_one_process`; what fails there is left out.
+
+    They must be of one device.
+    """
+    if bundles:
+        environ = {**os.environ, "JAX_PLATFORMS": "cpu", "ENABLE_DISTRIBUTED_INIT": "0"}
+        with tempfile.TemporaryDirectory(prefix="ejit-") as scratch:
+            subprocess.run(
+                [sys.executable, "-m", "tiny.build_in_one_process", *bundles],
+                cwd=Path(__file__).parents[1],
+                env={**environ, "COMPILE_FUNC_DIR": scratch},
+                check=True,
+            )

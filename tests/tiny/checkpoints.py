@@ -7,14 +7,15 @@ checkout and never again, since a bundle's key contains their times. Needs torch
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tiny.families import FAMILY_MODELS
+from tiny.models import TinyModel
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 if TYPE_CHECKING:
@@ -25,8 +26,7 @@ CACHE = Path(__file__).parents[2] / ".build"
 
 BOS, EOS = "<s>", "</s>"
 NUM_TOKENS = 258
-"""Ids that the tokenizer has; the models' vocabularies are padded beyond."""
-VOCAB_SIZE = 304
+"""Ids that the tokenizer has."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -34,31 +34,9 @@ CHAT_TEMPLATE = (
 
 # Standard deviation of attention scores; 0 would be uniform attention, above 4 only one position counts.
 SCORE_DEVIATION = 2.5
+# The same of a router's scores, so that experts are chosen clearly.
+ROUTER_DEVIATION = 4.0
 
-
-@dataclasses.dataclass(frozen=True)
-class TinyModel:
-    """One random checkpoint: the class prefix in transformers, and what differs from `_SIZES`."""
-
-    family: str
-    seed: int
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-_SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 1024,
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": 256,
-    "eos_token_id": 257,
-    "pad_token_id": None,
-    "tie_word_embeddings": False,
-}
 
 MODELS: dict[str, TinyModel] = {
     "llama": TinyModel(
@@ -107,12 +85,13 @@ MODELS: dict[str, TinyModel] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         },
     ),
+    **FAMILY_MODELS,
 }
 
 
 def checkpoint(name: str) -> Path:
     """Return the directory of a checkpoint of `MODELS`, written on first use."""
-    identity = json.dumps(dataclasses.asdict(MODELS[name])) + Path(__file__).read_text()
+    identity = repr(MODELS[name]) + Path(__file__).read_text()
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     directory = CACHE / "test-checkpoints" / f"{name}-{digest}"
     if not directory.is_dir():
@@ -133,12 +112,13 @@ def random_model(name: str) -> PreTrainedModel:
     import transformers
 
     spec = MODELS[name]
-    config = getattr(transformers, f"{spec.family}Config")(**{**_SIZES, **spec.config})
-    model: PreTrainedModel = getattr(transformers, f"{spec.family}ForCausalLM")(config).eval()
+    config = getattr(transformers, spec.config_class or f"{spec.family}Config")(**spec.arguments())
+    model_class = getattr(transformers, spec.model_class or f"{spec.family}ForCausalLM")
+    model: PreTrainedModel = model_class(config).eval()
     generator = torch.Generator().manual_seed(spec.seed)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
-            parameter.copy_(_draw(path, parameter, generator))
+            parameter.copy_(_draw(path, parameter, spec, generator))
     return model
 
 
@@ -166,17 +146,25 @@ def write_tokenizer(directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(facts))
 
 
-def _draw(path: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _draw(path: str, parameter: torch.Tensor, spec: TinyModel, generator: torch.Generator) -> torch.Tensor:
     """Draw one parameter so that activations stay near 1 and scores near SCORE_DEVIATION."""
     import torch
 
     noise = torch.randn(parameter.shape, generator=generator)
+    layer = path.split(".")[-2]
     if path.endswith(("q_norm.weight", "k_norm.weight")):
-        return SCORE_DEVIATION**0.5 * (1 + 0.2 * noise)
+        return SCORE_DEVIATION**0.5 * (1 + 0.2 * noise) - (1 - spec.norm_mean)
     if parameter.ndim == 1:
-        return 1 + 0.2 * noise if path.endswith("norm.weight") else 0.3 * noise
-    if path.endswith(("q_proj.weight", "k_proj.weight")):
-        return noise * (SCORE_DEVIATION / parameter.shape[1]) ** 0.5
-    if path.endswith(("embed_tokens.weight", "lm_head.weight")):
+        is_norm = "norm" in layer or layer.startswith("ln_")
+        return spec.norm_mean + 0.2 * noise if is_norm and path.endswith("weight") else 0.3 * noise
+    if layer == "embed_tokens":
+        return noise * spec.embedding_deviation
+    if layer in ("lm_head", "embed_in", "embed_out", "wte", "wpe"):
         return noise * 0.3
-    return noise * (1.5 / parameter.shape[1]) ** 0.5
+    # GPT-2 stores [in, out], gpt-oss [expert, in, out].
+    fan_in = parameter.shape[-2 if spec.stores_inputs_first else -1]
+    if layer in ("q_proj", "k_proj", "qkv_proj", "query_key_value", "c_attn"):
+        return noise * (SCORE_DEVIATION / fan_in) ** 0.5
+    if layer in ("gate", "router") and "mlp" in path:
+        return noise * (ROUTER_DEVIATION / parameter.shape[-1]) ** 0.5
+    return noise * (1.5 / fan_in) ** 0.5

@@ -53,8 +53,8 @@ def model_facts(directory: Path) -> dict[str, Any]:
     import numpy as np
 
     from vinfer.build import easydel_model, kv_cache
-    from vinfer.build.export import rope_table
     from vinfer.checkpoint.checkpoint import open_checkpoint
+    from vinfer.checkpoint.family import ONE_ROPE
     from vinfer.checkpoint.source import resolve_source
 
     checkpoint = open_checkpoint(resolve_source(str(directory)))
@@ -62,6 +62,7 @@ def model_facts(directory: Path) -> dict[str, Any]:
     model = easydel_model.EasyDeLModel(
         model_type=checkpoint.model_type,
         config=checkpoint.config,
+        facts=checkpoint.facts,
         dtype="float32",
         mesh={"dp": 1, "fsdp": 1, "ep": 1, "tp": 1, "sp": 1},
         max_model_len=max_model_len,
@@ -72,24 +73,24 @@ def model_facts(directory: Path) -> dict[str, Any]:
 
     draw = np.random.default_rng(0)
     weights = [draw.normal(size=w.shape, scale=w.shape[0] ** -0.5).astype(np.float32) for w in model.weights]
-    kv_shape = (num_slots, max_model_len, model.num_kv_heads, model.head_dim)
+    kv_shape = (num_slots, max_model_len, checkpoint.facts.num_kv_heads, checkpoint.facts.key_dim)
     tokens = draw.integers(0, 256, (1, 2 * length)).astype(np.int32)
-    table = rope_table(checkpoint, max_model_len)
+    weights.append(checkpoint.ropes[ONE_ROPE].table(max_model_len))
 
     def hidden_of_second_chunk() -> Any:
-        kv: Any = [jnp.zeros(kv_shape) for _ in range(2 * model.num_layers)]
+        kv: Any = [jnp.zeros(kv_shape) for _ in range(2 * checkpoint.facts.num_layers)]
 
-        def run(weights: Any, kv: Any, tokens: Any, start: Any, table: Any) -> Any:
+        def run(weights: Any, kv: Any, tokens: Any, start: Any) -> Any:
             rows = kv_cache.Rows(
                 slots=jnp.array([1]),
                 positions=start + jnp.arange(length)[None],
                 kv_length=max_model_len,
             )
-            return model.forward(weights, kv, tokens, rows, rope_table=table)
+            return model.forward(weights, kv, tokens, rows)
 
         jitted = jax.jit(run)
-        kv, _ = jitted(weights, kv, tokens[:, :length], 0, table)
-        return np.asarray(jitted(weights, kv, tokens[:, length:], length, table)[1])
+        kv, _ = jitted(weights, kv, tokens[:, :length], 0)
+        return np.asarray(jitted(weights, kv, tokens[:, length:], length)[1])
 
     def failure() -> str:
         try:

@@ -21,37 +21,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vinfer.build.easydel_families import EASYDEL_FAMILIES
 from vinfer.build.kv_cache import KVCache, Rows
+from vinfer.build.weights import Weight
 from vinfer.bundle import MESH_AXES, PartitionAxes, axis_names
+from vinfer.checkpoint.family import ModelFacts
 from vinfer.errors import BuildError
-
-ROPE_TABLE = "rope_table"
-
-# model_type -> module under easydel.modules, config class, causal LM class.
-FAMILIES = {
-    "llama": ("llama", "LlamaConfig", "LlamaForCausalLM"),
-    "qwen2": ("qwen2", "Qwen2Config", "Qwen2ForCausalLM"),
-    "qwen3": ("qwen3", "Qwen3Config", "Qwen3ForCausalLM"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """One weight argument of the programs.
-
-    Attributes:
-        name: EasyDeL's path, joined by dots.
-        axes: a PartitionSpec that the mesh really divides.
-        source: tensor name in the checkpoint.
-        is_transposed: the checkpoint stores [out, in], the program takes [in, out].
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    axes: PartitionAxes
-    source: str
-    is_transposed: bool
 
 
 def import_easydel() -> None:
@@ -85,8 +60,9 @@ class EasyDeLModel:
     """A causal language model as pure functions of its weights.
 
     Args:
-        model_type: a key of FAMILIES.
+        model_type: a key of EASYDEL_FAMILIES.
         config: normalised keys, as the family's EasyDeL config class reads them.
+        facts: sizes and windows.
         dtype: of weights, activations and KV cache: float32, bfloat16 or float16.
         mesh: size of every axis of MESH_AXES.
         max_model_len: rows of the RoPE table and of the KV cache.
@@ -99,6 +75,7 @@ class EasyDeLModel:
         *,
         model_type: str,
         config: Mapping[str, Any],
+        facts: ModelFacts,
         dtype: str,
         mesh: Mapping[str, int],
         max_model_len: int,
@@ -107,11 +84,11 @@ class EasyDeLModel:
         import_easydel()
         from flax import nnx
 
-        module_name, config_name, model_name = FAMILIES[model_type]
-        family = importlib.import_module(f"easydel.modules.{module_name}")
-        self.is_tied = bool(config.get("tie_word_embeddings", False))
-        self._head_is_tied = self.is_tied and not splits_tied_head
-        easydel_config = getattr(family, config_name)(
+        self._family = EASYDEL_FAMILIES[model_type]
+        self.facts = facts
+        package = importlib.import_module(f"easydel.modules.{self._family.module}")
+        self._head_is_tied = facts.is_tied and not splits_tied_head
+        easydel_config = getattr(package, self._family.config_class)(
             **{**config, "tie_word_embeddings": self._head_is_tied, "rope_scaling": None}
         )
         self.dtype = jnp.dtype(dtype)
@@ -124,14 +101,12 @@ class EasyDeLModel:
             freq_max_position_embeddings=max_model_len,
             mask_max_position_embeddings=max_model_len,
         )
-        self.num_layers = int(easydel_config.num_hidden_layers)
-        self.num_kv_heads = int(easydel_config.num_key_value_heads)
-        self.head_dim = int(easydel_config.head_dim)
-        self.vocab_size = int(easydel_config.vocab_size)
+        self.vocab_size = facts.vocab_size
+        self.rope_names = tuple(self._family.ropes)
         self.max_model_len = max_model_len
         self.mesh: Mesh = easydel_config.mesh
         self.axis_sizes = dict(mesh)
-        self._model_class = getattr(family, model_name)
+        self._model_class = getattr(package, self._family.model_class)
         module = self._model_class.lazy_init(
             config=easydel_config,
             dtype=self.dtype,
@@ -139,7 +114,8 @@ class EasyDeLModel:
             precision=None,
             rngs=nnx.Rngs(0),
         )
-        _refuse_windows(module)
+        self._family.correct(module)
+        self._drop_windows(module)
         graph, params, others = module.split_module()
         self._graph = graph
         self._leaves, self._tree = jax.tree_util.tree_flatten((params, others))
@@ -150,7 +126,7 @@ class EasyDeLModel:
         for place, (path, leaf) in enumerate(zip(paths, self._leaves, strict=True)):
             name = _dotted(path)
             # Dropout keys and counters are no weights, and a tied head reads the embedding.
-            if path[0].idx == 1 or (self._head_is_tied and name.startswith("lm_head.")):
+            if path[0].idx == 1 or (self._head_is_tied and name.startswith(f"{self._family.head}.")):
                 continue
             self._places.append(place)
             self.weights.append(self._describe(name, leaf, rules))
@@ -161,43 +137,39 @@ class EasyDeLModel:
         kv: Sequence[jax.Array],
         tokens: jax.Array,
         rows: Rows,
-        *,
-        rope_table: jax.Array,
     ) -> tuple[tuple[jax.Array, ...], jax.Array]:
         """Run the decoder over some rows; write their keys and values.
 
         Args:
-            weights: in the order of `self.weights`.
+            weights: in the order of `self.weights`, then a rotary table per name of `self.rope_names`, each
+                float32 [max_model_len, rotary_dim]: cosines, then sines.
             kv: k and v of every layer, [num_slots, max_model_len, kv_heads, head_dim].
             tokens: int32 [rows, length], padded.
-            rope_table: float32 [max_model_len, rotary_dim]: cosines, then sines.
 
         Returns:
             The new kv, and the last hidden state [rows, length, hidden].
         """
         from easydel.infra.utils import ModuleCaches
-        from ejkernel.types import MaskInfo
 
-        module = self._merge(weights)
-        # EasyDeL casts its own table to bfloat16; ours is float32 and an argument of the program.
-        module.model.__dict__["frequencies"] = ModuleCaches(rope_table)
-        mask_info = MaskInfo.from_attention_mask(rows.attention_mask())
-        # Without this mark EasyDeL applies a second causal mask that counts rows from 0.
-        object.__setattr__(mask_info, "_causal_baked", True)
+        decoder = getattr(self._merge(weights), self._family.decoder)
+        # EasyDeL casts its own tables to bfloat16; ours are float32 and arguments of the program.
+        for attribute, table in zip(self._family.ropes.values(), weights[len(self.weights) :], strict=True):
+            decoder.__dict__[attribute] = ModuleCaches(table)
+        masks = {window: _mask_info(rows, window) for window in {None, *self.facts.windows}}
         on_mesh = NamedSharding(self.mesh, PartitionSpec(*self.kv_axes())) if self.mesh.size > 1 else None
-        cache = KVCache(kv, rows, on_mesh)
+        cache = KVCache(kv, rows, [masks[window] for window in self.facts.windows], on_mesh)
         with self.mesh:
-            output = module.model(
+            output = decoder(
                 input_ids=tokens,
                 position_ids=jnp.minimum(rows.positions, self.max_model_len - 1),
-                mask_info=mask_info,
+                mask_info=masks[None],
                 past_key_values=cache,
                 mode="decode" if tokens.shape[1] == 1 else "prefill",
             )
         return cache.arrays(), output.last_hidden_state
 
     def logits(self, weights: Sequence[jax.Array], hidden: jax.Array) -> jax.Array:
-        """Return float32 [rows, vocab] for hidden [rows, hidden]."""
+        """Return float32 [rows, vocab] for hidden [rows, hidden]; `weights` as in `forward`."""
         module = self._merge(weights)
         with self.mesh:
             logits = module.compute_lm_logits(module.prepare_lm_head_inputs(hidden[:, None, :]))
@@ -205,12 +177,12 @@ class EasyDeLModel:
 
     def kv_axes(self) -> PartitionAxes:
         """Return how one KV array is split: slots over dp, heads over tp where tp divides them."""
-        heads = "tp" if self.num_kv_heads % self.axis_sizes["tp"] == 0 else None
+        heads = "tp" if self.facts.num_kv_heads % self.axis_sizes["tp"] == 0 else None
         return ("dp", None, heads, None)
 
     def _merge(self, weights: Sequence[jax.Array]) -> Any:
         leaves: list[Any] = [_placeholder(leaf) for leaf in self._leaves]
-        for place, weight in zip(self._places, weights, strict=True):
+        for place, weight in zip(self._places, weights[: len(self.weights)], strict=True):
             leaves[place] = weight
         params, others = jax.tree_util.tree_unflatten(self._tree, leaves)
         return self._model_class.merge_module(self._graph, params, others)
@@ -220,22 +192,35 @@ class EasyDeLModel:
 
         path = name.replace(".", "/")
         spec = next(spec for pattern, spec in rules if re.match(pattern, path))
-        stem, _, kind = name.rpartition(".")
+        stem, _, _ = name.rpartition(".")
         shape = tuple(leaf.shape)
-        source = f"{stem}.weight" if kind in ("kernel", "embedding") else name
-        if stem == "lm_head" and self.is_tied:
-            source = "model.embed_tokens.weight"
+        parts = self._family.parts(name, shape)
+        if stem == self._family.head and self.facts.is_tied:
+            parts = (dataclasses.replace(parts[0], source=self._family.embedding),)
         # tp may be a multiple of the KV heads: then every device keeps all of them.
         is_kv = stem.endswith(("k_proj", "v_proj"))
-        dropped = {"tp"} if is_kv and self.num_kv_heads % self.axis_sizes["tp"] else set()
+        dropped = {"tp"} if is_kv and self.facts.num_kv_heads % self.axis_sizes["tp"] else set()
         return Weight(
             name=name,
             shape=shape,
             dtype=jnp.dtype(leaf.dtype).name,
             axes=_fit(shape, tuple(spec), self.axis_sizes, dropped),
-            source=source,
-            is_transposed=kind == "kernel" and len(shape) == 2,
+            parts=parts,
         )
+
+    def _drop_windows(self, module: Any) -> None:
+        """Leave no window to EasyDeL, which cuts them wrongly: see `KVCacheView`."""
+        for layer in getattr(getattr(module, self._family.decoder), self._family.layers):
+            getattr(layer, self._family.attention).sliding_window = None
+
+
+def _mask_info(rows: Rows, window: int | None) -> Any:
+    from ejkernel.types import MaskInfo
+
+    mask_info = MaskInfo.from_attention_mask(rows.attention_mask(window))
+    # Without this mark EasyDeL applies a second causal mask that counts rows from 0.
+    object.__setattr__(mask_info, "_causal_baked", True)
+    return mask_info
 
 
 def _placeholder(leaf: Any) -> Any:
@@ -268,11 +253,3 @@ def _fit(
                 pieces *= sizes[name]
         axes.append(kept if len(kept) > 1 else kept[0] if kept else None)
     return tuple(axes)
-
-
-def _refuse_windows(module: Any) -> None:
-    """EasyDeL cuts sliding windows wrongly in prefill (`_flexible.py::_apply_sliding_window`)."""
-    for index, layer in enumerate(module.model.layers):
-        window = getattr(layer.self_attn, "sliding_window", None)
-        if window is not None:
-            raise BuildError(f"layer {index} has a sliding window of {window}: windows are not served yet")

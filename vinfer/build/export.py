@@ -9,20 +9,19 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
-from vinfer.build.easydel_model import ROPE_TABLE, EasyDeLModel, Weight
+from vinfer.build.easydel_model import EasyDeLModel
 from vinfer.build.plan import BuildPlan
 from vinfer.build.programs import Programs
 from vinfer.build.state import state_specs
+from vinfer.build.weights import Weight
 from vinfer.bundle import (
     FORMAT_VERSION,
     ArraySpec,
@@ -34,7 +33,7 @@ from vinfer.bundle import (
     hash_files,
     write_manifest,
 )
-from vinfer.checkpoint.checkpoint import Checkpoint
+from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.generation import GenerationFacts
 from vinfer.errors import BuildError
 
@@ -54,6 +53,7 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
     model = EasyDeLModel(
         model_type=checkpoint.model_type,
         config=checkpoint.config,
+        facts=checkpoint.facts,
         dtype=plan.dtype,
         mesh=plan.mesh,
         max_model_len=plan.max_model_len,
@@ -83,7 +83,7 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
             source=plan.source,
             architecture=checkpoint.model_type,
             task=plan.task,
-            num_parameters=_num_parameters(checkpoint),
+            num_parameters=num_parameters(checkpoint),
             bos_token_id=generation.bos_token_id,
             eos_token_ids=generation.eos_token_ids,
             pad_token_id=generation.pad_token_id,
@@ -109,7 +109,8 @@ def _write_weights(
         file = f"{index:05d}.safetensors"
         arrays = {}
         for weight in group:
-            arrays[weight.name] = _read(checkpoint, weight)
+            pieces = list(weight.pieces(checkpoint.read))
+            arrays[weight.name] = pieces[0] if len(pieces) == 1 else np.stack(pieces)
             specs.append(
                 WeightSpec(
                     name=weight.name, shape=weight.shape, dtype=weight.dtype, axes=weight.axes, file=file
@@ -117,9 +118,11 @@ def _write_weights(
             )
             progress("converting weights", len(specs), len(model.weights) + 1)
         save_file(arrays, directory / file)
-    table = rope_table(checkpoint, model.max_model_len)
-    save_file({ROPE_TABLE: table}, directory / "rope.safetensors")
-    specs.append(WeightSpec(name=ROPE_TABLE, shape=table.shape, dtype="float32", file="rope.safetensors"))
+    tables = {f"rope.{name}": checkpoint.ropes[name].table(model.max_model_len) for name in model.rope_names}
+    for name, table in tables.items():
+        specs.append(WeightSpec(name=name, shape=table.shape, dtype="float32", file="rope.safetensors"))
+    if tables:
+        save_file(tables, directory / "rope.safetensors")
     progress("converting weights", len(specs), len(specs))
     return tuple(specs)
 
@@ -135,31 +138,6 @@ def _grouped(weights: Sequence[Weight]) -> Iterator[list[Weight]]:
         group.append(weight)
         num_bytes += size
     yield group
-
-
-def _read(checkpoint: Checkpoint, weight: Weight) -> np.ndarray[Any, Any]:
-    try:
-        tensor = checkpoint.read(weight.source)
-    except KeyError:
-        raise BuildError(f"the checkpoint has no tensor {weight.source}, which {weight.name} needs") from None
-    if weight.is_transposed:
-        tensor = tensor.T
-    if tensor.shape != weight.shape:
-        raise BuildError(
-            f"tensor {weight.source} gives shape {tensor.shape}, {weight.name} needs {weight.shape}: "
-            "config.json and the weights do not belong together"
-        )
-    dtype = ml_dtypes.bfloat16 if weight.dtype == "bfloat16" else np.dtype(weight.dtype)
-    return np.ascontiguousarray(tensor.astype(dtype, copy=False))
-
-
-def rope_table(checkpoint: Checkpoint, length: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return float32 [length, rotary_dim]: cosines, then sines, in transformers' order of float32 steps."""
-    positions = np.arange(length, dtype=np.float32)
-    angles = positions[:, None] * checkpoint.rope.inverse_frequencies()[None, :]
-    factor = np.float32(checkpoint.rope.attention_factor)
-    table = np.concatenate([np.cos(angles) * factor, np.sin(angles) * factor], axis=-1)
-    return table.astype(np.float32)
 
 
 def _num_tokens(tokenizer_json: Path, vocab_size: int) -> int:
@@ -186,18 +164,19 @@ def _sampling_defaults(generation: GenerationFacts) -> dict[str, float | int]:
     return {name: value for name, value in stated.items() if value is not None}
 
 
-def _num_parameters(checkpoint: Checkpoint) -> int:
-    return sum(int(np.prod(checkpoint.tensor_shape(name))) for name in checkpoint.tensor_names())
-
-
 def _kv_specs(model: EasyDeLModel, plan: BuildPlan) -> tuple[StateSpec, ...]:
-    shape = (plan.num_slots, plan.max_model_len, model.num_kv_heads, model.head_dim)
+    facts = model.facts
+    rows = (plan.num_slots, plan.max_model_len, facts.num_kv_heads)
     return tuple(
         StateSpec(
-            name=f"layers.{layer}.{name}", shape=shape, dtype=plan.dtype, axes=model.kv_axes(), initial=0
+            name=f"layers.{layer}.{name}",
+            shape=(*rows, dim),
+            dtype=plan.dtype,
+            axes=model.kv_axes(),
+            initial=0,
         )
-        for layer in range(model.num_layers)
-        for name in ("k", "v")
+        for layer in range(facts.num_layers)
+        for name, dim in (("k", facts.key_dim), ("v", facts.value_dim))
     )
 
 

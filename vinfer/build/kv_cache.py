@@ -34,16 +34,25 @@ class Rows:
     positions: jax.Array
     kv_length: int
 
-    def attention_mask(self) -> jax.Array:
-        """Return bool [rows, 1, length, kv_length]: a token sees its own position and all before it."""
-        kv_positions = jnp.arange(self.kv_length, dtype=jnp.int32)
-        return kv_positions[None, None, None, :] <= self.positions[:, None, :, None]
+    def attention_mask(self, window: int | None) -> jax.Array:
+        """Return bool [rows, 1, length, kv_length]: a token sees its own position and those before it.
+
+        Args:
+            window: how many positions it sees, its own among them; None for all.
+        """
+        kv_positions = jnp.arange(self.kv_length, dtype=jnp.int32)[None, None, None, :]
+        positions = self.positions[:, None, :, None]
+        mask = kv_positions <= positions
+        return mask if window is None else mask & (kv_positions > positions - window)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCacheView:
     """One layer's cache. k and v: [num_slots, max_model_len, kv_heads, head_dim].
+
+    The mask of each layer comes from here, its window included: EasyDeL's layers cut windows after this
+    view, in prefill wrongly (`_flexible.py::_apply_sliding_window`), and are told to have none.
 
     `key` stays None: EasyDeL compares the batch size of a view's `key` with the query's and ours counts
     slots, not rows. `masking_details` None keeps EasyDeL from applying its own window.
@@ -53,6 +62,10 @@ class KVCacheView:
     v: jax.Array
     slots: jax.Array | None
     positions: jax.Array
+    mask_info: Any
+    """EasyDeL's wrapping of `Rows.attention_mask` with this layer's window."""
+    cache: KVCache = dataclasses.field(metadata={"static": True})
+    layer: int = dataclasses.field(metadata={"static": True})
     kv_length: int = dataclasses.field(metadata={"static": True})
     sharding: NamedSharding | None = dataclasses.field(metadata={"static": True})
     """Of k and v on a mesh. Without it XLA would split them as EasyDeL splits the rows (over fsdp too),
@@ -64,14 +77,13 @@ class KVCacheView:
     masking_details: ClassVar[None] = None
 
     def concatenate_to_cache(
-        self, *, key: jax.Array, value: jax.Array, mask_info: Any, **_: Any
+        self, *, key: jax.Array, value: jax.Array, **_: Any
     ) -> tuple[jax.Array, jax.Array, Any, KVCacheView, None]:
         """Write new rows and return what attention reads.
 
         Args:
             key: [rows, length, kv_heads, head_dim], already rotated.
             value: [rows, length, kv_heads, head_dim].
-            mask_info: passed through; its mask already is `Rows.attention_mask`.
         """
         rows = key.shape[0]
         owners = jnp.arange(rows, dtype=jnp.int32) if self.slots is None else self.slots
@@ -86,16 +98,26 @@ class KVCacheView:
         else:
             seen_k = k.at[self.slots, : self.kv_length].get(mode="clip")
             seen_v = v.at[self.slots, : self.kv_length].get(mode="clip")
-        return seen_k, seen_v, mask_info, dataclasses.replace(self, k=k, v=v), None
+        view = dataclasses.replace(self, k=k, v=v)
+        # Not by assignment from outside: EasyDeL's Gemma 2 drops the view that its layers give back.
+        self.cache[self.layer] = view
+        return seen_k, seen_v, self.mask_info, view, None
 
 
 class KVCache:
     """The views of all layers, in the shape that EasyDeL's models index and assign."""
 
-    def __init__(self, arrays: Sequence[jax.Array], rows: Rows, sharding: NamedSharding | None) -> None:
+    def __init__(
+        self,
+        arrays: Sequence[jax.Array],
+        rows: Rows,
+        mask_infos: Sequence[Any],
+        sharding: NamedSharding | None,
+    ) -> None:
         pairs = zip(arrays[0::2], arrays[1::2], strict=True)
         self.views = [
-            KVCacheView(k, v, rows.slots, rows.positions, rows.kv_length, sharding) for k, v in pairs
+            KVCacheView(k, v, rows.slots, rows.positions, mask_info, self, layer, rows.kv_length, sharding)
+            for layer, ((k, v), mask_info) in enumerate(zip(pairs, mask_infos, strict=True))
         ]
 
     def __setitem__(self, layer: int, view: KVCacheView) -> None:

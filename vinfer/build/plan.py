@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vinfer.bundle import FORMAT_VERSION, MESH_AXES, Platform, ProgramShape, bundle_key, plan_programs
-from vinfer.checkpoint.checkpoint import Checkpoint, ModelFacts, describe
+from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
+from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.config import (
     ALL_REMAINING_DEVICES,
@@ -150,25 +151,24 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
     Raises:
         ConfigError: the mesh does not divide the heads, or max_model_len exceeds what the model knows.
     """
-    facts = describe(checkpoint)
+    facts = checkpoint.facts
     check_heads(plan.mesh, facts, where=where)
-    num_positions = int(str(checkpoint.config["max_position_embeddings"]))
-    if plan.max_model_len > num_positions:
+    if plan.max_model_len > facts.num_positions:
         raise ConfigError(
-            f"{where}.max_model_len is {plan.max_model_len}; the checkpoint knows {num_positions} positions: "
-            "lower max_model_len"
+            f"{where}.max_model_len is {plan.max_model_len}; the checkpoint knows {facts.num_positions} "
+            "positions: lower max_model_len"
         )
     size = DTYPE_BYTES[plan.dtype]
     weight_pieces = math.prod(plan.mesh[axis] for axis in ("fsdp", "ep", "tp", "sp"))
     tp = plan.mesh["tp"]
     kv_pieces = plan.mesh["dp"] * (tp if facts.num_kv_heads % tp == 0 else 1)
-    num_parameters = facts.num_parameters
-    if plan.platform == "cpu" and checkpoint.config.get("tie_word_embeddings"):
+    num_weights = num_parameters(checkpoint)
+    if plan.platform == "cpu" and facts.is_tied:
         # The build stores a tied LM head a second time: see `EasyDeLModel`.
-        num_parameters += facts.vocab_size * facts.hidden_size
+        num_weights += facts.vocab_size * facts.hidden_size
     rows = plan.num_slots * plan.max_model_len
-    kv_bytes = rows * facts.num_layers * facts.num_kv_heads * facts.head_dim * 2 * size
-    return MemoryPlan(num_parameters * size // weight_pieces, kv_bytes // kv_pieces)
+    kv_bytes = rows * facts.num_layers * facts.num_kv_heads * (facts.key_dim + facts.value_dim) * size
+    return MemoryPlan(num_weights * size // weight_pieces, kv_bytes // kv_pieces)
 
 
 def check_heads(mesh: Mapping[str, int], facts: ModelFacts, *, where: str) -> None:
@@ -211,9 +211,9 @@ def code_hash() -> str:
     package = Path(__file__).parents[1]
     files = [
         package / "bundle.py",
-        *(file for room in ("build", "checkpoint") for file in sorted((package / room).glob("*.py"))),
+        *(file for room in ("build", "checkpoint") for file in sorted((package / room).rglob("*.py"))),
     ]
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        digest.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()

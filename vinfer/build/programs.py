@@ -35,7 +35,7 @@ class Model(Protocol):
     vocab_size: int
 
     def forward(
-        self, weights: Arrays, kv: Arrays, tokens: jax.Array, rows: Rows, *, rope_table: jax.Array
+        self, weights: Arrays, kv: Arrays, tokens: jax.Array, rows: Rows
     ) -> tuple[Arrays, jax.Array]: ...
 
     def logits(self, weights: Arrays, hidden: jax.Array) -> jax.Array: ...
@@ -46,7 +46,6 @@ class Programs:
     """Makes the function of each program shape.
 
     Attributes:
-        model: takes the weights of the tuple but the last, which is the RoPE table.
         num_tokens: ids from there on are never sampled (padded vocabularies).
         rows_are_slots: decode dispatches run all slots, row i being slot i, and read the cache in place: what
             is split over dp must not move. Otherwise rows are gathered, which is a little faster too.
@@ -115,19 +114,18 @@ class Programs:
         starts int32 [rows], lengths int32 [rows] (tokens of the chunk), is_final bool [rows].
         """
         slots, tokens, starts, lengths, is_final = inputs
-        *model_weights, rope_table = weights
         offsets = jnp.arange(shape.length, dtype=jnp.int32)
         positions = jnp.where(
             offsets[None, :] < lengths[:, None], starts[:, None] + offsets, self.model.max_model_len
         )
         rows = Rows(slots=slots, positions=positions, kv_length=shape.kv_length)
-        kv, hidden = self.model.forward(tuple(model_weights), kv, tokens, rows, rope_table=rope_table)
+        kv, hidden = self.model.forward(weights, kv, tokens, rows)
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
         hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
         row = self._gather(state, slots)
         row["active"] = is_final
         row["position"] = starts + lengths
-        row, outputs = self._sample_step(tuple(model_weights), hidden, row)
+        row, outputs = self._sample_step(weights, hidden, row)
         return kv, self._scatter(state, slots, row), tuple(output[None] for output in outputs)
 
     def _decode(
@@ -139,7 +137,6 @@ class Programs:
         Where rows are slots, `slots` only names who takes part.
         """
         slots, step_limit = inputs
-        *model_weights, rope_table = weights
         if self.rows_are_slots:
             takes_part = jnp.zeros(self.num_slots, jnp.bool_).at[slots].set(True, mode="drop")
             row = self._named(state)
@@ -163,11 +160,9 @@ class Programs:
             rows = Rows(
                 slots=None if self.rows_are_slots else slots, positions=positions, kv_length=shape.kv_length
             )
-            kv, hidden = self.model.forward(
-                tuple(model_weights), kv, row["token"][:, None], rows, rope_table=rope_table
-            )
+            kv, hidden = self.model.forward(weights, kv, row["token"][:, None], rows)
             row = {**row, "position": row["position"] + row["active"]}
-            row, new = self._sample_step(tuple(model_weights), hidden[:, 0], row)
+            row, new = self._sample_step(weights, hidden[:, 0], row)
             outputs = tuple(
                 lax.dynamic_update_index_in_dim(whole, part, step, 0)
                 for whole, part in zip(outputs, new, strict=True)

@@ -6,14 +6,13 @@ is imported only for a GGUF source, since its package takes a second to import.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from vinfer.checkpoint.config_keys import ConfigKeys
+from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.generation import GenerationFacts
 from vinfer.checkpoint.hf_directory import open_hf_directory
 from vinfer.checkpoint.layout import Shape
@@ -27,19 +26,19 @@ class Checkpoint(Protocol):
 
     @property
     def model_type(self) -> str:
-        """llama, qwen2 or qwen3."""
+        """A key of `families.FAMILIES`."""
         ...
 
     @property
     def config(self) -> dict[str, object]:
-        """Keyword arguments for EasyDeL's config class; JSON-able, every fact explicit.
-
-        `rope_scaling` says nothing of `rope.frequency_divisors`: take the rotary table from `rope`.
-        """
+        """Keyword arguments for EasyDeL's config class; JSON-able: see `NormalisedConfig`."""
         ...
 
     @property
-    def rope(self) -> RopeFacts: ...
+    def ropes(self) -> dict[str, RopeFacts]: ...
+
+    @property
+    def facts(self) -> ModelFacts: ...
 
     @property
     def generation(self) -> GenerationFacts: ...
@@ -62,19 +61,6 @@ class Checkpoint(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
-    """The sizes a memory plan needs. `num_parameters` counts a tied embedding once."""
-
-    num_layers: int
-    num_attention_heads: int
-    num_kv_heads: int
-    head_dim: int
-    hidden_size: int
-    vocab_size: int
-    num_parameters: int
-
-
 def open_checkpoint(source: ResolvedSource) -> Checkpoint:
     """Open a resolved source; reads headers and configuration, no weights.
 
@@ -92,15 +78,6 @@ def open_checkpoint(source: ResolvedSource) -> Checkpoint:
     )
 
 
-def describe(checkpoint: Checkpoint) -> ModelFacts:
-    """Sum up a checkpoint without reading weights."""
-    config = ConfigKeys(checkpoint.config, "config")
-    return ModelFacts(
-        num_layers=config.integer("num_hidden_layers"),
-        num_attention_heads=config.integer("num_attention_heads"),
-        num_kv_heads=config.integer("num_key_value_heads"),
-        head_dim=config.integer("head_dim"),
-        hidden_size=config.integer("hidden_size"),
-        vocab_size=config.integer("vocab_size"),
-        num_parameters=sum(math.prod(checkpoint.tensor_shape(name)) for name in checkpoint.tensor_names()),
-    )
+def num_parameters(checkpoint: Checkpoint) -> int:
+    """Count the parameters without reading weights; a tied embedding counts once."""
+    return sum(math.prod(checkpoint.tensor_shape(name)) for name in checkpoint.tensor_names())

@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from vinfer.checkpoint.config_keys import ConfigKeys
+from vinfer.checkpoint.family import ONE_ROPE, ModelFacts, NormalisedConfig
 from vinfer.checkpoint.generation import GenerationFacts, read_generation_facts
 from vinfer.checkpoint.gguf_file import GgufFile, open_gguf
 from vinfer.checkpoint.gguf_tokenizer import build_tokenizer_files
 from vinfer.checkpoint.known_keys import GGUF_MODEL_KEYS
-from vinfer.checkpoint.layout import Shape, check_layout, expected_shapes
-from vinfer.checkpoint.normalise import ARCHITECTURES, NormalisedConfig, normalise
+from vinfer.checkpoint.layout import Shape, check_layout
+from vinfer.checkpoint.normalise import normalise
 from vinfer.checkpoint.rope import RopeFacts
 from vinfer.checkpoint.tokenizer_files import TokenizerFiles
 from vinfer.errors import CheckpointError
@@ -33,6 +34,7 @@ _TOP_NAMES = {
     "output_norm": "model.norm",
     "output": "lm_head",
 }
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -54,7 +56,8 @@ class GgufCheckpoint:
 
     model_type: str
     config: dict[str, object]
-    rope: RopeFacts
+    ropes: dict[str, RopeFacts]
+    facts: ModelFacts
     generation: GenerationFacts
     tokenizer: TokenizerFiles
     file: GgufFile
@@ -90,7 +93,7 @@ def open_gguf_checkpoint(path: Path) -> GgufCheckpoint:
     stored_names = {
         _hugging_face_name(name, str(path)): name for name in file.tensors if name != _ROPE_FREQUENCIES
     }
-    expected = expected_shapes(normalised.model_type, normalised.config)
+    expected = normalised.shapes
     check_layout(
         expected, {name: file.tensors[stored].shape for name, stored in stored_names.items()}, str(path)
     )
@@ -98,8 +101,9 @@ def open_gguf_checkpoint(path: Path) -> GgufCheckpoint:
     return GgufCheckpoint(
         model_type=normalised.model_type,
         config=normalised.config,
-        rope=_with_divisors(normalised.rope, file),
-        generation=_generation(keys, vocab_size=expected["model.embed_tokens.weight"][0]),
+        ropes={ONE_ROPE: _with_divisors(normalised.ropes[ONE_ROPE], file)},
+        facts=normalised.facts,
+        generation=_generation(keys, vocab_size=normalised.facts.vocab_size),
         tokenizer=tokenizer,
         file=file,
         stored_names={name: stored_names[name] for name in expected},
@@ -157,8 +161,8 @@ def _normalise(keys: ConfigKeys, file: GgufFile) -> NormalisedConfig:
         config["mlp_bias"] = "blk.0.ffn_up.bias" in file.tensors
     normalised = normalise(config, keys.where)
     for key in ("rope.dimension_count", "attention.value_length"):
-        if model.integer(key, normalised.rope.rotary_dim) != normalised.rope.rotary_dim:
-            raise model.refusal(key, f"must equal the head dimension {normalised.rope.rotary_dim}")
+        if model.integer(key, normalised.facts.key_dim) != normalised.facts.key_dim:
+            raise model.refusal(key, f"must equal the head dimension {normalised.facts.key_dim}")
     return normalised
 
 

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.generation import GenerationFacts, read_generation_facts
 from vinfer.checkpoint.json_file import read_json_object, read_optional_json_object
-from vinfer.checkpoint.layout import Shape, check_layout, expected_shapes
+from vinfer.checkpoint.layout import EMBEDDING, HEAD, Shape, check_layout
 from vinfer.checkpoint.normalise import normalise
 from vinfer.checkpoint.rope import RopeFacts
 from vinfer.checkpoint.safety import refuse_unsafe
@@ -36,7 +37,8 @@ class HfCheckpoint:
 
     model_type: str
     config: dict[str, object]
-    rope: RopeFacts
+    ropes: dict[str, RopeFacts]
+    facts: ModelFacts
     generation: GenerationFacts
     tokenizer: TokenizerFiles
     shapes: dict[str, Shape]
@@ -69,24 +71,24 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
     tokenizer = read_tokenizer_files(directory)
     shards = _open_shards(directory)
     found = {name: _shape(shard, name, directory) for name, shard in shards.items()}
-    expected = expected_shapes(normalised.model_type, normalised.config)
-    if normalised.config["tie_word_embeddings"] and "lm_head.weight" in found:
+    if normalised.facts.is_tied and HEAD in found:
         _refuse_contradicted_tie(directory, shards, found)
-        del found["lm_head.weight"]
-    check_layout(expected, found, str(directory))
+        del found[HEAD]
+    check_layout(normalised.shapes, found, str(directory))
     return HfCheckpoint(
         model_type=normalised.model_type,
         config=normalised.config,
-        rope=normalised.rope,
+        ropes=normalised.ropes,
+        facts=normalised.facts,
         generation=read_generation_facts(
             read_optional_json_object(directory / "generation_config.json"),
             raw_config,
             tokenizer_eos_id=tokenizer.eos_token_id(),
-            vocab_size=expected["model.embed_tokens.weight"][0],
+            vocab_size=normalised.facts.vocab_size,
             where=str(directory),
         ),
         tokenizer=tokenizer,
-        shapes={name: found[name] for name in expected},
+        shapes={name: found[name] for name in normalised.shapes},
         shards=shards,
     )
 
@@ -157,7 +159,7 @@ def _shape(shard: Any, name: str, directory: Path) -> Shape:
 
 def _refuse_contradicted_tie(directory: Path, shards: dict[str, Any], found: dict[str, Shape]) -> None:
     """Refuse a separate head in a model that says it has none: transformers 4 and 5 disagree on it."""
-    names = ("model.embed_tokens.weight", "lm_head.weight")
+    names = (EMBEDDING, HEAD)
     if names[0] not in found:
         return  # the layout check says so better
     embedding, head = (shards[name].get_slice(name) for name in names)

@@ -1,36 +1,33 @@
 """The configuration keys that vinfer knows, by what it does with them.
 
 Data only. A key that is in none of these sets stops the build (see `normalise`): add one here only
-after reading in transformers that it cannot change the logits of an inference pass.
+after reading in transformers that it cannot change the logits of an inference pass of any family.
 """
 
 from __future__ import annotations
 
-TRANSLATED_KEYS = frozenset(
+COMMON_KEYS = frozenset(
     {
         "architectures",
-        "attention_bias",
         "head_dim",
         "hidden_act",
         "hidden_size",
         "intermediate_size",
-        "layer_types",
         "max_position_embeddings",
-        "mlp_bias",
         "model_type",
         "num_attention_heads",
         "num_hidden_layers",
         "num_key_value_heads",
+        "original_max_position_embeddings",
         "rms_norm_eps",
         "rope_parameters",
         "rope_scaling",
         "rope_theta",
         "tie_word_embeddings",
-        "use_sliding_window",
         "vocab_size",
     }
 )
-"""config.json keys that `normalise` reads."""
+"""config.json keys that every family reads; the others are named by their family."""
 
 HARMLESS_KEYS = frozenset(
     {
@@ -61,7 +58,6 @@ HARMLESS_KEYS = frozenset(
         "label2id",
         "length_penalty",
         "max_length",
-        "max_window_layers",
         "min_length",
         "no_repeat_ngram_size",
         "num_beam_groups",
@@ -113,17 +109,25 @@ OFF_KEYS: dict[str, object] = {
 
 ROPE_KEYS = frozenset(
     {
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
         "factor",
         "high_freq_factor",
+        "long_factor",
         "low_freq_factor",
+        "mscale",
+        "mscale_all_dim",
         "original_max_position_embeddings",
         "partial_rotary_factor",
         "rope_theta",
         "rope_type",
+        "short_factor",
+        "truncate",
         "type",
     }
 )
-"""Keys inside `rope_parameters` and `rope_scaling`."""
+"""Keys inside `rope_parameters` and `rope_scaling`; those of a type that is not named change nothing."""
 
 GGUF_MODEL_KEYS = frozenset(
     {

@@ -1,62 +1,68 @@
-"""Which tensors a checkpoint of a served family must hold, in Hugging Face names and shapes.
+"""Which tensors a checkpoint must hold, in Hugging Face names and shapes.
 
 Runs in the build half, on any thread. Catches truncated, foreign and mislabelled checkpoints before
-minutes of building. Reads no weights.
+minutes of building. The pieces that families share are here, whole models in `families/`. Reads no weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.errors import CheckpointError
 
 Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 
 
-def expected_shapes(model_type: str, config: Mapping[str, object]) -> dict[str, Shape]:
-    """List every tensor of the model; `config` is a normalised one. A tied head is not listed."""
-    keys = ConfigKeys(config, "config")
-    vocab, hidden, mlp, heads, kv_heads, head_dim = (
-        keys.integer(key)
-        for key in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-        )
-    )
-    attention_bias = keys.boolean("attention_bias")
-    layer: dict[str, Shape] = {
-        "input_layernorm.weight": (hidden,),
-        "post_attention_layernorm.weight": (hidden,),
+def linear_shapes(
+    name: str, num_outputs: int, num_inputs: int, *, has_bias: bool = False
+) -> dict[str, Shape]:
+    """List the tensors of one Linear: weight [out, in], bias [out]."""
+    weight = {f"{name}.weight": (num_outputs, num_inputs)}
+    return {**weight, f"{name}.bias": (num_outputs,)} if has_bias else dict(weight)
+
+
+def attention_shapes(
+    *, hidden: int, num_queries: int, num_keys: int, has_bias: bool, has_output_bias: bool
+) -> dict[str, Shape]:
+    """List q, k, v and o of a layer; `num_queries` and `num_keys` are heads times head_dim."""
+    return {
+        **linear_shapes("self_attn.q_proj", num_queries, hidden, has_bias=has_bias),
+        **linear_shapes("self_attn.k_proj", num_keys, hidden, has_bias=has_bias),
+        **linear_shapes("self_attn.v_proj", num_keys, hidden, has_bias=has_bias),
+        **linear_shapes("self_attn.o_proj", hidden, num_queries, has_bias=has_output_bias),
     }
-    for name, rows, columns, has_bias in (
-        ("self_attn.q_proj", heads * head_dim, hidden, attention_bias),
-        ("self_attn.k_proj", kv_heads * head_dim, hidden, attention_bias),
-        ("self_attn.v_proj", kv_heads * head_dim, hidden, attention_bias),
-        ("self_attn.o_proj", hidden, heads * head_dim, attention_bias and model_type != "qwen2"),
-        ("mlp.gate_proj", mlp, hidden, keys.boolean("mlp_bias", False)),
-        ("mlp.up_proj", mlp, hidden, keys.boolean("mlp_bias", False)),
-        ("mlp.down_proj", hidden, mlp, keys.boolean("mlp_bias", False)),
-    ):
-        layer[f"{name}.weight"] = (rows, columns)
-        if has_bias:
-            layer[f"{name}.bias"] = (rows,)
-    if model_type == "qwen3":
-        layer |= {"self_attn.q_norm.weight": (head_dim,), "self_attn.k_norm.weight": (head_dim,)}
-    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (vocab, hidden)}
-    for index in range(keys.integer("num_hidden_layers")):
+
+
+def gated_mlp_shapes(name: str, *, hidden: int, inner: int, has_bias: bool = False) -> dict[str, Shape]:
+    """List gate, up and down of a gated feed-forward block."""
+    return {
+        **linear_shapes(f"{name}.gate_proj", inner, hidden, has_bias=has_bias),
+        **linear_shapes(f"{name}.up_proj", inner, hidden, has_bias=has_bias),
+        **linear_shapes(f"{name}.down_proj", hidden, inner, has_bias=has_bias),
+    }
+
+
+def norm_shapes(names: Iterable[str], size: int) -> dict[str, Shape]:
+    """List norms that have a weight and no bias."""
+    return {f"{name}.weight": (size,) for name in names}
+
+
+def decoder_shapes(layers: Sequence[Shapes], *, vocab: int, hidden: int, is_tied: bool) -> dict[str, Shape]:
+    """List a whole decoder in the layout of Llama, from the tensors of each layer."""
+    shapes: dict[str, Shape] = {EMBEDDING: (vocab, hidden)}
+    for index, layer in enumerate(layers):
         shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
     shapes["model.norm.weight"] = (hidden,)
-    if not keys.boolean("tie_word_embeddings"):
-        shapes["lm_head.weight"] = (vocab, hidden)
+    if not is_tied:
+        shapes[HEAD] = (vocab, hidden)
     return shapes
 
 
-def check_layout(expected: Mapping[str, Shape], found: Mapping[str, Shape], where: str) -> None:
+def check_layout(expected: Shapes, found: Shapes, where: str) -> None:
     """Compare the tensors of a checkpoint with the expected ones.
 
     Raises:

@@ -2,34 +2,17 @@
 
 Runs in the build half, on any thread. EasyDeL ignores what it does not know and then computes other
 logits, so here a key is either translated, known to be harmless, or the build stops and names it.
-Knows nothing of files and tensors.
+What holds for every family is here, the rest in `families/`. Knows nothing of files and tensors.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 from vinfer.checkpoint.config_keys import ConfigKeys
-from vinfer.checkpoint.known_keys import HARMLESS_KEYS, OFF_KEYS, ROPE_KEYS, TRANSLATED_KEYS
-from vinfer.checkpoint.rope import RopeFacts
-
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class NormalisedConfig:
-    """A config of one served family.
-
-    Attributes:
-        model_type: key of `ARCHITECTURES`.
-        config: keyword arguments for EasyDeL's config class; JSON-able, every fact explicit.
-        rope: the rotary facts again, to compute the table from.
-    """
-
-    model_type: str
-    config: dict[str, object]
-    rope: RopeFacts
+from vinfer.checkpoint.families import FAMILIES
+from vinfer.checkpoint.family import Family, NormalisedConfig
+from vinfer.checkpoint.known_keys import COMMON_KEYS, HARMLESS_KEYS, OFF_KEYS
 
 
 def normalise(raw: Mapping[str, object], where: str = "config.json") -> NormalisedConfig:
@@ -39,157 +22,39 @@ def normalise(raw: Mapping[str, object], where: str = "config.json") -> Normalis
         CheckpointError: a family, feature or key that vinfer does not serve, or a wrong value.
     """
     keys = ConfigKeys(raw, where)
-    model_type = _model_type(keys)
-    _refuse_unserved(keys, model_type)
-    num_layers = keys.integer("num_hidden_layers", maximum=1024)
-    heads = _heads(keys, model_type)
-    config: dict[str, object] = {
-        "vocab_size": keys.integer("vocab_size", maximum=2**24),
-        "hidden_size": keys.integer("hidden_size", maximum=2**20),
-        "intermediate_size": keys.integer("intermediate_size", maximum=2**22),
-        "num_hidden_layers": num_layers,
-        **heads,
-        "hidden_act": _hidden_act(keys),
-        "max_position_embeddings": keys.integer("max_position_embeddings"),
-        "rms_norm_eps": keys.number("rms_norm_eps", 1e-6),
-        "tie_word_embeddings": keys.boolean("tie_word_embeddings", False),
-        # EasyDeL's Qwen configs slide from layer 28 on unless told otherwise.
-        "layer_types": ["full_attention"] * num_layers,
-    }
-    if model_type == "qwen2":
-        # Not a key of this family: its q, k and v projections always have a bias, o_proj never.
-        config["attention_bias"] = True
-    else:
-        config["attention_bias"] = keys.boolean("attention_bias", False)
-    if model_type == "llama":
-        config["mlp_bias"] = keys.boolean("mlp_bias", False)
-    else:
-        config |= {"use_sliding_window": False, "sliding_window": None, "max_window_layers": num_layers}
-    rope = _rope(keys, rotary_dim=heads["head_dim"])
-    config |= {"rope_theta": rope.theta, "rope_scaling": _rope_scaling(rope)}
-    return NormalisedConfig(model_type, config, rope)
+    family = _family(keys)
+    _refuse_unserved(keys, family)
+    return family.translate(keys)
 
 
-def _model_type(keys: ConfigKeys) -> str:
+def _family(keys: ConfigKeys) -> Family:
     model_type = keys.string("model_type")
-    if model_type not in ARCHITECTURES:
-        raise keys.refusal("model_type", f"vinfer serves {', '.join(ARCHITECTURES)}")
+    if model_type not in FAMILIES:
+        raise keys.refusal("model_type", f"vinfer serves {', '.join(FAMILIES)}")
+    family = FAMILIES[model_type]
     architectures = keys.values.get("architectures")
-    expected = ARCHITECTURES[model_type]
-    if architectures is not None and architectures != [expected]:
-        raise keys.refusal("architectures", f"for model_type {model_type} vinfer serves {expected}")
-    return model_type
+    if architectures is not None and architectures != [family.architecture]:
+        raise keys.refusal(
+            "architectures", f"for model_type {model_type} vinfer serves {family.architecture}"
+        )
+    return family
 
 
-def _refuse_unserved(keys: ConfigKeys, model_type: str) -> None:
+def _refuse_unserved(keys: ConfigKeys, family: Family) -> None:
     if keys.has("quantization_config"):
         raise keys.refusal(
             "quantization_config",
             "quantised safetensors are not served: take the original weights or a GGUF file",
         )
-    if keys.has("use_sliding_window") and keys.boolean("use_sliding_window"):
-        raise keys.refusal("use_sliding_window", "sliding-window attention is not served yet")
-    layer_types = keys.values.get("layer_types")
-    if layer_types is not None and (
-        not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types)
-    ):
-        raise keys.refusal(
-            "layer_types", "only full_attention layers are served; sliding windows are not yet"
-        )
     for key, value in keys.values.items():
+        if value is None or key in COMMON_KEYS or key in family.keys:
+            continue
         if key in OFF_KEYS:
-            if value is not None and value != OFF_KEYS[key]:
+            if value != OFF_KEYS[key]:
                 raise keys.refusal(key, f"only {OFF_KEYS[key]!r} is served")
-        elif key == "sliding_window" and model_type != "llama":
-            continue  # `use_sliding_window` is false here, and without it these families ignore the width
-        elif value is not None and key not in TRANSLATED_KEYS and key not in HARMLESS_KEYS:
+        elif key not in HARMLESS_KEYS and key not in family.harmless:
             raise keys.refusal(
                 key,
                 "vinfer does not know this key and cannot tell whether it changes the logits: remove it "
                 "from the file if it does not",
             )
-
-
-def _heads(keys: ConfigKeys, model_type: str) -> dict[str, int]:
-    hidden_size = keys.integer("hidden_size", maximum=2**20)
-    num_heads = keys.integer("num_attention_heads", maximum=2**16)
-    if model_type != "llama" and "num_key_value_heads" not in keys.values:
-        raise keys.refusal("num_key_value_heads", f"{model_type} configs must state it")
-    num_kv_heads = keys.integer("num_key_value_heads", num_heads, maximum=2**16)
-    if num_heads % num_kv_heads:
-        raise keys.refusal("num_key_value_heads", f"must divide num_attention_heads = {num_heads}")
-    if model_type != "qwen3" and not keys.has("head_dim") and hidden_size % num_heads:
-        raise keys.refusal("num_attention_heads", f"must divide hidden_size = {hidden_size}")
-    default = 128 if model_type == "qwen3" else max(hidden_size // num_heads, 1)
-    head_dim = keys.integer("head_dim", default, maximum=2**14)
-    if head_dim % 2:
-        raise keys.refusal("head_dim", f"is {head_dim}, but rotary embedding needs an even one")
-    if model_type == "qwen2" and head_dim * num_heads != hidden_size:
-        raise keys.refusal(
-            "head_dim", f"EasyDeL's qwen2 always takes hidden_size / num_attention_heads = {default}"
-        )
-    return {"num_attention_heads": num_heads, "num_key_value_heads": num_kv_heads, "head_dim": head_dim}
-
-
-def _hidden_act(keys: ConfigKeys) -> str:
-    if keys.string("hidden_act", "silu") not in ("silu", "swish"):
-        raise keys.refusal("hidden_act", "only silu (also called swish) is served for these families")
-    return "silu"
-
-
-def _rope(keys: ConfigKeys, rotary_dim: int) -> RopeFacts:
-    """Read `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta` (transformers 4).
-
-    Where a file has both forms, `rope_scaling` replaces `rope_parameters`, and a theta inside it wins
-    over the one outside, as in transformers 5.
-    """
-    place = "rope_scaling" if keys.values.get("rope_scaling") else "rope_parameters"
-    parameters = keys.values.get(place) or {}
-    if not isinstance(parameters, dict):
-        raise keys.refusal(place, "must be an object")
-    rope = ConfigKeys(parameters, f"{keys.where}: {place}")
-    theta = rope.number("rope_theta", keys.number("rope_theta", 10_000.0))
-    rope_type = rope.string("rope_type", rope.string("type", "default"))
-    if rope_type not in ("default", "linear", "llama3"):
-        raise rope.refusal(
-            "rope_type" if rope.has("rope_type") else "type", "rope types served: default, linear, llama3"
-        )
-    for key, value in parameters.items():
-        if value is not None and key not in ROPE_KEYS:
-            raise rope.refusal(
-                key, "vinfer does not know this key and cannot tell whether it changes the logits"
-            )
-    if rope.number("partial_rotary_factor", 1.0) != 1.0:
-        raise rope.refusal("partial_rotary_factor", "only 1.0 is served for these families")
-    if rope_type == "default":
-        return RopeFacts(theta=theta, rotary_dim=rotary_dim)
-    if rope_type == "linear":
-        return RopeFacts(theta=theta, rotary_dim=rotary_dim, rope_type="linear", factor=rope.number("factor"))
-    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
-    if high <= low:
-        raise rope.refusal("high_freq_factor", f"must be greater than low_freq_factor = {low}")
-    return RopeFacts(
-        theta=theta,
-        rotary_dim=rotary_dim,
-        rope_type="llama3",
-        factor=rope.number("factor"),
-        low_freq_factor=low,
-        high_freq_factor=high,
-        original_max_position_embeddings=rope.integer(
-            "original_max_position_embeddings", keys.integer("max_position_embeddings")
-        ),
-    )
-
-
-def _rope_scaling(rope: RopeFacts) -> dict[str, object] | None:
-    """Give the transformers 4 form, the only one EasyDeL 0.3 reads; None for no scaling."""
-    if rope.rope_type == "default":
-        return None
-    scaling: dict[str, object] = {"rope_type": rope.rope_type, "factor": rope.factor}
-    if rope.rope_type == "llama3":
-        scaling |= {
-            "low_freq_factor": rope.low_freq_factor,
-            "high_freq_factor": rope.high_freq_factor,
-            "original_max_position_embeddings": rope.original_max_position_embeddings,
-        }
-    return scaling

@@ -1,0 +1,37 @@
+"""Builds several bundles of `tiny.bundles` in this one process, which imports EasyDeL once.
+
+    python -m tiny.build_in_one_process NAME...
+
+What the build child does with each is done here, by the same code; only the process is shared. Bundles that
+are in `.build/` already are left alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tiny.bundles import build
+
+import vinfer.launch.bundles
+from vinfer.build.export import build_bundle
+from vinfer.build.plan import BuildPlan
+from vinfer.checkpoint.checkpoint import open_checkpoint
+from vinfer.checkpoint.source import resolve_source
+
+
+def run_build(plan: BuildPlan, *, directory: Path, progress: Callable[..., None], **_: Any) -> None:
+    """Stand in for `vinfer.build.child.run_build`."""
+    build_bundle(plan, open_checkpoint(resolve_source(plan.source)), directory, progress)
+
+
+if __name__ == "__main__":
+    vinfer.launch.bundles.run_build = run_build
+    for name in sys.argv[1:]:
+        try:
+            build(name)
+        except Exception:  # noqa: BLE001 - the test that wants this bundle builds it again, and shows why
+            traceback.print_exc()

@@ -1,0 +1,171 @@
+"""Llama, Qwen2 and Qwen3: RMS norms before each block, a gated feed-forward, one rotary table.
+
+Source: transformers 5.5, `models/{llama,qwen2,qwen3}/configuration_*.py` and `modeling_*.py`.
+"""
+
+from __future__ import annotations
+
+from vinfer.checkpoint.config_keys import ConfigKeys
+from vinfer.checkpoint.families.reading import (
+    SILU,
+    Heads,
+    read_activation,
+    read_heads,
+    read_hidden_size,
+    read_intermediate_size,
+    read_layer_types,
+    read_num_layers,
+    read_vocab_size,
+    read_windows,
+)
+from vinfer.checkpoint.family import ONE_ROPE, Family, ModelFacts, NormalisedConfig
+from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, gated_mlp_shapes, norm_shapes
+from vinfer.checkpoint.rope_config import read_rope
+
+NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+def _llama(keys: ConfigKeys) -> NormalisedConfig:
+    attention_bias = keys.boolean("attention_bias", False)
+    return gated_decoder(
+        keys,
+        "llama",
+        read_heads(keys),
+        windows=(None,) * read_num_layers(keys),
+        has_bias=attention_bias,
+        has_output_bias=attention_bias,
+        has_mlp_bias=keys.boolean("mlp_bias", False),
+    )
+
+
+def _qwen2(keys: ConfigKeys) -> NormalisedConfig:
+    heads = read_heads(keys, must_state_kv_heads=True)
+    hidden_size = read_hidden_size(keys)
+    if heads.num_queries != hidden_size:
+        raise keys.refusal(
+            "head_dim",
+            "EasyDeL's qwen2 always takes hidden_size / num_attention_heads = "
+            f"{hidden_size // heads.num_attention_heads}",
+        )
+    # No key of this family: its q, k and v projections always have a bias, o_proj never.
+    return gated_decoder(
+        keys, "qwen2", heads, windows=_qwen_windows(keys), has_bias=True, has_output_bias=False
+    )
+
+
+def _qwen3(keys: ConfigKeys) -> NormalisedConfig:
+    attention_bias = keys.boolean("attention_bias", False)
+    return gated_decoder(
+        keys,
+        "qwen3",
+        read_heads(keys, default_head_dim=128, must_state_kv_heads=True),
+        windows=_qwen_windows(keys),
+        has_bias=attention_bias,
+        has_output_bias=attention_bias,
+        has_head_norms=True,
+    )
+
+
+def _qwen_windows(keys: ConfigKeys) -> tuple[int | None, ...]:
+    """Layers from `max_window_layers` on slide, where `use_sliding_window` is on; without it none does."""
+    num_layers = read_num_layers(keys)
+    is_sliding = keys.boolean("use_sliding_window", False)
+    first = keys.integer("max_window_layers", 28, minimum=0)
+    defaults = [
+        "sliding_attention" if is_sliding and layer >= first else "full_attention"
+        for layer in range(num_layers)
+    ]
+    layer_types = read_layer_types(keys, num_layers, defaults)
+    if not is_sliding and "sliding_attention" in layer_types:
+        raise keys.refusal(
+            "layer_types", "has sliding_attention, but use_sliding_window is false: contradictory"
+        )
+    return read_windows(keys, layer_types, 4096)
+
+
+def gated_decoder(
+    keys: ConfigKeys,
+    model_type: str,
+    heads: Heads,
+    *,
+    windows: tuple[int | None, ...],
+    has_bias: bool,
+    has_output_bias: bool,
+    has_mlp_bias: bool = False,
+    has_head_norms: bool = False,
+) -> NormalisedConfig:
+    """Translate a decoder that is Llama's but for biases, windows and norms on q and k of each head."""
+    hidden, inner = read_hidden_size(keys), read_intermediate_size(keys)
+    facts = ModelFacts(
+        num_layers=read_num_layers(keys),
+        num_attention_heads=heads.num_attention_heads,
+        num_kv_heads=heads.num_key_value_heads,
+        key_dim=heads.head_dim,
+        value_dim=heads.head_dim,
+        hidden_size=hidden,
+        vocab_size=read_vocab_size(keys),
+        num_positions=keys.integer("max_position_embeddings"),
+        is_tied=keys.boolean("tie_word_embeddings", False),
+        windows=windows,
+    )
+    config: dict[str, object] = {
+        "vocab_size": facts.vocab_size,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": facts.num_layers,
+        "num_attention_heads": heads.num_attention_heads,
+        "num_key_value_heads": heads.num_key_value_heads,
+        "head_dim": heads.head_dim,
+        "hidden_act": read_activation(keys, SILU, default="silu"),
+        "max_position_embeddings": facts.num_positions,
+        "rms_norm_eps": keys.number("rms_norm_eps", 1e-6),
+        "attention_bias": has_bias,
+        "mlp_bias": has_mlp_bias,
+        # EasyDeL's Qwen configs slide from layer 28 on unless told otherwise.
+        "layer_types": ["full_attention"] * facts.num_layers,
+        "sliding_window": None,
+        "use_sliding_window": False,
+    }
+    layer = {
+        **attention_shapes(
+            hidden=hidden,
+            num_queries=heads.num_queries,
+            num_keys=heads.num_keys,
+            has_bias=has_bias,
+            has_output_bias=has_output_bias,
+        ),
+        **gated_mlp_shapes("mlp", hidden=hidden, inner=inner, has_bias=has_mlp_bias),
+        **norm_shapes(NORMS, hidden),
+    }
+    if has_head_norms:
+        layer |= norm_shapes(("self_attn.q_norm", "self_attn.k_norm"), heads.head_dim)
+    return NormalisedConfig(
+        model_type=model_type,
+        config=config,
+        ropes={ONE_ROPE: read_rope(keys, head_dim=heads.head_dim)},
+        facts=facts,
+        shapes=decoder_shapes(
+            [layer] * facts.num_layers, vocab=facts.vocab_size, hidden=hidden, is_tied=facts.is_tied
+        ),
+    )
+
+
+_QWEN_KEYS = frozenset({"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"})
+
+FAMILIES = (
+    Family(
+        model_type="llama",
+        architecture="LlamaForCausalLM",
+        keys=frozenset({"attention_bias", "mlp_bias"}),
+        translate=_llama,
+        # Old files carry it; transformers' Llama does not read it.
+        harmless=frozenset({"max_window_layers"}),
+    ),
+    Family(model_type="qwen2", architecture="Qwen2ForCausalLM", keys=_QWEN_KEYS, translate=_qwen2),
+    Family(
+        model_type="qwen3",
+        architecture="Qwen3ForCausalLM",
+        keys=_QWEN_KEYS | {"attention_bias"},
+        translate=_qwen3,
+    ),
+)

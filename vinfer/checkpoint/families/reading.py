@@ -1,0 +1,119 @@
+"""Rules that several families share: sizes, heads, activations, windows.
+
+Runs in the build half, on any thread. Each function reads a few keys and refuses what cannot be right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from vinfer.checkpoint.config_keys import ConfigKeys
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Heads:
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+
+    @property
+    def num_queries(self) -> int:
+        """Rows of q_proj."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def num_keys(self) -> int:
+        """Rows of k_proj and of v_proj."""
+        return self.num_key_value_heads * self.head_dim
+
+
+def read_heads(
+    keys: ConfigKeys,
+    *,
+    default_head_dim: int | None = None,
+    default_kv_heads: int | None = None,
+    must_state_kv_heads: bool = False,
+) -> Heads:
+    """Read the three head counts.
+
+    Args:
+        default_head_dim: where the family does not default to hidden_size / num_attention_heads.
+        default_kv_heads: where the family does not default to num_attention_heads.
+        must_state_kv_heads: refuse a config without it, because the family's own default would surprise.
+    """
+    hidden_size = read_hidden_size(keys)
+    num_heads = keys.integer("num_attention_heads", maximum=2**16)
+    if must_state_kv_heads and "num_key_value_heads" not in keys.values:
+        raise keys.refusal("num_key_value_heads", "configs of this family must state it")
+    num_kv_heads = keys.integer("num_key_value_heads", default_kv_heads or num_heads, maximum=2**16)
+    if num_heads % num_kv_heads:
+        raise keys.refusal("num_key_value_heads", f"must divide num_attention_heads = {num_heads}")
+    if default_head_dim is None and not keys.has("head_dim") and hidden_size % num_heads:
+        raise keys.refusal("num_attention_heads", f"must divide hidden_size = {hidden_size}")
+    default = default_head_dim or max(hidden_size // num_heads, 1)
+    head_dim = keys.integer("head_dim", default, maximum=2**14)
+    if head_dim % 2:
+        raise keys.refusal("head_dim", f"is {head_dim}, but rotary embedding needs an even one")
+    return Heads(num_attention_heads=num_heads, num_key_value_heads=num_kv_heads, head_dim=head_dim)
+
+
+def read_hidden_size(keys: ConfigKeys) -> int:
+    return keys.integer("hidden_size", maximum=2**20)
+
+
+def read_intermediate_size(keys: ConfigKeys, key: str = "intermediate_size") -> int:
+    return keys.integer(key, maximum=2**22)
+
+
+def read_num_layers(keys: ConfigKeys) -> int:
+    return keys.integer("num_hidden_layers", maximum=1024)
+
+
+def read_vocab_size(keys: ConfigKeys) -> int:
+    return keys.integer("vocab_size", maximum=2**24)
+
+
+def read_activation(
+    keys: ConfigKeys, names: Mapping[str, str], *, key: str = "hidden_act", default: str
+) -> str:
+    """Read an activation function.
+
+    Args:
+        names: transformers' names served for this family -> EasyDeL's name of the same function.
+    """
+    activation = keys.string(key, default)
+    if activation not in names:
+        raise keys.refusal(key, f"served for this family: {', '.join(names)}")
+    return names[activation]
+
+
+SILU = {"silu": "silu", "swish": "silu"}
+
+
+def read_layer_types(keys: ConfigKeys, num_layers: int, default: Sequence[str]) -> tuple[str, ...]:
+    """Read `layer_types`: full_attention or sliding_attention for every layer."""
+    layer_types = keys.values.get("layer_types")
+    if layer_types is None:
+        layer_types = list(default)
+    kinds = ("full_attention", "sliding_attention")
+    if not isinstance(layer_types, list) or any(kind not in kinds for kind in layer_types):
+        raise keys.refusal("layer_types", f"must be a list of {' and '.join(kinds)}")
+    if len(layer_types) != num_layers:
+        raise keys.refusal(
+            "layer_types", f"has {len(layer_types)} entries for num_hidden_layers = {num_layers}"
+        )
+    return tuple(layer_types)
+
+
+def read_windows(
+    keys: ConfigKeys, layer_types: Sequence[str], default: int | None = None
+) -> tuple[int | None, ...]:
+    """Return the window of each layer: `sliding_window` where its type is sliding_attention.
+
+    Transformers lets a token see `sliding_window` positions, its own among them (masking_utils.py).
+    """
+    if "sliding_attention" not in layer_types:
+        return (None,) * len(layer_types)
+    window = keys.integer("sliding_window", default)
+    return tuple(window if kind == "sliding_attention" else None for kind in layer_types)

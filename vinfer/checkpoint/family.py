@@ -1,0 +1,79 @@
+"""What a model family is to this package: which config.json it has, and what that says in our terms.
+
+Runs in the build half, on any thread. Knows no particular family; those are in `families/`, and
+`normalise` applies the rules that hold for all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from vinfer.checkpoint.config_keys import ConfigKeys
+from vinfer.checkpoint.layout import Shape
+from vinfer.checkpoint.rope import RopeFacts
+
+ONE_ROPE = "default"
+"""Name of the rotary table in a model that has one for all its layers."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """Sizes of a decoder, for memory plans, KV caches and attention masks.
+
+    Attributes:
+        key_dim, value_dim: of one head in the KV cache; they differ in latent attention only.
+        num_positions: the longest sequence that the checkpoint knows.
+        is_tied: the LM head is the embedding.
+        windows: per layer, how many positions a token sees, its own among them; None where all.
+        is_mixture: has a router, which turns a rounding error into another expert now and then.
+    """
+
+    num_layers: int
+    num_attention_heads: int
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    hidden_size: int
+    vocab_size: int
+    num_positions: int
+    is_tied: bool
+    windows: tuple[int | None, ...]
+    is_mixture: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NormalisedConfig:
+    """A config.json of one served family, translated.
+
+    Attributes:
+        model_type: key of `families.FAMILIES`.
+        config: keyword arguments for EasyDeL's config class; JSON-able, every fact explicit, except the
+            rotary ones and the windows: those are applied by vinfer.
+        ropes: rotary tables by name; one named `ONE_ROPE`, or one per layer type, or none.
+        shapes: every tensor that the checkpoint must hold, in Hugging Face names; no tied head.
+    """
+
+    model_type: str
+    config: dict[str, object]
+    ropes: dict[str, RopeFacts]
+    facts: ModelFacts
+    shapes: Mapping[str, Shape]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One model type of transformers.
+
+    Attributes:
+        architecture: the class in config.json's `architectures`.
+        keys: what `translate` reads, beyond `known_keys.COMMON_KEYS`.
+        translate: reads the keys; raises CheckpointError for a value that is wrong or not served.
+        harmless: keys of this family that cannot change the logits of an inference pass.
+    """
+
+    model_type: str
+    architecture: str
+    keys: frozenset[str]
+    translate: Callable[[ConfigKeys], NormalisedConfig]
+    harmless: frozenset[str] = frozenset()
