@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters, open_checkpoint
 from vinfer.checkpoint.source import resolve_source
@@ -226,6 +227,27 @@ def test_the_tokenizer_is_written_unchanged(hf_directory: Write, tmp_path: Path)
     }
     assert not (written / "chat_template.jinja").exists()
     assert Tokenizer.from_file(str(written / "tokenizer.json")).encode("Ā<s>").ids[-1] == 256
+
+
+@pytest.mark.parametrize("adds_bos", [None, True, False])
+@pytest.mark.parametrize("has_processor", [True, False])
+def test_bos_is_added_where_transformers_adds_it(
+    hf_directory: Write, tmp_path: Path, has_processor: bool, adds_bos: bool | None
+) -> None:
+    """The post-processor of tokenizer.json decides, `add_bos_token` beside it does not."""
+    import transformers
+
+    directory = hf_directory()
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    if has_processor:
+        tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    changes = {} if adds_bos is None else {"add_bos_token": adds_bos}
+    _edit(directory / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", **changes)
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)("hi").input_ids
+    _open(directory).write_tokenizer(tmp_path)
+    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("hi").ids == theirs
+    assert (theirs[0] == 256) == has_processor
 
 
 @pytest.mark.parametrize(
