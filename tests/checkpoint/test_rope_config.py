@@ -308,8 +308,8 @@ def test_layer_types_may_differ_in_head_dim_and_default_type() -> None:
     ("config", "message"),
     [
         (
-            {"rope_parameters": {"chunked_attention": {}, "x": {"rope_theta": 1}}},
-            "x = .*full_attention, sliding",
+            {"rope_parameters": {"full_attention": {}, "chunked_attention": {"rope_theta": 1}}},
+            "chunked_attention = .*full_attention, sliding",
         ),
         (
             {"rope_parameters": {"rope_type": "default"}},

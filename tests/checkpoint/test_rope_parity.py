@@ -191,7 +191,11 @@ BY_LAYER_TYPE: list[tuple[str, dict[str, Any], dict[str, LayerRope]]] = [
 
 
 def _raw(family: str, rope: dict[str, Any]) -> dict[str, Any]:
-    raw = {"hidden_size": HEADS * HEAD_DIM, "num_attention_heads": HEADS, "max_position_embeddings": LENGTH}
+    raw: dict[str, Any] = {
+        "hidden_size": HEADS * HEAD_DIM,
+        "num_attention_heads": HEADS,
+        "max_position_embeddings": LENGTH,
+    }
     if family.startswith("gemma"):
         raw |= {"head_dim": HEAD_DIM, "num_hidden_layers": 2, "layer_types": LAYER_TYPES}
     if family == "gemma4":
