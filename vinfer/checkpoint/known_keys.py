@@ -18,6 +18,7 @@ COMMON_KEYS = frozenset(
         "num_attention_heads",
         "num_hidden_layers",
         "num_key_value_heads",
+        "quantization_config",
         "rms_norm_eps",
         "rope_parameters",
         "rope_scaling",
