@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import resource
 import shutil
 import signal
@@ -207,6 +208,7 @@ def build(directory: Path, _: int) -> None:
 def load(directory: Path, _: int) -> None:
     """Load the bundle as the server does, with a compilation cache that stays for the next time."""
     began = time.perf_counter()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
 
     from vinfer.bundle import read_manifest
