@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vinfer.build.easydel_gemma import cap_attention_logits
 from vinfer.build.weights import Part
 from vinfer.checkpoint.family import ONE_ROPE
 
@@ -61,6 +62,18 @@ class EasyDeLFamily:
 
 
 EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
+    "gemma2": EasyDeLFamily(
+        module="gemma2",
+        config_class="Gemma2Config",
+        model_class="Gemma2ForCausalLM",
+        correct=cap_attention_logits,
+    ),
+    "gemma3_text": EasyDeLFamily(
+        module="gemma3",
+        config_class="Gemma3TextConfig",
+        model_class="Gemma3ForCausalLM",
+        ropes={"full_attention": "frequencies", "sliding_attention": "default_frequencies"},
+    ),
     "llama": EasyDeLFamily(module="llama", config_class="LlamaConfig", model_class="LlamaForCausalLM"),
     "qwen2": EasyDeLFamily(module="qwen2", config_class="Qwen2Config", model_class="Qwen2ForCausalLM"),
     "qwen3": EasyDeLFamily(module="qwen3", config_class="Qwen3Config", model_class="Qwen3ForCausalLM"),

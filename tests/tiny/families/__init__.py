@@ -5,7 +5,10 @@ Prompts of the matrix are longer than every window and `original_max_position_em
 
 from __future__ import annotations
 
-from tiny.families import llama
+from tiny.families import gemma, llama
 from tiny.models import TinyModel
 
-FAMILY_MODELS: dict[str, TinyModel] = {**llama.MODELS}
+FAMILY_MODELS: dict[str, TinyModel] = {
+    **llama.MODELS,
+    **gemma.MODELS,
+}
