@@ -1,0 +1,32 @@
+"""Variants of OLMo 2 and 3."""
+
+from __future__ import annotations
+
+from tiny.models import TinyModel
+
+MODELS = {
+    "olmo2": TinyModel(
+        "Olmo2",
+        62,
+        {
+            "attention_bias": True,
+            "head_dim": 24,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e4},
+        },
+    ),
+    # As the 1B and 7B models: as many heads in k as in q.
+    "olmo2-tied": TinyModel(
+        "Olmo2", 63, {"num_key_value_heads": 8, "num_hidden_layers": 2, "tie_word_embeddings": True}
+    ),
+    # Layer 3 sees all.
+    "olmo3": TinyModel(
+        "Olmo3",
+        64,
+        {
+            "num_hidden_layers": 4,
+            "attention_bias": True,
+            "sliding_window": 29,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e4},
+        },
+    ),
+}
