@@ -15,6 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from vinfer.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from vinfer.checkpoint.gguf_checkpoint import unpermute_rotary_rows
+from vinfer.checkpoint.rope import RopeFacts
 from vinfer.checkpoint.source import resolve_source
 from vinfer.errors import CheckpointError
 
@@ -180,14 +181,15 @@ def test_stored_rope_factors_divide_the_frequencies(tmp_path: Path, tiny: Tiny) 
         )
     ).ropes["default"]
     assert plain.theta == 500000.0
-    np.testing.assert_array_equal(scaled.inverse_frequencies(), plain.inverse_frequencies() / factors)
+    np.testing.assert_array_equal(scaled.inverse_frequencies(8), plain.inverse_frequencies(8) / factors)
 
 
 def test_linear_scaling_is_translated(tmp_path: Path, tiny: Tiny) -> None:
     metadata = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     checkpoint = _open(_write(tmp_path / "x.gguf", "llama", tiny("llama").tensors, metadata))
-    rope = checkpoint.ropes["default"]
-    assert (rope.rope_type, rope.factor) == ("linear", 4.0)
+    assert checkpoint.ropes["default"] == RopeFacts(
+        theta=500000.0, rotary_dim=8, rope_type="linear", factor=4.0
+    )
 
 
 def test_every_end_token_counts(tmp_path: Path, tiny: Tiny) -> None:
@@ -272,7 +274,9 @@ def _llama_logits(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
         config[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim")
     )
     length = len(ids)
-    angles = np.outer(np.arange(length, dtype=np.float32), checkpoint.ropes["default"].inverse_frequencies())
+    angles = np.outer(
+        np.arange(length, dtype=np.float32), checkpoint.ropes["default"].inverse_frequencies(length)
+    )
     cos, sin = (np.concatenate([f(angles)] * 2, axis=-1)[:, None] for f in (np.cos, np.sin))
     mask = np.triu(np.full((length, length), -np.inf, np.float32), 1)
 

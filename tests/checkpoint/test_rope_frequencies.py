@@ -19,7 +19,7 @@ from vinfer.checkpoint.rope import RopeFacts
     ],
 )
 def test_frequencies_worked_by_hand(rope: RopeFacts, expected: list[float]) -> None:
-    frequencies = rope.inverse_frequencies()
+    frequencies = rope.inverse_frequencies(128)
     assert frequencies.dtype == np.float32
     np.testing.assert_allclose(frequencies, expected, rtol=2e-7)
     assert rope.attention_factor == 1.0
@@ -51,6 +51,6 @@ def test_llama3_scales_long_waves_keeps_short_ones_and_blends_between() -> None:
             smooth = (8192 / wavelen - 1.0) / (4.0 - 1.0)
             expected.append((1 - smooth) * frequency / 32.0 + smooth * frequency)
     assert kinds == {"short", "long", "between"}
-    frequencies = rope.inverse_frequencies()
+    frequencies = rope.inverse_frequencies(128)
     assert frequencies.dtype == np.float32
     np.testing.assert_allclose(frequencies, expected, rtol=2e-6)

@@ -9,7 +9,6 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,6 @@ from vinfer.bundle import (
 )
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.generation import GenerationFacts
-from vinfer.checkpoint.rope import RopeFacts
 from vinfer.errors import BuildError
 
 WEIGHT_FILE_BYTES = 2 << 30
@@ -120,9 +118,7 @@ def _write_weights(
             )
             progress("converting weights", len(specs), len(model.weights) + 1)
         save_file(arrays, directory / file)
-    tables = {
-        f"rope.{name}": rope_table(checkpoint.ropes[name], model.max_model_len) for name in model.rope_names
-    }
+    tables = {f"rope.{name}": checkpoint.ropes[name].table(model.max_model_len) for name in model.rope_names}
     for name, table in tables.items():
         specs.append(WeightSpec(name=name, shape=table.shape, dtype="float32", file="rope.safetensors"))
     if tables:
@@ -142,15 +138,6 @@ def _grouped(weights: Sequence[Weight]) -> Iterator[list[Weight]]:
         group.append(weight)
         num_bytes += size
     yield group
-
-
-def rope_table(rope: RopeFacts, length: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return float32 [length, rotary_dim]: cosines, then sines, in transformers' order of float32 steps."""
-    positions = np.arange(length, dtype=np.float32)
-    angles = positions[:, None] * rope.inverse_frequencies()[None, :]
-    factor = np.float32(rope.attention_factor)
-    table = np.concatenate([np.cos(angles) * factor, np.sin(angles) * factor], axis=-1)
-    return table.astype(np.float32)
 
 
 def _num_tokens(tokenizer_json: Path, vocab_size: int) -> int:

@@ -18,6 +18,7 @@ COMMON_KEYS = frozenset(
         "num_attention_heads",
         "num_hidden_layers",
         "num_key_value_heads",
+        "original_max_position_embeddings",
         "rms_norm_eps",
         "rope_parameters",
         "rope_scaling",
@@ -108,17 +109,25 @@ OFF_KEYS: dict[str, object] = {
 
 ROPE_KEYS = frozenset(
     {
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
         "factor",
         "high_freq_factor",
+        "long_factor",
         "low_freq_factor",
+        "mscale",
+        "mscale_all_dim",
         "original_max_position_embeddings",
         "partial_rotary_factor",
         "rope_theta",
         "rope_type",
+        "short_factor",
+        "truncate",
         "type",
     }
 )
-"""Keys inside `rope_parameters` and `rope_scaling`."""
+"""Keys inside `rope_parameters` and `rope_scaling`; those of a type that is not named change nothing."""
 
 GGUF_MODEL_KEYS = frozenset(
     {
