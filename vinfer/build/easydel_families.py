@@ -13,6 +13,7 @@ from typing import Any
 from vinfer.build.easydel_cohere import correct_cohere2
 from vinfer.build.easydel_olmo import ROPES as OLMO3_ROPES
 from vinfer.build.easydel_olmo import give_each_norm_its_size, rotate_by_layer_type
+from vinfer.build.easydel_phi import mask_once
 from vinfer.build.weights import Part
 from vinfer.checkpoint.family import ONE_ROPE
 
@@ -83,6 +84,9 @@ EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
         model_class="Olmo3ForCausalLM",
         ropes={name: f"{name}_frequencies" for name in OLMO3_ROPES},
         correct=rotate_by_layer_type,
+    ),
+    "phi3": EasyDeLFamily(
+        module="phi3", config_class="Phi3Config", model_class="Phi3ForCausalLM", correct=mask_once
     ),
     "qwen2": EasyDeLFamily(module="qwen2", config_class="Qwen2Config", model_class="Qwen2ForCausalLM"),
     "qwen3": EasyDeLFamily(module="qwen3", config_class="Qwen3Config", model_class="Qwen3ForCausalLM"),

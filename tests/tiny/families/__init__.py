@@ -5,12 +5,13 @@ Prompts of the matrix are longer than every window and `original_max_position_em
 
 from __future__ import annotations
 
-from tiny.families import cohere, llama, olmo, smollm
+from tiny.families import cohere, llama, olmo, phi, smollm
 from tiny.models import TinyModel
 
 FAMILY_MODELS: dict[str, TinyModel] = {
     **llama.MODELS,
     **cohere.MODELS,
     **olmo.MODELS,
+    **phi.MODELS,
     **smollm.MODELS,
 }

@@ -6,10 +6,10 @@ tiny checkpoint to `tests/tiny/checkpoints.py`, and let the parity matrix say wh
 
 from __future__ import annotations
 
-from vinfer.checkpoint.families import cohere, llama, olmo, smollm
+from vinfer.checkpoint.families import cohere, llama, olmo, phi, smollm
 from vinfer.checkpoint.family import Family
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (*llama.FAMILIES, *cohere.FAMILIES, *olmo.FAMILIES, *smollm.FAMILIES)
+    for family in (*llama.FAMILIES, *cohere.FAMILIES, *olmo.FAMILIES, *phi.FAMILIES, *smollm.FAMILIES)
 }
