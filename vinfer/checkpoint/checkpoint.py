@@ -35,6 +35,11 @@ class Checkpoint(Protocol):
         ...
 
     @property
+    def hugging_face_config(self) -> dict[str, object]:
+        """The config.json, as transformers reads it; of a GGUF file, what it would be."""
+        ...
+
+    @property
     def ropes(self) -> dict[str, RopeFacts]: ...
 
     @property

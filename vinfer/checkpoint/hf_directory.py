@@ -38,6 +38,7 @@ class HfCheckpoint:
 
     model_type: str
     config: dict[str, object]
+    hugging_face_config: dict[str, object]
     ropes: dict[str, RopeFacts]
     facts: ModelFacts
     generation: GenerationFacts
@@ -86,6 +87,7 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
     return HfCheckpoint(
         model_type=normalised.model_type,
         config=normalised.config,
+        hugging_face_config=raw_config,
         ropes=normalised.ropes,
         facts=normalised.facts,
         generation=read_generation_facts(
