@@ -130,6 +130,9 @@ def reference(name: str, dtype: str = "float32") -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         checkpoint(name), dtype=getattr(torch, dtype), attn_implementation="eager", local_files_only=True
     )
+    correct = MODELS[name].correct_reference
+    if correct is not None:
+        correct(model)
     return model.eval()
 
 

@@ -36,6 +36,7 @@ class GgufCheckpoint:
 
     model_type: str
     config: dict[str, object]
+    hugging_face_config: dict[str, object]
     ropes: dict[str, RopeFacts]
     facts: ModelFacts
     generation: GenerationFacts
@@ -83,6 +84,7 @@ def open_gguf_checkpoint(path: Path) -> GgufCheckpoint:
     return GgufCheckpoint(
         model_type=normalised.model_type,
         config=normalised.config,
+        hugging_face_config=config,
         ropes=ropes,
         facts=normalised.facts,
         generation=_generation(keys, vocab_size=normalised.facts.vocab_size),

@@ -19,6 +19,7 @@ COMMON_KEYS = frozenset(
         "num_hidden_layers",
         "num_key_value_heads",
         "original_max_position_embeddings",
+        "quantization_config",
         "rms_norm_eps",
         "rope_parameters",
         "rope_scaling",

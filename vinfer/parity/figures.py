@@ -101,8 +101,8 @@ def _kl_divergences(expected: Floats, top: Floats) -> Floats:
     rest = np.maximum(1 - np.exp(expected).sum(axis=-1), _LEAST_REST)
     rest_found = np.maximum(1 - np.exp(top).sum(axis=-1), _LEAST_REST)
     inside: Any = (np.exp(expected) * (expected - top)).sum(axis=-1)
-    divergences: Floats = np.maximum(inside + rest * (np.log(rest) - np.log(rest_found)), 0.0)
-    return divergences
+    result: Floats = np.maximum(inside + rest * (np.log(rest) - np.log(rest_found)), 0.0)
+    return result
 
 
 def _finite(figures: Floats) -> Floats:

@@ -91,26 +91,14 @@ def answer_logits(model: PreTrainedModel, prompt_ids: list[int], answer_ids: lis
 
 
 def _from_tensors(checkpoint: Checkpoint) -> PreTrainedModel:
-    """Make transformers' model from the normalised config and fill it with the checkpoint's own tensors.
+    """Make transformers' model from the checkpoint's config and fill it with the checkpoint's own tensors.
 
-    Only for what GGUF holds: no windows, one rotary table of the types default and linear, and divisors of
-    its frequencies, which no config of transformers has.
+    GGUF may hold divisors of the rotary frequencies, which no config of transformers has.
     """
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    rope = checkpoint.ropes.get(ONE_ROPE)
-    if rope is None or rope.rope_type not in ("default", "linear") or any(checkpoint.facts.windows):
-        raise ReferenceUnavailableError(
-            f"no reference is made from a GGUF file of {checkpoint.model_type} with this attention: verify a "
-            "bundle of the original safetensors"
-        )
-    config = AutoConfig.for_model(
-        checkpoint.model_type,
-        **checkpoint.config,
-        tie_word_embeddings=checkpoint.facts.is_tied,
-        rope_parameters={"rope_type": rope.rope_type, "rope_theta": rope.theta, "factor": rope.factor},
-    )
+    config = AutoConfig.for_model(**checkpoint.hugging_face_config)
     tensors = {
         name: torch.from_numpy(np.array(checkpoint.read(name), np.float32))
         for name in checkpoint.tensor_names()
@@ -126,7 +114,8 @@ def _from_tensors(checkpoint: Checkpoint) -> PreTrainedModel:
     odd = {name: sorted(loading[name])[:3] for name in _ODDITIES if loading[name]}
     if odd:
         raise ReferenceUnavailableError(f"transformers does not take the checkpoint's tensors: {odd}")
-    if rope.frequency_divisors is not None:
+    rope = checkpoint.ropes.get(ONE_ROPE)
+    if rope is not None and rope.frequency_divisors is not None:
         model.model.rotary_emb.inv_freq = torch.from_numpy(
             rope.inverse_frequencies(checkpoint.facts.num_positions)
         )

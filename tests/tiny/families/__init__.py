@@ -5,10 +5,11 @@ Prompts of the matrix are longer than every window and `original_max_position_em
 
 from __future__ import annotations
 
-from tiny.families import gemma, llama
+from tiny.families import cohere, gemma, llama, olmo, phi, smollm
 from tiny.models import TinyModel
 
+_GROUPS = (llama, cohere, gemma, olmo, phi, smollm)
+
 FAMILY_MODELS: dict[str, TinyModel] = {
-    **llama.MODELS,
-    **gemma.MODELS,
+    name: model for group in _GROUPS for name, model in group.MODELS.items()
 }

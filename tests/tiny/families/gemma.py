@@ -20,7 +20,7 @@ MODELS = {
     # Caps so low that they bite.
     "gemma2": TinyModel(
         "Gemma2",
-        30,
+        38,
         {**_GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 1.0, "attention_bias": True},
         norm_mean=0.0,
         embedding_deviation=_EMBEDDING,
