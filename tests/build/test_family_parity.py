@@ -132,10 +132,13 @@ def _first(model: PreTrainedModel, *endings: str) -> torch.Tensor | None:
 
 
 def wrong_theta(model: PreTrainedModel) -> bool:
-    """Every rotary frequency one percent too small."""
+    """Every rotary frequency some percent too small."""
     frequencies = list(_rotary_frequencies(model))
     for buffer in frequencies:
         buffer *= 0.99
+    # Longrope computes them anew for every sequence.
+    if "rope_theta" in (getattr(model.config, "rope_parameters", None) or {}):
+        model.config.rope_parameters["rope_theta"] *= 1.05
     return bool(frequencies)
 
 
