@@ -52,7 +52,7 @@ def test_readme_explains_every_exit_code() -> None:
 
 def test_links_and_scripts_exist() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README + ARCHITECTURE) if "://" not in link]
-    scripts = re.findall(r"scripts/\w+", README + ARCHITECTURE)
+    scripts = re.findall(r"scripts/[\w-]+", README + ARCHITECTURE)
     assert links
     assert scripts
     assert not [name for name in (*links, *scripts) if not (ROOT / name).exists()]

@@ -181,6 +181,8 @@ def test_models(server: RunningServer) -> None:
         "permission": [],
         "root": "org/fake",
         "max_model_len": 128,
+        "parity_verdict": "unverified",
+        "parity": None,
     }
 
 

@@ -130,6 +130,9 @@ def reference(name: str, dtype: str = "float32") -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         checkpoint(name), dtype=getattr(torch, dtype), attn_implementation="eager", local_files_only=True
     )
+    correct = MODELS[name].correct_reference
+    if correct is not None:
+        correct(model)
     return model.eval()
 
 
@@ -157,7 +160,9 @@ def _draw(path: str, parameter: torch.Tensor, spec: TinyModel, generator: torch.
     if parameter.ndim == 1:
         is_norm = "norm" in layer or layer.startswith("ln_")
         return spec.norm_mean + 0.2 * noise if is_norm and path.endswith("weight") else 0.3 * noise
-    if layer in ("embed_tokens", "lm_head", "embed_in", "embed_out", "wte", "wpe"):
+    if layer == "embed_tokens":
+        return noise * spec.embedding_deviation
+    if layer in ("lm_head", "embed_in", "embed_out", "wte", "wpe"):
         return noise * 0.3
     # GPT-2 stores [in, out], gpt-oss [expert, in, out].
     fan_in = parameter.shape[-2 if spec.stores_inputs_first else -1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 VOCAB_SIZE = 304
@@ -35,6 +36,9 @@ class TinyModel:
             only with a reason.
         norm_mean: of norm weights; 0 where the family multiplies by 1 + weight.
         stores_inputs_first: its matrices are [in, out].
+        embedding_deviation: of the embedding's entries; small where a family multiplies them, or a tied head
+            would say the same token over and over.
+        correct_reference: changes the model that transformers loads, where that one is wrong.
     """
 
     family: str
@@ -45,6 +49,8 @@ class TinyModel:
     tolerance: float = 1e-5
     norm_mean: float = 1.0
     stores_inputs_first: bool = False
+    embedding_deviation: float = 0.3
+    correct_reference: Callable[[Any], None] | None = dataclasses.field(default=None, repr=False)
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of the config class."""

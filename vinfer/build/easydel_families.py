@@ -10,7 +10,12 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vinfer.build.easydel_cohere import correct_cohere2
+from vinfer.build.easydel_gemma import cap_attention_logits
 from vinfer.build.easydel_mixtures import compute_mixtures_exactly
+from vinfer.build.easydel_olmo import ROPES as OLMO3_ROPES
+from vinfer.build.easydel_olmo import give_each_norm_its_size, rotate_by_layer_type
+from vinfer.build.easydel_phi import mask_once
 from vinfer.build.weights import Part
 from vinfer.checkpoint.family import ONE_ROPE
 
@@ -95,6 +100,24 @@ class EasyDeLFamily:
 
 
 EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
+    "cohere2": EasyDeLFamily(
+        module="cohere2",
+        config_class="Cohere2Config",
+        model_class="Cohere2ForCausalLM",
+        correct=correct_cohere2,
+    ),
+    "gemma2": EasyDeLFamily(
+        module="gemma2",
+        config_class="Gemma2Config",
+        model_class="Gemma2ForCausalLM",
+        correct=cap_attention_logits,
+    ),
+    "gemma3_text": EasyDeLFamily(
+        module="gemma3",
+        config_class="Gemma3TextConfig",
+        model_class="Gemma3ForCausalLM",
+        ropes={"full_attention": "frequencies", "sliding_attention": "default_frequencies"},
+    ),
     "gpt_oss": EasyDeLFamily(
         module="gpt_oss",
         config_class="GptOssConfig",
@@ -113,6 +136,22 @@ EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
         parts=mixture_parts("block_sparse_moe.experts"),
         correct=compute_mixtures_exactly,
     ),
+    "olmo2": EasyDeLFamily(
+        module="olmo2",
+        config_class="Olmo2Config",
+        model_class="Olmo2ForCausalLM",
+        correct=give_each_norm_its_size,
+    ),
+    "olmo3": EasyDeLFamily(
+        module="olmo3",
+        config_class="Olmo3Config",
+        model_class="Olmo3ForCausalLM",
+        ropes={name: f"{name}_frequencies" for name in OLMO3_ROPES},
+        correct=rotate_by_layer_type,
+    ),
+    "phi3": EasyDeLFamily(
+        module="phi3", config_class="Phi3Config", model_class="Phi3ForCausalLM", correct=mask_once
+    ),
     "qwen2": EasyDeLFamily(module="qwen2", config_class="Qwen2Config", model_class="Qwen2ForCausalLM"),
     "qwen3": EasyDeLFamily(module="qwen3", config_class="Qwen3Config", model_class="Qwen3ForCausalLM"),
     "qwen3_moe": EasyDeLFamily(
@@ -121,5 +160,8 @@ EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
         model_class="Qwen3MoeForCausalLM",
         parts=mixture_parts("mlp.experts"),
         correct=compute_mixtures_exactly,
+    ),
+    "smollm3": EasyDeLFamily(
+        module="smollm3", config_class="SmolLM3Config", model_class="SmolLM3ForCausalLM"
     ),
 }

@@ -1,33 +1,34 @@
 """A Hugging Face directory with safetensors as a checkpoint.
 
-Runs in the build half, on any thread. Weights stay memory-mapped until `read`. Never opens a pickle;
+Runs in the build half, on any thread. Opening reads headers, `read` one tensor. Never opens a pickle;
 imports neither transformers nor torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors needs
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
+from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.family import ModelFacts
+from vinfer.checkpoint.fp8 import FP8_DTYPES, Fp8Scheme, dequantise, read_fp8_scheme, split_scales
 from vinfer.checkpoint.generation import GenerationFacts, read_generation_facts
 from vinfer.checkpoint.json_file import read_json_object, read_optional_json_object
 from vinfer.checkpoint.layout import EMBEDDING, HEAD, Shape, check_layout
 from vinfer.checkpoint.normalise import normalise
 from vinfer.checkpoint.rope import RopeFacts
+from vinfer.checkpoint.safetensors_file import DTYPES, StoredTensor, stored_tensors
 from vinfer.checkpoint.safety import refuse_unsafe
 from vinfer.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from vinfer.errors import CheckpointError
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_DTYPES = ("F32", "F16", "BF16")
 _ROWS_COMPARED = 4096
 
 
@@ -37,23 +38,29 @@ class HfCheckpoint:
 
     model_type: str
     config: dict[str, object]
+    hugging_face_config: dict[str, object]
     ropes: dict[str, RopeFacts]
     facts: ModelFacts
     generation: GenerationFacts
     tokenizer: TokenizerFiles
-    shapes: dict[str, Shape]
-    shards: dict[str, Any]
-    """Tensor name -> open safetensors file."""
+    tensors: dict[str, StoredTensor]
+    """By name, shard after shard, each from its start to its end."""
+    scheme: Fp8Scheme | None
+    scales: dict[str, StoredTensor]
+    """By the name of the 8-bit weight."""
 
     def tensor_names(self) -> list[str]:
-        return list(self.shapes)
+        return list(self.tensors)
 
     def tensor_shape(self, name: str) -> Shape:
-        return self.shapes[name]
+        return self.tensors[name].shape
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        array: npt.NDArray[Any] = self.shards[name].get_tensor(name)
-        return array
+        values = self.tensors[name].read()
+        if name not in self.scales:
+            return values
+        assert self.scheme is not None
+        return dequantise(values, self.scales[name].read(), self.scheme.block)
 
     def write_tokenizer(self, directory: Path) -> None:
         self.tokenizer.write(directory)
@@ -67,17 +74,20 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
     """
     refuse_unsafe(directory)
     raw_config = read_json_object(directory / "config.json")
-    normalised = normalise(raw_config, str(directory / "config.json"))
+    where = str(directory / "config.json")
+    normalised = normalise(raw_config, where)
+    scheme = read_fp8_scheme(ConfigKeys(raw_config, where))
     tokenizer = read_tokenizer_files(directory)
-    shards = _open_shards(directory)
-    found = {name: _shape(shard, name, directory) for name, shard in shards.items()}
-    if normalised.facts.is_tied and HEAD in found:
-        _refuse_contradicted_tie(directory, shards, found)
-        del found[HEAD]
-    check_layout(normalised.shapes, found, str(directory))
+    tensors, scales = split_scales(_stored_tensors(directory), scheme, str(directory))
+    _check_dtypes(tensors, directory)
+    if normalised.facts.is_tied and HEAD in tensors:
+        _refuse_contradicted_tie(directory, tensors)
+        del tensors[HEAD]
+    check_layout(normalised.shapes, {name: tensor.shape for name, tensor in tensors.items()}, str(directory))
     return HfCheckpoint(
         model_type=normalised.model_type,
         config=normalised.config,
+        hugging_face_config=raw_config,
         ropes=normalised.ropes,
         facts=normalised.facts,
         generation=read_generation_facts(
@@ -88,13 +98,30 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
             where=str(directory),
         ),
         tokenizer=tokenizer,
-        shapes={name: found[name] for name in normalised.shapes},
-        shards=shards,
+        tensors=tensors,
+        scheme=scheme,
+        scales=scales,
     )
 
 
-def _open_shards(directory: Path) -> dict[str, Any]:
-    """Map each tensor name to its open file, without the rotary buffers of old checkpoints."""
+def _stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """List the tensors of all shards, one after the other, without the rotary buffers of old checkpoints."""
+    tensors: dict[str, StoredTensor] = {}
+    for path, wanted in _shards(directory).items():
+        stored = stored_tensors(path)
+        lost = [name for name in wanted or () if name not in stored]
+        if lost:
+            raise CheckpointError(f"{path} lacks {lost[0]}, which {_INDEX} places there: download it again")
+        tensors |= {
+            name: tensor
+            for name, tensor in stored.items()
+            if (wanted is None or name in wanted) and not _is_rotary_buffer(name)
+        }
+    return tensors
+
+
+def _shards(directory: Path) -> dict[Path, set[str] | None]:
+    """List the files with the names of the tensors to take from each; None takes all."""
     index_path = directory / _INDEX
     if not index_path.is_file():
         if not (directory / _SINGLE).is_file():
@@ -104,69 +131,47 @@ def _open_shards(directory: Path) -> dict[str, Any]:
                 f"{', '.join(others) or 'none'}): vinfer reads no pickles "
                 "(*.bin, *.pt); save the model with safe_serialization=True"
             )
-        single = _open(directory / _SINGLE)
-        return {name: single for name in single.keys() if not _is_rotary_buffer(name)}  # noqa: SIM118
+        return {directory / _SINGLE: None}
     weight_map = read_json_object(index_path).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index_path} has no weight_map object: download the checkpoint again")
-    files: dict[str, Any] = {}
-    shards: dict[str, Any] = {}
+    wanted: dict[str, set[str]] = {}
     for name, file_name in weight_map.items():
         if not isinstance(file_name, str) or Path(file_name).name != file_name:
             raise CheckpointError(
                 f"{index_path}: {name} lies in {file_name!r}, which is not a file name here"
             )
-        if file_name not in files:
-            files[file_name] = _open(directory / file_name)
-        if not _is_rotary_buffer(name):
-            shards[name] = files[file_name]
-    for file_name, shard in files.items():
-        stored = set(shard.keys())
-        lost = [name for name in weight_map if weight_map[name] == file_name and name not in stored]
-        if lost:
-            raise CheckpointError(
-                f"{directory / file_name} lacks {lost[0]}, which {_INDEX} places there: download it again"
-            )
-    return shards
-
-
-def _open(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} does not exist: the download is incomplete; fetch the checkpoint again"
-        )
-    try:
-        return safe_open(path, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or not a safetensors file ({error}): download it again"
-        ) from error
+        wanted.setdefault(file_name, set()).add(name)
+    return {directory / file_name: wanted[file_name] for file_name in sorted(wanted)}
 
 
 def _is_rotary_buffer(name: str) -> bool:
     return name.endswith(".rotary_emb.inv_freq")
 
 
-def _shape(shard: Any, name: str, directory: Path) -> Shape:
-    tensor = shard.get_slice(name)
-    if tensor.get_dtype() not in _DTYPES:
-        raise CheckpointError(
-            f"{directory}: {name} is stored as {tensor.get_dtype()}; served are {', '.join(_DTYPES)}: "
-            "take unquantised weights"
-        )
-    return tuple(tensor.get_shape())
+def _check_dtypes(tensors: Mapping[str, StoredTensor], directory: Path) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            served = ", ".join(dtype for dtype in DTYPES if dtype not in FP8_DTYPES)
+            raise CheckpointError(
+                f"{directory}: {name} is stored as {tensor.dtype}; served are {served}: "
+                "take unquantised weights"
+            )
 
 
-def _refuse_contradicted_tie(directory: Path, shards: dict[str, Any], found: dict[str, Shape]) -> None:
+def _refuse_contradicted_tie(directory: Path, tensors: Mapping[str, StoredTensor]) -> None:
     """Refuse a separate head in a model that says it has none: transformers 4 and 5 disagree on it."""
-    names = (EMBEDDING, HEAD)
-    if names[0] not in found:
+    if EMBEDDING not in tensors:
         return  # the layout check says so better
-    embedding, head = (shards[name].get_slice(name) for name in names)
-    num_rows = found[names[0]][0]
-    spans = [slice(row, min(row + _ROWS_COMPARED, num_rows)) for row in range(0, num_rows, _ROWS_COMPARED)]
-    is_equal = found[names[0]] == found[names[1]] and all(
-        np.array_equal(embedding[span], head[span]) for span in spans
+    embedding, head = tensors[EMBEDDING], tensors[HEAD]
+    is_equal = (
+        embedding.shape == head.shape
+        # Of 8-bit floats the scales would have to be equal as well.
+        and FP8_DTYPES.isdisjoint((embedding.dtype, head.dtype))
+        and all(
+            np.array_equal(embedding.read_rows(row, _ROWS_COMPARED), head.read_rows(row, _ROWS_COMPARED))
+            for row in range(0, embedding.shape[0], _ROWS_COMPARED)
+        )
     )
     if not is_equal:
         raise CheckpointError(

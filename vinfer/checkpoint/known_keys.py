@@ -19,6 +19,7 @@ COMMON_KEYS = frozenset(
         "num_hidden_layers",
         "num_key_value_heads",
         "original_max_position_embeddings",
+        "quantization_config",
         "rms_norm_eps",
         "rope_parameters",
         "rope_scaling",
@@ -128,29 +129,3 @@ ROPE_KEYS = frozenset(
     }
 )
 """Keys inside `rope_parameters` and `rope_scaling`; those of a type that is not named change nothing."""
-
-GGUF_MODEL_KEYS = frozenset(
-    {
-        "attention.head_count",
-        "attention.head_count_kv",
-        "attention.key_length",
-        "attention.layer_norm_rms_epsilon",
-        "attention.sliding_window",
-        "attention.value_length",
-        "block_count",
-        "context_length",
-        "embedding_length",
-        "expert_count",
-        "expert_used_count",
-        "feed_forward_length",
-        "rope.dimension_count",
-        "rope.freq_base",
-        "rope.scaling.factor",
-        "rope.scaling.finetuned",
-        "rope.scaling.original_context_length",
-        "rope.scaling.type",
-        "tensor_data_layout",
-        "vocab_size",
-    }
-)
-"""GGUF metadata keys below `<architecture>.`: translated, checked, or without effect on the logits."""

@@ -121,8 +121,9 @@ def _read_layer_rope(keys: ConfigKeys, rope: ConfigKeys, layer_rope: LayerRope, 
     theta = layer_rope.theta
     if layer_rope.theta_key is not None:
         theta = keys.number(layer_rope.theta_key, theta)
-    if rope_type == "yarn" and not rope.boolean("truncate", True):
-        raise rope.refusal("truncate", "transformers does not read it per layer type: remove it")
+    if rope_type == "yarn":
+        # Its own check of the file looks for the keys outside and stops.
+        raise rope.refusal("rope_type", "transformers 5.5 cannot read yarn per layer type, nor can vinfer")
     return read_rope_parameters(
         rope,
         rope_type,
@@ -179,7 +180,7 @@ def _partial_rotary_factor(
     if outside is not None and outside != factor and rope_type != "default":
         raise rope.refusal("partial_rotary_factor", f"contradicts {outside} outside: remove one of them")
     if default is None and factor != 1.0 and rope_type != "proportional":
-        raise rope.refusal(
-            "partial_rotary_factor", f"is {factor}, but this family rotates whole heads: only 1.0 is served"
-        )
+        place = rope if rope.has("partial_rotary_factor") else keys
+        key = "partial_rotary_factor" if place.has("partial_rotary_factor") else "rotary_pct"
+        raise place.refusal(key, "this family rotates whole heads: only 1.0 is served")
     return factor

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vinfer.bundle import ParityReport
 from vinfer.config import SamplingConfig
 from vinfer.engine.request import EngineClient
 from vinfer.errors import ModelNotFoundError, NotReadyError, VinferError
@@ -69,6 +70,7 @@ class ServedModel:
         created: when the bundle was built, in seconds since the epoch.
         root: where the weights come from, as the config names it.
         fingerprint: the bundle key, sent as `system_fingerprint`.
+        parity: how the bundle compares with transformers; None where nobody has compared.
     """
 
     name: str
@@ -84,6 +86,7 @@ class ServedModel:
     created: int
     root: str
     fingerprint: str
+    parity: ParityReport | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,11 @@ Prompts of the matrix are longer than every window and `original_max_position_em
 
 from __future__ import annotations
 
-from tiny.families import llama, mistral, mixtures
+from tiny.families import cohere, gemma, llama, mistral, mixtures, olmo, phi, smollm
 from tiny.models import TinyModel
 
-FAMILY_MODELS: dict[str, TinyModel] = {**llama.MODELS, **mistral.MODELS, **mixtures.MODELS}
+_GROUPS = (llama, cohere, gemma, mistral, mixtures, olmo, phi, smollm)
+
+FAMILY_MODELS: dict[str, TinyModel] = {
+    name: model for group in _GROUPS for name, model in group.MODELS.items()
+}

@@ -20,18 +20,20 @@ from vinfer.checkpoint.families.reading import (
 )
 from vinfer.checkpoint.family import Family, NormalisedConfig
 from vinfer.checkpoint.layout import Shape, Shapes, gated_mlp_shapes, linear_shapes
+from vinfer.checkpoint.rope_config import read_rope
 
 
 def _mixtral(keys: ConfigKeys) -> NormalisedConfig:
     num_experts, num_chosen = _read_experts(keys, default_chosen=2)
+    heads = read_heads(keys, must_state_kv_heads=True)
     dense = gated_decoder(
         keys,
         "mixtral",
-        read_heads(keys, must_state_kv_heads=True),
+        heads,
         windows=read_one_window(keys, default=None),
         has_bias=False,
         has_output_bias=False,
-        default_theta=1e6,
+        rope=read_rope(keys, head_dim=heads.head_dim, default_theta=1e6),
     )
     hidden, inner = dense.facts.hidden_size, read_intermediate_size(keys)
     block = linear_shapes("block_sparse_moe.gate", num_experts, hidden)
@@ -116,7 +118,7 @@ def _gpt_oss(keys: ConfigKeys) -> NormalisedConfig:
         windows=read_windows(keys, layer_types, None if "sliding_window" in keys.values else 128),
         has_bias=attention_bias,
         has_output_bias=attention_bias,
-        default_theta=150_000.0,
+        rope=read_rope(keys, head_dim=heads.head_dim, default_theta=150_000.0),
     )
     hidden, inner = dense.facts.hidden_size, read_intermediate_size(keys)
     block = {
