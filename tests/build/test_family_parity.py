@@ -182,6 +182,15 @@ def wrong_norm(model: PreTrainedModel) -> bool:
     return True
 
 
+def swapped_experts(model: PreTrainedModel) -> bool:
+    """Two experts of one router change places."""
+    weight = _first(model, "mlp.gate.weight", "mlp.router.weight")
+    if weight is None:
+        return False
+    weight[:2] = weight[:2].flip(0)
+    return True
+
+
 def one_place_skipped(positions: Any, prompt_len: int) -> Any:
     """The answer's positions are one too large; a shift of all of them would change nothing."""
     return positions + (positions >= prompt_len)
@@ -193,7 +202,7 @@ def check_that_it_is_noticed(case: Case, mistake: str, wrong: Logits) -> None:
     assert is_noticed
 
 
-MISTAKES = (wrong_theta, narrower_window, dropped_bias, interleaved_queries, wrong_norm)
+MISTAKES = (wrong_theta, narrower_window, dropped_bias, interleaved_queries, wrong_norm, swapped_experts)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)

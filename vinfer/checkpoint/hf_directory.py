@@ -20,6 +20,7 @@ from vinfer.checkpoint.fp8 import FP8_DTYPES, Fp8Scheme, dequantise, read_fp8_sc
 from vinfer.checkpoint.generation import GenerationFacts, read_generation_facts
 from vinfer.checkpoint.json_file import read_json_object, read_optional_json_object
 from vinfer.checkpoint.layout import EMBEDDING, HEAD, Shape, check_layout
+from vinfer.checkpoint.mxfp4 import Mxfp4Tensor, is_mxfp4, join_blocks
 from vinfer.checkpoint.normalise import normalise
 from vinfer.checkpoint.rope import RopeFacts
 from vinfer.checkpoint.safetensors_file import DTYPES, StoredTensor, stored_tensors
@@ -43,7 +44,7 @@ class HfCheckpoint:
     facts: ModelFacts
     generation: GenerationFacts
     tokenizer: TokenizerFiles
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, StoredTensor | Mxfp4Tensor]
     """By name, shard after shard, each from its start to its end."""
     scheme: Fp8Scheme | None
     scales: dict[str, StoredTensor]
@@ -76,12 +77,17 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
     raw_config = read_json_object(directory / "config.json")
     where = str(directory / "config.json")
     normalised = normalise(raw_config, where)
-    scheme = read_fp8_scheme(ConfigKeys(raw_config, where))
     tokenizer = read_tokenizer_files(directory)
-    tensors, scales = split_scales(_stored_tensors(directory), scheme, str(directory))
+    keys = ConfigKeys(raw_config, where)
+    is_packed = is_mxfp4(keys)
+    scheme = None if is_packed else read_fp8_scheme(keys)
+    stored, scales = split_scales(_stored_tensors(directory), scheme, str(directory))
+    tensors: dict[str, StoredTensor | Mxfp4Tensor] = {**stored}
+    if is_packed:
+        tensors = join_blocks(stored, str(directory))
     _check_dtypes(tensors, directory)
     if normalised.facts.is_tied and HEAD in tensors:
-        _refuse_contradicted_tie(directory, tensors)
+        _refuse_contradicted_tie(directory, stored)
         del tensors[HEAD]
     check_layout(normalised.shapes, {name: tensor.shape for name, tensor in tensors.items()}, str(directory))
     return HfCheckpoint(
@@ -149,10 +155,11 @@ def _is_rotary_buffer(name: str) -> bool:
     return name.endswith(".rotary_emb.inv_freq")
 
 
-def _check_dtypes(tensors: Mapping[str, StoredTensor], directory: Path) -> None:
+def _check_dtypes(tensors: Mapping[str, StoredTensor | Mxfp4Tensor], directory: Path) -> None:
+    whole = [dtype for dtype in DTYPES if dtype != "U8"]
     for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPES:
-            served = ", ".join(dtype for dtype in DTYPES if dtype not in FP8_DTYPES)
+        if tensor.dtype not in whole:
+            served = ", ".join(dtype for dtype in whole if dtype not in FP8_DTYPES)
             raise CheckpointError(
                 f"{directory}: {name} is stored as {tensor.dtype}; served are {served}: "
                 "take unquantised weights"

@@ -14,6 +14,7 @@ from vinfer.checkpoint.families import FAMILIES
 from vinfer.checkpoint.family import Family, NormalisedConfig
 from vinfer.checkpoint.fp8 import read_fp8_scheme
 from vinfer.checkpoint.known_keys import COMMON_KEYS, HARMLESS_KEYS, OFF_KEYS
+from vinfer.checkpoint.mxfp4 import is_mxfp4
 
 
 def normalise(raw: Mapping[str, object], where: str = "config.json") -> NormalisedConfig:
@@ -42,7 +43,8 @@ def _family(keys: ConfigKeys) -> Family:
 
 
 def _refuse_unserved(keys: ConfigKeys, family: Family) -> None:
-    read_fp8_scheme(keys)
+    if not is_mxfp4(keys):
+        read_fp8_scheme(keys)
     for key, value in keys.values.items():
         if value is None or key in COMMON_KEYS or key in family.keys:
             continue

@@ -27,8 +27,9 @@ DTYPES: dict[str, npt.DTypeLike] = {
     "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
+    "U8": np.uint8,
 }
-"""The format's name -> dtype, for those that are read."""
+"""The format's name -> dtype, for those that are read; U8 only as a part of MXFP4."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
