@@ -10,6 +10,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vinfer.build.easydel_glm import correct_glm4
+from vinfer.build.easydel_gpt import correct_gpt2, correct_gpt_neox
+from vinfer.build.easydel_stablelm import correct_stablelm
 from vinfer.build.weights import Part
 from vinfer.checkpoint.family import ONE_ROPE
 
@@ -25,6 +28,12 @@ def usual_parts(name: str, shape: tuple[int, ...]) -> Parts:
     stem, _, kind = name.rpartition(".")
     source = f"{stem}.weight" if kind in ("kernel", "embedding", "scale") else name
     return (Part(source, is_transposed=kind == "kernel" and len(shape) == 2),)
+
+
+def gpt2_parts(name: str, shape: tuple[int, ...]) -> Parts:
+    """As `usual_parts`, but for the layers: transformers' Conv1D is stored [in, out]."""
+    (part,) = usual_parts(name, shape)
+    return (dataclasses.replace(part, is_transposed=part.is_transposed and not name.startswith("transformer.")),)
 
 
 def nothing(module: Any) -> None:
@@ -61,7 +70,38 @@ class EasyDeLFamily:
 
 
 EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
+    "glm4": EasyDeLFamily(
+        module="glm4", config_class="Glm4Config", model_class="Glm4ForCausalLM", correct=correct_glm4
+    ),
+    "gpt2": EasyDeLFamily(
+        module="gpt2",
+        config_class="GPT2Config",
+        model_class="GPT2LMHeadModel",
+        decoder="transformer",
+        layers="h",
+        attention="attn",
+        embedding="transformer.wte.weight",
+        ropes={},
+        parts=gpt2_parts,
+        correct=correct_gpt2,
+    ),
+    "gpt_neox": EasyDeLFamily(
+        module="gpt_neox",
+        config_class="GPTNeoXConfig",
+        model_class="GPTNeoXForCausalLM",
+        decoder="gpt_neox",
+        attention="attention",
+        embedding="gpt_neox.embed_in.weight",
+        head="embed_out",
+        correct=correct_gpt_neox,
+    ),
     "llama": EasyDeLFamily(module="llama", config_class="LlamaConfig", model_class="LlamaForCausalLM"),
     "qwen2": EasyDeLFamily(module="qwen2", config_class="Qwen2Config", model_class="Qwen2ForCausalLM"),
     "qwen3": EasyDeLFamily(module="qwen3", config_class="Qwen3Config", model_class="Qwen3ForCausalLM"),
+    "stablelm": EasyDeLFamily(
+        module="stablelm",
+        config_class="StableLmConfig",
+        model_class="StableLmForCausalLM",
+        correct=correct_stablelm,
+    ),
 }

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from vinfer.checkpoint.family import ModelFacts
+from vinfer.checkpoint.family import ModelFacts, TensorNames
 from vinfer.checkpoint.generation import GenerationFacts, read_generation_facts
 from vinfer.checkpoint.json_file import read_json_object, read_optional_json_object
-from vinfer.checkpoint.layout import EMBEDDING, HEAD, Shape, check_layout
+from vinfer.checkpoint.layout import Shape, Shapes, check_layout
 from vinfer.checkpoint.normalise import normalise
 from vinfer.checkpoint.rope import RopeFacts
 from vinfer.checkpoint.safety import refuse_unsafe
@@ -29,6 +29,18 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _DTYPES = ("F32", "F16", "BF16")
 _ROWS_COMPARED = 4096
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor in an open safetensors file, under the name that it has there."""
+
+    file: Any
+    name: str
+
+    def lazy(self) -> Any:
+        """Return what can be sliced without reading the rest."""
+        return self.file.get_slice(self.name)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +54,7 @@ class HfCheckpoint:
     generation: GenerationFacts
     tokenizer: TokenizerFiles
     shapes: dict[str, Shape]
-    shards: dict[str, Any]
-    """Tensor name -> open safetensors file."""
+    shards: dict[str, Stored]
 
     def tensor_names(self) -> list[str]:
         return list(self.shapes)
@@ -52,7 +63,8 @@ class HfCheckpoint:
         return self.shapes[name]
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        array: npt.NDArray[Any] = self.shards[name].get_tensor(name)
+        stored = self.shards[name]
+        array: npt.NDArray[Any] = stored.file.get_tensor(stored.name)
         return array
 
     def write_tokenizer(self, directory: Path) -> None:
@@ -69,11 +81,12 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
     raw_config = read_json_object(directory / "config.json")
     normalised = normalise(raw_config, str(directory / "config.json"))
     tokenizer = read_tokenizer_files(directory)
-    shards = _open_shards(directory)
-    found = {name: _shape(shard, name, directory) for name, shard in shards.items()}
-    if normalised.facts.is_tied and HEAD in found:
-        _refuse_contradicted_tie(directory, shards, found)
-        del found[HEAD]
+    names = normalised.names
+    shards = _in_our_names(_open_shards(directory), normalised.shapes, names)
+    found = {name: _shape(stored, directory) for name, stored in shards.items()}
+    if normalised.facts.is_tied and names.head in found:
+        _refuse_contradicted_tie(directory, names, shards, found)
+        del found[names.head]
     check_layout(normalised.shapes, found, str(directory))
     return HfCheckpoint(
         model_type=normalised.model_type,
@@ -94,7 +107,7 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
 
 
 def _open_shards(directory: Path) -> dict[str, Any]:
-    """Map each tensor name to its open file, without the rotary buffers of old checkpoints."""
+    """Map the name of every stored tensor to its open file."""
     index_path = directory / _INDEX
     if not index_path.is_file():
         if not (directory / _SINGLE).is_file():
@@ -105,7 +118,7 @@ def _open_shards(directory: Path) -> dict[str, Any]:
                 "(*.bin, *.pt); save the model with safe_serialization=True"
             )
         single = _open(directory / _SINGLE)
-        return {name: single for name in single.keys() if not _is_rotary_buffer(name)}  # noqa: SIM118
+        return {name: single for name in single.keys()}  # noqa: SIM118
     weight_map = read_json_object(index_path).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index_path} has no weight_map object: download the checkpoint again")
@@ -118,8 +131,7 @@ def _open_shards(directory: Path) -> dict[str, Any]:
             )
         if file_name not in files:
             files[file_name] = _open(directory / file_name)
-        if not _is_rotary_buffer(name):
-            shards[name] = files[file_name]
+        shards[name] = files[file_name]
     for file_name, shard in files.items():
         stored = set(shard.keys())
         lost = [name for name in weight_map if weight_map[name] == file_name and name not in stored]
@@ -143,12 +155,19 @@ def _open(path: Path) -> Any:
         ) from error
 
 
-def _is_rotary_buffer(name: str) -> bool:
-    return name.endswith(".rotary_emb.inv_freq")
+def _in_our_names(shards: dict[str, Any], expected: Shapes, names: TensorNames) -> dict[str, Stored]:
+    """Leave out the family's buffers, and add its prefix where only that makes an expected name."""
+    found = {}
+    for name, file in shards.items():
+        if name.endswith(names.buffers) and name not in expected:
+            continue
+        prefixed = names.optional_prefix + name
+        found[prefixed if name not in expected and prefixed in expected else name] = Stored(file, name)
+    return found
 
 
-def _shape(shard: Any, name: str, directory: Path) -> Shape:
-    tensor = shard.get_slice(name)
+def _shape(stored: Stored, directory: Path) -> Shape:
+    tensor, name = stored.lazy(), stored.name
     if tensor.get_dtype() not in _DTYPES:
         raise CheckpointError(
             f"{directory}: {name} is stored as {tensor.get_dtype()}; served are {', '.join(_DTYPES)}: "
@@ -157,20 +176,21 @@ def _shape(shard: Any, name: str, directory: Path) -> Shape:
     return tuple(tensor.get_shape())
 
 
-def _refuse_contradicted_tie(directory: Path, shards: dict[str, Any], found: dict[str, Shape]) -> None:
+def _refuse_contradicted_tie(
+    directory: Path, names: TensorNames, shards: dict[str, Stored], found: dict[str, Shape]
+) -> None:
     """Refuse a separate head in a model that says it has none: transformers 4 and 5 disagree on it."""
-    names = (EMBEDDING, HEAD)
-    if names[0] not in found:
+    if names.embedding not in found:
         return  # the layout check says so better
-    embedding, head = (shards[name].get_slice(name) for name in names)
-    num_rows = found[names[0]][0]
+    embedding, head = shards[names.embedding].lazy(), shards[names.head].lazy()
+    num_rows = found[names.embedding][0]
     spans = [slice(row, min(row + _ROWS_COMPARED, num_rows)) for row in range(0, num_rows, _ROWS_COMPARED)]
-    is_equal = found[names[0]] == found[names[1]] and all(
+    is_equal = found[names.embedding] == found[names.head] and all(
         np.array_equal(embedding[span], head[span]) for span in spans
     )
     if not is_equal:
         raise CheckpointError(
-            f"{directory}: config.json ties the embeddings, but lm_head.weight differs from "
-            "model.embed_tokens.weight: set tie_word_embeddings to false in config.json if the head was "
+            f"{directory}: config.json ties the embeddings, but {names.head} differs from "
+            f"{names.embedding}: set tie_word_embeddings to false in config.json if the head was "
             "trained, or delete the tensor if it is stale"
         )

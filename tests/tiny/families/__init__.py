@@ -5,7 +5,12 @@ Prompts of the matrix are longer than every window and `original_max_position_em
 
 from __future__ import annotations
 
-from tiny.families import llama
+from tiny.families import glm, gpt, llama, stablelm
 from tiny.models import TinyModel
 
-FAMILY_MODELS: dict[str, TinyModel] = {**llama.MODELS}
+FAMILY_MODELS: dict[str, TinyModel] = {
+    **llama.MODELS,
+    **glm.MODELS,
+    **gpt.MODELS,
+    **stablelm.MODELS,
+}

@@ -6,7 +6,15 @@ tiny checkpoint to `tests/tiny/checkpoints.py`, and let the parity matrix say wh
 
 from __future__ import annotations
 
-from vinfer.checkpoint.families import llama
+from vinfer.checkpoint.families import glm, gpt, llama, stablelm
 from vinfer.checkpoint.family import Family
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (*llama.FAMILIES,)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        *llama.FAMILIES,
+        *glm.FAMILIES,
+        *gpt.FAMILIES,
+        *stablelm.FAMILIES,
+    )
+}
