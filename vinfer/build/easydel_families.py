@@ -12,10 +12,13 @@ from typing import Any
 
 from vinfer.build.easydel_cohere import correct_cohere2
 from vinfer.build.easydel_gemma import cap_attention_logits
+from vinfer.build.easydel_glm import correct_glm4
+from vinfer.build.easydel_gpt import correct_gpt2, correct_gpt_neox
 from vinfer.build.easydel_mixtures import compute_mixtures_exactly
 from vinfer.build.easydel_olmo import ROPES as OLMO3_ROPES
 from vinfer.build.easydel_olmo import give_each_norm_its_size, rotate_by_layer_type
 from vinfer.build.easydel_phi import mask_once
+from vinfer.build.easydel_stablelm import correct_stablelm
 from vinfer.build.weights import Part
 from vinfer.checkpoint.family import ONE_ROPE
 
@@ -64,6 +67,14 @@ def gpt_oss_parts(name: str, shape: tuple[int, ...]) -> Parts:
         return (Part(f"{layer}.mlp.experts.down_proj{ending}"),)
     first = {"gate_proj": 0, "up_proj": 1}[linear]
     return (Part(f"{layer}.mlp.experts.gate_up_proj{ending}", index=(..., slice(first, None, 2))),)
+
+
+def gpt2_parts(name: str, shape: tuple[int, ...]) -> Parts:
+    """As `usual_parts`, but for the layers: transformers' Conv1D is stored [in, out]."""
+    (part,) = usual_parts(name, shape)
+    return (
+        dataclasses.replace(part, is_transposed=part.is_transposed and not name.startswith("transformer.")),
+    )
 
 
 def nothing(module: Any) -> None:
@@ -125,6 +136,31 @@ EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
         parts=gpt_oss_parts,
         correct=compute_mixtures_exactly,
     ),
+    "glm4": EasyDeLFamily(
+        module="glm4", config_class="Glm4Config", model_class="Glm4ForCausalLM", correct=correct_glm4
+    ),
+    "gpt2": EasyDeLFamily(
+        module="gpt2",
+        config_class="GPT2Config",
+        model_class="GPT2LMHeadModel",
+        decoder="transformer",
+        layers="h",
+        attention="attn",
+        embedding="transformer.wte.weight",
+        ropes={},
+        parts=gpt2_parts,
+        correct=correct_gpt2,
+    ),
+    "gpt_neox": EasyDeLFamily(
+        module="gpt_neox",
+        config_class="GPTNeoXConfig",
+        model_class="GPTNeoXForCausalLM",
+        decoder="gpt_neox",
+        attention="attention",
+        embedding="gpt_neox.embed_in.weight",
+        head="embed_out",
+        correct=correct_gpt_neox,
+    ),
     "llama": EasyDeLFamily(module="llama", config_class="LlamaConfig", model_class="LlamaForCausalLM"),
     "mistral": EasyDeLFamily(
         module="mistral", config_class="MistralConfig", model_class="MistralForCausalLM"
@@ -163,5 +199,11 @@ EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
     ),
     "smollm3": EasyDeLFamily(
         module="smollm3", config_class="SmolLM3Config", model_class="SmolLM3ForCausalLM"
+    ),
+    "stablelm": EasyDeLFamily(
+        module="stablelm",
+        config_class="StableLmConfig",
+        model_class="StableLmForCausalLM",
+        correct=correct_stablelm,
     ),
 }

@@ -5,10 +5,22 @@ Prompts of the matrix are longer than every window and `original_max_position_em
 
 from __future__ import annotations
 
-from tiny.families import cohere, gemma, llama, mistral, mixtures, olmo, phi, smollm
+from tiny.families import (
+    cohere,
+    gemma,
+    glm,
+    gpt,
+    llama,
+    mistral,
+    mixtures,
+    olmo,
+    phi,
+    smollm,
+    stablelm,
+)
 from tiny.models import TinyModel
 
-_GROUPS = (llama, cohere, gemma, mistral, mixtures, olmo, phi, smollm)
+_GROUPS = (llama, cohere, gemma, glm, gpt, mistral, mixtures, olmo, phi, smollm, stablelm)
 
 FAMILY_MODELS: dict[str, TinyModel] = {
     name: model for group in _GROUPS for name, model in group.MODELS.items()

@@ -89,6 +89,15 @@ def read_activation(
 
 
 SILU = {"silu": "silu", "swish": "silu"}
+GELU = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "relu": "relu",
+}
+"""`gelu_new`, `gelu_fast` and `gelu_pytorch_tanh` are one function, written three ways (activations.py)."""
 
 
 def read_layer_types(keys: ConfigKeys, num_layers: int, default: Sequence[str]) -> tuple[str, ...]:

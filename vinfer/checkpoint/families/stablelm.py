@@ -1,0 +1,128 @@
+"""StableLM: layer norms, a quarter of each head rotated, optionally a norm per head and a parallel block.
+
+Source: transformers 5.5, `models/stablelm/configuration_stablelm.py` and `modeling_stablelm.py`.
+"""
+
+from __future__ import annotations
+
+from vinfer.checkpoint.config_keys import ConfigKeys
+from vinfer.checkpoint.families.reading import (
+    SILU,
+    Heads,
+    read_activation,
+    read_heads,
+    read_hidden_size,
+    read_intermediate_size,
+    read_num_layers,
+    read_vocab_size,
+)
+from vinfer.checkpoint.family import ONE_ROPE, Family, ModelFacts, NormalisedConfig
+from vinfer.checkpoint.layout import (
+    Shape,
+    attention_shapes,
+    decoder_shapes,
+    gated_mlp_shapes,
+    norm_shapes,
+)
+from vinfer.checkpoint.rope_config import read_rope
+
+
+def _stablelm(keys: ConfigKeys) -> NormalisedConfig:
+    # Without the key transformers takes 32, whatever num_attention_heads is.
+    heads = read_heads(keys, must_state_kv_heads=True)
+    hidden, inner = read_hidden_size(keys), read_intermediate_size(keys)
+    if heads.num_queries != hidden:
+        raise keys.refusal(
+            "head_dim",
+            "this family's heads have hidden_size / num_attention_heads dimensions: remove the key",
+        )
+    facts = ModelFacts(
+        num_layers=read_num_layers(keys),
+        num_attention_heads=heads.num_attention_heads,
+        num_kv_heads=heads.num_key_value_heads,
+        key_dim=heads.head_dim,
+        value_dim=heads.head_dim,
+        hidden_size=hidden,
+        vocab_size=read_vocab_size(keys),
+        num_positions=keys.integer("max_position_embeddings"),
+        is_tied=keys.boolean("tie_word_embeddings", False),
+        windows=(None,) * read_num_layers(keys),
+    )
+    has_bias = keys.boolean("use_qkv_bias", False)
+    has_head_norms = keys.boolean("qk_layernorm", False)
+    is_parallel = keys.boolean("use_parallel_residual", False)
+    config: dict[str, object] = {
+        "vocab_size": facts.vocab_size,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": facts.num_layers,
+        "num_attention_heads": heads.num_attention_heads,
+        "num_key_value_heads": heads.num_key_value_heads,
+        "hidden_act": read_activation(keys, SILU, default="silu"),
+        "max_position_embeddings": facts.num_positions,
+        "layer_norm_eps": keys.number("layer_norm_eps", 1e-5),
+        # EasyDeL stores use_qkv_bias, but its projections read attention_bias.
+        "attention_bias": has_bias,
+        "qk_layernorm": has_head_norms,
+        "use_parallel_residual": is_parallel,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
+    layer = _layer_shapes(heads, hidden, inner, has_bias=has_bias)
+    # In a parallel block both halves read the first norm.
+    norms = ("input_layernorm",) if is_parallel else ("input_layernorm", "post_attention_layernorm")
+    layer |= norm_shapes(norms, hidden, has_bias=True)
+    if has_head_norms:
+        layer |= _head_norm_shapes(heads)
+    return NormalisedConfig(
+        model_type="stablelm",
+        config=config,
+        ropes={
+            ONE_ROPE: read_rope(keys, head_dim=heads.head_dim, default_partial_rotary_factor=0.25),
+        },
+        facts=facts,
+        shapes={
+            **decoder_shapes(
+                [layer] * facts.num_layers, vocab=facts.vocab_size, hidden=hidden, is_tied=facts.is_tied
+            ),
+            "model.norm.bias": (hidden,),
+        },
+    )
+
+
+def _layer_shapes(heads: Heads, hidden: int, inner: int, *, has_bias: bool) -> dict[str, Shape]:
+    return {
+        **attention_shapes(
+            hidden=hidden,
+            num_queries=heads.num_queries,
+            num_keys=heads.num_keys,
+            has_bias=has_bias,
+            has_output_bias=False,
+        ),
+        **gated_mlp_shapes("mlp", hidden=hidden, inner=inner),
+    }
+
+
+def _head_norm_shapes(heads: Heads) -> dict[str, Shape]:
+    queries = [f"self_attn.q_layernorm.norms.{head}" for head in range(heads.num_attention_heads)]
+    keys = [f"self_attn.k_layernorm.norms.{head}" for head in range(heads.num_key_value_heads)]
+    return norm_shapes([*queries, *keys], heads.head_dim)
+
+
+FAMILIES = (
+    Family(
+        model_type="stablelm",
+        architecture="StableLmForCausalLM",
+        keys=frozenset(
+            {
+                "layer_norm_eps",
+                "partial_rotary_factor",
+                "qk_layernorm",
+                "use_parallel_residual",
+                "use_qkv_bias",
+            }
+        ),
+        translate=_stablelm,
+        harmless=frozenset({"hidden_dropout"}),
+    ),
+)
