@@ -21,7 +21,7 @@ import torch
 from tiny.bundles import FAMILY_CHUNK
 from tiny.checkpoints import NUM_TOKENS
 from tiny.engines import GREEDY, Answer, Question, ask, ask_alone
-from tiny.families import FAMILY_MODELS
+from tiny.families import FAMILY_MODELS, IN_EVERY_RUN
 from tiny.models_doc import MatrixRow
 from tiny.prompts import prompt
 from tiny.references import Comparison, Logits, answer_logits, compare, differing_steps
@@ -61,9 +61,12 @@ class Case:
         return {length: compare(self.logits[length], self.answers[length]) for length in LENGTHS}
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.bundles(name)) for name in FAMILY_MODELS]
-)
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    needed = pytest.mark.bundles(name)
+    return [needed] if name in IN_EVERY_RUN else [needed, pytest.mark.whole_matrix]
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=_marks(name)) for name in FAMILY_MODELS])
 def case(
     request: pytest.FixtureRequest,
     engine_of: Callable[[str], Engine],

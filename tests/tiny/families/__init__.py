@@ -25,3 +25,23 @@ _GROUPS = (llama, cohere, gemma, glm, gpt, mistral, mixtures, olmo, phi, smollm,
 FAMILY_MODELS: dict[str, TinyModel] = {
     name: model for group in _GROUPS for name, model in group.MODELS.items()
 }
+
+IN_EVERY_RUN = (
+    "cohere2",
+    "gemma2",
+    "gemma3",
+    "glm4",
+    "gpt-neox",
+    "gpt-oss",
+    "gpt2",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "olmo3-yarn",
+    "phi3-longrope",
+    "qwen2-window",
+    "qwen3-moe",
+    "smollm3",
+    "stablelm",
+)
+"""One of each family; the others are for `scripts/parity`. `test_parity.py` has Llama, Qwen2 and Qwen3."""
