@@ -18,6 +18,8 @@ from tiny.families import FAMILY_MODELS
 from tiny.models import TinyModel
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from vinfer.parity.corrections import correct
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -130,9 +132,7 @@ def reference(name: str, dtype: str = "float32") -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         checkpoint(name), dtype=getattr(torch, dtype), attn_implementation="eager", local_files_only=True
     )
-    correct = MODELS[name].correct_reference
-    if correct is not None:
-        correct(model)
+    correct(model)
     return model.eval()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 VOCAB_SIZE = 304
@@ -39,7 +38,6 @@ class TinyModel:
         stores_inputs_first: its matrices are [in, out].
         embedding_deviation: of the embedding's entries; small where a family multiplies them, or a tied head
             would say the same token over and over.
-        correct_reference: changes the model that transformers loads, where that one is wrong.
     """
 
     family: str
@@ -52,7 +50,6 @@ class TinyModel:
     norm_mean: float = 1.0
     stores_inputs_first: bool = False
     embedding_deviation: float = 0.3
-    correct_reference: Callable[[Any], None] | None = dataclasses.field(default=None, repr=False)
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of the config class."""
