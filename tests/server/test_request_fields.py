@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from running_server import RunningServer, Start
 
-from vinfer.server.fields import CHAT_FIELDS, COMPLETION_FIELDS, COUNT_FIELDS, FieldRule, Treatment
-from vinfer.server.protocol import ChatFields, CompletionFields, CountText
+from vinfer.server.fields import CHAT_FIELDS, COMPLETION_FIELDS, FieldRule, Treatment
+from vinfer.server.protocol import CHAT, COMPLETION, COUNT_MESSAGES, COUNT_TEXT, RequestForm
+from vinfer.server.tokenizer_protocol import DETOKENIZE, TOKENIZE_MESSAGES, TOKENIZE_TEXT
 
 ACCEPTED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 # The contract's list of chat fields, whatever becomes of each.
@@ -34,11 +35,12 @@ def test_the_table_treats_every_field_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rules", "model"),
-    [(CHAT_FIELDS, ChatFields), (COMPLETION_FIELDS, CompletionFields), (COUNT_FIELDS, CountText)],
+    "form",
+    [CHAT, COMPLETION, COUNT_TEXT, COUNT_MESSAGES, TOKENIZE_TEXT, TOKENIZE_MESSAGES, DETOKENIZE],
+    ids=lambda form: form.fields.__name__,
 )
-def test_applied_fields_are_the_typed_ones(rules: Any, model: Any) -> None:
-    assert of_treatment(rules, Treatment.APPLIED) == set(model.model_fields)
+def test_applied_fields_are_the_typed_ones(form: RequestForm[Any]) -> None:
+    assert of_treatment(dict(form.rules), Treatment.APPLIED) == set(form.fields.model_fields)
 
 
 def assert_refused(response: Any, param: str | None, *words: str) -> None:

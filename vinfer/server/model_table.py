@@ -14,7 +14,7 @@ from typing import Any
 from vinfer.bundle import ParityReport
 from vinfer.config import SamplingConfig
 from vinfer.engine.request import EngineClient
-from vinfer.errors import ModelNotFoundError, NotReadyError, VinferError
+from vinfer.errors import ModelNotFoundError, NotReadyError, RequestError, VinferError
 from vinfer.text.chat_template import ChatTemplate
 from vinfer.text.tokenizer import Tokenizer
 
@@ -160,6 +160,22 @@ class ModelTable:
         with self._lock:
             all_loaded = len(self._served) == len(self._statuses)
         return all_loaded and not self._draining and not self.dead
+
+    def serving_or_only(self, name: str | None) -> ServedModel:
+        """Give the model that answers for `name`; None stands for the only one there is.
+
+        Raises:
+            RequestError: there are several, and none is named.
+            ModelNotFoundError, NotReadyError: as `serving`.
+        """
+        if name is None:
+            name, *others = self._statuses
+            if others:
+                names = ", ".join(self._statuses)
+                raise RequestError(
+                    f"model is missing and there are several: name one of {names}", param="model"
+                )
+        return self.serving(name)
 
     def serving(self, name: str) -> ServedModel:
         """Give the model that answers for `name`.
