@@ -170,6 +170,8 @@ def served_model(
         )
     return ServedModel(
         name=name,
+        task="text",
+        architecture="FakeForCausalLM",
         position=0,
         engine=engine,
         tokenizer=tokenizer,

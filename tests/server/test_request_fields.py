@@ -179,29 +179,29 @@ def test_good_chat_fields(server: RunningServer, fields: dict[str, Any]) -> None
     assert response.status_code == 200, response.text
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"prompt": None}, "prompt"),
-        ({"prompt": 3}, "prompt"),
-        ({"prompt": {}}, "prompt"),
-        ({"prompt": []}, "prompt"),
-        ({"prompt": [[]]}, "prompt[0]"),
-        ({"prompt": [4, "a"]}, "prompt[1]"),
-        ({"prompt": [4, 260]}, "prompt[1]"),
-        ({"prompt": [4, True]}, "prompt[1]"),
-        ({"prompt": [[4], [5, -1]]}, "prompt[1][1]"),
-        ({"prompt": ["a", 4]}, "prompt[1]"),
-        ({"prompt": ["a"] * 257}, "prompt"),
-        ({"best_of": 2}, "best_of"),
-        ({"best_of": 2, "n": 3}, "best_of"),
-        ({"logprobs": 21}, "logprobs"),
-        ({"logprobs": True}, "logprobs"),
-        ({"suffix": "end"}, "suffix"),
-        ({"echo": True}, "echo"),
-        ({"messages": []}, "messages"),
-    ],
-)
+BAD_COMPLETION_FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": None}, "prompt"),
+    ({"prompt": 3}, "prompt"),
+    ({"prompt": {}}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [[]]}, "prompt[0]"),
+    ({"prompt": [4, "a"]}, "prompt[1]"),
+    ({"prompt": [4, 260]}, "prompt[1]"),
+    ({"prompt": [4, True]}, "prompt[1]"),
+    ({"prompt": [[4], [5, -1]]}, "prompt[1][1]"),
+    ({"prompt": ["a", 4]}, "prompt[1]"),
+    ({"prompt": ["a"] * 257}, "prompt"),
+    ({"best_of": 2}, "best_of"),
+    ({"best_of": 2, "n": 3}, "best_of"),
+    ({"logprobs": 21}, "logprobs"),
+    ({"logprobs": True}, "logprobs"),
+    ({"suffix": "end"}, "suffix"),
+    ({"echo": True}, "echo"),
+    ({"messages": []}, "messages"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param"), BAD_COMPLETION_FIELDS)
 def test_bad_completion_field(server: RunningServer, fields: dict[str, Any], param: str) -> None:
     assert_refused(server.complete(**fields), param)
     assert server.engine.requests == []

@@ -111,11 +111,14 @@ COMPLETION_FIELDS: Mapping[str, FieldRule] = {
 
 COUNT_FIELDS: Mapping[str, FieldRule] = {"model": APPLIED, "conversation": APPLIED}
 
+_ONE_OF_BOTH = "prompt and messages exclude each other: send one of them"
+
 TOKENIZE_TEXT_FIELDS: Mapping[str, FieldRule] = {
     "model": APPLIED,
     "prompt": APPLIED,
     "add_special_tokens": APPLIED,
     "return_token_strs": APPLIED,
+    "messages": refused(_ONE_OF_BOTH),
 }
 
 _NO_MEDIA = "vinfer tokenizes text only: leave it out"
@@ -124,6 +127,7 @@ TOKENIZE_MESSAGES_FIELDS: Mapping[str, FieldRule] = {
     "model": APPLIED,
     "messages": APPLIED,
     "return_token_strs": APPLIED,
+    "prompt": refused(_ONE_OF_BOTH),
     "add_special_tokens": refused("the chat template writes a prompt's special tokens: leave it out", False),
     # A conversation becomes the prompt that the chat route makes of it, so these are treated as there.
     **{

@@ -10,12 +10,16 @@ from typing import Any
 
 from vinfer.errors import RequestError
 from vinfer.server.model_table import ServedModel
-from vinfer.server.protocol import ChatFields, ChatMessage, CompletionFields, CountMessages, CountText
+from vinfer.server.protocol import (
+    MAX_PROMPTS,
+    ChatFields,
+    ChatMessage,
+    CompletionFields,
+    CountMessages,
+    CountText,
+)
 from vinfer.server.tokenizer_protocol import DetokenizeFields, TokenizeMessages, TokenizeText
 from vinfer.text.control_tokens import RenderedPrompt
-
-MAX_PROMPTS = 256
-"""Prompts in one request to `/v1/completions`; more are refused before they are tokenized."""
 
 PromptIds = tuple[int, ...]
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
@@ -28,6 +28,8 @@ from vinfer.server.fields import (
 MAX_INT32 = 2**31 - 1
 MAX_STOP_STRINGS = 4
 MAX_STOP_STRING_CHARS = 1024
+MAX_PROMPTS = 256
+"""Prompts in one request to `/v1/completions`; more are refused before they are tokenized."""
 
 
 class Body(BaseModel):
@@ -68,6 +70,8 @@ def _text_format_type(kind: Any) -> Any:
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
+TokenIdKey = Annotated[str, Field(pattern="^[0-9]{1,10}$")]
 
 
 class StreamOptions(Body):
@@ -98,11 +102,14 @@ class SamplingFields(Body):
     frequency_penalty: Penalty | None = None
     n: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
-    stop: Annotated[list[StopString], BeforeValidator(_one_as_list)] = Field([], max_length=MAX_STOP_STRINGS)
+    stop: Annotated[
+        StopStrings, BeforeValidator(_one_as_list, json_schema_input_type=StopString | StopStrings)
+    ] = []
     stop_token_ids: list[TokenId] = Field([], max_length=MAX_STOP_TOKEN_IDS)
     logit_bias: dict[
-        Annotated[int, BeforeValidator(_key_as_token_id)], Annotated[float, Field(ge=-100, le=100)]
-    ] = Field({}, max_length=MAX_LOGIT_BIAS)
+        Annotated[int, BeforeValidator(_key_as_token_id, json_schema_input_type=TokenIdKey)],
+        Annotated[float, Field(ge=-100, le=100)],
+    ] = Field({}, max_length=MAX_LOGIT_BIAS, json_schema_extra={"additionalProperties": False})
     min_tokens: int = Field(0, ge=0, le=MAX_INT32)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -128,6 +135,9 @@ class TextPart(Body):
     text: str
 
 
+TextParts = Annotated[list[TextPart], Field(min_length=1)]
+
+
 class CalledFunction(Body):
     """A function the model called in an earlier turn; `arguments` is JSON text."""
 
@@ -151,7 +161,7 @@ class ChatMessage(Body):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
-        Annotated[list[TextPart], Field(min_length=1)] | None, BeforeValidator(_text_as_part)
+        TextParts | None, BeforeValidator(_text_as_part, json_schema_input_type=str | TextParts | None)
     ] = None
     name: str | None = Field(None, min_length=1, max_length=256)
     tool_calls: list[ToolCall] | None = None
@@ -189,10 +199,25 @@ class ChatFields(SamplingFields):
     continue_final_message: bool = False
 
 
+_TOKEN_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        _TOKEN_IDS_SCHEMA,
+        {
+            "type": "array",
+            "items": {"anyOf": [{"type": "string"}, _TOKEN_IDS_SCHEMA]},
+            "minItems": 1,
+            "maxItems": MAX_PROMPTS,
+        },
+    ]
+}
+
+
 class CompletionFields(SamplingFields):
     """`POST /v1/completions`; `prompt` is taken apart in `prompts`."""
 
-    prompt: Any
+    prompt: Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
     best_of: int | None = Field(None, ge=1)
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import Field
 
-from vinfer.errors import RequestError
 from vinfer.server.fields import DETOKENIZE_FIELDS, TOKENIZE_MESSAGES_FIELDS, TOKENIZE_TEXT_FIELDS
 from vinfer.server.protocol import (
     Body,
@@ -65,10 +64,8 @@ def parse_tokenize(body: Mapping[str, Any], unknown: Unknown) -> TokenizeText | 
         RequestError: names the first bad field.
     """
     if body.get("messages") is None:
-        return TOKENIZE_TEXT.parse({key: body[key] for key in body if key != "messages"}, unknown)
-    if body.get("prompt") is not None:
-        raise RequestError("prompt and messages exclude each other: send one of them", param="prompt")
-    fields = TOKENIZE_MESSAGES.parse({key: body[key] for key in body if key != "prompt"}, unknown)
+        return TOKENIZE_TEXT.parse(body, unknown)
+    fields = TOKENIZE_MESSAGES.parse(body, unknown)
     check_messages(fields.messages, "messages")
     if fields.continue_final_message:
         check_continuation(fields.messages, fields.add_generation_prompt)
