@@ -13,6 +13,15 @@ from vinfer.server.openapi import openapi_document
 
 # What takes seconds to check item by item.
 MAX_CHECKED_BYTES = 200_000
+# The smallest body of each form of each route, in the order of the forms.
+HI = [{"role": "user", "content": "hi"}]
+BODIES: dict[str, list[dict[str, Any]]] = {
+    "/v1/chat/completions": [{"model": "fake", "messages": HI}],
+    "/v1/completions": [{"model": "fake", "prompt": [4]}],
+    "/v1/count_tokens": [{"model": "fake", "conversation": "a"}, {"model": "fake", "conversation": HI}],
+    "/tokenize": [{"prompt": "a"}, {"messages": HI}],
+    "/detokenize": [{"tokens": [4]}],
+}
 ERROR = {"$ref": "#/components/schemas/ErrorBody"}
 
 

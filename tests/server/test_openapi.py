@@ -15,8 +15,10 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
-from contract import Contract
+from contract import BODIES, HI, Contract
 from fake_engine import VOCAB_SIZE
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from running_server import RunningServer, Start
 from test_request_fields import BAD_CHAT_FIELDS, BAD_COMPLETION_FIELDS, TOOL_CALL, USER
@@ -30,7 +32,6 @@ from vinfer.server.fields import Treatment
 from vinfer.server.openapi import openapi_document
 from vinfer.server.operations import OPERATIONS
 
-HI = [{"role": "user", "content": "hi"}]
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 LOGPROBS: dict[str, Any] = {"logprobs": True, "top_logprobs": 2}
 # A success of each route: its body, or the query.
@@ -287,3 +288,34 @@ def test_ids_beyond_the_vocabulary_are_the_models_matter(server: RunningServer) 
     body = {"model": "fake", "tokens": [VOCAB_SIZE]}
     assert Contract(ServerConfig()).request_validator("POST", "/detokenize").is_valid(body)
     assert server.http.post("/detokenize", json=body).status_code == 400
+
+
+VALUES = st.one_of(
+    st.sampled_from([None, True, False, 0, 1, 2, -1, 1.0, 0.5, 1e300, 10**30, 2**64, "", "a", "text", "<s>"]),
+    st.sampled_from([[], [4], [4, 300], ["a"], [[4], "b"], {}, {"5": 1}, {"x": 1}, {"type": "text"}, HI]),
+    st.sampled_from(
+        [{"include_usage": True}, [{"type": "text", "text": "a"}], ["text"], [None], "\U0001f600"]
+    ),
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-3, 300) | st.floats(-3, 3) | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=5,
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "form"),
+    [(path, i) for path, bodies in BODIES.items() for i in range(len(bodies))],
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_body_gets_an_answer_of_the_contract(
+    server: RunningServer, path: str, form: int, data: st.DataObject
+) -> None:
+    """`server.http` checks the answer, and that the document allows each body that the route takes."""
+    rules = OPERATIONS["POST", path].forms[form].rules
+    changes = data.draw(st.dictionaries(st.sampled_from([*rules, "mood"]), VALUES, max_size=3))
+    body = {**BODIES[path][form], **changes}
+    response = server.http.post(path, json=body)
+    assert response.status_code in (200, 400, 404), response.text
