@@ -152,12 +152,14 @@ def _draw(path: str, parameter: torch.Tensor, spec: TinyModel, generator: torch.
 
     noise = torch.randn(parameter.shape, generator=generator)
     layer = path.split(".")[-2]
-    if path.endswith(("q_norm.weight", "k_norm.weight")):
+    if path.endswith(("q_norm.weight", "k_norm.weight")) or "_layernorm.norms." in path:
         return SCORE_DEVIATION**0.5 * (1 + 0.2 * noise) - (1 - spec.norm_mean)
     if parameter.ndim == 1:
         is_norm = "norm" in layer or layer.startswith("ln_")
-        return spec.norm_mean + 0.2 * noise if is_norm and path.endswith("weight") else 0.3 * noise
-    if layer in ("embed_tokens", "lm_head", "embed_in", "embed_out", "wte", "wpe"):
+        return spec.norm_mean + 0.2 * noise if is_norm and path.endswith("weight") else spec.bias_deviation * noise
+    if layer in ("embed_tokens", "embed_in", "wte"):
+        return noise * spec.embedding_deviation
+    if layer in ("lm_head", "embed_out", "wpe"):
         return noise * 0.3
     # GPT-2 stores [in, out], gpt-oss [expert, in, out].
     fan_in = parameter.shape[-2 if spec.stores_inputs_first else -1]

@@ -33,6 +33,8 @@ class TinyModel:
         config: keyword arguments of the config class over `SIZES`; `...` takes a key of `SIZES` out.
         tolerance: largest error of a logprob as a fraction of the largest logit; more than the usual
             only with a reason.
+        bias_deviation: standard deviation of biases; less where they would drown what the token says.
+        embedding_deviation: the same of the token embedding.
         norm_mean: of norm weights; 0 where the family multiplies by 1 + weight.
         stores_inputs_first: its matrices are [in, out].
     """
@@ -43,6 +45,8 @@ class TinyModel:
     config_class: str | None = None
     model_class: str | None = None
     tolerance: float = 1e-5
+    bias_deviation: float = 0.3
+    embedding_deviation: float = 0.3
     norm_mean: float = 1.0
     stores_inputs_first: bool = False
 

@@ -26,6 +26,8 @@ GPT2: dict[str, Any] = {
     "n_positions": 300,
     "layer_norm_epsilon": 1e-4,
 }
+# A plain GELU says much the same of every token; biases on top would leave answers of one token repeated.
+DEVIATIONS = {"bias_deviation": 0.1, "embedding_deviation": 0.1}
 
 MODELS = {
     "gpt2": TinyModel(
@@ -34,6 +36,7 @@ MODELS = {
         {**GPT2, "tie_word_embeddings": True},
         model_class="GPT2LMHeadModel",
         stores_inputs_first=True,
+        **DEVIATIONS,
     ),
     "gpt2-scaled": TinyModel(
         "GPT2",
@@ -47,9 +50,10 @@ MODELS = {
         },
         model_class="GPT2LMHeadModel",
         stores_inputs_first=True,
+        **DEVIATIONS,
     ),
     # A head has 16 dimensions, of which 4 are rotated.
-    "gpt-neox": TinyModel("GPTNeoX", 72, NEOX),
+    "gpt-neox": TinyModel("GPTNeoX", 72, NEOX, **DEVIATIONS),
     "gpt-neox-sequential": TinyModel(
         "GPTNeoX",
         73,
@@ -65,5 +69,6 @@ MODELS = {
                 "partial_rotary_factor": 1.0,
             },
         },
+        **DEVIATIONS,
     ),
 }
