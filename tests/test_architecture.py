@@ -26,6 +26,7 @@ PICKLES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
 
 RUN_ROOMS = ("vinfer.engine", "vinfer.server", "vinfer.text")
 BUILD_ROOMS = ("vinfer.build", "vinfer.checkpoint")
+PARITY = ("vinfer.parity",)
 SHARED = ("vinfer.bundle", "vinfer.config", "vinfer.errors")
 COMMANDS = ("vinfer.cli", "vinfer.__main__")
 LAUNCH = ("vinfer.launch",)
@@ -76,6 +77,18 @@ DIRECTIONS = (
     ),
     Rule("the build half stands without the run half", BUILD_ROOMS, (*RUN_ROOMS, "starlette", "uvicorn")),
     Rule("a source does not know what is made of it", ("vinfer.checkpoint",), ("vinfer.build",)),
+    Rule(
+        "one child process knows transformers",
+        ("vinfer",),
+        ("torch", "transformers"),
+        but_not=("vinfer.parity.reference",),
+    ),
+    Rule("what is judged does not know its judge", (*RUN_ROOMS, *BUILD_ROOMS, *SHARED), PARITY),
+    Rule(
+        "the judge sees a checkpoint, requests and tokens",
+        PARITY,
+        ("vinfer.build", "vinfer.server", "vinfer.text", *ON_DEVICE, *JAX),
+    ),
     Rule("commands are the top", ("vinfer",), ("vinfer.cli",), but_not=("vinfer.__main__",)),
     Rule("only commands put rooms together", ("vinfer",), ("vinfer.launch",), but_not=(*COMMANDS, *LAUNCH)),
     Rule("data that runs code when it is read", ("vinfer",), PICKLES),
@@ -89,6 +102,9 @@ LOADS = (
     ),
     Rule("plain Python loads no JAX, by no detour", WITHOUT_JAX, JAX),
     Rule("a serving process has no build half in it", RUN_ROOMS, BUILD_ONLY),
+    Rule(
+        "torch and JAX stay out of each other's process", (*PARITY, *LAUNCH), ("torch", "transformers", *JAX)
+    ),
 )
 
 
@@ -223,7 +239,7 @@ def test_the_package_keeps_its_rules() -> None:
 
 def test_every_room_is_in_some_rule() -> None:
     rooms = {".".join(module.split(".")[:2]) for module in read_package()} - {"vinfer"}
-    assert rooms <= {*RUN_ROOMS, *BUILD_ROOMS, *SHARED, *COMMANDS, *LAUNCH}
+    assert rooms <= {*RUN_ROOMS, *BUILD_ROOMS, *PARITY, *SHARED, *COMMANDS, *LAUNCH}
 
 
 def test_rules_name_modules_that_exist() -> None:
@@ -276,6 +292,14 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.build.programs", "import vinfer.server", "without the run half"),
         ("vinfer.checkpoint.source", "from vinfer.engine import request", "without the run half"),
         ("vinfer.checkpoint.source", "from vinfer.build import export", "what is made of it"),
+        ("vinfer.parity.measure", "def f():\n    import torch", "one child process knows transformers"),
+        ("vinfer.build.export", "import transformers", "one child process knows transformers"),
+        ("vinfer.engine.engine", "from vinfer.parity import figures", "does not know its judge"),
+        ("vinfer.checkpoint.source", "import vinfer.parity.prompts", "does not know its judge"),
+        ("vinfer.parity.measure", "from vinfer.engine import runner", "the judge sees"),
+        ("vinfer.parity.figures", "import jax.numpy", "the judge sees"),
+        ("vinfer.parity.reference", "import torch", "out of each other's process"),
+        ("vinfer.launch.parity", "import jax", "out of each other's process"),
         ("vinfer.server.app", "from vinfer.cli import main", "commands are the top"),
         ("vinfer.build.export", "import pickle", "runs code when it is read"),
         ("vinfer.checkpoint.source", "def f():\n    from marshal import loads", "runs code when it is read"),
@@ -332,6 +356,8 @@ def test_a_file_out_of_form_is_named(source: str, complaint: str) -> None:
         ("vinfer.build.export", "import jax\nfrom vinfer.bundle import MAX_LOGIT_BIAS"),
         ("vinfer.checkpoint.gguf", "import numpy\nfrom gguf import GGUFReader"),
         ("vinfer.checkpoint.source", "def f():\n    import huggingface_hub"),
+        ("vinfer.parity.reference", "def f():\n    import torch, transformers"),
+        ("vinfer.parity.measure", "from vinfer.engine.request import EngineClient"),
         ("vinfer.cli", "def serve():\n    import jax, uvicorn\n    from vinfer.build import export"),
         ("vinfer.cli", "import typing\nif typing.TYPE_CHECKING:\n    import jax"),
         ("vinfer.__main__", "from vinfer.cli import main"),

@@ -18,6 +18,9 @@ from vinfer.bundle import (
     ArraySpec,
     Manifest,
     ModelCard,
+    ParityFigures,
+    ParityReport,
+    ParityThresholds,
     ProgramShape,
     ProgramSpec,
     StateSpec,
@@ -29,6 +32,7 @@ from vinfer.bundle import (
     is_bundle,
     plan_programs,
     read_manifest,
+    record_parity,
     verify_files,
     write_manifest,
     writing,
@@ -355,3 +359,49 @@ def test_one_process_at_a_time_builds_a_bundle(
         process.wait(30)
     with build_lock(target):
         pass
+
+
+PARITY = ParityReport(
+    verdict="passed",
+    measured=1_700_000_001,
+    versions={"transformers": "5.5.4", "torch": "2.13.0"},
+    dtype="bfloat16",
+    reference_dtype="float32",
+    figures=ParityFigures(
+        num_prompts=1,
+        num_tokens=64,
+        largest_error=0.01,
+        mean_error=0.001,
+        top1_agreement=0.984375,
+        mean_kl=0.002,
+        largest_kl=0.02,
+        num_wrong_tokens=1,
+    ),
+    thresholds=ParityThresholds(min_top1_agreement=0.85, max_mean_kl=0.05, tie=1e-5),
+)
+
+
+def test_parity_goes_into_the_manifest_and_changes_nothing_else(directory: Path) -> None:
+    before = read_manifest(directory)
+    assert before.parity is None
+    record_parity(directory, before.key, PARITY)
+    after = read_manifest(directory)
+    assert after == before.model_copy(update={"parity": PARITY})
+    verify_files(directory, after, weights=True)
+    assert hash_files(directory) == before.files
+    newer = PARITY.model_copy(update={"verdict": "failed"})
+    record_parity(directory, before.key, newer)
+    assert read_manifest(directory).parity == newer
+
+
+def test_parity_of_another_bundle_is_not_recorded(directory: Path) -> None:
+    with pytest.raises(BundleError, match="was replaced while it was measured"):
+        record_parity(directory, "1" * 64, PARITY)
+    assert read_manifest(directory).parity is None
+
+
+def test_a_bundle_from_before_parity_reads_as_unverified(directory: Path) -> None:
+    document = json.loads((directory / "manifest.json").read_text())
+    del document["parity"]
+    (directory / "manifest.json").write_text(json.dumps(document))
+    assert read_manifest(directory).parity is None

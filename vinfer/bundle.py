@@ -115,6 +115,55 @@ class ModelCard(_Frozen):
     sampling_defaults: dict[str, float | int]
 
 
+class ParityFigures(_Frozen):
+    """The engine over a bundle against transformers, over all prompts and the tokens of their greedy answers.
+
+    Attributes:
+        largest_error, mean_error: of the logprobs of each token and of the twenty best, as fractions of the
+            largest absolute logit of the prompt's answer.
+        top1_agreement: fraction of tokens at which both have the same most likely token.
+        mean_kl, largest_kl: KL divergence of one token's distribution in nats, over the twenty best and one
+            bucket for all others: a lower bound of that over the whole vocabulary.
+        num_wrong_tokens: greedy tokens that are neither the reference's nor tied with it.
+    """
+
+    num_prompts: int
+    num_tokens: int
+    largest_error: float
+    mean_error: float
+    top1_agreement: float
+    mean_kl: float
+    largest_kl: float
+    num_wrong_tokens: int
+
+
+class ParityThresholds(_Frozen):
+    """What figures pass; null asks nothing. `tie`: logits this near are equal, in fractions as the errors."""
+
+    max_error: float | None = None
+    max_wrong_tokens: int | None = None
+    min_top1_agreement: float | None = None
+    max_mean_kl: float | None = None
+    tie: float
+
+
+class ParityReport(_Frozen):
+    """The bundle compared with transformers: who measured, what, and the verdict.
+
+    Attributes:
+        measured: seconds since the epoch.
+        dtype, reference_dtype: of the bundle, and of transformers' weights and arithmetic.
+    """
+
+    verdict: Literal["passed", "failed"]
+    measured: int
+    versions: dict[str, str]
+    dtype: str
+    reference_dtype: str
+    figures: ParityFigures
+    thresholds: ParityThresholds
+
+
 class Manifest(_Frozen):
     format_version: int
     key: str
@@ -132,6 +181,8 @@ class Manifest(_Frozen):
     programs: tuple[ProgramSpec, ...]
     files: dict[str, str]
     """sha256 of every file but the manifest itself and xla/."""
+    parity: ParityReport | None = None
+    """Null until somebody compares; neither in the key nor in the hashes."""
 
     @property
     def num_devices(self) -> int:
@@ -305,7 +356,34 @@ def build_lock(directory: Path, on_wait: Callable[[], None] = lambda: None) -> I
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write manifest.json, the last file of a bundle."""
-    (directory / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+    (directory / MANIFEST).write_text(_manifest_text(manifest))
+
+
+def _manifest_text(manifest: Manifest) -> str:
+    return manifest.model_dump_json(indent=1) + "\n"
+
+
+def record_parity(directory: Path, key: str, parity: ParityReport) -> None:
+    """Put a parity report into the manifest of a bundle; the rest of it stays as it is.
+
+    Takes the bundle's lock: not to be called while holding `build_lock`.
+
+    Args:
+        key: of the bundle that was measured.
+
+    Raises:
+        BundleError: another bundle lies there by now.
+        OSError: the bundle cannot be written to.
+    """
+    with build_lock(directory):
+        manifest = read_manifest(directory)
+        if manifest.key != key:
+            raise BundleError(f"bundle {directory} was replaced while it was measured: measure it again")
+        new = directory / f".{MANIFEST}.new"
+        new.write_text(_manifest_text(manifest.model_copy(update={"parity": parity})))
+        _sync(new)
+        new.replace(directory / MANIFEST)
+        _sync(directory)
 
 
 def hash_files(directory: Path) -> dict[str, str]:

@@ -141,6 +141,52 @@ def precompile(
         typer.echo(directory)
 
 
+@app.command()
+def verify(
+    source: Source,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Only this model of the config.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File with one JSON string or list of token ids per line.")
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(min=0, help="Largest error of a logprob, as a fraction of the logit scale."),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--source", metavar="SOURCE", help="What the bundle was built from, if it moved."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision of --source.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, not tables.")] = False,
+    overrides: Overrides = None,
+    devices: Devices = None,
+) -> None:
+    """Compare each model's tokens with transformers and write the figures into its bundle."""
+    from vinfer.config import load_bundle_config, load_config
+    from vinfer.launch import verify as command
+    from vinfer.launch.devices import target_devices
+    from vinfer.launch.parity_table import print_tables
+    from vinfer.launch.terminal import ProgressLines, configure_logging
+
+    load = load_bundle_config if source.is_dir() else load_config
+    config = load(source, overrides=overrides or (), environ=os.environ)
+    configure_logging(config.log_level)
+    found = command.verify(
+        config,
+        command.VerifyOptions(
+            only=model, prompts_file=prompts, max_error=max_error, source=checkpoint, revision=revision
+        ),
+        wanted=target_devices(devices),
+        xla_cache=_xla_cache(config.cache_dir),
+        progress=ProgressLines(),
+    )
+    if as_json:
+        typer.echo(json.dumps(command.as_json(found), allow_nan=False))
+    else:
+        print_tables(found)
+    command.require_passed(found)
+
+
 @config_app.command()
 def schema() -> None:
     """Print the JSON Schema of the YAML file."""

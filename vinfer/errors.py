@@ -11,6 +11,8 @@ traceback, an address or another request's text. This module imports nothing of 
       BundleError                   exit 5   a bundle that is corrupt or made for something else
       BindError                     exit 6   the port is taken
       DeviceError                   exit 7   the accelerator: missing, too few, out of memory
+      ParityError                   exit 8   the tokens are not those of transformers
+      ReferenceUnavailableError     exit 9   transformers cannot run here, so nothing was compared
       RequestError                  400      a field of one request
         ContextLengthError          400      more tokens than max_model_len
         AuthenticationError         401
@@ -73,6 +75,14 @@ class BindError(VinferError):
 
 class DeviceError(VinferError):
     exit_code = 7
+
+
+class ParityError(VinferError):
+    exit_code = 8
+
+
+class ReferenceUnavailableError(VinferError):
+    exit_code = 9
 
 
 class RequestError(VinferError):

@@ -7,12 +7,14 @@ first use on: importing EasyDeL is most of a build, and runs on one core.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tiny.models_doc import MatrixRow, models_doc
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,10 +24,40 @@ if TYPE_CHECKING:
 _NUM_BUILDS = 2
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--models-doc",
+        type=Path,
+        help="measure the families in bfloat16 too, and write the parity matrix to this file",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "bundles(*names): the bundles of tests/tiny/bundles.py that a test needs"
     )
+    config.addinivalue_line("markers", "whole_matrix: run by scripts/parity only")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave what only `scripts/parity` runs to `scripts/parity`."""
+    if config.getoption("--models-doc", default=None) is None:
+        left_out = [item for item in items if item.get_closest_marker("whole_matrix")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(scope="session")
+def matrix(request: pytest.FixtureRequest) -> Iterator[dict[str, MatrixRow]]:
+    """Collect what the parity tests find; written at the end where `--models-doc` names a file."""
+    rows: dict[str, MatrixRow] = {}
+    yield rows
+    path = request.config.getoption("--models-doc", default=None)
+    if path is not None:
+        versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(models_doc(rows.values(), versions))
 
 
 @pytest.fixture(scope="session")

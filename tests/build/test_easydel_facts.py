@@ -108,3 +108,18 @@ def test_its_attention_rounds_unless_told_otherwise(of_models: dict[str, Any]) -
 
 def test_its_qwen_configs_slide_unless_told_otherwise(of_models: dict[str, Any]) -> None:
     assert "sliding_attention" in of_models["qwen2_layer_types_by_default"]
+
+
+def test_none_of_its_ways_through_a_mixture_is_right_for_all(of_models: dict[str, Any]) -> None:
+    errors = of_models["errors_of_mixtures"]
+    wrong = {
+        method: [family for family in errors if errors[family][method] > 1e-3]
+        for method in ("FUSED_MOE", "STANDARD_MOE", "DENSE_MOE")
+    }
+    assert wrong == {
+        "FUSED_MOE": ["gpt_oss"],
+        "STANDARD_MOE": ["mixtral", "qwen3_moe", "gpt_oss"],
+        "DENSE_MOE": ["qwen3_moe", "gpt_oss"],
+    }
+    assert errors["mixtral"]["FUSED_MOE"] < 1e-6
+    assert errors["qwen3_moe"]["FUSED_MOE"] < 1e-6

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +19,16 @@ pytest.importorskip("torch", reason="parity is measured against transformers wit
 
 import torch
 from tiny.bundles import FAMILY_CHUNK
+from tiny.checkpoints import NUM_TOKENS
 from tiny.engines import GREEDY, Answer, Question, ask, ask_alone
-from tiny.families import FAMILY_MODELS
+from tiny.families import FAMILY_MODELS, IN_EVERY_RUN
+from tiny.models_doc import MatrixRow
 from tiny.prompts import prompt
 from tiny.references import Comparison, Logits, answer_logits, compare, differing_steps
+
+from vinfer.parity.measure import certify
+from vinfer.parity.prompts import Prompt
+from vinfer.parity.thresholds import default_thresholds, shortfalls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,6 +51,7 @@ class Case:
     questions: dict[int, Question]
     answers: dict[int, Answer]
     logits: dict[int, Logits]
+    row: MatrixRow
 
     @property
     def tolerance(self) -> float:
@@ -54,19 +61,25 @@ class Case:
         return {length: compare(self.logits[length], self.answers[length]) for length in LENGTHS}
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.bundles(name)) for name in FAMILY_MODELS]
-)
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    needed = pytest.mark.bundles(name)
+    return [needed] if name in IN_EVERY_RUN else [needed, pytest.mark.whole_matrix]
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=_marks(name)) for name in FAMILY_MODELS])
 def case(
     request: pytest.FixtureRequest,
     engine_of: Callable[[str], Engine],
     reference_of: Callable[[str], PreTrainedModel],
+    matrix: dict[str, MatrixRow],
 ) -> Case:
-    engine, model = engine_of(request.param), reference_of(request.param)
+    name = request.param
+    engine, model = engine_of(name), reference_of(name)
+    row = matrix.setdefault(name, MatrixRow(name, model.config.model_type, FAMILY_MODELS[name].tolerance))
     questions = {length: Question(prompt(length)) for length in LENGTHS}
     answers = dict(zip(LENGTHS, ask_alone(engine, list(questions.values())), strict=True))
     logits = {length: answer_logits(model, questions[length], answers[length]) for length in LENGTHS}
-    return Case(request.param, engine, model, questions, answers, logits)
+    return Case(name, engine, model, questions, answers, logits, row)
 
 
 def test_the_reference_can_tell_right_from_wrong(case: Case) -> None:
@@ -81,7 +94,9 @@ def test_the_reference_can_tell_right_from_wrong(case: Case) -> None:
 
 def test_greedy_tokens_are_those_of_transformers(case: Case) -> None:
     assert {len(answer.token_ids) for answer in case.answers.values()} == {GREEDY.max_tokens}
-    assert {n: c.wrong_steps for n, c in case.comparisons().items() if c.wrong_steps} == {}
+    wrong = {n: c.wrong_steps for n, c in case.comparisons().items() if c.wrong_steps}
+    case.row.is_greedy_equal = not wrong
+    assert wrong == {}
 
 
 def test_logprobs_are_those_of_transformers(case: Case) -> None:
@@ -92,6 +107,7 @@ def test_logprobs_are_those_of_transformers(case: Case) -> None:
         "several chunks": max(c.logprob_errors[0] for n, c in found.items() if n > FAMILY_CHUNK),
         "decode": max(c.logprob_errors[1:].max() for c in found.values()),
     }
+    case.row.errors = {phase: float(error) for phase, error in errors.items()}
     assert {phase: error for phase, error in errors.items() if error > case.tolerance} == {}
 
 
@@ -119,10 +135,13 @@ def _first(model: PreTrainedModel, *endings: str) -> torch.Tensor | None:
 
 
 def wrong_theta(model: PreTrainedModel) -> bool:
-    """Every rotary frequency one percent too small."""
+    """Every rotary frequency some percent too small."""
     frequencies = list(_rotary_frequencies(model))
     for buffer in frequencies:
         buffer *= 0.99
+    # Longrope computes them anew for every sequence.
+    if "rope_theta" in (getattr(model.config, "rope_parameters", None) or {}):
+        model.config.rope_parameters["rope_theta"] *= 1.05
     return bool(frequencies)
 
 
@@ -166,12 +185,27 @@ def wrong_norm(model: PreTrainedModel) -> bool:
     return True
 
 
+def swapped_experts(model: PreTrainedModel) -> bool:
+    """Two experts of one router change places."""
+    weight = _first(model, "mlp.gate.weight", "mlp.router.weight")
+    if weight is None:
+        return False
+    weight[:2] = weight[:2].flip(0)
+    return True
+
+
 def one_place_skipped(positions: Any, prompt_len: int) -> Any:
     """The answer's positions are one too large; a shift of all of them would change nothing."""
     return positions + (positions >= prompt_len)
 
 
-MISTAKES = (wrong_theta, narrower_window, dropped_bias, interleaved_queries, wrong_norm)
+def check_that_it_is_noticed(case: Case, mistake: str, wrong: Logits) -> None:
+    is_noticed = compare(wrong, case.answers[JUDGED]).logprob_errors.max() > 3 * case.tolerance
+    (case.row.noticed if is_noticed else case.row.missed).append(mistake)
+    assert is_noticed
+
+
+MISTAKES = (wrong_theta, narrower_window, dropped_bias, interleaved_queries, wrong_norm, swapped_experts)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
@@ -181,11 +215,41 @@ def test_a_wrong_model_is_noticed(case: Case, mistake: Callable[[PreTrainedModel
         if not mistake(model):
             pytest.skip("this family has nothing of the kind")
     question, answer = case.questions[JUDGED], case.answers[JUDGED]
-    errors = compare(answer_logits(model, question, answer), answer).logprob_errors
-    assert errors.max() > 3 * case.tolerance
+    check_that_it_is_noticed(case, mistake.__name__, answer_logits(model, question, answer))
 
 
 def test_wrong_positions_are_noticed(case: Case) -> None:
     question, answer = case.questions[JUDGED], case.answers[JUDGED]
     logits = answer_logits(case.model, question, answer, positions=one_place_skipped)
-    assert compare(logits, answer).logprob_errors.max() > 3 * case.tolerance
+    check_that_it_is_noticed(case, one_place_skipped.__name__, logits)
+
+
+@pytest.mark.whole_matrix
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.bundles(f"{name}-bfloat16")) for name in FAMILY_MODELS]
+)
+def test_bfloat16_is_near(
+    name: str,
+    engine_of: Callable[[str], Engine],
+    reference_of: Callable[[str], PreTrainedModel],
+    matrix: dict[str, MatrixRow],
+) -> None:
+    """By the thresholds of `vinfer verify`; greedy answers may part company, their logits may not."""
+    model = reference_of(name)
+
+    def reference(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> Logits:
+        return answer_logits(model, Question(tuple(prompt_ids)), Answer(list(answer_ids)))
+
+    certificate = certify(
+        engine_of(f"{name}-bfloat16"),
+        reference,
+        [Prompt(str(length), prompt(length)) for length in LENGTHS],
+        num_token_ids=NUM_TOKENS,
+        dtype="bfloat16",
+        thresholds=default_thresholds("bfloat16", is_mixture=FAMILY_MODELS[name].tolerance > 1e-5),
+        versions={},
+    )
+    figures = certificate.report.figures
+    row = matrix.setdefault(name, MatrixRow(name, model.config.model_type, FAMILY_MODELS[name].tolerance))
+    row.top1_agreement, row.mean_kl = figures.top1_agreement, figures.mean_kl
+    assert certificate.report.verdict == "passed", shortfalls(figures, certificate.report.thresholds)

@@ -9,107 +9,16 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from gguf_files import open_written, permute, write_gguf
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers.pre_tokenizers import ByteLevel
 
-from vinfer.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from vinfer.checkpoint.gguf_checkpoint import unpermute_rotary_rows
-from vinfer.checkpoint.source import resolve_source
+from vinfer.checkpoint.checkpoint import Checkpoint
+from vinfer.checkpoint.gguf_names import unpermute_rotary_rows
+from vinfer.checkpoint.rope import RopeFacts
 from vinfer.errors import CheckpointError
 
 Tiny = Callable[..., Any]
-
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
-
-def _permute(weights: np.ndarray, num_heads: int) -> np.ndarray:
-    """`LlamaModel.permute` of llama.cpp's convert_hf_to_gguf.py."""
-    return (
-        weights.reshape(num_heads, 2, weights.shape[0] // num_heads // 2, *weights.shape[1:])
-        .swapaxes(1, 2)
-        .reshape(weights.shape)
-    )
-
-
-def _gguf_name(name: str) -> str:
-    stem, kind = name.rsplit(".", 1)
-    if not stem.startswith("model.layers."):
-        return f"{NAMES[stem]}.{kind}"
-    _, _, layer, rest = stem.split(".", 3)
-    return f"blk.{layer}.{NAMES[rest]}.{kind}"
-
-
-def _write(
-    path: Path,
-    architecture: str,
-    tensors: dict[str, np.ndarray],
-    metadata: dict[str, Any] | None = None,
-    extra_tensors: dict[str, np.ndarray] | None = None,
-) -> Path:
-    """Write what llama.cpp's converter writes for the tiny model; `...` leaves a key out."""
-    writer = gguf.GGUFWriter(path, architecture)
-    values: dict[str, Any] = {
-        f"{architecture}.block_count": 2,
-        f"{architecture}.context_length": 128,
-        f"{architecture}.embedding_length": 32,
-        f"{architecture}.feed_forward_length": 48,
-        f"{architecture}.attention.head_count": 4,
-        f"{architecture}.attention.head_count_kv": 2,
-        f"{architecture}.attention.key_length": 8,
-        f"{architecture}.attention.layer_norm_rms_epsilon": 1e-5,
-        f"{architecture}.rope.freq_base": 500000.0,
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": [*sorted(ByteLevel.alphabet()), "<s>", "</s>", "[PAD258]", "[PAD259]"],
-        "tokenizer.ggml.token_type": [1] * 256 + [3, 3, 5, 5],
-        "tokenizer.ggml.merges": ["a b"],
-        "tokenizer.ggml.bos_token_id": 256,
-        "tokenizer.ggml.eos_token_id": 257,
-    } | (metadata or {})
-    # The one merge needs its result in the vocabulary.
-    values["tokenizer.ggml.tokens"][258] = "ab"
-    for key, value in values.items():
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        elif isinstance(value, list):
-            writer.add_array(key, value)
-    for name, tensor in tensors.items():
-        permuted = architecture == "llama" and name.split(".")[-2] in ("q_proj", "k_proj")
-        heads = 4 if "q_proj" in name else 2
-        writer.add_tensor(_gguf_name(name), _permute(tensor, heads) if permuted else tensor)
-    for name, tensor in (extra_tensors or {}).items():
-        writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def _open(path: Path) -> Checkpoint:
-    return open_checkpoint(resolve_source(str(path)))
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
@@ -118,7 +27,7 @@ def test_tensors_come_back_in_hugging_face_layout(
     tmp_path: Path, tiny: Tiny, model_type: str, is_tied: bool
 ) -> None:
     tensors = tiny(model_type, tie_word_embeddings=is_tied).tensors
-    checkpoint = _open(_write(tmp_path / "x.gguf", model_type, tensors))
+    checkpoint = open_written(write_gguf(tmp_path / "x.gguf", model_type, tensors))
     assert checkpoint.model_type == model_type
     assert checkpoint.facts.is_tied == is_tied
     assert sorted(checkpoint.tensor_names()) == sorted(tensors)
@@ -133,7 +42,7 @@ def test_biases_of_a_llama_are_unpermuted_too(tmp_path: Path, tiny: Tiny) -> Non
     for name in [name for name in tensors if "self_attn" in name]:
         bias = generator.standard_normal(tensors[name].shape[0], dtype=np.float32)
         tensors[name.replace("weight", "bias")] = bias
-    checkpoint = _open(_write(tmp_path / "x.gguf", "llama", tensors))
+    checkpoint = open_written(write_gguf(tmp_path / "x.gguf", "llama", tensors))
     assert checkpoint.config["attention_bias"] is True
     for name in ("model.layers.1.self_attn.q_proj.bias", "model.layers.1.self_attn.k_proj.bias"):
         np.testing.assert_array_equal(checkpoint.read(name), tensors[name])
@@ -147,13 +56,13 @@ def test_biases_of_a_llama_are_unpermuted_too(tmp_path: Path, tiny: Tiny) -> Non
 )
 def test_unpermuting_undoes_llama_cpp(num_heads: int, half: int, columns: list[int], seed: int) -> None:
     weight = np.random.default_rng(seed).standard_normal((num_heads * half * 2, *columns), dtype=np.float32)
-    np.testing.assert_array_equal(unpermute_rotary_rows(_permute(weight, num_heads), num_heads), weight)
+    np.testing.assert_array_equal(unpermute_rotary_rows(permute(weight, num_heads), num_heads), weight)
 
 
 def test_a_quantised_tensor_is_unpermuted_after_dequantising(tmp_path: Path, tiny: Tiny) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     tensors = tiny("llama").tensors
-    stored = gguf.quantize(_permute(tensors[name], 4), gguf.GGMLQuantizationType.Q8_0)
+    stored = gguf.quantize(permute(tensors[name], 4), gguf.GGMLQuantizationType.Q8_0)
     expected = unpermute_rotary_rows(gguf.dequantize(stored, gguf.GGMLQuantizationType.Q8_0), 4)
     rest = {other: tensor for other, tensor in tensors.items() if other != name}
     writer_path = tmp_path / "x.gguf"
@@ -165,34 +74,45 @@ def test_a_quantised_tensor_is_unpermuted_after_dequantising(tmp_path: Path, tin
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gguf.GGUFWriter, "write_header_to_file", add_quantised)
-        _write(writer_path, "llama", rest)
-    read = _open(writer_path).read(name)
+        write_gguf(writer_path, "llama", rest)
+    read = open_written(writer_path).read(name)
     np.testing.assert_array_equal(read, expected)
     np.testing.assert_allclose(read, tensors[name], atol=0.02)
 
 
 def test_stored_rope_factors_divide_the_frequencies(tmp_path: Path, tiny: Tiny) -> None:
     factors = np.array([1.0, 2.0, 4.0, 8.0], np.float32)
-    plain = _open(_write(tmp_path / "plain.gguf", "llama", tiny("llama").tensors)).ropes["default"]
-    scaled = _open(
-        _write(
+    plain = open_written(write_gguf(tmp_path / "plain.gguf", "llama", tiny("llama").tensors)).ropes["default"]
+    scaled = open_written(
+        write_gguf(
             tmp_path / "x.gguf", "llama", tiny("llama").tensors, extra_tensors={"rope_freqs.weight": factors}
         )
     ).ropes["default"]
     assert plain.theta == 500000.0
-    np.testing.assert_array_equal(scaled.inverse_frequencies(), plain.inverse_frequencies() / factors)
+    np.testing.assert_array_equal(scaled.inverse_frequencies(8), plain.inverse_frequencies(8) / factors)
 
 
 def test_linear_scaling_is_translated(tmp_path: Path, tiny: Tiny) -> None:
     metadata = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
-    checkpoint = _open(_write(tmp_path / "x.gguf", "llama", tiny("llama").tensors, metadata))
-    rope = checkpoint.ropes["default"]
-    assert (rope.rope_type, rope.factor) == ("linear", 4.0)
+    checkpoint = open_written(write_gguf(tmp_path / "x.gguf", "llama", tiny("llama").tensors, metadata))
+    assert checkpoint.ropes["default"] == RopeFacts(
+        theta=500000.0, rotary_dim=8, rope_type="linear", factor=4.0
+    )
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
+def test_only_llama_takes_stored_rope_factors(tmp_path: Path, tiny: Tiny, architecture: str) -> None:
+    extra = {"rope_freqs.weight": np.ones(4, np.float32)}
+    path = write_gguf(tmp_path / "x.gguf", architecture, tiny(architecture).tensors, extra_tensors=extra)
+    with pytest.raises(CheckpointError, match=r"'rope_freqs\.weight' that vinfer has no place for"):
+        open_written(path)
 
 
 def test_every_end_token_counts(tmp_path: Path, tiny: Tiny) -> None:
     metadata = {"tokenizer.ggml.eot_token_id": 7, "tokenizer.ggml.eom_token_id": 8}
-    generation = _open(_write(tmp_path / "x.gguf", "llama", tiny("llama").tensors, metadata)).generation
+    generation = open_written(
+        write_gguf(tmp_path / "x.gguf", "llama", tiny("llama").tensors, metadata)
+    ).generation
     assert generation.eos_token_ids == (7, 8, 257)
     assert (generation.bos_token_id, generation.pad_token_id) == (256, None)
 
@@ -217,17 +137,18 @@ def test_every_end_token_counts(tmp_path: Path, tiny: Tiny) -> None:
 def test_what_is_not_served_is_refused_by_name(
     tmp_path: Path, tiny: Tiny, metadata: dict[str, Any], message: str
 ) -> None:
-    path = _write(tmp_path / "x.gguf", "llama", tiny("llama").tensors, metadata)
+    path = write_gguf(tmp_path / "x.gguf", "llama", tiny("llama").tensors, metadata)
     with pytest.raises(CheckpointError, match=message):
-        _open(path)
+        open_written(path)
 
 
 def test_another_architecture_is_refused_by_name(tmp_path: Path, tiny: Tiny) -> None:
-    path = _write(tmp_path / "x.gguf", "gemma3", tiny("llama").tensors)
+    path = write_gguf(tmp_path / "x.gguf", "gemma3n", tiny("llama").tensors)
     with pytest.raises(
-        CheckpointError, match=r"general\.architecture = 'gemma3': vinfer serves llama, qwen2, qwen3"
+        CheckpointError,
+        match=r"general\.architecture = 'gemma3n': vinfer serves gemma2, gemma3, llama, qwen2, qwen3",
     ):
-        _open(path)
+        open_written(path)
 
 
 @pytest.mark.parametrize(
@@ -243,9 +164,9 @@ def test_a_tensor_without_a_place_is_refused(
     tmp_path: Path, tiny: Tiny, name: str, shape: tuple[int, ...], message: str
 ) -> None:
     extra = {name: np.ones(shape, np.float32)}
-    path = _write(tmp_path / "x.gguf", "llama", tiny("llama").tensors, extra_tensors=extra)
+    path = write_gguf(tmp_path / "x.gguf", "llama", tiny("llama").tensors, extra_tensors=extra)
     with pytest.raises(CheckpointError, match=message):
-        _open(path)
+        open_written(path)
 
 
 def test_smollm2_answers_with_these_weights(smollm2: Checkpoint, tmp_path: Path) -> None:
@@ -272,7 +193,9 @@ def _llama_logits(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
         config[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim")
     )
     length = len(ids)
-    angles = np.outer(np.arange(length, dtype=np.float32), checkpoint.ropes["default"].inverse_frequencies())
+    angles = np.outer(
+        np.arange(length, dtype=np.float32), checkpoint.ropes["default"].inverse_frequencies(length)
+    )
     cos, sin = (np.concatenate([f(angles)] * 2, axis=-1)[:, None] for f in (np.cos, np.sin))
     mask = np.triu(np.full((length, length), -np.inf, np.float32), 1)
 

@@ -125,6 +125,18 @@ def test_bos_is_added_where_the_family_does(pre: str, add_bos: object, expected:
     assert _tokenizer(pre, add_bos_token=add_bos).encode("x").tokens == expected
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"add_eos_token": True}, ["x", "<end>"]),
+        ({"add_eos_token": True, "add_bos_token": True}, ["<bos>", "x", "<end>"]),
+        ({"add_bos_token": True, "bos_token_id": ...}, ["x"]),
+    ],
+)
+def test_the_file_says_what_stands_around_a_text(flags: dict[str, Any], expected: list[str]) -> None:
+    assert _tokenizer("gpt-2", **flags).encode("x").tokens == expected
+
+
 def test_control_tokens_are_special_and_user_tokens_are_not() -> None:
     tokenizer = _tokenizer("qwen2")
     ids = tokenizer.encode("a<end>b<user>c", add_special_tokens=False).ids
@@ -149,16 +161,20 @@ def test_only_llama_3_takes_whole_words_without_merges() -> None:
         ),
         ("tekken", {}, "'tekken'"),
         ("gpt-2", {"pre": ...}, "'default'"),
-        ("gpt-2", {"model": "llama"}, "tokenizer.ggml.model = 'llama': only gpt2"),
+        ("gpt-2", {"model": "bert"}, "tokenizer.ggml.model = 'bert': only gpt2"),
         ("gpt-2", {"model": ...}, "no tokenizer.ggml.model"),
         ("gpt-2", {"tokens": ...}, "no list of strings tokenizer.ggml.tokens"),
         ("gpt-2", {"merges": ...}, "tokenizer.ggml.merges"),
         ("gpt-2", {"merges": ["1 2 3"]}, "do not fit"),
         ("gpt-2", {"merges": ["zz 2"]}, "do not fit"),
         ("gpt-2", {"tokens": [*ALPHABET, *WORDS, "1", "2", "3"]}, "3 tokens twice"),
-        ("gpt-2", {"token_type": np.array([1])}, "one number for each"),
-        ("gpt-2", {"token_type": ...}, "one number for each"),
-        ("gpt-2", {"bos_token_id": ALPHABET.index(":"), "add_bos_token": True}, "':' cannot begin a text"),
+        ("gpt-2", {"token_type": np.array([1])}, "one integer for each"),
+        ("gpt-2", {"token_type": ...}, "one integer for each"),
+        (
+            "gpt-2",
+            {"bos_token_id": ALPHABET.index(":"), "add_bos_token": True},
+            "':' cannot be put around a text",
+        ),
         ("gpt-2", {"eos_token_id": 10**6}, "eos_token_id = 1000000"),
     ],
 )

@@ -10,8 +10,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters, open_checkpoint
 from vinfer.checkpoint.source import resolve_source
@@ -228,6 +230,27 @@ def test_the_tokenizer_is_written_unchanged(hf_directory: Write, tmp_path: Path)
     assert Tokenizer.from_file(str(written / "tokenizer.json")).encode("Ā<s>").ids[-1] == 256
 
 
+@pytest.mark.parametrize("adds_bos", [None, True, False])
+@pytest.mark.parametrize("has_processor", [True, False])
+def test_bos_is_added_where_transformers_adds_it(
+    hf_directory: Write, tmp_path: Path, has_processor: bool, adds_bos: bool | None
+) -> None:
+    """The post-processor of tokenizer.json decides, `add_bos_token` beside it does not."""
+    import transformers
+
+    directory = hf_directory()
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    if has_processor:
+        tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    changes = {} if adds_bos is None else {"add_bos_token": adds_bos}
+    _edit(directory / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", **changes)
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)("hi").input_ids
+    _open(directory).write_tokenizer(tmp_path)
+    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("hi").ids == theirs
+    assert (theirs[0] == 256) == has_processor
+
+
 @pytest.mark.parametrize(
     ("in_config", "in_file", "expected"),
     [
@@ -257,4 +280,48 @@ def test_a_chat_template_that_cannot_be_chosen_is_refused(
     directory = hf_directory()
     _edit(directory / "tokenizer_config.json", chat_template=template)
     with pytest.raises(CheckpointError, match=message):
+        _open(directory)
+
+
+def test_tensors_are_listed_shard_by_shard_as_they_are_stored(hf_directory: Write) -> None:
+    directory = hf_directory(num_shards=3)
+    stored: list[str] = []
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="np") as file:
+            stored += file.offset_keys()
+    assert _open(directory).tensor_names() == stored
+    assert stored != sorted(stored)
+
+
+def test_a_shard_that_is_cut_after_it_was_opened_is_an_error_in_words(hf_directory: Write) -> None:
+    """A memory map would end the process with SIGBUS."""
+    directory = hf_directory()
+    checkpoint = _open(directory)
+    last = checkpoint.tensor_names()[-1]
+    _cut(directory / "model.safetensors", 4000)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has become shorter"):
+        checkpoint.read(last)
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"cannot read .*model\.safetensors: No such file"):
+        checkpoint.read(last)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}},
+        {"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}},
+        {"w": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}},
+        {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 2**63]}},
+        {"w": {"dtype": "F32", "shape": "x", "data_offsets": [0, 4]}},
+        {"w": [1]},
+        ["w"],
+        {"w": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}},
+    ],
+)
+def test_a_header_that_lies_is_refused(hf_directory: Write, header: object) -> None:
+    directory = hf_directory()
+    text = json.dumps(header).encode()
+    (directory / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * 4)
+    with pytest.raises(CheckpointError, match="truncated or not a safetensors file"):
         _open(directory)

@@ -125,8 +125,6 @@ def test_what_cannot_change_logits_is_left_out(tiny: Tiny, harmless: dict[str, A
         ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps"),
         ("llama", {"tie_word_embeddings": "no"}, "tie_word_embeddings"),
         ("llama", {"rope_parameters": [1]}, "rope_parameters"),
-        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'.*default, linear, llama3"),
-        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
         ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "full_attention"),
         ("llama", {"rope_parameters": {"rope_type": "linear"}}, "no factor"),
         ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": -1}}, "rope_theta = -1"),

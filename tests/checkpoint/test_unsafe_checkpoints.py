@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from vinfer.checkpoint.checkpoint import open_checkpoint
-from vinfer.checkpoint.safety import refuse_unsafe
 from vinfer.checkpoint.source import resolve_source
 from vinfer.errors import CheckpointError
 
@@ -27,6 +27,8 @@ def _edit(path: Path, change: dict[str, object]) -> None:
         "tokenizer_config.json",
         "processor_config.json",
         "preprocessor_config.json",
+        "video_preprocessor_config.json",
+        "audio_tokenizer_config.json",
         "generation_config.json",
     ],
 )
@@ -36,11 +38,14 @@ def test_auto_map_is_refused_and_its_module_never_runs(
 ) -> None:
     directory = hf_directory()
     canary = tmp_path / "canary"
-    (directory / "payload.py").write_text(f"open({str(canary)!r}, 'w')")
+    payload = f"open({str(canary)!r}, 'w').close()"
+    (directory / "payload.py").write_text(payload)
     _edit(directory / file_name, change)
     with pytest.raises(CheckpointError, match=f"{file_name}.*auto_map.*never runs"):
         open_checkpoint(resolve_source(str(directory)))
     assert not canary.exists()
+    exec(payload)
+    assert canary.exists(), "the payload works"
 
 
 def test_auto_map_is_refused_before_anything_else_is_judged(hf_directory: Callable[..., Path]) -> None:
@@ -51,14 +56,61 @@ def test_auto_map_is_refused_before_anything_else_is_judged(hf_directory: Callab
         open_checkpoint(resolve_source(str(directory)))
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".pkl", ".ckpt", ".BIN"])
-def test_weights_only_as_pickles_are_refused(hf_directory: Callable[..., Path], suffix: str) -> None:
+class _Payload:
+    """Writes a file when its pickle is loaded."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.canary,)
+
+
+PICKLES = [
+    "pytorch_model.bin",
+    "pytorch_model-00001-of-00002.bin",
+    "consolidated.00.pth",
+    "model.pt",
+    "model.pkl",
+    "model.pickle",
+    "epoch.ckpt",
+    "MODEL.BIN",
+]
+
+
+@pytest.mark.parametrize("file_name", PICKLES)
+def test_weights_only_as_pickles_are_refused_and_never_loaded(
+    hf_directory: Callable[..., Path], tmp_path: Path, file_name: str
+) -> None:
     directory = hf_directory()
-    (directory / f"weights{suffix}").write_bytes(b"\x80\x04.")
-    refuse_unsafe(directory)  # with safetensors beside it, it is ignored
+    canary = tmp_path / "canary"
+    weights = directory / file_name
+    weights.write_bytes(pickle.dumps(_Payload(canary)))
+    # With safetensors beside it, it is ignored.
+    checkpoint = open_checkpoint(resolve_source(str(directory)))
+    checkpoint.read("model.norm.weight")
     (directory / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=rf"only as pickles \(weights{suffix}\).*safe_serialization"):
+    with pytest.raises(CheckpointError, match=rf"only as pickles \({file_name}\).*safe_serialization"):
         open_checkpoint(resolve_source(str(directory)))
+    assert not canary.exists()
+    pickle.loads(weights.read_bytes())
+    assert canary.exists(), "the payload works"
+
+
+@pytest.mark.parametrize(
+    "pickled", ["pytorch_model.bin", "model.safetensors", "model-00001-of-00001.safetensors"]
+)
+def test_a_pickle_is_not_loaded_where_the_index_or_its_name_says_safetensors(
+    hf_directory: Callable[..., Path], tmp_path: Path, pickled: str
+) -> None:
+    directory = hf_directory()
+    canary = tmp_path / "canary"
+    (directory / pickled).write_bytes(pickle.dumps(_Payload(canary)))
+    index = {"weight_map": {"model.norm.weight": pickled}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=f"{pickled} is truncated or not a safetensors file"):
+        open_checkpoint(resolve_source(str(directory)))
+    assert not canary.exists()
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, "[]", '{"a": ' * 50_000])

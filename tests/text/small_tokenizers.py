@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as FastTokenizer
 
 SPECIALS = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
@@ -43,9 +43,10 @@ def byte_level_and_more() -> FastTokenizer:
     return fast
 
 
-def _sentencepiece_model() -> models.BPE:
+def _sentencepiece_model(*more_pieces: str) -> models.BPE:
     alphabet = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", *map(chr, range(0x21, 0x7F))]
-    vocab, merges = _bpe_vocab(alphabet, [prefix + word for prefix in ("▁", "") for word in WORDS[:3]])
+    words = [prefix + word for prefix in ("▁", "") for word in WORDS[:3]]
+    vocab, merges = _bpe_vocab([*alphabet, *more_pieces], words)
     return models.BPE(vocab=vocab, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
 
 
@@ -56,6 +57,28 @@ def sentencepiece_legacy() -> FastTokenizer:
     fast.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
+    return fast
+
+
+def llama() -> FastTokenizer:
+    """Llama 2 and Mistral as transformers 5 writes them: one space before the text, not decoded."""
+    fast = FastTokenizer(_sentencepiece_model())
+    fast.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    fast.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return fast
+
+
+def gemma() -> FastTokenizer:
+    """No space is added or taken; runs of newlines and of spaces are tokens that are not special."""
+    runs = ["\n", "\n\n", "▁▁", "▁▁▁", "<table>"]
+    fast = FastTokenizer(_sentencepiece_model(*runs))
+    fast.normalizer = normalizers.Replace(" ", "▁")
+    fast.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    fast.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    fast.add_tokens([AddedToken(run, normalized=run.startswith("▁")) for run in runs])
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return fast
 
 
@@ -99,6 +122,8 @@ KINDS: dict[str, Callable[[], FastTokenizer]] = {
         byte_level,
         byte_level_and_more,
         sentencepiece_legacy,
+        llama,
+        gemma,
         metaspace_first,
         wordpiece,
         unigram,

@@ -14,7 +14,8 @@ from tokenizers import AddedToken
 from vinfer.text.detokenizer import Detokenizer
 from vinfer.text.tokenizer import Tokenizer
 
-BYTE_FALLBACK = ("sentencepiece_legacy", "metaspace_first")
+STRIPS_FIRST_SPACE = ("sentencepiece_legacy", "llama", "metaspace_first")
+BYTE_FALLBACK = (*STRIPS_FIRST_SPACE, "gemma")
 BYTE_PIECES = [b"\xe2", b"\x82", b"\xf0\x9f", b"\xac", b"\xff", b"a", "€".encode(), "😀".encode()]
 ALL_KINDS = ("byte_level", *BYTE_FALLBACK, "wordpiece", "unigram", "no_decoder")
 shared_tokenizers = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -69,8 +70,9 @@ def test_byte_fallback_with_invalid_runs(
     """Runs of bytes are UTF-8 with replacement; what stands between them is decoded as ever."""
     tokenizer = tokenizers_of_all_kinds[kind]
     runs = data.draw(st.lists(st.lists(st.sampled_from(BYTE_PIECES), min_size=1).map(b"".join), max_size=4))
-    word = tokenizer.encode_plain("the")
-    ids, expected = (list(word), "the") if data.draw(st.booleans()) or not runs else ([], "")
+    word = [tokenizer.token_to_id("▁the")]
+    first = " the" if kind == "gemma" else "the"
+    ids, expected = (list(word), first) if data.draw(st.booleans()) or not runs else ([], "")
     for run in runs:
         ids += byte_ids(tokenizer, run) + word
         expected += run.decode("utf-8", "replace") + " the"
@@ -113,7 +115,7 @@ def test_valid_characters_stay_when_invalid_bytes_follow(
     assert tokenizer.decode(ids, skip_special_tokens=True).count("\ufffd") == 4
 
 
-@pytest.mark.parametrize("kind", BYTE_FALLBACK)
+@pytest.mark.parametrize("kind", STRIPS_FIRST_SPACE)
 def test_leading_space_belongs_to_the_text_only_after_a_prompt(
     tokenizers_of_all_kinds: dict[str, Tokenizer], kind: str
 ) -> None:
@@ -125,6 +127,44 @@ def test_leading_space_belongs_to_the_text_only_after_a_prompt(
     assert stream(tokenizer, [the_cat[:1], [end], the_cat[1:]]) == ["the", "", " cat", ""]
     assert stream(tokenizer, [[end], the_cat]) == ["", "the cat", ""]
     assert stream(tokenizer, [the_cat], prompt_tail=[end, *the_cat]) == [" the cat", ""]
+
+
+def test_gemma_keeps_a_leading_space(tokenizers_of_all_kinds: dict[str, Tokenizer]) -> None:
+    tokenizer = tokenizers_of_all_kinds["gemma"]
+    the_cat = [tokenizer.token_to_id("▁the"), tokenizer.token_to_id("▁cat")]
+    assert stream(tokenizer, [the_cat]) == [" the cat", ""]
+    assert stream(tokenizer, [the_cat], prompt_tail=the_cat) == [" the cat", ""]
+
+
+def test_runs_of_spaces_and_newlines_are_shown_as_they_come(
+    tokenizers_of_all_kinds: dict[str, Tokenizer],
+) -> None:
+    tokenizer = tokenizers_of_all_kinds["gemma"]
+    cuts = [[token_id] for token_id in tokenizer.encode_plain("<table>\n\n\n   the  cat")]
+    assert stream(tokenizer, cuts) == ["<table>", "\n\n", "\n", "   ", "the", "  ", "cat", ""]
+
+
+@pytest.mark.parametrize("kind", ["byte_level", *BYTE_FALLBACK])
+@shared_tokenizers
+@given(data=st.data())
+def test_an_answer_goes_on_where_the_prompt_ended(
+    tokenizers_of_all_kinds: dict[str, Tokenizer], kind: str, data: st.DataObject
+) -> None:
+    """Cut anywhere between two characters, prompt and answer are one text; no half character on the way."""
+    tokenizer = tokenizers_of_all_kinds[kind]
+    words = st.sampled_from(["the", " cat", " ", "   ", "\n", "\n\n", "é", "€", "😀", "日本", "<table>", "x"])
+    text = "".join(data.draw(st.lists(words, min_size=1, max_size=12)))
+    ids = tokenizer.encode_plain(text)
+    ends = [
+        end
+        for end in range(len(ids) + 1)
+        if "\ufffd" not in tokenizer.decode(ids[:end], skip_special_tokens=True)
+    ]
+    begin = data.draw(st.sampled_from(ends))
+    prompt_text = tokenizer.decode(ids[:begin], skip_special_tokens=True)
+    pieces = stream(tokenizer, [[token_id] for token_id in ids[begin:]], prompt_tail=ids[:begin])
+    assert prompt_text + "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
+    assert not any("\ufffd" in piece for piece in pieces)
 
 
 @pytest.mark.parametrize("kind", ["byte_level", *BYTE_FALLBACK])

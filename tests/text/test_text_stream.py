@@ -61,3 +61,21 @@ def test_stop_token_inside_a_stop_string_match(tokenizer: Tokenizer) -> None:
     stream = TextStream(tokenizer, stop=["the"])
     delta = stream.push(ids(tokenizer, "the", "!", "</s>"), ends_with_stop_token=True, is_last=True)
     assert delta == TextDelta("", 1, "the")
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "num_tokens"),
+    [
+        (" cat", "the", 2),
+        ("\n", "the cat", 3),  # the token is two newlines
+        ("\n\n€", "the cat", 6),  # three byte tokens
+        ("€ ", "the cat\n\n", 7),
+    ],
+)
+def test_stop_strings_over_sentencepiece_tokens(
+    tokenizers_of_all_kinds: dict[str, Tokenizer], stop: str, text: str, num_tokens: int
+) -> None:
+    tokenizer = tokenizers_of_all_kinds["gemma"]
+    answer = tokenizer.encode_plain("the cat\n\n€ sat")
+    delta = TextStream(tokenizer, stop=[stop]).push(answer)
+    assert delta == TextDelta(text, num_tokens, stop)

@@ -78,7 +78,7 @@ def test_special_strings_are_special_in_encode_only(
     assert tokenizer.token_to_id(END) not in plain
 
 
-@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece_legacy", "metaspace_first"])
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece_legacy", "llama", "gemma", "metaspace_first"])
 def test_plain_text_survives(tokenizers_of_all_kinds: dict[str, Tokenizer], kind: str) -> None:
     tokenizer = tokenizers_of_all_kinds[kind]
     text = f"the {END}cat </s> <unk>日本 <|im_start|"
@@ -98,7 +98,9 @@ def test_prompt_without_user_specials_is_encode(
     assert tokenizer.encode_prompt(prompt) == tokenizer.encode(text, add_special_tokens=False)
 
 
-@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece_legacy", "metaspace_first", "unigram"])
+@pytest.mark.parametrize(
+    "kind", ["byte_level", "sentencepiece_legacy", "llama", "gemma", "metaspace_first", "unigram"]
+)
 def test_user_specials_are_text_and_the_rest_is_untouched(
     tokenizers_of_all_kinds: dict[str, Tokenizer], kind: str
 ) -> None:
@@ -185,6 +187,17 @@ def test_bos_only_where_asked_for(tmp_path: Path) -> None:
     assert tokenizer.encode("the", add_special_tokens=True) == [1, the]
     assert tokenizer.encode("the", add_special_tokens=False) == [the]
     assert tokenizer.encode_plain("the") == [the]
+    assert tokenizer.encode_prompt(rendered("the")) == [the]
+
+
+def test_bos_is_not_added_to_a_chat_whose_template_writes_it(
+    tokenizers_of_all_kinds: dict[str, Tokenizer],
+) -> None:
+    tokenizer = tokenizers_of_all_kinds["gemma"]
+    bos, the = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("the")
+    assert tokenizer.encode("the", add_special_tokens=True) == [bos, the]
+    assert tokenizer.encode_prompt(rendered("", "<s>", "the")) == [bos, the]
+    assert tokenizer.encode_prompt(rendered("", "<s>", "the</s>")).count(bos) == 1
     assert tokenizer.encode_prompt(rendered("the")) == [the]
 
 

@@ -18,6 +18,8 @@ from tiny.families import FAMILY_MODELS
 from tiny.models import TinyModel
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from vinfer.parity.corrections import correct
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -130,6 +132,7 @@ def reference(name: str, dtype: str = "float32") -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         checkpoint(name), dtype=getattr(torch, dtype), attn_implementation="eager", local_files_only=True
     )
+    correct(model)
     return model.eval()
 
 
@@ -156,7 +159,9 @@ def _draw(path: str, parameter: torch.Tensor, spec: TinyModel, generator: torch.
         return SCORE_DEVIATION**0.5 * (1 + 0.2 * noise) - (1 - spec.norm_mean)
     if parameter.ndim == 1:
         is_norm = "norm" in layer or layer.startswith("ln_")
-        return spec.norm_mean + 0.2 * noise if is_norm and path.endswith("weight") else spec.bias_deviation * noise
+        if is_norm and path.endswith("weight"):
+            return spec.norm_mean + 0.2 * noise
+        return spec.bias_deviation * noise
     if layer in ("embed_tokens", "embed_in", "wte"):
         return noise * spec.embedding_deviation
     if layer in ("lm_head", "embed_out", "wpe"):

@@ -17,6 +17,8 @@ import types
 from pathlib import Path
 from typing import Any
 
+from tiny.easydel_mixtures import errors_of_its_mixtures
+
 
 class NoMesh(contextlib.nullcontext[None]):
     """A mesh of one device that is no context for anything."""
@@ -53,7 +55,6 @@ def model_facts(directory: Path) -> dict[str, Any]:
     import numpy as np
 
     from vinfer.build import easydel_model, kv_cache
-    from vinfer.build.export import rope_table
     from vinfer.checkpoint.checkpoint import open_checkpoint
     from vinfer.checkpoint.family import ONE_ROPE
     from vinfer.checkpoint.source import resolve_source
@@ -76,7 +77,7 @@ def model_facts(directory: Path) -> dict[str, Any]:
     weights = [draw.normal(size=w.shape, scale=w.shape[0] ** -0.5).astype(np.float32) for w in model.weights]
     kv_shape = (num_slots, max_model_len, checkpoint.facts.num_kv_heads, checkpoint.facts.key_dim)
     tokens = draw.integers(0, 256, (1, 2 * length)).astype(np.int32)
-    weights.append(rope_table(checkpoint.ropes[ONE_ROPE], max_model_len))
+    weights.append(checkpoint.ropes[ONE_ROPE].table(max_model_len))
 
     def hidden_of_second_chunk() -> Any:
         kv: Any = [jnp.zeros(kv_shape) for _ in range(2 * checkpoint.facts.num_layers)]
@@ -126,6 +127,7 @@ def model_facts(directory: Path) -> dict[str, Any]:
     facts["rope_table_dtype"] = str(jax.tree.leaves(frequencies)[0].dtype)
     facts["rope_theta_of_rope_parameters"] = float(config.rope_theta)
     facts["attn_dtype_by_default"] = str(jnp.dtype(config.attn_dtype))
+    facts["errors_of_mixtures"] = errors_of_its_mixtures()
     facts["qwen2_layer_types_by_default"] = sorted(set(Qwen2Config(num_hidden_layers=30).layer_types))
     return facts
 

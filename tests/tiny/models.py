@@ -34,9 +34,10 @@ class TinyModel:
         tolerance: largest error of a logprob as a fraction of the largest logit; more than the usual
             only with a reason.
         bias_deviation: standard deviation of biases; less where they would drown what the token says.
-        embedding_deviation: the same of the token embedding.
         norm_mean: of norm weights; 0 where the family multiplies by 1 + weight.
         stores_inputs_first: its matrices are [in, out].
+        embedding_deviation: of the embedding's entries; small where a family multiplies them, or a tied head
+            would say the same token over and over.
     """
 
     family: str
@@ -46,9 +47,9 @@ class TinyModel:
     model_class: str | None = None
     tolerance: float = 1e-5
     bias_deviation: float = 0.3
-    embedding_deviation: float = 0.3
     norm_mean: float = 1.0
     stores_inputs_first: bool = False
+    embedding_deviation: float = 0.3
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of the config class."""

@@ -6,6 +6,6 @@ from typing import Any
 
 
 def drop_output_bias(attention: Any) -> None:
-    """Take the bias off o_proj: `UnifiedAttention._create_o_proj` gives it one wherever q, k and v have one."""
+    """Take the bias off o_proj: `UnifiedAttention._create_o_proj` gives it one where q, k and v have one."""
     attention.o_proj.use_bias = False
     attention.o_proj.bias = None

@@ -10,8 +10,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vinfer.build.easydel_cohere import correct_cohere2
+from vinfer.build.easydel_gemma import cap_attention_logits
 from vinfer.build.easydel_glm import correct_glm4
 from vinfer.build.easydel_gpt import correct_gpt2, correct_gpt_neox
+from vinfer.build.easydel_mixtures import compute_mixtures_exactly
+from vinfer.build.easydel_olmo import ROPES as OLMO3_ROPES
+from vinfer.build.easydel_olmo import give_each_norm_its_size, rotate_by_layer_type
+from vinfer.build.easydel_phi import mask_once
 from vinfer.build.easydel_stablelm import correct_stablelm
 from vinfer.build.weights import Part
 from vinfer.checkpoint.family import ONE_ROPE
@@ -30,10 +36,45 @@ def usual_parts(name: str, shape: tuple[int, ...]) -> Parts:
     return (Part(source, is_transposed=kind == "kernel" and len(shape) == 2),)
 
 
+def mixture_parts(experts: str) -> Callable[[str, tuple[int, ...]], Parts]:
+    """Make the naming of a family whose checkpoint has a tensor per expert.
+
+    Args:
+        experts: the attribute that EasyDeL's stacks and the checkpoint's numbers stand under.
+    """
+
+    def parts(name: str, shape: tuple[int, ...]) -> Parts:
+        layer, found, projection = name.partition(f".{experts}.")
+        if not found:
+            return usual_parts(name, shape)
+        linear = projection.removesuffix(".kernel")
+        return tuple(
+            Part(f"{layer}.{experts}.{expert}.{linear}.weight", is_transposed=True)
+            for expert in range(shape[0])
+        )
+
+    return parts
+
+
+def gpt_oss_parts(name: str, shape: tuple[int, ...]) -> Parts:
+    """Name stacks of gpt-oss: [expert, in, out] as EasyDeL has them, columns of gate and up in turn."""
+    layer, found, projection = name.partition(".mlp.experts.")
+    if not found:
+        return usual_parts(name, shape)
+    linear, kind = projection.split(".")
+    ending = "_bias" if kind == "bias" else ""
+    if linear == "down_proj":
+        return (Part(f"{layer}.mlp.experts.down_proj{ending}"),)
+    first = {"gate_proj": 0, "up_proj": 1}[linear]
+    return (Part(f"{layer}.mlp.experts.gate_up_proj{ending}", index=(..., slice(first, None, 2))),)
+
+
 def gpt2_parts(name: str, shape: tuple[int, ...]) -> Parts:
     """As `usual_parts`, but for the layers: transformers' Conv1D is stored [in, out]."""
     (part,) = usual_parts(name, shape)
-    return (dataclasses.replace(part, is_transposed=part.is_transposed and not name.startswith("transformer.")),)
+    return (
+        dataclasses.replace(part, is_transposed=part.is_transposed and not name.startswith("transformer.")),
+    )
 
 
 def nothing(module: Any) -> None:
@@ -70,6 +111,31 @@ class EasyDeLFamily:
 
 
 EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
+    "cohere2": EasyDeLFamily(
+        module="cohere2",
+        config_class="Cohere2Config",
+        model_class="Cohere2ForCausalLM",
+        correct=correct_cohere2,
+    ),
+    "gemma2": EasyDeLFamily(
+        module="gemma2",
+        config_class="Gemma2Config",
+        model_class="Gemma2ForCausalLM",
+        correct=cap_attention_logits,
+    ),
+    "gemma3_text": EasyDeLFamily(
+        module="gemma3",
+        config_class="Gemma3TextConfig",
+        model_class="Gemma3ForCausalLM",
+        ropes={"full_attention": "frequencies", "sliding_attention": "default_frequencies"},
+    ),
+    "gpt_oss": EasyDeLFamily(
+        module="gpt_oss",
+        config_class="GptOssConfig",
+        model_class="GptOssForCausalLM",
+        parts=gpt_oss_parts,
+        correct=compute_mixtures_exactly,
+    ),
     "glm4": EasyDeLFamily(
         module="glm4", config_class="Glm4Config", model_class="Glm4ForCausalLM", correct=correct_glm4
     ),
@@ -96,8 +162,44 @@ EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
         correct=correct_gpt_neox,
     ),
     "llama": EasyDeLFamily(module="llama", config_class="LlamaConfig", model_class="LlamaForCausalLM"),
+    "mistral": EasyDeLFamily(
+        module="mistral", config_class="MistralConfig", model_class="MistralForCausalLM"
+    ),
+    "mixtral": EasyDeLFamily(
+        module="mixtral",
+        config_class="MixtralConfig",
+        model_class="MixtralForCausalLM",
+        parts=mixture_parts("block_sparse_moe.experts"),
+        correct=compute_mixtures_exactly,
+    ),
+    "olmo2": EasyDeLFamily(
+        module="olmo2",
+        config_class="Olmo2Config",
+        model_class="Olmo2ForCausalLM",
+        correct=give_each_norm_its_size,
+    ),
+    "olmo3": EasyDeLFamily(
+        module="olmo3",
+        config_class="Olmo3Config",
+        model_class="Olmo3ForCausalLM",
+        ropes={name: f"{name}_frequencies" for name in OLMO3_ROPES},
+        correct=rotate_by_layer_type,
+    ),
+    "phi3": EasyDeLFamily(
+        module="phi3", config_class="Phi3Config", model_class="Phi3ForCausalLM", correct=mask_once
+    ),
     "qwen2": EasyDeLFamily(module="qwen2", config_class="Qwen2Config", model_class="Qwen2ForCausalLM"),
     "qwen3": EasyDeLFamily(module="qwen3", config_class="Qwen3Config", model_class="Qwen3ForCausalLM"),
+    "qwen3_moe": EasyDeLFamily(
+        module="qwen3_moe",
+        config_class="Qwen3MoeConfig",
+        model_class="Qwen3MoeForCausalLM",
+        parts=mixture_parts("mlp.experts"),
+        correct=compute_mixtures_exactly,
+    ),
+    "smollm3": EasyDeLFamily(
+        module="smollm3", config_class="SmolLM3Config", model_class="SmolLM3ForCausalLM"
+    ),
     "stablelm": EasyDeLFamily(
         module="stablelm",
         config_class="StableLmConfig",

@@ -9,11 +9,9 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
@@ -22,7 +20,8 @@ from vinfer.build.easydel_model import EasyDeLModel
 from vinfer.build.plan import BuildPlan
 from vinfer.build.programs import Programs
 from vinfer.build.state import state_specs
-from vinfer.build.weights import Weight
+from vinfer.build.weight_file import num_bytes, write_weight_file
+from vinfer.build.weights import Weight, in_stored_order
 from vinfer.bundle import (
     FORMAT_VERSION,
     ArraySpec,
@@ -36,7 +35,6 @@ from vinfer.bundle import (
 )
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.generation import GenerationFacts
-from vinfer.checkpoint.rope import RopeFacts
 from vinfer.errors import BuildError
 
 WEIGHT_FILE_BYTES = 2 << 30
@@ -105,24 +103,31 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
 def _write_weights(
     model: EasyDeLModel, checkpoint: Checkpoint, directory: Path, progress: Progress
 ) -> tuple[WeightSpec, ...]:
+    """Write the weights in the order in which the checkpoint stores them; return them in the model's."""
     directory.mkdir()
-    specs: list[WeightSpec] = []
-    for index, group in enumerate(_grouped(model.weights)):
+    num_written = 0
+
+    def written() -> None:
+        nonlocal num_written
+        num_written += 1
+        progress("converting weights", num_written, len(model.weights) + 1)
+
+    files: dict[str, str] = {}
+    for index, group in enumerate(_grouped(in_stored_order(model.weights, checkpoint.tensor_names()))):
         file = f"{index:05d}.safetensors"
-        arrays = {}
-        for weight in group:
-            pieces = list(weight.pieces(checkpoint.read))
-            arrays[weight.name] = pieces[0] if len(pieces) == 1 else np.stack(pieces)
-            specs.append(
-                WeightSpec(
-                    name=weight.name, shape=weight.shape, dtype=weight.dtype, axes=weight.axes, file=file
-                )
-            )
-            progress("converting weights", len(specs), len(model.weights) + 1)
-        save_file(arrays, directory / file)
-    tables = {
-        f"rope.{name}": rope_table(checkpoint.ropes[name], model.max_model_len) for name in model.rope_names
-    }
+        files |= {weight.name: file for weight in group}
+        write_weight_file(directory / file, group, checkpoint.read, written=written)
+    specs = [
+        WeightSpec(
+            name=weight.name,
+            shape=weight.shape,
+            dtype=weight.dtype,
+            axes=weight.axes,
+            file=files[weight.name],
+        )
+        for weight in model.weights
+    ]
+    tables = {f"rope.{name}": checkpoint.ropes[name].table(model.max_model_len) for name in model.rope_names}
     for name, table in tables.items():
         specs.append(WeightSpec(name=name, shape=table.shape, dtype="float32", file="rope.safetensors"))
     if tables:
@@ -133,24 +138,14 @@ def _write_weights(
 
 def _grouped(weights: Sequence[Weight]) -> Iterator[list[Weight]]:
     group: list[Weight] = []
-    num_bytes = 0
+    size = 0
     for weight in weights:
-        size = int(np.prod(weight.shape)) * np.dtype(weight.dtype).itemsize
-        if group and num_bytes + size > WEIGHT_FILE_BYTES:
+        if group and size + num_bytes(weight) > WEIGHT_FILE_BYTES:
             yield group
-            group, num_bytes = [], 0
+            group, size = [], 0
         group.append(weight)
-        num_bytes += size
+        size += num_bytes(weight)
     yield group
-
-
-def rope_table(rope: RopeFacts, length: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return float32 [length, rotary_dim]: cosines, then sines, in transformers' order of float32 steps."""
-    positions = np.arange(length, dtype=np.float32)
-    angles = positions[:, None] * rope.inverse_frequencies()[None, :]
-    factor = np.float32(rope.attention_factor)
-    table = np.concatenate([np.cos(angles) * factor, np.sin(angles) * factor], axis=-1)
-    return table.astype(np.float32)
 
 
 def _num_tokens(tokenizer_json: Path, vocab_size: int) -> int:

@@ -64,6 +64,8 @@ class KVCacheView:
     positions: jax.Array
     mask_info: Any
     """EasyDeL's wrapping of `Rows.attention_mask` with this layer's window."""
+    cache: KVCache = dataclasses.field(metadata={"static": True})
+    layer: int = dataclasses.field(metadata={"static": True})
     kv_length: int = dataclasses.field(metadata={"static": True})
     sharding: NamedSharding | None = dataclasses.field(metadata={"static": True})
     """Of k and v on a mesh. Without it XLA would split them as EasyDeL splits the rows (over fsdp too),
@@ -96,7 +98,10 @@ class KVCacheView:
         else:
             seen_k = k.at[self.slots, : self.kv_length].get(mode="clip")
             seen_v = v.at[self.slots, : self.kv_length].get(mode="clip")
-        return seen_k, seen_v, self.mask_info, dataclasses.replace(self, k=k, v=v), None
+        view = dataclasses.replace(self, k=k, v=v)
+        # Not by assignment from outside: EasyDeL's Gemma 2 drops the view that its layers give back.
+        self.cache[self.layer] = view
+        return seen_k, seen_v, self.mask_info, view, None
 
 
 class KVCache:
@@ -111,8 +116,8 @@ class KVCache:
     ) -> None:
         pairs = zip(arrays[0::2], arrays[1::2], strict=True)
         self.views = [
-            KVCacheView(k, v, rows.slots, rows.positions, mask_info, rows.kv_length, sharding)
-            for (k, v), mask_info in zip(pairs, mask_infos, strict=True)
+            KVCacheView(k, v, rows.slots, rows.positions, mask_info, self, layer, rows.kv_length, sharding)
+            for layer, ((k, v), mask_info) in enumerate(zip(pairs, mask_infos, strict=True))
         ]
 
     def __setitem__(self, layer: int, view: KVCacheView) -> None:

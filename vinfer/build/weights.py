@@ -7,7 +7,7 @@ files nor EasyDeL.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -64,22 +64,36 @@ class Weight:
     def pieces(self, read: Read) -> Iterator[Array]:
         """Yield the weight's values in its dtype, in C order, one part at a time.
 
+        Nothing here keeps a piece that was yielded.
+
         Raises:
             BuildError: the checkpoint lacks a tensor, or one has another shape than the model needs.
         """
-        is_stacked = len(self.parts) > 1
-        expected = self.shape[1:] if is_stacked else self.shape
-        dtype = ml_dtypes.bfloat16 if self.dtype == "bfloat16" else np.dtype(self.dtype)
         for part in self.parts:
-            try:
-                array = part.take(read)
-            except KeyError:
-                raise BuildError(
-                    f"the checkpoint has no tensor {part.source}, which {self.name} needs"
-                ) from None
-            if array.shape != expected:
-                raise BuildError(
-                    f"tensor {part.source} gives shape {array.shape}, {self.name} needs {expected}: "
-                    "config.json and the weights do not belong together"
-                )
-            yield np.ascontiguousarray(array.astype(dtype, copy=False))
+            yield self._piece(part, read)
+
+    def _piece(self, part: Part, read: Read) -> Array:
+        try:
+            array = part.take(read)
+        except KeyError:
+            raise BuildError(f"the checkpoint has no tensor {part.source}, which {self.name} needs") from None
+        expected = self.shape[1:] if len(self.parts) > 1 else self.shape
+        if array.shape != expected:
+            raise BuildError(
+                f"tensor {part.source} gives shape {array.shape}, {self.name} needs {expected}: "
+                "config.json and the weights do not belong together"
+            )
+        dtype = ml_dtypes.bfloat16 if self.dtype == "bfloat16" else np.dtype(self.dtype)
+        # Dtype and order in one pass: two would hold the tensor three times.
+        return array.astype(dtype, order="C", copy=False)
+
+
+def in_stored_order(weights: Sequence[Weight], tensor_names: Sequence[str]) -> list[Weight]:
+    """Sort weights by where the checkpoint stores their first part, so that its files are read in one go.
+
+    Args:
+        tensor_names: of the checkpoint, in the order in which they are stored.
+    """
+    places = {name: place for place, name in enumerate(tensor_names)}
+    # A tensor that is missing is reported when it is read.
+    return sorted(weights, key=lambda weight: places.get(weight.parts[0].source, len(places)))

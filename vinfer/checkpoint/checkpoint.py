@@ -35,6 +35,11 @@ class Checkpoint(Protocol):
         ...
 
     @property
+    def hugging_face_config(self) -> dict[str, object]:
+        """The config.json, as transformers reads it; of a GGUF file, what it would be."""
+        ...
+
+    @property
     def ropes(self) -> dict[str, RopeFacts]: ...
 
     @property
@@ -44,7 +49,10 @@ class Checkpoint(Protocol):
     def generation(self) -> GenerationFacts: ...
 
     def tensor_names(self) -> list[str]:
-        """List exactly the tensors that the model needs; no `lm_head.weight` where it is tied."""
+        """List exactly the tensors that the model needs; no `lm_head.weight` where it is tied.
+
+        Whoever reads them in this order goes through each safetensors file once.
+        """
         ...
 
     def tensor_shape(self, name: str) -> Shape: ...
@@ -52,7 +60,8 @@ class Checkpoint(Protocol):
     def read(self, name: str) -> npt.NDArray[Any]:
         """Read one tensor; Linear weights are [out, in].
 
-        The dtype is that stored (float32, float16 or bfloat16); float32 from GGUF.
+        The dtype is that stored (float32, float16 or bfloat16); float32 from GGUF and from 8-bit floats.
+        Nothing of it is kept here.
         """
         ...
 

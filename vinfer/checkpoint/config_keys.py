@@ -24,6 +24,11 @@ class ConfigKeys:
     def has(self, key: str) -> bool:
         return self.values.get(key) is not None
 
+    def with_defaults(self, **defaults: object) -> ConfigKeys:
+        """Return the same keys with a family's defaults where the file states nothing."""
+        missing = {key: value for key, value in defaults.items() if not self.has(key)}
+        return ConfigKeys({**self.values, **missing}, self.where)
+
     def integer(self, key: str, default: int | None = None, *, minimum: int = 1, maximum: int = 2**31) -> int:
         """Read an integer in [minimum, maximum].
 

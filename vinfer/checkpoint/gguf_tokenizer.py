@@ -1,63 +1,22 @@
 """Builds tokenizer.json from the vocabulary that a GGUF file carries.
 
-Runs in the build half, on any thread. GGUF stores tokens and merges but only a *name* for the rule
-that splits text into words, so each served name is spelled out here and any other is refused:
-transformers' own conversion guesses, and is wrong for SmolLM2 (a space becomes <|endoftext|>).
+Runs in the build half, on any thread. Each tokenizer model has a file of its own; what all have in common
+stands here: the named tokens, what is put around a text, and the chat template.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
-import numpy as np
-from tokenizers import AddedToken, Regex, Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.normalizers import NFC
-from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from vinfer.checkpoint.config_keys import ConfigKeys
+from vinfer.checkpoint.gguf_byte_level import build_byte_level, read_splitting
+from vinfer.checkpoint.gguf_sentencepiece import build_sentencepiece, read_pieces
+from vinfer.checkpoint.gguf_vocabulary import read_vocabulary
 from vinfer.checkpoint.tokenizer_files import TokenizerFiles
 from vinfer.errors import CheckpointError
-
-# Values of tokenizer.ggml.token_type.
-_CONTROL, _USER_DEFINED = 3, 4
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Splitting:
-    """The rule behind one name: how text becomes words, and what goes with it in that family.
-
-    Attributes:
-        pattern: regular expression of the words; None for that of GPT-2.
-        splits_digits: every digit is a word of its own, before the GPT-2 pattern.
-        adds_bos: what holds where the file does not say.
-    """
-
-    pattern: str | None = None
-    splits_digits: bool = False
-    normalizes_nfc: bool = False
-    ignores_merges: bool = False
-    adds_bos: bool = False
-
-
-def _llama3_pattern(digits: str) -> str:
-    return (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-
-
-# Each is what the original tokenizer.json of the family says. `default` is absent on purpose: it is what
-# converters write when they did not recognise the tokenizer.
-_SPLITTINGS = {
-    "gpt-2": _Splitting(),
-    "smollm": _Splitting(splits_digits=True),
-    "llama-bpe": _Splitting(_llama3_pattern(r"\p{N}{1,3}"), ignores_merges=True, adds_bos=True),
-    "qwen2": _Splitting(_llama3_pattern(r"\p{N}"), normalizes_nfc=True),
-}
 
 
 def build_tokenizer_files(metadata: Mapping[str, object], where: str) -> TokenizerFiles:
@@ -67,26 +26,27 @@ def build_tokenizer_files(metadata: Mapping[str, object], where: str) -> Tokeniz
         CheckpointError: another tokenizer model, an unknown splitting rule, or malformed vocabulary.
     """
     keys = ConfigKeys(metadata, where)
-    if keys.string("tokenizer.ggml.model") != "gpt2":
+    model = keys.string("tokenizer.ggml.model")
+    if model not in ("gpt2", "llama"):
         raise keys.refusal(
             "tokenizer.ggml.model",
-            "only gpt2 (byte-level BPE) is built from GGUF yet: take the model's Hugging Face directory",
+            "only gpt2 (byte-level BPE) and llama (SentencePiece BPE) are built from GGUF: take the model's "
+            "Hugging Face directory",
         )
-    name = keys.string("tokenizer.ggml.pre", "default")
-    if name not in _SPLITTINGS:
-        raise CheckpointError(
-            f"{where}: tokenizer.ggml.pre = {name!r}: splitting rules known: {', '.join(_SPLITTINGS)}: "
-            "take the model's Hugging Face directory, which carries its own tokenizer.json"
-        )
-    splitting = _SPLITTINGS[name]
-    tokens = _strings(keys, "tokenizer.ggml.tokens")
-    tokenizer = _bpe(keys, tokens, splitting)
+    vocabulary = read_vocabulary(keys) if model == "gpt2" else read_pieces(keys)
     bos, eos, pad, unk = (
-        _special_token(keys, f"tokenizer.ggml.{key}_token_id", tokens)
+        _special_token(keys, f"tokenizer.ggml.{key}_token_id", vocabulary.tokens)
         for key in ("bos", "eos", "padding", "unknown")
     )
-    if bos is not None and keys.boolean("tokenizer.ggml.add_bos_token", splitting.adds_bos):
-        tokenizer.post_processor = _bos_processor(keys, bos, tokens)
+    if model == "gpt2":
+        splitting = read_splitting(keys)
+        tokenizer, adds_bos = build_byte_level(keys, vocabulary, splitting), splitting.adds_bos
+    else:
+        tokenizer, adds_bos = build_sentencepiece(keys, vocabulary, unk_token=unk), True
+    begin = bos if keys.boolean("tokenizer.ggml.add_bos_token", adds_bos) else None
+    end = eos if keys.boolean("tokenizer.ggml.add_eos_token", False) else None
+    if begin is not None or end is not None:
+        tokenizer.post_processor = _post_processor(keys, tokenizer, begin, end)
     template = keys.string("tokenizer.chat_template", "")
     return TokenizerFiles(
         tokenizer_json=tokenizer.to_str(),
@@ -98,63 +58,25 @@ def build_tokenizer_files(metadata: Mapping[str, object], where: str) -> Tokeniz
     )
 
 
-def _bpe(keys: ConfigKeys, tokens: list[str], splitting: _Splitting) -> Tokenizer:
-    vocab = {token: index for index, token in enumerate(tokens)}
-    if len(vocab) != len(tokens):
-        raise CheckpointError(
-            f"{keys.where}: tokenizer.ggml.tokens holds {len(tokens) - len(vocab)} tokens twice: "
-            "the file is corrupt"
-        )
-    types = keys.values.get("tokenizer.ggml.token_type")
-    if not isinstance(types, np.ndarray) or len(types) != len(tokens):
-        raise CheckpointError(
-            f"{keys.where}: tokenizer.ggml.token_type must hold one number for each of {len(tokens)} tokens"
-        )
-    merges = [tuple(merge.split(" ")) for merge in _strings(keys, "tokenizer.ggml.merges")]
-    try:
-        model = BPE(vocab=vocab, merges=merges, ignore_merges=splitting.ignores_merges)
-    except Exception as error:  # the package raises bare Exception and TypeError
-        raise CheckpointError(
-            f"{keys.where}: tokenizer.ggml.merges do not fit the tokens ({error})"
-        ) from error
-    tokenizer = Tokenizer(model)
-    if splitting.normalizes_nfc:
-        tokenizer.normalizer = NFC()
-    tokenizer.pre_tokenizer = _pre_tokenizer(splitting)
-    tokenizer.decoder = ByteLevelDecoder()
-    special = [token for token, type_ in zip(tokens, types.tolist(), strict=True) if type_ == _CONTROL]
-    plain = [token for token, type_ in zip(tokens, types.tolist(), strict=True) if type_ == _USER_DEFINED]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
-    return tokenizer
-
-
-def _pre_tokenizer(splitting: _Splitting) -> PreTokenizer:
-    if splitting.pattern is not None:
-        return Sequence(
-            [
-                Split(Regex(splitting.pattern), behavior="isolated"),
-                ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-    words = ByteLevel(add_prefix_space=False, use_regex=True)
-    return Sequence([Digits(individual_digits=True), words]) if splitting.splits_digits else words
-
-
-def _bos_processor(keys: ConfigKeys, bos: str, tokens: list[str]) -> TemplateProcessing:
+def _post_processor(
+    keys: ConfigKeys, tokenizer: Tokenizer, begin: str | None, end: str | None
+) -> TemplateProcessing:
+    special = [token for token in (begin, end) if token is not None]
+    first, second = (
+        " ".join(f"{item}:{part}" for item in (begin, text, end) if item is not None)
+        for part, text in enumerate(("$A", "$B"))
+    )
     try:
         return TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokens.index(bos))]
+            single=first,
+            pair=f"{first} {second}",
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in special],
         )
     except Exception as error:  # the package raises bare Exception and ValueError
-        raise keys.refusal("tokenizer.ggml.bos_token_id", f"{bos!r} cannot begin a text ({error})") from error
-
-
-def _strings(keys: ConfigKeys, key: str) -> list[str]:
-    value = keys.values.get(key)
-    if not isinstance(value, list) or not value:
-        raise CheckpointError(f"{keys.where} has no list of strings {key}: the file carries no tokenizer")
-    return value
+        raise CheckpointError(
+            f"{keys.where}: {' and '.join(map(repr, special))} cannot be put around a text ({error}): "
+            "tokenizer.ggml.bos_token_id or tokenizer.ggml.eos_token_id is wrong"
+        ) from error
 
 
 def _special_token(keys: ConfigKeys, key: str, tokens: list[str]) -> str | None:

@@ -1,46 +1,36 @@
 """A Hugging Face directory with safetensors as a checkpoint.
 
-Runs in the build half, on any thread. Weights stay memory-mapped until `read`. Never opens a pickle;
+Runs in the build half, on any thread. Opening reads headers, `read` one tensor. Never opens a pickle;
 imports neither transformers nor torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, which safetensors needs
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
+from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.family import ModelFacts, TensorNames
+from vinfer.checkpoint.fp8 import FP8_DTYPES, Fp8Scheme, dequantise, read_fp8_scheme, split_scales
 from vinfer.checkpoint.generation import GenerationFacts, read_generation_facts
 from vinfer.checkpoint.json_file import read_json_object, read_optional_json_object
 from vinfer.checkpoint.layout import Shape, Shapes, check_layout
+from vinfer.checkpoint.mxfp4 import Mxfp4Tensor, is_mxfp4, join_blocks
 from vinfer.checkpoint.normalise import normalise
 from vinfer.checkpoint.rope import RopeFacts
+from vinfer.checkpoint.safetensors_file import DTYPES, StoredTensor, stored_tensors
 from vinfer.checkpoint.safety import refuse_unsafe
 from vinfer.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from vinfer.errors import CheckpointError
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_DTYPES = ("F32", "F16", "BF16")
 _ROWS_COMPARED = 4096
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stored:
-    """A tensor in an open safetensors file, under the name that it has there."""
-
-    file: Any
-    name: str
-
-    def lazy(self) -> Any:
-        """Return what can be sliced without reading the rest."""
-        return self.file.get_slice(self.name)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,23 +39,29 @@ class HfCheckpoint:
 
     model_type: str
     config: dict[str, object]
+    hugging_face_config: dict[str, object]
     ropes: dict[str, RopeFacts]
     facts: ModelFacts
     generation: GenerationFacts
     tokenizer: TokenizerFiles
-    shapes: dict[str, Shape]
-    shards: dict[str, Stored]
+    tensors: dict[str, StoredTensor | Mxfp4Tensor]
+    """By name, shard after shard, each from its start to its end."""
+    scheme: Fp8Scheme | None
+    scales: dict[str, StoredTensor]
+    """By the name of the 8-bit weight."""
 
     def tensor_names(self) -> list[str]:
-        return list(self.shapes)
+        return list(self.tensors)
 
     def tensor_shape(self, name: str) -> Shape:
-        return self.shapes[name]
+        return self.tensors[name].shape
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        stored = self.shards[name]
-        array: npt.NDArray[Any] = stored.file.get_tensor(stored.name)
-        return array
+        values = self.tensors[name].read()
+        if name not in self.scales:
+            return values
+        assert self.scheme is not None
+        return dequantise(values, self.scales[name].read(), self.scheme.block)
 
     def write_tokenizer(self, directory: Path) -> None:
         self.tokenizer.write(directory)
@@ -79,18 +75,27 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
     """
     refuse_unsafe(directory)
     raw_config = read_json_object(directory / "config.json")
-    normalised = normalise(raw_config, str(directory / "config.json"))
+    where = str(directory / "config.json")
+    normalised = normalise(raw_config, where)
     tokenizer = read_tokenizer_files(directory)
+    keys = ConfigKeys(raw_config, where)
+    is_packed = is_mxfp4(keys)
+    scheme = None if is_packed else read_fp8_scheme(keys)
     names = normalised.names
-    shards = _in_our_names(_open_shards(directory), normalised.shapes, names)
-    found = {name: _shape(stored, directory) for name, stored in shards.items()}
-    if normalised.facts.is_tied and names.head in found:
-        _refuse_contradicted_tie(directory, names, shards, found)
-        del found[names.head]
-    check_layout(normalised.shapes, found, str(directory))
+    ours = _in_our_names(_stored_tensors(directory), normalised.shapes, names)
+    stored, scales = split_scales(ours, scheme, str(directory))
+    tensors: dict[str, StoredTensor | Mxfp4Tensor] = {**stored}
+    if is_packed:
+        tensors = join_blocks(stored, str(directory))
+    _check_dtypes(tensors, directory)
+    if normalised.facts.is_tied and names.head in tensors:
+        _refuse_contradicted_tie(directory, names, stored)
+        del tensors[names.head]
+    check_layout(normalised.shapes, {name: tensor.shape for name, tensor in tensors.items()}, str(directory))
     return HfCheckpoint(
         model_type=normalised.model_type,
         config=normalised.config,
+        hugging_face_config=raw_config,
         ropes=normalised.ropes,
         facts=normalised.facts,
         generation=read_generation_facts(
@@ -101,13 +106,26 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
             where=str(directory),
         ),
         tokenizer=tokenizer,
-        shapes={name: found[name] for name in normalised.shapes},
-        shards=shards,
+        tensors=tensors,
+        scheme=scheme,
+        scales=scales,
     )
 
 
-def _open_shards(directory: Path) -> dict[str, Any]:
-    """Map the name of every stored tensor to its open file."""
+def _stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """List the tensors of all shards, one after the other."""
+    tensors: dict[str, StoredTensor] = {}
+    for path, wanted in _shards(directory).items():
+        stored = stored_tensors(path)
+        lost = [name for name in wanted or () if name not in stored]
+        if lost:
+            raise CheckpointError(f"{path} lacks {lost[0]}, which {_INDEX} places there: download it again")
+        tensors |= {name: tensor for name, tensor in stored.items() if wanted is None or name in wanted}
+    return tensors
+
+
+def _shards(directory: Path) -> dict[Path, set[str] | None]:
+    """List the files with the names of the tensors to take from each; None takes all."""
     index_path = directory / _INDEX
     if not index_path.is_file():
         if not (directory / _SINGLE).is_file():
@@ -117,76 +135,59 @@ def _open_shards(directory: Path) -> dict[str, Any]:
                 f"{', '.join(others) or 'none'}): vinfer reads no pickles "
                 "(*.bin, *.pt); save the model with safe_serialization=True"
             )
-        single = _open(directory / _SINGLE)
-        return {name: single for name in single.keys()}  # noqa: SIM118
+        return {directory / _SINGLE: None}
     weight_map = read_json_object(index_path).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index_path} has no weight_map object: download the checkpoint again")
-    files: dict[str, Any] = {}
-    shards: dict[str, Any] = {}
+    wanted: dict[str, set[str]] = {}
     for name, file_name in weight_map.items():
         if not isinstance(file_name, str) or Path(file_name).name != file_name:
             raise CheckpointError(
                 f"{index_path}: {name} lies in {file_name!r}, which is not a file name here"
             )
-        if file_name not in files:
-            files[file_name] = _open(directory / file_name)
-        shards[name] = files[file_name]
-    for file_name, shard in files.items():
-        stored = set(shard.keys())
-        lost = [name for name in weight_map if weight_map[name] == file_name and name not in stored]
-        if lost:
-            raise CheckpointError(
-                f"{directory / file_name} lacks {lost[0]}, which {_INDEX} places there: download it again"
-            )
-    return shards
+        wanted.setdefault(file_name, set()).add(name)
+    return {directory / file_name: wanted[file_name] for file_name in sorted(wanted)}
 
 
-def _open(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} does not exist: the download is incomplete; fetch the checkpoint again"
-        )
-    try:
-        return safe_open(path, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or not a safetensors file ({error}): download it again"
-        ) from error
-
-
-def _in_our_names(shards: dict[str, Any], expected: Shapes, names: TensorNames) -> dict[str, Stored]:
+def _in_our_names(
+    stored: Mapping[str, StoredTensor], expected: Shapes, names: TensorNames
+) -> dict[str, StoredTensor]:
     """Leave out the family's buffers, and add its prefix where only that makes an expected name."""
     found = {}
-    for name, file in shards.items():
+    for name, tensor in stored.items():
         if name.endswith(names.buffers) and name not in expected:
             continue
         prefixed = names.optional_prefix + name
-        found[prefixed if name not in expected and prefixed in expected else name] = Stored(file, name)
+        found[prefixed if name not in expected and prefixed in expected else name] = tensor
     return found
 
 
-def _shape(stored: Stored, directory: Path) -> Shape:
-    tensor, name = stored.lazy(), stored.name
-    if tensor.get_dtype() not in _DTYPES:
-        raise CheckpointError(
-            f"{directory}: {name} is stored as {tensor.get_dtype()}; served are {', '.join(_DTYPES)}: "
-            "take unquantised weights"
-        )
-    return tuple(tensor.get_shape())
+def _check_dtypes(tensors: Mapping[str, StoredTensor | Mxfp4Tensor], directory: Path) -> None:
+    whole = [dtype for dtype in DTYPES if dtype != "U8"]
+    for name, tensor in tensors.items():
+        if tensor.dtype not in whole:
+            served = ", ".join(dtype for dtype in whole if dtype not in FP8_DTYPES)
+            raise CheckpointError(
+                f"{directory}: {name} is stored as {tensor.dtype}; served are {served}: "
+                "take unquantised weights"
+            )
 
 
 def _refuse_contradicted_tie(
-    directory: Path, names: TensorNames, shards: dict[str, Stored], found: dict[str, Shape]
+    directory: Path, names: TensorNames, tensors: Mapping[str, StoredTensor]
 ) -> None:
     """Refuse a separate head in a model that says it has none: transformers 4 and 5 disagree on it."""
-    if names.embedding not in found:
+    if names.embedding not in tensors:
         return  # the layout check says so better
-    embedding, head = shards[names.embedding].lazy(), shards[names.head].lazy()
-    num_rows = found[names.embedding][0]
-    spans = [slice(row, min(row + _ROWS_COMPARED, num_rows)) for row in range(0, num_rows, _ROWS_COMPARED)]
-    is_equal = found[names.embedding] == found[names.head] and all(
-        np.array_equal(embedding[span], head[span]) for span in spans
+    embedding, head = tensors[names.embedding], tensors[names.head]
+    is_equal = (
+        embedding.shape == head.shape
+        # Of 8-bit floats the scales would have to be equal as well.
+        and FP8_DTYPES.isdisjoint((embedding.dtype, head.dtype))
+        and all(
+            np.array_equal(embedding.read_rows(row, _ROWS_COMPARED), head.read_rows(row, _ROWS_COMPARED))
+            for row in range(0, embedding.shape[0], _ROWS_COMPARED)
+        )
     )
     if not is_equal:
         raise CheckpointError(

@@ -18,6 +18,8 @@ COMMON_KEYS = frozenset(
         "num_attention_heads",
         "num_hidden_layers",
         "num_key_value_heads",
+        "original_max_position_embeddings",
+        "quantization_config",
         "rms_norm_eps",
         "rope_parameters",
         "rope_scaling",
@@ -108,40 +110,22 @@ OFF_KEYS: dict[str, object] = {
 
 ROPE_KEYS = frozenset(
     {
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
         "factor",
         "high_freq_factor",
+        "long_factor",
         "low_freq_factor",
+        "mscale",
+        "mscale_all_dim",
         "original_max_position_embeddings",
         "partial_rotary_factor",
         "rope_theta",
         "rope_type",
+        "short_factor",
+        "truncate",
         "type",
     }
 )
-"""Keys inside `rope_parameters` and `rope_scaling`."""
-
-GGUF_MODEL_KEYS = frozenset(
-    {
-        "attention.head_count",
-        "attention.head_count_kv",
-        "attention.key_length",
-        "attention.layer_norm_rms_epsilon",
-        "attention.sliding_window",
-        "attention.value_length",
-        "block_count",
-        "context_length",
-        "embedding_length",
-        "expert_count",
-        "expert_used_count",
-        "feed_forward_length",
-        "rope.dimension_count",
-        "rope.freq_base",
-        "rope.scaling.factor",
-        "rope.scaling.finetuned",
-        "rope.scaling.original_context_length",
-        "rope.scaling.type",
-        "tensor_data_layout",
-        "vocab_size",
-    }
-)
-"""GGUF metadata keys below `<architecture>.`: translated, checked, or without effect on the logits."""
+"""Keys inside `rope_parameters` and `rope_scaling`; those of a type that is not named change nothing."""

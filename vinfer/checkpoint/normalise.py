@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families import FAMILIES
 from vinfer.checkpoint.family import Family, NormalisedConfig
+from vinfer.checkpoint.fp8 import read_fp8_scheme
 from vinfer.checkpoint.known_keys import COMMON_KEYS, HARMLESS_KEYS, OFF_KEYS
+from vinfer.checkpoint.mxfp4 import is_mxfp4
 
 
 def normalise(raw: Mapping[str, object], where: str = "config.json") -> NormalisedConfig:
@@ -41,11 +43,8 @@ def _family(keys: ConfigKeys) -> Family:
 
 
 def _refuse_unserved(keys: ConfigKeys, family: Family) -> None:
-    if keys.has("quantization_config"):
-        raise keys.refusal(
-            "quantization_config",
-            "quantised safetensors are not served: take the original weights or a GGUF file",
-        )
+    if not is_mxfp4(keys):
+        read_fp8_scheme(keys)
     for key, value in keys.values.items():
         if value is None or key in COMMON_KEYS or key in family.keys:
             continue

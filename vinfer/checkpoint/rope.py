@@ -1,4 +1,4 @@
-"""Rotary position embedding: its facts, and the inverse frequencies as transformers computes them.
+"""Rotary position embedding: all facts that decide a model's table, and the table.
 
 Runs in the build half, on any thread. We compute the table ourselves because EasyDeL loses the facts
 of transformers 5 configurations and rounds its own table to bfloat16. Knows nothing of files.
@@ -7,23 +7,34 @@ of transformers 5 configurations and rounds its own table to bfloat16. Knows not
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-RopeType = Literal["default", "linear", "llama3"]
+from vinfer.checkpoint import rope_frequencies
+from vinfer.errors import CheckpointError
+
+RopeType = Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope", "proportional"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RopeFacts:
-    """All that decides the rotary table of a model.
+    """All that decides the rotary table of a model, or of one layer type; JSON-able.
 
     Attributes:
-        rotary_dim: rotated dimensions of a head; here always the whole head.
-        factor: `linear` and `llama3` only.
-        low_freq_factor, high_freq_factor, original_max_position_embeddings: `llama3` only.
+        rotary_dim: rotated dimensions of a head, the first ones; even, at most the head dimension.
+        factor: every type but `default`; it has no effect in `dynamic` within the limit, nor in `longrope`
+            (there it only decides `attention_factor`).
+        original_max_position_embeddings: `yarn`, `llama3` and `longrope`; in `dynamic` the limit up to which
+            its frequencies are the default ones.
+        low_freq_factor, high_freq_factor: `llama3` only.
+        beta_fast, beta_slow, truncate, mscale_all_dim: `yarn` only. The last is for families that also
+            multiply their softmax scale (see `rope_frequencies.yarn_mscale`); it is not in the table
+            beyond `attention_factor`, and 0 where it is not given.
+        short_factors, long_factors: `longrope` only, rotary_dim / 2 each.
+        num_rotated: `proportional` only: pairs that rotate; the others have frequency 0.
+        attention_factor: on cosines and sines; 1 but for `yarn` and `longrope`.
         frequency_divisors: one per inverse frequency, applied last; how GGUF stores llama3 scaling
             (`rope_freqs.weight`).
     """
@@ -32,42 +43,85 @@ class RopeFacts:
     rotary_dim: int
     rope_type: RopeType = "default"
     factor: float = 1.0
+    original_max_position_embeddings: int = 0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
-    original_max_position_embeddings: int = 0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    mscale_all_dim: float = 0.0
+    short_factors: tuple[float, ...] | None = None
+    long_factors: tuple[float, ...] | None = None
+    num_rotated: int = 0
+    attention_factor: float = 1.0
     frequency_divisors: tuple[float, ...] | None = None
 
-    @property
-    def attention_factor(self) -> float:
-        """Factor on cos and sin; 1 for every type served (yarn and longrope would differ)."""
-        return 1.0
-
-    def inverse_frequencies(self) -> npt.NDArray[np.float32]:
+    def inverse_frequencies(self, length: int) -> npt.NDArray[np.float32]:
         """Compute float32 [rotary_dim / 2], in the order of operations of transformers.
 
-        Source: transformers 5.5, `modeling_rope_utils.py`.
+        `length` is the longest sequence served. transformers chooses between the short and the long factors
+        of `longrope` anew in each forward pass, and drops its KV cache when the choice changes; a server
+        with a KV cache must choose once, as vLLM does: the long ones if `length` exceeds
+        `original_max_position_embeddings`.
+
+        Raises:
+            CheckpointError: `dynamic`, and `length` is beyond the limit, from where on its frequencies
+                would change with every token, and those in the KV cache with them.
         """
-        # Python scalars stay weak, so every step is float32 as in torch.
-        exponents = np.arange(0, self.rotary_dim, 2, dtype=np.int64).astype(np.float32) / self.rotary_dim
-        # NumPy's stubs do not know weak scalars and take each step for float64.
-        frequencies: npt.NDArray[Any] = 1.0 / np.power(np.float32(self.theta), exponents)
-        if self.rope_type == "linear":
-            frequencies = frequencies / self.factor
-        elif self.rope_type == "llama3":
-            frequencies = self._llama3(frequencies)
+        frequencies: rope_frequencies.Frequencies = self._frequencies(length)
         if self.frequency_divisors is not None:
             frequencies = frequencies / np.asarray(self.frequency_divisors, dtype=np.float32)
         assert frequencies.dtype == np.float32
         return frequencies
 
-    def _llama3(self, frequencies: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        low_freq_wavelen = self.original_max_position_embeddings / self.low_freq_factor
-        high_freq_wavelen = self.original_max_position_embeddings / self.high_freq_factor
-        wavelen = 2 * math.pi / frequencies
-        scaled = np.where(wavelen > low_freq_wavelen, frequencies / self.factor, frequencies)
-        smooth = (self.original_max_position_embeddings / wavelen - self.low_freq_factor) / (
-            self.high_freq_factor - self.low_freq_factor
+    def table(self, length: int) -> npt.NDArray[np.float32]:
+        """Compute float32 [length, rotary_dim]: cosines, then sines, times `attention_factor`.
+
+        Raises:
+            CheckpointError: as `inverse_frequencies`.
+        """
+        positions = np.arange(length, dtype=np.float32)
+        angles = positions[:, None] * self.inverse_frequencies(length)[None, :]
+        factor = np.float32(self.attention_factor)
+        return np.concatenate([np.cos(angles) * factor, np.sin(angles) * factor], axis=-1)
+
+    def _frequencies(self, length: int) -> rope_frequencies.Frequencies:
+        match self.rope_type:
+            case "yarn":
+                return rope_frequencies.yarn(
+                    self.theta,
+                    self.rotary_dim,
+                    factor=self.factor,
+                    beta_fast=self.beta_fast,
+                    beta_slow=self.beta_slow,
+                    truncate=self.truncate,
+                    original_length=self.original_max_position_embeddings,
+                )
+            case "longrope":
+                is_long = length > self.original_max_position_embeddings
+                factors = self.long_factors if is_long else self.short_factors
+                assert factors is not None
+                return rope_frequencies.longrope(self.theta, self.rotary_dim, factors=factors)
+            case "proportional":
+                return rope_frequencies.proportional(
+                    self.theta, self.rotary_dim, factor=self.factor, num_rotated=self.num_rotated
+                )
+        frequencies: rope_frequencies.Frequencies = 1.0 / rope_frequencies.wavelengths(
+            self.theta, self.rotary_dim
         )
-        smoothed = (1 - smooth) * scaled / self.factor + smooth * scaled
-        is_medium = ~(wavelen < high_freq_wavelen) & ~(wavelen > low_freq_wavelen)
-        return np.where(is_medium, smoothed, scaled)
+        if self.rope_type == "linear":
+            return frequencies / self.factor
+        if self.rope_type == "llama3":
+            return rope_frequencies.llama3(
+                frequencies,
+                factor=self.factor,
+                low_freq_factor=self.low_freq_factor,
+                high_freq_factor=self.high_freq_factor,
+                original_length=self.original_max_position_embeddings,
+            )
+        if self.rope_type == "dynamic" and length > self.original_max_position_embeddings:
+            raise CheckpointError(
+                f"max_model_len is {length}, but rope type 'dynamic' is served up to "
+                f"max_position_embeddings = {self.original_max_position_embeddings}: lower max_model_len"
+            )
+        return frequencies

@@ -21,6 +21,7 @@ CODE_NAMING_FILES = (
     "processor_config.json",
     "preprocessor_config.json",
     "video_preprocessor_config.json",
+    "audio_tokenizer_config.json",
 )
 
 

@@ -65,6 +65,9 @@ class TokenizerFiles:
 def read_tokenizer_files(directory: Path) -> TokenizerFiles:
     """Read the tokenizer of a Hugging Face directory.
 
+    What stands around a text is what the post-processor of tokenizer.json says; `add_bos_token` and
+    `add_eos_token` of tokenizer_config.json count for nothing beside it, as in transformers 5.
+
     Raises:
         CheckpointError: there is no tokenizer.json, or it does not load, or a file beside it is malformed.
     """

@@ -249,6 +249,11 @@ class ModelConfig(_Block):
         description="Shapes to compile ahead of requests.",
     )
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="Sampling defaults of this model.")
+    verify: Literal["auto", "off"] = Field(
+        default="auto",
+        description="Compare a newly built bundle with transformers where torch is installed; "
+        "`vinfer verify` does it at any time.",
+    )
 
     @field_validator("name")
     @classmethod

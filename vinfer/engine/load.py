@@ -38,6 +38,8 @@ Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""
 
 _NUM_COMPILE_THREADS = 2
+# Pages of a memory-mapped file that were read count as this process's memory until the file is closed.
+_MAX_MAPPED_BYTES = 256 << 20
 
 
 class _Steps:
@@ -116,10 +118,17 @@ def _sharding(spec: ArraySpec, mesh: Mesh) -> Sharding:
 def _place_weights(
     directory: Path, specs: Sequence[WeightSpec], mesh: Mesh, steps: _Steps
 ) -> tuple[jax.Array, ...]:
-    """Put each weight on the mesh, reading only the bytes that each device needs."""
+    """Put each weight on the mesh, reading only the bytes that each device needs.
+
+    Beside the arrays this takes the memory of one weight and of `_MAX_MAPPED_BYTES`.
+    """
     files: dict[str, Any] = {}
-    arrays = []
+    num_mapped_bytes = 0
+    arrays: list[jax.Array] = []
     for spec in specs:
+        if num_mapped_bytes > _MAX_MAPPED_BYTES:
+            files.clear()
+            num_mapped_bytes = 0
         try:
             if spec.file not in files:
                 files[spec.file] = safe_open(directory / spec.file, framework="numpy")
@@ -134,6 +143,7 @@ def _place_weights(
                 f"{list(spec.shape)}: run vinfer precompile again"
             )
         arrays.append(_place(stored, spec, mesh))
+        num_mapped_bytes += arrays[-1].nbytes
         steps.done()
     return tuple(arrays)
 

@@ -5,6 +5,7 @@ Runs on the loader thread. Knows nothing of engines or of the server.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,15 @@ Progress = Callable[[str, str, int, int], None]
 """Called with (model name, phase, done, total)."""
 
 
+@dataclasses.dataclass(frozen=True)
+class FoundBundle:
+    """A bundle's directory, where it comes from, and whether it was built just now."""
+
+    directory: Path
+    source: ResolvedSource
+    is_new: bool
+
+
 def find_or_build(
     model: ModelConfig,
     *,
@@ -43,8 +53,8 @@ def find_or_build(
     output: Path | None = None,
     memory_bytes: int | None = None,
     verify_weights: bool = False,
-) -> Path:
-    """Return the directory of a model's bundle, building it where it is missing or damaged.
+) -> FoundBundle:
+    """Return a model's bundle, building it where it is missing or damaged.
 
     Args:
         where: the model's place in the config, such as `models[0]`.
@@ -58,16 +68,16 @@ def find_or_build(
     source = resolve_source(model.source, revision=model.revision)
     if source.kind == "bundle":
         _check_overrides(model, read_manifest(source.path), where=where)
-        return source.path
+        return FoundBundle(source.path, source, is_new=False)
     plan = plan_build(model, source, where=where, platform=platform, num_devices=num_devices)
     directory = output or bundles_dir / plan.key
     # Without the lock first: a bundle may lie on a read-only volume.
     if _damage(directory, plan, verify_weights=verify_weights) is None:
-        return directory
+        return FoundBundle(directory, source, is_new=False)
     with build_lock(directory, lambda: progress(model.name, "waiting for another build", 0, 1)):
         damage = _damage(directory, plan, verify_weights=verify_weights)
         if damage is None:
-            return directory
+            return FoundBundle(directory, source, is_new=False)
         if damage:
             logger.warning("%s; building it anew", damage)
         if output is not None and output.exists() and any(output.iterdir()) and not is_bundle(output):
@@ -81,7 +91,7 @@ def find_or_build(
                 log_path=directory.parent / f"{directory.name}.build.log",
                 progress=lambda phase, done, total: progress(model.name, phase, done, total),
             )
-    return directory
+    return FoundBundle(directory, source, is_new=True)
 
 
 def _damage(directory: Path, plan: BuildPlan, *, verify_weights: bool) -> str | None:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vinfer.bundle import Manifest, Platform
+from vinfer.bundle import Manifest, ParityReport, Platform
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
 from vinfer.launch.bundles import Progress, find_or_build, open_bundle
 from vinfer.launch.devices import device_memory_bytes, local_devices
+from vinfer.launch.parity import check_new_bundle
 from vinfer.server.model_table import ModelTable, SamplingDefaults, ServedModel
 from vinfer.text.chat_template import load_chat_template
 from vinfer.text.tokenizer import Tokenizer
@@ -103,7 +104,7 @@ class Loader:
 
     def _load(self, position: int) -> None:
         model = self._config.models[position]
-        directory = find_or_build(
+        bundle = find_or_build(
             model,
             where=f"models[{position}]",
             platform=self._platform,
@@ -112,6 +113,7 @@ class Loader:
             progress=self._report,
             memory_bytes=device_memory_bytes(self._devices[0]),
         )
+        directory = bundle.directory
         manifest = open_bundle(directory, platform=self._platform, num_devices=len(self._devices))
         from vinfer.engine.compilation import platform_key, seed_cache
 
@@ -125,7 +127,8 @@ class Loader:
             progress=self._report,
         )
         self._engines.append(engine)
-        served = served_model(directory, manifest, model, engine, position=position)
+        parity = check_new_bundle(bundle, manifest, model, engine, self._report)
+        served = served_model(directory, manifest, model, engine, position=position, parity=parity)
         if position == len(self._config.models) - 1:
             # Before anybody can send a request that might compile something.
             self._mark_ready()
@@ -197,7 +200,13 @@ def start_engine(
 
 
 def served_model(
-    directory: Path, manifest: Manifest, model: ModelConfig, engine: Engine, *, position: int
+    directory: Path,
+    manifest: Manifest,
+    model: ModelConfig,
+    engine: Engine,
+    *,
+    position: int,
+    parity: ParityReport | None,
 ) -> ServedModel:
     """Put together what the routes need of one model."""
     tokenizer = Tokenizer.load(directory / "tokenizer")
@@ -207,6 +216,8 @@ def served_model(
         )
     return ServedModel(
         name=model.name,
+        task=manifest.model.task,
+        architecture=manifest.model.architecture,
         position=position,
         engine=engine,
         tokenizer=tokenizer,
@@ -219,4 +230,5 @@ def served_model(
         created=manifest.created,
         root=manifest.model.source,
         fingerprint=manifest.key,
+        parity=parity,
     )

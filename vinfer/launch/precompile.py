@@ -1,7 +1,8 @@
 """`vinfer precompile`: the slow part ahead of deploy.
 
-Builds each bundle, then loads it as the server would, so that whatever is wrong shows here, and stores the
-compiled code in the bundle. Where the target is not this machine, only the bundle is written.
+Builds each bundle, then loads it as the server would, so that whatever is wrong shows here, stores the
+compiled code in the bundle and compares a new one with transformers. Where the target is not this machine,
+only the bundle is written.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vinfer.bundle import Platform, build_lock, is_bundle
-from vinfer.config import Config
+from vinfer.config import Config, ModelConfig
 from vinfer.errors import ConfigError, DeviceError
-from vinfer.launch.bundles import Progress, find_or_build, open_bundle
+from vinfer.launch.bundles import FoundBundle, Progress, find_or_build, open_bundle
 from vinfer.launch.devices import device_memory_bytes, local_devices
 from vinfer.launch.loader import start_engine
+from vinfer.launch.parity import check_new_bundle
 
 if TYPE_CHECKING:
     import jax
@@ -48,7 +50,7 @@ def precompile(
     num_devices = wanted[1] if wanted else len(devices)
     directories = []
     for position, model in enumerate(config.models):
-        directory = find_or_build(
+        bundle = find_or_build(
             model,
             where=f"models[{position}]",
             platform=platform,
@@ -59,11 +61,15 @@ def precompile(
             memory_bytes=device_memory_bytes(devices[0]) if devices else None,
             verify_weights=True,
         )
-        directories.append(directory)
+        directories.append(bundle.directory)
         if devices:
-            _warm_up(directory, config, position, platform, devices, progress)
+            _warm_up(bundle, model, platform, devices, progress)
         else:
-            logger.info("%s is built for %s and not warmed up: there is none here", directory, platform)
+            logger.info(
+                "%s is built for %s, not warmed up and not verified: there is none here",
+                bundle.directory,
+                platform,
+            )
     return directories
 
 
@@ -76,15 +82,15 @@ def _place(output: Path | None, name: str, num_models: int) -> Path | None:
 
 
 def _warm_up(
-    directory: Path,
-    config: Config,
-    position: int,
+    bundle: FoundBundle,
+    model: ModelConfig,
     platform: Platform,
     devices: Sequence[jax.Device],
     progress: Progress,
 ) -> None:
     from vinfer.engine.compilation import platform_key, set_compilation_cache
 
+    directory = bundle.directory
     manifest = open_bundle(directory, platform=platform, num_devices=len(devices))
     store = directory / "xla" / platform_key()
     with build_lock(directory), tempfile.TemporaryDirectory(prefix="vinfer-xla-") as scratch:
@@ -94,13 +100,17 @@ def _warm_up(
         engine = start_engine(
             directory,
             manifest,
-            config.models[position],
+            model,
             devices=devices,
             dispatch_lock=threading.Lock(),
             progress=progress,
         )
-        engine.stop()
         store.mkdir(parents=True, exist_ok=True)
         for file in Path(scratch).glob("*-cache"):
             if not (store / file.name).exists():
                 shutil.copyfile(file, store / file.name)
+    # Without the lock, which writing the figures takes.
+    try:
+        check_new_bundle(bundle, manifest, model, engine, progress)
+    finally:
+        engine.stop()

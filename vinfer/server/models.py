@@ -46,6 +46,7 @@ async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse
 
 
 def _model_object(model: ServedModel) -> dict[str, Any]:
+    parity = model.parity
     return {
         "id": model.name,
         "object": "model",
@@ -54,4 +55,6 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
         "permission": [],
         "root": model.root,
         "max_model_len": model.max_model_len,
+        "parity_verdict": model.parity_verdict,
+        "parity": None if parity is None else parity.model_dump(),
     }

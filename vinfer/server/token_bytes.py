@@ -6,7 +6,11 @@ Pure functions. `Tokenizer.decode` does not do: it strips spaces and replaces ha
 from __future__ import annotations
 
 from vinfer.text.byte_level import BYTE_OF_CHARACTER
+from vinfer.text.byte_tokens import byte_of_token
 from vinfer.text.tokenizer import Tokenizer
+
+_SPACE_WRITERS = frozenset({"Metaspace", "Replace"})
+"""Decoders that make a space of each `▁`."""
 
 
 def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
@@ -19,6 +23,9 @@ def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
             return bytes(map(BYTE_OF_CHARACTER.__getitem__, spelled))
         except KeyError:  # an added token is spelled as it reads
             return spelled.encode()
-    if len(spelled) == 6 and spelled.startswith("<0x") and spelled.endswith(">"):
-        return bytes.fromhex(spelled[3:5])
+    byte = byte_of_token(spelled) if "ByteFallback" in tokenizer.decoder_types else None
+    if byte is not None:
+        return bytes((byte,))
+    if _SPACE_WRITERS.isdisjoint(tokenizer.decoder_types):
+        return spelled.encode()
     return spelled.replace("\u2581", " ").encode()

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from vinfer.text.byte_level import BYTE_OF_CHARACTER
+from vinfer.text.byte_tokens import byte_of_token
 from vinfer.text.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"
@@ -151,7 +152,7 @@ class _WindowDecoder:
             token = self._tokenizer.id_to_token(token_id)
             if token is None:
                 continue
-            byte = _byte_of(token) if self._has_bytes else None
+            byte = byte_of_token(token) if self._has_bytes else None
             if byte is None:
                 pieces.append(self._end_bytes())
                 self._pending.append(token_id)
@@ -206,12 +207,3 @@ class _WindowDecoder:
         placeholder = self._tokenizer.token_to_id("<0x21>")
         if placeholder is not None:
             self._stand_before([placeholder])
-
-
-def _byte_of(token: str) -> int | None:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        try:
-            return int(token[3:5], 16)
-        except ValueError:
-            return None
-    return None

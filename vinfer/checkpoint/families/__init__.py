@@ -1,20 +1,26 @@
 """The model families that vinfer serves, by transformers' `model_type`; one rule per fact in each file.
 
-To add one: translate its config.json here, name its EasyDeL classes in `vinfer.build.easydel_families`, add a
-tiny checkpoint to `tests/tiny/checkpoints.py`, and let the parity matrix say whether it is right.
+To add one: translate its config.json here, name its EasyDeL classes in `build.easydel_families`, add a tiny
+checkpoint to `tests/tiny/families`, and let the parity matrix (`scripts/parity`) say whether it is right.
 """
 
 from __future__ import annotations
 
-from vinfer.checkpoint.families import glm, gpt, llama, stablelm
+from vinfer.checkpoint.families import (
+    cohere,
+    gemma,
+    glm,
+    gpt,
+    llama,
+    mistral,
+    mixtures,
+    olmo,
+    phi,
+    smollm,
+    stablelm,
+)
 from vinfer.checkpoint.family import Family
 
-FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        *llama.FAMILIES,
-        *glm.FAMILIES,
-        *gpt.FAMILIES,
-        *stablelm.FAMILIES,
-    )
-}
+_GROUPS = (llama, cohere, gemma, glm, gpt, mistral, mixtures, olmo, phi, smollm, stablelm)
+
+FAMILIES: dict[str, Family] = {family.model_type: family for group in _GROUPS for family in group.FAMILIES}

@@ -135,9 +135,7 @@ def _gpt2(keys: ConfigKeys) -> NormalisedConfig:
         "n_layer": num_layers,
         "n_head": num_heads,
         "n_inner": inner,
-        "activation_function": read_activation(
-            keys, GELU, key="activation_function", default="gelu_new"
-        ),
+        "activation_function": read_activation(keys, GELU, key="activation_function", default="gelu_new"),
         "layer_norm_epsilon": keys.number("layer_norm_epsilon", 1e-5),
         "scale_attn_weights": keys.boolean("scale_attn_weights", True),
         "scale_attn_by_inverse_layer_idx": keys.boolean("scale_attn_by_inverse_layer_idx", False),
@@ -178,9 +176,7 @@ def _gpt2_shapes(facts: ModelFacts, inner: int) -> dict[str, Shape]:
 
 
 def _layers(prefix: str, layer: dict[str, Shape], num_layers: int) -> dict[str, Shape]:
-    return {
-        f"{prefix}.{index}.{name}": shape for index in range(num_layers) for name, shape in layer.items()
-    }
+    return {f"{prefix}.{index}.{name}": shape for index in range(num_layers) for name, shape in layer.items()}
 
 
 FAMILIES = (

@@ -20,6 +20,7 @@ from vinfer.checkpoint.families.reading import (
 )
 from vinfer.checkpoint.family import ONE_ROPE, Family, ModelFacts, NormalisedConfig
 from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, gated_mlp_shapes, norm_shapes
+from vinfer.checkpoint.rope import RopeFacts
 from vinfer.checkpoint.rope_config import read_rope
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -93,8 +94,13 @@ def gated_decoder(
     has_output_bias: bool,
     has_mlp_bias: bool = False,
     has_head_norms: bool = False,
+    rope: RopeFacts | None = None,
 ) -> NormalisedConfig:
-    """Translate a decoder that is Llama's but for biases, windows and norms on q and k of each head."""
+    """Translate a decoder that is Llama's but for biases, windows and norms on q and k of each head.
+
+    Args:
+        rope: where the family does not read it as Llama does.
+    """
     hidden, inner = read_hidden_size(keys), read_intermediate_size(keys)
     facts = ModelFacts(
         num_layers=read_num_layers(keys),
@@ -142,7 +148,7 @@ def gated_decoder(
     return NormalisedConfig(
         model_type=model_type,
         config=config,
-        ropes={ONE_ROPE: read_rope(keys, head_dim=heads.head_dim)},
+        ropes={ONE_ROPE: rope or read_rope(keys, head_dim=heads.head_dim)},
         facts=facts,
         shapes=decoder_shapes(
             [layer] * facts.num_layers, vocab=facts.vocab_size, hidden=hidden, is_tied=facts.is_tied

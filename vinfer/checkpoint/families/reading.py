@@ -126,3 +126,14 @@ def read_windows(
         return (None,) * len(layer_types)
     window = keys.integer("sliding_window", default)
     return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
+
+
+def refuse_other_than(keys: ConfigKeys, served: Mapping[str, object]) -> None:
+    """Refuse a switch in another position than the one that transformers computes without reading it.
+
+    Raises:
+        CheckpointError: one of the keys is there with another value.
+    """
+    for key, value in served.items():
+        if keys.has(key) and keys.values[key] != value:
+            raise keys.refusal(key, f"only {value!r} is served")

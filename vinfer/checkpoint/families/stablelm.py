@@ -33,7 +33,8 @@ def _stablelm(keys: ConfigKeys) -> NormalisedConfig:
     hidden, inner = read_hidden_size(keys), read_intermediate_size(keys)
     if heads.num_queries != hidden:
         raise keys.refusal(
-            "head_dim", "this family's heads have hidden_size / num_attention_heads dimensions: remove the key"
+            "head_dim",
+            "this family's heads have hidden_size / num_attention_heads dimensions: remove the key",
         )
     facts = ModelFacts(
         num_layers=read_num_layers(keys),

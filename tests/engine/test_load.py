@@ -1,0 +1,134 @@
+"""Weights on their way from files to devices: the right values, and no second copy of them in memory."""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from jax import export
+from safetensors.numpy import save_file
+
+from vinfer.bundle import (
+    FORMAT_VERSION,
+    Manifest,
+    ModelCard,
+    ProgramShape,
+    ProgramSpec,
+    StateSpec,
+    WeightSpec,
+)
+from vinfer.engine import load
+from vinfer.engine.load import load_runner
+from vinfer.engine.runner import Runner
+from vinfer.errors import BundleError
+
+NUM_WEIGHTS, MEBIBYTE = 12, 1 << 20
+
+
+def _values(index: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(index).standard_normal((512, 1024)).astype(ml_dtypes.bfloat16)
+
+
+def _manifest(weights: tuple[WeightSpec, ...]) -> Manifest:
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        key="0" * 64,
+        created=0,
+        versions={},
+        platform="cpu",
+        mesh={"dp": 1, "fsdp": 1, "ep": 1, "tp": 1, "sp": 1},
+        dtype="bfloat16",
+        num_slots=1,
+        max_model_len=1,
+        model=ModelCard(
+            source="",
+            architecture="llama",
+            task="text",
+            num_parameters=0,
+            bos_token_id=None,
+            eos_token_ids=(),
+            pad_token_id=None,
+            vocab_size=1,
+            sampling_defaults={},
+        ),
+        weights=weights,
+        kv=(),
+        state=(StateSpec(name="active", shape=(1,), dtype="bool", initial=False),),
+        programs=(
+            ProgramSpec(
+                shape=ProgramShape(kind="set_slot"), file="set_slot.stablehlo", inputs=(), outputs=()
+            ),
+        ),
+        files={},
+    )
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> tuple[WeightSpec, ...]:
+    """Write a program and weights of one MiB each, by turns in two files, as a model's order may have it."""
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "programs").mkdir()
+    set_slot = jax.jit(lambda weights, kv, state, inputs: (kv, state, ()), keep_unused=True)
+    exported = export.export(set_slot)((), (), (jax.ShapeDtypeStruct((1,), bool),), ())
+    (tmp_path / "programs" / "set_slot.stablehlo").write_bytes(exported.serialize())
+    for file in range(2):
+        tensors = {f"w{index}": _values(index) for index in range(file, NUM_WEIGHTS, 2)}
+        save_file(tensors, tmp_path / "weights" / f"{file}.safetensors")
+    return tuple(
+        WeightSpec(name=f"w{index}", shape=(512, 1024), dtype="bfloat16", file=f"{index % 2}.safetensors")
+        for index in range(NUM_WEIGHTS)
+    )
+
+
+def _load(
+    directory: Path, weights: tuple[WeightSpec, ...], on_progress: Callable[[], None] = lambda: None
+) -> Runner:
+    return load_runner(
+        directory,
+        _manifest(weights),
+        devices=jax.devices(),
+        dispatch_lock=threading.Lock(),
+        progress=lambda *_: on_progress(),
+    )
+
+
+def _mapped_bytes(directory: Path) -> int:
+    """Count what this process has in memory of the files under a directory."""
+    entries = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+    sizes = [re.search(r"(?m)^Rss: +(\d+) kB", entry) for entry in entries if f"{directory}/" in entry]
+    return sum(int(size[1]) * 1024 for size in sizes if size is not None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_files_do_not_stay_in_memory(
+    tmp_path: Path, weights: tuple[WeightSpec, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every page that was read once stayed mapped until the last weight: loading took twice the memory."""
+    monkeypatch.setattr(load, "_MAX_MAPPED_BYTES", 2 * MEBIBYTE)
+    mapped: list[int] = []
+    runner = _load(tmp_path, weights, lambda: mapped.append(_mapped_bytes(tmp_path)))
+    # Reading ahead maps a little more than was asked for.
+    assert MEBIBYTE <= max(mapped) < 6 * MEBIBYTE
+    assert _mapped_bytes(tmp_path) == 0
+    for index, array in enumerate(runner._weights):
+        np.testing.assert_array_equal(np.asarray(array), _values(index))
+
+
+def test_a_file_that_is_not_what_the_manifest_says_is_an_error(
+    tmp_path: Path, weights: tuple[WeightSpec, ...]
+) -> None:
+    other = weights[0].model_copy(update={"shape": (1024, 512)})
+    with pytest.raises(BundleError, match=r"w0 has shape \[512, 1024\], the manifest says \[1024, 512\]"):
+        _load(tmp_path, (other, *weights[1:]))
+    path = tmp_path / "weights" / "1.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BundleError, match=r"weights/1\.safetensors is not readable .*precompile again"):
+        _load(tmp_path, weights)

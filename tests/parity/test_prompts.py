@@ -1,0 +1,95 @@
+"""The built-in prompts reach every edge of a bundle's programs; files are read or refused in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vinfer.bundle import Manifest, ProgramShape, ProgramSpec, plan_programs
+from vinfer.errors import ConfigError
+from vinfer.parity.prompts import MAX_PROMPT_LEN, Prompt, answer_len, built_in_prompts, read_prompts
+
+
+def manifest(max_model_len: int, prefill_lengths: tuple[int, ...], kv_lengths: tuple[int, ...]) -> Manifest:
+    shapes: tuple[ProgramShape, ...] = plan_programs(
+        prefill_shapes=[(1, length) for length in prefill_lengths],
+        slot_buckets=[1, 4],
+        steps=4,
+        kv_buckets=kv_lengths,
+    )
+    programs = tuple(ProgramSpec(shape=shape, file="", inputs=(), outputs=()) for shape in shapes)
+    return Manifest.model_construct(max_model_len=max_model_len, programs=programs)
+
+
+def encode(text: str) -> list[int]:
+    return list(text.encode())
+
+
+def lengths(prompts: list[Prompt]) -> list[int]:
+    return [len(prompt.token_ids) for prompt in prompts if "random" in prompt.name]
+
+
+def test_prompts_cross_chunks_and_kv_lengths_and_reach_the_last_row() -> None:
+    prompts = built_in_prompts(manifest(1024, (64, 80), (256, 1024)), encode, num_token_ids=300)
+    # 223 + 64 tokens cross 256; 960 + 64 end in the last row.
+    assert lengths(prompts) == [1, 65, 81, 223, 960]
+    [text] = [prompt for prompt in prompts if "text" in prompt.name]
+    assert bytes(text.token_ids).decode().startswith("The harbour master")
+
+
+def test_prompts_of_a_short_and_of_a_long_context() -> None:
+    short = built_in_prompts(manifest(8, (8,), (8,)), encode, num_token_ids=300)
+    assert [(len(p.token_ids), answer_len(8, len(p.token_ids))) for p in short] == [(1, 4), (4, 4), (4, 4)]
+    long = built_in_prompts(manifest(131072, (512,), (256, 1024, 131072)), encode, num_token_ids=300)
+    assert lengths(long) == [1, 223, 513, 991, MAX_PROMPT_LEN]
+
+
+def test_one_token_of_room() -> None:
+    assert answer_len(512, 511) == 1
+    assert answer_len(2, 1) == 1
+
+
+def test_prompts_are_the_same_every_time() -> None:
+    one, other = (
+        built_in_prompts(manifest(512, (64,), (256, 512)), encode, num_token_ids=300) for _ in range(2)
+    )
+    assert one == other
+    assert all(0 <= token < 300 for prompt in one for token in prompt.token_ids)
+    assert len({prompt.token_ids[0] for prompt in one}) > 1
+
+
+def test_a_file_holds_texts_and_ids(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('"ab"\n\n[3, 1, 4]\n')
+    assert read_prompts(file, encode, max_model_len=8, num_token_ids=300) == [
+        Prompt("prompts.jsonl:1", (97, 98)),
+        Prompt("prompts.jsonl:3", (3, 1, 4)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty: write one JSON"),
+        ("what?", "prompts.jsonl:1 is not JSON"),
+        ('"a"\n{}', "prompts.jsonl:2 must be a JSON string or list"),
+        ("[true]", "must be a JSON string or list"),
+        ("[]", "and not empty"),
+        ('""', "and not empty"),
+        ("[1, 300]", "outside 0 to 299"),
+        ("[-1]", "outside 0 to 299"),
+        (json.dumps([1] * 8), "has 8 tokens; max_model_len is 8: shorten it"),
+    ],
+)
+def test_a_file_that_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_prompts(file, encode, max_model_len=8, num_token_ids=300)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        read_prompts(tmp_path / "prompts", encode, max_model_len=8, num_token_ids=300)

@@ -1,0 +1,121 @@
+"""Cohere 2 (Command R7B, Command A): one LayerNorm before two blocks side by side, scaled logits.
+
+Its sliding layers rotate neighbours among the dimensions of a head, its full layers do not rotate.
+
+Source: transformers 5.5, `models/cohere2/configuration_cohere2.py` and `modeling_cohere2.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vinfer.checkpoint.config_keys import ConfigKeys
+from vinfer.checkpoint.families.llama import gated_decoder
+from vinfer.checkpoint.families.reading import (
+    read_heads,
+    read_intermediate_size,
+    read_layer_types,
+    read_num_layers,
+    read_windows,
+    refuse_other_than,
+)
+from vinfer.checkpoint.family import Family, NormalisedConfig
+from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, gated_mlp_shapes, norm_shapes
+
+# Published files state the design; transformers reads none of it and computes this one.
+_DESIGN: dict[str, object] = {
+    "order_of_interleaved_layers": "local_attn_first",
+    "position_embedding_type": "rope_gptj",
+    "rotary_pct": 1.0,
+    "use_gated_activation": True,
+    "use_parallel_block": True,
+    "use_qk_norm": False,
+}
+
+
+def _cohere2(keys: ConfigKeys) -> NormalisedConfig:
+    refuse_other_than(keys, _DESIGN)
+    keys = keys.with_defaults(tie_word_embeddings=True)
+    heads = read_heads(keys)
+    attention_bias = keys.boolean("attention_bias", False)
+    layer_types = _layer_types(keys)
+    # Null is no window at all: then transformers does not rotate these layers either.
+    default_window = None if "sliding_window" in keys.values else 4096
+    normalised = gated_decoder(
+        keys,
+        "cohere2",
+        heads,
+        windows=read_windows(keys, layer_types, default_window),
+        has_bias=attention_bias,
+        has_output_bias=attention_bias,
+    )
+    facts = normalised.facts
+    layer = {
+        **attention_shapes(
+            hidden=facts.hidden_size,
+            num_queries=heads.num_queries,
+            num_keys=heads.num_keys,
+            has_bias=attention_bias,
+            has_output_bias=attention_bias,
+        ),
+        **gated_mlp_shapes("mlp", hidden=facts.hidden_size, inner=read_intermediate_size(keys)),
+        **norm_shapes(("input_layernorm",), facts.hidden_size),
+    }
+    return dataclasses.replace(
+        normalised,
+        config={
+            **normalised.config,
+            "layer_norm_eps": keys.number("layer_norm_eps", 1e-5),
+            "logit_scale": keys.number("logit_scale", 0.0625),
+            # Which layers rotate; the windows themselves are ours.
+            "layer_types": list(layer_types),
+        },
+        shapes=decoder_shapes(
+            [layer] * facts.num_layers,
+            vocab=facts.vocab_size,
+            hidden=facts.hidden_size,
+            is_tied=facts.is_tied,
+        ),
+    )
+
+
+def _layer_types(keys: ConfigKeys) -> tuple[str, ...]:
+    """Return full_attention for every `sliding_window_pattern`-th layer, where `layer_types` is not there."""
+    num_layers = read_num_layers(keys)
+    pattern = keys.integer("sliding_window_pattern", 4)
+    defaults = [
+        "sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(num_layers)
+    ]
+    return read_layer_types(keys, num_layers, defaults)
+
+
+FAMILIES = (
+    Family(
+        model_type="cohere2",
+        architecture="Cohere2ForCausalLM",
+        keys=frozenset(
+            {
+                "attention_bias",
+                "layer_norm_eps",
+                "layer_types",
+                "logit_scale",
+                "sliding_window",
+                "sliding_window_pattern",
+                *_DESIGN,
+            }
+        ),
+        translate=_cohere2,
+        harmless=frozenset(
+            {
+                # Written beside layer_types by transformers 4, never read from a file.
+                "_sliding_window_pattern",
+                "cache_implementation",
+                # The same as sliding_window_pattern in Cohere's own terms.
+                "layer_switch",
+                # Of Cohere's own training: tie_word_embeddings says it for transformers.
+                "use_embedding_sharing",
+                "use_parallel_embedding",
+            }
+        ),
+    ),
+)

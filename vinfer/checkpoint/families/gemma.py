@@ -1,0 +1,182 @@
+"""Gemma 2 and Gemma 3 (text): norms around each block that multiply by 1 + weight, alternating windows.
+
+Source: transformers 5.5, `models/{gemma2,gemma3}/configuration_*.py` and `modeling_*.py`.
+"""
+
+from __future__ import annotations
+
+from vinfer.checkpoint.config_keys import ConfigKeys
+from vinfer.checkpoint.families.reading import (
+    read_activation,
+    read_heads,
+    read_hidden_size,
+    read_intermediate_size,
+    read_layer_types,
+    read_num_layers,
+    read_vocab_size,
+    read_windows,
+)
+from vinfer.checkpoint.family import ONE_ROPE, Family, ModelFacts, NormalisedConfig
+from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, gated_mlp_shapes, norm_shapes
+from vinfer.checkpoint.rope import RopeFacts
+from vinfer.checkpoint.rope_config import LayerRope, read_rope, read_ropes_by_layer_type
+
+_GELU = {"gelu_pytorch_tanh": "gelu_pytorch_tanh", "gelu": "gelu", "gelu_new": "gelu_new"}
+_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+_GEMMA3_ROPES = {
+    "full_attention": LayerRope(theta=1_000_000.0, theta_key="rope_theta", takes_rope_scaling=True),
+    "sliding_attention": LayerRope(theta=10_000.0, theta_key="rope_local_base_freq"),
+}
+
+
+def _gemma2(keys: ConfigKeys) -> NormalisedConfig:
+    return _decoder(
+        keys,
+        "gemma2",
+        ropes={ONE_ROPE: read_rope(keys, head_dim=_head_dim(keys))},
+        full_every=2,
+        caps={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        has_head_norms=False,
+    )
+
+
+def _gemma3(keys: ConfigKeys) -> NormalisedConfig:
+    if keys.has("attn_logit_softcapping"):
+        raise keys.refusal("attn_logit_softcapping", "transformers' Gemma 3 ignores it: remove it")
+    pattern = keys.integer("sliding_window_pattern", keys.integer("_sliding_window_pattern", 6))
+    return _decoder(
+        keys,
+        "gemma3_text",
+        ropes=read_ropes_by_layer_type(keys, head_dim=_head_dim(keys), defaults=_GEMMA3_ROPES),
+        full_every=pattern,
+        caps={"final_logit_softcapping": None},
+        has_head_norms=True,
+    )
+
+
+def _head_dim(keys: ConfigKeys) -> int:
+    return read_heads(keys, default_head_dim=256, default_kv_heads=4).head_dim
+
+
+def _decoder(
+    keys: ConfigKeys,
+    model_type: str,
+    *,
+    ropes: dict[str, RopeFacts],
+    full_every: int,
+    caps: dict[str, float | None],
+    has_head_norms: bool,
+) -> NormalisedConfig:
+    """Translate either generation.
+
+    Args:
+        full_every: without `layer_types`, each so many-th layer sees everything, the others a window.
+        caps: soft-caps, and what they are where the key is absent; a key that is null means no cap.
+    """
+    if keys.has("use_bidirectional_attention") and keys.boolean("use_bidirectional_attention"):
+        raise keys.refusal("use_bidirectional_attention", "only causal attention is served")
+    heads = read_heads(keys, default_head_dim=256, default_kv_heads=4)
+    hidden, inner = read_hidden_size(keys), read_intermediate_size(keys)
+    num_layers = read_num_layers(keys)
+    layer_types = read_layer_types(
+        keys,
+        num_layers,
+        [
+            "sliding_attention" if (layer + 1) % full_every else "full_attention"
+            for layer in range(num_layers)
+        ],
+    )
+    facts = ModelFacts(
+        num_layers=num_layers,
+        num_attention_heads=heads.num_attention_heads,
+        num_kv_heads=heads.num_key_value_heads,
+        key_dim=heads.head_dim,
+        value_dim=heads.head_dim,
+        hidden_size=hidden,
+        vocab_size=read_vocab_size(keys),
+        num_positions=keys.integer("max_position_embeddings"),
+        is_tied=keys.boolean("tie_word_embeddings", True),
+        windows=read_windows(keys, layer_types, 4096),
+    )
+    attention_bias = keys.boolean("attention_bias", False)
+    config: dict[str, object] = {
+        "vocab_size": facts.vocab_size,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": heads.num_attention_heads,
+        "num_key_value_heads": heads.num_key_value_heads,
+        "head_dim": heads.head_dim,
+        "hidden_activation": read_activation(
+            keys, _GELU, key="hidden_activation", default="gelu_pytorch_tanh"
+        ),
+        "max_position_embeddings": facts.num_positions,
+        "rms_norm_eps": keys.number("rms_norm_eps", 1e-6),
+        "attention_bias": attention_bias,
+        "query_pre_attn_scalar": keys.number("query_pre_attn_scalar", 256.0),
+        # EasyDeL's Gemma 3 picks the rotary table of a layer by its type.
+        "layer_types": list(layer_types),
+        **{
+            key: keys.number(key) if keys.has(key) else None if key in keys.values else default
+            for key, default in caps.items()
+        },
+    }
+    layer = {
+        **attention_shapes(
+            hidden=hidden,
+            num_queries=heads.num_queries,
+            num_keys=heads.num_keys,
+            has_bias=attention_bias,
+            has_output_bias=attention_bias,
+        ),
+        **gated_mlp_shapes("mlp", hidden=hidden, inner=inner),
+        **norm_shapes(_NORMS, hidden),
+    }
+    if has_head_norms:
+        layer |= norm_shapes(("self_attn.q_norm", "self_attn.k_norm"), heads.head_dim)
+    return NormalisedConfig(
+        model_type=model_type,
+        config=config,
+        ropes=ropes,
+        facts=facts,
+        shapes=decoder_shapes(
+            [layer] * num_layers, vocab=facts.vocab_size, hidden=hidden, is_tied=facts.is_tied
+        ),
+    )
+
+
+_KEYS = frozenset(
+    {
+        "attention_bias",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "hidden_activation",
+        "layer_types",
+        "query_pre_attn_scalar",
+        "sliding_window",
+        "use_bidirectional_attention",
+    }
+)
+_HARMLESS = frozenset({"cache_implementation"})
+
+FAMILIES = (
+    Family(
+        model_type="gemma2",
+        architecture="Gemma2ForCausalLM",
+        keys=_KEYS,
+        translate=_gemma2,
+        harmless=_HARMLESS,
+    ),
+    Family(
+        model_type="gemma3_text",
+        architecture="Gemma3ForCausalLM",
+        keys=_KEYS | {"_sliding_window_pattern", "rope_local_base_freq", "sliding_window_pattern"},
+        translate=_gemma3,
+        harmless=_HARMLESS,
+    ),
+)

@@ -1,0 +1,86 @@
+"""Phi-3, Phi-3.5 and Phi-4: Llama with fused projections; parts of heads rotate, over long contexts.
+
+Source: transformers 5.5, `models/phi3/configuration_phi3.py` and `modeling_phi3.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vinfer.checkpoint.config_keys import ConfigKeys
+from vinfer.checkpoint.families.llama import NORMS, gated_decoder
+from vinfer.checkpoint.families.reading import (
+    read_heads,
+    read_intermediate_size,
+    read_num_layers,
+    refuse_other_than,
+)
+from vinfer.checkpoint.family import Family, NormalisedConfig
+from vinfer.checkpoint.layout import decoder_shapes, linear_shapes, norm_shapes
+from vinfer.checkpoint.rope_config import read_rope
+
+# Published files state the design; transformers reads none of it and computes this one.
+_DESIGN: dict[str, object] = {
+    "attention_bias": False,
+    "full_attn_mod": 1,
+    "interpolate_factor": 1,
+    "lm_head_bias": False,
+    "mlp_bias": False,
+}
+
+
+def _phi3(keys: ConfigKeys) -> NormalisedConfig:
+    refuse_other_than(keys, _DESIGN)
+    keys = keys.with_defaults(rms_norm_eps=1e-5)
+    heads = read_heads(keys)
+    window = keys.integer("sliding_window") if keys.has("sliding_window") else None
+    rope = read_rope(
+        keys,
+        head_dim=heads.head_dim,
+        default_partial_rotary_factor=1.0,
+        default_original_length=4096,
+        renamed_types={"yarn": "longrope"},
+    )
+    if rope.rope_type not in ("default", "longrope"):
+        raise keys.refusal("rope_parameters", f"is of type {rope.rope_type}; phi3 has default and longrope")
+    normalised = gated_decoder(
+        keys,
+        "phi3",
+        heads,
+        windows=(window,) * read_num_layers(keys),
+        has_bias=False,
+        has_output_bias=False,
+        rope=rope,
+    )
+    facts, inner = normalised.facts, read_intermediate_size(keys)
+    layer = {
+        **linear_shapes("self_attn.qkv_proj", heads.num_queries + 2 * heads.num_keys, facts.hidden_size),
+        **linear_shapes("self_attn.o_proj", facts.hidden_size, heads.num_queries),
+        **linear_shapes("mlp.gate_up_proj", 2 * inner, facts.hidden_size),
+        **linear_shapes("mlp.down_proj", facts.hidden_size, inner),
+        **norm_shapes(NORMS, facts.hidden_size),
+    }
+    return dataclasses.replace(
+        normalised,
+        config={**normalised.config, "partial_rotary_factor": rope.rotary_dim / heads.head_dim},
+        shapes=decoder_shapes(
+            [layer] * facts.num_layers,
+            vocab=facts.vocab_size,
+            hidden=facts.hidden_size,
+            is_tied=facts.is_tied,
+        ),
+    )
+
+
+FAMILIES = (
+    Family(
+        model_type="phi3",
+        architecture="Phi3ForCausalLM",
+        keys=frozenset(
+            {"original_max_position_embeddings", "partial_rotary_factor", "sliding_window", *_DESIGN}
+        ),
+        translate=_phi3,
+        # Dropout.
+        harmless=frozenset({"embd_pdrop", "resid_pdrop"}),
+    ),
+)

@@ -1,0 +1,85 @@
+"""SmolLM3: Llama with layers that do not rotate, and windows on those where it has any.
+
+Source: transformers 5.5, `models/smollm3/configuration_smollm3.py` and `modeling_smollm3.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vinfer.checkpoint.config_keys import ConfigKeys
+from vinfer.checkpoint.families.llama import gated_decoder
+from vinfer.checkpoint.families.reading import read_heads, read_layer_types, read_num_layers, read_windows
+from vinfer.checkpoint.family import Family, NormalisedConfig
+
+
+def _smollm3(keys: ConfigKeys) -> NormalisedConfig:
+    keys = keys.with_defaults(tie_word_embeddings=True, rope_theta=2_000_000.0)
+    attention_bias = keys.boolean("attention_bias", False)
+    rotating = _rotating_layers(keys)
+    normalised = gated_decoder(
+        keys,
+        "smollm3",
+        read_heads(keys, must_state_kv_heads=True),
+        windows=_windows(keys, rotating),
+        has_bias=attention_bias,
+        has_output_bias=attention_bias,
+        has_mlp_bias=keys.boolean("mlp_bias", False),
+    )
+    return dataclasses.replace(normalised, config={**normalised.config, "no_rope_layers": rotating})
+
+
+def _rotating_layers(keys: ConfigKeys) -> list[int]:
+    """Return 1 or 0 per layer; `no_rope_layers` means the opposite of its name: 1 is a layer that rotates.
+
+    A longer list than there are layers is read from its start.
+    """
+    num_layers = read_num_layers(keys)
+    if not keys.has("no_rope_layers"):
+        interval = keys.integer("no_rope_layer_interval", 4)
+        return [int((layer + 1) % interval != 0) for layer in range(num_layers)]
+    stated = keys.values["no_rope_layers"]
+    if not isinstance(stated, list) or any(entry not in (0, 1) for entry in stated):
+        raise keys.refusal("no_rope_layers", "must be a list of 0 and 1")
+    if len(stated) < num_layers:
+        raise keys.refusal(
+            "no_rope_layers", f"has {len(stated)} entries for num_hidden_layers = {num_layers}"
+        )
+    return [int(entry) for entry in stated[:num_layers]]
+
+
+def _windows(keys: ConfigKeys, rotating: list[int]) -> tuple[int | None, ...]:
+    """Layers that do not rotate slide, where windows are on and `layer_types` does not say otherwise."""
+    is_sliding = keys.boolean("use_sliding_window", False)
+    defaults = [
+        "sliding_attention" if is_sliding and keys.has("sliding_window") and not rotates else "full_attention"
+        for rotates in rotating
+    ]
+    layer_types = read_layer_types(keys, len(rotating), defaults)
+    if not is_sliding and "sliding_attention" in layer_types:
+        raise keys.refusal(
+            "layer_types", "has sliding_attention, but use_sliding_window is false: contradictory"
+        )
+    return read_windows(keys, layer_types)
+
+
+FAMILIES = (
+    Family(
+        model_type="smollm3",
+        architecture="SmolLM3ForCausalLM",
+        keys=frozenset(
+            {
+                "attention_bias",
+                "layer_types",
+                "mlp_bias",
+                "no_rope_layer_interval",
+                "no_rope_layers",
+                "sliding_window",
+                "use_sliding_window",
+            }
+        ),
+        translate=_smollm3,
+        # Published files carry it; transformers' SmolLM3 does not read it.
+        harmless=frozenset({"max_window_layers"}),
+    ),
+)

@@ -1,0 +1,167 @@
+"""`vinfer verify`: each model's bundle, found or built as the server would, against transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Any
+
+from vinfer.bundle import Manifest, Platform
+from vinfer.checkpoint.source import ResolvedSource, resolve_source
+from vinfer.config import Config
+from vinfer.errors import CheckpointError, ConfigError, ParityError
+from vinfer.launch.bundles import FoundBundle, Progress, find_or_build, open_bundle
+from vinfer.launch.devices import device_memory_bytes, local_devices
+from vinfer.launch.loader import start_engine
+from vinfer.launch.parity import measure_bundle, record
+from vinfer.parity.measure import Certificate
+from vinfer.parity.reference_process import require_packages
+from vinfer.parity.thresholds import shortfalls
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """What the command line says beyond the config.
+
+    Attributes:
+        only: name of the one model to verify; None for all.
+        source, revision: what the bundle was built from, where its own word for it leads nowhere here.
+    """
+
+    only: str | None = None
+    prompts_file: Path | None = None
+    max_error: float | None = None
+    source: str | None = None
+    revision: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verification:
+    """One model's bundle and what was found."""
+
+    name: str
+    directory: Path
+    certificate: Certificate
+
+    @property
+    def shortfalls(self) -> list[str]:
+        """The figures that do not pass, in words."""
+        report = self.certificate.report
+        return shortfalls(report.figures, report.thresholds)
+
+
+def verify(
+    config: Config,
+    options: VerifyOptions,
+    *,
+    wanted: tuple[Platform, int] | None,
+    xla_cache: Path,
+    progress: Progress,
+) -> list[Verification]:
+    """Measure the bundles of a config's models and write the figures into their manifests.
+
+    Raises:
+        VinferError: as the server would at start.
+        ReferenceUnavailableError: nothing can be compared here.
+    """
+    positions = _positions(config, options)
+    require_packages()
+    platform, devices = local_devices(wanted)
+    from vinfer.engine.compilation import platform_key, seed_cache, set_compilation_cache
+
+    set_compilation_cache(xla_cache)
+    found = []
+    for position in positions:
+        model = config.models[position]
+        bundle = find_or_build(
+            model,
+            where=f"models[{position}]",
+            platform=platform,
+            num_devices=len(devices),
+            bundles_dir=config.bundles_dir,
+            progress=progress,
+            memory_bytes=device_memory_bytes(devices[0]),
+        )
+        manifest = open_bundle(bundle.directory, platform=platform, num_devices=len(devices))
+        source = _checkpoint_source(bundle, manifest, options)
+        seed_cache(bundle.directory / "xla" / platform_key(), xla_cache)
+        engine = start_engine(
+            bundle.directory,
+            manifest,
+            model,
+            devices=devices,
+            dispatch_lock=threading.Lock(),
+            progress=progress,
+        )
+        try:
+            certificate = measure_bundle(
+                bundle.directory,
+                manifest,
+                engine,
+                source,
+                name=model.name,
+                progress=progress,
+                prompts_file=options.prompts_file,
+                max_error=options.max_error,
+            )
+        finally:
+            engine.stop()
+        record(bundle.directory, manifest, certificate.report)
+        found.append(Verification(model.name, bundle.directory, certificate))
+    return found
+
+
+def as_json(found: list[Verification]) -> dict[str, Any]:
+    """Return what was found as plain data: `passed`, and per model its figures and those of each prompt."""
+    return {
+        "passed": not any(verification.shortfalls for verification in found),
+        "models": [
+            {
+                "name": verification.name,
+                "bundle": str(verification.directory),
+                "parity": verification.certificate.report.model_dump(),
+                "shortfalls": verification.shortfalls,
+                "prompts": [dataclasses.asdict(prompt) for prompt in verification.certificate.prompts],
+            }
+            for verification in found
+        ],
+    }
+
+
+def require_passed(found: list[Verification]) -> None:
+    """Fail where a model did.
+
+    Raises:
+        ParityError: names each model and the figures that do not pass.
+    """
+    failed = [f"{v.name}: {'; '.join(v.shortfalls)}" for v in found if v.shortfalls]
+    if failed:
+        raise ParityError("the tokens are not those of transformers: " + ". ".join(failed))
+
+
+def _positions(config: Config, options: VerifyOptions) -> list[int]:
+    names = [model.name for model in config.models]
+    if options.only is not None and options.only not in names:
+        raise ConfigError(f"--model is {options.only}; the config has {', '.join(names)}")
+    positions = [place for place, name in enumerate(names) if options.only in (None, name)]
+    if options.source is not None and len(positions) > 1:
+        raise ConfigError(f"--source is for one model and the config has {len(names)}: add --model NAME")
+    if options.revision is not None and options.source is None:
+        raise ConfigError("--revision goes with --source: a config has models[].revision")
+    return positions
+
+
+def _checkpoint_source(bundle: FoundBundle, manifest: Manifest, options: VerifyOptions) -> ResolvedSource:
+    """Find what the bundle was built from."""
+    if options.source is not None:
+        return resolve_source(options.source, revision=options.revision)
+    if bundle.source.kind != "bundle":
+        return bundle.source
+    try:
+        return resolve_source(manifest.model.source)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"bundle {bundle.directory} was built from {manifest.model.source}, which is not to be found: "
+            f"{error.message}; give the checkpoint by --source"
+        ) from None

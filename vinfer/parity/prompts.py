@@ -1,0 +1,107 @@
+"""The prompts of a parity check: built in, or from a file. Deterministic: the same for the same bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from vinfer.bundle import Manifest
+from vinfer.errors import ConfigError
+
+ANSWER_LEN = 64
+"""Tokens of each greedy answer, fewer where max_model_len leaves no room."""
+MAX_PROMPT_LEN = 2048
+"""Longest built-in prompt: the attention of the reference takes memory by its square."""
+
+TEXT = (
+    "The harbour master keeps two books: one for the ships that came, and one for those that were expected. "
+    "On 3 May 1897 both had 17 lines. « Où est le navire ? » — 船はどこですか。\n\n"
+    "def arrivals(book):\n    return [line.split(',')[0] for line in book if line]\n"
+)
+
+Encode = Callable[[str], list[int]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids, and what to call them in a table."""
+
+    name: str
+    token_ids: tuple[int, ...]
+
+
+def built_in_prompts(manifest: Manifest, encode: Encode, *, num_token_ids: int) -> list[Prompt]:
+    """Make the prompts for a bundle: random ids of lengths that cross its programs' edges, and some text.
+
+    A lone token; one token more than each prefill length, so that a chunk is nearly empty; an answer that
+    grows across each KV length; a prompt whose answer ends in the last row of the cache; text.
+
+    Args:
+        encode: text to token ids, with what the tokenizer puts before a text.
+        num_token_ids: ids are drawn below it.
+    """
+    longest = min(manifest.max_model_len - answer_len(manifest.max_model_len), MAX_PROMPT_LEN)
+    shapes = [program.shape for program in manifest.programs]
+    edges = {shape.length + 1 for shape in shapes if shape.kind == "prefill"}
+    edges |= {shape.kv_length - ANSWER_LEN // 2 - 1 for shape in shapes if shape.kind == "decode"}
+    lengths = {1, *(edge for edge in edges if 0 < edge < longest), longest}
+    prompts = [
+        Prompt(f"{length} random", random_ids(length, num_token_ids=num_token_ids))
+        for length in sorted(lengths)
+    ]
+    text_ids = tuple(encode(TEXT))[:longest]
+    if text_ids:
+        prompts.append(Prompt(f"{len(text_ids)} text", text_ids))
+    return prompts
+
+
+def random_ids(length: int, *, num_token_ids: int) -> tuple[int, ...]:
+    """Draw token ids; the same for the same arguments."""
+    draw = random.Random(length)  # noqa: S311 - no secret
+    return tuple(draw.randrange(num_token_ids) for _ in range(length))
+
+
+def answer_len(max_model_len: int, prompt_len: int = 1) -> int:
+    """Return how many tokens to ask for: ANSWER_LEN, half of a short max_model_len, or what is left."""
+    return min(ANSWER_LEN, max(max_model_len // 2, 1), max_model_len - prompt_len)
+
+
+def read_prompts(path: Path, encode: Encode, *, max_model_len: int, num_token_ids: int) -> list[Prompt]:
+    """Read a file with one JSON value per line: a list of token ids, or a string.
+
+    Raises:
+        ConfigError: unreadable, empty, or a line that is no prompt for this model.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts {path}: {error}") from None
+    prompts = [
+        _prompt(line, f"{path.name}:{number}", encode, max_model_len, num_token_ids)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not prompts:
+        raise ConfigError(f"--prompts {path} is empty: write one JSON string or list of token ids per line")
+    return prompts
+
+
+def _prompt(line: str, where: str, encode: Encode, max_model_len: int, num_token_ids: int) -> Prompt:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--prompts {where} is not JSON: {error}") from None
+    if isinstance(value, str):
+        value = encode(value)
+    if not isinstance(value, list) or not value or any(type(item) is not int for item in value):
+        raise ConfigError(f"--prompts {where} must be a JSON string or list of token ids, and not empty")
+    if not all(0 <= item < num_token_ids for item in value):
+        raise ConfigError(f"--prompts {where} has token ids outside 0 to {num_token_ids - 1}")
+    if len(value) >= max_model_len:
+        raise ConfigError(
+            f"--prompts {where} has {len(value)} tokens; max_model_len is {max_model_len}: shorten it"
+        )
+    return Prompt(where, tuple(value))

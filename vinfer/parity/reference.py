@@ -1,0 +1,136 @@
+"""The reference child: transformers in float32, `python -m vinfer.parity.reference FD`. Alone knows torch.
+
+A process of its own, so that torch is never in a server. Standard input holds one JSON document per line: the
+source first, then one question each; the pipe FD answers one line per line. Logits go through `.npy` files
+that hold no pickle. Ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+
+from vinfer.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from vinfer.checkpoint.family import ONE_ROPE
+from vinfer.checkpoint.source import ResolvedSource
+from vinfer.errors import CheckpointError, ReferenceUnavailableError, VinferError
+from vinfer.parity.corrections import correct
+from vinfer.parity.figures import Logits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def main() -> int:
+    """Load the source, answer questions until there are no more; return the exit code."""
+    events_fd = int(sys.argv[1])
+    os.set_inheritable(events_fd, False)
+    events = os.fdopen(events_fd, "w", buffering=1)
+    try:
+        source = json.loads(sys.stdin.readline())
+        model = load(ResolvedSource(**{**source, "path": Path(source["path"])}))
+        _say(events, versions={name: importlib.metadata.version(name) for name in ("transformers", "torch")})
+        for line in sys.stdin:
+            question = json.loads(line)
+            found = answer_logits(model, question["prompt_ids"], question["answer_ids"])
+            np.save(question["file"], found, allow_pickle=False)
+            _say(events, done=True)
+    except VinferError as error:
+        kind = "checkpoint" if isinstance(error, CheckpointError) else "unavailable"
+        _say(events, error=error.message, kind=kind)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the parent shows one line, the log has the rest
+        traceback.print_exc()
+        _say(events, error=f"the reference failed: {type(error).__name__}: {error}", kind="unavailable")
+        return ReferenceUnavailableError.exit_code
+    return 0
+
+
+def load(source: ResolvedSource) -> PreTrainedModel:
+    """Load a checkpoint by transformers: float32, eager attention, no code that comes with it.
+
+    Raises:
+        CheckpointError: vinfer refuses the checkpoint; nothing of it was given to transformers then.
+        ReferenceUnavailableError: transformers makes another model of it than the checkpoint is.
+    """
+    checkpoint = open_checkpoint(source)
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if source.kind == "gguf":
+        return _from_tensors(checkpoint)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        source.path,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    correct(model)
+    return model.eval()
+
+
+def answer_logits(model: PreTrainedModel, prompt_ids: list[int], answer_ids: list[int]) -> Logits:
+    """Return float32 [steps, vocab], the logits from which each token of an answer is chosen.
+
+    One forward pass over prompt and answer without a cache.
+    """
+    import torch
+
+    ids = torch.tensor([[*prompt_ids, *answer_ids[:-1]]])
+    with torch.inference_mode():
+        logits = model(ids, use_cache=False, logits_to_keep=len(answer_ids)).logits
+    result: Logits = logits[0].float().numpy()
+    return result
+
+
+def _from_tensors(checkpoint: Checkpoint) -> PreTrainedModel:
+    """Make transformers' model from the checkpoint's config and fill it with the checkpoint's own tensors.
+
+    GGUF may hold divisors of the rotary frequencies, which no config of transformers has.
+    """
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    config = AutoConfig.for_model(**checkpoint.hugging_face_config)
+    tensors = {
+        name: torch.from_numpy(np.array(checkpoint.read(name), np.float32))
+        for name in checkpoint.tensor_names()
+    }
+    model, loading = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None,
+        config=config,
+        state_dict=tensors,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        output_loading_info=True,
+    )
+    odd = {name: sorted(loading[name])[:3] for name in _ODDITIES if loading[name]}
+    if odd:
+        raise ReferenceUnavailableError(f"transformers does not take the checkpoint's tensors: {odd}")
+    rope = checkpoint.ropes.get(ONE_ROPE)
+    if rope is not None and rope.frequency_divisors is not None:
+        model.model.rotary_emb.inv_freq = torch.from_numpy(
+            rope.inverse_frequencies(checkpoint.facts.num_positions)
+        )
+    evaluated: PreTrainedModel = model.eval()
+    return evaluated
+
+
+_ODDITIES = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+
+
+def _say(events: TextIO, **message: Any) -> None:
+    events.write(json.dumps(message) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""The reference child seen from its parent: whether it can run here, starting it, asking it.
+
+Imports neither torch nor transformers nor JAX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
+from vinfer.checkpoint.source import ResolvedSource
+from vinfer.errors import CheckpointError, ReferenceUnavailableError
+from vinfer.parity.figures import Logits
+from vinfer.parity.memory import available_memory_bytes
+
+_INSTALL = {
+    "torch": "pip install torch (its CPU build is enough)",
+    "transformers": "pip install 'vinfer[build]'",
+}
+_BASE_BYTES = 1 << 30
+"""torch and transformers themselves, activations, and logits on their way to a file."""
+_SCORE_COPIES = 3
+"""Attention scores, their softmax in float32, and the mask added: of one layer at a time."""
+
+
+def require_packages() -> None:
+    """Check that what the reference needs is installed; imports nothing.
+
+    Raises:
+        ReferenceUnavailableError: says what to install.
+    """
+    for name, command in _INSTALL.items():
+        if importlib.util.find_spec(name) is None:
+            raise ReferenceUnavailableError(
+                f"the check against transformers needs {name}, which is not installed: {command}"
+            )
+
+
+def require_memory(checkpoint: Checkpoint, *, max_sequence_len: int) -> None:
+    """Check that transformers' model in float32 fits into the memory that is free now.
+
+    Args:
+        max_sequence_len: tokens of the longest prompt and its answer.
+
+    Raises:
+        ReferenceUnavailableError: names both numbers.
+    """
+    scores = checkpoint.facts.num_attention_heads * max_sequence_len**2
+    needed = 4 * (num_parameters(checkpoint) + _SCORE_COPIES * scores) + _BASE_BYTES
+    available = available_memory_bytes()
+    if available is not None and needed > available:
+        raise ReferenceUnavailableError(
+            f"the check against transformers needs {needed / 2**30:.1f} GiB of memory, the model in float32, "
+            f"and {available / 2**30:.1f} GiB are available: run vinfer verify on a larger machine"
+        )
+
+
+class ReferenceProcess:
+    """A running reference; called with a prompt and its answer, it returns the logits of the answer."""
+
+    def __init__(self, child: subprocess.Popen[str], events: IO[str], log: Path, directory: Path) -> None:
+        self._child = child
+        self._events = events
+        self._log = log
+        self._file = directory / "logits.npy"
+        self.versions: dict[str, str] = {}
+
+    def load(self, source: ResolvedSource) -> None:
+        """Have the child load a source.
+
+        Raises:
+            CheckpointError, ReferenceUnavailableError: as the child says.
+        """
+        self.versions = self._ask({**dataclasses.asdict(source), "path": str(source.path)})["versions"]
+
+    def __call__(self, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> Logits:
+        """Return float32 [len(answer_ids), vocab].
+
+        Raises:
+            ReferenceUnavailableError: the child failed.
+        """
+        self._ask({"prompt_ids": [*prompt_ids], "answer_ids": [*answer_ids], "file": str(self._file)})
+        logits: Logits = np.load(self._file, allow_pickle=False)
+        return logits
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        assert self._child.stdin is not None
+        # A child that has ended already is reported below.
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.write(json.dumps(message) + "\n")
+            self._child.stdin.flush()
+        line = self._events.readline()
+        if not line:
+            code = self._child.wait()
+            how = f"signal {-code} (out of memory?)" if code < 0 else f"exit code {code}"
+            said = self._log.read_text(errors="replace").strip().splitlines()
+            raise ReferenceUnavailableError(f"the reference ended with {how}: {said[-1] if said else ''}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            kind = CheckpointError if answer["kind"] == "checkpoint" else ReferenceUnavailableError
+            raise kind(answer["error"])
+        return answer
+
+
+@contextlib.contextmanager
+def reference_process(source: ResolvedSource) -> Iterator[ReferenceProcess]:
+    """Run transformers over a source in a child process; it has ended when this returns.
+
+    Raises:
+        CheckpointError: the child refuses the checkpoint.
+        ReferenceUnavailableError: something is not installed, or the child cannot load the checkpoint.
+    """
+    require_packages()
+    events_fd, child_fd = os.pipe()
+    with (
+        os.fdopen(events_fd) as events,
+        tempfile.TemporaryDirectory(prefix="vinfer-reference-") as scratch,
+        (Path(scratch) / "log").open("w") as log,
+        subprocess.Popen(  # noqa: S603 - this interpreter and our own module
+            [sys.executable, "-m", "vinfer.parity.reference", str(child_fd)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            text=True,
+            env=_environment(),
+            pass_fds=(child_fd,),
+        ) as child,
+    ):
+        os.close(child_fd)
+        reference = ReferenceProcess(child, events, Path(scratch) / "log", Path(scratch))
+        try:
+            reference.load(source)
+            yield reference
+        except BaseException:
+            child.kill()
+            raise
+
+
+def _environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        # The accelerator is the engine's, and everything is here already.
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TQDM_DISABLE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
