@@ -42,11 +42,10 @@ def _gpt_neox(keys: ConfigKeys) -> NormalisedConfig:
     ):
         if size != told:
             raise keys.refusal(key, "this family has none and derives it: remove the key")
-    theta, factor = keys.number("rotary_emb_base", 10_000.0), keys.number("rotary_pct", 0.25)
-    # Transformers reads only the old names outside of rope_parameters; files of late version 4 have both.
-    for key, told_number in (("rope_theta", theta), ("partial_rotary_factor", factor)):
-        if keys.number(key, told_number) != told_number:
-            raise keys.refusal(key, f"rotary_emb_base and rotary_pct say {told_number}: contradictory")
+    # Transformers reads these two only under GPT-NeoX's names; files of late version 4 have both.
+    for key, name in (("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")):
+        if keys.has(key) and not keys.has(name):
+            raise keys.refusal(key, f"transformers ignores it in this family: name it {name}")
     facts = ModelFacts(
         num_layers=read_num_layers(keys),
         num_attention_heads=heads.num_attention_heads,
@@ -91,14 +90,7 @@ def _gpt_neox(keys: ConfigKeys) -> NormalisedConfig:
     return NormalisedConfig(
         model_type="gpt_neox",
         config=config,
-        ropes={
-            ONE_ROPE: read_rope(
-                keys,
-                head_dim=heads.head_dim,
-                default_theta=theta,
-                default_partial_rotary_factor=factor,
-            )
-        },
+        ropes={ONE_ROPE: read_rope(keys, head_dim=heads.head_dim, default_partial_rotary_factor=0.25)},
         facts=facts,
         shapes=shapes,
         names=NEOX_NAMES,
