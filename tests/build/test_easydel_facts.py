@@ -139,3 +139,26 @@ def test_none_of_its_ways_through_a_mixture_is_right_for_all(of_models: dict[str
     }
     assert errors["mixtral"]["FUSED_MOE"] < 1e-6
     assert errors["qwen3_moe"]["FUSED_MOE"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [
+        # Half of half of 16 dimensions.
+        ("stablelm_rotary_dim", 4),
+        ("stablelm_query_bias", False),
+        ("stablelm_causal", True),
+        ("stablelm_norms_used", 1),
+        ("glm4_rotates_halves", True),
+        ("glm4_output_bias", True),
+        ("gpt_neox_takes_heads_in_turn", False),
+        # For 192 outputs.
+        ("gpt2_bias", [64]),
+        ("gpt2_causal", True),
+        ("gpt2_scale_of_layer_1", 0.25),
+    ],
+)
+def test_its_older_families_need_their_corrections(
+    of_models: dict[str, Any], fact: str, value: object
+) -> None:
+    assert of_models["attentions"][fact] == value
