@@ -110,6 +110,22 @@ def test_its_qwen_configs_slide_unless_told_otherwise(of_models: dict[str, Any])
     assert "sliding_attention" in of_models["qwen2_layer_types_by_default"]
 
 
+def test_its_olmo2_exchanges_two_norms_and_rounds_them(of_models: dict[str, Any]) -> None:
+    assert of_models["olmo2_norms"] == {"q_norm": [16, "bfloat16"], "k_norm": [32, "bfloat16"]}
+
+
+def test_its_phi3_masks_a_second_time_whatever_the_mark_says(of_models: dict[str, Any]) -> None:
+    assert of_models["phi3_is_causal_twice"]
+
+
+def test_its_cohere2_does_not_rotate_without_a_window(of_models: dict[str, Any]) -> None:
+    assert not of_models["cohere2_rotates_without_window"]
+
+
+def test_its_cohere2_does_not_read_a_tied_head(of_models: dict[str, Any]) -> None:
+    assert of_models["cohere2_tied_logits_of_a_zero_embedding"] > 0
+
+
 def test_none_of_its_ways_through_a_mixture_is_right_for_all(of_models: dict[str, Any]) -> None:
     errors = of_models["errors_of_mixtures"]
     wrong = {

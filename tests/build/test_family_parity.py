@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,17 +70,18 @@ def _marks(name: str) -> list[pytest.MarkDecorator]:
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=_marks(name)) for name in FAMILY_MODELS])
 def case(
     request: pytest.FixtureRequest,
-    engine_of: Callable[[str], Engine],
+    lent_engine: Callable[[str], AbstractContextManager[Engine]],
     reference_of: Callable[[str], PreTrainedModel],
     matrix: dict[str, MatrixRow],
-) -> Case:
+) -> Iterator[Case]:
     name = request.param
-    engine, model = engine_of(name), reference_of(name)
+    model = reference_of(name)
     row = matrix.setdefault(name, MatrixRow(name, model.config.model_type, FAMILY_MODELS[name].tolerance))
     questions = {length: Question(prompt(length)) for length in LENGTHS}
-    answers = dict(zip(LENGTHS, ask_alone(engine, list(questions.values())), strict=True))
-    logits = {length: answer_logits(model, questions[length], answers[length]) for length in LENGTHS}
-    return Case(name, engine, model, questions, answers, logits, row)
+    with lent_engine(name) as engine:
+        answers = dict(zip(LENGTHS, ask_alone(engine, list(questions.values())), strict=True))
+        logits = {length: answer_logits(model, questions[length], answers[length]) for length in LENGTHS}
+        yield Case(name, engine, model, questions, answers, logits, row)
 
 
 def test_the_reference_can_tell_right_from_wrong(case: Case) -> None:
@@ -230,7 +232,7 @@ def test_wrong_positions_are_noticed(case: Case) -> None:
 )
 def test_bfloat16_is_near(
     name: str,
-    engine_of: Callable[[str], Engine],
+    lent_engine: Callable[[str], AbstractContextManager[Engine]],
     reference_of: Callable[[str], PreTrainedModel],
     matrix: dict[str, MatrixRow],
 ) -> None:
@@ -240,15 +242,16 @@ def test_bfloat16_is_near(
     def reference(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> Logits:
         return answer_logits(model, Question(tuple(prompt_ids)), Answer(list(answer_ids)))
 
-    certificate = certify(
-        engine_of(f"{name}-bfloat16"),
-        reference,
-        [Prompt(str(length), prompt(length)) for length in LENGTHS],
-        num_token_ids=NUM_TOKENS,
-        dtype="bfloat16",
-        thresholds=default_thresholds("bfloat16", is_mixture=FAMILY_MODELS[name].tolerance > 1e-5),
-        versions={},
-    )
+    with lent_engine(f"{name}-bfloat16") as engine:
+        certificate = certify(
+            engine,
+            reference,
+            [Prompt(str(length), prompt(length)) for length in LENGTHS],
+            num_token_ids=NUM_TOKENS,
+            dtype="bfloat16",
+            thresholds=default_thresholds("bfloat16", is_mixture=False),
+            versions={},
+        )
     figures = certificate.report.figures
     row = matrix.setdefault(name, MatrixRow(name, model.config.model_type, FAMILY_MODELS[name].tolerance))
     row.top1_agreement, row.mean_kl = figures.top1_agreement, figures.mean_kl
