@@ -9,13 +9,13 @@ from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families.reading import (
     SILU,
     read_activation,
+    read_facts,
     read_heads,
     read_hidden_size,
     read_intermediate_size,
-    read_num_layers,
-    read_vocab_size,
+    size_keys,
 )
-from vinfer.checkpoint.family import ONE_ROPE, Family, ModelFacts, NormalisedConfig
+from vinfer.checkpoint.family import ONE_ROPE, Family, NormalisedConfig
 from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, linear_shapes, norm_shapes
 from vinfer.checkpoint.rope_config import read_rope
 
@@ -30,29 +30,11 @@ NORMS = (
 def _glm4(keys: ConfigKeys) -> NormalisedConfig:
     heads = read_heads(keys, default_head_dim=128, default_kv_heads=2)
     hidden, inner = read_hidden_size(keys), read_intermediate_size(keys)
-    facts = ModelFacts(
-        num_layers=read_num_layers(keys),
-        num_attention_heads=heads.num_attention_heads,
-        num_kv_heads=heads.num_key_value_heads,
-        key_dim=heads.head_dim,
-        value_dim=heads.head_dim,
-        hidden_size=hidden,
-        vocab_size=read_vocab_size(keys),
-        num_positions=keys.integer("max_position_embeddings"),
-        is_tied=keys.boolean("tie_word_embeddings", False),
-        windows=(None,) * read_num_layers(keys),
-    )
+    facts = read_facts(keys, heads)
     has_bias = keys.boolean("attention_bias", True)
     config: dict[str, object] = {
-        "vocab_size": facts.vocab_size,
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": facts.num_layers,
-        "num_attention_heads": heads.num_attention_heads,
-        "num_key_value_heads": heads.num_key_value_heads,
-        "head_dim": heads.head_dim,
+        **size_keys(facts, inner=inner),
         "hidden_act": read_activation(keys, SILU, default="silu"),
-        "max_position_embeddings": facts.num_positions,
         "rms_norm_eps": keys.number("rms_norm_eps", 1.5625e-7),
         "attention_bias": has_bias,
         "attention_dropout": 0.0,

@@ -9,11 +9,11 @@ from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families.reading import (
     GELU,
     read_activation,
+    read_facts,
     read_heads,
     read_hidden_size,
     read_intermediate_size,
-    read_num_layers,
-    read_vocab_size,
+    size_keys,
 )
 from vinfer.checkpoint.family import ONE_ROPE, Family, ModelFacts, NormalisedConfig, TensorNames
 from vinfer.checkpoint.layout import HEAD, Shape, linear_shapes, norm_shapes
@@ -46,27 +46,11 @@ def _gpt_neox(keys: ConfigKeys) -> NormalisedConfig:
     for key, name in (("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")):
         if keys.has(key) and not keys.has(name):
             raise keys.refusal(key, f"transformers ignores it in this family: name it {name}")
-    facts = ModelFacts(
-        num_layers=read_num_layers(keys),
-        num_attention_heads=heads.num_attention_heads,
-        num_kv_heads=heads.num_attention_heads,
-        key_dim=heads.head_dim,
-        value_dim=heads.head_dim,
-        hidden_size=hidden,
-        vocab_size=read_vocab_size(keys),
-        num_positions=keys.integer("max_position_embeddings", 2048),
-        is_tied=keys.boolean("tie_word_embeddings", False),
-        windows=(None,) * read_num_layers(keys),
-    )
+    facts = read_facts(keys, heads, default_num_positions=2048)
     has_bias = keys.boolean("attention_bias", True)
     config: dict[str, object] = {
-        "vocab_size": facts.vocab_size,
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": facts.num_layers,
-        "num_attention_heads": heads.num_attention_heads,
+        **size_keys(facts, inner=inner),
         "hidden_act": read_activation(keys, GELU, default="gelu"),
-        "max_position_embeddings": facts.num_positions,
         "layer_norm_eps": keys.number("layer_norm_eps", 1e-5),
         "use_parallel_residual": keys.boolean("use_parallel_residual", True),
         "attention_bias": has_bias,

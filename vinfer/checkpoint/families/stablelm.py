@@ -10,13 +10,13 @@ from vinfer.checkpoint.families.reading import (
     SILU,
     Heads,
     read_activation,
+    read_facts,
     read_heads,
     read_hidden_size,
     read_intermediate_size,
-    read_num_layers,
-    read_vocab_size,
+    size_keys,
 )
-from vinfer.checkpoint.family import ONE_ROPE, Family, ModelFacts, NormalisedConfig
+from vinfer.checkpoint.family import ONE_ROPE, Family, NormalisedConfig
 from vinfer.checkpoint.layout import (
     Shape,
     attention_shapes,
@@ -36,30 +36,13 @@ def _stablelm(keys: ConfigKeys) -> NormalisedConfig:
             "head_dim",
             "this family's heads have hidden_size / num_attention_heads dimensions: remove the key",
         )
-    facts = ModelFacts(
-        num_layers=read_num_layers(keys),
-        num_attention_heads=heads.num_attention_heads,
-        num_kv_heads=heads.num_key_value_heads,
-        key_dim=heads.head_dim,
-        value_dim=heads.head_dim,
-        hidden_size=hidden,
-        vocab_size=read_vocab_size(keys),
-        num_positions=keys.integer("max_position_embeddings"),
-        is_tied=keys.boolean("tie_word_embeddings", False),
-        windows=(None,) * read_num_layers(keys),
-    )
+    facts = read_facts(keys, heads)
     has_bias = keys.boolean("use_qkv_bias", False)
     has_head_norms = keys.boolean("qk_layernorm", False)
     is_parallel = keys.boolean("use_parallel_residual", False)
     config: dict[str, object] = {
-        "vocab_size": facts.vocab_size,
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": facts.num_layers,
-        "num_attention_heads": heads.num_attention_heads,
-        "num_key_value_heads": heads.num_key_value_heads,
+        **size_keys(facts, inner=inner),
         "hidden_act": read_activation(keys, SILU, default="silu"),
-        "max_position_embeddings": facts.num_positions,
         "layer_norm_eps": keys.number("layer_norm_eps", 1e-5),
         # EasyDeL stores use_qkv_bias, but its projections read attention_bias.
         "attention_bias": has_bias,
