@@ -617,6 +617,167 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+_LLAMA_2, _PYTHIA, _GPT2 = CONFIGS["Llama-2-7b"], CONFIGS["pythia-160m"], CONFIGS["gpt2"]
+_PHI_3 = CONFIGS["Phi-3-mini-4k-instruct"]
+
+CONFIGS |= {
+    "Llama-3.1-8B": CONFIGS["Llama-3.2-1B-Instruct"]
+    | {
+        "head_dim": None,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "rope_scaling": CONFIGS["Llama-3.2-1B-Instruct"]["rope_scaling"] | {"factor": 8.0},
+        "tie_word_embeddings": False,
+    },
+    "TinyLlama-1.1B-Chat-v1.0": _LLAMA_2
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "max_position_embeddings": 2048,
+        "num_hidden_layers": 22,
+        "num_key_value_heads": 4,
+        "rope_theta": 10000.0,
+    },
+    "vicuna-7b-v1.5": _LLAMA_2
+    | {
+        "_name_or_path": "vicuna-7b-v1.5",
+        "max_length": 4096,
+        "max_sequence_length": 4096,
+        "pad_token_id": 0,
+        "temperature": 0.9,
+        "top_p": 0.6,
+    },
+    "deepseek-coder-6.7b-instruct": _LLAMA_2
+    | {
+        "bos_token_id": 32013,
+        "eos_token_id": 32021,
+        "max_position_embeddings": 16384,
+        "rope_scaling": {"factor": 4.0, "type": "linear"},
+        "rope_theta": 100000,
+        "vocab_size": 32256,
+    },
+    "Qwen2.5-7B-Instruct-1M": CONFIGS["Qwen2.5-7B-Instruct with yarn"]
+    | {
+        "dual_chunk_attention_config": {
+            "chunk_size": 262144,
+            "local_size": 8192,
+            "original_max_position_embeddings": 262144,
+        },
+        "max_position_embeddings": 1010000,
+        "rope_scaling": None,
+        "rope_theta": 10000000.0,
+        "sliding_window": 1010000,
+    },
+    "Qwen3-Coder-30B-A3B-Instruct": CONFIGS["Qwen3-30B-A3B"]
+    | {
+        "max_position_embeddings": 262144,
+        "max_window_layers": 28,
+        "qkv_bias": False,
+        "rope_theta": 10000000,
+        "router_aux_loss_coef": 0.0,
+        "shared_expert_intermediate_size": 0,
+        "use_qk_norm": True,
+    },
+    "Mistral-Nemo-Instruct-2407": CONFIGS["Mistral-7B-Instruct-v0.3"]
+    | {
+        "head_dim": 128,
+        "hidden_size": 5120,
+        "max_position_embeddings": 131072,
+        "num_hidden_layers": 40,
+        "vocab_size": 131072,
+    },
+    "gemma-2-9b-it": CONFIGS["gemma-2-2b-it"]
+    | {
+        "eos_token_id": 1,
+        "hidden_size": 3584,
+        "intermediate_size": 14336,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 42,
+        "num_key_value_heads": 8,
+        "sliding_window_size": 4096,
+    },
+    "Phi-3-mini-128k-instruct": _PHI_3
+    | {
+        "max_position_embeddings": 131072,
+        "rope_scaling": {
+            "long_factor": [1.0 + i for i in range(48)],
+            "short_factor": [1.0] * 48,
+            "type": "longrope",
+        },
+        "sliding_window": 262144,
+    },
+    "phi-4": _PHI_3
+    | {
+        "bos_token_id": 100257,
+        "eos_token_id": 100265,
+        "hidden_size": 5120,
+        "intermediate_size": 17920,
+        "max_position_embeddings": 16384,
+        "num_attention_heads": 40,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 10,
+        "original_max_position_embeddings": 16384,
+        "pad_token_id": 100349,
+        "rope_theta": 250000,
+        "sliding_window": None,
+        "vocab_size": 100352,
+    },
+    "stablelm-zephyr-3b": CONFIGS["stablelm-2-1_6b"]
+    | {
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "hidden_size": 2560,
+        "intermediate_size": 6912,
+        "norm_eps": 1e-05,
+        "num_heads": 32,
+        "num_hidden_layers": 32,
+        "rope_pct": 0.25,
+        "rotary_scaling_factor": 1.0,
+        "use_qkv_bias": False,
+        "vocab_size": 50304,
+    },
+    "gpt-neox-20b": _PYTHIA
+    | {
+        "attention_probs_dropout_prob": 0,
+        "hidden_act": "gelu_fast",
+        "hidden_dropout_prob": 0,
+        "hidden_size": 6144,
+        "intermediate_size": 24576,
+        "num_attention_heads": 64,
+        "num_hidden_layers": 44,
+        "vocab_size": 50432,
+    },
+    "dolly-v2-3b": _PYTHIA
+    | {
+        "custom_pipelines": {
+            "text-generation": {
+                "impl": "instruct_pipeline.InstructionTextGenerationPipeline",
+                "pt": "AutoModelForCausalLM",
+                "tf": "TFAutoModelForCausalLM",
+            }
+        },
+        "gradient_checkpointing": False,
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "vocab_size": 50280,
+    },
+    "gpt2-medium": _GPT2
+    | {
+        "n_embd": 1024,
+        "n_head": 16,
+        "n_layer": 24,
+        "n_special": 0,
+        "predict_special_tokens": True,
+    },
+    "gpt2-xl": _GPT2 | {"n_embd": 1600, "n_head": 25, "n_layer": 48, "output_past": True},
+    "distilgpt2": _GPT2
+    | {"_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "n_layer": 6},
+}
+
+
 def published(name: str) -> dict[str, Any]:
     """Return the config.json of a model."""
     return {**_BOOKKEEPING, **CONFIGS[name]}

@@ -79,6 +79,20 @@ def test_each_fact_of_gpt2_has_its_rule(changes: dict[str, Any], key: str, value
     assert normalise(GPT2 | changes).config[key] == value
 
 
+def test_gpt2_has_its_sizes_under_the_usual_names_too() -> None:
+    """Twelve heads would fit the tensors as well, and give other logits."""
+    usual = {
+        "hidden_size": "n_embd",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+        "max_position_embeddings": "n_positions",
+    }
+    renamed = {name: GPT2[ours] for name, ours in usual.items()}
+    rest = {key: value for key, value in GPT2.items() if key not in usual.values()}
+    assert normalise(rest | renamed) == normalise(GPT2)
+    assert normalise(GPT2 | renamed) == normalise(GPT2)
+
+
 def test_gpt2_learns_its_positions() -> None:
     normalised = normalise(GPT2)
     assert normalised.ropes == {}
@@ -125,6 +139,7 @@ def test_gpt_neox_has_names_of_its_own_for_rotation(changes: dict[str, Any], rop
     ("config", "message"),
     [
         (GPT2 | {"n_ctx": 64}, "n_ctx = 64: n_positions is 128"),
+        (GPT2 | {"num_attention_heads": 8}, "num_attention_heads = 8: n_head is 4: contradictory"),
         (GPT2 | {"n_head": 5}, "n_head = 5: must divide n_embd"),
         (GPT2 | {"activation_function": "tanh"}, "activation_function = 'tanh'"),
         (GPT2 | {"add_cross_attention": True}, "add_cross_attention = True: only False"),

@@ -125,6 +125,8 @@ def test_what_cannot_change_logits_is_left_out(tiny: Tiny, harmless: dict[str, A
         ("llama", {"num_hidden_layers": True}, "num_hidden_layers = True"),
         ("llama", {"num_hidden_layers": 10**9}, "from 1 to 1024"),
         ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps"),
+        ("llama", {"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ("llama", {"rms_norm_eps": 10**400}, "rms_norm_eps = 1000.*finite"),
         ("llama", {"tie_word_embeddings": "no"}, "tie_word_embeddings"),
         ("llama", {"rope_parameters": [1]}, "rope_parameters"),
         ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "full_attention"),

@@ -153,7 +153,8 @@ FAMILIES = (
         architecture="Gemma2ForCausalLM",
         keys=_KEYS,
         translate=_gemma2,
-        harmless=_HARMLESS,
+        # Gemma 2 9B and 27B state the window a second time; transformers reads `sliding_window`.
+        harmless=_HARMLESS | {"sliding_window_size"},
     ),
     Family(
         model_type="gemma3_text",

@@ -82,10 +82,10 @@ def _gpt_neox(keys: ConfigKeys) -> NormalisedConfig:
 
 
 def _gpt2(keys: ConfigKeys) -> NormalisedConfig:
-    hidden = keys.integer("n_embd", 768, maximum=2**20)
-    num_heads = keys.integer("n_head", 12, maximum=2**16)
-    num_layers = keys.integer("n_layer", 12, maximum=1024)
-    num_positions = keys.integer("n_positions", 1024)
+    hidden = _read_either(keys, "n_embd", "hidden_size", 768, maximum=2**20)
+    num_heads = _read_either(keys, "n_head", "num_attention_heads", 12, maximum=2**16)
+    num_layers = _read_either(keys, "n_layer", "num_hidden_layers", 12, maximum=1024)
+    num_positions = _read_either(keys, "n_positions", "max_position_embeddings", 1024, maximum=2**31)
     inner = keys.integer("n_inner", 4 * hidden, maximum=2**22)
     if hidden % num_heads:
         raise keys.refusal("n_head", f"must divide n_embd = {hidden}")
@@ -127,6 +127,14 @@ def _gpt2(keys: ConfigKeys) -> NormalisedConfig:
         shapes=_gpt2_shapes(facts, inner),
         names=GPT2_NAMES,
     )
+
+
+def _read_either(keys: ConfigKeys, name: str, alias: str, default: int, *, maximum: int) -> int:
+    """Read a size of GPT-2, which its config class knows under the usual name too (`attribute_map`)."""
+    size = keys.integer(name, keys.integer(alias, default, maximum=maximum), maximum=maximum)
+    if keys.has(alias) and keys.values[alias] != size:
+        raise keys.refusal(alias, f"{name} is {size}: contradictory")
+    return size
 
 
 def _gpt2_shapes(facts: ModelFacts, inner: int) -> dict[str, Shape]:
@@ -179,6 +187,9 @@ FAMILIES = (
                 "attn_pdrop",
                 "embd_pdrop",
                 "resid_pdrop",
+                # Of OpenAI's GPT-1: published files have them, transformers does not read them.
+                "n_special",
+                "predict_special_tokens",
                 # Scores in float32 in a model of fewer bits: ours always are.
                 "reorder_and_upcast_attn",
                 # Of GPT2DoubleHeadsModel.
@@ -204,6 +215,14 @@ FAMILIES = (
             }
         ),
         translate=_gpt_neox,
-        harmless=frozenset({"classifier_dropout", "hidden_dropout"}),
+        harmless=frozenset(
+            {
+                "classifier_dropout",
+                "hidden_dropout",
+                # Dropout in the words of BERT: GPT-NeoX-20B has them, transformers does not read them.
+                "attention_probs_dropout_prob",
+                "hidden_dropout_prob",
+            }
+        ),
     ),
 )

@@ -140,6 +140,8 @@ def gated_decoder(
 
 
 _QWEN_KEYS = frozenset({"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"})
+QWEN_HARMLESS = frozenset({"dual_chunk_attention_config"})
+"""Of Qwen's models for a million tokens: how others attend beyond 262144; transformers does not read it."""
 
 FAMILIES = (
     Family(
@@ -150,11 +152,18 @@ FAMILIES = (
         # Old files carry it; transformers' Llama does not read it.
         harmless=frozenset({"max_window_layers"}),
     ),
-    Family(model_type="qwen2", architecture="Qwen2ForCausalLM", keys=_QWEN_KEYS, translate=_qwen2),
+    Family(
+        model_type="qwen2",
+        architecture="Qwen2ForCausalLM",
+        keys=_QWEN_KEYS,
+        translate=_qwen2,
+        harmless=QWEN_HARMLESS,
+    ),
     Family(
         model_type="qwen3",
         architecture="Qwen3ForCausalLM",
         keys=_QWEN_KEYS | {"attention_bias"},
         translate=_qwen3,
+        harmless=QWEN_HARMLESS,
     ),
 )

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from vinfer.checkpoint.config_keys import ConfigKeys
-from vinfer.checkpoint.families.llama import gated_decoder
+from vinfer.checkpoint.families.llama import QWEN_HARMLESS, gated_decoder
 from vinfer.checkpoint.families.mistral import read_one_window
 from vinfer.checkpoint.families.reading import (
     read_heads,
@@ -17,6 +17,7 @@ from vinfer.checkpoint.families.reading import (
     read_layer_types,
     read_num_layers,
     read_windows,
+    refuse_other_than,
 )
 from vinfer.checkpoint.family import Family, NormalisedConfig
 from vinfer.checkpoint.layout import Shape, Shapes, gated_mlp_shapes, linear_shapes
@@ -50,6 +51,7 @@ def _mixtral(keys: ConfigKeys) -> NormalisedConfig:
 
 
 def _qwen3_moe(keys: ConfigKeys) -> NormalisedConfig:
+    refuse_other_than(keys, _QWEN3_MOE_DESIGN)
     num_experts, num_chosen = _read_experts(keys, default_chosen=8)
     attention_bias = keys.boolean("attention_bias", False)
     num_layers = read_num_layers(keys)
@@ -184,6 +186,13 @@ _GPT_OSS_ROPE = {
 }
 """What holds where the file says nothing."""
 
+# Qwen3-Coder states the design; transformers reads none of it and computes this one.
+_QWEN3_MOE_DESIGN: dict[str, object] = {
+    "qkv_bias": False,
+    "shared_expert_intermediate_size": 0,
+    "use_qk_norm": True,
+}
+
 _EXPERT_KEYS = frozenset({"num_experts", "num_experts_per_tok", "num_local_experts"})
 _TRAINING_KEYS = frozenset({"output_router_logits", "router_aux_loss_coef"})
 
@@ -208,9 +217,10 @@ FAMILIES = (
             "norm_topk_prob",
             "sliding_window",
             "use_sliding_window",
+            *_QWEN3_MOE_DESIGN,
         },
         translate=_qwen3_moe,
-        harmless=_TRAINING_KEYS | {"max_window_layers"},
+        harmless=_TRAINING_KEYS | QWEN_HARMLESS | {"max_window_layers"},
     ),
     Family(
         model_type="gpt_oss",

@@ -14,6 +14,7 @@ from vinfer.checkpoint.families.reading import (
     read_heads,
     read_hidden_size,
     read_intermediate_size,
+    refuse_other_than,
     size_keys,
 )
 from vinfer.checkpoint.family import ONE_ROPE, Family, NormalisedConfig
@@ -37,13 +38,23 @@ def _stablelm(keys: ConfigKeys) -> NormalisedConfig:
             "this family's heads have hidden_size / num_attention_heads dimensions: remove the key",
         )
     facts = read_facts(keys, heads)
+    rope = read_rope(keys, head_dim=heads.head_dim, default_partial_rotary_factor=0.25)
+    epsilon = keys.number("layer_norm_eps", 1e-5)
+    # Names from before the family was in transformers, which reads none of them.
+    old_names: dict[str, object] = {
+        "norm_eps": epsilon,
+        "num_heads": heads.num_attention_heads,
+        "rope_pct": rope.rotary_dim / heads.head_dim,
+        "rotary_scaling_factor": 1.0,
+    }
+    refuse_other_than(keys, old_names)
     has_bias = keys.boolean("use_qkv_bias", False)
     has_head_norms = keys.boolean("qk_layernorm", False)
     is_parallel = keys.boolean("use_parallel_residual", False)
     config: dict[str, object] = {
         **size_keys(facts, inner=inner),
         "hidden_act": read_activation(keys, SILU, default="silu"),
-        "layer_norm_eps": keys.number("layer_norm_eps", 1e-5),
+        "layer_norm_eps": epsilon,
         # EasyDeL stores use_qkv_bias, but its projections read attention_bias.
         "attention_bias": has_bias,
         "qk_layernorm": has_head_norms,
@@ -60,9 +71,7 @@ def _stablelm(keys: ConfigKeys) -> NormalisedConfig:
     return NormalisedConfig(
         model_type="stablelm",
         config=config,
-        ropes={
-            ONE_ROPE: read_rope(keys, head_dim=heads.head_dim, default_partial_rotary_factor=0.25),
-        },
+        ropes={ONE_ROPE: rope},
         facts=facts,
         shapes={
             **decoder_shapes(
@@ -99,8 +108,12 @@ FAMILIES = (
         keys=frozenset(
             {
                 "layer_norm_eps",
+                "norm_eps",
+                "num_heads",
                 "partial_rotary_factor",
                 "qk_layernorm",
+                "rope_pct",
+                "rotary_scaling_factor",
                 "use_parallel_residual",
                 "use_qkv_bias",
             }
