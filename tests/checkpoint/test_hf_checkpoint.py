@@ -137,7 +137,17 @@ def _cut(path: Path, num_bytes: int) -> None:
             "lacks ghost",
         ),
         (lambda d: (d / "model.safetensors.index.json").unlink(), "neither model.safetensors nor"),
+        (
+            lambda d: (d / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"model.norm.weight": "' + "a" * 300 + '"}}'
+            ),
+            "File name too long",
+        ),
         (lambda d: (d / "config.json").write_text("{"), "config.json is not valid JSON"),
+        (
+            lambda d: (d / "tokenizer_config.json").write_text('{"eos_token": "\\ud800"}'),
+            "tokenizer_config.json is not valid JSON .*surrogates not allowed",
+        ),
         (lambda d: (d / "config.json").write_bytes(b"\xff"), "config.json is not UTF-8"),
         (lambda d: (d / "config.json").write_text("[1]"), "not a JSON object"),
         (lambda d: (d / "config.json").write_bytes(b" " * (16 * 2**20 + 1)), "at most 16777216"),
@@ -272,7 +282,11 @@ def test_the_chat_template_is_found(
 
 @pytest.mark.parametrize(
     ("template", "message"),
-    [([{"name": "tool", "template": "t"}], "no entry named default.*tool"), (7, "int")],
+    [
+        ([{"name": "tool", "template": "t"}], "no entry named default.*tool"),
+        ([{"name": ["tool"], "template": "t"}], "no entry named default.*tool"),
+        (7, "int"),
+    ],
 )
 def test_a_chat_template_that_cannot_be_chosen_is_refused(
     hf_directory: Write, template: object, message: str

@@ -81,11 +81,11 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: the file is missing, truncated or not in the format.
     """
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} does not exist: the download is incomplete; fetch the checkpoint again"
-        )
     try:
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} does not exist: the download is incomplete; fetch the checkpoint again"
+            )
         # Checks all of it: sizes of header and file, every shape, dtype and span, gaps and overlaps.
         with safe_open(path, framework="np"):
             pass

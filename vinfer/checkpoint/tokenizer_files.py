@@ -128,12 +128,14 @@ def _chat_template(directory: Path, config: Mapping[str, object]) -> str | None:
     if template is None and (directory / "chat_template.json").is_file():
         template = read_json_object(directory / "chat_template.json").get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        named = {
+            str(entry.get("name")): entry.get("template") for entry in template if isinstance(entry, dict)
+        }
         template = named.get("default")
         if template is None:
             raise CheckpointError(
                 f"{directory}/tokenizer_config.json: chat_template has no entry named default "
-                f"(found: {', '.join(map(str, named)) or 'none'}): write the one you want to "
+                f"(found: {', '.join(named) or 'none'}): write the one you want to "
                 "chat_template.jinja"
             )
     if template is not None and not isinstance(template, str):
