@@ -27,7 +27,7 @@ PICKLES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
 RUN_ROOMS = ("vinfer.engine", "vinfer.server", "vinfer.text")
 BUILD_ROOMS = ("vinfer.build", "vinfer.checkpoint")
 PARITY = ("vinfer.parity",)
-SHARED = ("vinfer.bundle", "vinfer.config", "vinfer.errors")
+SHARED = ("vinfer.bundle", "vinfer.child_process", "vinfer.config", "vinfer.errors")
 COMMANDS = ("vinfer.cli", "vinfer.__main__")
 LAUNCH = ("vinfer.launch",)
 # Where arrays live in the engine; everything else in it is plain Python.

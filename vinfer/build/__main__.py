@@ -7,21 +7,20 @@ output and error belong to the libraries, which print what they like from the fi
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
+from vinfer.child_process import end_with_parent
 from vinfer.errors import BuildError, CheckpointError, VinferError
 
 
 def main() -> int:
     """Build one bundle; return the exit code."""
-    _die_with_parent()
+    end_with_parent()
     events_fd = int(sys.argv[1])
     # Programs that libraries start must not hold the pipe open.
     os.set_inheritable(events_fd, False)
@@ -59,13 +58,6 @@ def _build(request: dict[str, Any], events: TextIO) -> None:
     progress("reading checkpoint", 0, 1)
     checkpoint = open_checkpoint(resolve_source(plan.source, revision=request["revision"]))
     build_bundle(plan, checkpoint, Path(request["directory"]), progress)
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel (Linux) to end this process when the one that started it ends, however that ends."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _say(events: TextIO, **message: object) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vinfer.build.plan import BuildPlan
+from vinfer.child_process import how_it_ended
 from vinfer.errors import BuildError, CheckpointError
 
 Progress = Callable[[str, int, int], None]
@@ -73,8 +74,7 @@ def run_build(
     if error is not None:
         raise error
     if code or not is_done:
-        how = f"signal {-code} (out of memory?)" if code < 0 else f"exit code {code}"
-        raise BuildError(f"the build of {plan.source} ended with {how}: see {log_path}")
+        raise BuildError(f"the build of {plan.source} ended with {how_it_ended(code)}: see {log_path}")
 
 
 def _environment(num_devices: int, scratch: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 A process of its own, so that torch is never in a server. Standard input holds one JSON document per line: the
 source first, then one question each; the pipe FD answers one line per line. Logits go through `.npy` files
-that hold no pickle. Ends when its standard input does.
+that hold no pickle. Ends when its standard input does, or its parent.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from vinfer.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from vinfer.checkpoint.family import ONE_ROPE
 from vinfer.checkpoint.source import ResolvedSource
+from vinfer.child_process import end_with_parent
 from vinfer.errors import CheckpointError, ReferenceUnavailableError, VinferError
 from vinfer.parity.corrections import correct
 from vinfer.parity.figures import Logits
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Load the source, answer questions until there are no more; return the exit code."""
+    end_with_parent()
     events_fd = int(sys.argv[1])
     os.set_inheritable(events_fd, False)
     events = os.fdopen(events_fd, "w", buffering=1)

@@ -21,6 +21,7 @@ import numpy as np
 
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.source import ResolvedSource
+from vinfer.child_process import how_it_ended
 from vinfer.errors import CheckpointError, ReferenceUnavailableError
 from vinfer.parity.figures import Logits
 from vinfer.parity.memory import available_memory_bytes
@@ -103,8 +104,7 @@ class ReferenceProcess:
             self._child.stdin.flush()
         line = self._events.readline()
         if not line:
-            code = self._child.wait()
-            how = f"signal {-code} (out of memory?)" if code < 0 else f"exit code {code}"
+            how = how_it_ended(self._child.wait())
             said = self._log.read_text(errors="replace").strip().splitlines()
             raise ReferenceUnavailableError(f"the reference ended with {how}: {said[-1] if said else ''}")
         answer: dict[str, Any] = json.loads(line)
