@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vinfer.bundle import Manifest, ProgramShape, ProgramSpec, plan_programs
-from vinfer.errors import ConfigError
+from vinfer.errors import ConfigError, RequestError
 from vinfer.parity.prompts import MAX_PROMPT_LEN, Prompt, answer_len, built_in_prompts, read_prompts
 
 
@@ -88,6 +88,27 @@ def test_a_file_that_is_refused(tmp_path: Path, content: str, message: str) -> N
     file.write_text(content)
     with pytest.raises(ConfigError, match=message):
         read_prompts(file, encode, max_model_len=8, num_token_ids=300)
+
+
+def test_only_one_kind_of_line_end_ends_a_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('"a\u2028b"\r\n"c\x85"\n', encoding="utf-8", newline="")
+    assert [
+        prompt.token_ids for prompt in read_prompts(file, encode, max_model_len=9, num_token_ids=300)
+    ] == [
+        (97, 0xE2, 0x80, 0xA8, 98),
+        (99, 0xC2, 0x85),
+    ]
+
+
+def test_a_text_that_is_none_is_refused_with_its_line(tmp_path: Path) -> None:
+    def refuse(text: str) -> list[int]:
+        raise RequestError("text has a lone surrogate")
+
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('"\\ud800"\n')
+    with pytest.raises(ConfigError, match=r"prompts\.jsonl:1: text has a lone surrogate"):
+        read_prompts(file, refuse, max_model_len=8, num_token_ids=300)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

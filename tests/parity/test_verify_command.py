@@ -19,7 +19,7 @@ pytest.importorskip("torch", reason="the reference is transformers with torch")
 from safetensors.numpy import load_file, save_file
 from starlette.testclient import TestClient
 from tiny.bundles import build, model_config
-from tiny.checkpoints import CACHE
+from tiny.checkpoints import CACHE, checkpoint
 
 from vinfer.bundle import hash_files, read_manifest, write_manifest
 from vinfer.config import ServerConfig
@@ -135,6 +135,20 @@ def test_a_spoiled_bundle_fails(verified: dict[str, Any], bundle: Path, tmp_path
     assert parity.figures.largest_error > 3e-5
 
 
+def test_another_models_checkpoint_is_refused_and_the_figures_stay(
+    verified: dict[str, Any], bundle: Path
+) -> None:
+    before = read_manifest(bundle)
+    run = verify(bundle, "--source", checkpoint("qwen2"))
+    assert run.returncode == 3
+    assert " is qwen2 of " in run.stderr
+    assert "but the bundle was built from llama of " in run.stderr
+    assert read_manifest(bundle) == before
+    run = verify(bundle, "--source", bundle)
+    assert run.returncode == 2
+    assert f"--source {bundle} is a bundle" in run.stderr
+
+
 def test_without_torch_it_says_what_to_install(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(NO_TORCH)
     run = verify(bundle, environ={"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path[:1], os.getcwd()])})
@@ -150,6 +164,8 @@ def test_without_torch_it_says_what_to_install(bundle: Path, tmp_path: Path) -> 
     [
         (["--model", "other"], "--model is other; the config has tiny"),
         (["--revision", "main"], "--revision goes with --source"),
+        (["--prompts", "/nowhere"], "--prompts /nowhere is not a file"),
+        (["--max-error", "inf"], "--max-error is inf: give a number"),
     ],
 )
 def test_flags_that_do_not_fit(bundle: Path, arguments: list[str], message: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import vinfer
 from vinfer.bundle import Manifest, ParityReport, record_parity
-from vinfer.checkpoint.checkpoint import open_checkpoint
+from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters, open_checkpoint
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.config import ModelConfig
 from vinfer.engine.request import EngineClient
@@ -46,7 +46,7 @@ def measure_bundle(
         max_error: in place of the threshold of the dtype.
 
     Raises:
-        CheckpointError: the source is not what vinfer serves.
+        CheckpointError: the source is not what vinfer serves, or another model than the bundle's.
         ConfigError: the prompts.
         EngineError: the engine failed.
         ReferenceUnavailableError: torch is missing, memory is short, or transformers failed.
@@ -64,6 +64,7 @@ def measure_bundle(
         prompts = read_prompts(prompts_file, encode, max_model_len=max_model_len, num_token_ids=num_token_ids)
     lengths = [len(prompt.token_ids) for prompt in prompts]
     checkpoint = open_checkpoint(source)
+    _require_same_model(checkpoint, manifest, source)
     require_memory(
         checkpoint,
         max_sequence_len=max(length + answer_len(max_model_len, length) for length in lengths),
@@ -81,6 +82,17 @@ def measure_bundle(
             ),
             versions={"vinfer": vinfer.__version__, **reference.versions},
             progress=lambda done, total: progress(name, "comparing with transformers", done, total),
+        )
+
+
+def _require_same_model(checkpoint: Checkpoint, manifest: Manifest, source: ResolvedSource) -> None:
+    """Refuse a source whose comparison would call a right bundle wrong."""
+    built = (manifest.model.architecture, manifest.model.num_parameters)
+    found = (checkpoint.model_type, num_parameters(checkpoint))
+    if found != built:
+        raise CheckpointError(
+            f"{source.spec} is {found[0]} of {found[1]} parameters, but the bundle was built from "
+            f"{built[0]} of {built[1]}: name its checkpoint by --source"
         )
 
 

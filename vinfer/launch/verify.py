@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ def verify(
         VinferError: as the server would at start.
         ReferenceUnavailableError: nothing can be compared here.
     """
+    _check_options(config, options)
     positions = _positions(config, options)
     require_packages()
     platform, devices = local_devices(wanted)
@@ -140,22 +142,34 @@ def require_passed(found: list[Verification]) -> None:
         raise ParityError("the tokens are not those of transformers: " + ". ".join(failed))
 
 
-def _positions(config: Config, options: VerifyOptions) -> list[int]:
+def _check_options(config: Config, options: VerifyOptions) -> None:
+    """Refuse what can be seen to be wrong before minutes of building and loading."""
     names = [model.name for model in config.models]
     if options.only is not None and options.only not in names:
         raise ConfigError(f"--model is {options.only}; the config has {', '.join(names)}")
-    positions = [place for place, name in enumerate(names) if options.only in (None, name)]
-    if options.source is not None and len(positions) > 1:
+    if options.source is not None and options.only is None and len(names) > 1:
         raise ConfigError(f"--source is for one model and the config has {len(names)}: add --model NAME")
     if options.revision is not None and options.source is None:
         raise ConfigError("--revision goes with --source: a config has models[].revision")
-    return positions
+    if options.prompts_file is not None and not options.prompts_file.is_file():
+        raise ConfigError(f"--prompts {options.prompts_file} is not a file")
+    if options.max_error is not None and not math.isfinite(options.max_error):
+        raise ConfigError(f"--max-error is {options.max_error}: give a number, such as 1e-4")
+
+
+def _positions(config: Config, options: VerifyOptions) -> list[int]:
+    return [place for place, model in enumerate(config.models) if options.only in (None, model.name)]
 
 
 def _checkpoint_source(bundle: FoundBundle, manifest: Manifest, options: VerifyOptions) -> ResolvedSource:
     """Find what the bundle was built from."""
     if options.source is not None:
-        return resolve_source(options.source, revision=options.revision)
+        source = resolve_source(options.source, revision=options.revision)
+        if source.kind == "bundle":
+            raise ConfigError(
+                f"--source {options.source} is a bundle: name the checkpoint that the bundle was built from"
+            )
+        return source
     if bundle.source.kind != "bundle":
         return bundle.source
     try:

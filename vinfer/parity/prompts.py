@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vinfer.bundle import Manifest
-from vinfer.errors import ConfigError
+from vinfer.errors import ConfigError, RequestError
 
 ANSWER_LEN = 64
 """Tokens of each greedy answer, fewer where max_model_len leaves no room."""
@@ -76,7 +76,8 @@ def read_prompts(path: Path, encode: Encode, *, max_model_len: int, num_token_id
         ConfigError: unreadable, empty, or a line that is no prompt for this model.
     """
     try:
-        lines = path.read_text().splitlines()
+        # Other ends of lines than this one may stand inside a JSON string.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts {path}: {error}") from None
     prompts = [
@@ -95,7 +96,10 @@ def _prompt(line: str, where: str, encode: Encode, max_model_len: int, num_token
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--prompts {where} is not JSON: {error}") from None
     if isinstance(value, str):
-        value = encode(value)
+        try:
+            value = encode(value)
+        except RequestError as error:
+            raise ConfigError(f"--prompts {where}: {error.message}") from None
     if not isinstance(value, list) or not value or any(type(item) is not int for item in value):
         raise ConfigError(f"--prompts {where} must be a JSON string or list of token ids, and not empty")
     if not all(0 <= item < num_token_ids for item in value):
