@@ -10,8 +10,8 @@ import pytest
 
 from vinfer.checkpoint.families import FAMILIES
 from vinfer.checkpoint.normalise import normalise
-from vinfer.checkpoint.recurrent import RECURRENT_MODEL_TYPES
 from vinfer.checkpoint.rope import RopeFacts
+from vinfer.checkpoint.unserved import UNSERVED_MODEL_TYPES
 from vinfer.errors import CheckpointError
 
 LLAMA3 = {
@@ -175,14 +175,34 @@ def test_qwen_windows_are_those_of_transformers(
     assert normalise(_config(tiny, "qwen2", **changes)).facts.windows == windows
 
 
-@pytest.mark.parametrize("model_type", sorted(RECURRENT_MODEL_TYPES))
-def test_recurrent_models_are_refused_for_their_state(model_type: str) -> None:
-    message = f"model_type = '{model_type}': {RECURRENT_MODEL_TYPES[model_type]}, .* no recurrent state"
-    with pytest.raises(CheckpointError, match=message):
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("falcon_mamba", "all layers are Mamba, .* no recurrent state"),
+        ("jamba", "some layers are Mamba, .* no recurrent state"),
+        ("deepseek_v3", "its attention is latent"),
+        ("gemma3", "it takes images or sound"),
+        ("llava", "it takes images or sound"),
+        ("t5", "it is an encoder and a decoder"),
+    ],
+)
+def test_a_model_that_vinfer_cannot_serve_is_refused_for_its_reason(model_type: str, reason: str) -> None:
+    with pytest.raises(
+        CheckpointError, match=f"model_type = '{model_type}': {reason}.*: take a model of llama"
+    ):
         normalise({"model_type": model_type, "state_size": 16})
 
 
-def test_recurrent_types_are_spelled_as_transformers_spells_them() -> None:
+def test_unserved_types_are_spelled_as_transformers_spells_them() -> None:
     transformers = pytest.importorskip("transformers")
-    assert set(RECURRENT_MODEL_TYPES) <= set(transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES)
-    assert not set(RECURRENT_MODEL_TYPES) & set(FAMILIES)
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    assert set(UNSERVED_MODEL_TYPES) <= set(known)
+    assert not set(UNSERVED_MODEL_TYPES) & set(FAMILIES)
+
+
+def test_unserved_types_are_what_transformers_says_of_them() -> None:
+    auto = pytest.importorskip("transformers").models.auto.modeling_auto
+    images = {kind for kind, why in UNSERVED_MODEL_TYPES.items() if "images" in why}
+    encoders = {kind for kind, why in UNSERVED_MODEL_TYPES.items() if "encoder" in why}
+    assert images <= set(auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
+    assert encoders <= set(auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES) | {"whisper"}

@@ -15,7 +15,7 @@ from vinfer.checkpoint.family import Family, NormalisedConfig
 from vinfer.checkpoint.fp8 import read_fp8_scheme
 from vinfer.checkpoint.known_keys import COMMON_KEYS, HARMLESS_KEYS, OFF_KEYS
 from vinfer.checkpoint.mxfp4 import is_mxfp4
-from vinfer.checkpoint.recurrent import RECURRENT_MODEL_TYPES
+from vinfer.checkpoint.unserved import UNSERVED_MODEL_TYPES
 
 
 def normalise(raw: Mapping[str, object], where: str = "config.json") -> NormalisedConfig:
@@ -32,11 +32,9 @@ def normalise(raw: Mapping[str, object], where: str = "config.json") -> Normalis
 
 def _family(keys: ConfigKeys) -> Family:
     model_type = keys.string("model_type")
-    if model_type in RECURRENT_MODEL_TYPES:
+    if model_type in UNSERVED_MODEL_TYPES:
         raise keys.refusal(
-            "model_type",
-            f"{RECURRENT_MODEL_TYPES[model_type]}, and vinfer keeps no recurrent state, only KV caches: "
-            f"take a model of pure attention ({', '.join(FAMILIES)})",
+            "model_type", f"{UNSERVED_MODEL_TYPES[model_type]}: take a model of {', '.join(FAMILIES)}"
         )
     if model_type not in FAMILIES:
         raise keys.refusal("model_type", f"vinfer serves {', '.join(FAMILIES)}")
