@@ -1,8 +1,8 @@
-"""EasyDeL as a compiler front end: the only module that imports it.
+"""EasyDeL as a compiler front end; besides this file only its neighbours named `easydel_*` import it.
 
 Takes a normalised checkpoint config, builds the EasyDeL module without its weights, and offers what the
 programs need: the list of weights with their PartitionSpecs and sources, a forward pass over our KV cache,
-and the LM head. Each correction of EasyDeL 0.3.0 stands here, next to the fact that makes it necessary.
+and the LM head. What holds for every family stands here; corrections of one family are in its own file.
 """
 
 from __future__ import annotations
