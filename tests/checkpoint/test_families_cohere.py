@@ -77,7 +77,7 @@ def test_what_published_files_state_besides_is_no_obstacle() -> None:
     [
         ({"use_qk_norm": True}, "use_qk_norm = True: only False"),
         ({"position_embedding_type": "rope_neox"}, "position_embedding_type.*only 'rope_gptj'"),
-        ({"sliding_window": None}, "no sliding_window"),
+        ({"sliding_window": None}, "sliding_window = None: layers of type"),
         ({"sliding_window_pattern": 0}, "sliding_window_pattern = 0"),
         ({"logit_scale": 0}, "logit_scale"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),

@@ -100,6 +100,7 @@ def test_only_gemma3_has_norms_of_heads() -> None:
         (GEMMA3, {"layer_types": ["chunked_attention"] * 7}, "chunked_attention"),
         (GEMMA3, {"architectures": ["Gemma3ForConditionalGeneration"]}, "Gemma3ForCausalLM"),
         (GEMMA3, {"sliding_window": 0}, "sliding_window = 0"),
+        (GEMMA2, {"sliding_window": None}, "sliding_window = None: layers of type sliding_attention need"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(

@@ -57,6 +57,7 @@ def test_each_fact_has_its_rule(changes: dict[str, Any], key: str, value: object
     [
         ({}, 64),
         ({"partial_rotary_factor": 0.25}, 32),
+        ({"partial_rotary_factor": None}, 128),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}}, 128),
     ],
 )

@@ -161,7 +161,7 @@ def test_keys_without_effect(read: Read, name: str) -> None:
         ("qwen3-moe", {"layer_types": ["full_attention"] * 4}, "layer_types = .*does not know this key"),
         ("qwen3-moe", {"num_key_value_heads": ...}, "num_key_value_heads"),
         ("gpt-oss", {"swiglu_limit": 8.0}, "swiglu_limit = 8.0: .* always clamp at 7.0"),
-        ("gpt-oss", {"sliding_window": None}, "has no sliding_window"),
+        ("gpt-oss", {"sliding_window": None}, "sliding_window = None: layers of type"),
         ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types = .*does not know this key"),
         ("mistral", {"sliding_window": 0}, "sliding_window = 0"),
     ],

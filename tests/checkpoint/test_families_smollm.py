@@ -70,7 +70,10 @@ def test_the_defaults_are_those_of_transformers() -> None:
         ({"no_rope_layers": [1, 0, 2, 1, 1]}, "list of 0 and 1"),
         ({"no_rope_layer_interval": 0}, "no_rope_layer_interval = 0"),
         ({"layer_types": ["sliding_attention"] * 5, "sliding_window": 8}, "contradictory"),
-        ({"layer_types": ["sliding_attention"] * 5, "use_sliding_window": True}, "no sliding_window"),
+        (
+            {"layer_types": ["sliding_attention"] * 5, "use_sliding_window": True},
+            "sliding_window = None: layers of type",
+        ),
         ({"num_key_value_heads": ...}, "num_key_value_heads"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
     ],

@@ -159,6 +159,7 @@ def test_a_tied_head_is_no_tensor(tiny: Tiny, changes: dict[str, Any], is_tied: 
         ({"sliding_window": 16, "use_sliding_window": True}, (None, None)),
         ({"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}, (None, 16)),
         ({"use_sliding_window": True, "max_window_layers": 0}, (4096, 4096)),
+        ({"use_sliding_window": True, "max_window_layers": 0, "sliding_window": None}, (None, None)),
         (
             {
                 "sliding_window": 16,

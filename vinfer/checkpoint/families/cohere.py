@@ -39,13 +39,11 @@ def _cohere2(keys: ConfigKeys) -> NormalisedConfig:
     heads = read_heads(keys)
     attention_bias = keys.boolean("attention_bias", False)
     layer_types = _layer_types(keys)
-    # Null is no window at all: then transformers does not rotate these layers either.
-    default_window = None if "sliding_window" in keys.values else 4096
     normalised = gated_decoder(
         keys,
         "cohere2",
         heads,
-        windows=read_windows(keys, layer_types, default_window),
+        windows=read_windows(keys, layer_types, 4096),
         has_bias=attention_bias,
         has_output_bias=attention_bias,
     )

@@ -54,7 +54,14 @@ def _glm4(keys: ConfigKeys) -> NormalisedConfig:
     return NormalisedConfig(
         model_type="glm4",
         config=config,
-        ropes={ONE_ROPE: read_rope(keys, head_dim=heads.head_dim, default_partial_rotary_factor=0.5)},
+        ropes={
+            ONE_ROPE: read_rope(
+                keys,
+                head_dim=heads.head_dim,
+                # Null is not the default, but whole heads.
+                default_partial_rotary_factor=1.0 if "partial_rotary_factor" in keys.values else 0.5,
+            )
+        },
         facts=facts,
         shapes=decoder_shapes(
             [layer] * facts.num_layers, vocab=facts.vocab_size, hidden=hidden, is_tied=facts.is_tied

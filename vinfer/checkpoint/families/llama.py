@@ -69,9 +69,13 @@ def _qwen3(keys: ConfigKeys) -> NormalisedConfig:
 
 
 def _qwen_windows(keys: ConfigKeys) -> tuple[int | None, ...]:
-    """Layers from `max_window_layers` on slide, where `use_sliding_window` is on; without it none does."""
+    """Layers from `max_window_layers` on slide, where `use_sliding_window` is on; without it none does.
+
+    A window that is null is none, whatever `use_sliding_window` says.
+    """
     num_layers = read_num_layers(keys)
-    is_sliding = keys.boolean("use_sliding_window", False)
+    is_null = "sliding_window" in keys.values and not keys.has("sliding_window")
+    is_sliding = keys.boolean("use_sliding_window", False) and not is_null
     first = keys.integer("max_window_layers", 28, minimum=0)
     defaults = [
         "sliding_attention" if is_sliding and layer >= first else "full_attention"
@@ -79,9 +83,7 @@ def _qwen_windows(keys: ConfigKeys) -> tuple[int | None, ...]:
     ]
     layer_types = read_layer_types(keys, num_layers, defaults)
     if not is_sliding and "sliding_attention" in layer_types:
-        raise keys.refusal(
-            "layer_types", "has sliding_attention, but use_sliding_window is false: contradictory"
-        )
+        raise keys.refusal("layer_types", "has sliding_attention, but no window is in use: contradictory")
     return read_windows(keys, layer_types, 4096)
 
 

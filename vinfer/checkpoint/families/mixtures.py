@@ -25,6 +25,7 @@ from vinfer.checkpoint.rope_config import read_rope
 
 
 def _mixtral(keys: ConfigKeys) -> NormalisedConfig:
+    keys = keys.with_defaults(rms_norm_eps=1e-5)
     num_experts, num_chosen = _read_experts(keys, default_chosen=2)
     heads = read_heads(keys, must_state_kv_heads=True)
     dense = gated_decoder(
@@ -104,6 +105,7 @@ def _gpt_oss(keys: ConfigKeys) -> NormalisedConfig:
         raise keys.refusal("swiglu_limit", f"transformers and EasyDeL always clamp at {_GPT_OSS_LIMIT}")
     if not keys.has("rope_parameters") and not keys.has("rope_scaling"):
         keys = ConfigKeys({**keys.values, "rope_parameters": _GPT_OSS_ROPE}, keys.where)
+    keys = keys.with_defaults(rms_norm_eps=1e-5)
     num_experts, num_chosen = _read_experts(keys, default_chosen=4)
     num_layers = read_num_layers(keys)
     layer_types = read_layer_types(
@@ -117,7 +119,7 @@ def _gpt_oss(keys: ConfigKeys) -> NormalisedConfig:
         keys,
         "gpt_oss",
         heads,
-        windows=read_windows(keys, layer_types, None if "sliding_window" in keys.values else 128),
+        windows=read_windows(keys, layer_types, 128),
         has_bias=attention_bias,
         has_output_bias=attention_bias,
         rope=read_rope(keys, head_dim=heads.head_dim, default_theta=150_000.0),

@@ -40,9 +40,7 @@ def _olmo3(keys: ConfigKeys) -> NormalisedConfig:
         )
     defaults = ["sliding_attention" if (layer + 1) % 4 else "full_attention" for layer in range(num_layers)]
     layer_types = read_layer_types(keys, num_layers, defaults)
-    # Null is no window at all, which transformers cannot build these layers with.
-    default_window = None if "sliding_window" in keys.values else 4096
-    normalised = _olmo(keys, "olmo3", heads, windows=read_windows(keys, layer_types, default_window))
+    normalised = _olmo(keys, "olmo3", heads, windows=read_windows(keys, layer_types, 4096))
     (rope,) = normalised.ropes.values()
     return dataclasses.replace(
         normalised,

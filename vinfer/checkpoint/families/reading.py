@@ -166,9 +166,15 @@ def read_windows(
     """Return the window of each layer: `sliding_window` where its type is sliding_attention.
 
     Transformers lets a token see `sliding_window` positions, its own among them (masking_utils.py).
+
+    Args:
+        default: where the file does not have the key; null is no window, with which transformers cannot
+            compute a sliding layer.
     """
     if "sliding_attention" not in layer_types:
         return (None,) * len(layer_types)
+    if keys.values.get("sliding_window", default) is None:
+        raise keys.refusal("sliding_window", "layers of type sliding_attention need one")
     window = keys.integer("sliding_window", default)
     return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
 

@@ -1,0 +1,120 @@
+"""Published configs, whole and with one key left out, against transformers' own config and model classes.
+
+Every family has its own defaults, and a wrong one is wrong logits without a word: Mixtral's and gpt-oss's
+epsilon was Llama's here.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="transformers makes the models to compare with")
+
+from published_configs import CONFIGS, published
+
+from vinfer.checkpoint.family import NormalisedConfig
+from vinfer.checkpoint.normalise import normalise
+from vinfer.checkpoint.rope import RopeFacts
+from vinfer.errors import CheckpointError
+
+# Windows are in the facts; nothing drops out in inference; GPT-2's width is worked out by its model.
+OURS = {"head_dim", "hidden_act", "layer_types", "n_inner", "sliding_window", "use_sliding_window"}
+HEADS = {"lm_head.weight", "embed_out.weight"}
+
+
+def shortened(name: str) -> dict[str, Any]:
+    """The config of a model with fewer layers and experts; without quantisation, which is of its tensors."""
+    config = copy.deepcopy(published(name))
+    config.pop("quantization_config", None)
+    smaller: dict[str, Any] = {"num_hidden_layers": 6, "n_layer": 6, "num_local_experts": 8, "num_experts": 8}
+    smaller |= {key: config[key][:6] for key in ("layer_types", "no_rope_layers") if key in config}
+    return config | {key: value for key, value in smaller.items() if key in config}
+
+
+def differences(config: dict[str, Any]) -> list[object]:
+    """List in what our reading of a config differs from transformers'.
+
+    Raises:
+        CheckpointError: we do not read it.
+    """
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    ours = normalise(config)
+    theirs = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(config))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(theirs, attn_implementation="eager")
+    attention = next(module for module in model.modules() if type(module).__name__.endswith("Attention"))
+    facts = ours.facts
+    found: list[tuple[object, ...]] = [
+        ("is_tied", facts.is_tied, theirs.tie_word_embeddings),
+        ("windows", facts.windows, windows(theirs)),
+        ("key_dim", facts.key_dim, getattr(attention, "head_dim", None) or attention.head_size),
+    ]
+    if not facts.is_mixture:  # whose experts transformers stacks when it loads them
+        tensors = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        found.append(("tensors", ours.shapes, without_tied_head(tensors, is_tied=facts.is_tied)))
+    found += [
+        (key, value, getattr(theirs, key))
+        for key, value in ours.config.items()
+        if hasattr(theirs, key) and key not in OURS and "drop" not in key
+    ]
+    return [entry for entry in found if entry[1] != entry[2]] + rotary_differences(ours, theirs, model)
+
+
+def windows(theirs: Any) -> tuple[int | None, ...]:
+    window = getattr(theirs, "sliding_window", None)
+    layer_types = getattr(theirs, "layer_types", None)
+    if layer_types is None:
+        return (window,) * theirs.num_hidden_layers
+    return tuple(window if layer_type == "sliding_attention" else None for layer_type in layer_types)
+
+
+def without_tied_head(tensors: dict[str, tuple[int, ...]], *, is_tied: bool) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, shape in tensors.items() if not (is_tied and name in HEADS)}
+
+
+def rotary_differences(ours: NormalisedConfig, theirs: Any, model: Any) -> list[object]:
+    rotary = next((m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")), None)
+    if rotary is None:
+        return [("ropes", ours.ropes)] if ours.ropes else []
+    rotary = type(rotary)(theirs, device="cpu")
+    found: list[object] = []
+    for name, rope in ours.ropes.items():
+        prefix = f"{name}_" if hasattr(rotary, f"{name}_inv_freq") else ""
+        # transformers 5.5 scales OLMo 3's sliding layers by an oversight: see families/olmo.py.
+        if theirs.model_type == "olmo3" and name == "sliding_attention":
+            continue
+        expected = getattr(rotary, f"{prefix}inv_freq").numpy()
+        frequencies = rope.inverse_frequencies(length(rope, ours))
+        if frequencies.shape != expected.shape or not np.allclose(frequencies, expected, rtol=1e-6, atol=0):
+            found.append((name, frequencies, expected))
+        factor = getattr(rotary, f"{prefix}attention_scaling")
+        if rope.attention_factor != pytest.approx(factor, rel=1e-7):
+            found.append((name, rope.attention_factor, factor))
+    return found
+
+
+def length(rope: RopeFacts, ours: NormalisedConfig) -> int:
+    """A length at which longrope takes its short factors, as a new model of transformers does."""
+    longest = ours.facts.num_positions
+    return min(longest, rope.original_max_position_embeddings) if rope.rope_type == "longrope" else longest
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_facts_and_defaults_are_those_of_transformers(name: str) -> None:
+    config = shortened(name)
+    assert differences(config) == []
+    compared = []
+    for key in sorted(config.keys() - {"model_type"}):
+        without = {other: value for other, value in config.items() if other != key}
+        try:
+            assert differences(without) == [], key
+        except CheckpointError:
+            continue  # a size that the family has no default for
+        compared.append(key)
+    assert len(compared) > 8
