@@ -49,7 +49,7 @@ def _gemma2(keys: ConfigKeys) -> NormalisedConfig:
 def _gemma3(keys: ConfigKeys) -> NormalisedConfig:
     if keys.has("attn_logit_softcapping"):
         raise keys.refusal("attn_logit_softcapping", "transformers' Gemma 3 ignores it: remove it")
-    pattern = keys.integer("sliding_window_pattern", keys.integer("_sliding_window_pattern", 6))
+    pattern = keys.integer("sliding_window_pattern", 6)
     return _decoder(
         keys,
         "gemma3_text",
@@ -159,8 +159,9 @@ FAMILIES = (
     Family(
         model_type="gemma3_text",
         architecture="Gemma3ForCausalLM",
-        keys=_KEYS | {"_sliding_window_pattern", "rope_local_base_freq", "sliding_window_pattern"},
+        keys=_KEYS | {"rope_local_base_freq", "sliding_window_pattern"},
         translate=_gemma3,
-        harmless=_HARMLESS,
+        # Written beside layer_types by transformers 4, never read from a file.
+        harmless=_HARMLESS | {"_sliding_window_pattern"},
     ),
 )
