@@ -125,6 +125,13 @@ class FakeEngine:
 
     async def _events(self, request: Request) -> AsyncIterator[TokenEvent]:
         tokens, finish_reason = self._completion(request)
+        if request.scores_prompt:
+            # In two pieces where there are two, as a prompt of two chunks is scored.
+            scored = [_logprobs(token, request.params.top_logprobs or 0) for token in request.prompt_ids[1:]]
+            for piece in (scored[:1], scored[1:]):
+                yield TokenEvent(prompt_logprobs=tuple(piece))
+        if not tokens:
+            yield TokenEvent(finish_reason=finish_reason)
         for start in range(0, len(tokens), self.tokens_per_event):
             if self.is_stuck:
                 await asyncio.sleep(3600)
@@ -184,4 +191,5 @@ def served_model(
         created=1_700_000_000,
         root="org/fake",
         fingerprint="bundle-0123",
+        has_prompt_logprobs=True,
     )
