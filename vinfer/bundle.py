@@ -35,7 +35,7 @@ import pydantic
 
 from vinfer.errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MESH_AXES = ("dp", "fsdp", "ep", "tp", "sp")
 MANIFEST = "manifest.json"
 

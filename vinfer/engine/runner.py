@@ -19,6 +19,7 @@ from vinfer.engine.request import FinishReason, Request, TokenEvent, TokenLogpro
 from vinfer.engine.scheduler import Admission, Chunk, Decode, Prefill
 
 Arrays = tuple[jax.Array, ...]
+_COPY_SLOT = ProgramShape(kind="copy_slot")
 _FINISH: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length"}
 
 
@@ -130,7 +131,6 @@ class Runner:
         self._rows_are_slots = rows_are_slots
         self._dispatch_lock = dispatch_lock
         self._set_slot = next(shape for shape in programs if shape.kind == "set_slot")
-        self._copy_slot = next(shape for shape in programs if shape.kind == "copy_slot")
         self._row_specs = {spec.name: spec for spec in inputs[self._set_slot]}
 
     def warm_up(self) -> None:
@@ -191,7 +191,7 @@ class Runner:
         """Enqueue the copy of a slot's first rows into another slot."""
         inputs = (np.int32(source), np.int32(target), np.int32(num_rows))
         with self._dispatch_lock:
-            self._kv, _, _ = self._programs[self._copy_slot]((), self._kv, (), inputs)
+            self._kv, _, _ = self._programs[_COPY_SLOT]((), self._kv, (), inputs)
 
     def _smallest(self, kind: ProgramKind) -> ProgramShape:
         shapes = (shape for shape in self._programs if shape.kind == kind)
