@@ -244,6 +244,7 @@ def test_programs_are_listed_with_every_length_for_one_prompt_and_no_useless_cac
     )
     assert [shape.name for shape in shapes] == [
         "set_slot",
+        "copy_slot",
         "prefill[1,64,256]",
         "prefill[1,64,1024]",
         "prefill[1,256,256]",
@@ -256,6 +257,21 @@ def test_programs_are_listed_with_every_length_for_one_prompt_and_no_useless_cac
         "decode[4,8,256]",
         "decode[4,8,1024]",
     ]
+
+
+def test_prompts_are_scored_by_the_shortest_and_the_longest_length_and_one_prompt_at_a_time() -> None:
+    kinds: dict[str, Any] = {"slot_buckets": [1], "steps": 8, "kv_buckets": [256, 1024]}
+    plain = plan_programs(prefill_shapes=[(4, 256), (1, 64), (1, 1024)], **kinds)
+    shapes = plan_programs(prefill_shapes=[(4, 256), (1, 64), (1, 1024)], prompt_logprobs=True, **kinds)
+    assert [shape.name for shape in shapes if shape not in plain] == [
+        "score[1,64,256]",
+        "score[1,64,1024]",
+        "score[1,1024,256]",
+        "score[1,1024,1024]",
+    ]
+    one_length = plan_programs(prefill_shapes=[(2, 64)], prompt_logprobs=True, **kinds)
+    scores = [shape.name for shape in one_length if shape.kind == "score"]
+    assert scores == ["score[1,64,256]", "score[1,64,1024]"]
 
 
 def test_a_bundle_appears_whole_and_takes_the_place_of_the_old_one(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ Every program is a pure function over tuples of arrays
 
     (weights, kv, state, inputs) -> (kv, state, outputs)
 
-with kv and state donated; `set_slot` takes and returns no weights and no kv. This module knows files,
-names, shapes and which program covers a dispatch; it never imports JAX and never sees an array.
+with kv and state donated; a program that does not touch one of the groups gets and returns an empty tuple
+for it (`ProgramShape.uses_...`). This module knows files, names, shapes and which program covers a dispatch;
+it never imports JAX and never sees an array.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -34,7 +35,7 @@ import pydantic
 
 from vinfer.errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MESH_AXES = ("dp", "fsdp", "ep", "tp", "sp")
 MANIFEST = "manifest.json"
 
@@ -42,7 +43,7 @@ MAX_STOP_TOKEN_IDS = 16
 MAX_LOGIT_BIAS = 300
 MAX_TOP_LOGPROBS = 20
 
-ProgramKind = Literal["set_slot", "prefill", "decode"]
+ProgramKind = Literal["set_slot", "copy_slot", "prefill", "score", "decode"]
 Platform = Literal["cpu", "cuda", "tpu"]
 PartitionAxes = tuple[str | tuple[str, ...] | None, ...]
 
@@ -77,9 +78,9 @@ class ProgramShape(_Frozen):
     """What makes one compiled program different from another.
 
     Attributes:
-        rows: prompts of a prefill, slots of a decode dispatch; 0 for set_slot.
-        length: padded prompt tokens of a prefill, most steps of a decode dispatch; 0 for set_slot.
-        kv_length: rows of the KV cache that attention reads; 0 for set_slot.
+        rows: prompts of a prefill or score, slots of a decode dispatch; 0 for set_slot and copy_slot.
+        length: padded prompt tokens of a prefill or score, most steps of a decode dispatch; else 0.
+        kv_length: rows of the KV cache that attention reads; 0 where there is none.
     """
 
     kind: ProgramKind
@@ -89,9 +90,21 @@ class ProgramShape(_Frozen):
 
     @property
     def name(self) -> str:
-        if self.kind == "set_slot":
+        if self.rows == 0:
             return self.kind
         return f"{self.kind}[{self.rows},{self.length},{self.kv_length}]"
+
+    @property
+    def uses_weights(self) -> bool:
+        return self.kind not in ("set_slot", "copy_slot")
+
+    @property
+    def uses_kv(self) -> bool:
+        return self.kind != "set_slot"
+
+    @property
+    def uses_state(self) -> bool:
+        return self.kind != "copy_slot"
 
 
 class ProgramSpec(_Frozen):
@@ -189,6 +202,11 @@ class Manifest(_Frozen):
         return math.prod(self.mesh.values())
 
     @property
+    def has_prompt_logprobs(self) -> bool:
+        """Whether there are score programs, so that a prompt's own logprobs can be asked for."""
+        return any(program.shape.kind == "score" for program in self.programs)
+
+    @property
     def rows_are_slots(self) -> bool:
         """Whether decode programs run all slots in order, because slots are split over dp."""
         return self.mesh["dp"] > 1
@@ -226,6 +244,7 @@ def plan_programs(
     slot_buckets: Iterable[int],
     steps: int,
     kv_buckets: Iterable[int],
+    prompt_logprobs: bool = False,
 ) -> tuple[ProgramShape, ...]:
     """List the programs that a configuration needs; `choose_program` is total over them.
 
@@ -234,29 +253,41 @@ def plan_programs(
         slot_buckets: numbers of slots that one decode dispatch may run.
         steps: most decode steps per dispatch.
         kv_buckets: lengths of the KV cache that attention may read, the last one max_model_len.
+        prompt_logprobs: score programs too, of the shortest and of the longest prefill length.
     """
     kv_buckets = sorted(kv_buckets)
-    shapes = [ProgramShape(kind="set_slot")]
+    shapes = [ProgramShape(kind="set_slot"), ProgramShape(kind="copy_slot")]
     by_batch: dict[int, list[int]] = {1: []}
     for batch, length in sorted(prefill_shapes):
         by_batch.setdefault(batch, []).append(length)
     # One prompt alone must always find a program: every length exists with batch 1.
     by_batch[1] = sorted({length for lengths in by_batch.values() for length in lengths})
     for batch, lengths in sorted(by_batch.items()):
-        shorter = 0
-        for length in sorted(lengths):
-            shapes += [
-                ProgramShape(kind="prefill", rows=batch, length=length, kv_length=kv)
-                for kv in kv_buckets
-                if kv > shorter
-            ]
-            shorter = length
+        shapes += _prompt_shapes("prefill", batch, lengths, kv_buckets)
+    if prompt_logprobs:
+        shapes += _prompt_shapes("score", 1, {by_batch[1][0], by_batch[1][-1]}, kv_buckets)
     shapes += [
         ProgramShape(kind="decode", rows=rows, length=steps, kv_length=kv)
         for rows in sorted(slot_buckets)
         for kv in kv_buckets
     ]
     return tuple(shapes)
+
+
+def _prompt_shapes(
+    kind: ProgramKind, rows: int, lengths: Iterable[int], kv_buckets: Sequence[int]
+) -> list[ProgramShape]:
+    """Combine lengths with every kv_length that a chunk too long for the length before can need."""
+    shapes = []
+    shorter = 0
+    for length in sorted(lengths):
+        shapes += [
+            ProgramShape(kind=kind, rows=rows, length=length, kv_length=kv)
+            for kv in kv_buckets
+            if kv > shorter
+        ]
+        shorter = length
+    return shapes
 
 
 def choose_program(

@@ -16,9 +16,9 @@ import pytest
 pytest.importorskip("torch", reason="tiny checkpoints are written by transformers with torch")
 
 from tiny.bundles import BUNDLES
-from tiny.engines import Answer, ask
+from tiny.engines import Answer, Question, ask
 from tiny.hlo import moved_kv_shapes
-from tiny.prompts import crowd
+from tiny.prompts import crowd, scored_crowd, shared_crowd
 from tiny.references import answer_logits, compare, differing_steps
 
 from vinfer.bundle import read_manifest
@@ -51,6 +51,8 @@ class MeshRun:
     name: str
     directory: Path
     answers: list[Answer]
+    shared: list[Answer]
+    scored: list[Answer]
     collectives: dict[str, dict[str, int]]
     moved_kv: dict[str, list[list[int]]]
 
@@ -61,11 +63,19 @@ def named(bundles: tuple[str, ...]) -> list[Any]:
 
 
 def answer_from_json(document: dict[str, Any]) -> Answer:
-    logprobs = [
-        TokenLogprobs(line["logprob"], tuple(line["top_ids"]), tuple(line["top_logprobs"]))
-        for line in document["logprobs"]
-    ]
-    return Answer(document["token_ids"], logprobs, document["finish_reason"])
+    def logprobs(key: str) -> list[TokenLogprobs]:
+        return [
+            TokenLogprobs(line["logprob"], tuple(line["top_ids"]), tuple(line["top_logprobs"]))
+            for line in document[key]
+        ]
+
+    return Answer(
+        document["token_ids"],
+        logprobs("logprobs"),
+        document["finish_reason"],
+        logprobs("prompt_logprobs"),
+        document["num_cached_tokens"],
+    )
 
 
 @pytest.fixture(scope="module", params=named(MESHES))
@@ -81,8 +91,10 @@ def mesh_run(request: pytest.FixtureRequest, bundle_of: Callable[[str], Path]) -
     )
     assert process.returncode == 0, process.stderr
     found = json.loads(process.stdout.splitlines()[-1])
-    answers = [answer_from_json(answer) for answer in found["answers"]]
-    return MeshRun(request.param, directory, answers, found["collectives"], found["moved_kv"])
+    answers, shared, scored = (
+        [answer_from_json(answer) for answer in found[key]] for key in ("answers", "shared", "scored")
+    )
+    return MeshRun(request.param, directory, answers, shared, scored, found["collectives"], found["moved_kv"])
 
 
 def test_a_mesh_answers_as_transformers_does(
@@ -93,6 +105,29 @@ def test_a_mesh_answers_as_transformers_does(
         comparison = compare(answer_logits(model, question, answer), answer)
         assert comparison.wrong_steps == ()
         assert comparison.logprob_errors.max() <= TOLERANCE
+
+
+def test_a_mesh_copies_a_shared_prompt(
+    mesh_run: MeshRun, reference_of: Callable[[str], PreTrainedModel]
+) -> None:
+    model = reference_of(BUNDLES[mesh_run.name]["checkpoint"])
+    assert [answer.num_cached_tokens for answer in mesh_run.shared] == [0, 199, 199]
+    for question, answer in zip(shared_crowd(), mesh_run.shared, strict=True):
+        comparison = compare(answer_logits(model, question, answer), answer)
+        assert comparison.wrong_steps == ()
+        assert comparison.logprob_errors.max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("mesh_run", named(("llama-dp2-tp2",)), indirect=True)
+def test_a_mesh_scores_prompts_as_transformers_does(
+    mesh_run: MeshRun, reference_of: Callable[[str], PreTrainedModel]
+) -> None:
+    model = reference_of(BUNDLES[mesh_run.name]["checkpoint"])
+    for question, answer in zip(scored_crowd(), mesh_run.scored, strict=True):
+        first, *others = question.prompt_ids
+        as_answer = Answer(others, answer.prompt_logprobs)
+        logits = answer_logits(model, Question((first,)), as_answer)
+        assert compare(logits, as_answer).logprob_errors.max() <= TOLERANCE
 
 
 @pytest.mark.bundles("llama")

@@ -54,6 +54,7 @@ def plan(
         {"max_model_len": 1000},
         {"num_slots": 5},
         {"streaming_chunks": 5},
+        {"prompt_logprobs": True},
         {"precompile": [{"batch_size": 1, "prefill_length": [64]}]},
         {"precompile": [{"batch_size": [1, 2], "prefill_length": [64, 256]}]},
         {"platform": "cuda"},
@@ -140,7 +141,7 @@ REFUSALS: list[tuple[dict[str, Any], type[VinferError], list[str]]] = [
         ConfigError,
         ["models[0].precompile has vision shapes", "leave them out"],
     ),
-    ({"max_programs": 8}, ConfigError, ["needs 9 programs", "models[0].max_programs is 8", "fewer"]),
+    ({"max_programs": 8}, ConfigError, ["needs 10 programs", "models[0].max_programs is 8", "fewer"]),
     ({"mesh": {"tp": 9}}, DeviceError, ["tp=9", "needs 9 devices", "here are 8", "cpu:9"]),
     ({"mesh": {"tp": 3, "dp": 4}}, DeviceError, ["dp=4 tp=3", "needs 12 devices", "here are 8"]),
     ({"mesh": {"tp": -1, "dp": 2}, "num_devices": 3}, DeviceError, ["multiples of 2", "here are 3"]),
@@ -157,8 +158,9 @@ def test_what_cannot_be_built_is_refused_in_words(
 
 
 def test_as_many_programs_as_allowed_are_planned() -> None:
-    # set_slot; prefill of 64 and 256, decode of 1 and 4 slots, each for 256 and 1024 rows of the cache.
-    assert len(plan(max_programs=9).programs) == 9
+    # set_slot, copy_slot; prefill of 64 and 256, decode of 1 and 4 slots, each for 256 and 1024 rows.
+    assert len(plan(max_programs=10).programs) == 10
+    assert len(plan(prompt_logprobs=True).programs) == 14
 
 
 def facts(heads: int, kv_heads: int) -> ModelFacts:

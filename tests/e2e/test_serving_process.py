@@ -14,6 +14,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from server_process import (
@@ -81,6 +82,7 @@ models:
     max_model_len: 128
     num_slots: 2
     precompile: [{{prefill_length: 32}}]
+    prompt_logprobs: true
     sampling: {{max_tokens: 5, temperature: 0}}
   - name: {MODEL}
     source: {bundle}
@@ -126,6 +128,44 @@ def test_two_models_answer_each_with_its_own_defaults(crash: Crash) -> None:
     }
     texts = {name: answer["choices"][0]["text"] for name, answer in answers.items()}
     assert texts["tiny"] != texts[MODEL]
+
+
+def complete_tiny(crash: Crash, **fields: Any) -> dict[str, Any]:
+    response = crash.server.http.post("/v1/completions", json={"model": "tiny", **fields})
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+def test_prompts_scored_and_shared_compile_nothing(crash: Crash) -> None:
+    """Chunks of 32 tokens; the harness's own request, and one that generates nothing at the last row."""
+    prompts = [[3 + (7 * place + length) % 200 for place in range(length)] for length in (1, 2, 32, 33, 100)]
+    scored = complete_tiny(
+        crash, prompt=prompts, echo=True, logprobs=1, max_tokens=1, temperature=0, seed=1234
+    )
+    for prompt, choice in zip(prompts, scored["choices"], strict=True):
+        logprobs, tops = choice["logprobs"]["token_logprobs"], choice["logprobs"]["top_logprobs"]
+        assert len(logprobs) == len(tops) == len(choice["logprobs"]["tokens"]) == len(prompt) + 1
+        assert logprobs[0] is tops[0] is None
+        assert all(logprob <= max(top.values()) for logprob, top in zip(logprobs[1:], tops[1:], strict=True))
+        # The generated token is greedy: the very same float.
+        assert logprobs[-1] == max(tops[-1].values())
+    whole = complete_tiny(crash, prompt=[5] * 128, echo=True, logprobs=20, max_tokens=0)
+    assert len(whole["choices"][0]["logprobs"]["tokens"]) == 128
+    assert whole["usage"]["completion_tokens"] == 0
+    for n in (2, 5):
+        shared = complete_tiny(crash, prompt=prompts[-1], n=n, temperature=1.0, seed=n)
+        assert shared["usage"]["prompt_tokens_details"] == {"cached_tokens": 99}
+    together = complete_tiny(crash, prompt=[prompts[-1], prompts[-2], prompts[-1]], temperature=0)
+    assert together["choices"][0]["text"] == together["choices"][2]["text"]
+    assert crash.server.metrics()["post_ready_compiles_total"] == 0
+
+
+def test_a_model_without_score_programs_says_so(crash: Crash) -> None:
+    refused = crash.server.complete(echo=True, logprobs=1)
+    assert refused.status_code == 400
+    assert "models[1].prompt_logprobs: true" in refused.json()["error"]["message"]
+    assert crash.server.complete(echo=True).json()["choices"][0]["text"].startswith("Once upon a time")
 
 
 def test_the_second_model_is_the_one_that_is_served_alone(crash: Crash, server: ServerProcess) -> None:
@@ -285,7 +325,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "weights cut short": (cut_the_weights_short, ("weights/",)),
     "a lost program": (lose_a_program, ("programs/", "lacks")),
     "no JSON": (
-        lambda bundle: replace(bundle / "manifest.json", b'{"format_version": 1,'),
+        lambda bundle: replace(bundle / "manifest.json", b'{"format_version": 2,'),
         ("manifest.json",),
     ),
     "an unknown field": (

@@ -10,13 +10,26 @@ STEPS = 4
 
 
 def make_request(
-    name: str, prompt_ids: tuple[int, ...] | int, max_tokens: int = 3, stop: tuple[int, ...] = ()
+    name: str,
+    prompt_ids: tuple[int, ...] | int,
+    max_tokens: int = 3,
+    stop: tuple[int, ...] = (),
+    *,
+    key: str | None = None,
+    scores_prompt: bool = False,
 ) -> Request:
     """Return a request; a number as its prompt stands for 0, 1, 2, ... of that length."""
     if isinstance(prompt_ids, int):
         prompt_ids = tuple(range(prompt_ids))
     params = SamplingParams(max_tokens=max_tokens, stop_token_ids=stop)
-    return Request(id=name, prompt_ids=prompt_ids, params=params, arrival_seconds=0.0)
+    return Request(
+        id=name,
+        prompt_ids=prompt_ids,
+        params=params,
+        arrival_seconds=0.0,
+        prompt_key=key,
+        scores_prompt=scores_prompt,
+    )
 
 
 def make_shapes(
@@ -28,4 +41,5 @@ def make_shapes(
         slot_buckets={1, num_slots},
         steps=STEPS,
         kv_buckets=(8, 16, MAX_MODEL_LEN),
+        prompt_logprobs=True,
     )

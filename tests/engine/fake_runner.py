@@ -18,7 +18,7 @@ VOCABULARY = 1000
 GUARD_SECONDS = 30.0
 """Only ends a test that hangs: nothing waits that long."""
 
-Kind = Literal["set_slot", "prefill", "decode", "read"]
+Kind = Literal["set_slot", "copy_slot", "prefill", "decode", "read"]
 LogEntry = tuple[Kind, str | int]
 """What happened: a request into a slot, a dispatch enqueued or read (by number)."""
 
@@ -65,6 +65,7 @@ class FakeRunner:
         self._is_blocked = False
         self._changed = threading.Condition()
         self._slots: dict[int, _Slot] = {}
+        self._prompts: dict[int, tuple[int, ...]] = {}
         self._num_dispatches = 0
         self._log: list[LogEntry] = []
 
@@ -80,10 +81,24 @@ class FakeRunner:
         for chunk in work.chunks:
             slot = self._slots[chunk.slot]
             assert slot.request is chunk.request
-            slot.token += sum(chunk.request.prompt_ids[chunk.start : chunk.start + chunk.length])
-            if chunk.is_final:
+            num_cached = 0
+            if chunk.copied_from is not None:
+                num_cached = chunk.start
+                self._note("copy_slot", chunk.request.id)
+                held = self._prompts[chunk.copied_from]
+                assert held[: chunk.start] == chunk.request.prompt_ids[: chunk.start]
+                slot.token = sum(held[: chunk.start])
+                self._prompts[chunk.slot] = held[: chunk.start]
+            end = chunk.start + chunk.length
+            slot.token += sum(chunk.request.prompt_ids[chunk.start : end])
+            self._prompts[chunk.slot] = chunk.request.prompt_ids[:end]
+            if chunk.samples:
                 token, finish_reason = slot.sample()
-                events.append((chunk.request, TokenEvent((token,), None, finish_reason)))
+                event = TokenEvent((token,), None, finish_reason, num_cached_tokens=num_cached)
+                events.append((chunk.request, event))
+            elif chunk.is_final:
+                event = TokenEvent(finish_reason="length", num_cached_tokens=num_cached)
+                events.append((chunk.request, event))
         return self._dispatch("prefill", events)
 
     def decode(self, work: Decode) -> FakeDispatch:

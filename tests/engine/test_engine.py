@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 import pytest
 from engine_requests import MAX_MODEL_LEN, STEPS, make_request, make_shapes
-from fake_runner import GUARD_SECONDS, FakeRunner
+from fake_runner import GUARD_SECONDS, VOCABULARY, FakeRunner
 
 from vinfer.engine.engine import Engine
 from vinfer.engine.request import FinishReason, TokenEvent
@@ -102,6 +102,54 @@ def test_more_requests_than_slots_each_get_their_own_tokens() -> None:
         num_tokens = min(1 + i % 7, 4)
         assert tokens == [10 * i + 2 + n for n in range(num_tokens)]
         assert finish_reason == ("stop" if num_tokens == 4 else "length")
+
+
+def test_choices_share_one_prefill_and_each_says_what_it_would_alone() -> None:
+    runner = FakeRunner()
+    seen: list[TokenEvent] = []
+
+    async def main(engine: Engine) -> list[Answer]:
+        async def choice(name: str, max_tokens: int) -> Answer:
+            stream = engine.submit(make_request(name, 20, max_tokens, key="p"))
+            seen.append(await anext(stream))
+            if seen[-1].is_last:
+                return list(seen[-1].token_ids), seen[-1].finish_reason
+            first, (rest, finish_reason) = seen[-1].token_ids, await answer(stream)
+            return [*first, *rest], finish_reason
+
+        return await asyncio.gather(*(choice(name, 1 + place) for place, name in enumerate("abcd")))
+
+    with running(runner, num_slots=2) as engine:
+        answers = run(main(engine))
+        engine.stop()
+        assert engine.stats().prompt_tokens_total == 20 + 3
+    assert answers == [(list(range(191, 192 + place)), "length") for place in range(4)]
+    assert sorted(event.num_cached_tokens for event in seen) == [0, 19, 19, 19]
+
+
+def test_a_cancelled_sibling_leaves_the_others_their_answers() -> None:
+    runner = FakeRunner(num_readable=0)
+
+    async def main(engine: Engine) -> list[Answer]:
+        streams = [engine.submit(make_request(name, 40, 5, key="p")) for name in "abc"]
+        # The first of five chunks is enqueued, and its reading is not let through.
+        runner.wait_until_blocked()
+        engine.cancel("a")
+        runner.let_through()
+        return [await answer(stream) for stream in streams[1:]]
+
+    with running(runner, num_slots=3) as engine:
+        first = (sum(range(40)) + 1) % VOCABULARY
+        assert run(main(engine)) == [(list(range(first, first + 5)), "length")] * 2
+
+
+def test_a_request_for_no_tokens_ends_without_any() -> None:
+    async def main(engine: Engine) -> list[Answer]:
+        requests = [make_request("a", 20, 0), make_request("b", 1, 0), make_request("c", 20, 2)]
+        return await asyncio.gather(*(answer(engine.submit(request)) for request in requests))
+
+    with running(FakeRunner()) as engine:
+        assert run(main(engine)) == [([], "length"), ([], "length"), ([191, 192], "length")]
 
 
 def test_a_late_request_gets_its_first_token_before_the_running_ones_end() -> None:

@@ -21,6 +21,7 @@ def configurations(draw: st.DrawFn) -> tuple[tuple[ProgramShape, ...], int, int,
         slot_buckets=slot_buckets(num_slots, dp),
         steps=(steps := draw(st.integers(1, 16))),
         kv_buckets=kv_buckets(max_model_len),
+        prompt_logprobs=True,
     )
     return shapes, max_model_len, num_slots, steps
 
@@ -51,6 +52,7 @@ def test_a_chunk_of_one_prompt_always_finds_a_program(
     end = data.draw(st.integers(1, max_model_len), label="end")
     length = data.draw(st.integers(1, min(end, longest)), label="length")
     check_choice(shapes, "prefill", rows=1, length=length, kv_length=end)
+    check_choice(shapes, "score", rows=1, length=length, kv_length=end)
 
 
 @given(configurations(), st.data())

@@ -247,3 +247,102 @@ def test_drop_all_names_running_and_waiting_requests() -> None:
     scheduler.check_integrity()
     assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_kv_rows) == (0, 0, 0)
     assert not scheduler.schedule()
+
+
+def copied(schedule: Schedule) -> list[tuple[str, int | None]]:
+    """Return the chunks in the order in which they are enqueued, and the slot each copies from."""
+    return [(chunk.request.id, chunk.copied_from) for work in schedule.prefills for chunk in work.chunks]
+
+
+def test_siblings_wait_for_one_prefill_and_copy_it() -> None:
+    scheduler = make_scheduler(num_slots=3)
+    for name in "abc":
+        scheduler.submit(make_request(name, 20, key="p"))
+    assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 0, 8)])]
+    assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 8, 8)])]
+    # 4 padded tokens of 8 are left for b, then its decode goes together with that of a.
+    third = scheduler.schedule()
+    assert prefilled(third) == [(1, 4, [("a", 16, 4)]), (1, 4, [("b", 19, 1)])]
+    assert copied(third) == [("a", None), ("b", 0)]
+    assert decoded(third) == (["a", "b"], 1)
+    fourth = scheduler.schedule()
+    assert prefilled(fourth) == [(1, 4, [("c", 19, 1)])]
+    assert copied(fourth) == [("c", 0)]
+
+
+def test_the_next_sibling_takes_over_from_one_that_is_cancelled() -> None:
+    scheduler = make_scheduler(num_slots=3)
+    for name in "abc":
+        scheduler.submit(make_request(name, 20, key="p"))
+    scheduler.schedule()
+    scheduler.finish("a")
+    assert copied(scheduler.schedule()) == [("b", None)]
+    chunks = [chunk for _ in range(3) for chunk in copied(scheduler.schedule())]
+    assert chunks == [("b", None), ("b", None), ("c", 1)]
+
+
+def test_a_slot_with_a_new_owner_is_copied_before_it_is_written() -> None:
+    scheduler = make_scheduler(num_slots=2)
+    scheduler.submit(make_request("a", 16, max_tokens=1, key="p"))
+    scheduler.submit(make_request("b", 16, key="p"))
+    scheduler.schedule()
+    assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 8, 8)])]
+    scheduler.finish("a")
+    scheduler.submit(make_request("other", 4))
+    schedule = scheduler.schedule()
+    assert admitted(schedule) == [("other", 0)]
+    assert copied(schedule) == [("b", 0), ("other", None)]
+    # Now slot 0 holds something else; slot 1 is the source.
+    scheduler.finish("other")
+    scheduler.submit(make_request("c", 16, key="p"))
+    assert copied(scheduler.schedule()) == [("c", 1)]
+
+
+def test_the_slot_of_a_sibling_that_ended_needs_no_copy() -> None:
+    scheduler = make_scheduler(num_slots=3)
+    scheduler.submit(make_request("a", 4))
+    scheduler.submit(make_request("b", 16, key="p"))
+    for _ in range(3):
+        scheduler.schedule()
+    scheduler.finish("a")
+    scheduler.finish("b")
+    scheduler.submit(make_request("c", 16, key="p"))
+    schedule = scheduler.schedule()
+    # Slot 0 is free too.
+    assert admitted(schedule) == [("c", 1)]
+    assert copied(schedule) == [("c", 1)]
+
+
+def test_a_prompt_of_another_key_or_of_none_is_never_copied() -> None:
+    scheduler = make_scheduler(num_slots=4)
+    keys = {"a": "p", "b": "q", "c": None, "d": None}
+    for name, key in keys.items():
+        scheduler.submit(make_request(name, 8, key=key))
+    chunks = [chunk for _ in range(4) for chunk in copied(scheduler.schedule())]
+    assert chunks == [(name, None) for name in keys]
+
+
+def test_scored_prompts_run_their_own_programs_alone() -> None:
+    scheduler = make_scheduler(num_slots=3, prefill_shapes=((1, 4), (3, 8)))
+    scheduler.submit(make_request("a", 8))
+    scheduler.submit(make_request("b", 9, scores_prompt=True, key="p"))
+    scheduler.submit(make_request("c", 8))
+    first = scheduler.schedule()
+    assert [(work.shape.kind, [chunk.request.id for chunk in work.chunks]) for work in first.prefills] == [
+        ("prefill", ["a", "c"])
+    ]
+    works = [work for _ in range(2) for work in scheduler.schedule().prefills]
+    assert [(work.shape.name, work.chunks[0].length) for work in works] == [
+        ("score[1,8,8]", 8),
+        ("score[1,4,16]", 1),
+    ]
+
+
+def test_a_request_without_tokens_ends_with_its_prompt() -> None:
+    scheduler = make_scheduler()
+    scheduler.submit(make_request("a", 9, max_tokens=0))
+    for _ in range(2):
+        schedule = scheduler.schedule()
+        assert schedule.decode is None
+    assert [chunk.samples for work in schedule.prefills for chunk in work.chunks] == [False]
+    assert not scheduler.schedule()

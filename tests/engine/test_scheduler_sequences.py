@@ -1,7 +1,7 @@
 """Random requests, cancels and ends, carried out by a device that checks every dispatch.
 
 The device works in order, as a real one does: a dispatch takes effect when it is enqueued and its tokens are
-read later. Rows of the cache are counted, not stored.
+read later. Of each row of the cache it knows whose prompt or answer is in it.
 """
 
 from __future__ import annotations
@@ -10,19 +10,24 @@ import dataclasses
 from collections import deque
 
 from engine_requests import MAX_MODEL_LEN, STEPS, make_request, make_shapes
-from hypothesis import settings
+from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from vinfer.engine.scheduler import Admission, Decode, Prefill, Schedule, Scheduler
+from vinfer.engine.scheduler import Admission, Chunk, Decode, Prefill, Schedule, Scheduler
 
 Read = list[tuple[str, int, bool]]
 """Of one dispatch: request, number of new tokens, whether the request ended."""
+
+SHARED_LENS = {"a": 3, "b": 9, "c": 17, "d": 40}
+"""Prompts that several requests have, by key; the first is too short to be worth a copy."""
 
 
 @dataclasses.dataclass
 class Slot:
     owner: str
+    prompt: str
+    """The key of its prompt, or the request's own name."""
     prompt_len: int
     num_left: int
     """Tokens until the device ends the request, by its length or by a stop token."""
@@ -41,6 +46,8 @@ class CheckingDevice:
         self._num_slots = num_slots
         self._lives = lives
         self._slots: dict[int, Slot] = {}
+        self._rows = {slot: [""] * MAX_MODEL_LEN for slot in range(num_slots)}
+        self.num_copies = 0
 
     def carry_out(self, schedule: Schedule) -> list[Read]:
         for admission in schedule.admissions:
@@ -53,7 +60,19 @@ class CheckingDevice:
     def _set_slot(self, admission: Admission) -> None:
         assert 0 <= admission.slot < self._num_slots
         request = admission.request
-        self._slots[admission.slot] = Slot(request.id, len(request.prompt_ids), self._lives[request.id])
+        self._slots[admission.slot] = Slot(
+            request.id, request.prompt_key or request.id, len(request.prompt_ids), self._lives[request.id]
+        )
+
+    def _copy(self, chunk: Chunk) -> None:
+        assert chunk.copied_from is not None
+        slot = self._slots[chunk.slot]
+        assert (slot.num_rows, chunk.length) == (0, 1)
+        assert chunk.is_final
+        assert not chunk.request.scores_prompt
+        self._rows[chunk.slot][: chunk.start] = self._rows[chunk.copied_from][: chunk.start]
+        slot.num_rows = chunk.start
+        self.num_copies += 1
 
     def _prefill(self, prefill: Prefill) -> Read:
         shape = prefill.shape
@@ -61,17 +80,24 @@ class CheckingDevice:
         assert len({chunk.slot for chunk in prefill.chunks}) == len(prefill.chunks)
         read: Read = []
         for chunk in prefill.chunks:
+            assert chunk.request.scores_prompt == (shape.kind == "score")
+            if chunk.copied_from is not None:
+                self._copy(chunk)
+        for chunk in prefill.chunks:
             slot = self._slots[chunk.slot]
             assert slot.owner == chunk.request.id
+            assert set(self._rows[chunk.slot][: chunk.start]) <= {slot.prompt}
             assert slot.num_rows == chunk.start
             assert 1 <= chunk.length <= shape.length
             slot.num_rows += chunk.length
+            self._rows[chunk.slot][chunk.start : slot.num_rows] = [slot.prompt] * chunk.length
             assert slot.num_rows <= min(slot.prompt_len, shape.kv_length)
             assert chunk.is_final == (slot.num_rows == slot.prompt_len)
+            assert chunk.samples == (chunk.is_final and slot.num_left > 0)
             if chunk.is_final:
-                slot.num_left -= 1
+                slot.num_left -= chunk.samples
                 slot.is_active = slot.num_left > 0
-                read.append((slot.owner, 1, not slot.is_active))
+                read.append((slot.owner, int(chunk.samples), not slot.is_active))
         return read
 
     def _decode(self, decode: Decode) -> Read:
@@ -85,6 +111,8 @@ class CheckingDevice:
             assert slot.owner == owner.id
             assert slot.num_rows >= slot.prompt_len
             num_steps = min(decode.step_limit, slot.num_left) if slot.is_active else 0
+            answer = [f"answer of {owner.id}"] * num_steps
+            self._rows[place][slot.num_rows : slot.num_rows + num_steps] = answer
             slot.num_rows += num_steps
             slot.num_left -= num_steps
             assert slot.num_rows <= decode.shape.kv_length
@@ -123,17 +151,29 @@ class SchedulerSequences(RuleBasedStateMachine):
         return [name for name in self.lives if name not in self.cancelled and name not in self.finished]
 
     @rule(
-        prompt_len=st.integers(1, 40),
-        max_tokens=st.integers(1, 20),
+        prompt=st.one_of(st.integers(1, 40), st.sampled_from(sorted(SHARED_LENS))),
+        max_tokens=st.integers(0, 20),
         stops_after=st.one_of(st.none(), st.integers(1, 20)),
+        scores_prompt=st.sampled_from((False, False, False, True)),
     )
-    def submit(self, prompt_len: int, max_tokens: int, stops_after: int | None) -> None:
+    def submit(
+        self, prompt: int | str, max_tokens: int, stops_after: int | None, scores_prompt: bool
+    ) -> None:
         name = f"request-{len(self.lives)}"
+        key = prompt if isinstance(prompt, str) else None
+        prompt_len = SHARED_LENS[prompt] if isinstance(prompt, str) else prompt
         max_tokens = min(max_tokens, MAX_MODEL_LEN - prompt_len)
         self.lives[name] = min(max_tokens, stops_after or max_tokens)
         self.max_tokens[name] = max_tokens
         self.num_tokens[name] = 0
-        self.scheduler.submit(make_request(name, prompt_len, max_tokens))
+        self.scheduler.submit(
+            make_request(name, prompt_len, max_tokens, key=key, scores_prompt=scores_prompt)
+        )
+
+    @rule(prompt=st.sampled_from(sorted(SHARED_LENS)), n=st.integers(2, 7), max_tokens=st.integers(1, 9))
+    def submit_choices(self, prompt: str, n: int, max_tokens: int) -> None:
+        for _ in range(n):
+            self.submit(prompt, max_tokens, None, scores_prompt=False)
 
     @precondition(lambda self: bool(self.unfinished))
     @rule(place=st.integers(0, 100))
@@ -164,17 +204,22 @@ class SchedulerSequences(RuleBasedStateMachine):
         if hasattr(self, "scheduler"):
             self.scheduler.check_integrity()
 
+    def progress(self) -> tuple[object, ...]:
+        """Return what changes whenever something has moved."""
+        num_kv_rows = self.scheduler.num_kv_rows
+        return len(self.in_flight), dict(self.num_tokens), num_kv_rows, len(self.finished)
+
     def teardown(self) -> None:
         """Whatever happened, everything that was not cancelled ends, with all its tokens."""
         if not hasattr(self, "scheduler"):
             return
         while self.unfinished:
-            before = len(self.in_flight), dict(self.num_tokens), self.scheduler.num_kv_rows
+            before = self.progress()
             self.step()
             if self.in_flight:
                 self.read()
-            after = len(self.in_flight), dict(self.num_tokens), self.scheduler.num_kv_rows
-            assert before != after, f"nothing moves; left are {self.unfinished}"
+            assert before != self.progress(), f"nothing moves; left are {self.unfinished}"
+        event(f"some prompt was copied: {self.device.num_copies > 0}")
         for name in self.finished:
             assert self.num_tokens[name] == self.lives[name]
         assert self.scheduler.num_running == self.scheduler.num_waiting == 0

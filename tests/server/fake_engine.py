@@ -94,9 +94,10 @@ class FakeEngine:
         if self.queue_full:
             raise QueueFullError("64 requests wait already: try again later")
         with self.changed:
+            is_shared = any(request.prompt_key == earlier.prompt_key for earlier in self.requests)
             self.requests.append(request)
             self.changed.notify_all()
-        return self._events(request)
+        return self._events(request, num_cached_tokens=len(request.prompt_ids) - 1 if is_shared else 0)
 
     def cancel(self, request_id: str) -> None:
         with self.changed:
@@ -123,8 +124,15 @@ class FakeEngine:
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.requests) >= num, timeout=20)
 
-    async def _events(self, request: Request) -> AsyncIterator[TokenEvent]:
+    async def _events(self, request: Request, num_cached_tokens: int) -> AsyncIterator[TokenEvent]:
         tokens, finish_reason = self._completion(request)
+        if request.scores_prompt:
+            # In two pieces where there are two, as a prompt of two chunks is scored.
+            scored = [_logprobs(token, request.params.top_logprobs or 0) for token in request.prompt_ids[1:]]
+            for piece in (scored[:1], scored[1:]):
+                yield TokenEvent(prompt_logprobs=tuple(piece))
+        if not tokens:
+            yield TokenEvent(finish_reason=finish_reason)
         for start in range(0, len(tokens), self.tokens_per_event):
             if self.is_stuck:
                 await asyncio.sleep(3600)
@@ -141,7 +149,12 @@ class FakeEngine:
             logprobs = None
             if request.params.top_logprobs is not None:
                 logprobs = tuple(_logprobs(token, request.params.top_logprobs) for token in piece)
-            yield TokenEvent(piece, logprobs, finish_reason if is_last else None)
+            yield TokenEvent(
+                piece,
+                logprobs,
+                finish_reason if is_last else None,
+                num_cached_tokens=0 if start else num_cached_tokens,
+            )
 
     def _completion(self, request: Request) -> tuple[list[int], FinishReason]:
         params = request.params
@@ -184,4 +197,5 @@ def served_model(
         created=1_700_000_000,
         root="org/fake",
         fingerprint="bundle-0123",
+        has_prompt_logprobs=True,
     )

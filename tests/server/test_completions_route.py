@@ -41,6 +41,42 @@ def test_choices_of_a_batch_are_ordered_by_prompt(server: RunningServer) -> None
     assert body["usage"]["prompt_tokens"] == 2
 
 
+def test_choices_and_equal_prompts_share_one_prefill(server: RunningServer) -> None:
+    """Within one HTTP request only: what others have sent must not be felt."""
+    for _ in range(2):
+        server.complete(prompt=[[4, 5], [6], [4, 5]], n=2, max_tokens=1)
+    keys = [request.prompt_key for request in server.engine.requests]
+    first, second = keys[:6], keys[6:]
+    for four, six in ((first[:2] + first[4:], first[2:4]), (second[:2] + second[4:], second[2:4])):
+        assert len(set(four)) == len(set(six)) == 1
+        assert four[0] != six[0]
+    assert not set(first) & set(second)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "n", "cached"),
+    [
+        ([4, 5, 6], 1, 0),
+        # A prompt counts once, however many choices it has.
+        ([4, 5, 6], 3, 2),
+        ([[4, 5, 6], [4, 5, 6]], 1, 2),
+        ([[4, 5, 6], [4, 5]], 1, 0),
+        ([[4, 5, 6], [4, 5], [4, 5, 6]], 2, 5),
+    ],
+)
+def test_cached_tokens_are_those_of_another_request(
+    server: RunningServer, prompt: Any, n: int, cached: int
+) -> None:
+    usage = server.complete(prompt=prompt, n=n, max_tokens=2).json()["usage"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": cached}
+    chunks = events(
+        server.complete(
+            prompt=prompt, n=n, max_tokens=2, stream=True, stream_options={"include_usage": True}
+        ).text
+    )
+    assert chunks[-1]["usage"]["prompt_tokens_details"] == {"cached_tokens": cached}
+
+
 def test_default_max_tokens_is_openais(server: RunningServer) -> None:
     assert server.complete(max_tokens=None).json()["choices"][0]["text"] == letters(9, 16)
 

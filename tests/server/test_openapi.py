@@ -77,6 +77,9 @@ NO_MATTER_OF_SCHEMA: list[dict[str, Any]] = [
     {"prompt": [4, 260]},
     {"best_of": 2},
     {"best_of": 2, "n": 3},
+    {"max_tokens": 0},
+    {"max_tokens": 0, "echo": False},
+    {"max_tokens": 0, "echo": True, "min_tokens": 1},
 ]
 
 

@@ -35,6 +35,8 @@ class Question:
     prompt_ids: tuple[int, ...]
     params: SamplingParams = GREEDY
     joins_after: int = 0
+    scores_prompt: bool = False
+    prompt_key: str | None = None
 
 
 @dataclasses.dataclass
@@ -44,6 +46,8 @@ class Answer:
     token_ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
     finish_reason: str | None = None
+    prompt_logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
+    num_cached_tokens: int = 0
 
 
 def load_engine(directory: Path, model: ModelConfig) -> Engine:
@@ -83,6 +87,8 @@ def ask(engine: Engine, questions: Sequence[Question]) -> list[Answer]:
                 prompt_ids=question.prompt_ids,
                 params=question.params,
                 arrival_seconds=time.monotonic(),
+                scores_prompt=question.scores_prompt,
+                prompt_key=question.prompt_key,
             )
             async for event in engine.submit(request):
                 if event.error is not None:
@@ -90,6 +96,8 @@ def ask(engine: Engine, questions: Sequence[Question]) -> list[Answer]:
                 answer.token_ids += event.token_ids
                 answer.logprobs += event.logprobs or ()
                 answer.finish_reason = event.finish_reason
+                answer.prompt_logprobs += event.prompt_logprobs
+                answer.num_cached_tokens += event.num_cached_tokens
                 async with progress:
                     progress.notify_all()
 

@@ -3,7 +3,8 @@
     python -m tiny.mesh_process BUNDLE DIRECTORY      a name of `BUNDLES` and its bundle, run from tests/
 
 A process of its own, since the number of CPU devices is fixed when JAX starts. The last line of standard
-output is {"answers": [...], "collectives": {program: {opcode: count}}, "moved_kv": {program: [shape, ...]}}.
+output is {"answers": [...], "shared": [...], "scored": [...], "collectives": {program: {opcode: count}},
+"moved_kv": {program: [shape, ...]}}.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ def main(bundle: str, directory: Path) -> None:
     from tiny.bundles import model_config
     from tiny.engines import ask, load_engine
     from tiny.hlo import GATHERS, instructions, moved_kv_shapes
-    from tiny.prompts import crowd
+    from tiny.prompts import crowd, scored_crowd, shared_crowd
 
     from vinfer.bundle import read_manifest
 
     assert len(jax.devices()) == NUM_DEVICES
     engine = load_engine(directory, model_config(bundle))
     answers = ask(engine, crowd(join_apart=True))
+    shared = ask(engine, shared_crowd())
     manifest = read_manifest(directory)
+    scored = ask(engine, scored_crowd()) if manifest.has_prompt_logprobs else []
     kv_lengths = {
         manifest.max_model_len,
         *(p.shape.kv_length for p in manifest.programs if p.shape.kv_length),
@@ -45,6 +48,8 @@ def main(bundle: str, directory: Path) -> None:
     }
     found = {
         "answers": [dataclasses.asdict(answer) for answer in answers],
+        "shared": [dataclasses.asdict(answer) for answer in shared],
+        "scored": [dataclasses.asdict(answer) for answer in scored],
         "collectives": {
             name: collections.Counter(
                 i.opcode for i in instructions(text) if i.opcode in (*GATHERS, "all-reduce")

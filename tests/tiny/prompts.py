@@ -30,3 +30,13 @@ def crowd(*, join_apart: bool) -> list[Question]:
         Question(prompt(length), joins_after=1 + place % 3 * 4 if join_apart else 0)
         for place, length in enumerate(CROWD)
     ]
+
+
+def shared_crowd() -> list[Question]:
+    """Return three greedy questions of one prompt of several chunks, which they share."""
+    return [Question(prompt(200), prompt_key="shared")] * 3
+
+
+def scored_crowd() -> list[Question]:
+    """Return two greedy questions that score their prompts, one of them in several chunks."""
+    return [Question(prompt(length), scores_prompt=True) for length in (31, 150)]

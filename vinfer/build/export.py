@@ -203,11 +203,10 @@ def _write_programs(
     for done, shape in enumerate(plan.programs):
         progress("exporting programs", done, len(plan.programs))
         inputs, outputs = programs.inputs(shape), programs.outputs(shape)
-        has_model = shape.kind != "set_slot"
         groups: list[Sequence[ArraySpec]] = [
-            weights if has_model else (),
-            kv if has_model else (),
-            state,
+            weights if shape.uses_weights else (),
+            kv if shape.uses_kv else (),
+            state if shape.uses_state else (),
             inputs,
         ]
         jitted = jax.jit(programs.function(shape), keep_unused=True)

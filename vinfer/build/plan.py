@@ -94,11 +94,13 @@ def plan_build(
         slot_buckets=slot_buckets(model.num_slots, mesh["dp"]),
         steps=model.streaming_chunks,
         kv_buckets=kv_buckets(model.max_model_len),
+        prompt_logprobs=model.prompt_logprobs,
     )
     if len(programs) > model.max_programs:
         raise ConfigError(
             f"{where} needs {len(programs)} programs; {where}.max_programs is {model.max_programs}: "
-            "list fewer prefill_length or batch_size, lower max_model_len, or raise max_programs"
+            "list fewer prefill_length or batch_size, lower max_model_len, leave out prompt_logprobs, "
+            "or raise max_programs"
         )
     facts = {
         "format": FORMAT_VERSION,

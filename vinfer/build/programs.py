@@ -1,4 +1,4 @@
-"""The programs of a bundle as pure functions: set_slot, prefill, decode.
+"""The programs of a bundle as pure functions: set_slot, copy_slot, prefill, score, decode.
 
     (weights, kv, state, inputs) -> (kv, state, outputs)
 
@@ -18,6 +18,7 @@ from jax import lax
 
 from vinfer.build.kv_cache import Rows
 from vinfer.build.sampler import Row, process_logits, sample, top_logprobs
+from vinfer.build.score import prompt_logprobs
 from vinfer.build.state import set_slot_inputs, state_fields
 from vinfer.bundle import MAX_TOP_LOGPROBS, ArraySpec, ProgramShape
 
@@ -26,6 +27,8 @@ Program = Callable[[Arrays, Arrays, Arrays, Arrays], tuple[Arrays, Arrays, Array
 
 NOT_FINISHED, FINISHED_STOP, FINISHED_LENGTH = 0, 1, 2
 NO_TOKEN = -1
+# Rows of the KV cache that copy_slot moves at once.
+COPY_ROWS = 128
 
 
 class Model(Protocol):
@@ -60,37 +63,54 @@ class Programs:
         """Return the pure function of a shape."""
         if shape.kind == "set_slot":
             return self._set_slot
-        if shape.kind == "prefill":
-            return lambda weights, kv, state, inputs: self._prefill(shape, weights, kv, state, inputs)
-        return lambda weights, kv, state, inputs: self._decode(shape, weights, kv, state, inputs)
+        if shape.kind == "copy_slot":
+            return self._copy_slot
+        of_shape = {"prefill": self._prefill, "score": self._score, "decode": self._decode}[shape.kind]
+        return lambda weights, kv, state, inputs: of_shape(shape, weights, kv, state, inputs)
 
     def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
         """Return the specs of the `inputs` tuple."""
         if shape.kind == "set_slot":
             return set_slot_inputs(self.model.vocab_size)
+        if shape.kind == "copy_slot":
+            return tuple(
+                ArraySpec(name=name, shape=(), dtype="int32") for name in ("source", "target", "num_rows")
+            )
         rows = ArraySpec(name="slots", shape=(shape.rows,), dtype="int32")
         if shape.kind == "decode":
             return rows, ArraySpec(name="step_limit", shape=(), dtype="int32")
-        return (
+        grid = (shape.rows, shape.length)
+        of_chunks = (
             rows,
-            ArraySpec(name="tokens", shape=(shape.rows, shape.length), dtype="int32"),
+            ArraySpec(name="tokens", shape=grid, dtype="int32"),
             ArraySpec(name="starts", shape=(shape.rows,), dtype="int32"),
             ArraySpec(name="lengths", shape=(shape.rows,), dtype="int32"),
-            ArraySpec(name="is_final", shape=(shape.rows,), dtype="bool"),
+            ArraySpec(name="samples", shape=(shape.rows,), dtype="bool"),
         )
+        targets = (ArraySpec(name="targets", shape=grid, dtype="int32"),)
+        return of_chunks + targets if shape.kind == "score" else of_chunks
 
     def outputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
         """Return the specs of the `outputs` tuple."""
-        if shape.kind == "set_slot":
+        if not shape.uses_weights:
             return ()
         grid = (shape.length if shape.kind == "decode" else 1, shape.rows)
-        wide = (*grid, MAX_TOP_LOGPROBS)
-        return (
+        wide: tuple[int, ...] = (*grid, MAX_TOP_LOGPROBS)
+        of_steps = (
             ArraySpec(name="tokens", shape=grid, dtype="int32"),
             ArraySpec(name="finished", shape=grid, dtype="int32"),
             ArraySpec(name="logprobs", shape=grid, dtype="float32"),
             ArraySpec(name="top_ids", shape=wide, dtype="int32"),
             ArraySpec(name="top_logprobs", shape=wide, dtype="float32"),
+        )
+        if shape.kind != "score":
+            return of_steps
+        wide = (shape.length, MAX_TOP_LOGPROBS)
+        return (
+            *of_steps,
+            ArraySpec(name="prompt_logprobs", shape=(shape.length,), dtype="float32"),
+            ArraySpec(name="prompt_top_ids", shape=wide, dtype="int32"),
+            ArraySpec(name="prompt_top_logprobs", shape=wide, dtype="float32"),
         )
 
     def _set_slot(
@@ -105,15 +125,66 @@ class Programs:
             rows.append(array.at[slot].set(row))
         return kv, tuple(rows), ()
 
+    def _copy_slot(
+        self, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays
+    ) -> tuple[Arrays, Arrays, Arrays]:
+        """Copy the first rows of one slot's cache into another slot.
+
+        Inputs: source, target, num_rows int32. One program for all lengths: it copies block by block and
+        may write up to COPY_ROWS - 1 rows more, which the new owner writes before it reads them.
+        """
+        source, target, num_rows = inputs
+        block = jnp.arange(COPY_ROWS, dtype=jnp.int32)
+
+        def goes_on(carry: tuple[jax.Array, Arrays]) -> jax.Array:
+            return carry[0] < num_rows
+
+        def copy_block(carry: tuple[jax.Array, Arrays]) -> tuple[jax.Array, Arrays]:
+            start, kv = carry
+            places = start + block
+            # A gather and a scatter, not slices: XLA would gather a whole cache that is split over dp.
+            moved = tuple(
+                array.at[target, places].set(array.at[source, places].get(mode="clip"), mode="drop")
+                for array in kv
+            )
+            return start + COPY_ROWS, moved
+
+        _, kv = lax.while_loop(goes_on, copy_block, (jnp.int32(0), kv))
+        return kv, state, ()
+
     def _prefill(
         self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays
     ) -> tuple[Arrays, Arrays, Arrays]:
-        """Write one chunk of each prompt; sample a first token where a prompt ends.
+        """Write one chunk of each prompt; sample a first token where a prompt ends."""
+        kv, state, outputs, _ = self._run_chunks(shape, weights, kv, state, inputs)
+        return kv, state, outputs
+
+    def _score(
+        self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays
+    ) -> tuple[Arrays, Arrays, Arrays]:
+        """Prefill one chunk of one prompt, and return the logprobs of its tokens too.
+
+        Inputs: those of prefill, then targets int32 [1, length]: the prompt's token after each of the chunk,
+        so the last one of a chunk that is not the last belongs to the next chunk.
+        """
+        *of_chunks, targets = inputs
+        kv, state, outputs, hidden = self._run_chunks(shape, weights, kv, state, tuple(of_chunks))
+        lengths = of_chunks[3]
+        scored = prompt_logprobs(
+            lambda rows: self.model.logits(weights, rows), hidden[0], targets[0], lengths[0]
+        )
+        return kv, state, (*outputs, *scored)
+
+    def _run_chunks(
+        self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays
+    ) -> tuple[Arrays, Arrays, Arrays, jax.Array]:
+        """Write chunks; return the outputs of sampling and the hidden states [rows, length, hidden] too.
 
         Inputs: slots int32 [rows] (num_slots where the row is padding), tokens int32 [rows, length],
-        starts int32 [rows], lengths int32 [rows] (tokens of the chunk), is_final bool [rows].
+        starts int32 [rows], lengths int32 [rows] (tokens of the chunk), samples bool [rows] (the prompt ends
+        here, and a first token is wanted).
         """
-        slots, tokens, starts, lengths, is_final = inputs
+        slots, tokens, starts, lengths, samples = inputs
         offsets = jnp.arange(shape.length, dtype=jnp.int32)
         positions = jnp.where(
             offsets[None, :] < lengths[:, None], starts[:, None] + offsets, self.model.max_model_len
@@ -121,12 +192,11 @@ class Programs:
         rows = Rows(slots=slots, positions=positions, kv_length=shape.kv_length)
         kv, hidden = self.model.forward(weights, kv, tokens, rows)
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
-        hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
         row = self._gather(state, slots)
-        row["active"] = is_final
+        row["active"] = samples
         row["position"] = starts + lengths
-        row, outputs = self._sample_step(weights, hidden, row)
-        return kv, self._scatter(state, slots, row), tuple(output[None] for output in outputs)
+        row, outputs = self._sample_step(weights, jnp.take_along_axis(hidden, last, axis=1)[:, 0], row)
+        return kv, self._scatter(state, slots, row), tuple(output[None] for output in outputs), hidden
 
     def _decode(
         self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays

@@ -248,6 +248,11 @@ class ModelConfig(_Block):
         strict=False,
         description="Shapes to compile ahead of requests.",
     )
+    prompt_logprobs: bool = Field(
+        default=False,
+        description="Compile what `echo` with `logprobs` needs, as evaluation harnesses ask for it: "
+        "two programs more per KV length.",
+    )
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="Sampling defaults of this model.")
     verify: Literal["auto", "off"] = Field(
         default="auto",

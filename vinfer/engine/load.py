@@ -177,11 +177,11 @@ def _compile(
 ) -> Compiled:
     """Compile one program, or load it from the compilation cache."""
     started = time.perf_counter()
-    has_model = program.shape.kind != "set_slot"
+    shape = program.shape
     groups: list[Sequence[ArraySpec]] = [
-        manifest.weights if has_model else (),
-        manifest.kv if has_model else (),
-        manifest.state,
+        manifest.weights if shape.uses_weights else (),
+        manifest.kv if shape.uses_kv else (),
+        manifest.state if shape.uses_state else (),
         program.inputs,
     ]
     arguments = tuple(tuple(_sharding(spec, mesh) for spec in group) for group in groups)

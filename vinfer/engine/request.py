@@ -24,7 +24,8 @@ class SamplingParams:
     Order of application: penalties, logit_bias, temperature, top_k, top_p, min_p.
 
     Attributes:
-        max_tokens: tokens to generate at most, >= 1; the caller has clamped it to max_model_len.
+        max_tokens: tokens to generate at most; the caller has clamped it to max_model_len. 0 ends the request
+            with its prompt.
         temperature: 0 is greedy.
         top_k: 0 is off.
         top_p: 1 is off.
@@ -54,18 +55,27 @@ class SamplingParams:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One sampled completion (`n=2` is two requests)."""
+    """One sampled completion (`n=2` is two requests).
+
+    Attributes:
+        scores_prompt: yield the logprobs of the prompt's own tokens too, with params.top_logprobs
+            alternatives each; only where the bundle has score programs.
+        prompt_key: requests of one key have the same prompt, and those that come later copy the KV rows of
+            one that came before. None shares with nobody.
+    """
 
     id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     arrival_seconds: float
     """time.monotonic() when the HTTP request arrived."""
+    scores_prompt: bool = False
+    prompt_key: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Logprobs of one generated token, of the raw model logits."""
+    """Logprobs of one token of an answer or of a prompt, of the raw model logits."""
 
     logprob: float
     top_ids: tuple[int, ...]
@@ -83,6 +93,9 @@ class TokenEvent:
         finish_reason: set on the last event of a request.
         error: set instead where the engine failed this request; nothing follows.
         queue_seconds: on the first event, the time from arrival to a slot.
+        prompt_logprobs: of the next tokens of the prompt, where the request scores it. All events together
+            have those of every prompt token but the first, before the first new token or with it.
+        num_cached_tokens: with the first new token, how many prompt tokens were copied instead of prefilled.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -90,6 +103,8 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     error: VinferError | None = None
     queue_seconds: float | None = dataclasses.field(default=None, compare=False)
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    num_cached_tokens: int = 0
 
     @property
     def is_last(self) -> bool:

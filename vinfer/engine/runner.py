@@ -16,9 +16,10 @@ import numpy as np
 
 from vinfer.bundle import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec, ProgramKind, ProgramShape
 from vinfer.engine.request import FinishReason, Request, TokenEvent, TokenLogprobs
-from vinfer.engine.scheduler import Admission, Decode, Prefill
+from vinfer.engine.scheduler import Admission, Chunk, Decode, Prefill
 
 Arrays = tuple[jax.Array, ...]
+_COPY_SLOT = ProgramShape(kind="copy_slot")
 _FINISH: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length"}
 
 
@@ -34,48 +35,68 @@ class Dispatch:
 
     Attributes:
         owners: the request of each real row; None where the row yields nothing (an unfinished prompt).
-        outputs: tokens, finished, logprobs [steps, rows]; top_ids, top_logprobs [steps, rows, 20].
+        outputs: tokens, finished, logprobs [steps, rows]; top_ids, top_logprobs [steps, rows, 20]. Of a score
+            program also prompt_logprobs [length], prompt_top_ids and prompt_top_logprobs [length, 20].
+        chunks: of a prefill or score dispatch, one per row; empty for decode.
     """
 
     owners: tuple[Request | None, ...]
     outputs: Arrays
+    chunks: tuple[Chunk, ...] = ()
 
     def read(self) -> list[tuple[Request, TokenEvent]]:
-        """Wait for the device and return each owner's new tokens."""
+        """Wait for the device and return what each owner gets of it."""
         tokens, finished = (np.asarray(array) for array in self.outputs[:2])
         wants_logprobs = any(
             owner is not None and owner.params.top_logprobs is not None for owner in self.owners
         )
-        details = [np.asarray(array) for array in self.outputs[2:]] if wants_logprobs else []
+        details = [np.asarray(array) for array in self.outputs[2:5]] if wants_logprobs else []
         events = []
         for row, owner in enumerate(self.owners):
             if owner is None:
                 continue
             steps = [step for step in range(tokens.shape[0]) if tokens[step, row] >= 0]
-            if not steps:
-                continue
-            logprobs = None
-            if owner.params.top_logprobs is not None:
-                logprobs = tuple(_logprobs(details, step, row, owner.params.top_logprobs) for step in steps)
-            events.append(
-                (
-                    owner,
-                    TokenEvent(
-                        tuple(int(tokens[step, row]) for step in steps),
-                        logprobs,
-                        _FINISH[int(finished[steps[-1], row])],
-                    ),
+            event = TokenEvent()
+            if steps:
+                logprobs = None
+                num_top = owner.params.top_logprobs
+                if num_top is not None:
+                    logprobs = tuple(_logprobs(details, (step, row), num_top) for step in steps)
+                event = TokenEvent(
+                    tuple(int(tokens[step, row]) for step in steps),
+                    logprobs,
+                    _FINISH[int(finished[steps[-1], row])],
                 )
-            )
+            if self.chunks:
+                event = self._with_prompt(event, self.chunks[row])
+            if steps or self.chunks:
+                events.append((owner, event))
         return events
 
+    def _with_prompt(self, event: TokenEvent, chunk: Chunk) -> TokenEvent:
+        """Add what a chunk says of its prompt, and the end of a request that wants no more than that."""
+        scored: tuple[TokenLogprobs, ...] = ()
+        if chunk.request.scores_prompt:
+            details = [np.asarray(array) for array in self.outputs[5:]]
+            # Nothing of the prompt follows its last token.
+            num_scored = chunk.length - chunk.is_final
+            num_top = chunk.request.params.top_logprobs or 0
+            scored = tuple(_logprobs(details, (place,), num_top) for place in range(num_scored))
+        return dataclasses.replace(
+            event,
+            finish_reason="length" if chunk.is_final and not chunk.samples else event.finish_reason,
+            prompt_logprobs=scored,
+            num_cached_tokens=0 if chunk.copied_from is None else chunk.start,
+        )
 
-def _logprobs(details: Sequence[np.ndarray[Any, Any]], step: int, row: int, num_top: int) -> TokenLogprobs:
+
+def _logprobs(details: Sequence[np.ndarray[Any, Any]], place: tuple[int, ...], num_top: int) -> TokenLogprobs:
+    """Return one token's logprobs; `place` is its index in all but the last axis of the alternatives."""
     own, top_ids, top_values = details
     return TokenLogprobs(
-        float(own[step, row]),
-        tuple(int(token) for token in top_ids[step, row, :num_top]),
-        tuple(float(value) for value in top_values[step, row, :num_top]),
+        float(own[place]),
+        tuple(top_ids[place][:num_top].tolist()),
+        tuple(top_values[place][:num_top].tolist()),
     )
 
 
@@ -113,11 +134,14 @@ class Runner:
         self._row_specs = {spec.name: spec for spec in inputs[self._set_slot]}
 
     def warm_up(self) -> None:
-        """Run the smallest prefill and decode program with nobody taking part, and wait for them.
+        """Run the smallest program of each kind with nobody taking part, and wait for them.
 
         The first run of a process pays for memory that no later one pays for; no request should.
         """
-        self.prefill(Prefill(self._smallest("prefill"), ())).read()
+        self._copy(source=0, target=0, num_rows=0)
+        for kind in ("prefill", "score"):
+            if any(shape.kind == kind for shape in self._programs):
+                self.prefill(Prefill(self._smallest(kind), ())).read()
         self.decode(Decode(self._smallest("decode"), (), (), step_limit=1)).read()
 
     def set_slot(self, admission: Admission) -> None:
@@ -127,19 +151,30 @@ class Runner:
             _, self._state, _ = self._programs[self._set_slot]((), (), self._state, values)
 
     def prefill(self, work: Prefill) -> Dispatch:
-        """Enqueue one chunk of some prompts."""
+        """Enqueue one chunk of some prompts, and before it the copies that they build on."""
+        for chunk in work.chunks:
+            if chunk.copied_from not in (None, chunk.slot):
+                self._copy(source=chunk.copied_from, target=chunk.slot, num_rows=chunk.start)
         rows, length = work.shape.rows, work.shape.length
         slots = np.full(rows, self._num_slots, np.int32)
         tokens = np.zeros((rows, length), np.int32)
         starts, lengths = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-        is_final = np.zeros(rows, np.bool_)
+        samples = np.zeros(rows, np.bool_)
+        targets = np.zeros((rows, length), np.int32)
         for row, chunk in enumerate(work.chunks):
             slots[row], starts[row], lengths[row] = chunk.slot, chunk.start, chunk.length
             end = chunk.start + chunk.length
             tokens[row, : chunk.length] = chunk.request.prompt_ids[chunk.start : end]
-            is_final[row] = chunk.is_final
-        owners = tuple(chunk.request if chunk.is_final else None for chunk in work.chunks)
-        return self._dispatch(work.shape, owners, (slots, tokens, starts, lengths, is_final))
+            samples[row] = chunk.samples
+            following = chunk.request.prompt_ids[chunk.start + 1 : end + 1]
+            targets[row, : len(following)] = following
+        inputs = (slots, tokens, starts, lengths, samples)
+        owners = tuple(
+            chunk.request if chunk.is_final or chunk.request.scores_prompt else None for chunk in work.chunks
+        )
+        return self._dispatch(
+            work.shape, owners, (*inputs, targets) if work.shape.kind == "score" else inputs, work.chunks
+        )
 
     def decode(self, work: Decode) -> Dispatch:
         """Enqueue some decode steps."""
@@ -152,20 +187,30 @@ class Runner:
         slots[: len(work.slots)] = work.slots
         return self._dispatch(work.shape, owners, (slots, np.int32(work.step_limit)))
 
+    def _copy(self, *, source: int, target: int, num_rows: int) -> None:
+        """Enqueue the copy of a slot's first rows into another slot."""
+        inputs = (np.int32(source), np.int32(target), np.int32(num_rows))
+        with self._dispatch_lock:
+            self._kv, _, _ = self._programs[_COPY_SLOT]((), self._kv, (), inputs)
+
     def _smallest(self, kind: ProgramKind) -> ProgramShape:
         shapes = (shape for shape in self._programs if shape.kind == kind)
         return min(shapes, key=lambda shape: (shape.rows * shape.length, shape.kv_length))
 
     def _dispatch(
-        self, shape: ProgramShape, owners: tuple[Request | None, ...], inputs: tuple[Any, ...]
+        self,
+        shape: ProgramShape,
+        owners: tuple[Request | None, ...],
+        inputs: tuple[Any, ...],
+        chunks: tuple[Chunk, ...] = (),
     ) -> Dispatch:
         with self._dispatch_lock:
             self._kv, self._state, outputs = self._programs[shape](
                 self._weights, self._kv, self._state, inputs
             )
-        for output in outputs[:2]:
+        for output in (*outputs[:2], *outputs[5:]):
             output.copy_to_host_async()
-        return Dispatch(owners, outputs)
+        return Dispatch(owners, outputs, chunks)
 
 
 def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> tuple[Any, ...]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from vinfer.bundle import ProgramShape, choose_program
 from vinfer.engine.chunks import ChunkPlan
+from vinfer.engine.held_prompts import HeldPrompts
 from vinfer.engine.request import Request
 
 
@@ -26,20 +27,33 @@ class Admission:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some tokens of one prompt."""
+    """Some tokens of one prompt.
+
+    Attributes:
+        copied_from: the slot that holds the prompt's rows before `start`; they are copied from there first,
+            or stay where they are in the same slot. None where this request has prefilled them itself.
+    """
 
     slot: int
     request: Request
     start: int
     length: int
+    copied_from: int | None = None
 
     @property
     def is_final(self) -> bool:
         return self.start + self.length == len(self.request.prompt_ids)
 
+    @property
+    def samples(self) -> bool:
+        """Whether the first token of the answer comes of it."""
+        return self.is_final and self.request.params.max_tokens > 0
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prefill:
+    """One prefill dispatch, or score dispatch where its one request scores its prompt."""
+
     shape: ProgramShape
     chunks: tuple[Chunk, ...]
 
@@ -96,6 +110,11 @@ class Scheduler:
     largest bucket), so that a running request never waits for more than that. While anything waits or is
     being prefilled, a decode dispatch runs one step.
 
+    Of the requests with one prompt_key the oldest prefills; the others wait for it, copy what it has written
+    and prefill the last token. Where it is cancelled halfway the next one takes its place. Its slot may have
+    ended and even have a new owner by then: the copies of a dispatch are enqueued before the dispatch, and
+    `HeldPrompts` forgets a prompt where a dispatch writes over it.
+
     Args:
         shapes: the compiled programs.
         num_slots: rows of the batch.
@@ -116,13 +135,19 @@ class Scheduler:
         self._shapes = tuple(shapes)
         self._steps = steps
         prefills = [shape for shape in self._shapes if shape.kind == "prefill"]
-        self._chunk_plan = ChunkPlan({shape.length for shape in prefills}, dispatch_cost_tokens)
+        lengths = {shape.length for shape in prefills}
+        # A shorter prompt costs no more than its last token.
+        self._min_shared_len = min(lengths) + 1
+        self._chunk_plan = ChunkPlan(lengths, dispatch_cost_tokens)
+        scored = {shape.length for shape in self._shapes if shape.kind == "score"}
+        self._score_plan = ChunkPlan(scored, dispatch_cost_tokens) if scored else None
         self._max_batch = max(shape.rows for shape in prefills)
         self._max_prefill_tokens = max(min_prefill_tokens, *(shape.length for shape in prefills))
         self._num_slots = num_slots
         self._free = list(range(num_slots))
         self._waiting: deque[Request] = deque()
         self._running: dict[str, _Running] = {}
+        self._held = HeldPrompts()
 
     @property
     def num_waiting(self) -> int:
@@ -173,10 +198,26 @@ class Scheduler:
         admissions = []
         while self._waiting and self._free:
             request = self._waiting.popleft()
-            slot = heapq.heappop(self._free)
+            slot = self._take_slot(request)
             self._running[request.id] = _Running(request, slot)
             admissions.append(Admission(slot, request))
         return tuple(admissions)
+
+    def _take_slot(self, request: Request) -> int:
+        """Return the free slot that holds the request's prompt already, else the lowest one."""
+        key = self._shared_key(request)
+        held = [slot for slot in self._free if key is not None and self._held.key_of(slot) == key]
+        if not held:
+            return heapq.heappop(self._free)
+        self._free.remove(held[0])
+        heapq.heapify(self._free)
+        return held[0]
+
+    def _shared_key(self, request: Request) -> str | None:
+        """Return the key under which a request shares its prompt; None where it does not."""
+        if request.scores_prompt or len(request.prompt_ids) < self._min_shared_len:
+            return None
+        return request.prompt_key
 
     def _plan_prefills(self) -> tuple[Prefill, ...]:
         prefills: list[Prefill] = []
@@ -191,31 +232,52 @@ class Scheduler:
             budget -= shape.rows * shape.length
             for chunk in chunks:
                 running = self._running[chunk.request.id]
-                running.num_prefilled += chunk.length
-                running.num_dispatched += chunk.is_final
+                running.num_prefilled = chunk.start + chunk.length
+                running.num_dispatched += chunk.samples
+                key = self._shared_key(chunk.request)
+                if chunk.is_final and key is not None:
+                    self._held.hold(chunk.slot, key)
             prefills.append(Prefill(shape, tuple(chunks)))
         return tuple(prefills)
 
     def _next_chunks(self) -> list[Chunk]:
         """Return the next chunk of the oldest unfinished prompt, with chunks of others of the same bucket."""
         chunks: list[Chunk] = []
-        for running in self._running.values():
-            if running.is_prefilled:
+        bucket = 0
+        for chunk in self._due_chunks():
+            shape = self._prefill_shape([chunk])
+            if chunks and (shape.kind == "score" or shape.length != bucket):
                 continue
-            left = len(running.request.prompt_ids) - running.num_prefilled
-            length = self._chunk_plan.next_length(left)
-            chunk = Chunk(running.slot, running.request, running.num_prefilled, length)
-            if not chunks:
-                chunks.append(chunk)
-                bucket = self._prefill_shape(chunks).length
-            elif self._prefill_shape([chunk]).length == bucket:
-                chunks.append(chunk)
-            if len(chunks) == self._max_batch:
+            bucket = shape.length
+            chunks.append(chunk)
+            self._held.overwrite(chunk.slot, self._shared_key(chunk.request))
+            if shape.kind == "score" or len(chunks) == self._max_batch:
                 break
         # A wider program would pad every chunk beyond its own bucket and cost more than one by one.
         while len(chunks) > 1 and not self._has_program(rows=len(chunks), length=bucket):
             chunks.pop()
         return chunks
+
+    def _due_chunks(self) -> Iterator[Chunk]:
+        """Yield the next chunk of every prompt, the oldest first, but of those that wait for a sibling."""
+        prefilling: set[str] = set()
+        for running in self._running.values():
+            if running.is_prefilled:
+                continue
+            request, start = running.request, running.num_prefilled
+            key = self._shared_key(request)
+            if key is not None and start == 0:
+                held = self._held.slot_of(key, preferred=running.slot)
+                if held is not None:
+                    yield Chunk(running.slot, request, len(request.prompt_ids) - 1, 1, copied_from=held)
+                    continue
+            if key in prefilling:
+                continue
+            if key is not None:
+                prefilling.add(key)
+            plan = self._score_plan if request.scores_prompt else self._chunk_plan
+            assert plan is not None, f"{request.id} scores its prompt and the bundle has no score program"
+            yield Chunk(running.slot, request, start, plan.next_length(len(request.prompt_ids) - start))
 
     def _has_program(self, *, rows: int, length: int) -> bool:
         return any(
@@ -226,7 +288,7 @@ class Scheduler:
     def _prefill_shape(self, chunks: list[Chunk]) -> ProgramShape:
         return choose_program(
             self._shapes,
-            "prefill",
+            "score" if chunks[0].request.scores_prompt else "prefill",
             rows=len(chunks),
             length=max(chunk.length for chunk in chunks),
             kv_length=max(chunk.start + chunk.length for chunk in chunks),
@@ -254,4 +316,6 @@ class Scheduler:
             assert 0 <= running.num_prefilled <= prompt_len
             assert 0 <= running.num_dispatched <= running.request.params.max_tokens
             assert running.num_dispatched == 0 or running.is_prefilled
+            key = self._shared_key(running.request)
+            assert not running.is_prefilled or key is None or self._held.key_of(running.slot) == key
         assert not {request.id for request in self._waiting} & set(self._running)

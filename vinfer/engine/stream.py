@@ -47,7 +47,13 @@ def _join(first: TokenEvent, second: TokenEvent) -> TokenEvent:
     if first.logprobs is not None or second.logprobs is not None:
         logprobs = (first.logprobs or ()) + (second.logprobs or ())
     return TokenEvent(
-        first.token_ids + second.token_ids, logprobs, second.finish_reason, second.error, first.queue_seconds
+        first.token_ids + second.token_ids,
+        logprobs,
+        second.finish_reason,
+        second.error,
+        first.queue_seconds,
+        first.prompt_logprobs + second.prompt_logprobs,
+        first.num_cached_tokens + second.num_cached_tokens,
     )
 
 

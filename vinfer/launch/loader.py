@@ -230,5 +230,6 @@ def served_model(
         created=manifest.created,
         root=manifest.model.source,
         fingerprint=manifest.key,
+        has_prompt_logprobs=manifest.has_prompt_logprobs,
         parity=parity,
     )

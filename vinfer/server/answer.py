@@ -50,7 +50,7 @@ def usage(generation: Generation) -> dict[str, Any]:
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_completion_tokens,
         "total_tokens": num_prompt_tokens + num_completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": generation.num_cached_tokens},
         "tokens_per_second": num_completion_tokens / seconds if seconds > 0 else 0.0,
         "processing_time": seconds,
     }

@@ -11,7 +11,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from vinfer.engine.request import TokenLogprobs
 from vinfer.server.answer import answer
+from vinfer.server.echo import Echo, echoes
 from vinfer.server.generation import ChoiceDelta, Generation, PromptJob, TextRules
 from vinfer.server.logprobs import CompletionLogprobs
 from vinfer.server.model_table import ServedModel
@@ -37,14 +39,19 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
     context.model_name = model.name
     n = num_choices(fields, model, services.config.max_n)
     prompts = await services.in_worker(completion_prompt_ids, fields, model)
-    shape = CompletionShape(fields, model)
+    jobs = _jobs(fields, model, prompts)
+    shape = CompletionShape(fields, model, await services.in_worker(echoes, fields, prompts, model), n)
     generation = Generation(
         name=shape.id,
         model=model,
-        jobs=_jobs(fields, model, prompts),
+        jobs=jobs,
         n=n,
         rules=TextRules(
-            stop=tuple(fields.stop), skip_special_tokens=fields.skip_special_tokens, continues_prompt=True
+            stop=tuple(fields.stop),
+            skip_special_tokens=fields.skip_special_tokens,
+            continues_prompt=True,
+            # Harnesses that score an echoed prompt ask for one token and cut one entry off the end.
+            lists_stop_token=fields.echo,
         ),
         arrival_seconds=context.arrival_seconds,
         metrics=services.metrics,
@@ -56,27 +63,36 @@ def _jobs(fields: CompletionFields, model: ServedModel, prompts: Sequence[Prompt
     jobs = []
     for prompt_ids in prompts:
         params = resolve_sampling(fields, model, len(prompt_ids))
-        jobs.append(PromptJob(prompt_ids=prompt_ids, params=params))
+        jobs.append(PromptJob(prompt_ids=prompt_ids, params=params, scores_prompt=fields.scores_prompt))
     return jobs
 
 
 class CompletionShape:
-    """Writes completions and their chunks."""
+    """Writes completions and their chunks.
 
-    def __init__(self, fields: CompletionFields, model: ServedModel) -> None:
+    Args:
+        prompts: the echoes of the prompts, each of `n` choices; none where nothing is echoed.
+    """
+
+    def __init__(self, fields: CompletionFields, model: ServedModel, prompts: Sequence[Echo], n: int) -> None:
         self.id = f"cmpl-{uuid.uuid4().hex}"
         self._top_logprobs = fields.logprobs
         self._model = model
         self._created = int(time.time())
-        self._logprobs: dict[int, CompletionLogprobs] = {}
+        self._prompts = prompts
+        self._n = n
+        self._writers: dict[int, _ChoiceWriter] = {}
 
     def opening_chunks(self, num_choices: int) -> Iterator[dict[str, Any]]:
         """Write nothing: a completion has no role."""
         return iter(())
 
     def delta_chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
-        """Write new text and, with the last of it, the end."""
-        yield {**self._head(), "choices": [self._choice(delta)]}
+        """Write new text and, with the last of it, the end; an echoed prompt comes whole."""
+        writer = self._writer(delta.index)
+        writer.take(delta)
+        if not writer.waits_for_prompt:
+            yield {**self._head(), "choices": [writer.write(delta)]}
 
     def usage_chunk(self) -> dict[str, Any]:
         """Write a chunk without choices."""
@@ -84,21 +100,18 @@ class CompletionShape:
 
     def body(self, choices: Sequence[ChoiceDelta]) -> dict[str, Any]:
         """Write the whole completion."""
-        return {**self._head(), "choices": [self._choice(choice) for choice in choices]}
+        return {**self._head(), "choices": [self._whole_choice(choice) for choice in choices]}
 
-    def _choice(self, choice: ChoiceDelta) -> dict[str, Any]:
-        logprobs = None
-        if self._top_logprobs is not None:
-            writer = self._logprobs.setdefault(
-                choice.index, CompletionLogprobs(self._model.tokenizer, self._top_logprobs)
-            )
-            logprobs = writer.write(choice.tokens)
-        return {
-            "index": choice.index,
-            "text": choice.text,
-            "logprobs": logprobs,
-            "finish_reason": choice.finish_reason,
-        }
+    def _whole_choice(self, choice: ChoiceDelta) -> dict[str, Any]:
+        writer = self._writer(choice.index)
+        writer.take(choice)
+        return writer.write(choice)
+
+    def _writer(self, index: int) -> _ChoiceWriter:
+        if index not in self._writers:
+            echo = self._prompts[index // self._n] if self._prompts else None
+            self._writers[index] = _ChoiceWriter(self._model, self._top_logprobs, echo)
+        return self._writers[index]
 
     def _head(self) -> dict[str, Any]:
         return {
@@ -107,4 +120,48 @@ class CompletionShape:
             "created": self._created,
             "model": self._model.name,
             "system_fingerprint": self._model.fingerprint,
+        }
+
+
+class _ChoiceWriter:
+    """Writes one choice in pieces, the first of them with the echoed prompt in front.
+
+    Args:
+        top_logprobs: None for no logprobs.
+        echo: None where the prompt is not echoed.
+    """
+
+    def __init__(self, model: ServedModel, top_logprobs: int | None, echo: Echo | None) -> None:
+        self._echo = echo
+        self._prompt_logprobs: list[TokenLogprobs] = []
+        self._logprobs: CompletionLogprobs | None = None
+        if top_logprobs is not None:
+            text_offset = 0 if echo is None else len(echo.text)
+            self._logprobs = CompletionLogprobs(model.tokenizer, top_logprobs, text_offset)
+
+    def take(self, delta: ChoiceDelta) -> None:
+        """Keep what a delta has of the prompt."""
+        self._prompt_logprobs += delta.prompt_logprobs
+
+    @property
+    def waits_for_prompt(self) -> bool:
+        """Whether a prompt that is to be echoed with logprobs is not scored to its end."""
+        echo = self._echo
+        return echo is not None and echo.scores and len(self._prompt_logprobs) < len(echo.token_ids) - 1
+
+    def write(self, delta: ChoiceDelta) -> dict[str, Any]:
+        """Write what the choice has gained."""
+        text = delta.text
+        logprobs = None if self._logprobs is None else self._logprobs.write(delta.tokens)
+        if self._echo is not None:
+            text = self._echo.text + text
+            if self._logprobs is not None and logprobs is not None:
+                of_prompt = self._logprobs.write_prompt(self._echo, self._prompt_logprobs)
+                logprobs = {key: of_prompt[key] + values for key, values in logprobs.items()}
+            self._echo = None
+        return {
+            "index": delta.index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": delta.finish_reason,
         }

@@ -105,7 +105,7 @@ COMPLETION_FIELDS: Mapping[str, FieldRule] = {
     **_SAMPLING_FIELDS,
     "prompt": APPLIED,
     "best_of": APPLIED,
-    "echo": refused(NOT_SERVED, False),
+    "echo": APPLIED,
     "suffix": refused("vinfer does not fill in the middle: leave it out", ""),
 }
 

@@ -39,20 +39,28 @@ class ChoiceDelta:
     text: str = ""
     tokens: list[GeneratedToken] = dataclasses.field(default_factory=list)
     finish_reason: FinishReason | None = None
+    prompt_logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
+    """Of the next tokens of the prompt, where it is scored; all of them come before the first token."""
 
     def extend(self, later: ChoiceDelta) -> None:
         """Append what came after."""
         self.text += later.text
         self.tokens += later.tokens
+        self.prompt_logprobs += later.prompt_logprobs
         self.finish_reason = later.finish_reason
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PromptJob:
-    """One prompt and how its completions are sampled; `params.seed` is that of its first completion."""
+    """One prompt and how its completions are sampled; `params.seed` is that of its first completion.
+
+    Attributes:
+        scores_prompt: the logprobs of the prompt's own tokens are wanted.
+    """
 
     prompt_ids: tuple[int, ...]
     params: SamplingParams
+    scores_prompt: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +69,13 @@ class TextRules:
 
     Attributes:
         continues_prompt: the text goes on where the prompt ends, so a leading space belongs to it.
+        lists_stop_token: a stop token is among the tokens of the answer, though never in its text.
     """
 
     stop: tuple[str, ...] = ()
     skip_special_tokens: bool = True
     continues_prompt: bool = False
+    lists_stop_token: bool = False
 
 
 class _Choice:
@@ -76,6 +86,7 @@ class _Choice:
         self.request = request
         self.text = text
         self.num_tokens = 0
+        self.num_cached_tokens = 0
         self.last_token_seconds = 0.0
         self.is_finished = False
 
@@ -103,8 +114,14 @@ class Generation:
         self.arrival_seconds = arrival_seconds
         self.num_prompt_tokens = sum(len(job.prompt_ids) for job in jobs)
         self._metrics = metrics
+        self._rules = rules
+        self._n = n
+        first_with: dict[tuple[int, ...], int] = {}
+        prompt_keys = [f"{name}/{first_with.setdefault(job.prompt_ids, i)}" for i, job in enumerate(jobs)]
         self._choices = [
-            _start_of_choice(f"{name}-{i * n + j}", i * n + j, j, job, rules, model, arrival_seconds)
+            _start_of_choice(
+                f"{name}-{i * n + j}", i * n + j, j, job, prompt_keys[i], rules, model, arrival_seconds
+            )
             for i, job in enumerate(jobs)
             for j in range(n)
         ]
@@ -120,6 +137,12 @@ class Generation:
     @property
     def num_completion_tokens(self) -> int:
         return sum(choice.num_tokens for choice in self._choices)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Of the prompts' tokens, those that some choice of the prompt took over from another request."""
+        cached = [choice.num_cached_tokens for choice in self._choices]
+        return sum(max(cached[first : first + self._n]) for first in range(0, len(cached), self._n))
 
     @property
     def is_done(self) -> bool:
@@ -194,9 +217,11 @@ class Generation:
         )
         finish_reason: FinishReason | None = "stop" if text.stopped else event.finish_reason
         delta = ChoiceDelta(choice.index, text.text, finish_reason=finish_reason)
+        delta.prompt_logprobs = list(event.prompt_logprobs)
+        choice.num_cached_tokens += event.num_cached_tokens
         if event.logprobs is not None:
-            # The stop token is no part of the text, so its logprobs are none of the answer's.
-            num_shown = min(text.num_tokens, len(event.token_ids) - ends_with_stop_token)
+            is_last_hidden = ends_with_stop_token and not self._rules.lists_stop_token
+            num_shown = min(text.num_tokens, len(event.token_ids) - is_last_hidden)
             tokens = zip(event.token_ids, event.logprobs, strict=True)
             delta.tokens = [GeneratedToken(*token) for token in tokens][: max(num_shown, 0)]
         if event.queue_seconds is not None:
@@ -205,7 +230,7 @@ class Generation:
         choice.is_finished = finish_reason is not None
         if text.stopped and not event.is_last:
             self.model.engine.cancel(choice.request.id)
-        if delta.text or delta.tokens or choice.is_finished:
+        if delta.text or delta.tokens or delta.prompt_logprobs or choice.is_finished:
             if choice.index in self._gathered:
                 self._gathered[choice.index].extend(delta)
             else:
@@ -231,13 +256,19 @@ def _start_of_choice(
     index: int,
     index_in_prompt: int,
     job: PromptJob,
+    prompt_key: str,
     rules: TextRules,
     model: ServedModel,
     arrival_seconds: float,
 ) -> _Choice:
     params = dataclasses.replace(job.params, seed=choice_seed(job.params.seed, index_in_prompt))
     request = Request(
-        id=request_id, prompt_ids=job.prompt_ids, params=params, arrival_seconds=arrival_seconds
+        id=request_id,
+        prompt_ids=job.prompt_ids,
+        params=params,
+        arrival_seconds=arrival_seconds,
+        scores_prompt=job.scores_prompt,
+        prompt_key=prompt_key,
     )
     text = TextStream(
         model.tokenizer,

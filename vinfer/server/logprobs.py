@@ -1,4 +1,4 @@
-"""Generated tokens' logprobs in OpenAI's two forms: chat's list of entries, completions' parallel lists.
+"""Tokens' logprobs in OpenAI's two forms: chat's list of entries, completions' parallel lists.
 
 Pure functions on the event loop.
 """
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vinfer.engine.request import TokenLogprobs
+from vinfer.server.echo import Echo
 from vinfer.server.generation import GeneratedToken
 from vinfer.server.token_bytes import token_bytes
 from vinfer.text.tokenizer import Tokenizer
@@ -40,33 +41,57 @@ def chat_logprobs(
 class CompletionLogprobs:
     """Writes the tokens of one choice, in pieces, as `choices[].logprobs` of plain completions.
 
-    `top_logprobs` holds the generated token too, as OpenAI's does, so up to one entry more than asked for.
+    `top_logprobs` holds the token itself too, as OpenAI's does, so up to one entry more than asked for.
+
+    Args:
+        text_offset: where in the choice's text its completion begins.
     """
 
-    def __init__(self, tokenizer: Tokenizer, top_logprobs: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, top_logprobs: int, text_offset: int = 0) -> None:
         self._tokenizer = tokenizer
         self._top_logprobs = top_logprobs
-        self._text_offset = 0
+        self._text_offset = text_offset
+
+    def write_prompt(self, echo: Echo, logprobs: Sequence[TokenLogprobs]) -> dict[str, list[Any]]:
+        """Write an echoed prompt.
+
+        Args:
+            logprobs: of every token but the first, which has nothing before it and null for its logprob.
+        """
+        written = _nothing()
+        for token_id, its_logprobs, offset in zip(
+            echo.token_ids, (None, *logprobs), echo.offsets, strict=True
+        ):
+            self._append(written, token_id, its_logprobs, offset)
+        return written
 
     def write(self, tokens: Sequence[GeneratedToken]) -> dict[str, list[Any]]:
-        """Write the next tokens."""
-        written: dict[str, list[Any]] = {
-            key: [] for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-        }
+        """Write the next tokens of the completion."""
+        written = _nothing()
         for token in tokens:
-            raw = token_bytes(self._tokenizer, token.id)
-            logprob = _finite(token.logprobs.logprob)
-            # The best last and the token itself after it: where two spell alike, the likelier one stays.
-            top = {
-                _label(token_bytes(self._tokenizer, token_id)): _finite(alternative)
-                for token_id, alternative in reversed(_top(token.logprobs, self._top_logprobs))
-            }
-            written["tokens"].append(_label(raw))
-            written["token_logprobs"].append(logprob)
-            written["top_logprobs"].append({_label(raw): logprob, **top} if self._top_logprobs else None)
-            written["text_offset"].append(self._text_offset)
-            self._text_offset += len(raw.decode("utf-8", "ignore"))
+            self._append(written, token.id, token.logprobs, self._text_offset)
+            self._text_offset += len(token_bytes(self._tokenizer, token.id).decode("utf-8", "ignore"))
         return written
+
+    def _append(
+        self, written: dict[str, list[Any]], token_id: int, logprobs: TokenLogprobs | None, offset: int
+    ) -> None:
+        label = _label(token_bytes(self._tokenizer, token_id))
+        logprob = top = None
+        if logprobs is not None:
+            logprob = _finite(logprobs.logprob)
+            # The best last and the token itself before all: where two spell alike, the likelier one stays.
+            alternatives = {
+                _label(token_bytes(self._tokenizer, other)): _finite(alternative)
+                for other, alternative in reversed(_top(logprobs, self._top_logprobs))
+            }
+            top = {label: logprob, **alternatives} if self._top_logprobs else None
+        for key, value in zip(written, (label, logprob, top, offset), strict=True):
+            written[key].append(value)
+
+
+def _nothing() -> dict[str, list[Any]]:
+    return {key: [] for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
 
 
 def _entry(token_id: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:

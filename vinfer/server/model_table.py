@@ -74,6 +74,7 @@ class ServedModel:
         created: when the bundle was built, in seconds since the epoch.
         root: where the weights come from, as the config names it.
         fingerprint: the bundle key, sent as `system_fingerprint`.
+        has_prompt_logprobs: whether requests may score their prompts (`echo` with `logprobs`).
         parity: how the bundle compares with transformers; None where nobody has compared.
     """
 
@@ -92,6 +93,7 @@ class ServedModel:
     created: int
     root: str
     fingerprint: str
+    has_prompt_logprobs: bool
     parity: ParityReport | None = None
 
     @property

@@ -215,11 +215,19 @@ _PROMPT_SCHEMA = {
 
 
 class CompletionFields(SamplingFields):
-    """`POST /v1/completions`; `prompt` is taken apart in `prompts`."""
+    """`POST /v1/completions`; `prompt` is taken apart in `prompts`, and max_tokens 0 goes with echo."""
+
+    max_tokens: int | None = Field(None, ge=0, le=MAX_INT32)
 
     prompt: Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
     best_of: int | None = Field(None, ge=1)
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    echo: bool = False
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the logprobs of the prompt's own tokens are wanted."""
+        return self.echo and self.logprobs is not None
 
 
 class CountText(Body):
@@ -296,6 +304,11 @@ def parse_completion(body: Mapping[str, Any], unknown: Unknown) -> CompletionFie
     """
     fields = COMPLETION.parse(body, unknown)
     _check_sampling(fields)
+    if fields.max_tokens == 0 and not fields.echo:
+        raise RequestError(
+            "max_tokens is 0; must be at least 1 without echo: true, which answers with the prompt",
+            param="max_tokens",
+        )
     if fields.best_of is not None and fields.best_of != (fields.n or 1):
         raise RequestError(
             f"best_of is {fields.best_of} and n is {fields.n or 1}: {NOT_SERVED}", param="best_of"

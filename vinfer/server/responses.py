@@ -138,7 +138,7 @@ class ParallelLogprobs(_Answer):
     """Logprobs of a plain completion's tokens; all four lists are equally long."""
 
     tokens: list[str]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None] = Field(description="Null for the first token of an echoed prompt.")
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[Count]
 
@@ -335,6 +335,7 @@ class ModelCapabilities(_Answer):
     num_slots: Count
     vocab_size: Count
     parity_verdict: ParityVerdict
+    prompt_logprobs: bool = Field(description="Whether `echo` takes `logprobs`.")
     forms: list[FormCapabilities]
     response_formats: list[str]
     limits: RequestLimits

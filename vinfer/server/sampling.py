@@ -95,7 +95,8 @@ def _either(sent: T | None, default: T) -> T:
 def _max_tokens(fields: ChatFields | CompletionFields, model: ServedModel, prompt_len: int) -> int:
     limit = model.max_model_len
     room = limit - prompt_len
-    if room < 1:
+    # Nothing is generated after an echoed prompt with max_tokens 0, so it may fill the model.
+    if room < (0 if fields.max_tokens == 0 else 1):
         raise ContextLengthError(
             f"prompt has {prompt_len} tokens; max_model_len is {limit}: "
             f"shorten it or raise models[{model.position}].max_model_len",
