@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from vinfer.bundle import Manifest, ParityReport, Platform
 from vinfer.config import Config, ModelConfig
+from vinfer.engine.grammar import GrammarCompiler
 from vinfer.errors import BundleError, EngineError, VinferError
 from vinfer.launch.bundles import Progress, find_or_build, open_bundle
 from vinfer.launch.devices import device_memory_bytes, local_devices
@@ -219,6 +220,13 @@ def served_model(
         position=position,
         engine=engine,
         tokenizer=tokenizer,
+        grammars=GrammarCompiler(
+            name=model.name,
+            tokenizer_json=tokenizer.to_json,
+            num_tokens=tokenizer.vocab_size,
+            vocab_size=manifest.model.vocab_size,
+            eos_token_ids=manifest.model.eos_token_ids,
+        ),
         chat_template=load_chat_template(directory / "tokenizer", tokenizer),
         sampling=SamplingDefaults.resolve(model.sampling, manifest.model.sampling_defaults),
         eos_token_ids=manifest.model.eos_token_ids,

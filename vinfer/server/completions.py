@@ -11,8 +11,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from vinfer.engine.grammar import Grammar
 from vinfer.server.answer import answer
 from vinfer.server.generation import ChoiceDelta, Generation, PromptJob, TextRules
+from vinfer.server.grammars import compile_grammar
 from vinfer.server.logprobs import CompletionLogprobs
 from vinfer.server.model_table import ServedModel
 from vinfer.server.prompts import PromptIds, completion_prompt_ids
@@ -37,11 +39,12 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
     context.model_name = model.name
     n = num_choices(fields, model, services.config.max_n)
     prompts = await services.in_worker(completion_prompt_ids, fields, model)
+    grammar = await compile_grammar(services, fields, model)
     shape = CompletionShape(fields, model)
     generation = Generation(
         name=shape.id,
         model=model,
-        jobs=_jobs(fields, model, prompts),
+        jobs=_jobs(fields, model, prompts, grammar),
         n=n,
         rules=TextRules(
             stop=tuple(fields.stop), skip_special_tokens=fields.skip_special_tokens, continues_prompt=True
@@ -52,11 +55,13 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
     return await answer(services, request, fields, generation, shape)
 
 
-def _jobs(fields: CompletionFields, model: ServedModel, prompts: Sequence[PromptIds]) -> list[PromptJob]:
+def _jobs(
+    fields: CompletionFields, model: ServedModel, prompts: Sequence[PromptIds], grammar: Grammar | None
+) -> list[PromptJob]:
     jobs = []
     for prompt_ids in prompts:
         params = resolve_sampling(fields, model, len(prompt_ids))
-        jobs.append(PromptJob(prompt_ids=prompt_ids, params=params))
+        jobs.append(PromptJob(prompt_ids=prompt_ids, params=params, grammar=grammar))
     return jobs
 
 

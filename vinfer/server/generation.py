@@ -12,6 +12,7 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 
+from vinfer.engine.grammar import Grammar
 from vinfer.engine.request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
 from vinfer.errors import EngineError
 from vinfer.server.metrics import ServerMetrics
@@ -49,10 +50,15 @@ class ChoiceDelta:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PromptJob:
-    """One prompt and how its completions are sampled; `params.seed` is that of its first completion."""
+    """One prompt and how its completions are sampled; `params.seed` is that of its first completion.
+
+    Attributes:
+        grammar: what binds each of its completions; None for anything.
+    """
 
     prompt_ids: tuple[int, ...]
     params: SamplingParams
+    grammar: Grammar | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,8 +242,15 @@ def _start_of_choice(
     arrival_seconds: float,
 ) -> _Choice:
     params = dataclasses.replace(job.params, seed=choice_seed(job.params.seed, index_in_prompt))
+    grammar = job.grammar
     request = Request(
-        id=request_id, prompt_ids=job.prompt_ids, params=params, arrival_seconds=arrival_seconds
+        id=request_id,
+        prompt_ids=job.prompt_ids,
+        params=params,
+        arrival_seconds=arrival_seconds,
+        grammar=None
+        if grammar is None
+        else grammar.matcher(min_tokens=params.min_tokens, stop_token_ids=params.stop_token_ids),
     )
     text = TextStream(
         model.tokenizer,

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
 from vinfer.errors import RequestError
+from vinfer.server.body_model import BodyModel
 from vinfer.server.field_errors import request_error, shown
 from vinfer.server.fields import (
     CHAT_FIELDS,
@@ -23,14 +24,11 @@ from vinfer.server.fields import (
     FieldRule,
     applied_fields,
 )
+from vinfer.server.structured_outputs import ResponseFormat, StructuredOutputs, check_one_form
 
 MAX_INT32 = 2**31 - 1
 MAX_STOP_STRINGS = 4
 MAX_STOP_STRING_CHARS = 1024
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def _one_as_list(value: Any) -> Any:
@@ -56,31 +54,19 @@ def _text_part_type(kind: Any) -> Any:
     return kind
 
 
-def _text_format_type(kind: Any) -> Any:
-    if kind in ("json_object", "json_schema"):
-        raise PydanticCustomError("format", f"is {kind}: {NOT_SERVED}")
-    return kind
-
-
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
-class StreamOptions(_Body):
+class StreamOptions(BodyModel):
     """What a stream carries besides text."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
-class ResponseFormat(_Body):
-    """The form of the answer."""
-
-    type: Annotated[Literal["text"], BeforeValidator(_text_format_type)]
-
-
-class SamplingFields(_Body):
+class SamplingFields(BodyModel):
     """What chat and plain completions share; None stands for "left out"."""
 
     model: str = Field(min_length=1)
@@ -106,6 +92,7 @@ class SamplingFields(_Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def includes_usage(self) -> bool:
@@ -118,21 +105,21 @@ class SamplingFields(_Body):
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
 
-class TextPart(_Body):
+class TextPart(BodyModel):
     """One part of a message's content."""
 
     type: Annotated[Literal["text"], BeforeValidator(_text_part_type)]
     text: str
 
 
-class CalledFunction(_Body):
+class CalledFunction(BodyModel):
     """A function the model called in an earlier turn; `arguments` is JSON text."""
 
     name: str = Field(min_length=1)
     arguments: str
 
 
-class ToolCall(_Body):
+class ToolCall(BodyModel):
     """A tool call of an earlier assistant turn."""
 
     id: str = Field(min_length=1)
@@ -140,7 +127,7 @@ class ToolCall(_Body):
     function: CalledFunction
 
 
-class ChatMessage(_Body):
+class ChatMessage(BodyModel):
     """One turn of a conversation.
 
     Clients send earlier answers back as they got them, so their empty fields are known here too.
@@ -194,14 +181,14 @@ class CompletionFields(SamplingFields):
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
 
 
-class CountText(_Body):
+class CountText(BodyModel):
     """`POST /v1/count_tokens` of a text."""
 
     model: str = Field(min_length=1)
     conversation: str
 
 
-class CountMessages(_Body):
+class CountMessages(BodyModel):
     """`POST /v1/count_tokens` of a conversation."""
 
     model: str = Field(min_length=1)
@@ -209,7 +196,7 @@ class CountMessages(_Body):
 
 
 Unknown = Literal["refuse", "ignore"]
-BodyT = TypeVar("BodyT", bound=_Body)
+BodyT = TypeVar("BodyT", bound=BodyModel)
 
 
 def parse_chat(body: Mapping[str, Any], unknown: Unknown) -> ChatFields:
@@ -298,6 +285,7 @@ def _check_messages(messages: list[ChatMessage], path: str) -> None:
 def _check_sampling(fields: SamplingFields) -> None:
     if fields.stream_options is not None and not fields.stream:
         raise RequestError("stream_options needs stream: true", param="stream_options")
+    check_one_form(fields.response_format, fields.structured_outputs, ignore_eos=fields.ignore_eos)
 
 
 def _parse(
