@@ -16,9 +16,9 @@ from pathlib import Path
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
-from vinfer.engine.grammar import GrammarCompiler
 from vinfer.engine.request import EngineStats, FinishReason, Request, TokenEvent, TokenLogprobs
 from vinfer.errors import QueueFullError, VinferError
+from vinfer.server.grammars import grammar_compiler
 from vinfer.server.model_table import SamplingDefaults, ServedModel
 from vinfer.text.chat_template import ChatTemplate
 from vinfer.text.tokenizer import Tokenizer
@@ -168,13 +168,7 @@ def served_model(engine: FakeEngine, tokenizer: Tokenizer, name: str = "fake") -
         position=0,
         engine=engine,
         tokenizer=tokenizer,
-        grammars=GrammarCompiler(
-            name=name,
-            tokenizer_json=tokenizer.to_json,
-            num_tokens=tokenizer.vocab_size,
-            vocab_size=VOCAB_SIZE,
-            eos_token_ids=(EOS, IM_END),
-        ),
+        grammars=grammar_compiler(name, tokenizer, vocab_size=VOCAB_SIZE, eos_token_ids=(EOS, IM_END)),
         chat_template=template,
         sampling=SamplingDefaults(temperature=0.0),
         eos_token_ids=(EOS, IM_END),

@@ -119,7 +119,7 @@ class Engine:
             while self._step():
                 pass
             while self._in_flight:
-                deliver_all(self._settle(self._in_flight.popleft().read()))
+                deliver_all(self._read_oldest())
             self._fail_all(NotReadyError(f"model {self._name} is shutting down"))
         except Exception:
             # Whatever it was, arrays may be donated and gone: nothing can be trusted any more.
@@ -135,21 +135,26 @@ class Engine:
         if not self._drain_inbox():
             return False
         num_unread = len(self._in_flight)
-        deliveries: list[Delivery] = []
+        held: list[Delivery] = []
         try:
             if self._scheduler.is_bound:
-                self._read(num_unread, deliveries)
+                for _ in range(num_unread):
+                    held += self._read_oldest()
             num_overlapping = len(self._in_flight)
             schedule = self._scheduler.schedule()
             if not schedule and not num_unread and self._scheduler.num_running:
                 raise RuntimeError("requests hold slots, but the device has nothing to do for them")
             self._enqueue(schedule)
-            overlapped = len(self._in_flight) - num_overlapping if num_overlapping else 0
-            self._read(num_overlapping, deliveries)
         finally:
             # Once the device has work again; and whoever has finished gets the end whatever fails here.
+            deliver_all(held)
+        overlapped = len(self._in_flight) - num_overlapping if num_overlapping else 0
+        num_generated = _num_tokens(held)
+        for _ in range(num_overlapping):
+            deliveries = self._read_oldest()
             deliver_all(deliveries)
-        self._count(schedule, sum(len(event.token_ids) for _, event in deliveries), overlapped)
+            num_generated += _num_tokens(deliveries)
+        self._count(schedule, num_generated, overlapped)
         return True
 
     def _drain_inbox(self) -> bool:
@@ -185,18 +190,14 @@ class Engine:
         if schedule.decode is not None:
             self._in_flight.append(self._runner.decode(schedule.decode))
 
-    def _read(self, num_dispatches: int, deliveries: list[Delivery]) -> None:
-        """Wait for the oldest dispatches and append what is to be delivered of them."""
-        for _ in range(num_dispatches):
-            deliveries += self._settle(self._in_flight.popleft().read())
-
-    def _settle(self, events: list[tuple[Request, TokenEvent]]) -> list[Delivery]:
-        """Advance grammars, free the slots of finished requests, and return what to deliver.
+    def _read_oldest(self) -> list[Delivery]:
+        """Wait for the oldest dispatch, advance grammars, free slots, and return what to deliver.
 
         Tokens of a request that is gone (cancelled, or finished in an earlier dispatch) go nowhere.
         """
+        dispatch = self._in_flight.popleft()
+        events = [(request, _advanced(request, event)) for request, event in dispatch.read()]
         deliveries = []
-        events = [(request, _advanced(request, event)) for request, event in events]
         with self._wake:
             for request, event in events:
                 stream = self._streams.get(request.id)
@@ -232,6 +233,10 @@ class Engine:
             num_decode_dispatches_total=before.num_decode_dispatches_total + (schedule.decode is not None),
             num_overlapped_dispatches_total=before.num_overlapped_dispatches_total + overlapped,
         )
+
+
+def _num_tokens(deliveries: list[Delivery]) -> int:
+    return sum(len(event.token_ids) for _, event in deliveries)
 
 
 def _advanced(request: Request, event: TokenEvent) -> TokenEvent:

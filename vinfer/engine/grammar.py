@@ -15,15 +15,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from vinfer.bundle import MASK_WORD_BITS, num_mask_words
+from vinfer.engine.grammar_vocabulary import GrammarVocabulary
 from vinfer.errors import RequestError
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
+    from llguidance._tokenizer import TokenizerWrapper
 
 GrammarKind = Literal["json_schema", "regex", "choice", "lark"]
 
@@ -109,7 +111,7 @@ class GrammarMatcher:
         own = self._own
         if own.consume_tokens(list(token_ids)):
             self._num_tokens += len(token_ids)
-            mask = _padded(own.compute_bitmask(), len(self.mask))
+            mask = _fitted(own.compute_bitmask(), len(self.mask))
             too_slow = time.thread_time() - started > MAX_STEP_SECONDS
             if not own.is_error() and any(mask) and not too_slow:
                 self.mask = self._without_early_stop(mask)
@@ -149,26 +151,21 @@ class GrammarCompiler:
 
     Args:
         name: the model's, for the thread and messages.
-        tokenizer_json: gives the tokenizer as text; called on the first compile.
-        num_tokens: ids that the tokenizer has.
-        vocab_size: ids that the model has, at least num_tokens; the rest is never allowed.
-        eos_token_ids: what may follow a complete answer.
+        vocab_size: ids that the model has; those beyond the tokenizer's are never allowed.
+        vocabulary: makes the tokens of the model; called on the first compile. None where the model has no end
+            token: then no answer would be complete, and all grammars are refused.
     """
 
     def __init__(
         self,
         *,
         name: str,
-        tokenizer_json: Callable[[], str],
-        num_tokens: int,
         vocab_size: int,
-        eos_token_ids: Sequence[int],
+        vocabulary: Callable[[], GrammarVocabulary] | None,
     ) -> None:
         self._name = name
-        self._tokenizer_json = tokenizer_json
-        self._num_tokens = num_tokens
+        self._vocabulary = vocabulary
         self._mask_bytes = num_mask_words(vocab_size) * _MASK_WORD_BYTES
-        self._eos_token_ids = [token_id for token_id in eos_token_ids if token_id < num_tokens]
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"grammar-{name}")
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[GrammarKind, str], Grammar] = OrderedDict()
@@ -213,7 +210,7 @@ class GrammarCompiler:
             raise _refused(spec, "no answer satisfies it")
         if time.thread_time() - started > MAX_COMPILE_SECONDS:
             raise _refused(spec, f"it takes longer than {MAX_COMPILE_SECONDS:g} s to compile")
-        grammar = Grammar(spec, first, _padded(mask, self._mask_bytes))
+        grammar = Grammar(spec, first, _fitted(mask, self._mask_bytes))
         with self._lock:
             self._cache[spec.kind, spec.text] = grammar
             if len(self._cache) > MAX_CACHED:
@@ -221,22 +218,18 @@ class GrammarCompiler:
         return grammar
 
     def _load_tokenizer(self, spec: GrammarSpec) -> LLTokenizer:
-        if not self._eos_token_ids:
+        if self._vocabulary is None:
             raise RequestError(
                 f"{spec.param}: model {self._name} has no end token, so no answer would be complete: "
                 "leave it out",
                 param=spec.param,
             )
-        try:
-            return LLTokenizer(
-                self._tokenizer_json(), n_vocab=self._num_tokens, eos_token=self._eos_token_ids
-            )
-        except ValueError as error:
-            raise RequestError(
-                f"{spec.param}: llguidance cannot use the tokenizer of model {self._name} "
-                f"({_first_line(str(error))}): leave it out",
-                param=spec.param,
-            ) from None
+        vocabulary = self._vocabulary()
+        return LLTokenizer(
+            cast("TokenizerWrapper", vocabulary),
+            n_vocab=len(vocabulary.tokens),
+            eos_token=list(vocabulary.eos_token_ids),
+        )
 
 
 def _source(spec: GrammarSpec) -> str:
@@ -251,8 +244,9 @@ def _source(spec: GrammarSpec) -> str:
     return LLMatcher.grammar_from_lark(spec.text)
 
 
-def _padded(mask: bytes, num_bytes: int) -> bytes:
-    return mask.ljust(num_bytes, b"\0")
+def _fitted(mask: bytes, num_bytes: int) -> bytes:
+    """Give a mask the model's length: llguidance's ends with the tokenizer's ids, or with an empty word more."""
+    return mask[:num_bytes].ljust(num_bytes, b"\0")
 
 
 def _refused(spec: GrammarSpec, reason: str) -> RequestError:

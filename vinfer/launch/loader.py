@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from vinfer.bundle import Manifest, ParityReport, Platform
 from vinfer.config import Config, ModelConfig
-from vinfer.engine.grammar import GrammarCompiler
 from vinfer.errors import BundleError, EngineError, VinferError
 from vinfer.launch.bundles import Progress, find_or_build, open_bundle
 from vinfer.launch.devices import device_memory_bytes, local_devices
 from vinfer.launch.parity import check_new_bundle
+from vinfer.server.grammars import grammar_compiler
 from vinfer.server.model_table import ModelTable, SamplingDefaults, ServedModel
 from vinfer.text.chat_template import load_chat_template
 from vinfer.text.tokenizer import Tokenizer
@@ -220,10 +220,9 @@ def served_model(
         position=position,
         engine=engine,
         tokenizer=tokenizer,
-        grammars=GrammarCompiler(
-            name=model.name,
-            tokenizer_json=tokenizer.to_json,
-            num_tokens=tokenizer.vocab_size,
+        grammars=grammar_compiler(
+            model.name,
+            tokenizer,
             vocab_size=manifest.model.vocab_size,
             eos_token_ids=manifest.model.eos_token_ids,
         ),

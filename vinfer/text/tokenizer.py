@@ -147,11 +147,6 @@ class Tokenizer:
         text: str = self._fast.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
-    def to_json(self) -> str:
-        """Return tokenizer.json with the special tokens that `load` has registered."""
-        text: str = self._fast.to_str()
-        return text
-
     def token_to_id(self, token: str) -> int | None:
         token_id: int | None = self._fast.token_to_id(token)
         return token_id
