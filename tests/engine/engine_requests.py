@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vinfer.bundle import ProgramShape, plan_programs
-from vinfer.engine.request import Request, SamplingParams
+from vinfer.engine.request import Request, SamplingParams, TokenMatcher
+from vinfer.errors import RequestError
 
 MAX_MODEL_LEN = 64
 STEPS = 4
 
 
 def make_request(
-    name: str, prompt_ids: tuple[int, ...] | int, max_tokens: int = 3, stop: tuple[int, ...] = ()
+    name: str,
+    prompt_ids: tuple[int, ...] | int,
+    max_tokens: int = 3,
+    stop: tuple[int, ...] = (),
+    grammar: TokenMatcher | None = None,
 ) -> Request:
     """Return a request; a number as its prompt stands for 0, 1, 2, ... of that length."""
     if isinstance(prompt_ids, int):
         prompt_ids = tuple(range(prompt_ids))
     params = SamplingParams(max_tokens=max_tokens, stop_token_ids=stop)
-    return Request(id=name, prompt_ids=prompt_ids, params=params, arrival_seconds=0.0)
+    return Request(id=name, prompt_ids=prompt_ids, params=params, arrival_seconds=0.0, grammar=grammar)
+
+
+class CountingMatcher:
+    """A grammar that follows every token, up to one that breaks its limits.
+
+    Attributes:
+        taken: the tokens that it was advanced by.
+        mask: their number.
+    """
+
+    def __init__(self, breaks_at: int | None = None) -> None:
+        self.taken: list[int] = []
+        self.mask = b"0"
+        self._breaks_at = breaks_at
+
+    def advance(self, token_ids: Sequence[int]) -> None:
+        self.taken += token_ids
+        self.mask = str(len(self.taken)).encode()
+        if self._breaks_at is not None and len(self.taken) >= self._breaks_at:
+            raise RequestError("the.field cannot be followed further", param="the.field")
 
 
 def make_shapes(

@@ -7,9 +7,9 @@ read later. Rows of the cache are counted, not stored.
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
+from collections import Counter, deque
 
-from engine_requests import MAX_MODEL_LEN, STEPS, make_request, make_shapes
+from engine_requests import MAX_MODEL_LEN, STEPS, CountingMatcher, make_request, make_shapes
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -28,6 +28,7 @@ class Slot:
     """Tokens until the device ends the request, by its length or by a stop token."""
     num_rows: int = 0
     is_active: bool = False
+    has_grammar: bool = False
 
 
 class CheckingDevice:
@@ -41,6 +42,8 @@ class CheckingDevice:
         self._num_slots = num_slots
         self._lives = lives
         self._slots: dict[int, Slot] = {}
+        self.num_unread: Counter[str] = Counter()
+        """Dispatches whose tokens of a request nobody has read."""
 
     def carry_out(self, schedule: Schedule) -> list[Read]:
         for admission in schedule.admissions:
@@ -53,7 +56,12 @@ class CheckingDevice:
     def _set_slot(self, admission: Admission) -> None:
         assert 0 <= admission.slot < self._num_slots
         request = admission.request
-        self._slots[admission.slot] = Slot(request.id, len(request.prompt_ids), self._lives[request.id])
+        self._slots[admission.slot] = Slot(
+            request.id,
+            len(request.prompt_ids),
+            self._lives[request.id],
+            has_grammar=request.grammar is not None,
+        )
 
     def _prefill(self, prefill: Prefill) -> Read:
         shape = prefill.shape
@@ -72,6 +80,7 @@ class CheckingDevice:
                 slot.num_left -= 1
                 slot.is_active = slot.num_left > 0
                 read.append((slot.owner, 1, not slot.is_active))
+                self.num_unread[slot.owner] += 1
         return read
 
     def _decode(self, decode: Decode) -> Read:
@@ -84,6 +93,10 @@ class CheckingDevice:
             slot = self._slots[place]
             assert slot.owner == owner.id
             assert slot.num_rows >= slot.prompt_len
+            if slot.has_grammar:
+                # Its mask is that of one token, and needs the token before it.
+                assert decode.step_limit == 1
+                assert not self.num_unread[owner.id]
             num_steps = min(decode.step_limit, slot.num_left) if slot.is_active else 0
             slot.num_rows += num_steps
             slot.num_left -= num_steps
@@ -91,6 +104,7 @@ class CheckingDevice:
             if num_steps:
                 slot.is_active = slot.num_left > 0
                 read.append((owner.id, num_steps, not slot.is_active))
+                self.num_unread[owner.id] += 1
         return read
 
 
@@ -126,14 +140,16 @@ class SchedulerSequences(RuleBasedStateMachine):
         prompt_len=st.integers(1, 40),
         max_tokens=st.integers(1, 20),
         stops_after=st.one_of(st.none(), st.integers(1, 20)),
+        has_grammar=st.booleans(),
     )
-    def submit(self, prompt_len: int, max_tokens: int, stops_after: int | None) -> None:
+    def submit(self, prompt_len: int, max_tokens: int, stops_after: int | None, has_grammar: bool) -> None:
         name = f"request-{len(self.lives)}"
         max_tokens = min(max_tokens, MAX_MODEL_LEN - prompt_len)
         self.lives[name] = min(max_tokens, stops_after or max_tokens)
         self.max_tokens[name] = max_tokens
         self.num_tokens[name] = 0
-        self.scheduler.submit(make_request(name, prompt_len, max_tokens))
+        grammar = CountingMatcher() if has_grammar else None
+        self.scheduler.submit(make_request(name, prompt_len, max_tokens, grammar=grammar))
 
     @precondition(lambda self: bool(self.unfinished))
     @rule(place=st.integers(0, 100))
@@ -144,6 +160,8 @@ class SchedulerSequences(RuleBasedStateMachine):
 
     @rule()
     def step(self) -> None:
+        while self.scheduler.is_bound and self.in_flight:
+            self.read()
         schedule = self.scheduler.schedule()
         num_padded = sum(prefill.shape.rows * prefill.shape.length for prefill in schedule.prefills)
         assert len(schedule.prefills) <= 1 or num_padded <= self.largest_bucket
@@ -153,6 +171,7 @@ class SchedulerSequences(RuleBasedStateMachine):
     @rule()
     def read(self) -> None:
         for name, num_tokens, is_last in self.in_flight.popleft():
+            self.device.num_unread[name] -= 1
             self.num_tokens[name] += num_tokens
             assert self.num_tokens[name] <= self.max_tokens[name]
             if is_last and name not in self.cancelled:

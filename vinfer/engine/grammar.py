@@ -152,8 +152,8 @@ class GrammarCompiler:
     Args:
         name: the model's, for the thread and messages.
         vocab_size: ids that the model has; those beyond the tokenizer's are never allowed.
-        vocabulary: makes the tokens of the model; called on the first compile. None where the model has no end
-            token: then no answer would be complete, and all grammars are refused.
+        vocabulary: makes the tokens of the model; called on the first compile. None where the model has no
+            end token: then no answer would be complete, and all grammars are refused.
     """
 
     def __init__(
@@ -245,7 +245,7 @@ def _source(spec: GrammarSpec) -> str:
 
 
 def _fitted(mask: bytes, num_bytes: int) -> bytes:
-    """Give a mask the model's length: llguidance's ends with the tokenizer's ids, or with an empty word more."""
+    """Give a mask the model's length: llguidance's ends with the tokenizer's ids, or an empty word later."""
     return mask[:num_bytes].ljust(num_bytes, b"\0")
 
 

@@ -1,7 +1,7 @@
 """A model's tokens as llguidance asks for them: bytes of each id, and how text that must follow is spelled.
 
-llguidance could read tokenizer.json itself, but then takes `</s>` inside a string that a grammar demands for the
-end token. Here no text is ever a control token.
+llguidance could read tokenizer.json itself, but then takes `</s>` inside a string that a grammar demands for
+the end token. Here no text is ever a control token.
 """
 
 from __future__ import annotations
