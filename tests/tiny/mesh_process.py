@@ -3,7 +3,8 @@
     python -m tiny.mesh_process BUNDLE DIRECTORY      a name of `BUNDLES` and its bundle, run from tests/
 
 A process of its own, since the number of CPU devices is fixed when JAX starts. The last line of standard
-output is {"answers": [...], "collectives": {program: {opcode: count}}, "moved_kv": {program: [shape, ...]}}.
+output is {"answers": [...], "bound": [text, ...], "collectives": {program: {opcode: count}}, "moved_kv":
+{program: [shape, ...]}}.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import sys
 from pathlib import Path
 
 NUM_DEVICES = 4
+BOUND = "[a-f]{3}-[0-9]{2}"
+"""What half of the crowd is bound to the second time; 64 tokens are more than enough."""
 
 
 def main(bundle: str, directory: Path) -> None:
@@ -23,7 +26,7 @@ def main(bundle: str, directory: Path) -> None:
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
     import jax
     from tiny.bundles import model_config
-    from tiny.engines import ask, load_engine
+    from tiny.engines import Binder, Question, ask, load_engine
     from tiny.hlo import GATHERS, instructions, moved_kv_shapes
     from tiny.prompts import crowd
 
@@ -32,6 +35,15 @@ def main(bundle: str, directory: Path) -> None:
     assert len(jax.devices()) == NUM_DEVICES
     engine = load_engine(directory, model_config(bundle))
     answers = ask(engine, crowd(join_apart=True))
+    binder = Binder(directory)
+    grammar = binder.grammar("regex", BOUND)
+    bound = ask(
+        engine,
+        [
+            Question(question.prompt_ids, grammar=grammar if place % 2 else None)
+            for place, question in enumerate(crowd(join_apart=False))
+        ],
+    )
     manifest = read_manifest(directory)
     kv_lengths = {
         manifest.max_model_len,
@@ -45,6 +57,7 @@ def main(bundle: str, directory: Path) -> None:
     }
     found = {
         "answers": [dataclasses.asdict(answer) for answer in answers],
+        "bound": [binder.text(answer) for answer in bound[1::2]],
         "collectives": {
             name: collections.Counter(
                 i.opcode for i in instructions(text) if i.opcode in (*GATHERS, "all-reduce")
