@@ -84,7 +84,7 @@ DIRECTIONS = (
         "one child process knows transformers",
         ("vinfer",),
         ("torch", "transformers"),
-        but_not=("vinfer.parity.reference",),
+        but_not=("vinfer.parity.reference", "vinfer.parity.corrections"),
     ),
     Rule("what is judged does not know its judge", (*RUN_ROOMS, *BUILD_ROOMS, *SHARED), PARITY),
     Rule(

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny.families import FAMILY_MODELS
 
+from vinfer.checkpoint.families import FAMILIES
 from vinfer.config import ServerConfig, load_config, reference_table
 from vinfer.errors import VinferError
 from vinfer.server.app import METRICS_ROUTE, ROUTES
@@ -48,6 +50,23 @@ def test_readme_explains_every_exit_code() -> None:
         int(code) for row in re.findall(r"^\| ([\d, ]+) \|", README, re.MULTILINE) for code in row.split(",")
     }
     assert {error.exit_code for error in _subclasses(VinferError)} <= documented
+
+
+def test_readme_names_every_family() -> None:
+    [listed] = re.findall(r"^Families served.*?;", README, re.MULTILINE | re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", listed)) - {"model_type"} == set(FAMILIES)
+
+
+def test_every_family_served_was_proven() -> None:
+    """`scripts/parity` writes the matrix: a family that is not in it, or wrong there, is not served."""
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in (ROOT / "docs" / "models.md").read_text().splitlines()
+        if line.startswith("| ") and not line.startswith("| family")
+    ]
+    assert {row[0] for row in rows} == set(FAMILIES)
+    assert {row[1] for row in rows} == set(FAMILY_MODELS)
+    assert {row[-1] for row in rows} == {"right"}
 
 
 def test_links_and_scripts_exist() -> None:

@@ -153,7 +153,7 @@ def test_a_script_is_executable_and_well_formed(path: Path) -> None:
 
 def test_scripts_named_by_scripts_exist() -> None:
     for path in SCRIPTS:
-        for name in re.findall(r"\bscripts/([a-z]+)", path.read_text()):
+        for name in re.findall(r"\bscripts/([a-z][a-z-]*[a-z])", path.read_text()):
             assert (ROOT / "scripts" / name).is_file(), f"{path.name} names scripts/{name}"
 
 

@@ -477,10 +477,11 @@ def check_fits(
             )
     if manifest.num_devices > num_devices:
         raise BundleError(
-            f"bundle {directory}: its mesh {_mesh_words(manifest.mesh)} needs {manifest.num_devices} "
+            f"bundle {directory}: its mesh {mesh_words(manifest.mesh)} needs {manifest.num_devices} "
             f"devices, here are {num_devices}: run vinfer precompile with a smaller mesh"
         )
 
 
-def _mesh_words(mesh: Mapping[str, int]) -> str:
-    return " ".join(f"{name}={size}" for name, size in mesh.items() if size != 1) or "of one device"
+def mesh_words(mesh: Mapping[str, int]) -> str:
+    """Say a mesh in words, such as `dp=2 tp=4`."""
+    return " ".join(f"{axis}={mesh[axis]}" for axis in MESH_AXES if mesh[axis] != 1) or "of one device (tp=1)"

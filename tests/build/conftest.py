@@ -10,6 +10,7 @@ import functools
 import importlib.metadata
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,23 @@ def engine_of(bundle_of: Callable[[str], Path]) -> Iterator[Callable[[str], Engi
     yield engine
     for running in engines.values():
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def lent_engine(bundle_of: Callable[[str], Path]) -> Callable[[str], AbstractContextManager[Engine]]:
+    """Lend an engine for a while: a process that keeps the code of too many has no room in its memory map."""
+    from tiny.bundles import model_config
+    from tiny.engines import load_engine
+
+    @contextmanager
+    def lend(name: str) -> Iterator[Engine]:
+        engine = load_engine(bundle_of(name), model_config(name))
+        try:
+            yield engine
+        finally:
+            engine.stop()
+
+    return lend
 
 
 @pytest.fixture(scope="session")

@@ -108,3 +108,57 @@ def test_its_attention_rounds_unless_told_otherwise(of_models: dict[str, Any]) -
 
 def test_its_qwen_configs_slide_unless_told_otherwise(of_models: dict[str, Any]) -> None:
     assert "sliding_attention" in of_models["qwen2_layer_types_by_default"]
+
+
+def test_its_olmo2_exchanges_two_norms_and_rounds_them(of_models: dict[str, Any]) -> None:
+    assert of_models["olmo2_norms"] == {"q_norm": [16, "bfloat16"], "k_norm": [32, "bfloat16"]}
+
+
+def test_its_phi3_masks_a_second_time_whatever_the_mark_says(of_models: dict[str, Any]) -> None:
+    assert of_models["phi3_is_causal_twice"]
+
+
+def test_its_cohere2_does_not_rotate_without_a_window(of_models: dict[str, Any]) -> None:
+    assert not of_models["cohere2_rotates_without_window"]
+
+
+def test_its_cohere2_does_not_read_a_tied_head(of_models: dict[str, Any]) -> None:
+    assert of_models["cohere2_tied_logits_of_a_zero_embedding"] > 0
+
+
+def test_none_of_its_ways_through_a_mixture_is_right_for_all(of_models: dict[str, Any]) -> None:
+    errors = of_models["errors_of_mixtures"]
+    wrong = {
+        method: [family for family in errors if errors[family][method] > 1e-3]
+        for method in ("FUSED_MOE", "STANDARD_MOE", "DENSE_MOE")
+    }
+    assert wrong == {
+        "FUSED_MOE": ["gpt_oss"],
+        "STANDARD_MOE": ["mixtral", "qwen3_moe", "gpt_oss"],
+        "DENSE_MOE": ["qwen3_moe", "gpt_oss"],
+    }
+    assert errors["mixtral"]["FUSED_MOE"] < 1e-6
+    assert errors["qwen3_moe"]["FUSED_MOE"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [
+        # Half of half of 16 dimensions.
+        ("stablelm_rotary_dim", 4),
+        ("stablelm_query_bias", False),
+        ("stablelm_causal", True),
+        ("stablelm_norms_used", 1),
+        ("glm4_rotates_halves", True),
+        ("glm4_output_bias", True),
+        ("gpt_neox_takes_heads_in_turn", False),
+        # For 192 outputs.
+        ("gpt2_bias", [64]),
+        ("gpt2_causal", True),
+        ("gpt2_scale_of_layer_1", 0.25),
+    ],
+)
+def test_its_older_families_need_their_corrections(
+    of_models: dict[str, Any], fact: str, value: object
+) -> None:
+    assert of_models["attentions"][fact] == value

@@ -40,6 +40,7 @@ PIECES = [
     ),
     *("\u2581", *"abcdehinrst123.,<>[]x0A", "é", "日", "本", "я"),
 ]
+TOTAL = len(CONTROL) + 1 + len(RUNS) + 256 + len(PIECES) + 1
 NORMAL, UNKNOWN, CONTROL_TYPE, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
@@ -187,10 +188,14 @@ def _changed(key: str, index: int, value: object) -> Any:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scores": ...}, "tokenizer.ggml.scores must hold one number"),
-        ({"scores": np.zeros(3, np.float32)}, "tokenizer.ggml.scores must hold one number"),
+        ({"scores": ...}, "tokenizer.ggml.scores must hold one floating-point number for each of"),
+        (
+            {"scores": np.zeros(3, np.float32)},
+            "tokenizer.ggml.scores must hold one floating-point number for each of",
+        ),
         ({"scores": _changed("scores", 300, float("nan"))}, "tokenizer.ggml.scores must be finite"),
-        ({"token_type": ...}, "tokenizer.ggml.token_type must hold one number"),
+        ({"token_type": ...}, "tokenizer.ggml.token_type must hold one integer for each of"),
+        ({"token_type": np.full(TOTAL, np.nan)}, "tokenizer.ggml.token_type must hold one integer"),
         ({"token_type": _changed("token_type", 20, NORMAL)}, "lacks 1 of 256 byte tokens, first <0x0A>"),
         ({"tokens": _changed("tokens", 5, "\u2581")}, "1 tokens twice"),
         ({"tokens": _changed("tokens", 5, " ")}, "1 tokens twice"),

@@ -168,8 +168,8 @@ def test_only_llama_3_takes_whole_words_without_merges() -> None:
         ("gpt-2", {"merges": ["1 2 3"]}, "do not fit"),
         ("gpt-2", {"merges": ["zz 2"]}, "do not fit"),
         ("gpt-2", {"tokens": [*ALPHABET, *WORDS, "1", "2", "3"]}, "3 tokens twice"),
-        ("gpt-2", {"token_type": np.array([1])}, "one number for each"),
-        ("gpt-2", {"token_type": ...}, "one number for each"),
+        ("gpt-2", {"token_type": np.array([1])}, "one integer for each"),
+        ("gpt-2", {"token_type": ...}, "one integer for each"),
         (
             "gpt-2",
             {"bos_token_id": ALPHABET.index(":"), "add_bos_token": True},

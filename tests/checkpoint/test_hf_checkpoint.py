@@ -13,6 +13,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters, open_checkpoint
 from vinfer.checkpoint.source import resolve_source
@@ -136,7 +137,17 @@ def _cut(path: Path, num_bytes: int) -> None:
             "lacks ghost",
         ),
         (lambda d: (d / "model.safetensors.index.json").unlink(), "neither model.safetensors nor"),
+        (
+            lambda d: (d / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"model.norm.weight": "' + "a" * 300 + '"}}'
+            ),
+            "File name too long",
+        ),
         (lambda d: (d / "config.json").write_text("{"), "config.json is not valid JSON"),
+        (
+            lambda d: (d / "tokenizer_config.json").write_text('{"eos_token": "\\ud800"}'),
+            "tokenizer_config.json is not valid JSON .*surrogates not allowed",
+        ),
         (lambda d: (d / "config.json").write_bytes(b"\xff"), "config.json is not UTF-8"),
         (lambda d: (d / "config.json").write_text("[1]"), "not a JSON object"),
         (lambda d: (d / "config.json").write_bytes(b" " * (16 * 2**20 + 1)), "at most 16777216"),
@@ -229,6 +240,27 @@ def test_the_tokenizer_is_written_unchanged(hf_directory: Write, tmp_path: Path)
     assert Tokenizer.from_file(str(written / "tokenizer.json")).encode("Ā<s>").ids[-1] == 256
 
 
+@pytest.mark.parametrize("adds_bos", [None, True, False])
+@pytest.mark.parametrize("has_processor", [True, False])
+def test_bos_is_added_where_transformers_adds_it(
+    hf_directory: Write, tmp_path: Path, has_processor: bool, adds_bos: bool | None
+) -> None:
+    """The post-processor of tokenizer.json decides, `add_bos_token` beside it does not."""
+    import transformers
+
+    directory = hf_directory()
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    if has_processor:
+        tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    changes = {} if adds_bos is None else {"add_bos_token": adds_bos}
+    _edit(directory / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", **changes)
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)("hi").input_ids
+    _open(directory).write_tokenizer(tmp_path)
+    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("hi").ids == theirs
+    assert (theirs[0] == 256) == has_processor
+
+
 @pytest.mark.parametrize(
     ("in_config", "in_file", "expected"),
     [
@@ -250,7 +282,11 @@ def test_the_chat_template_is_found(
 
 @pytest.mark.parametrize(
     ("template", "message"),
-    [([{"name": "tool", "template": "t"}], "no entry named default.*tool"), (7, "int")],
+    [
+        ([{"name": "tool", "template": "t"}], "no entry named default.*tool"),
+        ([{"name": ["tool"], "template": "t"}], "no entry named default.*tool"),
+        (7, "int"),
+    ],
 )
 def test_a_chat_template_that_cannot_be_chosen_is_refused(
     hf_directory: Write, template: object, message: str

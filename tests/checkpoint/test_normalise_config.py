@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from vinfer.checkpoint.families import FAMILIES
 from vinfer.checkpoint.normalise import normalise
+from vinfer.checkpoint.recurrent import RECURRENT_MODEL_TYPES
 from vinfer.checkpoint.rope import RopeFacts
 from vinfer.errors import CheckpointError
 
@@ -100,7 +102,7 @@ def test_what_cannot_change_logits_is_left_out(tiny: Tiny, harmless: dict[str, A
 @pytest.mark.parametrize(
     ("model_type", "changes", "message"),
     [
-        ("llama", {"model_type": "mamba"}, "model_type = 'mamba'.*llama, qwen2, qwen3"),
+        ("llama", {"model_type": "bert"}, "model_type = 'bert': vinfer serves .*llama, qwen2, qwen3"),
         ("llama", {"model_type": ...}, "no model_type"),
         ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForCausalLM"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
@@ -123,6 +125,8 @@ def test_what_cannot_change_logits_is_left_out(tiny: Tiny, harmless: dict[str, A
         ("llama", {"num_hidden_layers": True}, "num_hidden_layers = True"),
         ("llama", {"num_hidden_layers": 10**9}, "from 1 to 1024"),
         ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps"),
+        ("llama", {"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ("llama", {"rms_norm_eps": 10**400}, "rms_norm_eps = 1000.*finite"),
         ("llama", {"tie_word_embeddings": "no"}, "tie_word_embeddings"),
         ("llama", {"rope_parameters": [1]}, "rope_parameters"),
         ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "full_attention"),
@@ -169,3 +173,16 @@ def test_qwen_windows_are_those_of_transformers(
     tiny: Tiny, changes: dict[str, Any], windows: tuple[int | None, ...]
 ) -> None:
     assert normalise(_config(tiny, "qwen2", **changes)).facts.windows == windows
+
+
+@pytest.mark.parametrize("model_type", sorted(RECURRENT_MODEL_TYPES))
+def test_recurrent_models_are_refused_for_their_state(model_type: str) -> None:
+    message = f"model_type = '{model_type}': {RECURRENT_MODEL_TYPES[model_type]}, .* no recurrent state"
+    with pytest.raises(CheckpointError, match=message):
+        normalise({"model_type": model_type, "state_size": 16})
+
+
+def test_recurrent_types_are_spelled_as_transformers_spells_them() -> None:
+    transformers = pytest.importorskip("transformers")
+    assert set(RECURRENT_MODEL_TYPES) <= set(transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES)
+    assert not set(RECURRENT_MODEL_TYPES) & set(FAMILIES)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from vinfer.build.plan import build_versions
 from vinfer.bundle import (
     FORMAT_VERSION,
     Manifest,
@@ -18,12 +19,14 @@ from vinfer.bundle import (
     write_manifest,
 )
 from vinfer.checkpoint.source import ResolvedSource
-from vinfer.config import ModelConfig
+from vinfer.config import Config, ModelConfig
+from vinfer.engine import compilation
 from vinfer.errors import ReferenceUnavailableError
-from vinfer.launch import parity
+from vinfer.launch import loader, parity, precompile
 from vinfer.launch.bundles import FoundBundle
 from vinfer.parity.measure import Certificate
 from vinfer.parity.thresholds import default_thresholds
+from vinfer.server.model_table import ModelTable
 
 MANIFEST = Manifest(
     format_version=FORMAT_VERSION,
@@ -157,3 +160,55 @@ def test_a_bundle_that_cannot_be_written_to_only_warns(
     assert check(directory, monkeypatch, PASSED) == (PASSED, 1)
     [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "Read-only file system" in record.getMessage()
+
+
+class StillEngine:
+    """An engine that is asked nothing."""
+
+    def __init__(self) -> None:
+        self.is_stopped = False
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+
+@pytest.fixture
+def built(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle for this process that precompile and the loader take for one built just now."""
+    write_manifest(directory, MANIFEST.model_copy(update={"versions": build_versions()}))
+    source = ResolvedSource("tiny", "hf", directory, {})
+    for module in (precompile, loader):
+        monkeypatch.setattr(
+            module, "find_or_build", lambda *_, **__: FoundBundle(directory, source, is_new=True)
+        )
+        monkeypatch.setattr(module, "start_engine", lambda *_, **__: StillEngine())
+    monkeypatch.setattr(compilation, "set_compilation_cache", lambda _: None)
+    monkeypatch.setattr(parity, "measure_bundle", lambda *_, **__: Certificate(FAILED, ()))
+    return directory
+
+
+CONFIG = Config.model_validate({"models": [{"name": "tiny", "source": "tiny"}]})
+
+
+def test_precompile_measures_what_it_built(built: Path) -> None:
+    """And lets go of the bundle's lock before the figures are written."""
+    directories = precompile.precompile(CONFIG, wanted=None, output=None, progress=lambda *_: None)
+    assert directories == [built]
+    assert read_manifest(built).parity == FAILED
+
+
+def test_the_server_shows_what_it_measured(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[ParityReport | None] = []
+
+    def serve(*_: Any, parity: ParityReport | None, **__: Any) -> Any:
+        served.append(parity)
+        return type("Served", (), {"name": "tiny"})()
+
+    monkeypatch.setattr(loader, "served_model", serve)
+    table = ModelTable(["tiny"])
+    loader.Loader(CONFIG, table, wanted=None, xla_cache=tmp_path / "xla", progress=lambda *_: None).run()
+    assert table.failure is None
+    assert served == [FAILED]
+    assert read_manifest(built).parity == FAILED

@@ -160,11 +160,19 @@ def _logprobs(token: int, num: int) -> TokenLogprobs:
     return TokenLogprobs(-0.5, tuple(token + i for i in range(num)), tuple(-0.5 - i for i in range(num)))
 
 
-def served_model(engine: FakeEngine, tokenizer: Tokenizer, name: str = "fake") -> ServedModel:
+def served_model(
+    engine: FakeEngine, tokenizer: Tokenizer, name: str = "fake", *, chat_template: str | None = TEMPLATE
+) -> ServedModel:
     """Put a fake engine behind a name."""
-    template = ChatTemplate(TEMPLATE, tokenizer.special_tokens, control_tokens=tokenizer.control_tokens)
+    template = None
+    if chat_template is not None:
+        template = ChatTemplate(
+            chat_template, tokenizer.special_tokens, control_tokens=tokenizer.control_tokens
+        )
     return ServedModel(
         name=name,
+        task="text",
+        architecture="FakeForCausalLM",
         position=0,
         engine=engine,
         tokenizer=tokenizer,

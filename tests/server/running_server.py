@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+from contract import CheckedClient, Contract
 from fake_engine import FakeEngine
 
 from vinfer.config import ServerConfig
@@ -21,7 +22,7 @@ from vinfer.server.serve import bind, run_server
 
 @dataclasses.dataclass
 class RunningServer:
-    """A server to talk to."""
+    """A server to talk to; `http` holds every answer against the server's own /openapi.json."""
 
     url: str
     port: int
@@ -51,7 +52,7 @@ def run(config: ServerConfig, models: ModelTable, engine: FakeEngine) -> Iterato
     thread = threading.Thread(target=lambda: exit_codes.append(run_server(app, config, sock)), daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{port}"
-    with httpx.Client(base_url=url, timeout=30) as http:
+    with CheckedClient(Contract(config), base_url=url, timeout=30) as http:
         yield RunningServer(url, port, engine, models, http, exit_codes)
     models.drain()
     thread.join(20)

@@ -42,7 +42,7 @@ def test_unknown_model(server: RunningServer) -> None:
         }
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/models/", "/docs", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/models/", "/docs"])
 def test_unknown_route(server: RunningServer, path: str) -> None:
     response = server.http.get(path)
     assert response.status_code == 404
@@ -126,7 +126,8 @@ def test_deadline(start: Start) -> None:
         stream = server.chat(stream=True).text.strip().split("\n\n")
         assert json.loads(stream[-2].removeprefix("data: "))["error"]["code"] == "request_timeout"
         assert stream[-1] == "data: [DONE]"
-        assert len(server.engine.cancelled) == 2
+        # The last bytes reach a client before what the server does after them.
+        server.engine.wait_until_cancelled(2)
 
 
 def test_pings_while_nothing_comes(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:

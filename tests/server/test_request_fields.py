@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from running_server import RunningServer, Start
 
-from vinfer.server.fields import CHAT_FIELDS, COMPLETION_FIELDS, COUNT_FIELDS, FieldRule, Treatment
-from vinfer.server.protocol import ChatFields, CompletionFields, CountText
+from vinfer.server.fields import CHAT_FIELDS, COMPLETION_FIELDS, FieldRule, Treatment
+from vinfer.server.protocol import CHAT, COMPLETION, COUNT_MESSAGES, COUNT_TEXT, RequestForm
+from vinfer.server.tokenizer_protocol import DETOKENIZE, TOKENIZE_MESSAGES, TOKENIZE_TEXT
 
 ACCEPTED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 # The contract's list of chat fields, whatever becomes of each.
@@ -34,11 +35,12 @@ def test_the_table_treats_every_field_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rules", "model"),
-    [(CHAT_FIELDS, ChatFields), (COMPLETION_FIELDS, CompletionFields), (COUNT_FIELDS, CountText)],
+    "form",
+    [CHAT, COMPLETION, COUNT_TEXT, COUNT_MESSAGES, TOKENIZE_TEXT, TOKENIZE_MESSAGES, DETOKENIZE],
+    ids=lambda form: form.fields.__name__,
 )
-def test_applied_fields_are_the_typed_ones(rules: Any, model: Any) -> None:
-    assert of_treatment(rules, Treatment.APPLIED) == set(model.model_fields)
+def test_applied_fields_are_the_typed_ones(form: RequestForm[Any]) -> None:
+    assert of_treatment(dict(form.rules), Treatment.APPLIED) == set(form.fields.model_fields)
 
 
 def assert_refused(response: Any, param: str | None, *words: str) -> None:
@@ -176,29 +178,29 @@ def test_good_chat_fields(server: RunningServer, fields: dict[str, Any]) -> None
     assert response.status_code == 200, response.text
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"prompt": None}, "prompt"),
-        ({"prompt": 3}, "prompt"),
-        ({"prompt": {}}, "prompt"),
-        ({"prompt": []}, "prompt"),
-        ({"prompt": [[]]}, "prompt[0]"),
-        ({"prompt": [4, "a"]}, "prompt[1]"),
-        ({"prompt": [4, 260]}, "prompt[1]"),
-        ({"prompt": [4, True]}, "prompt[1]"),
-        ({"prompt": [[4], [5, -1]]}, "prompt[1][1]"),
-        ({"prompt": ["a", 4]}, "prompt[1]"),
-        ({"prompt": ["a"] * 257}, "prompt"),
-        ({"best_of": 2}, "best_of"),
-        ({"best_of": 2, "n": 3}, "best_of"),
-        ({"logprobs": 21}, "logprobs"),
-        ({"logprobs": True}, "logprobs"),
-        ({"suffix": "end"}, "suffix"),
-        ({"echo": True}, "echo"),
-        ({"messages": []}, "messages"),
-    ],
-)
+BAD_COMPLETION_FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": None}, "prompt"),
+    ({"prompt": 3}, "prompt"),
+    ({"prompt": {}}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [[]]}, "prompt[0]"),
+    ({"prompt": [4, "a"]}, "prompt[1]"),
+    ({"prompt": [4, 260]}, "prompt[1]"),
+    ({"prompt": [4, True]}, "prompt[1]"),
+    ({"prompt": [[4], [5, -1]]}, "prompt[1][1]"),
+    ({"prompt": ["a", 4]}, "prompt[1]"),
+    ({"prompt": ["a"] * 257}, "prompt"),
+    ({"best_of": 2}, "best_of"),
+    ({"best_of": 2, "n": 3}, "best_of"),
+    ({"logprobs": 21}, "logprobs"),
+    ({"logprobs": True}, "logprobs"),
+    ({"suffix": "end"}, "suffix"),
+    ({"echo": True}, "echo"),
+    ({"messages": []}, "messages"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param"), BAD_COMPLETION_FIELDS)
 def test_bad_completion_field(server: RunningServer, fields: dict[str, Any], param: str) -> None:
     assert_refused(server.complete(**fields), param)
     assert server.engine.requests == []

@@ -59,6 +59,10 @@ BUNDLES: dict[str, dict[str, Any]] = {
     "llama-dp2-tp2": {"checkpoint": "llama", **_PAIRS, "mesh": {"dp": 2, "tp": 2}},
     "llama-fsdp2": {"checkpoint": "llama", **_NARROW, "mesh": {"fsdp": 2, "tp": 1}},
     "llama-two-kv-heads-tp4": {"checkpoint": "llama-two-kv-heads", **_NARROW, "mesh": {"tp": 4}},
+    # Experts with biases, sinks and windows; fused projections that tp cuts across; experts over ep.
+    "gpt-oss-tp2": {"checkpoint": "gpt-oss", **_NARROW, "mesh": {"tp": 2}},
+    "phi3-tp2": {"checkpoint": "phi3", **_NARROW, "mesh": {"tp": 2}},
+    "qwen3-moe-ep2": {"checkpoint": "qwen3-moe-normalised", **_NARROW, "mesh": {"ep": 2, "tp": 1}},
 }
 
 FAMILY_BUNDLES: dict[str, dict[str, Any]] = {

@@ -18,6 +18,8 @@ from tiny.families import FAMILY_MODELS
 from tiny.models import TinyModel
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from vinfer.parity.corrections import correct
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -130,9 +132,7 @@ def reference(name: str, dtype: str = "float32") -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         checkpoint(name), dtype=getattr(torch, dtype), attn_implementation="eager", local_files_only=True
     )
-    correct = MODELS[name].correct_reference
-    if correct is not None:
-        correct(model)
+    correct(model)
     return model.eval()
 
 
@@ -155,14 +155,16 @@ def _draw(path: str, parameter: torch.Tensor, spec: TinyModel, generator: torch.
 
     noise = torch.randn(parameter.shape, generator=generator)
     layer = path.split(".")[-2]
-    if path.endswith(("q_norm.weight", "k_norm.weight")):
+    if path.endswith(("q_norm.weight", "k_norm.weight")) or "_layernorm.norms." in path:
         return SCORE_DEVIATION**0.5 * (1 + 0.2 * noise) - (1 - spec.norm_mean)
     if parameter.ndim == 1:
         is_norm = "norm" in layer or layer.startswith("ln_")
-        return spec.norm_mean + 0.2 * noise if is_norm and path.endswith("weight") else 0.3 * noise
-    if layer == "embed_tokens":
+        if is_norm and path.endswith("weight"):
+            return spec.norm_mean + 0.2 * noise
+        return spec.bias_deviation * noise
+    if layer in ("embed_tokens", "embed_in", "wte"):
         return noise * spec.embedding_deviation
-    if layer in ("lm_head", "embed_in", "embed_out", "wte", "wpe"):
+    if layer in ("lm_head", "embed_out", "wpe"):
         return noise * 0.3
     # GPT-2 stores [in, out], gpt-oss [expert, in, out].
     fan_in = parameter.shape[-2 if spec.stores_inputs_first else -1]

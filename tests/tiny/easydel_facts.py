@@ -17,6 +17,10 @@ import types
 from pathlib import Path
 from typing import Any
 
+from tiny.easydel_attentions import facts_of_its_attentions
+from tiny.easydel_dense import facts_of_its_dense_families
+from tiny.easydel_mixtures import errors_of_its_mixtures
+
 
 class NoMesh(contextlib.nullcontext[None]):
     """A mesh of one device that is no context for anything."""
@@ -125,6 +129,9 @@ def model_facts(directory: Path) -> dict[str, Any]:
     facts["rope_table_dtype"] = str(jax.tree.leaves(frequencies)[0].dtype)
     facts["rope_theta_of_rope_parameters"] = float(config.rope_theta)
     facts["attn_dtype_by_default"] = str(jnp.dtype(config.attn_dtype))
+    facts |= facts_of_its_dense_families()
+    facts["attentions"] = facts_of_its_attentions()
+    facts["errors_of_mixtures"] = errors_of_its_mixtures()
     facts["qwen2_layer_types_by_default"] = sorted(set(Qwen2Config(num_hidden_layers=30).layer_types))
     return facts
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 VOCAB_SIZE = 304
@@ -34,11 +33,11 @@ class TinyModel:
         config: keyword arguments of the config class over `SIZES`; `...` takes a key of `SIZES` out.
         tolerance: largest error of a logprob as a fraction of the largest logit; more than the usual
             only with a reason.
+        bias_deviation: standard deviation of biases; less where they would drown what the token says.
         norm_mean: of norm weights; 0 where the family multiplies by 1 + weight.
         stores_inputs_first: its matrices are [in, out].
         embedding_deviation: of the embedding's entries; small where a family multiplies them, or a tied head
             would say the same token over and over.
-        correct_reference: changes the model that transformers loads, where that one is wrong.
     """
 
     family: str
@@ -47,10 +46,10 @@ class TinyModel:
     config_class: str | None = None
     model_class: str | None = None
     tolerance: float = 1e-5
+    bias_deviation: float = 0.3
     norm_mean: float = 1.0
     stores_inputs_first: bool = False
     embedding_deviation: float = 0.3
-    correct_reference: Callable[[Any], None] | None = dataclasses.field(default=None, repr=False)
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of the config class."""

@@ -15,10 +15,12 @@ import numpy.typing as npt
 from tiny.checkpoints import NUM_TOKENS
 from tiny.engines import Answer, Question
 
+from vinfer.parity import figures
+from vinfer.parity.figures import Logits
+from vinfer.parity.figures import log_softmax as log_softmax
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Logits = npt.NDArray[np.float32]
 
 TIE = 1e-4
 """Where the reference's two best logits lie closer, either token is right."""
@@ -65,33 +67,9 @@ def answer_logits(
 
 def compare(logits: Logits, answer: Answer) -> Comparison:
     """Judge a greedy answer, with 20 logprobs per token, by the reference's logits [steps, vocab]."""
-    assert len(answer.token_ids) == len(answer.logprobs) == len(logits)
-    tokens = np.array(answer.token_ids)
-    steps = np.arange(len(tokens))
-    # Ids that the tokenizer does not have are never sampled.
-    allowed = logits[:, :NUM_TOKENS]
-    lags = allowed.max(axis=-1) - allowed[steps, tokens]
-    expected = log_softmax(logits)
-    top = np.array([line.top_logprobs for line in answer.logprobs])
-    top_ids = np.array([line.top_ids for line in answer.logprobs])
-    own = np.array([line.logprob for line in answer.logprobs])
-    best = -np.sort(-expected, axis=-1)[:, : top.shape[1]]
-    errors = np.maximum.reduce(
-        [
-            np.abs(top - np.take_along_axis(expected, top_ids, axis=-1)).max(axis=-1),
-            # The right values, and not only right values of other ids.
-            np.abs(top - best).max(axis=-1),
-            np.abs(own - expected[steps, tokens]),
-        ]
-    )
-    return Comparison(tuple(int(step) for step in np.flatnonzero(lags > TIE)), errors / np.abs(logits).max())
-
-
-def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
-    """Return float64 log probabilities over the last axis."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
+    steps = figures.compare(logits, answer.token_ids, answer.logprobs, num_token_ids=NUM_TOKENS)
+    wrong_steps = np.flatnonzero(steps.lags * steps.scale > TIE)
+    return Comparison(tuple(int(step) for step in wrong_steps), steps.largest_errors)
 
 
 def differing_steps(logits: Logits, one: Answer, other: Answer) -> list[int]:

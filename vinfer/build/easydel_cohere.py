@@ -10,16 +10,19 @@ def correct_cohere2(module: Any) -> None:
 
     `cohere2/modeling_cohere2.py`:
 
-    - `Cohere2Attention._apply_rotary` rotates where `self.sliding_window` is set; ours never is. Here it
-      rotates where there is a `rotary`.
+    - `Cohere2Attention._apply_rotary` rotates where `self.sliding_window` is set; ours never is.
     - `Cohere2ForCausalLM.apply_lm_head` multiplies by `lm_head` even where the head is the embedding.
     """
     from easydel.layers.attention import UnifiedAttention
     from easydel.modules._base import BaseCausalLMModule
     from easydel.modules.cohere2.modeling_cohere2 import Cohere2Attention, Cohere2ForCausalLM
 
-    class Attention(Cohere2Attention):  # type: ignore[misc]
+    class SlidingAttention(Cohere2Attention):  # type: ignore[misc]
         _apply_rotary = UnifiedAttention._apply_rotary
+
+    class FullAttention(Cohere2Attention):  # type: ignore[misc]
+        def _apply_rotary(self, query: Any, key: Any, positions: Any, frequencies: Any) -> tuple[Any, Any]:
+            return query, key
 
     class CausalLM(Cohere2ForCausalLM):  # type: ignore[misc]
         def apply_lm_head(self, hidden_states: Any) -> Any:
@@ -27,6 +30,5 @@ def correct_cohere2(module: Any) -> None:
 
     module.__class__ = CausalLM
     for layer, layer_type in zip(module.model.layers, module.config.layer_types, strict=True):
-        layer.self_attn.__class__ = Attention
-        if layer_type == "full_attention":
-            layer.self_attn.rotary = None
+        is_full = layer_type == "full_attention"
+        layer.self_attn.__class__ = FullAttention if is_full else SlidingAttention

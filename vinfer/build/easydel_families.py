@@ -12,9 +12,13 @@ from typing import Any
 
 from vinfer.build.easydel_cohere import correct_cohere2
 from vinfer.build.easydel_gemma import cap_attention_logits
+from vinfer.build.easydel_glm import correct_glm4
+from vinfer.build.easydel_gpt import correct_gpt2, correct_gpt_neox
+from vinfer.build.easydel_mixtures import compute_mixtures_exactly
 from vinfer.build.easydel_olmo import ROPES as OLMO3_ROPES
 from vinfer.build.easydel_olmo import give_each_norm_its_size, rotate_by_layer_type
 from vinfer.build.easydel_phi import mask_once
+from vinfer.build.easydel_stablelm import correct_stablelm
 from vinfer.build.weights import Part
 from vinfer.checkpoint.family import ONE_ROPE
 
@@ -30,6 +34,47 @@ def usual_parts(name: str, shape: tuple[int, ...]) -> Parts:
     stem, _, kind = name.rpartition(".")
     source = f"{stem}.weight" if kind in ("kernel", "embedding", "scale") else name
     return (Part(source, is_transposed=kind == "kernel" and len(shape) == 2),)
+
+
+def mixture_parts(experts: str) -> Callable[[str, tuple[int, ...]], Parts]:
+    """Make the naming of a family whose checkpoint has a tensor per expert.
+
+    Args:
+        experts: the attribute that EasyDeL's stacks and the checkpoint's numbers stand under.
+    """
+
+    def parts(name: str, shape: tuple[int, ...]) -> Parts:
+        layer, found, projection = name.partition(f".{experts}.")
+        if not found:
+            return usual_parts(name, shape)
+        linear = projection.removesuffix(".kernel")
+        return tuple(
+            Part(f"{layer}.{experts}.{expert}.{linear}.weight", is_transposed=True)
+            for expert in range(shape[0])
+        )
+
+    return parts
+
+
+def gpt_oss_parts(name: str, shape: tuple[int, ...]) -> Parts:
+    """Name stacks of gpt-oss: [expert, in, out] as EasyDeL has them, columns of gate and up in turn."""
+    layer, found, projection = name.partition(".mlp.experts.")
+    if not found:
+        return usual_parts(name, shape)
+    linear, kind = projection.split(".")
+    ending = "_bias" if kind == "bias" else ""
+    if linear == "down_proj":
+        return (Part(f"{layer}.mlp.experts.down_proj{ending}"),)
+    first = {"gate_proj": 0, "up_proj": 1}[linear]
+    return (Part(f"{layer}.mlp.experts.gate_up_proj{ending}", index=(..., slice(first, None, 2))),)
+
+
+def gpt2_parts(name: str, shape: tuple[int, ...]) -> Parts:
+    """As `usual_parts`, but for the layers: transformers' Conv1D is stored [in, out]."""
+    (part,) = usual_parts(name, shape)
+    return (
+        dataclasses.replace(part, is_transposed=part.is_transposed and not name.startswith("transformer.")),
+    )
 
 
 def nothing(module: Any) -> None:
@@ -66,6 +111,12 @@ class EasyDeLFamily:
 
 
 EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
+    "cohere2": EasyDeLFamily(
+        module="cohere2",
+        config_class="Cohere2Config",
+        model_class="Cohere2ForCausalLM",
+        correct=correct_cohere2,
+    ),
     "gemma2": EasyDeLFamily(
         module="gemma2",
         config_class="Gemma2Config",
@@ -78,13 +129,49 @@ EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
         model_class="Gemma3ForCausalLM",
         ropes={"full_attention": "frequencies", "sliding_attention": "default_frequencies"},
     ),
-    "cohere2": EasyDeLFamily(
-        module="cohere2",
-        config_class="Cohere2Config",
-        model_class="Cohere2ForCausalLM",
-        correct=correct_cohere2,
+    "gpt_oss": EasyDeLFamily(
+        module="gpt_oss",
+        config_class="GptOssConfig",
+        model_class="GptOssForCausalLM",
+        parts=gpt_oss_parts,
+        correct=compute_mixtures_exactly,
+    ),
+    "glm4": EasyDeLFamily(
+        module="glm4", config_class="Glm4Config", model_class="Glm4ForCausalLM", correct=correct_glm4
+    ),
+    "gpt2": EasyDeLFamily(
+        module="gpt2",
+        config_class="GPT2Config",
+        model_class="GPT2LMHeadModel",
+        decoder="transformer",
+        layers="h",
+        attention="attn",
+        embedding="transformer.wte.weight",
+        ropes={},
+        parts=gpt2_parts,
+        correct=correct_gpt2,
+    ),
+    "gpt_neox": EasyDeLFamily(
+        module="gpt_neox",
+        config_class="GPTNeoXConfig",
+        model_class="GPTNeoXForCausalLM",
+        decoder="gpt_neox",
+        attention="attention",
+        embedding="gpt_neox.embed_in.weight",
+        head="embed_out",
+        correct=correct_gpt_neox,
     ),
     "llama": EasyDeLFamily(module="llama", config_class="LlamaConfig", model_class="LlamaForCausalLM"),
+    "mistral": EasyDeLFamily(
+        module="mistral", config_class="MistralConfig", model_class="MistralForCausalLM"
+    ),
+    "mixtral": EasyDeLFamily(
+        module="mixtral",
+        config_class="MixtralConfig",
+        model_class="MixtralForCausalLM",
+        parts=mixture_parts("block_sparse_moe.experts"),
+        correct=compute_mixtures_exactly,
+    ),
     "olmo2": EasyDeLFamily(
         module="olmo2",
         config_class="Olmo2Config",
@@ -103,7 +190,20 @@ EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
     ),
     "qwen2": EasyDeLFamily(module="qwen2", config_class="Qwen2Config", model_class="Qwen2ForCausalLM"),
     "qwen3": EasyDeLFamily(module="qwen3", config_class="Qwen3Config", model_class="Qwen3ForCausalLM"),
+    "qwen3_moe": EasyDeLFamily(
+        module="qwen3_moe",
+        config_class="Qwen3MoeConfig",
+        model_class="Qwen3MoeForCausalLM",
+        parts=mixture_parts("mlp.experts"),
+        correct=compute_mixtures_exactly,
+    ),
     "smollm3": EasyDeLFamily(
         module="smollm3", config_class="SmolLM3Config", model_class="SmolLM3ForCausalLM"
+    ),
+    "stablelm": EasyDeLFamily(
+        module="stablelm",
+        config_class="StableLmConfig",
+        model_class="StableLmForCausalLM",
+        correct=correct_stablelm,
     ),
 }

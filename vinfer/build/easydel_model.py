@@ -149,12 +149,8 @@ class EasyDeLModel:
         Returns:
             The new kv, and the last hidden state [rows, length, hidden].
         """
-        from easydel.infra.utils import ModuleCaches
-
         decoder = getattr(self._merge(weights), self._family.decoder)
-        # EasyDeL casts its own tables to bfloat16; ours are float32 and arguments of the program.
-        for attribute, table in zip(self._family.ropes.values(), weights[len(self.weights) :], strict=True):
-            decoder.__dict__[attribute] = ModuleCaches(table)
+        self._give_rotary_tables(decoder, weights[len(self.weights) :])
         masks = {window: _mask_info(rows, window) for window in {None, *self.facts.windows}}
         on_mesh = NamedSharding(self.mesh, PartitionSpec(*self.kv_axes())) if self.mesh.size > 1 else None
         cache = KVCache(kv, rows, [masks[window] for window in self.facts.windows], on_mesh)
@@ -207,6 +203,21 @@ class EasyDeLModel:
             axes=_fit(shape, tuple(spec), self.axis_sizes, dropped),
             parts=parts,
         )
+
+    def _give_rotary_tables(self, decoder: Any, tables: Sequence[jax.Array]) -> None:
+        """Put our tables in the place of EasyDeL's, which are cast to bfloat16.
+
+        How much of a head they rotate is as wide as they are: `get_rope` in layers/rotary/_rotary.py
+        multiplies by partial_rotary_factor what StableLM, for one, has multiplied already.
+        """
+        from easydel.infra.utils import ModuleCaches
+
+        for attribute, table in zip(self._family.ropes.values(), tables, strict=True):
+            decoder.__dict__[attribute] = ModuleCaches(table)
+        widths = {table.shape[-1] for table in tables}
+        if len(widths) == 1:
+            for layer in getattr(decoder, self._family.layers):
+                getattr(layer, self._family.attention).rotary.rotary_dim = min(widths)
 
     def _drop_windows(self, module: Any) -> None:
         """Leave no window to EasyDeL, which cuts them wrongly: see `KVCacheView`."""

@@ -14,7 +14,15 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from vinfer.bundle import FORMAT_VERSION, MESH_AXES, Platform, ProgramShape, bundle_key, plan_programs
+from vinfer.bundle import (
+    FORMAT_VERSION,
+    MESH_AXES,
+    Platform,
+    ProgramShape,
+    bundle_key,
+    mesh_words,
+    plan_programs,
+)
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.source import ResolvedSource
@@ -188,11 +196,6 @@ def check_heads(mesh: Mapping[str, int], facts: ModelFacts, *, where: str) -> No
 
 def _is_legal_tp(tp: int, heads: int, kv_heads: int) -> bool:
     return heads % tp == 0 and (kv_heads % tp == 0 or tp % kv_heads == 0)
-
-
-def mesh_words(mesh: Mapping[str, int]) -> str:
-    """Say a mesh in words, such as `dp=2 tp=4`."""
-    return " ".join(f"{axis}={mesh[axis]}" for axis in MESH_AXES if mesh[axis] != 1) or "of one device (tp=1)"
 
 
 def build_versions() -> dict[str, str]:

@@ -5,7 +5,7 @@ Runs in the build half, on any thread. Knows no model family.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 
 from vinfer.errors import CheckpointError
@@ -49,7 +49,8 @@ class ConfigKeys:
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.refusal(key, "must be a number")
-        if not (math.isfinite(value) and value > 0):
+        # JSON has integers that no float holds; a comparison takes them, a conversion does not.
+        if not 0 < value <= sys.float_info.max:
             raise self.refusal(key, "must be finite and greater than 0")
         return float(value)
 

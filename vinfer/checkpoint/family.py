@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from vinfer.checkpoint.config_keys import ConfigKeys
-from vinfer.checkpoint.layout import Shape
+from vinfer.checkpoint.layout import EMBEDDING, HEAD, Shape
 from vinfer.checkpoint.rope import RopeFacts
 
 ONE_ROPE = "default"
@@ -43,6 +43,21 @@ class ModelFacts:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TensorNames:
+    """What a family calls some tensors, and what its files may do otherwise.
+
+    Attributes:
+        optional_prefix: of the decoder's tensors; files that were saved from the bare decoder lack it.
+        buffers: endings of names that are no weights: masks and rotary frequencies of old versions.
+    """
+
+    embedding: str = EMBEDDING
+    head: str = HEAD
+    optional_prefix: str = ""
+    buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NormalisedConfig:
     """A config.json of one served family, translated.
 
@@ -59,6 +74,7 @@ class NormalisedConfig:
     ropes: dict[str, RopeFacts]
     facts: ModelFacts
     shapes: Mapping[str, Shape]
+    names: TensorNames = TensorNames()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,6 @@ llama.cpp.
 from __future__ import annotations
 
 import itertools
-import math
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteFallback, Decoder, Fuse, Strip
@@ -29,7 +28,7 @@ from vinfer.checkpoint.gguf_vocabulary import (
     Vocabulary,
     add_tokens,
     check_distinct,
-    read_numbers,
+    read_scores,
     read_vocabulary,
 )
 from vinfer.errors import CheckpointError
@@ -41,7 +40,24 @@ MAX_MERGES = 2**22
 """Gemma 3, with the largest vocabulary of this kind, needs half a million."""
 
 
-def build_sentencepiece(keys: ConfigKeys, *, unk_token: str | None) -> Tokenizer:
+def read_pieces(keys: ConfigKeys) -> Vocabulary:
+    """Read the vocabulary, user-defined tokens spelled as pieces: converters make their `▁` spaces.
+
+    Raises:
+        CheckpointError: as `read_vocabulary`.
+    """
+    vocabulary = read_vocabulary(keys)
+    if _adds_space(keys):
+        return vocabulary
+    tokens = [
+        token.replace(" ", SPACE) if type_ == TokenType.USER_DEFINED else token
+        for token, type_ in zip(vocabulary.tokens, vocabulary.types, strict=True)
+    ]
+    check_distinct(keys, tokens)
+    return Vocabulary(tokens, vocabulary.types)
+
+
+def build_sentencepiece(keys: ConfigKeys, vocabulary: Vocabulary, *, unk_token: str | None) -> Tokenizer:
     """Build everything but the post-processor.
 
     Raises:
@@ -49,13 +65,8 @@ def build_sentencepiece(keys: ConfigKeys, *, unk_token: str | None) -> Tokenizer
             normalized in a way that is not served.
     """
     _refuse_normalization(keys)
-    adds_space = keys.boolean("tokenizer.ggml.add_space_prefix", True)
-    vocabulary = read_vocabulary(keys)
-    if not adds_space:
-        vocabulary = _with_spaces_as_pieces(keys, vocabulary)
-    scores = read_numbers(keys, "tokenizer.ggml.scores", len(vocabulary.tokens))
-    if not all(map(math.isfinite, scores)):
-        raise CheckpointError(f"{keys.where}: tokenizer.ggml.scores must be finite: the file is corrupt")
+    adds_space = _adds_space(keys)
+    scores = read_scores(keys, len(vocabulary.tokens))
     tokenizer = Tokenizer(
         BPE(
             vocab=vocabulary.ids(),
@@ -88,14 +99,8 @@ def _refuse_normalization(keys: ConfigKeys) -> None:
         )
 
 
-def _with_spaces_as_pieces(keys: ConfigKeys, vocabulary: Vocabulary) -> Vocabulary:
-    """Spell user-defined tokens as pieces: llama.cpp's converter writes their `▁` as spaces."""
-    tokens = [
-        token.replace(" ", SPACE) if type_ == TokenType.USER_DEFINED else token
-        for token, type_ in zip(vocabulary.tokens, vocabulary.types, strict=True)
-    ]
-    check_distinct(keys, tokens)
-    return Vocabulary(tokens, vocabulary.types)
+def _adds_space(keys: ConfigKeys) -> bool:
+    return keys.boolean("tokenizer.ggml.add_space_prefix", True)
 
 
 def _merges(keys: ConfigKeys, vocabulary: Vocabulary, scores: list[float]) -> list[tuple[str, str]]:

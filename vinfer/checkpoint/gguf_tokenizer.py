@@ -13,8 +13,8 @@ from tokenizers.processors import TemplateProcessing
 
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.gguf_byte_level import build_byte_level, read_splitting
-from vinfer.checkpoint.gguf_sentencepiece import build_sentencepiece
-from vinfer.checkpoint.gguf_vocabulary import read_strings, read_vocabulary
+from vinfer.checkpoint.gguf_sentencepiece import build_sentencepiece, read_pieces
+from vinfer.checkpoint.gguf_vocabulary import read_vocabulary
 from vinfer.checkpoint.tokenizer_files import TokenizerFiles
 from vinfer.errors import CheckpointError
 
@@ -33,16 +33,16 @@ def build_tokenizer_files(metadata: Mapping[str, object], where: str) -> Tokeniz
             "only gpt2 (byte-level BPE) and llama (SentencePiece BPE) are built from GGUF: take the model's "
             "Hugging Face directory",
         )
-    tokens = read_strings(keys, "tokenizer.ggml.tokens")
+    vocabulary = read_vocabulary(keys) if model == "gpt2" else read_pieces(keys)
     bos, eos, pad, unk = (
-        _special_token(keys, f"tokenizer.ggml.{key}_token_id", tokens)
+        _special_token(keys, f"tokenizer.ggml.{key}_token_id", vocabulary.tokens)
         for key in ("bos", "eos", "padding", "unknown")
     )
     if model == "gpt2":
         splitting = read_splitting(keys)
-        tokenizer, adds_bos = build_byte_level(keys, read_vocabulary(keys), splitting), splitting.adds_bos
+        tokenizer, adds_bos = build_byte_level(keys, vocabulary, splitting), splitting.adds_bos
     else:
-        tokenizer, adds_bos = build_sentencepiece(keys, unk_token=unk), True
+        tokenizer, adds_bos = build_sentencepiece(keys, vocabulary, unk_token=unk), True
     begin = bos if keys.boolean("tokenizer.ggml.add_bos_token", adds_bos) else None
     end = eos if keys.boolean("tokenizer.ggml.add_eos_token", False) else None
     if begin is not None or end is not None:

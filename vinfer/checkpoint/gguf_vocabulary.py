@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
@@ -49,9 +51,9 @@ def read_vocabulary(keys: ConfigKeys) -> Vocabulary:
         CheckpointError: a list is missing or of the wrong length, or a token occurs twice.
     """
     tokens = read_strings(keys, "tokenizer.ggml.tokens")
-    types = read_numbers(keys, "tokenizer.ggml.token_type", len(tokens))
+    types: list[int] = _numbers(keys, "tokenizer.ggml.token_type", len(tokens), kinds="iu")
     check_distinct(keys, tokens)
-    return Vocabulary(tokens, [int(type_) for type_ in types])
+    return Vocabulary(tokens, types)
 
 
 def read_strings(keys: ConfigKeys, key: str) -> list[str]:
@@ -62,13 +64,17 @@ def read_strings(keys: ConfigKeys, key: str) -> list[str]:
     return value
 
 
-def read_numbers(keys: ConfigKeys, key: str, num_tokens: int) -> list[float]:
-    """Read a list of numbers, one for each token."""
-    value = keys.values.get(key)
-    if not isinstance(value, np.ndarray) or len(value) != num_tokens:
-        raise CheckpointError(f"{keys.where}: {key} must hold one number for each of {num_tokens} tokens")
-    numbers: list[float] = value.tolist()
-    return numbers
+def read_scores(keys: ConfigKeys, num_tokens: int) -> list[float]:
+    """Read `tokenizer.ggml.scores`: one for each token, finite.
+
+    Raises:
+        CheckpointError: missing, of the wrong length, or not finite.
+    """
+    key = "tokenizer.ggml.scores"
+    scores: list[float] = _numbers(keys, key, num_tokens, kinds="f")
+    if not all(map(math.isfinite, scores)):
+        raise CheckpointError(f"{keys.where}: {key} must be finite: the file is corrupt")
+    return scores
 
 
 def check_distinct(keys: ConfigKeys, tokens: Collection[str]) -> None:
@@ -78,6 +84,14 @@ def check_distinct(keys: ConfigKeys, tokens: Collection[str]) -> None:
         raise CheckpointError(
             f"{keys.where}: tokenizer.ggml.tokens holds {num_doubles} tokens twice: the file is corrupt"
         )
+
+
+def _numbers(keys: ConfigKeys, key: str, num_tokens: int, *, kinds: str) -> list[Any]:
+    value = keys.values.get(key)
+    if not isinstance(value, np.ndarray) or len(value) != num_tokens or value.dtype.kind not in kinds:
+        expected = "one floating-point number" if kinds == "f" else "one integer"
+        raise CheckpointError(f"{keys.where}: {key} must hold {expected} for each of {num_tokens} tokens")
+    return list(value.tolist())
 
 
 def add_tokens(

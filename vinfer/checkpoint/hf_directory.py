@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vinfer.checkpoint.config_keys import ConfigKeys
-from vinfer.checkpoint.family import ModelFacts
+from vinfer.checkpoint.family import ModelFacts, TensorNames
 from vinfer.checkpoint.fp8 import FP8_DTYPES, Fp8Scheme, dequantise, read_fp8_scheme, split_scales
 from vinfer.checkpoint.generation import GenerationFacts, read_generation_facts
 from vinfer.checkpoint.json_file import read_json_object, read_optional_json_object
-from vinfer.checkpoint.layout import EMBEDDING, HEAD, Shape, check_layout
+from vinfer.checkpoint.layout import Shape, Shapes, check_layout
+from vinfer.checkpoint.mxfp4 import Mxfp4Tensor, is_mxfp4, join_blocks
 from vinfer.checkpoint.normalise import normalise
 from vinfer.checkpoint.rope import RopeFacts
 from vinfer.checkpoint.safetensors_file import DTYPES, StoredTensor, stored_tensors
@@ -43,7 +44,7 @@ class HfCheckpoint:
     facts: ModelFacts
     generation: GenerationFacts
     tokenizer: TokenizerFiles
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, StoredTensor | Mxfp4Tensor]
     """By name, shard after shard, each from its start to its end."""
     scheme: Fp8Scheme | None
     scales: dict[str, StoredTensor]
@@ -76,13 +77,20 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
     raw_config = read_json_object(directory / "config.json")
     where = str(directory / "config.json")
     normalised = normalise(raw_config, where)
-    scheme = read_fp8_scheme(ConfigKeys(raw_config, where))
     tokenizer = read_tokenizer_files(directory)
-    tensors, scales = split_scales(_stored_tensors(directory), scheme, str(directory))
+    keys = ConfigKeys(raw_config, where)
+    is_packed = is_mxfp4(keys)
+    scheme = None if is_packed else read_fp8_scheme(keys)
+    names = normalised.names
+    ours = _in_our_names(_stored_tensors(directory), normalised.shapes, names)
+    stored, scales = split_scales(ours, scheme, str(directory))
+    tensors: dict[str, StoredTensor | Mxfp4Tensor] = {**stored}
+    if is_packed:
+        tensors = join_blocks(stored, str(directory))
     _check_dtypes(tensors, directory)
-    if normalised.facts.is_tied and HEAD in tensors:
-        _refuse_contradicted_tie(directory, tensors)
-        del tensors[HEAD]
+    if normalised.facts.is_tied and names.head in tensors:
+        _refuse_contradicted_tie(directory, names, stored)
+        del tensors[names.head]
     check_layout(normalised.shapes, {name: tensor.shape for name, tensor in tensors.items()}, str(directory))
     return HfCheckpoint(
         model_type=normalised.model_type,
@@ -105,18 +113,14 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
 
 
 def _stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """List the tensors of all shards, one after the other, without the rotary buffers of old checkpoints."""
+    """List the tensors of all shards, one after the other."""
     tensors: dict[str, StoredTensor] = {}
     for path, wanted in _shards(directory).items():
         stored = stored_tensors(path)
         lost = [name for name in wanted or () if name not in stored]
         if lost:
             raise CheckpointError(f"{path} lacks {lost[0]}, which {_INDEX} places there: download it again")
-        tensors |= {
-            name: tensor
-            for name, tensor in stored.items()
-            if (wanted is None or name in wanted) and not _is_rotary_buffer(name)
-        }
+        tensors |= {name: tensor for name, tensor in stored.items() if wanted is None or name in wanted}
     return tensors
 
 
@@ -145,25 +149,37 @@ def _shards(directory: Path) -> dict[Path, set[str] | None]:
     return {directory / file_name: wanted[file_name] for file_name in sorted(wanted)}
 
 
-def _is_rotary_buffer(name: str) -> bool:
-    return name.endswith(".rotary_emb.inv_freq")
+def _in_our_names(
+    stored: Mapping[str, StoredTensor], expected: Shapes, names: TensorNames
+) -> dict[str, StoredTensor]:
+    """Leave out the family's buffers, and add its prefix where only that makes an expected name."""
+    found = {}
+    for name, tensor in stored.items():
+        if name.endswith(names.buffers) and name not in expected:
+            continue
+        prefixed = names.optional_prefix + name
+        found[prefixed if name not in expected and prefixed in expected else name] = tensor
+    return found
 
 
-def _check_dtypes(tensors: Mapping[str, StoredTensor], directory: Path) -> None:
+def _check_dtypes(tensors: Mapping[str, StoredTensor | Mxfp4Tensor], directory: Path) -> None:
+    whole = [dtype for dtype in DTYPES if dtype != "U8"]
     for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPES:
-            served = ", ".join(dtype for dtype in DTYPES if dtype not in FP8_DTYPES)
+        if tensor.dtype not in whole:
+            served = ", ".join(dtype for dtype in whole if dtype not in FP8_DTYPES)
             raise CheckpointError(
                 f"{directory}: {name} is stored as {tensor.dtype}; served are {served}: "
                 "take unquantised weights"
             )
 
 
-def _refuse_contradicted_tie(directory: Path, tensors: Mapping[str, StoredTensor]) -> None:
+def _refuse_contradicted_tie(
+    directory: Path, names: TensorNames, tensors: Mapping[str, StoredTensor]
+) -> None:
     """Refuse a separate head in a model that says it has none: transformers 4 and 5 disagree on it."""
-    if EMBEDDING not in tensors:
+    if names.embedding not in tensors:
         return  # the layout check says so better
-    embedding, head = tensors[EMBEDDING], tensors[HEAD]
+    embedding, head = tensors[names.embedding], tensors[names.head]
     is_equal = (
         embedding.shape == head.shape
         # Of 8-bit floats the scales would have to be equal as well.
@@ -175,7 +191,7 @@ def _refuse_contradicted_tie(directory: Path, tensors: Mapping[str, StoredTensor
     )
     if not is_equal:
         raise CheckpointError(
-            f"{directory}: config.json ties the embeddings, but lm_head.weight differs from "
-            "model.embed_tokens.weight: set tie_word_embeddings to false in config.json if the head was "
+            f"{directory}: config.json ties the embeddings, but {names.head} differs from "
+            f"{names.embedding}: set tie_word_embeddings to false in config.json if the head was "
             "trained, or delete the tensor if it is stale"
         )

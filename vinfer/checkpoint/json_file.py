@@ -44,6 +44,9 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[s
     text = read_text(path, max_bytes=max_bytes)
     try:
         value = json.loads(text)
+        if "\\ud" in text.lower():
+            # Half of a surrogate pair is legal JSON, but no text: the bundle could not hold it.
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}): download the checkpoint again") from error
     if not isinstance(value, dict):

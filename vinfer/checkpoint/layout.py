@@ -46,9 +46,10 @@ def gated_mlp_shapes(name: str, *, hidden: int, inner: int, has_bias: bool = Fal
     }
 
 
-def norm_shapes(names: Iterable[str], size: int) -> dict[str, Shape]:
-    """List norms that have a weight and no bias."""
-    return {f"{name}.weight": (size,) for name in names}
+def norm_shapes(names: Iterable[str], size: int, *, has_bias: bool = False) -> dict[str, Shape]:
+    """List norms: RMS norms have no bias, the layer norms of older families do."""
+    kinds = ("weight", "bias") if has_bias else ("weight",)
+    return {f"{name}.{kind}": (size,) for name in names for kind in kinds}
 
 
 def decoder_shapes(layers: Sequence[Shapes], *, vocab: int, hidden: int, is_tied: bool) -> dict[str, Shape]:

@@ -14,6 +14,8 @@ from vinfer.checkpoint.families import FAMILIES
 from vinfer.checkpoint.family import Family, NormalisedConfig
 from vinfer.checkpoint.fp8 import read_fp8_scheme
 from vinfer.checkpoint.known_keys import COMMON_KEYS, HARMLESS_KEYS, OFF_KEYS
+from vinfer.checkpoint.mxfp4 import is_mxfp4
+from vinfer.checkpoint.recurrent import RECURRENT_MODEL_TYPES
 
 
 def normalise(raw: Mapping[str, object], where: str = "config.json") -> NormalisedConfig:
@@ -30,6 +32,12 @@ def normalise(raw: Mapping[str, object], where: str = "config.json") -> Normalis
 
 def _family(keys: ConfigKeys) -> Family:
     model_type = keys.string("model_type")
+    if model_type in RECURRENT_MODEL_TYPES:
+        raise keys.refusal(
+            "model_type",
+            f"{RECURRENT_MODEL_TYPES[model_type]}, and vinfer keeps no recurrent state, only KV caches: "
+            f"take a model of pure attention ({', '.join(FAMILIES)})",
+        )
     if model_type not in FAMILIES:
         raise keys.refusal("model_type", f"vinfer serves {', '.join(FAMILIES)}")
     family = FAMILIES[model_type]
@@ -42,7 +50,8 @@ def _family(keys: ConfigKeys) -> Family:
 
 
 def _refuse_unserved(keys: ConfigKeys, family: Family) -> None:
-    read_fp8_scheme(keys)
+    if not is_mxfp4(keys):
+        read_fp8_scheme(keys)
     for key, value in keys.values.items():
         if value is None or key in COMMON_KEYS or key in family.keys:
             continue

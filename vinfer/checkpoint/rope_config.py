@@ -143,6 +143,12 @@ def _object(keys: ConfigKeys, key: str) -> dict[str, object]:
 
 
 def _refuse_unknown(rope: ConfigKeys, family_keys: Set[str]) -> None:
+    if rope.has("attn_factor"):
+        raise rope.refusal(
+            "attn_factor",
+            "transformers ignores it, other servers multiply attention_factor by it: state attention_factor, "
+            "or remove the key for what transformers computes",
+        )
     for key in rope.values:
         if rope.has(key) and key not in ROPE_KEYS and key not in family_keys:
             raise rope.refusal(

@@ -27,8 +27,9 @@ DTYPES: dict[str, npt.DTypeLike] = {
     "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
+    "U8": np.uint8,
 }
-"""The format's name -> dtype, for those that are read."""
+"""The format's name -> dtype, for those that are read; U8 only as a part of MXFP4."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +81,11 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: the file is missing, truncated or not in the format.
     """
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} does not exist: the download is incomplete; fetch the checkpoint again"
-        )
     try:
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} does not exist: the download is incomplete; fetch the checkpoint again"
+            )
         # Checks all of it: sizes of header and file, every shape, dtype and span, gaps and overlaps.
         with safe_open(path, framework="np"):
             pass

@@ -65,6 +65,9 @@ class TokenizerFiles:
 def read_tokenizer_files(directory: Path) -> TokenizerFiles:
     """Read the tokenizer of a Hugging Face directory.
 
+    What stands around a text is what the post-processor of tokenizer.json says; `add_bos_token` and
+    `add_eos_token` of tokenizer_config.json count for nothing beside it, as in transformers 5.
+
     Raises:
         CheckpointError: there is no tokenizer.json, or it does not load, or a file beside it is malformed.
     """
@@ -125,12 +128,14 @@ def _chat_template(directory: Path, config: Mapping[str, object]) -> str | None:
     if template is None and (directory / "chat_template.json").is_file():
         template = read_json_object(directory / "chat_template.json").get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        named = {
+            str(entry.get("name")): entry.get("template") for entry in template if isinstance(entry, dict)
+        }
         template = named.get("default")
         if template is None:
             raise CheckpointError(
                 f"{directory}/tokenizer_config.json: chat_template has no entry named default "
-                f"(found: {', '.join(map(str, named)) or 'none'}): write the one you want to "
+                f"(found: {', '.join(named) or 'none'}): write the one you want to "
                 "chat_template.jinja"
             )
     if template is not None and not isinstance(template, str):

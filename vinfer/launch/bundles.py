@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vinfer.build.child import run_build
-from vinfer.build.plan import BuildPlan, MemoryPlan, build_versions, check_model, mesh_words, plan_build
+from vinfer.build.plan import BuildPlan, MemoryPlan, build_versions, check_model, plan_build
 from vinfer.bundle import (
     Manifest,
     Platform,
     build_lock,
     check_fits,
     is_bundle,
+    mesh_words,
     read_manifest,
     verify_files,
     writing,

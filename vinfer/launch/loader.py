@@ -217,6 +217,8 @@ def served_model(
         )
     return ServedModel(
         name=model.name,
+        task=manifest.model.task,
+        architecture=manifest.model.architecture,
         position=position,
         engine=engine,
         tokenizer=tokenizer,

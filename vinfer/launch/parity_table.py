@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -27,9 +28,10 @@ def print_tables(found: Sequence[Verification], console: Console | None = None) 
 
 def _table(verification: Verification) -> Table:
     figures = verification.certificate.report.figures
-    table = Table(title=verification.name, title_justify="left")
+    # Without vertical lines it fits 80 columns, which is what a log has.
+    table = Table(title=verification.name, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("prompt", no_wrap=True)
-    for heading in ("largest error", "mean error", "top-1", "largest KL", "mean KL", "greedy"):
+    for heading in ("max error", "mean error", "top-1", "max KL", "mean KL", "greedy"):
         table.add_column(heading, justify="right", no_wrap=True)
     for prompt in verification.certificate.prompts:
         table.add_row(

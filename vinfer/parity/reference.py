@@ -21,6 +21,7 @@ from vinfer.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from vinfer.checkpoint.family import ONE_ROPE
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.errors import CheckpointError, ReferenceUnavailableError, VinferError
+from vinfer.parity.corrections import correct
 from vinfer.parity.figures import Logits
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def load(source: ResolvedSource) -> PreTrainedModel:
         trust_remote_code=False,
         use_safetensors=True,
     )
+    correct(model)
     return model.eval()
 
 

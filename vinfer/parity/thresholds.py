@@ -1,9 +1,9 @@
 """Which figures pass, and why these. The only place that says so.
 
-float32: both sides compute the same function with other orders of summation. The largest error over the
-tests' tiny checkpoints is 3e-6 of the logit scale. A mixture of experts amplifies errors where its router
-hardly prefers one expert to another. A greedy token is wrong where the reference prefers another one by more
-than that.
+float32: both sides compute the same function with other orders of summation. The largest error over the tiny
+checkpoints of the parity matrix (docs/models.md) is 5e-6 of the logit scale. A mixture of experts amplifies
+errors where its router hardly prefers one expert to another. A greedy token is wrong where the reference
+prefers another one by more than that.
 
 bfloat16 and float16: the bundle rounds weights, activations and cache, the reference does not, so tokens
 may differ where the best two are near each other. Measured on tiny Llama (two kinds of RoPE), Qwen2 and
@@ -15,7 +15,9 @@ frequency 1 % off, a bias left out, interleaved query heads, answers one positio
     bfloat16     at least 0.933    at most 0.0064   at most 0.73      at least 0.40
     float16      at least 0.988    at most 0.00013  at most 0.62      at least 0.41
 
-The thresholds leave room on both sides. A mistake as small as one norm weight off by a tenth is below what
+Over all families of the matrix bfloat16 gives at least 0.877 and at most 0.0074; mixtures of experts, whose
+routers choose otherwise after rounding, at least 0.859 and at most 0.064. The thresholds leave room on both
+sides. A mistake as small as one norm weight off by a tenth is below what
 bfloat16 can show (mean KL 0.009 to 0.013); float16 shows it (0.005 to 0.009), and float32 all of them.
 """
 
@@ -25,8 +27,10 @@ from vinfer.bundle import ParityFigures, ParityThresholds
 
 _MAX_ERROR = 1e-5
 _MAX_ERROR_OF_MIXTURES = 1e-4
-_MIN_TOP1_AGREEMENT = {"bfloat16": 0.85, "float16": 0.95}
+_MIN_TOP1_AGREEMENT = {"bfloat16": 0.8, "float16": 0.95}
 _MAX_MEAN_KL = {"bfloat16": 0.05, "float16": 0.002}
+_MIN_TOP1_AGREEMENT_OF_MIXTURES = {"bfloat16": 0.75, "float16": 0.9}
+_MAX_MEAN_KL_OF_MIXTURES = {"bfloat16": 0.2, "float16": 0.02}
 
 
 def default_thresholds(dtype: str, *, is_mixture: bool, max_error: float | None = None) -> ParityThresholds:
@@ -43,8 +47,8 @@ def default_thresholds(dtype: str, *, is_mixture: bool, max_error: float | None 
         )
     return ParityThresholds(
         max_error=max_error,
-        min_top1_agreement=_MIN_TOP1_AGREEMENT[dtype],
-        max_mean_kl=_MAX_MEAN_KL[dtype],
+        min_top1_agreement=(_MIN_TOP1_AGREEMENT_OF_MIXTURES if is_mixture else _MIN_TOP1_AGREEMENT)[dtype],
+        max_mean_kl=(_MAX_MEAN_KL_OF_MIXTURES if is_mixture else _MAX_MEAN_KL)[dtype],
         tie=default,
     )
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from vinfer.config import ServerConfig
-from vinfer.server import chat, completions, health, models
+from vinfer.server import capabilities, chat, completions, health, models, openapi, tokenization
 from vinfer.server.auth import Authenticator
 from vinfer.server.error_responses import error_response
 from vinfer.server.gate import Gate
@@ -33,10 +33,15 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/count_tokens", models.count_tokens),
     ("GET", "/v1/models", models.list_models),
     ("GET", "/v1/models/{id:path}", models.show_model),
+    ("GET", "/v1/capabilities", capabilities.capabilities),
+    ("POST", "/tokenize", tokenization.tokenize),
+    ("POST", "/detokenize", tokenization.detokenize),
+    ("GET", "/tokenizer_info", tokenization.tokenizer_info),
     ("GET", "/liveness", health.liveness),
     ("GET", "/readiness", health.readiness),
     ("GET", "/health", health.health),
     ("GET", "/version", health.version),
+    ("GET", "/openapi.json", openapi.openapi),
 )
 METRICS_ROUTE = ("GET", "/metrics", health.metrics)
 

@@ -111,6 +111,41 @@ COMPLETION_FIELDS: Mapping[str, FieldRule] = {
 
 COUNT_FIELDS: Mapping[str, FieldRule] = {"model": APPLIED, "conversation": APPLIED}
 
+_ONE_OF_BOTH = "prompt and messages exclude each other: send one of them"
+
+TOKENIZE_TEXT_FIELDS: Mapping[str, FieldRule] = {
+    "model": APPLIED,
+    "prompt": APPLIED,
+    "add_special_tokens": APPLIED,
+    "return_token_strs": APPLIED,
+    "messages": refused(_ONE_OF_BOTH),
+}
+
+_NO_MEDIA = "vinfer tokenizes text only: leave it out"
+
+TOKENIZE_MESSAGES_FIELDS: Mapping[str, FieldRule] = {
+    "model": APPLIED,
+    "messages": APPLIED,
+    "return_token_strs": APPLIED,
+    "prompt": refused(_ONE_OF_BOTH),
+    "add_special_tokens": refused("the chat template writes a prompt's special tokens: leave it out", False),
+    # A conversation becomes the prompt that the chat route makes of it, so these are treated as there.
+    **{
+        key: CHAT_FIELDS[key]
+        for key in (
+            "add_generation_prompt",
+            "continue_final_message",
+            "tools",
+            "chat_template_kwargs",
+            "chat_template",
+        )
+    },
+    "media_io_kwargs": refused(_NO_MEDIA, {}),
+    "mm_processor_kwargs": refused(_NO_MEDIA, {}),
+}
+
+DETOKENIZE_FIELDS: Mapping[str, FieldRule] = {"model": APPLIED, "tokens": APPLIED}
+
 
 def applied_fields(
     body: Mapping[str, Any], rules: Mapping[str, FieldRule], unknown: Literal["refuse", "ignore"]

@@ -9,15 +9,17 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from vinfer.bundle import ParityReport
 from vinfer.config import SamplingConfig
 from vinfer.engine.grammar import GrammarCompiler
 from vinfer.engine.request import EngineClient
-from vinfer.errors import ModelNotFoundError, NotReadyError, VinferError
+from vinfer.errors import ModelNotFoundError, NotReadyError, RequestError, VinferError
 from vinfer.text.chat_template import ChatTemplate
 from vinfer.text.tokenizer import Tokenizer
+
+ParityVerdict = Literal["passed", "failed", "unverified"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,8 @@ class ServedModel:
 
     Attributes:
         name: id in the API.
+        task: what prompts may hold, as in the config.
+        architecture: the checkpoint's model class, such as `LlamaForCausalLM`.
         position: index in the config's `models` list, for messages such as `models[0].max_model_len`.
         chat_template: None where the checkpoint has none; then only `/v1/completions` answers.
         eos_token_ids: ids that end a completion unless the client asks to ignore them.
@@ -76,6 +80,8 @@ class ServedModel:
     """
 
     name: str
+    task: str
+    architecture: str
     position: int
     engine: EngineClient
     tokenizer: Tokenizer
@@ -90,6 +96,10 @@ class ServedModel:
     root: str
     fingerprint: str
     parity: ParityReport | None = None
+
+    @property
+    def parity_verdict(self) -> ParityVerdict:
+        return "unverified" if self.parity is None else self.parity.verdict
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +173,22 @@ class ModelTable:
         with self._lock:
             all_loaded = len(self._served) == len(self._statuses)
         return all_loaded and not self._draining and not self.dead
+
+    def serving_or_only(self, name: str | None) -> ServedModel:
+        """Give the model that answers for `name`; None stands for the only one there is.
+
+        Raises:
+            RequestError: there are several, and none is named.
+            ModelNotFoundError, NotReadyError: as `serving`.
+        """
+        if name is None:
+            name, *others = self._statuses
+            if others:
+                names = ", ".join(self._statuses)
+                raise RequestError(
+                    f"model is missing and there are several: name one of {names}", param="model"
+                )
+        return self.serving(name)
 
     def serving(self, name: str) -> ServedModel:
         """Give the model that answers for `name`.

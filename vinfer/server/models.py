@@ -55,6 +55,6 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
         "permission": [],
         "root": model.root,
         "max_model_len": model.max_model_len,
-        "parity_verdict": "unverified" if parity is None else parity.verdict,
+        "parity_verdict": model.parity_verdict,
         "parity": None if parity is None else parity.model_dump(),
     }

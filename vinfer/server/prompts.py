@@ -10,16 +10,21 @@ from typing import Any
 
 from vinfer.errors import RequestError
 from vinfer.server.model_table import ServedModel
-from vinfer.server.protocol import ChatFields, ChatMessage, CompletionFields, CountMessages, CountText
+from vinfer.server.protocol import (
+    MAX_PROMPTS,
+    ChatFields,
+    ChatMessage,
+    CompletionFields,
+    CountMessages,
+    CountText,
+)
+from vinfer.server.tokenizer_protocol import DetokenizeFields, TokenizeMessages, TokenizeText
 from vinfer.text.control_tokens import RenderedPrompt
-
-MAX_PROMPTS = 256
-"""Prompts in one request to `/v1/completions`; more are refused before they are tokenized."""
 
 PromptIds = tuple[int, ...]
 
 
-def chat_prompt_ids(fields: ChatFields, model: ServedModel) -> PromptIds:
+def chat_prompt_ids(fields: ChatFields | TokenizeMessages, model: ServedModel) -> PromptIds:
     """Render a conversation through the model's template and tokenize it.
 
     Raises:
@@ -79,6 +84,36 @@ def count_prompt_tokens(fields: CountText | CountMessages, model: ServedModel) -
     if isinstance(fields, CountText):
         return len(model.tokenizer.encode(fields.conversation, add_special_tokens=False))
     return len(_render(model, fields.conversation, add_generation_prompt=True, continue_final_message=False))
+
+
+def tokenized_ids(fields: TokenizeText | TokenizeMessages, model: ServedModel) -> PromptIds:
+    """Tokenize a text as `/v1/completions` does, or a conversation as `/v1/chat/completions` does.
+
+    So special-token strings are special tokens in a text, whose author writes the whole prompt, and plain
+    text in a message.
+
+    Raises:
+        RequestError: the model has no template, or the template refuses the conversation.
+    """
+    if isinstance(fields, TokenizeMessages):
+        return chat_prompt_ids(fields, model)
+    return tuple(model.tokenizer.encode(fields.prompt, add_special_tokens=fields.add_special_tokens))
+
+
+def detokenized_text(fields: DetokenizeFields, model: ServedModel) -> str:
+    """Decode token ids, special tokens shown as they are spelled.
+
+    Raises:
+        RequestError: names the first id without a token.
+    """
+    num_ids = model.tokenizer.vocab_size
+    for i, token_id in enumerate(fields.tokens):
+        if token_id >= num_ids:
+            raise RequestError(
+                f"tokens[{i}] is {token_id}; the tokenizer's ids end at {num_ids - 1}: leave it out",
+                param=f"tokens[{i}]",
+            )
+    return model.tokenizer.decode(fields.tokens, skip_special_tokens=False)
 
 
 def _render(

@@ -6,15 +6,16 @@ the config (vocabulary, max_model_len, max_n) are checked in `sampling` and `pro
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
 from vinfer.errors import RequestError
-from vinfer.server.body_model import BodyModel
+from vinfer.server.body_model import Body
 from vinfer.server.field_errors import request_error, shown
 from vinfer.server.fields import (
     CHAT_FIELDS,
@@ -29,6 +30,8 @@ from vinfer.server.structured_outputs import ResponseFormat, StructuredOutputs, 
 MAX_INT32 = 2**31 - 1
 MAX_STOP_STRINGS = 4
 MAX_STOP_STRING_CHARS = 1024
+MAX_PROMPTS = 256
+"""Prompts in one request to `/v1/completions`; more are refused before they are tokenized."""
 
 
 def _one_as_list(value: Any) -> Any:
@@ -57,16 +60,18 @@ def _text_part_type(kind: Any) -> Any:
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
+TokenIdKey = Annotated[str, Field(pattern="^[0-9]{1,10}$")]
 
 
-class StreamOptions(BodyModel):
+class StreamOptions(Body):
     """What a stream carries besides text."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
-class SamplingFields(BodyModel):
+class SamplingFields(Body):
     """What chat and plain completions share; None stands for "left out"."""
 
     model: str = Field(min_length=1)
@@ -81,11 +86,14 @@ class SamplingFields(BodyModel):
     frequency_penalty: Penalty | None = None
     n: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
-    stop: Annotated[list[StopString], BeforeValidator(_one_as_list)] = Field([], max_length=MAX_STOP_STRINGS)
+    stop: Annotated[
+        StopStrings, BeforeValidator(_one_as_list, json_schema_input_type=StopString | StopStrings)
+    ] = []
     stop_token_ids: list[TokenId] = Field([], max_length=MAX_STOP_TOKEN_IDS)
     logit_bias: dict[
-        Annotated[int, BeforeValidator(_key_as_token_id)], Annotated[float, Field(ge=-100, le=100)]
-    ] = Field({}, max_length=MAX_LOGIT_BIAS)
+        Annotated[int, BeforeValidator(_key_as_token_id, json_schema_input_type=TokenIdKey)],
+        Annotated[float, Field(ge=-100, le=100)],
+    ] = Field({}, max_length=MAX_LOGIT_BIAS, json_schema_extra={"additionalProperties": False})
     min_tokens: int = Field(0, ge=0, le=MAX_INT32)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -105,21 +113,24 @@ class SamplingFields(BodyModel):
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
 
-class TextPart(BodyModel):
+class TextPart(Body):
     """One part of a message's content."""
 
     type: Annotated[Literal["text"], BeforeValidator(_text_part_type)]
     text: str
 
 
-class CalledFunction(BodyModel):
+TextParts = Annotated[list[TextPart], Field(min_length=1)]
+
+
+class CalledFunction(Body):
     """A function the model called in an earlier turn; `arguments` is JSON text."""
 
     name: str = Field(min_length=1)
     arguments: str
 
 
-class ToolCall(BodyModel):
+class ToolCall(Body):
     """A tool call of an earlier assistant turn."""
 
     id: str = Field(min_length=1)
@@ -127,7 +138,7 @@ class ToolCall(BodyModel):
     function: CalledFunction
 
 
-class ChatMessage(BodyModel):
+class ChatMessage(Body):
     """One turn of a conversation.
 
     Clients send earlier answers back as they got them, so their empty fields are known here too.
@@ -135,7 +146,7 @@ class ChatMessage(BodyModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
-        Annotated[list[TextPart], Field(min_length=1)] | None, BeforeValidator(_text_as_part)
+        TextParts | None, BeforeValidator(_text_as_part, json_schema_input_type=str | TextParts | None)
     ] = None
     name: str | None = Field(None, min_length=1, max_length=256)
     tool_calls: list[ToolCall] | None = None
@@ -173,22 +184,37 @@ class ChatFields(SamplingFields):
     continue_final_message: bool = False
 
 
+_TOKEN_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        _TOKEN_IDS_SCHEMA,
+        {
+            "type": "array",
+            "items": {"anyOf": [{"type": "string"}, _TOKEN_IDS_SCHEMA]},
+            "minItems": 1,
+            "maxItems": MAX_PROMPTS,
+        },
+    ]
+}
+
+
 class CompletionFields(SamplingFields):
     """`POST /v1/completions`; `prompt` is taken apart in `prompts`."""
 
-    prompt: Any
+    prompt: Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
     best_of: int | None = Field(None, ge=1)
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
 
 
-class CountText(BodyModel):
+class CountText(Body):
     """`POST /v1/count_tokens` of a text."""
 
     model: str = Field(min_length=1)
     conversation: str
 
 
-class CountMessages(BodyModel):
+class CountMessages(Body):
     """`POST /v1/count_tokens` of a conversation."""
 
     model: str = Field(min_length=1)
@@ -196,7 +222,33 @@ class CountMessages(BodyModel):
 
 
 Unknown = Literal["refuse", "ignore"]
-BodyT = TypeVar("BodyT", bound=BodyModel)
+BodyT = TypeVar("BodyT", bound=Body)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RequestForm(Generic[BodyT]):
+    """One form that a route's body may have: its applied fields, typed, and the rule of every field."""
+
+    fields: type[BodyT]
+    rules: Mapping[str, FieldRule]
+
+    def parse(self, body: Mapping[str, Any], unknown: Unknown) -> BodyT:
+        """Check each field by itself; what fields ask of each other is the route's matter.
+
+        Raises:
+            RequestError: names the first bad field.
+        """
+        extra: Literal["forbid", "ignore"] = "forbid" if unknown == "refuse" else "ignore"
+        try:
+            return self.fields.model_validate(applied_fields(body, self.rules, unknown), extra=extra)
+        except ValidationError as error:
+            raise request_error(error) from None
+
+
+CHAT = RequestForm(ChatFields, CHAT_FIELDS)
+COMPLETION = RequestForm(CompletionFields, COMPLETION_FIELDS)
+COUNT_TEXT = RequestForm(CountText, COUNT_FIELDS)
+COUNT_MESSAGES = RequestForm(CountMessages, COUNT_FIELDS)
 
 
 def parse_chat(body: Mapping[str, Any], unknown: Unknown) -> ChatFields:
@@ -205,8 +257,8 @@ def parse_chat(body: Mapping[str, Any], unknown: Unknown) -> ChatFields:
     Raises:
         RequestError: names the first bad field.
     """
-    fields = _parse(ChatFields, body, CHAT_FIELDS, unknown)
-    _check_messages(fields.messages, "messages")
+    fields = CHAT.parse(body, unknown)
+    check_messages(fields.messages, "messages")
     _check_sampling(fields)
     both = (fields.max_tokens, fields.max_completion_tokens)
     if None not in both and both[0] != both[1]:
@@ -217,15 +269,7 @@ def parse_chat(body: Mapping[str, Any], unknown: Unknown) -> ChatFields:
     if fields.top_logprobs is not None and not fields.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
     if fields.continue_final_message:
-        if fields.add_generation_prompt:
-            raise RequestError(
-                "continue_final_message and add_generation_prompt exclude each other: send one of them",
-                param="continue_final_message",
-            )
-        if fields.messages[-1].role != "assistant":
-            raise RequestError(
-                "continue_final_message needs an assistant message at the end", param="continue_final_message"
-            )
+        check_continuation(fields.messages, fields.add_generation_prompt)
     return fields
 
 
@@ -235,7 +279,7 @@ def parse_completion(body: Mapping[str, Any], unknown: Unknown) -> CompletionFie
     Raises:
         RequestError: names the first bad field.
     """
-    fields = _parse(CompletionFields, body, COMPLETION_FIELDS, unknown)
+    fields = COMPLETION.parse(body, unknown)
     _check_sampling(fields)
     if fields.best_of is not None and fields.best_of != (fields.n or 1):
         raise RequestError(
@@ -252,13 +296,13 @@ def parse_count(body: Mapping[str, Any], unknown: Unknown) -> CountText | CountM
     """
     # Told apart here: pydantic would put the branch of a union into the error's path.
     if isinstance(body.get("conversation"), str):
-        return _parse(CountText, body, COUNT_FIELDS, unknown)
-    fields = _parse(CountMessages, body, COUNT_FIELDS, unknown)
-    _check_messages(fields.conversation, "conversation")
+        return COUNT_TEXT.parse(body, unknown)
+    fields = COUNT_MESSAGES.parse(body, unknown)
+    check_messages(fields.conversation, "conversation")
     return fields
 
 
-def _check_messages(messages: list[ChatMessage], path: str) -> None:
+def check_messages(messages: list[ChatMessage], path: str) -> None:
     """Check what each role must and must not carry.
 
     Raises:
@@ -282,17 +326,24 @@ def _check_messages(messages: list[ChatMessage], path: str) -> None:
             )
 
 
+def check_continuation(messages: list[ChatMessage], add_generation_prompt: bool | None) -> None:
+    """Check that the last message can be gone on with.
+
+    Raises:
+        RequestError: names `continue_final_message`.
+    """
+    if add_generation_prompt:
+        raise RequestError(
+            "continue_final_message and add_generation_prompt exclude each other: send one of them",
+            param="continue_final_message",
+        )
+    if messages[-1].role != "assistant":
+        raise RequestError(
+            "continue_final_message needs an assistant message at the end", param="continue_final_message"
+        )
+
+
 def _check_sampling(fields: SamplingFields) -> None:
     if fields.stream_options is not None and not fields.stream:
         raise RequestError("stream_options needs stream: true", param="stream_options")
     check_one_form(fields.response_format, fields.structured_outputs, ignore_eos=fields.ignore_eos)
-
-
-def _parse(
-    cls: type[BodyT], body: Mapping[str, Any], rules: Mapping[str, FieldRule], unknown: Unknown
-) -> BodyT:
-    extra: Literal["forbid", "ignore"] = "forbid" if unknown == "refuse" else "ignore"
-    try:
-        return cls.model_validate(applied_fields(body, rules, unknown), extra=extra)
-    except ValidationError as error:
-        raise request_error(error) from None

@@ -33,6 +33,13 @@ def num_choices(fields: SamplingFields, model: ServedModel, max_n: int) -> int:
     return n
 
 
+def default_max_tokens(fields: type[SamplingFields], model: ServedModel) -> int | None:
+    """Give what a request without max_tokens gets; None stands for all the room that its prompt leaves."""
+    if model.sampling.max_tokens is None and issubclass(fields, CompletionFields):
+        return COMPLETION_MAX_TOKENS
+    return model.sampling.max_tokens
+
+
 def choice_seed(seed: int, choice: int) -> int:
     """Give each choice a seed of its own; choice 0 has the request's, so that n=1 equals the first of n=2.
 
@@ -95,15 +102,11 @@ def _max_tokens(fields: ChatFields | CompletionFields, model: ServedModel, promp
             param="messages" if isinstance(fields, ChatFields) else "prompt",
         )
     name, sent = "max_tokens", fields.max_tokens
-    default = model.sampling.max_tokens
-    if isinstance(fields, ChatFields):
-        if fields.max_completion_tokens is not None:
-            name, sent = "max_completion_tokens", fields.max_completion_tokens
-        default = room if default is None else default
-    else:
-        default = COMPLETION_MAX_TOKENS if default is None else default
+    if isinstance(fields, ChatFields) and fields.max_completion_tokens is not None:
+        name, sent = "max_completion_tokens", fields.max_completion_tokens
     if sent is None:
-        return min(default, room)
+        default = default_max_tokens(type(fields), model)
+        return room if default is None else min(default, room)
     if sent > room:
         raise ContextLengthError(
             f"{name} is {sent} and the prompt has {prompt_len} tokens; max_model_len is {limit}: "

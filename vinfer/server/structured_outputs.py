@@ -13,7 +13,7 @@ from pydantic import Field
 
 from vinfer.engine.grammar import GrammarKind, GrammarSpec
 from vinfer.errors import RequestError
-from vinfer.server.body_model import BodyModel
+from vinfer.server.body_model import Body
 
 MAX_SCHEMA_CHARS = 65_536
 """Of a JSON Schema, written without white space."""
@@ -23,7 +23,7 @@ MAX_CHOICES = 1_000
 MAX_DESCRIPTION_CHARS = 4_096
 
 
-class JsonSchemaFormat(BodyModel):
+class JsonSchemaFormat(Body):
     """`response_format.json_schema`. The schema is enforced whatever `strict` says."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
@@ -32,14 +32,14 @@ class JsonSchemaFormat(BodyModel):
     strict: bool | None = None
 
 
-class ResponseFormat(BodyModel):
+class ResponseFormat(Body):
     """`response_format`: the form of the answer, in OpenAI's words."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
 
 
-class StructuredOutputs(BodyModel):
+class StructuredOutputs(Body):
     """`structured_outputs`: the form of the answer, in vLLM's words; one of them."""
 
     regex: str | None = Field(None, max_length=MAX_GRAMMAR_CHARS)

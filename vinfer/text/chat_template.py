@@ -46,8 +46,11 @@ _MAX_ERROR_LEN = 500
 class ChatTemplate:
     """A compiled chat template.
 
-    Args:
+    Attributes:
         source: the Jinja source.
+
+    Args:
+        source: as above.
         special_tokens: what the template knows as `bos_token`, `eos_token`, ...; None is left undefined.
         control_tokens: the tokenizer's special-token strings; in user text they stay plain text.
         max_render_seconds: a rendering that takes longer is refused.
@@ -64,6 +67,7 @@ class ChatTemplate:
         control_tokens: ControlTokens,
         max_render_seconds: float = 5.0,
     ) -> None:
+        self.source = source
         self._special_tokens = {name: token for name, token in special_tokens.items() if token is not None}
         self._control_tokens = control_tokens
         self._max_render_seconds = max_render_seconds

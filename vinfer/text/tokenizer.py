@@ -22,6 +22,7 @@ from vinfer.text.control_tokens import ControlTokens, RenderedPrompt
 
 TOKENIZER_FILE = "tokenizer.json"
 SPECIAL_TOKENS_FILE = "special_tokens.json"
+_ADDED_TOKEN_KEYS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -31,6 +32,8 @@ class Tokenizer:
     Attributes:
         vocab_size: largest id + 1, added tokens included.
         special_ids: ids that `skip_special_tokens` leaves out of decoded text.
+        added_tokens: by id, the tokens added to the vocabulary, with the keys of `added_tokens_decoder` in
+            transformers' tokenizer_config.json.
         special_tokens: bos_token, eos_token, pad_token and unk_token, each a string or None.
         control_tokens: the strings of `special_ids`.
         decoder_types: the decoders of tokenizer.json in order, such as ("Sequence", "ByteFallback", "Fuse").
@@ -47,6 +50,10 @@ class Tokenizer:
         special = {token_id: token for token_id, token in added.items() if token.special}
         self._fast = fast
         self._plain = plain
+        self.added_tokens: dict[int, dict[str, str | bool]] = {
+            token_id: {key: getattr(token, key) for key in _ADDED_TOKEN_KEYS}
+            for token_id, token in added.items()
+        }
         self.special_tokens = dict(special_tokens)
         self.special_ids = frozenset(special)
         self.vocab_size: int = 1 + max(fast.get_vocab(with_added_tokens=True).values(), default=-1)

@@ -21,7 +21,7 @@ MODELS = {
     "gemma2": TinyModel(
         "Gemma2",
         38,
-        {**_GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 1.0, "attention_bias": True},
+        {**_GEMMA, "attn_logit_softcapping": 6.0, "final_logit_softcapping": 1.0, "attention_bias": True},
         norm_mean=0.0,
         embedding_deviation=_EMBEDDING,
     ),

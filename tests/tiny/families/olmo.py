@@ -2,31 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING, Any
-
 from tiny.models import TinyModel
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-
-def unscale_sliding_layers(model: PreTrainedModel) -> None:
-    """Rotate the sliding layers of OLMo 3 as it was trained: see `vinfer.checkpoint.families.olmo`."""
-    from transformers.models.olmo3.modeling_olmo3 import Olmo3RotaryEmbedding
-
-    config = copy.deepcopy(model.config)
-    config.rope_parameters = {"rope_type": "default", "rope_theta": config.rope_parameters["rope_theta"]}
-    for layer, layer_type in zip(model.model.layers, config.layer_types, strict=True):
-        if layer_type == "sliding_attention":
-            layer.unscaled_rotary = Olmo3RotaryEmbedding(config)
-            layer.register_forward_pre_hook(_rotate_unscaled, with_kwargs=True)
-
-
-def _rotate_unscaled(layer: Any, arguments: Any, options: dict[str, Any]) -> Any:
-    options["position_embeddings"] = layer.unscaled_rotary(arguments[0], options["position_ids"])
-    return arguments, options
-
 
 MODELS = {
     "olmo2": TinyModel(
@@ -72,6 +48,5 @@ MODELS = {
                 "beta_slow": 1.0,
             },
         },
-        correct_reference=unscale_sliding_layers,
     ),
 }

@@ -6,9 +6,21 @@ checkpoint to `tests/tiny/families`, and let the parity matrix (`scripts/parity`
 
 from __future__ import annotations
 
-from vinfer.checkpoint.families import cohere, gemma, llama, olmo, phi, smollm
+from vinfer.checkpoint.families import (
+    cohere,
+    gemma,
+    glm,
+    gpt,
+    llama,
+    mistral,
+    mixtures,
+    olmo,
+    phi,
+    smollm,
+    stablelm,
+)
 from vinfer.checkpoint.family import Family
 
-_GROUPS = (llama, cohere, gemma, olmo, phi, smollm)
+_GROUPS = (llama, cohere, gemma, glm, gpt, mistral, mixtures, olmo, phi, smollm, stablelm)
 
 FAMILIES: dict[str, Family] = {family.model_type: family for group in _GROUPS for family in group.FAMILIES}

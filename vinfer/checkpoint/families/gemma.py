@@ -8,15 +8,16 @@ from __future__ import annotations
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families.reading import (
     read_activation,
+    read_facts,
     read_heads,
     read_hidden_size,
     read_intermediate_size,
     read_layer_types,
     read_num_layers,
-    read_vocab_size,
     read_windows,
+    size_keys,
 )
-from vinfer.checkpoint.family import ONE_ROPE, Family, ModelFacts, NormalisedConfig
+from vinfer.checkpoint.family import ONE_ROPE, Family, NormalisedConfig
 from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, gated_mlp_shapes, norm_shapes
 from vinfer.checkpoint.rope import RopeFacts
 from vinfer.checkpoint.rope_config import LayerRope, read_rope, read_ropes_by_layer_type
@@ -91,31 +92,13 @@ def _decoder(
             for layer in range(num_layers)
         ],
     )
-    facts = ModelFacts(
-        num_layers=num_layers,
-        num_attention_heads=heads.num_attention_heads,
-        num_kv_heads=heads.num_key_value_heads,
-        key_dim=heads.head_dim,
-        value_dim=heads.head_dim,
-        hidden_size=hidden,
-        vocab_size=read_vocab_size(keys),
-        num_positions=keys.integer("max_position_embeddings"),
-        is_tied=keys.boolean("tie_word_embeddings", True),
-        windows=read_windows(keys, layer_types, 4096),
-    )
+    facts = read_facts(keys, heads, windows=read_windows(keys, layer_types, 4096), is_tied=True)
     attention_bias = keys.boolean("attention_bias", False)
     config: dict[str, object] = {
-        "vocab_size": facts.vocab_size,
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": heads.num_attention_heads,
-        "num_key_value_heads": heads.num_key_value_heads,
-        "head_dim": heads.head_dim,
+        **size_keys(facts, inner=inner),
         "hidden_activation": read_activation(
             keys, _GELU, key="hidden_activation", default="gelu_pytorch_tanh"
         ),
-        "max_position_embeddings": facts.num_positions,
         "rms_norm_eps": keys.number("rms_norm_eps", 1e-6),
         "attention_bias": attention_bias,
         "query_pre_attn_scalar": keys.number("query_pre_attn_scalar", 256.0),
@@ -170,7 +153,8 @@ FAMILIES = (
         architecture="Gemma2ForCausalLM",
         keys=_KEYS,
         translate=_gemma2,
-        harmless=_HARMLESS,
+        # Gemma 2 9B and 27B state the window a second time; transformers reads `sliding_window`.
+        harmless=_HARMLESS | {"sliding_window_size"},
     ),
     Family(
         model_type="gemma3_text",

@@ -10,15 +10,16 @@ from vinfer.checkpoint.families.reading import (
     SILU,
     Heads,
     read_activation,
+    read_facts,
     read_heads,
     read_hidden_size,
     read_intermediate_size,
     read_layer_types,
     read_num_layers,
-    read_vocab_size,
     read_windows,
+    size_keys,
 )
-from vinfer.checkpoint.family import ONE_ROPE, Family, ModelFacts, NormalisedConfig
+from vinfer.checkpoint.family import ONE_ROPE, Family, NormalisedConfig
 from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, gated_mlp_shapes, norm_shapes
 from vinfer.checkpoint.rope import RopeFacts
 from vinfer.checkpoint.rope_config import read_rope
@@ -102,28 +103,10 @@ def gated_decoder(
         rope: where the family does not read it as Llama does.
     """
     hidden, inner = read_hidden_size(keys), read_intermediate_size(keys)
-    facts = ModelFacts(
-        num_layers=read_num_layers(keys),
-        num_attention_heads=heads.num_attention_heads,
-        num_kv_heads=heads.num_key_value_heads,
-        key_dim=heads.head_dim,
-        value_dim=heads.head_dim,
-        hidden_size=hidden,
-        vocab_size=read_vocab_size(keys),
-        num_positions=keys.integer("max_position_embeddings"),
-        is_tied=keys.boolean("tie_word_embeddings", False),
-        windows=windows,
-    )
+    facts = read_facts(keys, heads, windows=windows)
     config: dict[str, object] = {
-        "vocab_size": facts.vocab_size,
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": facts.num_layers,
-        "num_attention_heads": heads.num_attention_heads,
-        "num_key_value_heads": heads.num_key_value_heads,
-        "head_dim": heads.head_dim,
+        **size_keys(facts, inner=inner),
         "hidden_act": read_activation(keys, SILU, default="silu"),
-        "max_position_embeddings": facts.num_positions,
         "rms_norm_eps": keys.number("rms_norm_eps", 1e-6),
         "attention_bias": has_bias,
         "mlp_bias": has_mlp_bias,
@@ -157,6 +140,8 @@ def gated_decoder(
 
 
 _QWEN_KEYS = frozenset({"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"})
+QWEN_HARMLESS = frozenset({"dual_chunk_attention_config"})
+"""Of Qwen's models for a million tokens: how others attend beyond 262144; transformers does not read it."""
 
 FAMILIES = (
     Family(
@@ -167,11 +152,18 @@ FAMILIES = (
         # Old files carry it; transformers' Llama does not read it.
         harmless=frozenset({"max_window_layers"}),
     ),
-    Family(model_type="qwen2", architecture="Qwen2ForCausalLM", keys=_QWEN_KEYS, translate=_qwen2),
+    Family(
+        model_type="qwen2",
+        architecture="Qwen2ForCausalLM",
+        keys=_QWEN_KEYS,
+        translate=_qwen2,
+        harmless=QWEN_HARMLESS,
+    ),
     Family(
         model_type="qwen3",
         architecture="Qwen3ForCausalLM",
         keys=_QWEN_KEYS | {"attention_bias"},
         translate=_qwen3,
+        harmless=QWEN_HARMLESS,
     ),
 )

@@ -62,7 +62,6 @@ def _phi3(keys: ConfigKeys) -> NormalisedConfig:
     }
     return dataclasses.replace(
         normalised,
-        config={**normalised.config, "partial_rotary_factor": rope.rotary_dim / heads.head_dim},
         shapes=decoder_shapes(
             [layer] * facts.num_layers,
             vocab=facts.vocab_size,

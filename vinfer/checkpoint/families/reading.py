@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from vinfer.checkpoint.config_keys import ConfigKeys
+from vinfer.checkpoint.family import ModelFacts
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,50 @@ def read_vocab_size(keys: ConfigKeys) -> int:
     return keys.integer("vocab_size", maximum=2**24)
 
 
+def read_facts(
+    keys: ConfigKeys,
+    heads: Heads,
+    *,
+    windows: tuple[int | None, ...] | None = None,
+    is_tied: bool = False,
+    default_num_positions: int | None = None,
+) -> ModelFacts:
+    """Sum up a decoder whose keys and values are as wide as its heads.
+
+    Args:
+        windows: None where no layer has one.
+        is_tied: the family's default.
+        default_num_positions: where the family does not require `max_position_embeddings`.
+    """
+    num_layers = read_num_layers(keys)
+    return ModelFacts(
+        num_layers=num_layers,
+        num_attention_heads=heads.num_attention_heads,
+        num_kv_heads=heads.num_key_value_heads,
+        key_dim=heads.head_dim,
+        value_dim=heads.head_dim,
+        hidden_size=read_hidden_size(keys),
+        vocab_size=read_vocab_size(keys),
+        num_positions=keys.integer("max_position_embeddings", default_num_positions),
+        is_tied=keys.boolean("tie_word_embeddings", is_tied),
+        windows=(None,) * num_layers if windows is None else windows,
+    )
+
+
+def size_keys(facts: ModelFacts, *, inner: int) -> dict[str, object]:
+    """Return the sizes under the names that nearly all of EasyDeL's configs have."""
+    return {
+        "vocab_size": facts.vocab_size,
+        "hidden_size": facts.hidden_size,
+        "intermediate_size": inner,
+        "num_hidden_layers": facts.num_layers,
+        "num_attention_heads": facts.num_attention_heads,
+        "num_key_value_heads": facts.num_kv_heads,
+        "head_dim": facts.key_dim,
+        "max_position_embeddings": facts.num_positions,
+    }
+
+
 def read_activation(
     keys: ConfigKeys, names: Mapping[str, str], *, key: str = "hidden_act", default: str
 ) -> str:
@@ -89,6 +134,15 @@ def read_activation(
 
 
 SILU = {"silu": "silu", "swish": "silu"}
+GELU = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "relu": "relu",
+}
+"""`gelu_new`, `gelu_fast` and `gelu_pytorch_tanh` are one function, written three ways (activations.py)."""
 
 
 def read_layer_types(keys: ConfigKeys, num_layers: int, default: Sequence[str]) -> tuple[str, ...]:

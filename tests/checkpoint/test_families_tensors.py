@@ -1,0 +1,27 @@
+"""The tensors that a config asks for are those that transformers writes, and its facts survive JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("torch", reason="tiny checkpoints are written by transformers with torch")
+
+from safetensors import safe_open
+from tiny.checkpoints import checkpoint
+from tiny.families import cohere, olmo, phi, smollm
+
+from vinfer.checkpoint.normalise import normalise
+
+NAMES = (*cohere.MODELS, *olmo.MODELS, *phi.MODELS, *smollm.MODELS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_says_what_is_beside_it(name: str) -> None:
+    directory = checkpoint(name)
+    with safe_open(directory / "model.safetensors", framework="np") as file:
+        written = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    normalised = normalise(json.loads((directory / "config.json").read_text()))
+    assert normalised.shapes == written
+    assert json.loads(json.dumps(normalised.config)) == normalised.config

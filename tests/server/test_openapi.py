@@ -1,0 +1,321 @@
+"""`/openapi.json` is the server: the same routes, the same bounds, and bodies as it says.
+
+Every answer that any test of this directory gets through `RunningServer.http` is held against the document
+(`contract.py`); here are the document's form, a success of each route, and proof that the check can fail.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+from contract import BODIES, HI, Contract
+from fake_engine import VOCAB_SIZE
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from running_server import RunningServer, Start
+from test_request_fields import BAD_CHAT_FIELDS, BAD_COMPLETION_FIELDS, TOOL_CALL, USER
+
+import vinfer
+from vinfer.bundle import ParityFigures, ParityReport, ParityThresholds
+from vinfer.config import ServerConfig
+from vinfer.server.app import METRICS_ROUTE, ROUTES
+from vinfer.server.auth import PUBLIC_PATHS
+from vinfer.server.fields import Treatment
+from vinfer.server.openapi import openapi_document
+from vinfer.server.operations import OPERATIONS
+
+STREAM = {"stream": True, "stream_options": {"include_usage": True}}
+LOGPROBS: dict[str, Any] = {"logprobs": True, "top_logprobs": 2}
+# A success of each route: its body, or the query.
+SUCCESSES: list[tuple[str, str, dict[str, Any]]] = [
+    ("POST", "/v1/chat/completions", {"messages": HI, "n": 2, **LOGPROBS}),
+    ("POST", "/v1/chat/completions", {"messages": HI, "max_tokens": 3, **LOGPROBS, **STREAM}),
+    ("POST", "/v1/completions", {"prompt": ["a", [4, 5]], "logprobs": 1}),
+    ("POST", "/v1/completions", {"prompt": "a", "logprobs": 0, **STREAM}),
+    ("POST", "/v1/count_tokens", {"conversation": "a"}),
+    ("POST", "/v1/count_tokens", {"conversation": HI}),
+    ("POST", "/tokenize", {"prompt": "a", "return_token_strs": True}),
+    ("POST", "/tokenize", {"messages": HI}),
+    ("POST", "/detokenize", {"tokens": [4, 5]}),
+    ("GET", "/tokenizer_info", {"model": "fake"}),
+    ("GET", "/v1/models", {}),
+    ("GET", "/v1/models/fake", {}),
+    ("GET", "/v1/capabilities", {}),
+    ("GET", "/liveness", {}),
+    ("GET", "/readiness", {}),
+    ("GET", "/health", {}),
+    ("GET", "/version", {}),
+    ("GET", "/openapi.json", {}),
+    ("GET", "/metrics", {}),
+]
+# What only the model, or another field, can say.
+NO_MATTER_OF_SCHEMA: list[dict[str, Any]] = [
+    {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "user", "content": None}]},
+    {"messages": [{"role": "assistant", "content": None}]},
+    {"messages": [{**USER, "tool_calls": [TOOL_CALL]}]},
+    {"messages": [{"role": "tool", "content": "x"}]},
+    {"messages": [{**USER, "tool_call_id": "x"}]},
+    {"max_tokens": 1000},
+    {"max_completion_tokens": 1000, "max_tokens": None},
+    {"max_completion_tokens": 5},
+    {"stop_token_ids": list(range(4, 20))},
+    {"stop_token_ids": [260]},
+    {"logit_bias": {"260": 1}},
+    {"min_tokens": 5},
+    {"top_logprobs": 2},
+    {"stream_options": {"include_usage": True}},
+    {"continue_final_message": True},
+    {"prompt": [4, 260]},
+    {"best_of": 2},
+    {"best_of": 2, "n": 3},
+]
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return openapi_document(ServerConfig())
+
+
+def nodes(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+        for child in value.values():
+            yield from nodes(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from nodes(child)
+
+
+def test_the_table_is_the_route_table(document: dict[str, Any]) -> None:
+    routes = {(method, path) for method, path, _ in (*ROUTES, METRICS_ROUTE)}
+    assert set(OPERATIONS) == routes
+    written = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert written == {(method, path.replace(":path", "")) for method, path in routes}
+
+
+def test_every_route_succeeds_above(document: dict[str, Any]) -> None:
+    contract = Contract(ServerConfig())
+    tried = [id(contract.operation(method, path)) for method, path, _ in SUCCESSES]
+    operations = [operation for path in contract.document["paths"].values() for operation in path.values()]
+    assert {id(operation) for operation in operations} == set(tried)
+
+
+@pytest.mark.parametrize(("method", "path", "given"), SUCCESSES)
+def test_success(server: RunningServer, method: str, path: str, given: dict[str, Any]) -> None:
+    response = (
+        server.http.get(path, params=given)
+        if method == "GET"
+        else server.http.post(path, json={"model": "fake", **given})
+    )
+    assert response.status_code == 200, response.text
+
+
+def test_model_with_a_parity_report(start: Start) -> None:
+    figures = ParityFigures(
+        num_prompts=2,
+        num_tokens=128,
+        largest_error=1e-6,
+        mean_error=1e-7,
+        top1_agreement=1.0,
+        mean_kl=1e-9,
+        largest_kl=1e-8,
+        num_wrong_tokens=0,
+    )
+    report = ParityReport(
+        verdict="passed",
+        measured=1_700_000_000,
+        versions={"transformers": "5.5.0"},
+        dtype="float32",
+        reference_dtype="float32",
+        figures=figures,
+        thresholds=ParityThresholds(max_error=1e-5, max_wrong_tokens=0, tie=1e-6),
+    )
+    with start() as server:
+        (model,) = server.models.served_models
+        server.models.serve(dataclasses.replace(model, parity=report))
+        assert server.http.get("/v1/models/fake").json()["parity"]["measured"] == 1_700_000_000
+        capabilities = server.http.get("/v1/capabilities").json()
+        assert capabilities["models"][0]["parity_verdict"] == "passed"
+
+
+def test_form(document: dict[str, Any]) -> None:
+    """What the OpenAPI 3.1 specification asks of each object that the document has."""
+    assert set(document) == {"openapi", "info", "paths", "components", "security"}
+    assert document["openapi"].startswith("3.1.")
+    assert document["info"]["version"] == vinfer.__version__
+    operation_ids = []
+    for path, methods in document["paths"].items():
+        assert path.startswith("/")
+        for method, operation in methods.items():
+            assert method in {"get", "post"}
+            assert ("requestBody" in operation) == (method == "post")
+            assert operation["summary"]
+            operation_ids.append(operation["operationId"])
+            parameters = operation.get("parameters", [])
+            assert all({"name", "in", "schema"} <= set(parameter) for parameter in parameters)
+            in_path = {parameter["name"] for parameter in parameters if parameter["in"] == "path"}
+            assert in_path == ({"id"} if "{id}" in path else set())
+            assert all(answer["description"] for answer in operation["responses"].values())
+            assert all(100 <= int(status) < 600 for status in operation["responses"])
+    assert len(set(operation_ids)) == len(operation_ids)
+
+
+def test_every_schema_is_one(document: dict[str, Any]) -> None:
+    schemas = [
+        *document["components"]["schemas"].values(),
+        *(node["schema"] for node in nodes(document["paths"]) if "schema" in node),
+        *(node["x-event-schema"] for node in nodes(document["paths"]) if "x-event-schema" in node),
+    ]
+    assert len(schemas) > 60
+    for schema in schemas:
+        Draft202012Validator.check_schema(schema)
+    references = {node["$ref"] for node in nodes(document) if isinstance(node.get("$ref"), str)}
+    components = document["components"]["schemas"]
+    assert references <= {f"#/components/schemas/{name}" for name in components}
+    # And none that nothing leads to.
+    assert {reference.rpartition("/")[2] for reference in references} == set(components)
+
+
+def test_the_schemas_refuse_what_the_routes_refuse() -> None:
+    """The lists are those of `test_request_fields`, where the routes refuse them."""
+    contract = Contract(ServerConfig())
+    chat = contract.request_validator("POST", "/v1/chat/completions")
+    completion = contract.request_validator("POST", "/v1/completions")
+    basis = {"model": "fake", "max_tokens": 4}
+    passed = [
+        fields for fields, _ in BAD_CHAT_FIELDS if chat.is_valid({**basis, "messages": HI, **fields})
+    ] + [
+        fields
+        for fields, _ in BAD_COMPLETION_FIELDS
+        if completion.is_valid({**basis, "prompt": [4], **fields})
+    ]
+    assert passed == NO_MATTER_OF_SCHEMA
+
+
+def test_each_field_has_its_rule(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for operation in OPERATIONS.values():
+        for form in operation.forms:
+            schema = schemas[form.fields.__name__]
+            assert set(schema["properties"]) == set(form.rules)
+            assert schema["additionalProperties"] is False
+            for name, rule in form.rules.items():
+                if rule.treatment is Treatment.REFUSED:
+                    written = schema["properties"][name]
+                    assert written["enum"] == [None, *rule.neutral]
+                    assert rule.reason in written["description"]
+
+
+def test_statuses(document: dict[str, Any]) -> None:
+    chat = set(document["paths"]["/v1/chat/completions"]["post"]["responses"])
+    assert chat == {"200", *["400", "401", "404", "408", "413", "415", "429", "431", "500", "503"]}
+    assert "429" not in document["paths"]["/tokenize"]["post"]["responses"]
+    assert "401" not in document["paths"]["/readiness"]["get"]["responses"]
+    assert "503" in document["paths"]["/readiness"]["get"]["responses"]
+
+
+def test_config_decides(tmp_path: Any) -> None:
+    document = openapi_document(
+        ServerConfig(unknown_fields="ignore", max_n=3, metrics=False, api_keys_file=tmp_path / "keys")
+    )
+    schemas = document["components"]["schemas"]
+    assert schemas["ChatFields"]["additionalProperties"] is True
+    assert schemas["ChatMessage"]["additionalProperties"] is True
+    assert schemas["ErrorBody"]["additionalProperties"] is False
+    assert schemas["CompletionFields"]["properties"]["n"]["maximum"] == 3
+    assert "/metrics" not in document["paths"]
+    assert document["security"] == [{"key": []}]
+    public = {
+        path for path, methods in document["paths"].items() if methods.get("get", {}).get("security") == []
+    }
+    assert public == PUBLIC_PATHS
+
+
+def test_the_server_gives_the_document_of_its_config(start: Start) -> None:
+    with start(max_n=2, unknown_fields="ignore") as server:
+        given = server.http.get("/openapi.json").json()
+        assert given == openapi_document(ServerConfig(port=0, max_n=2, unknown_fields="ignore"))
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        ("/v1/chat/completions", {"mood": "good"}),
+        ("/v1/chat/completions", {"usage": None}),
+        ("/v1/completions", {"object": "completion"}),
+        ("/v1/completions", {"choices": [{"index": 0}]}),
+        ("/tokenize", {"tokens": ["a"]}),
+    ],
+)
+def test_the_contract_can_be_broken(server: RunningServer, path: str, change: dict[str, Any]) -> None:
+    given = next(body for _, known, body in SUCCESSES if known == path)
+    response = server.http.post(path, json={"model": "fake", **given})
+    contract = Contract(ServerConfig())
+    contract.check(response)
+    broken = httpx.Response(200, json={**response.json(), **change}, request=response.request)
+    with pytest.raises(jsonschema.ValidationError):
+        contract.check(broken)
+
+
+def test_the_contract_sees_statuses_events_and_requests(server: RunningServer) -> None:
+    contract = Contract(ServerConfig())
+    whole = server.complete()
+    undeclared = httpx.Response(418, json=whole.json(), request=whole.request)
+    with pytest.raises(AssertionError):
+        contract.check(undeclared)
+    streamed = server.complete(stream=True)
+    text = streamed.text.replace("text_completion", "completion")
+    broken = httpx.Response(200, text=text, headers=streamed.headers, request=streamed.request)
+    with pytest.raises(jsonschema.ValidationError):
+        contract.check(broken)
+    body = {**json.loads(whole.request.content), "temperature": 3}
+    request = httpx.Request("POST", whole.request.url, json=copy.deepcopy(body))
+    with pytest.raises(jsonschema.ValidationError):
+        contract.check(httpx.Response(200, json=whole.json(), request=request))
+
+
+def test_ids_beyond_the_vocabulary_are_the_models_matter(server: RunningServer) -> None:
+    """The schema knows no vocabulary: what it lets pass the route refuses by name."""
+    body = {"model": "fake", "tokens": [VOCAB_SIZE]}
+    assert Contract(ServerConfig()).request_validator("POST", "/detokenize").is_valid(body)
+    assert server.http.post("/detokenize", json=body).status_code == 400
+
+
+VALUES = st.one_of(
+    st.sampled_from([None, True, False, 0, 1, 2, -1, 1.0, 0.5, 1e300, 10**30, 2**64, "", "a", "text", "<s>"]),
+    st.sampled_from([[], [4], [4, 300], ["a"], [[4], "b"], {}, {"5": 1}, {"x": 1}, {"type": "text"}, HI]),
+    st.sampled_from(
+        [{"include_usage": True}, [{"type": "text", "text": "a"}], ["text"], [None], "\U0001f600"]
+    ),
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-3, 300) | st.floats(-3, 3) | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=5,
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "form"),
+    [(path, i) for path, bodies in BODIES.items() for i in range(len(bodies))],
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_body_gets_an_answer_of_the_contract(
+    server: RunningServer, path: str, form: int, data: st.DataObject
+) -> None:
+    """`server.http` checks the answer, and that the document allows each body that the route takes."""
+    rules = OPERATIONS["POST", path].forms[form].rules
+    changes = data.draw(st.dictionaries(st.sampled_from([*rules, "mood"]), VALUES, max_size=3))
+    body = {**BODIES[path][form], **changes}
+    response = server.http.post(path, json=body)
+    assert response.status_code in (200, 400, 404), response.text

@@ -1,0 +1,139 @@
+"""A mixture of experts in plain XLA: every token meets its own experts, whatever else is in the batch.
+
+Static shapes, no token dropped, no expert read that no token chose (but where blocks are left over, see
+`block_size`). Knows neither EasyDeL nor any model family.
+
+Source: the padded blocks are those of MegaBlocks (arXiv:2211.15841), which vLLM's fused kernel uses as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experts:
+    """Gated feed-forward blocks of one shape.
+
+    Attributes:
+        gate, up: [experts, hidden, inner].
+        down: [experts, inner, hidden].
+        gate_bias, up_bias: [experts, inner], or None.
+        down_bias: [experts, hidden], or None.
+        activation: (gate, up), each [rows, inner] -> [rows, inner].
+    """
+
+    gate: jax.Array
+    up: jax.Array
+    down: jax.Array
+    gate_bias: jax.Array | None = None
+    up_bias: jax.Array | None = None
+    down_bias: jax.Array | None = None
+    activation: Callable[[jax.Array, jax.Array], jax.Array]
+
+    def __call__(self, rows: jax.Array, expert: jax.Array) -> jax.Array:
+        """Compute one expert, int32 [], of rows [rows, hidden]."""
+        gate = _linear(rows, self.gate, self.gate_bias, expert)
+        up = _linear(rows, self.up, self.up_bias, expert)
+        return _linear(self.activation(gate, up), self.down, self.down_bias, expert)
+
+
+def _linear(rows: jax.Array, kernels: jax.Array, biases: jax.Array | None, expert: jax.Array) -> jax.Array:
+    kernel = jax.lax.dynamic_index_in_dim(kernels, expert, keepdims=False)
+    if rows.shape[0] == 1:
+        # XLA on the CPU copies the kernel out of the stack before a dot; it reads it in place in a fusion.
+        products = rows[0, :, None].astype(jnp.float32) * kernel.astype(jnp.float32)
+        result = products.sum(axis=0, keepdims=True).astype(rows.dtype)
+    else:
+        result = rows @ kernel
+    return result if biases is None else result + biases[expert]
+
+
+def route(logits: jax.Array, num_chosen: int, *, is_normalised: bool) -> tuple[jax.Array, jax.Array]:
+    """Choose experts by softmax over all of them, in float32.
+
+    Args:
+        logits: [tokens, experts].
+        is_normalised: divide the chosen probabilities by their sum. It is the same as softmax over the
+            chosen logits.
+
+    Returns:
+        Weights, float32 [tokens, num_chosen], and experts, int32 [tokens, num_chosen], best first; of
+        equals the one with the lower index.
+    """
+    probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    weights, experts = jax.lax.top_k(probabilities, num_chosen)
+    if is_normalised:
+        weights = weights / weights.sum(axis=-1, keepdims=True)
+    return weights, experts.astype(jnp.int32)
+
+
+def block_size(num_tokens: int, num_chosen: int, num_experts: int) -> int:
+    """Return how many rows of one expert are computed together.
+
+    One, where a block per choice is no more than a block per expert. Otherwise about what an expert gets on
+    average, a power of two: fewer rows would read its weights more often, more would be padding.
+    """
+    choices = num_tokens * num_chosen
+    if choices <= num_experts:
+        return 1
+    average = -(-choices // num_experts)
+    return min(num_tokens, max(16, 1 << (average - 1).bit_length()))
+
+
+def mix(hidden: jax.Array, weights: jax.Array, chosen: jax.Array, experts: Experts) -> jax.Array:
+    """Return the weighted sum of each token's experts.
+
+    Choices are sorted by expert and cut into blocks of one expert each; there are as many blocks as the worst
+    case needs, and those left over repeat the last expert for nobody.
+
+    Args:
+        hidden: [tokens, hidden].
+        weights: float32 [tokens, chosen].
+        chosen: int32 [tokens, chosen], experts by index.
+
+    Returns:
+        [tokens, hidden], in the dtype of `hidden`, summed in float32.
+    """
+    num_tokens, num_chosen = chosen.shape
+    num_experts = experts.gate.shape[0]
+    size = block_size(num_tokens, num_chosen, num_experts)
+    choices = chosen.reshape(-1)
+    by_expert = jnp.argsort(choices, stable=True).astype(jnp.int32)
+    rank = jnp.argsort(by_expert).astype(jnp.int32)
+
+    counts = jnp.bincount(choices, length=num_experts).astype(jnp.int32)
+    first_row = jnp.cumsum(counts) - counts
+    num_blocks = -(-counts // size)
+    block_ends = jnp.cumsum(num_blocks)
+    first_block = block_ends - num_blocks
+
+    block = jnp.arange(max_blocks(num_tokens, num_chosen, num_experts), dtype=jnp.int32)
+    expert = jnp.searchsorted(block_ends, block, side="right", method="compare_all").astype(jnp.int32)
+    expert = jnp.minimum(expert, choices.max())
+    rows = first_row[expert] + (block - first_block[expert]) * size
+    # A block may reach into the rows of the next expert: what it computes there, nobody reads.
+    rows = jnp.minimum(rows[:, None] + jnp.arange(size, dtype=jnp.int32), choices.size - 1)
+    tokens = by_expert[rows] // num_chosen
+
+    def compute(_: None, block: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        expert, tokens = block
+        return None, experts(hidden[tokens], expert)
+
+    _, outputs = jax.lax.scan(compute, None, (expert, tokens))
+
+    row_in_expert = rank - first_row[choices]
+    own = outputs[first_block[choices] + row_in_expert // size, row_in_expert % size]
+    own = own.reshape(num_tokens, num_chosen, -1).astype(jnp.float32)
+    return (own * weights[..., None]).sum(axis=1).astype(hidden.dtype)
+
+
+def max_blocks(num_tokens: int, num_chosen: int, num_experts: int) -> int:
+    """Return the blocks that the worst distribution over experts needs."""
+    choices = num_tokens * num_chosen
+    used = min(num_experts, choices)
+    return used + (choices - used) // block_size(num_tokens, num_chosen, num_experts)
