@@ -26,7 +26,7 @@ def main(bundle: str, directory: Path) -> None:
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
     import jax
     from tiny.bundles import model_config
-    from tiny.engines import Binder, Question, ask, load_engine
+    from tiny.engines import GREEDY, Binder, Question, ask, load_engine
     from tiny.hlo import GATHERS, instructions, moved_kv_shapes
     from tiny.prompts import crowd
 
@@ -35,16 +35,17 @@ def main(bundle: str, directory: Path) -> None:
     assert len(jax.devices()) == NUM_DEVICES
     engine = load_engine(directory, model_config(bundle))
     answers = ask(engine, crowd(join_apart=True))
+    manifest = read_manifest(directory)
     binder = Binder(directory)
+    params = dataclasses.replace(GREEDY, stop_token_ids=manifest.model.eos_token_ids)
     grammar = binder.grammar("regex", BOUND)
     bound = ask(
         engine,
         [
-            Question(question.prompt_ids, grammar=grammar if place % 2 else None)
+            Question(question.prompt_ids, params, grammar=grammar if place % 2 else None)
             for place, question in enumerate(crowd(join_apart=False))
         ],
     )
-    manifest = read_manifest(directory)
     kv_lengths = {
         manifest.max_model_len,
         *(p.shape.kv_length for p in manifest.programs if p.shape.kv_length),
