@@ -42,6 +42,7 @@ MANIFEST = "manifest.json"
 MAX_STOP_TOKEN_IDS = 16
 MAX_LOGIT_BIAS = 300
 MAX_TOP_LOGPROBS = 20
+MASK_WORD_BITS = 32
 
 ProgramKind = Literal["set_slot", "copy_slot", "prefill", "score", "decode"]
 Platform = Literal["cpu", "cuda", "tpu"]
@@ -222,6 +223,11 @@ class Manifest(_Frozen):
             name: sum(spec.num_bytes_per_device(self.mesh) for spec in specs)
             for name, specs in groups.items()
         }
+
+
+def num_mask_words(vocab_size: int) -> int:
+    """Return the uint32 words of a grammar mask: one bit per token, token 0 in the lowest bit of word 0."""
+    return -(-vocab_size // MASK_WORD_BITS)
 
 
 def axis_names(axis: str | tuple[str, ...] | None) -> tuple[str, ...]:

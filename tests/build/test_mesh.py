@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ pytest.importorskip("torch", reason="tiny checkpoints are written by transformer
 from tiny.bundles import BUNDLES
 from tiny.engines import Answer, Question, ask
 from tiny.hlo import moved_kv_shapes
+from tiny.mesh_process import BOUND
 from tiny.prompts import crowd, scored_crowd, shared_crowd
 from tiny.references import answer_logits, compare, differing_steps
 
@@ -53,6 +55,7 @@ class MeshRun:
     answers: list[Answer]
     shared: list[Answer]
     scored: list[Answer]
+    bound: list[str]
     collectives: dict[str, dict[str, int]]
     moved_kv: dict[str, list[list[int]]]
 
@@ -94,7 +97,22 @@ def mesh_run(request: pytest.FixtureRequest, bundle_of: Callable[[str], Path]) -
     answers, shared, scored = (
         [answer_from_json(answer) for answer in found[key]] for key in ("answers", "shared", "scored")
     )
-    return MeshRun(request.param, directory, answers, shared, scored, found["collectives"], found["moved_kv"])
+    return MeshRun(
+        request.param,
+        directory,
+        answers,
+        shared,
+        scored,
+        found["bound"],
+        found["collectives"],
+        found["moved_kv"],
+    )
+
+
+def test_grammars_hold_on_a_mesh(mesh_run: MeshRun) -> None:
+    """Rows that are slots, where these are split over dp, have their masks by slot."""
+    assert len(mesh_run.bound) == 4
+    assert all(re.fullmatch(BOUND, text) for text in mesh_run.bound), mesh_run.bound
 
 
 def test_a_mesh_answers_as_transformers_does(

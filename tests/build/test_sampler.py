@@ -18,7 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats  # type: ignore[import-untyped]
 
-from vinfer.build.sampler import _inverse_cdf, _truncate, process_logits, sample, top_logprobs
+from vinfer.build.sampler import (
+    _inverse_cdf,
+    _truncate,
+    keep_allowed,
+    process_logits,
+    sample,
+    top_logprobs,
+)
 from vinfer.build.state import state_specs
 
 VOCAB = 300  # no multiple of the 128 of a block
@@ -32,6 +39,7 @@ draw = jax.jit(sample)
 truncate = jax.jit(_truncate)
 inverse_cdf = jax.jit(_inverse_cdf)
 logprobs_of = jax.jit(top_logprobs)
+keep = jax.jit(keep_allowed)
 
 
 def make_row(num_rows: int, vocab: int = VOCAB, **values: Any) -> Row:
@@ -147,6 +155,53 @@ def test_neutral_parameters_leave_every_bit_beside_a_row_that_has_others() -> No
     processed = np.asarray(process(logits, row, num_tokens=VOCAB))
     assert np.array_equal(processed[1:], logits[1:])
     assert not np.array_equal(processed[0], logits[0])
+
+
+# Grammars.
+
+
+def mask_of(allowed: Array) -> Array:
+    """Return the words of a bool [rows, vocab]; the bits beyond the vocabulary are not set."""
+    vocab = allowed.shape[1]
+    padded = np.pad(allowed, ((0, 0), (0, -vocab % 32)))
+    return np.packbits(padded, axis=1, bitorder="little").view("<u4").astype(np.uint32)
+
+
+@pytest.mark.parametrize("vocab", [1, 31, 32, 33, VOCAB, 320])
+def test_only_what_a_grammar_allows_is_kept(vocab: int) -> None:
+    allowed = np.random.default_rng(5).random((4, vocab)) < 0.3
+    allowed[0] = True
+    allowed[2] = False
+    logits = grid_logits(1, 4, vocab)
+    mask = mask_of(allowed)
+    mask[0] = 0xFFFFFFFF
+    assert np.array_equal(np.asarray(keep(logits, mask)), np.where(allowed, logits, -np.inf))
+
+
+def test_rows_without_a_grammar_keep_every_bit() -> None:
+    logits = np.random.default_rng(3).normal(0, 4, (4, VOCAB)).astype(np.float32)
+    mask = np.full((4, -(-VOCAB // 32)), 0xFFFFFFFF, np.uint32)
+    assert np.array_equal(np.asarray(keep(logits, mask)), logits)
+    mask[1] = 0
+    mask[1, 0] = 1
+    kept = np.asarray(keep(logits, mask))
+    assert np.array_equal(kept[[0, 2, 3]], logits[[0, 2, 3]])
+    assert np.flatnonzero(np.isfinite(kept[1])).tolist() == [0]
+
+
+def test_top_p_and_top_k_choose_among_what_the_grammar_allows() -> None:
+    """The likely tokens are not allowed: were they taken out last, nothing would be left."""
+    row = make_row(2, temperature=1.0, top_k=(2, 0), top_p=(1.0, 0.5), seed=(1, 2))
+    logits = np.tile(np.linspace(0, 30, VOCAB, dtype=np.float32), (2, 1))
+    allowed = np.zeros((2, VOCAB), bool)
+    allowed[:, [3, 4, 5]] = True
+    masked = np.asarray(keep(logits, mask_of(allowed)))
+    kept = np.asarray(truncate(masked, row)) > 0
+    assert [np.flatnonzero(line).tolist() for line in kept] == [[4, 5], [4, 5]]
+    drawn = {
+        int(token) for i in range(50) for token in draw(masked, {**row, "generated": row["generated"] + i})
+    }
+    assert drawn == {4, 5}
 
 
 # Which tokens are kept.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
 from server_process import MODEL, ServerProcess
 
@@ -65,6 +66,22 @@ def test_plain_completions(client: openai.OpenAI) -> None:
     assert texts[0] == texts[1] != texts[2] == texts[3]
     assert answer.choices[0].logprobs is not None
     assert "".join(answer.choices[0].logprobs.tokens or ()) == texts[0]
+
+
+class Capital(pydantic.BaseModel):
+    city: str
+    is_in_europe: bool
+    continent: Literal["Africa", "Asia", "Europe"]
+
+
+def test_parse_into_a_model(client: openai.OpenAI) -> None:
+    """The client makes a strict JSON Schema of the type, and an object of the answer."""
+    answer = client.chat.completions.parse(
+        model=MODEL, messages=QUESTION, temperature=0, response_format=Capital
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    assert isinstance(answer.choices[0].message.parsed, Capital)
+    assert "Paris" in answer.choices[0].message.parsed.city
 
 
 def test_models(client: openai.OpenAI) -> None:

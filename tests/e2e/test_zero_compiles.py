@@ -15,6 +15,8 @@ CROWDS = (1, 2, 3, 5, 8, 16)
 
 Body = dict[str, Any]
 
+SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+
 # One per knob, off knobs among them; combined with every temperature.
 KNOBS: tuple[Body, ...] = (
     {},
@@ -34,6 +36,8 @@ KNOBS: tuple[Body, ...] = (
     {"stop": ["e", ". "]},
     {"stop_token_ids": [30, 28]},
     {"stream": True, "stream_options": {"include_usage": True}},
+    {"structured_outputs": {"regex": "[a-z ]{5,40}"}, "n": 2},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}},
 )
 TEMPERATURES = (0.0, 0.7, 1.5)
 

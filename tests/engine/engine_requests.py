@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vinfer.bundle import ProgramShape, plan_programs
-from vinfer.engine.request import Request, SamplingParams
+from vinfer.engine.request import Request, SamplingParams, TokenMatcher
+from vinfer.errors import RequestError
 
 MAX_MODEL_LEN = 64
 STEPS = 4
@@ -17,6 +20,7 @@ def make_request(
     *,
     key: str | None = None,
     scores_prompt: bool = False,
+    grammar: TokenMatcher | None = None,
 ) -> Request:
     """Return a request; a number as its prompt stands for 0, 1, 2, ... of that length."""
     if isinstance(prompt_ids, int):
@@ -29,7 +33,28 @@ def make_request(
         arrival_seconds=0.0,
         prompt_key=key,
         scores_prompt=scores_prompt,
+        grammar=grammar,
     )
+
+
+class CountingMatcher:
+    """A grammar that follows every token, up to one that breaks its limits.
+
+    Attributes:
+        taken: the tokens that it was advanced by.
+        mask: their number.
+    """
+
+    def __init__(self, breaks_at: int | None = None) -> None:
+        self.taken: list[int] = []
+        self.mask = b"0"
+        self._breaks_at = breaks_at
+
+    def advance(self, token_ids: Sequence[int]) -> None:
+        self.taken += token_ids
+        self.mask = str(len(self.taken)).encode()
+        if self._breaks_at is not None and len(self.taken) >= self._breaks_at:
+            raise RequestError("the.field cannot be followed further", param="the.field")
 
 
 def make_shapes(

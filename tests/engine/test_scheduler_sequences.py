@@ -7,9 +7,9 @@ read later. Of each row of the cache it knows whose prompt or answer is in it.
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
+from collections import Counter, deque
 
-from engine_requests import MAX_MODEL_LEN, STEPS, make_request, make_shapes
+from engine_requests import MAX_MODEL_LEN, STEPS, CountingMatcher, make_request, make_shapes
 from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -33,6 +33,7 @@ class Slot:
     """Tokens until the device ends the request, by its length or by a stop token."""
     num_rows: int = 0
     is_active: bool = False
+    has_grammar: bool = False
 
 
 class CheckingDevice:
@@ -48,6 +49,8 @@ class CheckingDevice:
         self._slots: dict[int, Slot] = {}
         self._rows = {slot: [""] * MAX_MODEL_LEN for slot in range(num_slots)}
         self.num_copies = 0
+        self.num_unread: Counter[str] = Counter()
+        """Dispatches whose tokens of a request nobody has read."""
 
     def carry_out(self, schedule: Schedule) -> list[Read]:
         for admission in schedule.admissions:
@@ -61,7 +64,11 @@ class CheckingDevice:
         assert 0 <= admission.slot < self._num_slots
         request = admission.request
         self._slots[admission.slot] = Slot(
-            request.id, request.prompt_key or request.id, len(request.prompt_ids), self._lives[request.id]
+            request.id,
+            request.prompt_key or request.id,
+            len(request.prompt_ids),
+            self._lives[request.id],
+            has_grammar=request.grammar is not None,
         )
 
     def _copy(self, chunk: Chunk) -> None:
@@ -98,6 +105,7 @@ class CheckingDevice:
                 slot.num_left -= chunk.samples
                 slot.is_active = slot.num_left > 0
                 read.append((slot.owner, int(chunk.samples), not slot.is_active))
+                self.num_unread[slot.owner] += 1
         return read
 
     def _decode(self, decode: Decode) -> Read:
@@ -110,6 +118,10 @@ class CheckingDevice:
             slot = self._slots[place]
             assert slot.owner == owner.id
             assert slot.num_rows >= slot.prompt_len
+            if slot.has_grammar:
+                # Its mask is that of one token, and needs the token before it.
+                assert decode.step_limit == 1
+                assert not self.num_unread[owner.id]
             num_steps = min(decode.step_limit, slot.num_left) if slot.is_active else 0
             answer = [f"answer of {owner.id}"] * num_steps
             self._rows[place][slot.num_rows : slot.num_rows + num_steps] = answer
@@ -119,6 +131,7 @@ class CheckingDevice:
             if num_steps:
                 slot.is_active = slot.num_left > 0
                 read.append((owner.id, num_steps, not slot.is_active))
+                self.num_unread[owner.id] += 1
         return read
 
 
@@ -155,9 +168,15 @@ class SchedulerSequences(RuleBasedStateMachine):
         max_tokens=st.integers(0, 20),
         stops_after=st.one_of(st.none(), st.integers(1, 20)),
         scores_prompt=st.sampled_from((False, False, False, True)),
+        has_grammar=st.booleans(),
     )
     def submit(
-        self, prompt: int | str, max_tokens: int, stops_after: int | None, scores_prompt: bool
+        self,
+        prompt: int | str,
+        max_tokens: int,
+        stops_after: int | None,
+        scores_prompt: bool,
+        has_grammar: bool,
     ) -> None:
         name = f"request-{len(self.lives)}"
         key = prompt if isinstance(prompt, str) else None
@@ -166,14 +185,20 @@ class SchedulerSequences(RuleBasedStateMachine):
         self.lives[name] = min(max_tokens, stops_after or max_tokens)
         self.max_tokens[name] = max_tokens
         self.num_tokens[name] = 0
+        grammar = CountingMatcher() if has_grammar else None
         self.scheduler.submit(
-            make_request(name, prompt_len, max_tokens, key=key, scores_prompt=scores_prompt)
+            make_request(name, prompt_len, max_tokens, key=key, scores_prompt=scores_prompt, grammar=grammar)
         )
 
-    @rule(prompt=st.sampled_from(sorted(SHARED_LENS)), n=st.integers(2, 7), max_tokens=st.integers(1, 9))
-    def submit_choices(self, prompt: str, n: int, max_tokens: int) -> None:
+    @rule(
+        prompt=st.sampled_from(sorted(SHARED_LENS)),
+        n=st.integers(2, 7),
+        max_tokens=st.integers(1, 9),
+        has_grammar=st.booleans(),
+    )
+    def submit_choices(self, prompt: str, n: int, max_tokens: int, has_grammar: bool) -> None:
         for _ in range(n):
-            self.submit(prompt, max_tokens, None, scores_prompt=False)
+            self.submit(prompt, max_tokens, None, scores_prompt=False, has_grammar=has_grammar)
 
     @precondition(lambda self: bool(self.unfinished))
     @rule(place=st.integers(0, 100))
@@ -184,6 +209,8 @@ class SchedulerSequences(RuleBasedStateMachine):
 
     @rule()
     def step(self) -> None:
+        while self.scheduler.is_bound and self.in_flight:
+            self.read()
         schedule = self.scheduler.schedule()
         num_padded = sum(prefill.shape.rows * prefill.shape.length for prefill in schedule.prefills)
         assert len(schedule.prefills) <= 1 or num_padded <= self.largest_bucket
@@ -193,6 +220,7 @@ class SchedulerSequences(RuleBasedStateMachine):
     @rule()
     def read(self) -> None:
         for name, num_tokens, is_last in self.in_flight.popleft():
+            self.device.num_unread[name] -= 1
             self.num_tokens[name] += num_tokens
             assert self.num_tokens[name] <= self.max_tokens[name]
             if is_last and name not in self.cancelled:

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from vinfer.engine.request import EngineStats, FinishReason, Request, TokenEvent, TokenLogprobs
 from vinfer.errors import QueueFullError, VinferError
+from vinfer.server.grammars import grammar_compiler
 from vinfer.server.model_table import SamplingDefaults, ServedModel
 from vinfer.text.chat_template import ChatTemplate
 from vinfer.text.tokenizer import Tokenizer
@@ -188,6 +189,7 @@ def served_model(
         position=0,
         engine=engine,
         tokenizer=tokenizer,
+        grammars=grammar_compiler(name, tokenizer, vocab_size=VOCAB_SIZE, eos_token_ids=(EOS, IM_END)),
         chat_template=template,
         sampling=SamplingDefaults(temperature=0.0),
         eos_token_ids=(EOS, IM_END),

@@ -17,13 +17,16 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from tiny.checkpoints import CACHE
 
-from vinfer.bundle import MAX_TOP_LOGPROBS
+from vinfer.bundle import MAX_TOP_LOGPROBS, read_manifest
 from vinfer.config import ModelConfig
 from vinfer.engine.compilation import platform_key, set_compilation_cache
 from vinfer.engine.engine import Engine
+from vinfer.engine.grammar import Grammar, GrammarKind, GrammarMatcher, GrammarSpec
 from vinfer.engine.request import Request, SamplingParams, TokenLogprobs
 from vinfer.launch.bundles import open_bundle
 from vinfer.launch.loader import start_engine
+from vinfer.server.grammars import grammar_compiler
+from vinfer.text.tokenizer import Tokenizer
 
 GREEDY = SamplingParams(max_tokens=64, temperature=0.0, top_logprobs=MAX_TOP_LOGPROBS)
 
@@ -37,6 +40,7 @@ class Question:
     joins_after: int = 0
     scores_prompt: bool = False
     prompt_key: str | None = None
+    grammar: Grammar | None = None
 
 
 @dataclasses.dataclass
@@ -48,6 +52,34 @@ class Answer:
     finish_reason: str | None = None
     prompt_logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
     num_cached_tokens: int = 0
+
+
+class Binder:
+    """The tokenizer of a bundle: makes grammars, and text of answers."""
+
+    def __init__(self, directory: Path) -> None:
+        card = read_manifest(directory).model
+        self._tokenizer = Tokenizer.load(directory / "tokenizer")
+        self._compiler = grammar_compiler(
+            "tiny", self._tokenizer, vocab_size=card.vocab_size, eos_token_ids=card.eos_token_ids
+        )
+
+    def grammar(self, kind: GrammarKind, text: str) -> Grammar:
+        return asyncio.run(self._compiler.compile(GrammarSpec(kind, text, "the.field")))
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode_plain(text))
+
+    def text(self, answer: Answer) -> str:
+        """Return an answer's text without control tokens, bytes that are no UTF-8 as they are."""
+        return self._tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+
+
+def _matcher(question: Question) -> GrammarMatcher | None:
+    if question.grammar is None:
+        return None
+    params = question.params
+    return question.grammar.matcher(min_tokens=params.min_tokens, stop_token_ids=params.stop_token_ids)
 
 
 def load_engine(directory: Path, model: ModelConfig) -> Engine:
@@ -89,6 +121,7 @@ def ask(engine: Engine, questions: Sequence[Question]) -> list[Answer]:
                 arrival_seconds=time.monotonic(),
                 scores_prompt=question.scores_prompt,
                 prompt_key=question.prompt_key,
+                grammar=_matcher(question),
             )
             async for event in engine.submit(request):
                 if event.error is not None:

@@ -3,8 +3,8 @@
     python -m tiny.mesh_process BUNDLE DIRECTORY      a name of `BUNDLES` and its bundle, run from tests/
 
 A process of its own, since the number of CPU devices is fixed when JAX starts. The last line of standard
-output is {"answers": [...], "shared": [...], "scored": [...], "collectives": {program: {opcode: count}},
-"moved_kv": {program: [shape, ...]}}.
+output is {"answers": [...], "shared": [...], "scored": [...], "bound": [text, ...], "collectives": {program:
+{opcode: count}}, "moved_kv": {program: [shape, ...]}}.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 
 NUM_DEVICES = 4
+BOUND = "[a-f]{3}-[0-9]{2}"
+"""What half of the crowd is bound to the second time; 64 tokens are more than enough."""
 
 
 def main(bundle: str, directory: Path) -> None:
@@ -24,7 +26,7 @@ def main(bundle: str, directory: Path) -> None:
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
     import jax
     from tiny.bundles import model_config
-    from tiny.engines import ask, load_engine
+    from tiny.engines import GREEDY, Binder, Question, ask, load_engine
     from tiny.hlo import GATHERS, instructions, moved_kv_shapes
     from tiny.prompts import crowd, scored_crowd, shared_crowd
 
@@ -36,6 +38,16 @@ def main(bundle: str, directory: Path) -> None:
     shared = ask(engine, shared_crowd())
     manifest = read_manifest(directory)
     scored = ask(engine, scored_crowd()) if manifest.has_prompt_logprobs else []
+    binder = Binder(directory)
+    params = dataclasses.replace(GREEDY, stop_token_ids=manifest.model.eos_token_ids)
+    grammar = binder.grammar("regex", BOUND)
+    bound = ask(
+        engine,
+        [
+            Question(question.prompt_ids, params, grammar=grammar if place % 2 else None)
+            for place, question in enumerate(crowd(join_apart=False))
+        ],
+    )
     kv_lengths = {
         manifest.max_model_len,
         *(p.shape.kv_length for p in manifest.programs if p.shape.kv_length),
@@ -50,6 +62,7 @@ def main(bundle: str, directory: Path) -> None:
         "answers": [dataclasses.asdict(answer) for answer in answers],
         "shared": [dataclasses.asdict(answer) for answer in shared],
         "scored": [dataclasses.asdict(answer) for answer in scored],
+        "bound": [binder.text(answer) for answer in bound[1::2]],
         "collectives": {
             name: collections.Counter(
                 i.opcode for i in instructions(text) if i.opcode in (*GATHERS, "all-reduce")

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from vinfer.build.kv_cache import Rows
-from vinfer.build.sampler import Row, process_logits, sample, top_logprobs
+from vinfer.build.sampler import Row, keep_allowed, process_logits, sample, top_logprobs
 from vinfer.build.score import prompt_logprobs
 from vinfer.build.state import set_slot_inputs, state_fields
-from vinfer.bundle import MAX_TOP_LOGPROBS, ArraySpec, ProgramShape
+from vinfer.bundle import MAX_TOP_LOGPROBS, ArraySpec, ProgramShape, num_mask_words
 
 Arrays = tuple[jax.Array, ...]
 Program = Callable[[Arrays, Arrays, Arrays, Arrays], tuple[Arrays, Arrays, Arrays]]
@@ -77,11 +77,14 @@ class Programs:
                 ArraySpec(name=name, shape=(), dtype="int32") for name in ("source", "target", "num_rows")
             )
         rows = ArraySpec(name="slots", shape=(shape.rows,), dtype="int32")
+        num_words = num_mask_words(self.model.vocab_size)
+        mask = ArraySpec(name="grammar_mask", shape=(shape.rows, num_words), dtype="uint32")
         if shape.kind == "decode":
-            return rows, ArraySpec(name="step_limit", shape=(), dtype="int32")
+            return rows, mask, ArraySpec(name="step_limit", shape=(), dtype="int32")
         grid = (shape.rows, shape.length)
         of_chunks = (
             rows,
+            mask,
             ArraySpec(name="tokens", shape=grid, dtype="int32"),
             ArraySpec(name="starts", shape=(shape.rows,), dtype="int32"),
             ArraySpec(name="lengths", shape=(shape.rows,), dtype="int32"),
@@ -180,11 +183,11 @@ class Programs:
     ) -> tuple[Arrays, Arrays, Arrays, jax.Array]:
         """Write chunks; return the outputs of sampling and the hidden states [rows, length, hidden] too.
 
-        Inputs: slots int32 [rows] (num_slots where the row is padding), tokens int32 [rows, length],
-        starts int32 [rows], lengths int32 [rows] (tokens of the chunk), samples bool [rows] (the prompt ends
-        here, and a first token is wanted).
+        Inputs: slots int32 [rows] (num_slots where the row is padding), grammar_mask uint32 [rows, words]
+        (see `keep_allowed`), tokens int32 [rows, length], starts int32 [rows], lengths int32 [rows] (tokens
+        of the chunk), samples bool [rows] (the prompt ends here, and a first token is wanted).
         """
-        slots, tokens, starts, lengths, samples = inputs
+        slots, grammar_mask, tokens, starts, lengths, samples = inputs
         offsets = jnp.arange(shape.length, dtype=jnp.int32)
         positions = jnp.where(
             offsets[None, :] < lengths[:, None], starts[:, None] + offsets, self.model.max_model_len
@@ -195,7 +198,8 @@ class Programs:
         row = self._gather(state, slots)
         row["active"] = samples
         row["position"] = starts + lengths
-        row, outputs = self._sample_step(weights, jnp.take_along_axis(hidden, last, axis=1)[:, 0], row)
+        last_hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
+        row, outputs = self._sample_step(weights, last_hidden, row, grammar_mask)
         return kv, self._scatter(state, slots, row), tuple(output[None] for output in outputs), hidden
 
     def _decode(
@@ -203,10 +207,11 @@ class Programs:
     ) -> tuple[Arrays, Arrays, Arrays]:
         """Run up to step_limit steps for some slots; end early when none of them is active.
 
-        Inputs: slots int32 [rows] (num_slots where the row is padding), step_limit int32.
-        Where rows are slots, `slots` only names who takes part.
+        Inputs: slots int32 [rows] (num_slots where the row is padding), grammar_mask uint32 [rows, words]
+        (see `keep_allowed`; it is that of every step, so a row with a grammar asks for a step_limit of 1),
+        step_limit int32. Where rows are slots, `slots` only names who takes part.
         """
-        slots, step_limit = inputs
+        slots, grammar_mask, step_limit = inputs
         if self.rows_are_slots:
             takes_part = jnp.zeros(self.num_slots, jnp.bool_).at[slots].set(True, mode="drop")
             row = self._named(state)
@@ -232,7 +237,7 @@ class Programs:
             )
             kv, hidden = self.model.forward(weights, kv, row["token"][:, None], rows)
             row = {**row, "position": row["position"] + row["active"]}
-            row, new = self._sample_step(weights, hidden[:, 0], row)
+            row, new = self._sample_step(weights, hidden[:, 0], row, grammar_mask)
             outputs = tuple(
                 lax.dynamic_update_index_in_dim(whole, part, step, 0)
                 for whole, part in zip(outputs, new, strict=True)
@@ -246,15 +251,19 @@ class Programs:
         state = self._ordered(row) if self.rows_are_slots else self._scatter(state, slots, row)
         return kv, state, outputs
 
-    def _sample_step(self, weights: Arrays, hidden: jax.Array, row: Row) -> tuple[Row, Arrays]:
+    def _sample_step(
+        self, weights: Arrays, hidden: jax.Array, row: Row, grammar_mask: jax.Array
+    ) -> tuple[Row, Arrays]:
         """Sample the next token of each active row and account for it.
 
         Args:
             hidden: [rows, hidden], of the last token of each row.
+            grammar_mask: uint32 [rows, words].
         """
         active = row["active"]
         raw = self.model.logits(weights, hidden)
-        token = sample(process_logits(raw, row, num_tokens=self.num_tokens), row)
+        processed = process_logits(raw, row, num_tokens=self.num_tokens)
+        token = sample(keep_allowed(processed, grammar_mask), row)
         logprob, top_ids, top_values = top_logprobs(raw, token, row["wants_logprobs"] & active)
         is_stop = jnp.any(row["stop_ids"] == token[:, None], axis=-1)
         remaining = row["remaining"] - active

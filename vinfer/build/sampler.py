@@ -1,8 +1,8 @@
 """From logits to tokens, on the device, with every parameter a traced array.
 
-Order: repetition, presence and frequency penalties; logit bias; min_tokens; temperature; top-k; top-p;
-min-p. Nothing sorts the vocabulary: a threshold is found by bisection over the bits of float32, which is
-exact. Ties at a threshold are all kept. Pure functions of jnp arrays; no EasyDeL, no slots, no cache.
+Order: repetition, presence and frequency penalties; logit bias; min_tokens; grammar; temperature; top-k;
+top-p; min-p. Nothing sorts the vocabulary: a threshold is found by bisection over the bits of float32, which
+is exact. Ties at a threshold are all kept. Pure functions of jnp arrays; no EasyDeL, no slots, no cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vinfer.bundle import MAX_TOP_LOGPROBS
+from vinfer.bundle import MASK_WORD_BITS, MAX_TOP_LOGPROBS
 
 NEG_INF = float("-inf")
 _BLOCK = 128
@@ -47,6 +47,27 @@ def process_logits(logits: jax.Array, row: Row, *, num_tokens: int) -> jax.Array
     if num_tokens < vocab:
         logits = jnp.where(jnp.arange(vocab) < num_tokens, logits, NEG_INF)
     return logits
+
+
+def keep_allowed(logits: jax.Array, grammar_mask: jax.Array) -> jax.Array:
+    """Take out the tokens that a grammar does not allow next.
+
+    Args:
+        logits: float32 [rows, vocab], processed.
+        grammar_mask: uint32 [rows, ceil(vocab / 32)]; bit i % 32 of word i // 32 is set where token i is
+            allowed. A row without a grammar has all bits set; where every row has, nothing is computed.
+
+    Returns:
+        float32 [rows, vocab].
+    """
+
+    def keep(logits: jax.Array) -> jax.Array:
+        bits = jnp.arange(MASK_WORD_BITS, dtype=jnp.uint32)
+        allowed = ((grammar_mask[:, :, None] >> bits) & 1).astype(jnp.bool_)
+        allowed = allowed.reshape(logits.shape[0], -1)[:, : logits.shape[-1]]
+        return jnp.where(allowed, logits, NEG_INF)
+
+    return _when(jnp.any(grammar_mask != jnp.uint32(0xFFFFFFFF)), keep, logits)
 
 
 def sample(logits: jax.Array, row: Row) -> jax.Array:

@@ -1,8 +1,8 @@
 """The engine: one thread per model that turns requests into token events.
 
 `submit` and `cancel` are called on the event loop and only append to an inbox; everything else happens on
-the engine thread. Dispatch N+1 is enqueued before the tokens of dispatch N are read. The engine never sees
-text.
+the engine thread. Dispatch N+1 is enqueued before the tokens of dispatch N are read; while a running request
+is bound to a grammar they are read first, since its next mask needs them. The engine never sees text.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections import deque
 from vinfer.engine.request import EngineStats, Request, TokenEvent
 from vinfer.engine.runner import Dispatch, Runner
 from vinfer.engine.scheduler import Schedule, Scheduler
-from vinfer.engine.stream import TokenStream, deliver_all
-from vinfer.errors import EngineError, NotReadyError, QueueFullError, VinferError
+from vinfer.engine.stream import Delivery, TokenStream, deliver_all
+from vinfer.errors import EngineError, NotReadyError, QueueFullError, RequestError, VinferError
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Engine:
             while self._step():
                 pass
             while self._in_flight:
-                self._publish(self._in_flight.popleft().read())
+                deliver_all(self._read_oldest())
             self._fail_all(NotReadyError(f"model {self._name} is shutting down"))
         except Exception:
             # Whatever it was, arrays may be donated and gone: nothing can be trusted any more.
@@ -134,15 +134,26 @@ class Engine:
         """Take in, schedule, enqueue; then read what the device finished meanwhile."""
         if not self._drain_inbox():
             return False
-        unread = len(self._in_flight)
-        schedule = self._scheduler.schedule()
-        if not schedule and not unread and self._scheduler.num_running:
-            raise RuntimeError("requests hold slots, but the device has nothing to do for them")
-        self._enqueue(schedule)
-        overlapped = len(self._in_flight) - unread if unread else 0
-        num_generated = 0
-        for _ in range(unread):
-            num_generated += self._publish(self._in_flight.popleft().read())
+        num_unread = len(self._in_flight)
+        held: list[Delivery] = []
+        try:
+            if self._scheduler.is_bound:
+                for _ in range(num_unread):
+                    held += self._read_oldest()
+            num_overlapping = len(self._in_flight)
+            schedule = self._scheduler.schedule()
+            if not schedule and not num_unread and self._scheduler.num_running:
+                raise RuntimeError("requests hold slots, but the device has nothing to do for them")
+            self._enqueue(schedule)
+        finally:
+            # Once the device has work again; and whoever has finished gets the end whatever fails here.
+            deliver_all(held)
+        overlapped = len(self._in_flight) - num_overlapping if num_overlapping else 0
+        num_generated = _num_tokens(held)
+        for _ in range(num_overlapping):
+            deliveries = self._read_oldest()
+            deliver_all(deliveries)
+            num_generated += _num_tokens(deliveries)
         self._count(schedule, num_generated, overlapped)
         return True
 
@@ -179,11 +190,13 @@ class Engine:
         if schedule.decode is not None:
             self._in_flight.append(self._runner.decode(schedule.decode))
 
-    def _publish(self, events: list[tuple[Request, TokenEvent]]) -> int:
-        """Free the slots of finished requests, hand the tokens over and return how many there were.
+    def _read_oldest(self) -> list[Delivery]:
+        """Wait for the oldest dispatch, advance grammars, free slots, and return what to deliver.
 
         Tokens of a request that is gone (cancelled, or finished in an earlier dispatch) go nowhere.
         """
+        dispatch = self._in_flight.popleft()
+        events = [(request, _advanced(request, event)) for request, event in dispatch.read()]
         deliveries = []
         with self._wake:
             for request, event in events:
@@ -196,8 +209,7 @@ class Engine:
                 if event.is_last:
                     del self._streams[request.id]
                     self._scheduler.finish(request.id)
-        deliver_all(deliveries)
-        return sum(len(event.token_ids) for _, event in deliveries)
+        return deliveries
 
     def _fail_all(self, error: VinferError) -> None:
         with self._wake:
@@ -221,3 +233,18 @@ class Engine:
             num_decode_dispatches_total=before.num_decode_dispatches_total + (schedule.decode is not None),
             num_overlapped_dispatches_total=before.num_overlapped_dispatches_total + overlapped,
         )
+
+
+def _num_tokens(deliveries: list[Delivery]) -> int:
+    return sum(len(event.token_ids) for _, event in deliveries)
+
+
+def _advanced(request: Request, event: TokenEvent) -> TokenEvent:
+    """Take an event's tokens into the request's grammar; where that fails, the event is the error."""
+    if request.grammar is None or event.is_last:
+        return event
+    try:
+        request.grammar.advance(event.token_ids)
+    except RequestError as error:
+        return TokenEvent(error=error)
+    return event

@@ -29,7 +29,7 @@ from vinfer.bundle import (
     StateSpec,
     WeightSpec,
 )
-from vinfer.engine.runner import Compiled, Runner
+from vinfer.engine.runner import ALL_ALLOWED, Compiled, Runner
 from vinfer.errors import BundleError, DeviceError
 
 logger = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ def load_runner(
         inputs={program.shape: program.inputs for program in manifest.programs},
         num_slots=manifest.num_slots,
         rows_are_slots=manifest.rows_are_slots,
+        open_masks=_open_masks(manifest.programs, mesh),
         dispatch_lock=dispatch_lock,
     )
 
@@ -170,6 +171,17 @@ def _filled(specs: Sequence[StateSpec], mesh: Mesh) -> tuple[jax.Array, ...]:
     shardings = tuple(_sharding(spec, mesh) for spec in specs)
     arrays: tuple[jax.Array, ...] = jax.jit(fill, out_shardings=shardings)()
     return arrays
+
+
+def _open_masks(programs: Sequence[ProgramSpec], mesh: Mesh) -> dict[int, jax.Array]:
+    """Put the grammar mask that allows everything on the devices, one for each number of rows."""
+    specs = {
+        spec.shape: spec for program in programs for spec in program.inputs if spec.name == "grammar_mask"
+    }
+    return {
+        shape[0]: jax.device_put(np.full(shape, ALL_ALLOWED, np.uint32), _sharding(spec, mesh))
+        for shape, spec in specs.items()
+    }
 
 
 def _compile(

@@ -6,7 +6,7 @@ Plain Python on purpose: the server and the scheduler import this module and mus
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Literal, Protocol
 
 from vinfer.bundle import MAX_LOGIT_BIAS as MAX_LOGIT_BIAS
@@ -21,7 +21,7 @@ FinishReason = Literal["stop", "length"]
 class SamplingParams:
     """How one request is sampled. All numbers are already validated and all defaults applied.
 
-    Order of application: penalties, logit_bias, temperature, top_k, top_p, min_p.
+    Order of application: penalties, logit_bias, min_tokens, grammar, temperature, top_k, top_p, min_p.
 
     Attributes:
         max_tokens: tokens to generate at most; the caller has clamped it to max_model_len. 0 ends the request
@@ -53,24 +53,46 @@ class SamplingParams:
     top_logprobs: int | None = None
 
 
+class TokenMatcher(Protocol):
+    """A request's place in its grammar: `vinfer.engine.grammar.GrammarMatcher`, or a test's own.
+
+    Advanced by the engine thread alone. It also sees to `min_tokens`.
+    """
+
+    @property
+    def mask(self) -> bytes:
+        """One bit per id of the vocabulary, in uint32 words; set where the token may come next."""
+        ...
+
+    def advance(self, token_ids: Sequence[int]) -> None:
+        """Take generated tokens, none of which ended the request, and compute the mask of the next one.
+
+        Raises:
+            RequestError: the request cannot go on.
+        """
+        ...
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One sampled completion (`n=2` is two requests).
 
     Attributes:
+        arrival_seconds: time.monotonic() when the HTTP request arrived.
         scores_prompt: yield the logprobs of the prompt's own tokens too, with params.top_logprobs
             alternatives each; only where the bundle has score programs.
         prompt_key: requests of one key have the same prompt, and those that come later copy the KV rows of
             one that came before. None shares with nobody.
+        grammar: what binds the answer; None for anything.
     """
 
     id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     arrival_seconds: float
-    """time.monotonic() when the HTTP request arrived."""
     scores_prompt: bool = False
     prompt_key: str | None = None
+    grammar: TokenMatcher | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

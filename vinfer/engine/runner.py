@@ -20,6 +20,8 @@ from vinfer.engine.scheduler import Admission, Chunk, Decode, Prefill
 
 Arrays = tuple[jax.Array, ...]
 _COPY_SLOT = ProgramShape(kind="copy_slot")
+ALL_ALLOWED = 0xFFFFFFFF
+"""A word of a grammar mask with all bits set."""
 _FINISH: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length"}
 
 
@@ -107,6 +109,8 @@ class Runner:
         programs: every compiled program by shape.
         inputs: the specs of each program's inputs.
         rows_are_slots: row i of a decode program is slot i (see `Manifest.rows_are_slots`).
+        open_masks: by number of rows, the grammar mask that allows everything, on the devices: a dispatch
+            without a grammar moves no mask.
         dispatch_lock: shared by all runners on the same devices and held only while enqueuing: two models
             that enqueue collectives in different orders on the same devices would wait for each other.
     """
@@ -121,6 +125,7 @@ class Runner:
         inputs: Mapping[ProgramShape, Sequence[ArraySpec]],
         num_slots: int,
         rows_are_slots: bool,
+        open_masks: Mapping[int, jax.Array],
         dispatch_lock: threading.Lock,
     ) -> None:
         self._weights = weights
@@ -129,6 +134,7 @@ class Runner:
         self._programs = dict(programs)
         self._num_slots = num_slots
         self._rows_are_slots = rows_are_slots
+        self._open_masks = dict(open_masks)
         self._dispatch_lock = dispatch_lock
         self._set_slot = next(shape for shape in programs if shape.kind == "set_slot")
         self._row_specs = {spec.name: spec for spec in inputs[self._set_slot]}
@@ -168,10 +174,11 @@ class Runner:
             samples[row] = chunk.samples
             following = chunk.request.prompt_ids[chunk.start + 1 : end + 1]
             targets[row, : len(following)] = following
-        inputs = (slots, tokens, starts, lengths, samples)
         owners = tuple(
             chunk.request if chunk.is_final or chunk.request.scores_prompt else None for chunk in work.chunks
         )
+        mask = self._grammar_mask(rows, owners)
+        inputs = (slots, mask, tokens, starts, lengths, samples)
         return self._dispatch(
             work.shape, owners, (*inputs, targets) if work.shape.kind == "score" else inputs, work.chunks
         )
@@ -185,7 +192,19 @@ class Runner:
             owners = work.owners
         slots = np.full(work.shape.rows, self._num_slots, np.int32)
         slots[: len(work.slots)] = work.slots
-        return self._dispatch(work.shape, owners, (slots, np.int32(work.step_limit)))
+        mask = self._grammar_mask(work.shape.rows, owners)
+        return self._dispatch(work.shape, owners, (slots, mask, np.int32(work.step_limit)))
+
+    def _grammar_mask(self, rows: int, owners: Sequence[Request | None]) -> Any:
+        """Return uint32 [rows, words]: the next token's mask of each owner that is bound to a grammar."""
+        open_mask = self._open_masks[rows]
+        bound = {i: o.grammar.mask for i, o in enumerate(owners) if o is not None and o.grammar is not None}
+        if not bound:
+            return open_mask
+        mask = np.full(open_mask.shape, ALL_ALLOWED, np.uint32)
+        for row, allowed in bound.items():
+            mask[row] = np.frombuffer(allowed, "<u4")
+        return mask
 
     def _copy(self, *, source: int, target: int, num_rows: int) -> None:
         """Enqueue the copy of a slot's first rows into another slot."""
@@ -236,7 +255,8 @@ def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> tuple[A
         "repetition_penalty": np.float32(params.repetition_penalty),
         "presence_penalty": np.float32(params.presence_penalty),
         "frequency_penalty": np.float32(params.frequency_penalty),
-        "min_tokens": np.int32(params.min_tokens),
+        # A grammar's own masks see to it: the device would take the end away from a complete answer.
+        "min_tokens": np.int32(params.min_tokens if request.grammar is None else 0),
         "wants_logprobs": np.bool_(params.top_logprobs is not None),
         "stop_ids": stop_ids,
         "logit_bias_ids": bias_ids,

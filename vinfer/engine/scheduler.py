@@ -108,7 +108,7 @@ class Scheduler:
     Policy: waiting requests take free slots in order of arrival. Between two decode dispatches there is one
     prefill dispatch, or several of at most `max_prefill_tokens` padded prompt tokens together (the
     largest bucket), so that a running request never waits for more than that. While anything waits or is
-    being prefilled, a decode dispatch runs one step.
+    being prefilled, or a running request is bound to a grammar, a decode dispatch runs one step.
 
     Of the requests with one prompt_key the oldest prefills; the others wait for it, copy what it has written
     and prefill the last token. Where it is cancelled halfway the next one takes its place. Its slot may have
@@ -158,6 +158,11 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def is_bound(self) -> bool:
+        """Whether a running request is bound to a grammar: then all tokens are read before `schedule`."""
+        return any(running.request.grammar is not None for running in self._running.values())
+
+    @property
     def num_kv_rows(self) -> int:
         """Rows of the KV cache that running requests may have filled."""
         return sum(running.max_kv_len for running in self._running.values())
@@ -191,8 +196,14 @@ class Scheduler:
     def schedule(self) -> Schedule:
         """Decide what to enqueue now and count it as done."""
         admissions = self._admit()
+        # The mask of a second token needs the first, which is not there yet where the prompt ends only now.
+        unmasked = {
+            running.slot
+            for running in self._running.values()
+            if running.request.grammar is not None and not running.is_prefilled
+        }
         prefills = self._plan_prefills()
-        return Schedule(admissions, prefills, self._plan_decode())
+        return Schedule(admissions, prefills, self._plan_decode(unmasked))
 
     def _admit(self) -> tuple[Admission, ...]:
         admissions = []
@@ -294,13 +305,17 @@ class Scheduler:
             kv_length=max(chunk.start + chunk.length for chunk in chunks),
         )
 
-    def _plan_decode(self) -> Decode | None:
-        rows = [r for r in self._running.values() if r.is_prefilled and r.num_left > 0]
+    def _plan_decode(self, unmasked: set[int]) -> Decode | None:
+        rows = [
+            running
+            for running in self._running.values()
+            if running.is_prefilled and running.num_left > 0 and running.slot not in unmasked
+        ]
         if not rows:
             return None
         is_idle = not self._waiting and all(running.is_prefilled for running in self._running.values())
         most = max(running.num_left for running in rows)
-        step_limit = min(self._steps if is_idle else 1, most)
+        step_limit = min(self._steps if is_idle and not self.is_bound else 1, most)
         kv_length = max(r.max_kv_len + min(step_limit, r.num_left) for r in rows)
         shape = choose_program(self._shapes, "decode", rows=len(rows), length=step_limit, kv_length=kv_length)
         for running in rows:

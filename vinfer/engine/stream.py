@@ -57,9 +57,12 @@ def _join(first: TokenEvent, second: TokenEvent) -> TokenEvent:
     )
 
 
-def deliver_all(deliveries: Iterable[tuple[TokenStream, TokenEvent]]) -> None:
+Delivery = tuple[TokenStream, TokenEvent]
+
+
+def deliver_all(deliveries: Iterable[Delivery]) -> None:
     """Hand events to their streams, one wake-up per event loop; called on the engine thread."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[TokenStream, TokenEvent]]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[Delivery]] = {}
     for stream, event in deliveries:
         by_loop.setdefault(stream.loop, []).append((stream, event))
     for loop, batch in by_loop.items():
@@ -67,6 +70,6 @@ def deliver_all(deliveries: Iterable[tuple[TokenStream, TokenEvent]]) -> None:
             loop.call_soon_threadsafe(_deliver, batch)
 
 
-def _deliver(batch: list[tuple[TokenStream, TokenEvent]]) -> None:
+def _deliver(batch: list[Delivery]) -> None:
     for stream, event in batch:
         stream.deliver(event)

@@ -19,6 +19,7 @@ from vinfer.errors import BundleError, EngineError, VinferError
 from vinfer.launch.bundles import Progress, find_or_build, open_bundle
 from vinfer.launch.devices import device_memory_bytes, local_devices
 from vinfer.launch.parity import check_new_bundle
+from vinfer.server.grammars import grammar_compiler
 from vinfer.server.model_table import ModelTable, SamplingDefaults, ServedModel
 from vinfer.text.chat_template import load_chat_template
 from vinfer.text.tokenizer import Tokenizer
@@ -221,6 +222,12 @@ def served_model(
         position=position,
         engine=engine,
         tokenizer=tokenizer,
+        grammars=grammar_compiler(
+            model.name,
+            tokenizer,
+            vocab_size=manifest.model.vocab_size,
+            eos_token_ids=manifest.model.eos_token_ids,
+        ),
         chat_template=load_chat_template(directory / "tokenizer", tokenizer),
         sampling=SamplingDefaults.resolve(model.sampling, manifest.model.sampling_defaults),
         eos_token_ids=manifest.model.eos_token_ids,

@@ -25,11 +25,11 @@ from vinfer.server.protocol import (
     MAX_STOP_STRING_CHARS,
     MAX_STOP_STRINGS,
     RequestForm,
-    ResponseFormat,
     SamplingFields,
 )
 from vinfer.server.sampling import default_max_tokens
 from vinfer.server.services import Services
+from vinfer.server.structured_outputs import ResponseFormat
 from vinfer.server.tokenizer_protocol import MAX_PROMPT_CHARS, MAX_TOKENS, TOKENIZE_MESSAGES
 
 # What a model without a chat template does not take.

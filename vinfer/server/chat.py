@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from vinfer.server.answer import answer
 from vinfer.server.generation import ChoiceDelta, GeneratedToken, Generation, PromptJob, TextRules
+from vinfer.server.grammars import compile_grammar
 from vinfer.server.logprobs import chat_logprobs
 from vinfer.server.model_table import ServedModel
 from vinfer.server.prompts import chat_prompt_ids
@@ -37,12 +38,17 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
     context.model_name = model.name
     n = num_choices(fields, model, services.config.max_n)
     prompt_ids = await services.in_worker(chat_prompt_ids, fields, model)
+    grammar = await compile_grammar(services, fields, model)
     shape = ChatShape(fields, model)
     generation = Generation(
         name=shape.id,
         model=model,
         jobs=[
-            PromptJob(prompt_ids=prompt_ids, params=resolve_sampling(fields, model, len(prompt_ids))),
+            PromptJob(
+                prompt_ids=prompt_ids,
+                params=resolve_sampling(fields, model, len(prompt_ids)),
+                grammar=grammar,
+            ),
         ],
         n=n,
         rules=TextRules(

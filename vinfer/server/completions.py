@@ -11,10 +11,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from vinfer.engine.grammar import Grammar
 from vinfer.engine.request import TokenLogprobs
 from vinfer.server.answer import answer
 from vinfer.server.echo import Echo, echoes
 from vinfer.server.generation import ChoiceDelta, Generation, PromptJob, TextRules
+from vinfer.server.grammars import compile_grammar
 from vinfer.server.logprobs import CompletionLogprobs
 from vinfer.server.model_table import ServedModel
 from vinfer.server.prompts import PromptIds, completion_prompt_ids
@@ -39,7 +41,8 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
     context.model_name = model.name
     n = num_choices(fields, model, services.config.max_n)
     prompts = await services.in_worker(completion_prompt_ids, fields, model)
-    jobs = _jobs(fields, model, prompts)
+    grammar = await compile_grammar(services, fields, model)
+    jobs = _jobs(fields, model, prompts, grammar)
     shape = CompletionShape(fields, model, await services.in_worker(echoes, fields, prompts, model), n)
     generation = Generation(
         name=shape.id,
@@ -59,11 +62,17 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
     return await answer(services, request, fields, generation, shape)
 
 
-def _jobs(fields: CompletionFields, model: ServedModel, prompts: Sequence[PromptIds]) -> list[PromptJob]:
+def _jobs(
+    fields: CompletionFields, model: ServedModel, prompts: Sequence[PromptIds], grammar: Grammar | None
+) -> list[PromptJob]:
     jobs = []
     for prompt_ids in prompts:
         params = resolve_sampling(fields, model, len(prompt_ids))
-        jobs.append(PromptJob(prompt_ids=prompt_ids, params=params, scores_prompt=fields.scores_prompt))
+        jobs.append(
+            PromptJob(
+                prompt_ids=prompt_ids, params=params, scores_prompt=fields.scores_prompt, grammar=grammar
+            )
+        )
     return jobs
 
 

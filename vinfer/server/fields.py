@@ -69,7 +69,7 @@ _SAMPLING_FIELDS: Mapping[str, FieldRule] = {
     "ignore_eos": APPLIED,
     "skip_special_tokens": APPLIED,
     "response_format": APPLIED,
-    "structured_outputs": refused(NOT_SERVED),
+    "structured_outputs": APPLIED,
     "priority": refused(NOT_SERVED, 0),
     "cache_salt": refused(NOT_SERVED),
     "user": ACCEPTED,

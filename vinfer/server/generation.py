@@ -12,6 +12,7 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 
+from vinfer.engine.grammar import Grammar
 from vinfer.engine.request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
 from vinfer.errors import EngineError
 from vinfer.server.metrics import ServerMetrics
@@ -56,11 +57,13 @@ class PromptJob:
 
     Attributes:
         scores_prompt: the logprobs of the prompt's own tokens are wanted.
+        grammar: what binds each of its completions; None for anything.
     """
 
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     scores_prompt: bool = False
+    grammar: Grammar | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +265,7 @@ def _start_of_choice(
     arrival_seconds: float,
 ) -> _Choice:
     params = dataclasses.replace(job.params, seed=choice_seed(job.params.seed, index_in_prompt))
+    grammar = job.grammar
     request = Request(
         id=request_id,
         prompt_ids=job.prompt_ids,
@@ -269,6 +273,9 @@ def _start_of_choice(
         arrival_seconds=arrival_seconds,
         scores_prompt=job.scores_prompt,
         prompt_key=prompt_key,
+        grammar=None
+        if grammar is None
+        else grammar.matcher(min_tokens=params.min_tokens, stop_token_ids=params.stop_token_ids),
     )
     text = TextStream(
         model.tokenizer,

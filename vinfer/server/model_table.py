@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from vinfer.bundle import ParityReport
 from vinfer.config import SamplingConfig
+from vinfer.engine.grammar import GrammarCompiler
 from vinfer.engine.request import EngineClient
 from vinfer.errors import ModelNotFoundError, NotReadyError, RequestError, VinferError
 from vinfer.text.chat_template import ChatTemplate
@@ -73,6 +74,7 @@ class ServedModel:
         vocab_size: prompt ids, stop ids and biased ids lie below it.
         created: when the bundle was built, in seconds since the epoch.
         root: where the weights come from, as the config names it.
+        grammars: compiles what requests bind their answers to.
         fingerprint: the bundle key, sent as `system_fingerprint`.
         has_prompt_logprobs: whether requests may score their prompts (`echo` with `logprobs`).
         parity: how the bundle compares with transformers; None where nobody has compared.
@@ -84,6 +86,7 @@ class ServedModel:
     position: int
     engine: EngineClient
     tokenizer: Tokenizer
+    grammars: GrammarCompiler
     chat_template: ChatTemplate | None
     sampling: SamplingDefaults
     eos_token_ids: tuple[int, ...]

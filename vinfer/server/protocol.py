@@ -10,11 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
 from vinfer.errors import RequestError
+from vinfer.server.body_model import Body
 from vinfer.server.field_errors import request_error, shown
 from vinfer.server.fields import (
     CHAT_FIELDS,
@@ -24,18 +25,13 @@ from vinfer.server.fields import (
     FieldRule,
     applied_fields,
 )
+from vinfer.server.structured_outputs import ResponseFormat, StructuredOutputs, check_one_form
 
 MAX_INT32 = 2**31 - 1
 MAX_STOP_STRINGS = 4
 MAX_STOP_STRING_CHARS = 1024
 MAX_PROMPTS = 256
 """Prompts in one request to `/v1/completions`; more are refused before they are tokenized."""
-
-
-class Body(BaseModel):
-    """What every request body and every object inside one is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def _one_as_list(value: Any) -> Any:
@@ -61,12 +57,6 @@ def _text_part_type(kind: Any) -> Any:
     return kind
 
 
-def _text_format_type(kind: Any) -> Any:
-    if kind in ("json_object", "json_schema"):
-        raise PydanticCustomError("format", f"is {kind}: {NOT_SERVED}")
-    return kind
-
-
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -79,12 +69,6 @@ class StreamOptions(Body):
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
-
-
-class ResponseFormat(Body):
-    """The form of the answer."""
-
-    type: Annotated[Literal["text"], BeforeValidator(_text_format_type)]
 
 
 class SamplingFields(Body):
@@ -116,6 +100,7 @@ class SamplingFields(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def includes_usage(self) -> bool:
@@ -374,3 +359,4 @@ def check_continuation(messages: list[ChatMessage], add_generation_prompt: bool 
 def _check_sampling(fields: SamplingFields) -> None:
     if fields.stream_options is not None and not fields.stream:
         raise RequestError("stream_options needs stream: true", param="stream_options")
+    check_one_form(fields.response_format, fields.structured_outputs, ignore_eos=fields.ignore_eos)

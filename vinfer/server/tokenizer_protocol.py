@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import Field
 
+from vinfer.server.body_model import Body
 from vinfer.server.fields import DETOKENIZE_FIELDS, TOKENIZE_MESSAGES_FIELDS, TOKENIZE_TEXT_FIELDS
 from vinfer.server.protocol import (
-    Body,
     ChatMessage,
     RequestForm,
     TokenId,

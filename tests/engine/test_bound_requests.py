@@ -1,0 +1,164 @@
+"""Requests bound to a grammar, in the engine: each token is read before the next one is asked for.
+
+Over a runner whose tokens are worked out by hand: the first is the prompt's sum plus one, the next one more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import cast
+
+import pytest
+from engine_requests import MAX_MODEL_LEN, STEPS, CountingMatcher, make_request, make_shapes
+from fake_runner import GUARD_SECONDS, FakeRunner, LogEntry
+
+from vinfer.engine.engine import Engine
+from vinfer.engine.request import TokenEvent
+from vinfer.engine.runner import Runner
+from vinfer.engine.scheduler import Scheduler
+from vinfer.engine.stream import TokenStream
+from vinfer.errors import RequestError
+
+
+@contextlib.contextmanager
+def running(runner: FakeRunner, num_slots: int = 2) -> Iterator[Engine]:
+    engine = Engine(
+        name="fake",
+        runner=cast(Runner, runner),
+        scheduler=Scheduler(shapes=make_shapes(num_slots=num_slots), num_slots=num_slots, steps=STEPS),
+        num_slots=num_slots,
+        max_model_len=MAX_MODEL_LEN,
+        max_queue=100,
+    )
+    engine.start()
+    try:
+        yield engine
+    finally:
+        runner.let_through()
+        engine.stop()
+
+
+async def events(stream: TokenStream) -> list[TokenEvent]:
+    return [event async for event in stream]
+
+
+def tokens(events: list[TokenEvent]) -> list[int]:
+    return [token for event in events for token in event.token_ids]
+
+
+def in_order(log: list[LogEntry]) -> list[str]:
+    """Return what a runner was asked for, without the numbers."""
+    return [kind for kind, _ in log]
+
+
+def test_every_token_is_read_before_the_next_is_enqueued() -> None:
+    runner, matcher = FakeRunner(), CountingMatcher()
+
+    async def main(engine: Engine) -> list[TokenEvent]:
+        request = make_request("a", (10,), max_tokens=4, grammar=matcher)
+        return await asyncio.wait_for(events(engine.submit(request)), GUARD_SECONDS)
+
+    with running(runner) as engine:
+        found = asyncio.run(main(engine))
+        engine.stop()
+    assert (tokens(found), found[-1].finish_reason) == ([11, 12, 13, 14], "length")
+    assert in_order(runner.log) == ["set_slot", "prefill", "read", *["decode", "read"] * 3]
+    # The last token ends the request, whatever the grammar thinks of it.
+    assert matcher.taken == [11, 12, 13]
+
+
+def test_a_stop_token_ends_the_request_and_is_none_of_the_grammar_s() -> None:
+    matcher = CountingMatcher()
+
+    async def main(engine: Engine) -> list[TokenEvent]:
+        request = make_request("a", (10,), max_tokens=9, stop=(13,), grammar=matcher)
+        return await asyncio.wait_for(events(engine.submit(request)), GUARD_SECONDS)
+
+    with running(FakeRunner()) as engine:
+        found = asyncio.run(main(engine))
+    assert (tokens(found), found[-1].finish_reason) == ([11, 12, 13], "stop")
+    assert matcher.taken == [11, 12]
+
+
+def test_others_share_the_batch_and_go_back_to_many_steps_when_the_grammar_is_done() -> None:
+    runner = FakeRunner()
+
+    async def main(engine: Engine) -> tuple[list[TokenEvent], list[TokenEvent]]:
+        plain = engine.submit(make_request("plain", (100,), max_tokens=30))
+        bound = engine.submit(make_request("bound", (10,), max_tokens=4, grammar=CountingMatcher()))
+        both = asyncio.gather(events(plain), events(bound))
+        return await asyncio.wait_for(both, GUARD_SECONDS)
+
+    with running(runner) as engine:
+        plain, bound = asyncio.run(main(engine))
+        engine.stop()
+    assert tokens(plain) == list(range(101, 131))
+    assert tokens(bound) == [11, 12, 13, 14]
+    asked = in_order(runner.log)
+    # Far fewer dispatches than tokens: one step each only while the grammar was there.
+    assert asked.count("decode") <= 4 + -(-29 // STEPS) + 1
+    # And enqueued ahead again in the end.
+    assert asked[-3:] == ["decode", "read", "read"]
+
+
+def test_a_grammar_that_breaks_its_limits_ends_its_own_request_only() -> None:
+    async def main(engine: Engine) -> tuple[list[TokenEvent], list[TokenEvent], list[TokenEvent]]:
+        plain = engine.submit(make_request("plain", (100,), max_tokens=20))
+        broken = engine.submit(make_request("b", (10,), max_tokens=20, grammar=CountingMatcher(breaks_at=3)))
+        after = engine.submit(make_request("after", (50,), max_tokens=2))
+        together = asyncio.gather(events(plain), events(broken), events(after))
+        return await asyncio.wait_for(together, GUARD_SECONDS)
+
+    with running(FakeRunner()) as engine:
+        plain, broken, after = asyncio.run(main(engine))
+        assert engine.is_alive
+    assert tokens(plain) == list(range(101, 121))
+    assert tokens(broken) == [11, 12]
+    assert isinstance(broken[-1].error, RequestError)
+    assert broken[-1].error.param == "the.field"
+    # Its slot was free for who waited.
+    assert tokens(after) == [51, 52]
+
+
+def test_a_cancelled_request_is_advanced_no_more_and_frees_its_slot() -> None:
+    runner, matcher = FakeRunner(num_readable=2), CountingMatcher()
+
+    async def main(engine: Engine) -> list[TokenEvent]:
+        bound = engine.submit(make_request("bound", (10,), max_tokens=50, grammar=matcher))
+        assert tokens([await anext(bound)])[:1] == [11]
+        runner.wait_until_blocked()
+        engine.cancel("bound")
+        runner.let_through()
+        return await asyncio.wait_for(events(engine.submit(make_request("next", (20,)))), GUARD_SECONDS)
+
+    with running(runner, num_slots=1) as engine:
+        assert tokens(asyncio.run(main(engine))) == [21, 22, 23]
+        # Two tokens were read before, one was being read, and one more was enqueued in the same step.
+        assert matcher.taken == [11, 12, 13, 14]
+
+
+@pytest.mark.parametrize("fails_at", [("set_slot", "late"), ("decode", 3)], ids=str)
+def test_who_has_finished_gets_the_end_though_the_next_work_fails(
+    fails_at: LogEntry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tokens of a bound batch are handed over after the next work is enqueued, which may fail."""
+    runner = FakeRunner(num_readable=0, fails_at=fails_at)
+
+    async def main(engine: Engine) -> tuple[list[TokenEvent], list[TokenEvent]]:
+        bound = engine.submit(make_request("bound", (10,), max_tokens=50, grammar=CountingMatcher()))
+        # Ends with the token of the dispatch before the one that fails.
+        short = engine.submit(make_request("short", (20,), max_tokens=2))
+        runner.wait_until_blocked()
+        late = engine.submit(make_request("late", (30,)))
+        runner.let_through()
+        found = await asyncio.wait_for(asyncio.gather(events(bound), events(short)), GUARD_SECONDS)
+        await asyncio.wait_for(events(late), GUARD_SECONDS)
+        return found
+
+    with running(runner) as engine:
+        bound, short = asyncio.run(main(engine))
+        assert not engine.is_alive
+    assert bound[-1].error is not None
+    assert (tokens(short), short[-1].finish_reason) == ([21, 22], "length")

@@ -1,0 +1,268 @@
+"""What an answer may say: grammars compiled by llguidance, and each request's place in its own.
+
+A `Grammar` is compiled once, on the compiler's one thread, and shared; a `GrammarMatcher` belongs to one
+request and is advanced by the engine thread. Limits keep a hostile schema from holding either thread. Knows
+token ids, neither arrays nor HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Literal, cast
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from vinfer.bundle import MASK_WORD_BITS, num_mask_words
+from vinfer.engine.grammar_vocabulary import GrammarVocabulary
+from vinfer.errors import RequestError
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+    from llguidance._tokenizer import TokenizerWrapper
+
+GrammarKind = Literal["json_schema", "regex", "choice", "lark"]
+
+MAX_CACHED = 32
+"""Compiled grammars kept per model; the ones used longest ago go first."""
+MAX_COMPILE_SECONDS = 2.0
+"""Of one CPU, to compile a grammar; the limits below end most compiles long before."""
+MAX_STEP_SECONDS = 0.25
+"""Of one CPU, for the mask of one token; a request whose grammar takes longer ends, since all others wait."""
+MAX_REASON_CHARS = 200
+
+_MASK_WORD_BYTES = MASK_WORD_BITS // 8
+# JSON on one line, as Python's json.dumps writes it: a small model cannot lose itself in white space.
+_JSON_FORM: JsonCompileOptions = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "lenient": False,
+    "coerce_one_of": False,
+}
+
+
+def _limits() -> LLParserLimits:
+    """Return what a grammar may cost: enough for some thousand properties, in well under a second."""
+    return LLParserLimits(
+        max_items_in_row=8_000,
+        initial_lexer_fuel=1_000_000,
+        step_lexer_fuel=200_000,
+        step_max_items=50_000,
+        max_lexer_states=20_000,  # up to 2 kB each
+        max_grammar_size=200_000,
+        # Parser states would repeat the client's text in messages.
+        verbose_errors=False,
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GrammarSpec:
+    """A grammar as a request gives it.
+
+    Attributes:
+        text: of a JSON Schema, a regular expression, a JSON array of strings, or a Lark grammar.
+        param: path of the request field, for messages.
+    """
+
+    kind: GrammarKind
+    text: str
+    param: str
+
+
+class GrammarMatcher:
+    """How far one request is in its grammar. Created anywhere; then of one thread at a time.
+
+    Attributes:
+        mask: one bit per id of the model's vocabulary, in uint32 words; set where the token may come next.
+
+    Args:
+        first: the compiled grammar at its start, and its mask there.
+        min_tokens: until so many tokens were generated, `stop_token_ids` are left out of the mask as long as
+            the grammar offers anything else.
+    """
+
+    def __init__(
+        self, first: LLMatcher, mask: bytes, param: str, *, min_tokens: int, stop_token_ids: Sequence[int]
+    ) -> None:
+        self._first = first
+        self._own: LLMatcher | None = None
+        self._param = param
+        self._min_tokens = min_tokens
+        self._stop_token_ids = tuple(stop_token_ids)
+        self._num_tokens = 0
+        self.mask = self._without_early_stop(mask)
+
+    def advance(self, token_ids: Sequence[int]) -> None:
+        """Take generated tokens, none of which ended the request, and compute the mask of the next one.
+
+        Raises:
+            RequestError: the grammar became too costly; the request cannot go on.
+        """
+        started = time.thread_time()
+        if self._own is None:
+            self._own = self._first.deep_copy()
+        own = self._own
+        if own.consume_tokens(list(token_ids)):
+            self._num_tokens += len(token_ids)
+            mask = _fitted(own.compute_bitmask(), len(self.mask))
+            too_slow = time.thread_time() - started > MAX_STEP_SECONDS
+            if not own.is_error() and any(mask) and not too_slow:
+                self.mask = self._without_early_stop(mask)
+                return
+        raise RequestError(
+            f"{self._param} cannot be followed further than {self._num_tokens} tokens within vinfer's limits"
+            f"{_reason(own)}: simplify it",
+            param=self._param,
+        )
+
+    def _without_early_stop(self, mask: bytes) -> bytes:
+        if self._num_tokens >= self._min_tokens:
+            return mask
+        words = bytearray(mask)
+        for token_id in self._stop_token_ids:
+            words[token_id // 8] &= ~(1 << token_id % 8) & 0xFF
+        return bytes(words) if any(words) else mask
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Grammar:
+    """A compiled grammar at its start; any thread."""
+
+    spec: GrammarSpec
+    first: LLMatcher
+    mask: bytes
+
+    def matcher(self, *, min_tokens: int = 0, stop_token_ids: Sequence[int] = ()) -> GrammarMatcher:
+        """Begin a request; see `GrammarMatcher`."""
+        return GrammarMatcher(
+            self.first, self.mask, self.spec.param, min_tokens=min_tokens, stop_token_ids=stop_token_ids
+        )
+
+
+class GrammarCompiler:
+    """Compiles the grammars of one model's requests, one at a time, on a thread of its own.
+
+    Args:
+        name: the model's, for the thread and messages.
+        vocab_size: ids that the model has; those beyond the tokenizer's are never allowed.
+        vocabulary: makes the tokens of the model; called on the first compile. None where the model has no
+            end token: then no answer would be complete, and all grammars are refused.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        vocab_size: int,
+        vocabulary: Callable[[], GrammarVocabulary] | None,
+    ) -> None:
+        self._name = name
+        self._vocabulary = vocabulary
+        self._mask_bytes = num_mask_words(vocab_size) * _MASK_WORD_BYTES
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"grammar-{name}")
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[tuple[GrammarKind, str], Grammar] = OrderedDict()
+        self._tokenizer: LLTokenizer | None = None
+
+    async def compile(self, spec: GrammarSpec) -> Grammar:
+        """Return a request's grammar, compiled or found again. Called on the event loop, which goes on.
+
+        Raises:
+            RequestError: names the field: not a grammar, unsatisfiable, of keywords that are not supported,
+                or too costly.
+        """
+        grammar = self._find(spec)
+        if grammar is not None:
+            return grammar
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._compile, spec)
+
+    def _find(self, spec: GrammarSpec) -> Grammar | None:
+        with self._lock:
+            grammar = self._cache.get((spec.kind, spec.text))
+            if grammar is None:
+                return None
+            self._cache.move_to_end((spec.kind, spec.text))
+        return dataclasses.replace(grammar, spec=spec)
+
+    def _compile(self, spec: GrammarSpec) -> Grammar:
+        """Compile on the compiler's thread, unless somebody asked for the same just before."""
+        grammar = self._find(spec)
+        if grammar is not None:
+            return grammar
+        if self._tokenizer is None:
+            self._tokenizer = self._load_tokenizer(spec)
+        started = time.thread_time()
+        try:
+            first = LLMatcher(self._tokenizer, _source(spec), log_level=0, limits=_limits())
+        except ValueError as error:
+            raise _refused(spec, str(error)) from None
+        mask = b"" if first.is_error() else first.compute_bitmask()
+        if first.is_error():
+            raise _refused(spec, first.get_error())
+        if not any(mask):
+            raise _refused(spec, "no answer satisfies it")
+        if time.thread_time() - started > MAX_COMPILE_SECONDS:
+            raise _refused(spec, f"it takes longer than {MAX_COMPILE_SECONDS:g} s to compile")
+        grammar = Grammar(spec, first, _fitted(mask, self._mask_bytes))
+        with self._lock:
+            self._cache[spec.kind, spec.text] = grammar
+            if len(self._cache) > MAX_CACHED:
+                self._cache.popitem(last=False)
+        return grammar
+
+    def _load_tokenizer(self, spec: GrammarSpec) -> LLTokenizer:
+        if self._vocabulary is None:
+            raise RequestError(
+                f"{spec.param}: model {self._name} has no end token, so no answer would be complete: "
+                "leave it out",
+                param=spec.param,
+            )
+        vocabulary = self._vocabulary()
+        return LLTokenizer(
+            cast("TokenizerWrapper", vocabulary),
+            n_vocab=len(vocabulary.tokens),
+            eos_token=list(vocabulary.eos_token_ids),
+        )
+
+
+def _source(spec: GrammarSpec) -> str:
+    if spec.kind == "json_schema":
+        return LLMatcher.grammar_from_json_schema(spec.text, overrides=_JSON_FORM)
+    if spec.kind == "regex":
+        return LLMatcher.grammar_from_regex(spec.text)
+    if spec.kind == "choice":
+        # JSON's strings are Lark's.
+        choices = (json.dumps(choice, ensure_ascii=False) for choice in json.loads(spec.text))
+        return LLMatcher.grammar_from_lark(f"start: {' | '.join(choices)}")
+    return LLMatcher.grammar_from_lark(spec.text)
+
+
+def _fitted(mask: bytes, num_bytes: int) -> bytes:
+    """Give a mask the model's length: llguidance's ends with the tokenizer's ids, or an empty word later."""
+    return mask[:num_bytes].ljust(num_bytes, b"\0")
+
+
+def _refused(spec: GrammarSpec, reason: str) -> RequestError:
+    return RequestError(
+        f"{spec.param} cannot be enforced: {_first_line(reason)}: change it", param=spec.param
+    )
+
+
+def _reason(matcher: LLMatcher) -> str:
+    return f" ({_first_line(matcher.get_error())})" if matcher.is_error() else ""
+
+
+def _first_line(message: str) -> str:
+    """Return what is wrong, short and printable: a regex parser's drawing has it in a later line."""
+    lines = [line.strip() for line in message.splitlines()]
+    stated = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    text = (stated or lines or ["llguidance gives no reason"])[0]
+    text = text if len(text) <= MAX_REASON_CHARS else text[:MAX_REASON_CHARS] + "..."
+    return ascii(text)[1:-1]
