@@ -103,16 +103,40 @@ def test_every_answer_of_a_random_schema_is_json_that_validates(engine: Engine, 
     assert len({binder.text(answer) for answer in answers}) > NUM_SCHEMAS / 2
 
 
-def test_choices_expressions_and_grammars_hold_exactly(engine: Engine, binder: Binder) -> None:
+@pytest.mark.parametrize("prompts", ["prefilled", "scored", "shared"])
+def test_choices_expressions_and_grammars_hold_exactly(engine: Engine, binder: Binder, prompts: str) -> None:
     questions = form_questions(binder)
+    if prompts == "scored":
+        questions = [
+            dataclasses.replace(
+                question,
+                params=dataclasses.replace(question.params, top_logprobs=1),
+                scores_prompt=True,
+            )
+            for question in questions
+        ]
+    if prompts == "shared":
+        # The forms of one length have one prompt.
+        questions = [
+            dataclasses.replace(
+                question,
+                prompt_ids=prompt(len(question.prompt_ids)),
+                prompt_key=str(len(question.prompt_ids)),
+            )
+            for question in questions
+        ]
     patterns = [pattern for _ in range(3) for _, _, pattern in FORMS.values()]
-    for pattern, answer in zip(patterns, ask(engine, questions), strict=True):
+    answers = ask(engine, questions)
+    for pattern, answer in zip(patterns, answers, strict=True):
         if answer.finish_reason == "length":
             # Only nested parentheses can go on for so long.
             assert re.match(r"x{2,4}\(", binder.text(answer))
             continue
         assert re.fullmatch(pattern, binder.text(answer)), (pattern, binder.text(answer))
         assert answer.finish_reason == "stop"
+    scored = [len(answer.prompt_logprobs) for answer in answers]
+    lengths = [len(question.prompt_ids) - 1 for question in questions]
+    assert scored == (lengths if prompts == "scored" else [0] * len(answers))
 
 
 def test_a_crowd_says_what_each_one_says_alone(engine: Engine, binder: Binder) -> None:

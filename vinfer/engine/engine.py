@@ -241,7 +241,7 @@ def _num_tokens(deliveries: list[Delivery]) -> int:
 
 def _advanced(request: Request, event: TokenEvent) -> TokenEvent:
     """Take an event's tokens into the request's grammar; where that fails, the event is the error."""
-    if request.grammar is None or event.is_last:
+    if request.grammar is None or event.is_last or not event.token_ids:
         return event
     try:
         request.grammar.advance(event.token_ids)
