@@ -27,6 +27,15 @@ WARM_UP_TOKENS = 8
 Report = dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """A server and how it is asked to sample; two of them are measured in turns and compared."""
+
+    url: str
+    sampling: dict[str, Any]
+    title: str
+
+
 def main(description: str | None) -> int:
     """Run the command line; return the exit code."""
     arguments = _parse(description)
@@ -64,19 +73,37 @@ def _parse(description: str | None) -> argparse.Namespace:
     add("--prompt-words", type=int, default=61, metavar="N", help="(%(default)s: 67 tokens for SmolLM2)")
     add("--new-tokens", type=int, default=64, metavar="N", help="tokens per answer (%(default)s)")
     add("--sampled", action="store_true", help=f"sample with {SAMPLED} instead of greedily")
+    add(
+        "--against-greedy",
+        action="store_true",
+        help=f"measure {SAMPLED} and greedy in turns on one server and print sampled / greedy",
+    )
     add("--chat", action="store_true", help="use /v1/chat/completions instead of /v1/completions")
     add("--model", help="model id; the first of /v1/models where left out")
     add("--api-key", help="bearer token")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.pair and arguments.against_greedy:
+        parser.error("--pair compares servers and --against-greedy ways to sample: use one of them")
+    return arguments
 
 
 def _measure(arguments: argparse.Namespace) -> Report:
     if arguments.pair:
+        sampling = SAMPLED if arguments.sampled else GREEDY
         first, second = arguments.pair.split()
-        return _pair(arguments, first, second)
+        return _compared(arguments, [Side(url, sampling, url) for url in (first, second)])
     if arguments.url:
-        return _table(arguments.url, asyncio.run(_runs(arguments, [arguments.url]))[0])
+        return _of_server(arguments, arguments.url, arguments.url)
     return _start_and_measure(arguments)
+
+
+def _of_server(arguments: argparse.Namespace, url: str, title: str) -> Report:
+    """Measure one server; sampled and greedily in turns where that is asked for."""
+    if arguments.against_greedy:
+        sides = [(SAMPLED, "sampled"), (GREEDY, "greedy")]
+        return _compared(arguments, [Side(url, sampling, f"{title} {name}") for sampling, name in sides])
+    side = Side(url, SAMPLED if arguments.sampled else GREEDY, title)
+    return _table(title, asyncio.run(_runs(arguments, [side]))[0])
 
 
 def _start_and_measure(arguments: argparse.Namespace) -> Report:
@@ -95,7 +122,7 @@ def _start_and_measure(arguments: argparse.Namespace) -> Report:
             starts.append(ready_seconds)
             _say(f"start {number}: ready after {ready_seconds:.1f} s")
             if number == arguments.cold_starts:
-                runs = asyncio.run(_runs(arguments, [url]))[0]
+                report = _of_server(arguments, url, shlex.join(command))
                 counters = _vinfer_counters(url)
     cold = statistics.median(starts[1:] or starts)
     print(f"first start {starts[0]:.1f} s, cold start {cold:.1f} s (median of {len(starts[1:] or starts)})")
@@ -103,55 +130,62 @@ def _start_and_measure(arguments: argparse.Namespace) -> Report:
         "command": shlex.join(command),
         "first_start_seconds": starts[0],
         "cold_start_seconds": cold,
-        **_table(shlex.join(command), runs),
+        **report,
         **({"counters": counters} if counters else {}),
     }
 
 
-def _pair(arguments: argparse.Namespace, first: str, second: str) -> Report:
-    runs = asyncio.run(_runs(arguments, [first, second]))
-    reports = [_table(url, figures) for url, figures in zip((first, second), runs, strict=True)]
+def _compared(arguments: argparse.Namespace, sides: list[Side]) -> Report:
+    runs = asyncio.run(_runs(arguments, sides))
+    a, b = (
+        {"url": side.url, "sampling": side.sampling, **_table(side.title, figures)}
+        for side, figures in zip(sides, runs, strict=True)
+    )
     ratios = []
-    for a, b in zip(*runs, strict=True):
+    for of_a, of_b in zip(*runs, strict=True):
         ratio = {
-            "tokens_per_second": a.tokens_per_second / b.tokens_per_second,
+            "tokens_per_second": of_a.tokens_per_second / of_b.tokens_per_second,
             **{
-                f"{name}_p50": getattr(a, name).p50 / max(getattr(b, name).p50, 1e-9)
+                f"{name}_p50": getattr(of_a, name).p50 / max(getattr(of_b, name).p50, 1e-9)
                 for name in ("ttft_seconds", "itl_seconds", "e2e_seconds")
             },
         }
-        ratios.append({"streams": a.streams, **ratio})
-        print(f"A / B at {a.streams}: " + ", ".join(f"{name} {value:.2f}" for name, value in ratio.items()))
-    return {"a": {"url": first, **reports[0]}, "b": {"url": second, **reports[1]}, "ratios": ratios}
+        ratios.append({"streams": of_a.streams, **ratio})
+        print(
+            f"A / B at {of_a.streams}: " + ", ".join(f"{name} {value:.2f}" for name, value in ratio.items())
+        )
+    return {"a": a, "b": b, "ratios": ratios}
 
 
-async def _runs(arguments: argparse.Namespace, urls: list[str]) -> list[list[Figures]]:
-    """Measure every load on every server, the servers in turns; return the medians by server and load."""
+async def _runs(arguments: argparse.Namespace, sides: list[Side]) -> list[list[Figures]]:
+    """Measure every load on every side, the sides in turns; return the medians by side and load."""
     endpoints = [
         Endpoint(
-            url.rstrip("/").removesuffix("/v1"), _model(url, arguments), arguments.api_key, arguments.chat
+            side.url.rstrip("/").removesuffix("/v1"),
+            _model(side.url, arguments),
+            arguments.api_key,
+            arguments.chat,
         )
-        for url in urls
+        for side in sides
     ]
     prompts = Prompts(arguments.prompt_words, seed=0)
     dialects = [await negotiate(endpoint, prompts) for endpoint in endpoints]
-    sampling = SAMPLED if arguments.sampled else GREEDY
     loads = [int(text) for text in arguments.streams.split(",")]
-    runs: list[list[list[Figures]]] = [[[] for _ in loads] for _ in urls]
+    runs: list[list[list[Figures]]] = [[[] for _ in loads] for _ in sides]
     for place, streams in enumerate(loads):
-        for endpoint, dialect in zip(endpoints, dialects, strict=True):
-            fields = {**sampling, **dialect, "max_tokens": WARM_UP_TOKENS}
+        for side, endpoint, dialect in zip(sides, endpoints, dialects, strict=True):
+            fields = {**side.sampling, **dialect, "max_tokens": WARM_UP_TOKENS}
             await run_load(endpoint, prompts, streams=streams, rounds=1, fields=fields)
         for repeat in range(arguments.repeats):
-            for server, (endpoint, dialect) in enumerate(zip(endpoints, dialects, strict=True)):
-                fields = {**sampling, **dialect, "max_tokens": arguments.new_tokens}
+            for number, (side, endpoint, dialect) in enumerate(zip(sides, endpoints, dialects, strict=True)):
+                fields = {**side.sampling, **dialect, "max_tokens": arguments.new_tokens}
                 run = await run_load(
                     endpoint, prompts, streams=streams, rounds=arguments.rounds, fields=fields
                 )
-                runs[server][place].append(run)
+                runs[number][place].append(run)
                 rate = f"{run.tokens_per_second:.1f} tokens/s"
-                _say(f"{endpoint.url} {streams} streams, run {repeat + 1}: {rate}")
-    return [[median_of(repeats) for repeats in server] for server in runs]
+                _say(f"{side.title} {streams} streams, run {repeat + 1}: {rate}")
+    return [[median_of(repeats) for repeats in of_side] for of_side in runs]
 
 
 def _model(url: str, arguments: argparse.Namespace) -> str:
@@ -192,7 +226,7 @@ def _vinfer_counters(url: str) -> dict[str, float]:
 
 def _load_facts(arguments: argparse.Namespace) -> Report:
     return {
-        "sampling": SAMPLED if arguments.sampled else GREEDY,
+        "sampling": SAMPLED if arguments.sampled or arguments.against_greedy else GREEDY,
         "new_tokens": arguments.new_tokens,
         "rounds": arguments.rounds,
         "repeats": arguments.repeats,

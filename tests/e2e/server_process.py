@@ -101,6 +101,26 @@ class ServerProcess:
             "/v1/chat/completions", json={"model": MODEL, "messages": messages, "temperature": 0, **fields}
         )
 
+    def draw(self, seed: int) -> list[str]:
+        """Return the tokens of a sampled completion of one fixed prompt, by every parameter of sampling."""
+        response = self.complete(
+            prompt="The history of the railway begins",
+            seed=seed,
+            temperature=1.1,
+            top_k=60,
+            top_p=0.95,
+            min_p=0.001,
+            repetition_penalty=1.1,
+            frequency_penalty=0.1,
+            max_tokens=24,
+            ignore_eos=True,
+            logprobs=0,
+        )
+        assert response.status_code == 200, response.text
+        tokens: list[str] = response.json()["choices"][0]["logprobs"]["tokens"]
+        assert len(tokens) == 24
+        return tokens
+
     def metrics(self) -> dict[str, float]:
         """Return every sample of /metrics, summed over its labels."""
         samples: dict[str, float] = {}

@@ -48,6 +48,17 @@ def test_two_servers_are_compared_in_turns(server: ServerProcess) -> None:
         assert ratio["tokens_per_second"] == a / b
 
 
+def test_sampled_is_compared_with_greedy_in_turns(server: ServerProcess) -> None:
+    done = bench("--url", server.url, "--against-greedy", *SHORT, "--rounds", "1", "--repeats", "1")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert [report[side]["sampling"]["temperature"] for side in "ab"] == [0.7, 0]
+    assert [ratio["streams"] for ratio in report["ratios"]] == [1, 3]
+    for place, ratio in enumerate(report["ratios"]):
+        a, b = (report[side]["runs"][place]["tokens_per_second"] for side in "ab")
+        assert ratio["tokens_per_second"] == a / b
+
+
 def test_a_server_that_is_not_there_is_one_line() -> None:
     done = bench("--url", "http://127.0.0.1:9")
     assert done.returncode == 1

@@ -172,7 +172,7 @@ class Programs:
         """
         *of_chunks, targets = inputs
         kv, state, outputs, hidden = self._run_chunks(shape, weights, kv, state, tuple(of_chunks))
-        lengths = of_chunks[3]
+        *_, lengths, _ = of_chunks
         scored = prompt_logprobs(
             lambda rows: self.model.logits(weights, rows), hidden[0], targets[0], lengths[0]
         )

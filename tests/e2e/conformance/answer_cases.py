@@ -1,0 +1,232 @@
+"""Cases of the fields that decide what an answer shows, where it ends and what form it has."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+from expected import Expected
+from routes import Route
+from sampling_cases import DRAWN, GREEDY
+from tiny.checkpoints import NUM_TOKENS
+from tiny_server import MODEL, OTHER, OTHER_MAX_TOKENS, Talk
+
+Case = Callable[[Route], None]
+
+LOGPROB_ERROR = 1e-4
+
+
+def check_model(route: Route) -> None:
+    """Another name is another model: its own defaults apply, and the answer has its name."""
+    for model, fields in (
+        (MODEL, {"max_tokens": 6, "temperature": 0}),
+        (OTHER, {"max_tokens": OTHER_MAX_TOKENS, "temperature": 0}),
+    ):
+        sent = {**fields, "model": model} if model == MODEL else {"model": model}
+        document = route.talk.post(route.path, route.body(sent))
+        assert document["model"] == model
+        assert route.answer(document["choices"][0]).ids == route.expected.answer(route.prompt, fields).ids
+
+
+def check_stop(route: Route) -> None:
+    """The text ends before the first of the strings, wherever tokens end."""
+    fields = {**DRAWN, **letters(route.talk)}
+    whole = route.expected.answer(route.prompt, fields).text
+    stop = whole[-2:]
+    assert whole.index(stop) > 0
+    (answer,) = route.ask(**fields, stop=["never", stop])
+    assert (answer.text, answer.finish_reason) == (whole[: whole.index(stop)], "stop")
+    (answer,) = route.ask(**fields, stop=stop)
+    assert (answer.text, answer.finish_reason) == (whole[: whole.index(stop)], "stop")
+
+
+def letters(talk: Talk) -> dict[str, Any]:
+    """Return the bias that leaves only letters: one token is a byte, and most bytes are no UTF-8."""
+    kept = set(talk.ids("abcdefghijklmnopqrstuvwxyz"))
+    return {"logit_bias": {str(i): -100.0 for i in range(NUM_TOKENS) if i not in kept}}
+
+
+def check_logprobs(route: Route) -> None:
+    """They are of the model's own distribution, whatever penalties, bias and temperature make of it."""
+    fields = {**DRAWN, "temperature": 0.7, "top_k": 20, "presence_penalty": 1.0, "logit_bias": {"40": 3.0}}
+    document = route.talk.post(route.path, route.body({**fields, "logprobs": True if route.is_chat else 3}))
+    logprobs = document["choices"][0]["logprobs"]
+    ids = route.tokens(logprobs)
+    assert ids == route.expected.answer(route.prompt, fields).ids
+    exact = expected_logprobs(route.expected, route.prompt, ids)
+    if route.is_chat:
+        own = [entry["logprob"] for entry in logprobs["content"]]
+        assert [entry["top_logprobs"] for entry in logprobs["content"]] == [[]] * len(ids)
+    else:
+        own = logprobs["token_logprobs"]
+        starts = range(len(ids))
+        assert [
+            len(set(top) - {logprobs["tokens"][i]}) for i, top in enumerate(logprobs["top_logprobs"])
+        ] == [3 - (ids[i] in exact[i].argsort()[::-1][:3]) for i in starts]
+        check_top(route.talk, logprobs["top_logprobs"], exact, 3)
+    np.testing.assert_allclose(own, exact[np.arange(len(ids)), ids], atol=LOGPROB_ERROR)
+    without = route.body(fields)
+    del without["logprobs"]
+    assert route.talk.post(route.path, without)["choices"][0]["logprobs"] is None
+
+
+def check_top_logprobs(route: Route) -> None:
+    for num in (1, 20):
+        fields = {**GREEDY, "max_tokens": 4}
+        document = route.talk.post(route.path, route.body({**fields, "top_logprobs": num}))
+        logprobs = document["choices"][0]["logprobs"]
+        ids = route.tokens(logprobs)
+        tops = [
+            {entry["token"]: entry["logprob"] for entry in entry["top_logprobs"]}
+            for entry in logprobs["content"]
+        ]
+        assert [len(entry["top_logprobs"]) for entry in logprobs["content"]] == [num] * 4
+        check_top(route.talk, tops, expected_logprobs(route.expected, route.prompt, ids), num)
+
+
+def expected_logprobs(expected: Expected, prompt: list[int], ids: list[int]) -> Any:
+    """Return float64 [len(ids), vocab], of each token of an answer."""
+    return expected.logprobs([*prompt, *ids])[len(prompt) - 1 : -1]
+
+
+def check_top(talk: Talk, tops: list[dict[str, float]], exact: Any, num: int) -> None:
+    """Compare the best tokens and their logprobs; ids that the tokenizer lacks share one spelling."""
+    for top, row in zip(tops, exact, strict=True):
+        best = [int(token) for token in row.argsort()[::-1][:num]]
+        found = {talk.id_of_label(label): logprob for label, logprob in top.items()}
+        for token in best:
+            if token < NUM_TOKENS:
+                assert abs(found[token] - row[token]) < LOGPROB_ERROR
+
+
+def check_stream(route: Route) -> None:
+    """The same tokens and text in several events, in order, each with its piece of the text."""
+    fields = {**DRAWN, "max_tokens": 30}
+    expected = route.expected.answer(route.prompt, fields)
+    events = route.talk.events(route.path, route.body(fields))
+    choices = [choice for event in events for choice in event["choices"]]
+    texts = [choice["delta"].get("content", "") if route.is_chat else choice["text"] for choice in choices]
+    assert "".join(texts) == expected.text
+    assert len([text for text in texts if text]) > 1
+    tokens = [route.tokens(choice["logprobs"]) for choice in choices if choice["logprobs"]]
+    assert list(itertools.chain.from_iterable(tokens)) == expected.ids
+    assert choices[-1]["finish_reason"] == expected.finish_reason
+    (answer,) = route.ask(**fields, stream=False)
+    assert answer == expected
+
+
+def check_include_usage(route: Route) -> None:
+    """One event more, without choices, counts everything; the others say null."""
+    fields = {**GREEDY, "max_tokens": 6}
+    *others, last = route.talk.events(
+        route.path, route.body({**fields, "stream_options": {"include_usage": True}})
+    )
+    assert last["choices"] == []
+    counts = {key: last["usage"][key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")}
+    prompt_len = len(route.prompt)
+    assert counts == {
+        "prompt_tokens": prompt_len,
+        "completion_tokens": 6,
+        "total_tokens": prompt_len + 6,
+    }
+    assert [event["usage"] for event in others] == [None] * len(others)
+    plain = route.talk.events(route.path, route.body(fields))
+    assert all("usage" not in event and event["choices"] for event in plain)
+
+
+def check_continuous_usage(route: Route) -> None:
+    """Every event counts what the stream has brought so far."""
+    options = {"stream_options": {"continuous_usage_stats": True}}
+    events = route.talk.events(route.path, route.body({**DRAWN, "max_tokens": 30, **options}))
+    counts = [event["usage"]["completion_tokens"] for event in events]
+    assert all(event["choices"] for event in events)
+    assert counts == sorted(counts)
+    assert counts[-1] == 30
+    assert len(set(counts)) > 2
+
+
+def bound(fields: dict[str, Any], texts: Collection[str], **sampling: Any) -> Case:
+    """Make the case of a form: of all that it allows the model takes what it likes most, token by token."""
+
+    def check(route: Route) -> None:
+        asked = {**GREEDY, "max_tokens": 40, **sampling}
+        expected = route.expected.answer(route.prompt, asked, texts=texts)
+        assert expected.finish_reason == "stop"
+        assert expected.text in texts
+        (answer,) = route.ask(**asked, **fields)
+        assert (answer.ids, answer.text, answer.finish_reason) == (expected.ids, expected.text, "stop")
+
+    return check
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"b": {"enum": ["x", "yz"]}, "a": {"type": "boolean"}},
+    "required": ["b", "a"],
+    "additionalProperties": False,
+}
+OF_SCHEMA = [f'{{"b": "{b}", "a": {a}}}' for b in ("x", "yz") for a in ("true", "false")]
+
+
+def json_schema(**fields: Any) -> dict[str, Any]:
+    return {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "form", "schema": SCHEMA, **fields},
+        }
+    }
+
+
+def check_response_format_type(route: Route) -> None:
+    """`json_object` makes an object of what would be braces without end; `text` binds nothing."""
+    braces = {"logit_bias": {str(route.talk.ids("}")[0]): 100.0}}
+    bound({"response_format": {"type": "json_object"}}, ["{}"], **braces)(route)
+    (answer,) = route.ask(**GREEDY, **braces, response_format={"type": "text"})
+    assert (answer.text, answer.finish_reason) == ("}" * 10, "length")
+
+
+def check_schema_name(route: Route) -> None:
+    """It says nothing about the answer, but must be a name."""
+    bound(json_schema(name="another-name_1"), OF_SCHEMA)(route)
+    assert route.refusal(**json_schema(name="no name")) == "response_format.json_schema.name"
+
+
+def check_schema_description(route: Route) -> None:
+    bound(json_schema(description="of people"), OF_SCHEMA)(route)
+    assert route.refusal(**json_schema(description=3)) == "response_format.json_schema.description"
+
+
+def check_schema_strict(route: Route) -> None:
+    """The schema holds whatever it says."""
+    for strict in (True, False):
+        bound(json_schema(strict=strict), OF_SCHEMA)(route)
+    assert route.refusal(**json_schema(strict="yes")) == "response_format.json_schema.strict"
+
+
+def structured(**form: Any) -> dict[str, Any]:
+    return {"structured_outputs": form}
+
+
+ANSWER_CASES: dict[str, Case] = {
+    "model": check_model,
+    "stop": check_stop,
+    "logprobs": check_logprobs,
+    "stream": check_stream,
+    "stream_options.include_usage": check_include_usage,
+    "stream_options.continuous_usage_stats": check_continuous_usage,
+    "response_format.type": check_response_format_type,
+    "response_format.json_schema.name": check_schema_name,
+    "response_format.json_schema.description": check_schema_description,
+    "response_format.json_schema.schema": bound(json_schema(), OF_SCHEMA),
+    "response_format.json_schema.strict": check_schema_strict,
+    "structured_outputs.regex": bound(
+        structured(regex="[ab]{2}c?d"), [f"{a}{b}{c}d" for a in "ab" for b in "ab" for c in ("", "c")]
+    ),
+    "structured_outputs.choice": bound(structured(choice=["north", "south"]), ["north", "south"]),
+    "structured_outputs.grammar": bound(
+        structured(grammar='start: ("k" | "l") MORE\nMORE: "mm" | "n"'), ["kmm", "kn", "lmm", "ln"]
+    ),
+    "structured_outputs.json": bound(structured(json=SCHEMA), OF_SCHEMA),
+}

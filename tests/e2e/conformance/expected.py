@@ -1,0 +1,84 @@
+"""What the tiny model must answer: transformers' logits and NumPy's sampler, nothing of ours."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy_sampler import Array, Sampling, next_token
+from tiny.checkpoints import NUM_TOKENS
+from tiny_server import EOS_ID, Answer, Talk
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SAMPLING_FIELDS = {field for field in Sampling.__dataclass_fields__ if field != "logit_bias"}
+
+
+class Expected:
+    """Answers of the reference to what requests ask.
+
+    Args:
+        model: float32, on the CPU.
+    """
+
+    def __init__(self, model: PreTrainedModel, talk: Talk) -> None:
+        self._model = model
+        self._talk = talk
+        self._logits = functools.cache(self._forward)
+
+    def _forward(self, ids: tuple[int, ...]) -> Array:
+        import torch
+
+        with torch.no_grad():
+            logits: Array = self._model(torch.tensor([ids]), use_cache=False).logits[0].double().numpy()
+        return logits
+
+    def logprobs(self, ids: list[int]) -> Array:
+        """Return float64 [len(ids), vocab]: row i is of the token after ids[: i + 1]."""
+        logits = self._logits(tuple(ids))
+        shifted = logits - logits.max(-1, keepdims=True)
+        logprobs: Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+        return logprobs
+
+    def answer(
+        self, prompt: list[int], fields: Mapping[str, Any], *, choice: int = 0, texts: Collection[str] = ()
+    ) -> Answer:
+        """Answer a request with these fields.
+
+        Args:
+            fields: of the request; those that `Sampling` lacks and that are not read here change no token.
+            choice: place among the choices of the prompt; each has a seed of its own.
+            texts: all that a grammar allows; nothing for anything.
+        """
+        sampling = Sampling(
+            **{key: value for key, value in fields.items() if key in SAMPLING_FIELDS},
+            logit_bias={int(key): value for key, value in fields.get("logit_bias", {}).items()},
+        )
+        if choice:
+            digest = hashlib.sha256(f"{sampling.seed % 2**64}:{choice}".encode()).digest()
+            sampling = Sampling(**{**vars(sampling), "seed": int.from_bytes(digest[:8], "big")})
+        eos = () if fields.get("ignore_eos") else (EOS_ID,)
+        stop_ids = {*eos, *fields.get("stop_token_ids", ())}
+        forms = [self._talk.ids(text) for text in texts]
+        output: list[int] = []
+        while len(output) < fields["max_tokens"]:
+            allowed: Collection[int] = range(NUM_TOKENS)
+            if forms:
+                begun = [form for form in forms if form[: len(output)] == output]
+                allowed = {(*form, EOS_ID)[len(output)] for form in begun}
+            token = next_token(
+                self._logits((*prompt, *output))[-1],
+                sampling,
+                prompt=prompt,
+                output=output,
+                stop_ids=stop_ids,
+                allowed=allowed,
+            )
+            if token in stop_ids:
+                return Answer(output, self._talk.text(output), "stop")
+            output.append(token)
+        return Answer(output, self._talk.text(output), "length")

@@ -1,0 +1,281 @@
+"""Cases of the fields that make a prompt, on every route that takes one: its very ids are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from answer_cases import LOGPROB_ERROR, check_top, check_top_logprobs, expected_logprobs
+from routes import MESSAGES, PROMPT, Route
+from sampling_cases import DRAWN, GREEDY
+from tiny_server import BOS_ID, MAX_MODEL_LEN, MODEL
+
+Case = Callable[[Route], None]
+
+USER = {"role": "user", "content": "hi"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+CALLED = {"role": "assistant", "content": "so", "tool_calls": [CALL]}
+
+# By the form of a body: its route, and the field that holds the conversation.
+CONVERSATIONS = {
+    "ChatFields": ("/v1/chat/completions", "messages"),
+    "CountMessages": ("/v1/count_tokens", "conversation"),
+    "TokenizeMessages": ("/tokenize", "messages"),
+}
+
+
+def check_prompt(route: Route, text: str, **fields: Any) -> None:
+    """Check that a conversation becomes exactly this prompt, by its ids, their count or the answer to it."""
+    path, _ = CONVERSATIONS[route.form]
+    ids = route.talk.ids(text)
+    body = {"model": MODEL, **fields}
+    if route.form == "CountMessages":
+        assert route.talk.post(path, body) == {"model": MODEL, "count": len(ids)}
+    elif route.form == "TokenizeMessages":
+        tokenized = route.talk.post(path, body)
+        assert (tokenized["tokens"], tokenized["count"]) == (ids, len(ids))
+        assert tokenized["max_model_len"] == MAX_MODEL_LEN
+    else:
+        document = route.talk.post(path, {**body, **GREEDY, "max_tokens": 3, "logprobs": True})
+        assert document["usage"]["prompt_tokens"] == len(ids)
+        (choice,) = document["choices"]
+        assert route.answer(choice).ids == route.expected.answer(ids, {**GREEDY, "max_tokens": 3}).ids
+
+
+def shown(messages: list[dict[str, Any]], text: str) -> Case:
+    """Make the case of a part of a message that the template shows."""
+
+    def check(route: Route) -> None:
+        _, field = CONVERSATIONS[route.form]
+        check_prompt(route, f"{text}|assistant: ", **{field: messages})
+
+    return check
+
+
+def empty(key: str, nothing: Any, something: Any) -> Case:
+    """Make the case of what an earlier answer has empty: nothing is taken, something is refused."""
+
+    def check(route: Route) -> None:
+        path, field = CONVERSATIONS[route.form]
+        answered = {"role": "assistant", "content": "ho"}
+        check_prompt(
+            route, "user: hi|assistant: ho|assistant: ", **{field: [USER, {**answered, key: nothing}]}
+        )
+        body = {"model": MODEL, field: [USER, {**answered, key: something}]}
+        assert route.talk.refusal(path, body)["param"] == f"{field}[1].{key}"
+
+    return check
+
+
+def check_part_type(route: Route) -> None:
+    """A text part is text; of any other kind it is refused by its place."""
+    path, field = CONVERSATIONS[route.form]
+    shown([{"role": "user", "content": [{"type": "text", "text": "one part"}]}], "user: one part")(route)
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    body = {"model": MODEL, field: [{"role": "user", "content": [{"type": "text", "text": "a"}, image]}]}
+    assert route.talk.refusal(path, body)["param"] == f"{field}[0].content[1].type"
+
+
+def check_role(route: Route) -> None:
+    roles = ("system", "developer", "user", "assistant")
+    text = "|".join(f"{role}: {role}s" for role in roles)
+    shown([{"role": role, "content": f"{role}s"} for role in roles], text)(route)
+
+
+CALLED_TEXT = 'user: hi|assistant: so c1 function add{"a": 1}'
+MESSAGE_CASES: Mapping[str, Case] = {
+    "role": check_role,
+    "content.type": check_part_type,
+    "content.text": shown(
+        [
+            {"role": "user", "content": "Gruß <s>"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        ],
+        "user: Gruß <s>|user: a\nb",
+    ),
+    "name": shown([{**USER, "name": "bob"}], "user: hi name=bob"),
+    "tool_calls.id": shown(
+        [USER, {**CALLED, "tool_calls": [{**CALL, "id": "x"}]}], CALLED_TEXT.replace("c1", "x")
+    ),
+    "tool_calls.type": shown(
+        [USER, {**CALLED, "tool_calls": [{"id": "c1", "function": CALL["function"]}]}], CALLED_TEXT
+    ),
+    "tool_calls.function.name": shown([USER, CALLED], CALLED_TEXT),
+    "tool_calls.function.arguments": shown([USER, CALLED], CALLED_TEXT),
+    "tool_call_id": shown(
+        [USER, CALLED, {"role": "tool", "content": "3", "tool_call_id": "c1"}],
+        f"{CALLED_TEXT}|tool: 3 tool_call_id=c1",
+    ),
+    "reasoning_content": shown(
+        [USER, {"role": "assistant", "content": "ho", "reasoning_content": "hm"}],
+        "user: hi|assistant: ho reasoning_content=hm",
+    ),
+    "refusal": empty("refusal", None, "no"),
+    "audio": empty("audio", None, {"id": "a"}),
+    "function_call": empty("function_call", None, {"name": "f"}),
+    "annotations": empty("annotations", [], [{}]),
+}
+
+
+def check_add_generation_prompt(route: Route) -> None:
+    text = f"user: {PROMPT}|"
+    check_prompt(route, text, messages=MESSAGES, add_generation_prompt=False)
+    check_prompt(route, f"{text}assistant: ", messages=MESSAGES, add_generation_prompt=True)
+
+
+def check_continue_final_message(route: Route) -> None:
+    messages = [USER, {"role": "assistant", "content": "The sky"}]
+    check_prompt(route, "user: hi|assistant: The sky", messages=messages, continue_final_message=True)
+    check_prompt(route, "user: hi|assistant: The sky|assistant: ", messages=messages)
+
+
+def check_max_completion_tokens(route: Route) -> None:
+    (answer,) = route.ask(temperature=0, max_completion_tokens=4)
+    assert answer == route.expected.answer(route.prompt, {"temperature": 0, "max_tokens": 4})
+    assert len(answer.ids) == 4
+    assert route.refusal(max_completion_tokens=MAX_MODEL_LEN) == "max_completion_tokens"
+
+
+def check_modalities(route: Route) -> None:
+    """Text is what there is."""
+    assert route.ask(**GREEDY, modalities=["text"]) == [route.expected.answer(route.prompt, GREEDY)]
+    assert route.refusal(**GREEDY, modalities=["audio"]) == "modalities[0]"
+
+
+def check_completion_prompt(route: Route) -> None:
+    """A text begins with BOS, token ids are taken as they are; a list of either has an answer each."""
+    text, ids = "A horse", route.talk.ids("a kingdom")
+    prompts = {
+        "text": (text, [[BOS_ID, *route.talk.ids(text)]]),
+        "ids": (ids, [ids]),
+        "lists": ([text, ids, ids[:4]], [[BOS_ID, *route.talk.ids(text)], ids, ids[:4]]),
+    }
+    for sent, expected in prompts.values():
+        answers = route.ask(**GREEDY, prompt=sent)
+        assert answers == [route.expected.answer(prompt, GREEDY) for prompt in expected]
+
+
+def check_best_of(route: Route) -> None:
+    """As many as are answered with: there is nothing to choose from."""
+    answers = route.ask(**DRAWN, n=2, best_of=2)
+    assert answers == [route.expected.answer(route.prompt, DRAWN, choice=choice) for choice in range(2)]
+    assert route.refusal(**DRAWN, n=2, best_of=3) == "best_of"
+
+
+def check_echo(route: Route) -> None:
+    """The prompt stands before the answer, each of its tokens but the first with its own logprob."""
+    document = route.talk.post(route.path, route.body({**GREEDY, "echo": True, "logprobs": 2}))
+    (choice,) = document["choices"]
+    answer = route.expected.answer(route.prompt, GREEDY)
+    assert choice["text"] == PROMPT + answer.text
+    logprobs = choice["logprobs"]
+    ids = [*route.prompt, *answer.ids]
+    assert route.tokens(logprobs) == ids
+    assert logprobs["token_logprobs"][0] is logprobs["top_logprobs"][0] is None
+    exact = expected_logprobs(route.expected, ids[:1], ids[1:])
+    own = exact[np.arange(len(ids) - 1), ids[1:]]
+    np.testing.assert_allclose(logprobs["token_logprobs"][1:], own, atol=LOGPROB_ERROR)
+    check_top(route.talk, logprobs["top_logprobs"][1:], exact, 2)
+    (choice,) = route.talk.post(route.path, route.body({"echo": True, "max_tokens": 0}))["choices"]
+    assert (choice["text"], route.tokens(choice["logprobs"])) == (PROMPT, route.prompt)
+
+
+def check_count_text(route: Route) -> None:
+    """A text is counted by itself, without BOS."""
+    count = route.talk.post("/v1/count_tokens", {"model": MODEL, "conversation": "Gruß"})["count"]
+    assert count == len(route.talk.ids("Gruß")) == 5
+
+
+def check_tokenized_prompt(route: Route) -> None:
+    """As a completion reads it: a special token that is spelled out is one."""
+    tokenized = route.talk.post("/tokenize", {"model": MODEL, "prompt": "hé</s>"})
+    ids = [BOS_ID, *route.talk.ids("hé"), BOS_ID + 1]
+    assert (tokenized["tokens"], tokenized["count"]) == (ids, 5)
+
+
+def check_add_special_tokens(route: Route) -> None:
+    body = {"model": MODEL, "prompt": "hi", "add_special_tokens": False}
+    assert route.talk.post("/tokenize", body)["tokens"] == route.talk.ids("hi")
+    body["add_special_tokens"] = True
+    assert route.talk.post("/tokenize", body)["tokens"] == [BOS_ID, *route.talk.ids("hi")]
+
+
+def check_return_token_strs(route: Route) -> None:
+    """As they are spelled in the vocabulary."""
+    if route.form == "TokenizeText":
+        body, spelled = {"prompt": "a b"}, ["<s>", "a", "Ġ", "b"]
+    else:
+        body = {"messages": [{"role": "user", "content": "b"}], "add_generation_prompt": False}
+        spelled = list("user:Ġb|")
+    assert route.talk.post("/tokenize", {"model": MODEL, **body})["token_strs"] is None
+    assert (
+        route.talk.post("/tokenize", {"model": MODEL, **body, "return_token_strs": True})["token_strs"]
+        == spelled
+    )
+
+
+def check_tokens(route: Route) -> None:
+    """Special tokens are shown, half characters as what stands for them."""
+    ids = [BOS_ID, *route.talk.ids("Gru\u00df \U0001f600")]
+    body = {"model": MODEL, "tokens": ids}
+    assert route.talk.post("/detokenize", body) == {"prompt": "<s>Gru\u00df \U0001f600"}
+    assert route.talk.refusal("/detokenize", {"model": MODEL, "tokens": [1, 258]})["param"] == "tokens[1]"
+
+
+def check_named_model(path: str, **fields: Any) -> Case:
+    """Make the case of the model of a route without answers: named where it is served, refused elsewhere."""
+
+    def check(route: Route) -> None:
+        assert route.talk.post(path, {"model": MODEL, **fields})
+        response = route.talk.http.post(path, json={"model": "none", **fields})
+        assert response.status_code == 404
+        assert response.json()["error"]["param"] == "model"
+
+    return check
+
+
+def conversation(field: str) -> dict[str, Case]:
+    return {f"{field}.{path}": case for path, case in MESSAGE_CASES.items()}
+
+
+PROMPT_CASES: dict[str, dict[str, Case]] = {
+    "ChatFields": {
+        **conversation("messages"),
+        "max_completion_tokens": check_max_completion_tokens,
+        "top_logprobs": check_top_logprobs,
+        "modalities": check_modalities,
+        "add_generation_prompt": check_add_generation_prompt,
+        "continue_final_message": check_continue_final_message,
+    },
+    "CompletionFields": {
+        "prompt": check_completion_prompt,
+        "best_of": check_best_of,
+        "echo": check_echo,
+    },
+    "CountText": {
+        "model": check_named_model("/v1/count_tokens", conversation="a"),
+        "conversation": check_count_text,
+    },
+    "CountMessages": {
+        "model": check_named_model("/v1/count_tokens", conversation=MESSAGES),
+        **conversation("conversation"),
+    },
+    "TokenizeText": {
+        "model": check_named_model("/tokenize", prompt="a"),
+        "prompt": check_tokenized_prompt,
+        "add_special_tokens": check_add_special_tokens,
+        "return_token_strs": check_return_token_strs,
+    },
+    "TokenizeMessages": {
+        "model": check_named_model("/tokenize", messages=MESSAGES),
+        **conversation("messages"),
+        "return_token_strs": check_return_token_strs,
+        "add_generation_prompt": check_add_generation_prompt,
+        "continue_final_message": check_continue_final_message,
+    },
+    "DetokenizeFields": {
+        "model": check_named_model("/detokenize", tokens=[4]),
+        "tokens": check_tokens,
+    },
+}

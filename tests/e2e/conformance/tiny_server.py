@@ -1,0 +1,153 @@
+"""A `vinfer serve` process over a tiny real model, as the conformance cases talk to it.
+
+The bundle is the tests' own `llama` with another tokenizer file and chat template: text begins with BOS, and
+the template shows every part of a message. Two names serve it, one of them with defaults of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+from server_process import CACHE as E2E_CACHE
+from server_process import environment, started
+from tiny.checkpoints import BOS, CACHE, EOS
+from tokenizers import Tokenizer, processors
+
+from vinfer.bundle import sha256_of
+from vinfer.engine.compilation import platform_key
+from vinfer.text.byte_level import BYTE_OF_CHARACTER
+
+MODEL, OTHER = "tiny", "other"
+OTHER_MAX_TOKENS = 3
+MAX_MODEL_LEN = 512
+BOS_ID, EOS_ID = 256, 257
+
+CHAT_TEMPLATE = """\
+{%- for message in messages %}
+{{- message.role }}: {{ message.content or "" }}
+{%- for key in ["name", "tool_call_id", "reasoning_content"] if message[key] %} {{ key }}={{ message[key] }}
+{%- endfor %}
+{%- for call in message.tool_calls or [] %} {{ call.id }} {{ call.type }} {{ call.function.name }}
+{{- call.function.arguments }}
+{%- endfor %}|
+{%- endfor %}
+{%- if add_generation_prompt %}assistant: {% endif %}"""
+
+YAML = """
+models:
+  - {{name: tiny, source: {bundle}, dtype: float32, sampling: {{temperature: 1, top_p: 1}}}}
+  - {{name: other, source: {bundle}, dtype: float32, sampling: {{max_tokens: 3, temperature: 0}}}}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One choice: token ids without the stop token, text, and why it ended."""
+
+    ids: list[int]
+    text: str
+    finish_reason: str | None
+
+
+class Talk:
+    """A client of the server, which knows the tokenizer: one token is one byte, or BOS, or EOS."""
+
+    def __init__(self, http: httpx.Client, tokenizer: Tokenizer) -> None:
+        self.http = http
+        spelled = [tokenizer.id_to_token(token_id) for token_id in range(BOS_ID)]
+        self._byte_of_id = [BYTE_OF_CHARACTER[character] for character in spelled]
+        self._id_of_byte = {byte: token_id for token_id, byte in enumerate(self._byte_of_id)}
+
+    def ids(self, text: str | bytes) -> list[int]:
+        raw = text.encode() if isinstance(text, str) else text
+        return [self._id_of_byte[byte] for byte in raw]
+
+    def text(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        special = {BOS_ID: BOS, EOS_ID: EOS} if not skip_special_tokens else {BOS_ID: "", EOS_ID: ""}
+        raw = b"".join(special[i].encode() if i in special else bytes((self._byte_of_id[i],)) for i in ids)
+        return raw.decode("utf-8", "replace")
+
+    def id_of_label(self, label: str) -> int | None:
+        """Return the token that logprobs spell so; None for an id that the tokenizer lacks."""
+        if label in (BOS, EOS):
+            return BOS_ID if label == BOS else EOS_ID
+        raw = bytes.fromhex(label[8:]) if label.startswith("bytes:\\x") else label.encode()
+        return self._id_of_byte[raw[0]] if raw else None
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        response = self.http.post(path, json=body)
+        assert response.status_code == 200, response.text
+        document: dict[str, Any] = response.json()
+        return document
+
+    def refusal(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the error of a request that must be refused as the client's mistake."""
+        response = self.http.post(path, json=body)
+        assert response.status_code == 400, response.text
+        assert response.headers["x-should-retry"] == "false"
+        error: dict[str, Any] = response.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["type"] == "invalid_request_error"
+        return error
+
+    def events(self, path: str, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the events of a stream before its [DONE]."""
+        response = self.http.post(path, json={**body, "stream": True})
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in response.text.split("\n\n") if line.startswith("data: ")]
+        assert lines[-1] == "data: [DONE]"
+        return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+@contextlib.contextmanager
+def serving(bundle: Path, folder: Path) -> Iterator[Talk]:
+    """Serve a bundle, changed as above, from a copy in `folder`; fails where the server does not end well."""
+    tokenizer = write_bundle(bundle, folder / "bundle")
+    yaml = folder / "two.yaml"
+    yaml.write_text(YAML.format(bundle=folder / "bundle"))
+    # Where the tests of the build half keep the code of the same programs.
+    env = environment(
+        VINFER_XLA_CACHE=str(CACHE / "test-xla" / platform_key()), VINFER_CACHE_DIR=str(E2E_CACHE)
+    )
+    with started(yaml, env=env) as server:
+        server.wait_until_ready()
+        yield Talk(server.http, tokenizer)
+        assert server.metrics()["post_ready_compiles_total"] == 0
+        assert server.terminate() == 0, server.log
+
+
+def write_bundle(bundle: Path, copy: Path) -> Tokenizer:
+    """Copy a bundle by links, all but its tokenizer, template and manifest."""
+    try:
+        shutil.copytree(bundle, copy, copy_function=os.link)
+    except shutil.Error:
+        # Another file system.
+        shutil.rmtree(copy)
+        shutil.copytree(bundle, copy)
+    tokenizer = Tokenizer.from_file(str(copy / "tokenizer" / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, BOS_ID)]
+    )
+    manifest = json.loads((copy / "manifest.json").read_text())
+    changed = {"tokenizer/tokenizer.json": tokenizer.to_str(), "tokenizer/chat_template.jinja": CHAT_TEMPLATE}
+    for name, content in changed.items():
+        replace(copy / name, content)
+        assert name in manifest["files"]
+        manifest["files"][name] = sha256_of(copy / name)
+    replace(copy / "manifest.json", json.dumps(manifest))
+    return tokenizer
+
+
+def replace(path: Path, content: str) -> None:
+    """Put a new file in the place of a link."""
+    path.unlink()
+    path.write_text(content)
