@@ -21,6 +21,7 @@ def make_request(
     key: str | None = None,
     scores_prompt: bool = False,
     grammar: TokenMatcher | None = None,
+    priority: int = 0,
 ) -> Request:
     """Return a request; a number as its prompt stands for 0, 1, 2, ... of that length."""
     if isinstance(prompt_ids, int):
@@ -34,6 +35,7 @@ def make_request(
         prompt_key=key,
         scores_prompt=scores_prompt,
         grammar=grammar,
+        priority=priority,
     )
 
 

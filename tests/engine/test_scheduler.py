@@ -55,6 +55,28 @@ def test_requests_take_the_lowest_free_slot_in_order_of_arrival() -> None:
     scheduler.check_integrity()
 
 
+def test_waiting_requests_go_by_priority_then_arrival_and_none_loses_its_slot() -> None:
+    scheduler = make_scheduler()
+    for name, priority in (("a", 5), ("b", 5)):
+        scheduler.submit(make_request(name, 1, priority=priority))
+    assert admitted(scheduler.schedule()) == [("a", 0), ("b", 1)]
+    waiting = (("c", 0), ("d", 1), ("e", -1), ("f", 0), ("g", 1), ("h", -1), ("i", 0))
+    for name, priority in waiting:
+        scheduler.submit(make_request(name, 1, priority=priority))
+    assert admitted(scheduler.schedule()) == []
+    assert scheduler.is_running("a")
+    scheduler.finish("f")
+    scheduler.finish("a")
+    order = ["b"]
+    for _ in waiting[1:]:
+        scheduler.finish(order[-1] if len(order) > 1 else "a")
+        order += [name for name, _ in admitted(scheduler.schedule())]
+    assert order == ["b", "e", "h", "c", "i", "d", "g"]
+    scheduler.submit(make_request("j", 1))
+    assert set(scheduler.drop_all()) == {"b", "g", "j"}
+    scheduler.check_integrity()
+
+
 @pytest.mark.parametrize(
     ("prompt_len", "expected"),
     [

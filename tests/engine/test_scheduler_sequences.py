@@ -169,6 +169,7 @@ class SchedulerSequences(RuleBasedStateMachine):
         stops_after=st.one_of(st.none(), st.integers(1, 20)),
         scores_prompt=st.sampled_from((False, False, False, True)),
         has_grammar=st.booleans(),
+        priority=st.integers(-1, 1),
     )
     def submit(
         self,
@@ -177,6 +178,7 @@ class SchedulerSequences(RuleBasedStateMachine):
         stops_after: int | None,
         scores_prompt: bool,
         has_grammar: bool,
+        priority: int = 0,
     ) -> None:
         name = f"request-{len(self.lives)}"
         key = prompt if isinstance(prompt, str) else None
@@ -187,7 +189,15 @@ class SchedulerSequences(RuleBasedStateMachine):
         self.num_tokens[name] = 0
         grammar = CountingMatcher() if has_grammar else None
         self.scheduler.submit(
-            make_request(name, prompt_len, max_tokens, key=key, scores_prompt=scores_prompt, grammar=grammar)
+            make_request(
+                name,
+                prompt_len,
+                max_tokens,
+                key=key,
+                scores_prompt=scores_prompt,
+                grammar=grammar,
+                priority=priority,
+            )
         )
 
     @rule(

@@ -77,6 +77,7 @@ class FakeEngine:
     queue_full: bool = False
     fail_after_tokens: int | None = None
     failure: Exception | None = None
+    logprob_of: dict[int, float] = dataclasses.field(default_factory=dict)
     is_alive: bool = True
     requests: list[Request] = dataclasses.field(default_factory=list)
     cancelled: list[str] = dataclasses.field(default_factory=list)
@@ -149,7 +150,11 @@ class FakeEngine:
             is_last = start + len(piece) == len(tokens)
             logprobs = None
             if request.params.top_logprobs is not None:
-                logprobs = tuple(_logprobs(token, request.params.top_logprobs) for token in piece)
+                logprobs = tuple(
+                    dataclasses.replace(of_token, logprob=self.logprob_of.get(token, of_token.logprob))
+                    for token in piece
+                    for of_token in [_logprobs(token, request.params.top_logprobs)]
+                )
             yield TokenEvent(
                 piece,
                 logprobs,

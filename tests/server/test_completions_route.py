@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from fake_engine import BOS, IM_END, IM_START, ids_of, letters
 from running_server import RunningServer, events
 
 AB = sum(ids_of("ab"))
+ALPHABET = letters(0, 26)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,68 @@ def test_choices_of_a_batch_are_ordered_by_prompt(server: RunningServer) -> None
     assert seeds[:2] == seeds[2:]
     assert seeds[0] == 0
     assert body["usage"]["prompt_tokens"] == 2
+
+
+@pytest.mark.parametrize("sent", [{}, {"logprobs": 0}])
+def test_best_of_keeps_the_highest_mean_logprobs(server: RunningServer, sent: dict[str, Any]) -> None:
+    """By the mean, not the sum: the stop string makes answers of different lengths."""
+    server.engine.logprob_of = {ids_of(letter)[0]: -((7 * i) % 26) / 3 for i, letter in enumerate(ALPHABET)}
+    asked: dict[str, Any] = {
+        "prompt": [[4], [5]],
+        "temperature": 1,
+        "seed": 3,
+        "max_tokens": 5,
+        "stop": ["K"],
+    }
+    body = server.complete(**asked, n=2, best_of=8, **sent).json()
+    requests = server.engine.requests
+    assert [request.prompt_ids for request in requests] == [(4,)] * 8 + [(5,)] * 8
+    expected = []
+    for first in (0, 8):
+        candidates = []
+        for request in requests[first : first + 8]:
+            said = letters(sum(request.prompt_ids) + request.params.seed, 5)
+            counted = said[: said.find("K") + 1] if "K" in said else said
+            logprobs = [server.engine.logprob_of[ids_of(letter)[0]] for letter in counted]
+            candidates.append((sum(logprobs) / len(logprobs), sum(logprobs), said.partition("K")[0]))
+        by_mean, by_sum = (
+            [candidate[2] for candidate in sorted(candidates, key=operator.itemgetter(by), reverse=True)[:2]]
+            for by in (0, 1)
+        )
+        assert by_mean != by_sum
+        expected += by_mean
+    assert [choice["text"] for choice in body["choices"]] == expected
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    assert all((choice["logprobs"] is None) == (not sent) for choice in body["choices"])
+    # What was generated counts, not what was returned.
+    assert body["usage"]["completion_tokens"] > 4 * 5
+    assert [request.params.top_logprobs for request in requests] == [0] * 16
+
+
+def test_best_of_equal_answers_keeps_their_order_and_the_echo(server: RunningServer) -> None:
+    body = server.complete(prompt=["a", "b"], n=1, best_of=3, echo=True, logprobs=0, max_tokens=1).json()
+    assert [choice["text"][0] for choice in body["choices"]] == ["a", "b"]
+    assert [choice["logprobs"]["text_offset"] for choice in body["choices"]] == [[0, 1]] * 2
+    assert body["usage"]["completion_tokens"] == 6
+
+
+def test_best_of_as_large_as_n_streams(server: RunningServer) -> None:
+    response = server.complete(n=2, best_of=2, stream=True)
+    assert response.status_code == 200
+    assert [request.params.top_logprobs for request in server.engine.requests] == [None] * 2
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_priority_and_cache_salt_reach_the_engine(server: RunningServer, chat: bool) -> None:
+    send = server.chat if chat else server.complete
+    for priority, salt in ((-3, "tenant a"), (None, None)):
+        assert send(n=2, temperature=1, priority=priority, cache_salt=salt).status_code == 200
+    requests = server.engine.requests
+    assert [request.priority for request in requests] == [-3, -3, 0, 0]
+    keys = [request.prompt_key or "" for request in requests]
+    # The salt isolates prompts from those of other salts, not choices from each other.
+    assert keys[0] == keys[1]
+    assert ["tenant a" in key for key in keys] == [True, True, False, False]
 
 
 def test_choices_and_equal_prompts_share_one_prefill(server: RunningServer) -> None:

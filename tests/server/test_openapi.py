@@ -75,7 +75,7 @@ NO_MATTER_OF_SCHEMA: list[dict[str, Any]] = [
     {"stream_options": {"include_usage": True}},
     {"continue_final_message": True},
     {"prompt": [4, 260]},
-    {"best_of": 2},
+    {"best_of": 2, "stream": True},
     {"best_of": 2, "n": 3},
     {"max_tokens": 0},
     {"max_tokens": 0, "echo": False},

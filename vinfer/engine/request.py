@@ -84,6 +84,7 @@ class Request:
         prompt_key: requests of one key have the same prompt, and those that come later copy the KV rows of
             one that came before. None shares with nobody.
         grammar: what binds the answer; None for anything.
+        priority: while requests wait, the lowest goes first; equal ones in order of arrival.
     """
 
     id: str
@@ -93,6 +94,7 @@ class Request:
     scores_prompt: bool = False
     prompt_key: str | None = None
     grammar: TokenMatcher | None = None
+    priority: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

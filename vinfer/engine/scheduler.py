@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections import deque
+import itertools
 from collections.abc import Iterable, Iterator
 
 from vinfer.bundle import ProgramShape, choose_program
@@ -105,8 +105,9 @@ class _Running:
 class Scheduler:
     """Continuous batching over slots.
 
-    Policy: waiting requests take free slots in order of arrival. Between two decode dispatches there is one
-    prefill dispatch, or several of at most `max_prefill_tokens` padded prompt tokens together (the
+    Policy: waiting requests take free slots by priority, the lowest first, and in order of arrival where
+    that is equal; whoever has a slot keeps it. Between two decode dispatches there is one prefill
+    dispatch, or several of at most `max_prefill_tokens` padded prompt tokens together (the
     largest bucket), so that a running request never waits for more than that. While anything waits or is
     being prefilled, or a running request is bound to a grammar, a decode dispatch runs one step.
 
@@ -145,7 +146,9 @@ class Scheduler:
         self._max_prefill_tokens = max(min_prefill_tokens, *(shape.length for shape in prefills))
         self._num_slots = num_slots
         self._free = list(range(num_slots))
-        self._waiting: deque[Request] = deque()
+        # A heap of (priority, how many came before, request).
+        self._waiting: list[tuple[int, int, Request]] = []
+        self._arrivals = itertools.count()
         self._running: dict[str, _Running] = {}
         self._held = HeldPrompts()
 
@@ -168,8 +171,8 @@ class Scheduler:
         return sum(running.max_kv_len for running in self._running.values())
 
     def submit(self, request: Request) -> None:
-        """Append a request to the queue."""
-        self._waiting.append(request)
+        """Put a request in the queue."""
+        heapq.heappush(self._waiting, (request.priority, next(self._arrivals), request))
 
     def is_running(self, request_id: str) -> bool:
         return request_id in self._running
@@ -184,11 +187,12 @@ class Scheduler:
         if running is not None:
             heapq.heappush(self._free, running.slot)
         else:
-            self._waiting = deque(request for request in self._waiting if request.id != request_id)
+            self._waiting = [entry for entry in self._waiting if entry[2].id != request_id]
+            heapq.heapify(self._waiting)
 
     def drop_all(self) -> list[str]:
         """Forget every request; return their ids."""
-        ids = [*self._running, *(request.id for request in self._waiting)]
+        ids = [*self._running, *(request.id for _, _, request in self._waiting)]
         for request_id in ids:
             self.finish(request_id)
         return ids
@@ -208,7 +212,7 @@ class Scheduler:
     def _admit(self) -> tuple[Admission, ...]:
         admissions = []
         while self._waiting and self._free:
-            request = self._waiting.popleft()
+            _, _, request = heapq.heappop(self._waiting)
             slot = self._take_slot(request)
             self._running[request.id] = _Running(request, slot)
             admissions.append(Admission(slot, request))
@@ -333,4 +337,4 @@ class Scheduler:
             assert running.num_dispatched == 0 or running.is_prefilled
             key = self._shared_key(running.request)
             assert not running.is_prefilled or key is None or self._held.key_of(running.slot) == key
-        assert not {request.id for request in self._waiting} & set(self._running)
+        assert not {request.id for _, _, request in self._waiting} & set(self._running)

@@ -48,6 +48,8 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
                 prompt_ids=prompt_ids,
                 params=resolve_sampling(fields, model, len(prompt_ids)),
                 grammar=grammar,
+                priority=fields.priority,
+                cache_salt=fields.cache_salt,
             ),
         ],
         n=n,

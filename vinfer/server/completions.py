@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from vinfer.server.prompts import PromptIds, completion_prompt_ids
 from vinfer.server.protocol import CompletionFields, parse_completion
 from vinfer.server.request_body import read_json_object
 from vinfer.server.request_context import RequestContext
-from vinfer.server.sampling import num_choices, resolve_sampling
+from vinfer.server.sampling import num_candidates, num_choices, resolve_sampling
 from vinfer.server.services import Services
 
 
@@ -40,15 +41,17 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
     model = services.models.serving(fields.model)
     context.model_name = model.name
     n = num_choices(fields, model, services.config.max_n)
+    best_of = num_candidates(fields, n, services.config.max_n)
     prompts = await services.in_worker(completion_prompt_ids, fields, model)
     grammar = await compile_grammar(services, fields, model)
-    jobs = _jobs(fields, model, prompts, grammar)
-    shape = CompletionShape(fields, model, await services.in_worker(echoes, fields, prompts, model), n)
+    jobs = _jobs(fields, model, prompts, grammar, is_ranked=best_of > n)
+    echoed = await services.in_worker(echoes, fields, prompts, model)
+    shape = CompletionShape(fields, model, echoed, n=n, best_of=best_of)
     generation = Generation(
         name=shape.id,
         model=model,
         jobs=jobs,
-        n=n,
+        n=best_of,
         rules=TextRules(
             stop=tuple(fields.stop),
             skip_special_tokens=fields.skip_special_tokens,
@@ -63,33 +66,64 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
 
 
 def _jobs(
-    fields: CompletionFields, model: ServedModel, prompts: Sequence[PromptIds], grammar: Grammar | None
+    fields: CompletionFields,
+    model: ServedModel,
+    prompts: Sequence[PromptIds],
+    grammar: Grammar | None,
+    *,
+    is_ranked: bool,
 ) -> list[PromptJob]:
     jobs = []
     for prompt_ids in prompts:
         params = resolve_sampling(fields, model, len(prompt_ids))
+        if is_ranked and params.top_logprobs is None:
+            params = dataclasses.replace(params, top_logprobs=0)
         jobs.append(
             PromptJob(
-                prompt_ids=prompt_ids, params=params, scores_prompt=fields.scores_prompt, grammar=grammar
+                prompt_ids=prompt_ids,
+                params=params,
+                scores_prompt=fields.scores_prompt,
+                grammar=grammar,
+                priority=fields.priority,
+                cache_salt=fields.cache_salt,
             )
         )
     return jobs
+
+
+def _best(candidates: Sequence[ChoiceDelta], *, n: int, best_of: int) -> list[ChoiceDelta]:
+    """Keep of each prompt's `best_of` candidates the `n` with the highest mean logprob, the best first.
+
+    Candidates that are equal, or all of them where `n` are wanted, keep their order.
+    """
+    if best_of == n:
+        return list(candidates)
+    kept: list[ChoiceDelta] = []
+    for first in range(0, len(candidates), best_of):
+        ranked = sorted(candidates[first : first + best_of], key=lambda choice: -choice.mean_logprob)
+        kept += ranked[:n]
+    return [dataclasses.replace(choice, index=index) for index, choice in enumerate(kept)]
 
 
 class CompletionShape:
     """Writes completions and their chunks.
 
     Args:
-        prompts: the echoes of the prompts, each of `n` choices; none where nothing is echoed.
+        prompts: the echoes of the prompts; none where nothing is echoed.
+        n: choices that each prompt is answered with.
+        best_of: choices that each prompt has.
     """
 
-    def __init__(self, fields: CompletionFields, model: ServedModel, prompts: Sequence[Echo], n: int) -> None:
+    def __init__(
+        self, fields: CompletionFields, model: ServedModel, prompts: Sequence[Echo], *, n: int, best_of: int
+    ) -> None:
         self.id = f"cmpl-{uuid.uuid4().hex}"
         self._top_logprobs = fields.logprobs
         self._model = model
         self._created = int(time.time())
         self._prompts = prompts
         self._n = n
+        self._best_of = best_of
         self._writers: dict[int, _ChoiceWriter] = {}
 
     def opening_chunks(self, num_choices: int) -> Iterator[dict[str, Any]]:
@@ -109,7 +143,8 @@ class CompletionShape:
 
     def body(self, choices: Sequence[ChoiceDelta]) -> dict[str, Any]:
         """Write the whole completion."""
-        return {**self._head(), "choices": [self._whole_choice(choice) for choice in choices]}
+        best = _best(choices, n=self._n, best_of=self._best_of)
+        return {**self._head(), "choices": [self._whole_choice(choice) for choice in best]}
 
     def _whole_choice(self, choice: ChoiceDelta) -> dict[str, Any]:
         writer = self._writer(choice.index)

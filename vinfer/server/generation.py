@@ -42,12 +42,22 @@ class ChoiceDelta:
     finish_reason: FinishReason | None = None
     prompt_logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
     """Of the next tokens of the prompt, where it is scored; all of them come before the first token."""
+    sum_logprobs: float = 0.0
+    num_logprobs: int = 0
+    """Over all tokens that count as usage, the stop token too; 0 where no logprobs were asked for."""
+
+    @property
+    def mean_logprob(self) -> float:
+        """How likely the model finds its own answer, per token; 0 for an answer without tokens."""
+        return self.sum_logprobs / max(self.num_logprobs, 1)
 
     def extend(self, later: ChoiceDelta) -> None:
         """Append what came after."""
         self.text += later.text
         self.tokens += later.tokens
         self.prompt_logprobs += later.prompt_logprobs
+        self.sum_logprobs += later.sum_logprobs
+        self.num_logprobs += later.num_logprobs
         self.finish_reason = later.finish_reason
 
 
@@ -58,12 +68,16 @@ class PromptJob:
     Attributes:
         scores_prompt: the logprobs of the prompt's own tokens are wanted.
         grammar: what binds each of its completions; None for anything.
+        priority: of each of its completions while it waits for a slot.
+        cache_salt: the prompt shares KV rows only with prompts of the same salt.
     """
 
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     scores_prompt: bool = False
     grammar: Grammar | None = None
+    priority: int = 0
+    cache_salt: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +134,10 @@ class Generation:
         self._rules = rules
         self._n = n
         first_with: dict[tuple[int, ...], int] = {}
-        prompt_keys = [f"{name}/{first_with.setdefault(job.prompt_ids, i)}" for i, job in enumerate(jobs)]
+        prompt_keys = [
+            f"{name}/{job.cache_salt}/{first_with.setdefault(job.prompt_ids, i)}"
+            for i, job in enumerate(jobs)
+        ]
         self._choices = [
             _start_of_choice(
                 f"{name}-{i * n + j}", i * n + j, j, job, prompt_keys[i], rules, model, arrival_seconds
@@ -227,6 +244,9 @@ class Generation:
             num_shown = min(text.num_tokens, len(event.token_ids) - is_last_hidden)
             tokens = zip(event.token_ids, event.logprobs, strict=True)
             delta.tokens = [GeneratedToken(*token) for token in tokens][: max(num_shown, 0)]
+            counted = event.logprobs[: text.num_tokens]
+            delta.sum_logprobs = sum(logprobs.logprob for logprobs in counted)
+            delta.num_logprobs = len(counted)
         if event.queue_seconds is not None:
             self._metrics.observe_queue(self.model.name, event.queue_seconds)
         self._observe(choice, text.num_tokens, finish_reason)
@@ -276,6 +296,7 @@ def _start_of_choice(
         grammar=None
         if grammar is None
         else grammar.matcher(min_tokens=params.min_tokens, stop_token_ids=params.stop_token_ids),
+        priority=job.priority,
     )
     text = TextStream(
         model.tokenizer,

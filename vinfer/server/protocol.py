@@ -21,7 +21,6 @@ from vinfer.server.fields import (
     CHAT_FIELDS,
     COMPLETION_FIELDS,
     COUNT_FIELDS,
-    NOT_SERVED,
     FieldRule,
     applied_fields,
 )
@@ -30,6 +29,7 @@ from vinfer.server.structured_outputs import ResponseFormat, StructuredOutputs, 
 MAX_INT32 = 2**31 - 1
 MAX_STOP_STRINGS = 4
 MAX_STOP_STRING_CHARS = 1024
+MAX_CACHE_SALT_CHARS = 256
 MAX_PROMPTS = 256
 """Prompts in one request to `/v1/completions`; more are refused before they are tokenized."""
 
@@ -101,6 +101,8 @@ class SamplingFields(Body):
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
+    cache_salt: str | None = Field(None, min_length=1, max_length=MAX_CACHE_SALT_CHARS)
 
     @property
     def includes_usage(self) -> bool:
@@ -293,10 +295,6 @@ def parse_completion(body: Mapping[str, Any], unknown: Unknown) -> CompletionFie
         raise RequestError(
             "max_tokens is 0; must be at least 1 without echo: true, which answers with the prompt",
             param="max_tokens",
-        )
-    if fields.best_of is not None and fields.best_of != (fields.n or 1):
-        raise RequestError(
-            f"best_of is {fields.best_of} and n is {fields.n or 1}: {NOT_SERVED}", param="best_of"
         )
     return fields
 

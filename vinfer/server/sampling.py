@@ -33,6 +33,27 @@ def num_choices(fields: SamplingFields, model: ServedModel, max_n: int) -> int:
     return n
 
 
+def num_candidates(fields: CompletionFields, n: int, max_n: int) -> int:
+    """Give the number of completions to generate per prompt, of which the best `n` are returned.
+
+    Raises:
+        RequestError: best_of is less than `n`, more than `server.max_n`, or more than `n` in a stream.
+    """
+    best_of = n if fields.best_of is None else fields.best_of
+    if best_of < n:
+        raise RequestError(f"best_of is {best_of} and n is {n}: best_of must be at least n", param="best_of")
+    if best_of > max_n:
+        raise RequestError(
+            f"best_of is {best_of}; server.max_n is {max_n}: ask for fewer candidates", param="best_of"
+        )
+    if fields.stream and best_of > n:
+        raise RequestError(
+            f"best_of is {best_of} and n is {n}: which are the best is known at the end, so leave out stream",
+            param="best_of",
+        )
+    return best_of
+
+
 def default_max_tokens(fields: type[SamplingFields], model: ServedModel) -> int | None:
     """Give what a request without max_tokens gets; None stands for all the room that its prompt leaves."""
     if model.sampling.max_tokens is None and issubclass(fields, CompletionFields):
