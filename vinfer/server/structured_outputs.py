@@ -14,6 +14,7 @@ from pydantic import Field
 from vinfer.engine.grammar import GrammarKind, GrammarSpec
 from vinfer.errors import RequestError
 from vinfer.server.body_model import Body
+from vinfer.server.json_schema import closed
 
 MAX_SCHEMA_CHARS = 65_536
 """Of a JSON Schema, written without white space."""
@@ -102,17 +103,19 @@ def grammar_spec(
             return GrammarSpec("lark", structured_outputs.grammar, f"{path}.grammar")
         if structured_outputs.choice is not None:
             return _as_json("choice", structured_outputs.choice, f"{path}.choice", MAX_GRAMMAR_CHARS)
-        return _as_json("json_schema", structured_outputs.json_, f"{path}.json", MAX_SCHEMA_CHARS)
+        return _as_json(
+            "json_schema", closed(structured_outputs.json_ or {}), f"{path}.json", MAX_SCHEMA_CHARS
+        )
     if response_format is None or response_format.type == "text":
         return None
     if response_format.json_schema is None:
         return _as_json("json_schema", {"type": "object"}, "response_format", MAX_SCHEMA_CHARS)
     path = "response_format.json_schema.schema"
-    return _as_json("json_schema", response_format.json_schema.schema_, path, MAX_SCHEMA_CHARS)
+    return _as_json("json_schema", closed(response_format.json_schema.schema_), path, MAX_SCHEMA_CHARS)
 
 
 def _as_json(
-    kind: GrammarKind, value: Mapping[str, Any] | list[str] | None, path: str, max_chars: int
+    kind: GrammarKind, value: Mapping[str, Any] | list[str], path: str, max_chars: int
 ) -> GrammarSpec:
     # Keys stay in order: an answer has its properties in the schema's.
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,96 @@
+"""Objects that list their properties are closed, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]
+import pytest
+from tiny.schemas import random_schema
+
+from vinfer.server.json_schema import closed
+
+TEXT: dict[str, Any] = {"type": "string"}
+
+
+def listed(**more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {"a": TEXT}, **more}
+
+
+CLOSED = listed(additionalProperties=False)
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "listed": (listed(), CLOSED),
+    "listed and required": (listed(required=["a"]), {**CLOSED, "required": ["a"]}),
+    "in items": ({"items": listed()}, {"items": CLOSED}),
+    "in prefixItems": ({"prefixItems": [listed(), TEXT]}, {"prefixItems": [CLOSED, TEXT]}),
+    "in a property": (
+        {"properties": {"properties": listed()}},
+        {"properties": {"properties": CLOSED}, "additionalProperties": False},
+    ),
+    "in definitions": (
+        {"$ref": "#/$defs/x", "$defs": {"x": listed()}},
+        {"$ref": "#/$defs/x", "$defs": {"x": CLOSED}},
+    ),
+    "in anyOf": ({"anyOf": [listed(), TEXT]}, {"anyOf": [CLOSED, TEXT]}),
+    "values of a map": (
+        {"type": "object", "additionalProperties": listed()},
+        {"type": "object", "additionalProperties": CLOSED},
+    ),
+}
+
+KEPT: dict[str, dict[str, Any]] = {
+    "no properties": {"type": "object"},
+    "open by its own word": listed(additionalProperties=True),
+    "others have a type": listed(additionalProperties=TEXT),
+    "patterns": listed(patternProperties={"^x": TEXT}),
+    "more required than listed": listed(required=["a", "b"]),
+    "more wanted than listed": listed(minProperties=2),
+    "all of": {"allOf": [listed(), {"properties": {"b": TEXT}}]},
+    "exactly one of": {"oneOf": [listed(), {"properties": {"b": TEXT}, "required": ["b"]}]},
+    "not": {"properties": {"a": {"not": listed()}}},
+    "contains": {"type": "array", "contains": listed(), "maxContains": 1},
+    "a reference beside": {"$ref": "#/$defs/x", "properties": {"b": TEXT}, "$defs": {"x": listed()}},
+    "a choice beside": listed(anyOf=[{"required": ["a"]}, {"properties": {"b": TEXT}}]),
+    "an example, not a schema": {"const": listed(), "enum": [listed()], "default": listed()},
+    "nonsense": {"properties": 3, "required": "a", "items": [3], "anyOf": {"a": listed()}},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_closed(case: str) -> None:
+    schema, expected = CASES[case]
+    assert closed(schema) == expected
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_kept(case: str) -> None:
+    assert closed(KEPT[case]) == KEPT[case]
+
+
+def opened(schema: dict[str, Any]) -> dict[str, Any]:
+    """Let every object leave open what else it may hold."""
+
+    def without(part: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in part.items() if key != "additionalProperties"}
+
+    result: dict[str, Any] = json.loads(json.dumps(schema), object_hook=without)
+    return result
+
+
+def test_what_satisfies_the_closed_schema_satisfies_the_open_one() -> None:
+    """Shown on objects with a property too many, which are what the closed schema refuses."""
+    draw = random.Random(3)
+    num_refused = 0
+    for _ in range(200):
+        schema = opened(random_schema(draw))
+        validator, closed_validator = (
+            jsonschema.Draft202012Validator(form) for form in (schema, closed(schema))
+        )
+        for value in ({}, {"a": 1}, {"zz": 1}, [], [{"zz": 2}], "x", 3, None):
+            is_valid, is_valid_closed = validator.is_valid(value), closed_validator.is_valid(value)
+            assert is_valid or not is_valid_closed
+            num_refused += is_valid and not is_valid_closed
+    assert num_refused

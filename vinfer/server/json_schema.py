@@ -1,0 +1,93 @@
+"""JSON Schemas of requests: objects that leave open what else they may hold are closed.
+
+By JSON Schema an object may have any property beside those that are listed. Nobody who lists them wants
+others, and a small model makes them up until max_tokens. Whatever satisfies the closed schema satisfies the
+open one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Where these stand, a narrower part could make the whole wider, or contradict another part.
+_COMPOSING = frozenset(
+    (
+        "allOf",
+        "oneOf",
+        "not",
+        "if",
+        "then",
+        "else",
+        "contains",
+        "dependentSchemas",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+        "$dynamicRef",
+    )
+)
+# Beside `properties` they say more about the same object.
+_OTHER_SOURCES = frozenset(("$ref", "anyOf", "patternProperties", "propertyNames", "additionalProperties"))
+_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_LISTS = ("anyOf", "prefixItems")
+_SINGLE = ("items", "additionalProperties", "additionalItems")
+
+
+def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema whose objects have no properties but those listed, unless it says more about them.
+
+    A schema that composes others (allOf, oneOf, not, if, contains and their like, or a $ref or anyOf beside
+    properties) is returned as it is. `"additionalProperties": true` keeps an object open.
+
+    Args:
+        schema: not nested deeper than a request body may be.
+    """
+    for part in _parts(schema):
+        if _COMPOSING & part.keys() or ("properties" in part and ("$ref" in part or "anyOf" in part)):
+            return dict(schema)
+    return _closed(schema)
+
+
+def _closed(part: Mapping[str, Any]) -> dict[str, Any]:
+    new = dict(part)
+    for key, value in part.items():
+        if key in _MAPS and isinstance(value, dict):
+            new[key] = {name: _closed_part(inner) for name, inner in value.items()}
+        elif key in _LISTS and isinstance(value, list):
+            new[key] = [_closed_part(inner) for inner in value]
+        elif key in _SINGLE:
+            new[key] = _closed_part(value)
+    if _can_be_closed(part):
+        new["additionalProperties"] = False
+    return new
+
+
+def _closed_part(part: Any) -> Any:
+    return _closed(part) if isinstance(part, dict) else part
+
+
+def _can_be_closed(part: Mapping[str, Any]) -> bool:
+    properties, required = part.get("properties"), part.get("required", [])
+    if not isinstance(properties, dict) or not isinstance(required, list) or _OTHER_SOURCES & part.keys():
+        return False
+    least = part.get("minProperties", 0)
+    if not isinstance(least, int) or least > len(properties):
+        return False
+    return all(isinstance(name, str) and name in properties for name in required)
+
+
+def _parts(part: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield a schema and all schemas in it."""
+    if not isinstance(part, Mapping):
+        return
+    yield part
+    for key in _MAPS:
+        inner = part.get(key)
+        for value in inner.values() if isinstance(inner, dict) else ():
+            yield from _parts(value)
+    for key in _LISTS:
+        inner = part.get(key)
+        for value in inner if isinstance(inner, list) else ():
+            yield from _parts(value)
+    for key in _SINGLE:
+        yield from _parts(part.get(key))
