@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -16,7 +17,8 @@ from running_server import RunningServer, run
 
 from vinfer.bundle import Embeddings
 from vinfer.config import ServerConfig
-from vinfer.errors import EngineError
+from vinfer.engine.request import Request, TokenEvent
+from vinfer.errors import EngineError, QueueFullError
 from vinfer.server.model_table import ModelTable
 from vinfer.server.protocol import MAX_PROMPTS
 from vinfer.text.tokenizer import Tokenizer
@@ -157,6 +159,42 @@ def test_capabilities_say_pooling_and_size(server: RunningServer) -> None:
 def test_a_full_queue_is_429(server: RunningServer) -> None:
     server.engine.queue_full = True
     assert refusal(embed(server), 429)["code"] == "queue_full"
+
+
+class ShortQueue(FakeEngine):
+    """Takes `room` requests at once and no more; `in_flight` are the numbers of those when each came."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.num_open = 0
+        self.in_flight: list[int] = []
+
+    def submit(self, request: Request) -> AsyncIterator[TokenEvent]:
+        if self.num_open >= self.room:
+            raise QueueFullError("no room")
+        self.num_open += 1
+        self.in_flight.append(self.num_open)
+        return self._counted(super().submit(request))
+
+    async def _counted(self, events: AsyncIterator[TokenEvent]) -> AsyncIterator[TokenEvent]:
+        async for event in events:
+            self.num_open -= event.is_last
+            yield event
+
+
+@pytest.mark.parametrize(("room", "most"), [(1, 1), (3, 3), (80, 4)])
+def test_more_inputs_than_the_queue_has_room_for(tokenizer: Tokenizer, room: int, most: int) -> None:
+    """The fake engine has four slots; nobody who sends many inputs takes more of the queue than that."""
+    engine, models = ShortQueue(room), ModelTable(["fake"])
+    models.serve(served_model(engine, tokenizer))
+    with run(ServerConfig(port=0), models, engine) as server:
+        sent = [[4 + i] for i in range(20)]
+        for found, prompt_ids in zip(vectors(embed(server, input=sent)), sent, strict=True):
+            np.testing.assert_allclose(found, vector(prompt_ids), rtol=1e-6)
+        assert max(engine.in_flight) == most
+        engine.room = 0
+        assert refusal(embed(server, input=sent), 429)["code"] == "queue_full"
 
 
 def test_a_failure_of_the_engine_cancels_the_rest(server: RunningServer) -> None:

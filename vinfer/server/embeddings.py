@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import time
 import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from starlette.responses import JSONResponse
 
 from vinfer.bundle import Embeddings
 from vinfer.engine.request import Request, SamplingParams, TokenEvent
-from vinfer.errors import EngineError, RequestError
+from vinfer.errors import EngineError, QueueFullError, RequestError
 from vinfer.server.disconnect import unless_client_leaves
 from vinfer.server.embedding_protocol import EMBEDDING, EmbeddingFields
 from vinfer.server.model_table import ServedModel
@@ -89,18 +90,34 @@ def _num_dimensions(fields: EmbeddingFields, model: ServedModel, facts: Embeddin
 async def _pooled(
     services: Services, model: ServedModel, requests: Sequence[Request]
 ) -> list[tuple[bytes, ...]]:
-    """Submit every request, or none, and return the parts that each one's hidden states come in."""
-    unfinished = list(requests)
+    """Have the engine serve requests, and return the parts that each one's hidden states come in.
+
+    No more of them are submitted at once than there are slots: there may be more inputs than the queue is
+    long, and others want to get in too.
+
+    Raises:
+        QueueFullError: the queue has no room for the first.
+    """
+    num_slots = model.engine.stats().num_slots
+    waiting = deque(requests)
+    submitted: deque[tuple[Request, AsyncIterator[TokenEvent]]] = deque()
+    pooled = []
     try:
-        streams = [model.engine.submit(request) for request in requests]
-        pooled = []
-        for stream in streams:
-            pooled.append(await _parts(services, model, stream))
-            del unfinished[0]
-        return pooled
+        while waiting or submitted:
+            while waiting and len(submitted) < num_slots:
+                try:
+                    submitted.append((waiting[0], model.engine.submit(waiting[0])))
+                except QueueFullError:
+                    if not submitted:
+                        raise
+                    break
+                waiting.popleft()
+            pooled.append(await _parts(services, model, submitted[0][1]))
+            submitted.popleft()
     finally:
-        for request in unfinished:
+        for request, _ in submitted:
             model.engine.cancel(request.id)
+    return pooled
 
 
 async def _parts(
