@@ -274,6 +274,20 @@ def test_prompts_are_scored_by_the_shortest_and_the_longest_length_and_one_promp
     assert scores == ["score[1,64,256]", "score[1,64,1024]"]
 
 
+def test_prompts_are_embedded_by_the_shortest_and_the_longest_length_alone_and_in_the_largest_batch() -> None:
+    kinds: dict[str, Any] = {"slot_buckets": [1], "steps": 8, "kv_buckets": [256, 1024]}
+
+    def embeds(*prefill_shapes: tuple[int, int]) -> list[str]:
+        shapes = plan_programs(prefill_shapes=prefill_shapes, embeddings=True, **kinds)
+        return [shape.name for shape in shapes if shape.kind == "embed"]
+
+    alone = ["embed[1,64,256]", "embed[1,64,1024]", "embed[1,1024,256]", "embed[1,1024,1024]"]
+    assert embeds((1, 64), (1, 256), (1, 1024)) == alone
+    assert embeds((1, 64), (2, 64), (4, 64), (1, 1024)) == [*alone, "embed[4,64,256]", "embed[4,64,1024]"]
+    # A batch is put together of chunks that alone would have that length.
+    assert embeds((1, 64), (4, 256), (1, 1024)) == alone
+
+
 def test_a_bundle_appears_whole_and_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "new" / "tiny"
     for content in ("first", "second"):

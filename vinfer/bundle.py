@@ -44,7 +44,9 @@ MAX_LOGIT_BIAS = 300
 MAX_TOP_LOGPROBS = 20
 MASK_WORD_BITS = 32
 
-ProgramKind = Literal["set_slot", "copy_slot", "prefill", "score", "decode"]
+ProgramKind = Literal["set_slot", "copy_slot", "prefill", "score", "embed", "decode"]
+Pooling = Literal["mean", "last"]
+"""Over the hidden states of all tokens of a prompt, or that of its last one."""
 Platform = Literal["cpu", "cuda", "tpu"]
 PartitionAxes = tuple[str | tuple[str, ...] | None, ...]
 
@@ -79,8 +81,8 @@ class ProgramShape(_Frozen):
     """What makes one compiled program different from another.
 
     Attributes:
-        rows: prompts of a prefill or score, slots of a decode dispatch; 0 for set_slot and copy_slot.
-        length: padded prompt tokens of a prefill or score, most steps of a decode dispatch; else 0.
+        rows: prompts of a prefill, score or embed, slots of a decode dispatch; 0 for set_slot and copy_slot.
+        length: padded prompt tokens of a prefill, score or embed, most steps of a decode dispatch; else 0.
         kv_length: rows of the KV cache that attention reads; 0 where there is none.
     """
 
@@ -105,7 +107,7 @@ class ProgramShape(_Frozen):
 
     @property
     def uses_state(self) -> bool:
-        return self.kind != "copy_slot"
+        return self.kind not in ("copy_slot", "embed")
 
 
 class ProgramSpec(_Frozen):
@@ -127,6 +129,18 @@ class ModelCard(_Frozen):
     pad_token_id: int | None
     vocab_size: int
     sampling_defaults: dict[str, float | int]
+
+
+class Embeddings(_Frozen):
+    """What the embed programs are for.
+
+    Attributes:
+        pooling: how a prompt's hidden states become one vector.
+        size: numbers in that vector.
+    """
+
+    pooling: Pooling
+    size: int
 
 
 class ParityFigures(_Frozen):
@@ -195,6 +209,8 @@ class Manifest(_Frozen):
     programs: tuple[ProgramSpec, ...]
     files: dict[str, str]
     """sha256 of every file but the manifest itself and xla/."""
+    embeddings: Embeddings | None = None
+    """Null where there are no embed programs."""
     parity: ParityReport | None = None
     """Null until somebody compares; neither in the key nor in the hashes."""
 
@@ -251,6 +267,7 @@ def plan_programs(
     steps: int,
     kv_buckets: Iterable[int],
     prompt_logprobs: bool = False,
+    embeddings: bool = False,
 ) -> tuple[ProgramShape, ...]:
     """List the programs that a configuration needs; `choose_program` is total over them.
 
@@ -260,6 +277,8 @@ def plan_programs(
         steps: most decode steps per dispatch.
         kv_buckets: lengths of the KV cache that attention may read, the last one max_model_len.
         prompt_logprobs: score programs too, of the shortest and of the longest prefill length.
+        embeddings: embed programs too, of the shortest and of the longest prefill length, for one prompt and
+            for the largest batch where that has these lengths.
     """
     kv_buckets = sorted(kv_buckets)
     shapes = [ProgramShape(kind="set_slot"), ProgramShape(kind="copy_slot")]
@@ -272,6 +291,11 @@ def plan_programs(
         shapes += _prompt_shapes("prefill", batch, lengths, kv_buckets)
     if prompt_logprobs:
         shapes += _prompt_shapes("score", 1, {by_batch[1][0], by_batch[1][-1]}, kv_buckets)
+    if embeddings:
+        ends = {by_batch[1][0], by_batch[1][-1]}
+        for batch in sorted({1, max(by_batch)}):
+            # A length that one prompt alone does not have no batch would ever be put together for.
+            shapes += _prompt_shapes("embed", batch, ends & set(by_batch[batch]), kv_buckets)
     shapes += [
         ProgramShape(kind="decode", rows=rows, length=steps, kv_length=kv)
         for rows in sorted(slot_buckets)

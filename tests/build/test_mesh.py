@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="tiny checkpoints are written by transformers with torch")
@@ -20,8 +21,8 @@ from tiny.bundles import BUNDLES
 from tiny.engines import Answer, Question, ask
 from tiny.hlo import moved_kv_shapes
 from tiny.mesh_process import BOUND
-from tiny.prompts import crowd, scored_crowd, shared_crowd
-from tiny.references import answer_logits, compare, differing_steps
+from tiny.prompts import crowd, embedding_crowd, scored_crowd, shared_crowd
+from tiny.references import answer_logits, compare, differing_steps, embedding_error
 
 from vinfer.bundle import read_manifest
 from vinfer.engine.request import TokenLogprobs
@@ -55,6 +56,7 @@ class MeshRun:
     answers: list[Answer]
     shared: list[Answer]
     scored: list[Answer]
+    embedded: list[Answer]
     bound: list[str]
     collectives: dict[str, dict[str, int]]
     moved_kv: dict[str, list[list[int]]]
@@ -97,12 +99,16 @@ def mesh_run(request: pytest.FixtureRequest, bundle_of: Callable[[str], Path]) -
     answers, shared, scored = (
         [answer_from_json(answer) for answer in found[key]] for key in ("answers", "shared", "scored")
     )
+    embedded = [
+        Answer(pooled=[np.array(part, np.float32).tobytes() for part in parts]) for parts in found["pooled"]
+    ]
     return MeshRun(
         request.param,
         directory,
         answers,
         shared,
         scored,
+        embedded,
         found["bound"],
         found["collectives"],
         found["moved_kv"],
@@ -146,6 +152,15 @@ def test_a_mesh_scores_prompts_as_transformers_does(
         as_answer = Answer(others, answer.prompt_logprobs)
         logits = answer_logits(model, Question((first,)), as_answer)
         assert compare(logits, as_answer).logprob_errors.max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("mesh_run", named(("llama-dp2-tp2",)), indirect=True)
+def test_a_mesh_embeds_as_transformers_does(
+    mesh_run: MeshRun, reference_of: Callable[[str], PreTrainedModel]
+) -> None:
+    model = reference_of(BUNDLES[mesh_run.name]["checkpoint"])
+    for question, answer in zip(embedding_crowd(), mesh_run.embedded, strict=True):
+        assert embedding_error(model, question, answer) <= TOLERANCE
 
 
 @pytest.mark.bundles("llama")

@@ -55,6 +55,7 @@ def plan(
         {"num_slots": 5},
         {"streaming_chunks": 5},
         {"prompt_logprobs": True},
+        {"embeddings": "mean"},
         {"precompile": [{"batch_size": 1, "prefill_length": [64]}]},
         {"precompile": [{"batch_size": [1, 2], "prefill_length": [64, 256]}]},
         {"platform": "cuda"},
@@ -161,6 +162,15 @@ def test_as_many_programs_as_allowed_are_planned() -> None:
     # set_slot, copy_slot; prefill of 64 and 256, decode of 1 and 4 slots, each for 256 and 1024 rows.
     assert len(plan(max_programs=10).programs) == 10
     assert len(plan(prompt_logprobs=True).programs) == 14
+    assert len(plan(embeddings="mean").programs) == 14
+    assert len(plan(embeddings="mean", prompt_logprobs=True).programs) == 18
+
+
+def test_each_pooling_has_a_key_of_its_own() -> None:
+    """The programs are the same, but a bundle says how it is to be used."""
+    mean, last = plan(embeddings="mean"), plan(embeddings="last")
+    assert mean.programs == last.programs
+    assert mean.key != last.key
 
 
 def facts(heads: int, kv_heads: int) -> ModelFacts:

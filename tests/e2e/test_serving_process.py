@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from server_process import (
     CACHE,
@@ -84,6 +87,7 @@ models:
     num_slots: 2
     precompile: [{{prefill_length: 32}}]
     prompt_logprobs: true
+    embeddings: mean
     sampling: {{max_tokens: 5, temperature: 0}}
   - name: {MODEL}
     source: {bundle}
@@ -160,6 +164,35 @@ def test_prompts_scored_and_shared_compile_nothing(crash: Crash) -> None:
     together = complete_tiny(crash, prompt=[prompts[-1], prompts[-2], prompts[-1]], temperature=0)
     assert together["choices"][0]["text"] == together["choices"][2]["text"]
     assert crash.server.metrics()["post_ready_compiles_total"] == 0
+
+
+def test_embeddings_compile_nothing(crash: Crash) -> None:
+    """Alone, together, and beside prompts that are generated from: more of all than there are slots."""
+    prompts = [[3 + (5 * place + length) % 200 for place in range(length)] for length in (1, 31, 32, 33, 128)]
+    with openai.OpenAI(base_url=f"{crash.server.url}/v1", api_key="unused", max_retries=0) as client:
+
+        def embed(sent: Any) -> list[list[float]]:
+            answer = client.embeddings.create(model="tiny", input=sent)
+            return [item.embedding for item in answer.data]
+
+        with ThreadPoolExecutor(1) as pool:
+            beside = pool.submit(complete_tiny, crash, prompt=[prompts[1], prompts[3]] * 4, max_tokens=9)
+            together = embed(prompts)
+            beside.result()
+        alone = [embed(prompt)[0] for prompt in prompts]
+        numbers = client.embeddings.create(model="tiny", input=prompts[3], encoding_format="float")
+        assert numbers.data[0].embedding == alone[3]
+    for one, other in zip(alone, together, strict=True):
+        assert math.isclose(sum(number**2 for number in one), 1, rel_tol=1e-5)
+        assert max(abs(a - b) for a, b in zip(one, other, strict=True)) <= 1e-5
+    assert alone[1] != alone[2]
+    assert crash.server.metrics()["post_ready_compiles_total"] == 0
+
+
+def test_a_model_without_embed_programs_says_so(crash: Crash) -> None:
+    refused = crash.server.http.post("/v1/embeddings", json={"model": MODEL, "input": "Once"})
+    assert refused.status_code == 400
+    assert "models[1].embeddings: mean" in refused.json()["error"]["message"]
 
 
 def test_a_model_without_score_programs_says_so(crash: Crash) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vinfer.bundle import ProgramShape, plan_programs
+from vinfer.bundle import Pooling, ProgramShape, plan_programs
 from vinfer.engine.request import Request, SamplingParams, TokenMatcher
 from vinfer.errors import RequestError
 
@@ -20,6 +20,7 @@ def make_request(
     *,
     key: str | None = None,
     scores_prompt: bool = False,
+    pooling: Pooling | None = None,
     grammar: TokenMatcher | None = None,
     priority: int = 0,
 ) -> Request:
@@ -34,6 +35,7 @@ def make_request(
         arrival_seconds=0.0,
         prompt_key=key,
         scores_prompt=scores_prompt,
+        pooling=pooling,
         grammar=grammar,
         priority=priority,
     )
@@ -69,4 +71,5 @@ def make_shapes(
         steps=STEPS,
         kv_buckets=(8, 16, MAX_MODEL_LEN),
         prompt_logprobs=True,
+        embeddings=True,
     )

@@ -22,6 +22,7 @@ def configurations(draw: st.DrawFn) -> tuple[tuple[ProgramShape, ...], int, int,
         steps=(steps := draw(st.integers(1, 16))),
         kv_buckets=kv_buckets(max_model_len),
         prompt_logprobs=True,
+        embeddings=True,
     )
     return shapes, max_model_len, num_slots, steps
 
@@ -53,6 +54,7 @@ def test_a_chunk_of_one_prompt_always_finds_a_program(
     length = data.draw(st.integers(1, min(end, longest)), label="length")
     check_choice(shapes, "prefill", rows=1, length=length, kv_length=end)
     check_choice(shapes, "score", rows=1, length=length, kv_length=end)
+    check_choice(shapes, "embed", rows=1, length=length, kv_length=end)
 
 
 @given(configurations(), st.data())
@@ -60,11 +62,13 @@ def test_a_batch_of_chunks_finds_a_program_wherever_one_has_the_rows(
     configuration: tuple[tuple[ProgramShape, ...], int, int, int], data: st.DataObject
 ) -> None:
     shapes, max_model_len, _, _ = configuration
-    wide = data.draw(st.sampled_from([shape for shape in shapes if shape.kind == "prefill"]), label="program")
+    wide = data.draw(
+        st.sampled_from([shape for shape in shapes if shape.kind in ("prefill", "embed")]), label="program"
+    )
     rows = data.draw(st.integers(1, wide.rows), label="rows")
     length = data.draw(st.integers(1, wide.length), label="length")
     end = data.draw(st.integers(length, max_model_len), label="end")
-    check_choice(shapes, "prefill", rows=rows, length=length, kv_length=end)
+    check_choice(shapes, wide.kind, rows=rows, length=length, kv_length=end)
 
 
 @given(configurations(), st.data())

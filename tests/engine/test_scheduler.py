@@ -360,6 +360,22 @@ def test_scored_prompts_run_their_own_programs_alone() -> None:
     ]
 
 
+def test_embedded_prompts_share_dispatches_with_each_other_only() -> None:
+    scheduler = make_scheduler(num_slots=4, prefill_shapes=((1, 4), (3, 8)))
+    scheduler.submit(make_request("a", 8, max_tokens=0, pooling="mean", key="p"))
+    scheduler.submit(make_request("b", 9))
+    scheduler.submit(make_request("c", 8, max_tokens=0, pooling="last", key="p"))
+    scheduler.submit(make_request("d", 12, max_tokens=0, pooling="mean"))
+    works = [work for _ in range(3) for work in scheduler.schedule().prefills]
+    assert [(work.shape.name, [(c.request.id, c.length) for c in work.chunks]) for work in works] == [
+        ("embed[3,8,8]", [("a", 8), ("c", 8), ("d", 8)]),
+        ("prefill[1,8,8]", [("b", 8)]),
+        ("prefill[1,4,16]", [("b", 1)]),
+        ("embed[1,4,16]", [("d", 4)]),
+    ]
+    assert scheduler.schedule().prefills == ()
+
+
 def test_a_request_without_tokens_ends_with_its_prompt() -> None:
     scheduler = make_scheduler()
     scheduler.submit(make_request("a", 9, max_tokens=0))

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, deque
+from typing import Literal
 
 from engine_requests import MAX_MODEL_LEN, STEPS, CountingMatcher, make_request, make_shapes
 from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from vinfer.bundle import Pooling
 from vinfer.engine.scheduler import Admission, Chunk, Decode, Prefill, Schedule, Scheduler
 
 Read = list[tuple[str, int, bool]]
@@ -77,6 +79,7 @@ class CheckingDevice:
         assert (slot.num_rows, chunk.length) == (0, 1)
         assert chunk.is_final
         assert not chunk.request.scores_prompt
+        assert chunk.request.pooling is None
         self._rows[chunk.slot][: chunk.start] = self._rows[chunk.copied_from][: chunk.start]
         slot.num_rows = chunk.start
         self.num_copies += 1
@@ -88,6 +91,7 @@ class CheckingDevice:
         read: Read = []
         for chunk in prefill.chunks:
             assert chunk.request.scores_prompt == (shape.kind == "score")
+            assert (chunk.request.pooling is not None) == (shape.kind == "embed")
             if chunk.copied_from is not None:
                 self._copy(chunk)
         for chunk in prefill.chunks:
@@ -167,7 +171,7 @@ class SchedulerSequences(RuleBasedStateMachine):
         prompt=st.one_of(st.integers(1, 40), st.sampled_from(sorted(SHARED_LENS))),
         max_tokens=st.integers(0, 20),
         stops_after=st.one_of(st.none(), st.integers(1, 20)),
-        scores_prompt=st.sampled_from((False, False, False, True)),
+        purpose=st.sampled_from((None, None, None, "score", "mean", "last")),
         has_grammar=st.booleans(),
         priority=st.integers(-1, 1),
     )
@@ -176,26 +180,27 @@ class SchedulerSequences(RuleBasedStateMachine):
         prompt: int | str,
         max_tokens: int,
         stops_after: int | None,
-        scores_prompt: bool,
+        purpose: Literal["score"] | Pooling | None,
         has_grammar: bool,
         priority: int = 0,
     ) -> None:
         name = f"request-{len(self.lives)}"
         key = prompt if isinstance(prompt, str) else None
         prompt_len = SHARED_LENS[prompt] if isinstance(prompt, str) else prompt
-        max_tokens = min(max_tokens, MAX_MODEL_LEN - prompt_len)
+        pooling = None if purpose == "score" else purpose
+        max_tokens = 0 if pooling else min(max_tokens, MAX_MODEL_LEN - prompt_len)
         self.lives[name] = min(max_tokens, stops_after or max_tokens)
         self.max_tokens[name] = max_tokens
         self.num_tokens[name] = 0
-        grammar = CountingMatcher() if has_grammar else None
         self.scheduler.submit(
             make_request(
                 name,
                 prompt_len,
                 max_tokens,
                 key=key,
-                scores_prompt=scores_prompt,
-                grammar=grammar,
+                scores_prompt=purpose == "score",
+                pooling=pooling,
+                grammar=CountingMatcher() if has_grammar and not pooling else None,
                 priority=priority,
             )
         )
@@ -208,7 +213,7 @@ class SchedulerSequences(RuleBasedStateMachine):
     )
     def submit_choices(self, prompt: str, n: int, max_tokens: int, has_grammar: bool) -> None:
         for _ in range(n):
-            self.submit(prompt, max_tokens, None, scores_prompt=False, has_grammar=has_grammar)
+            self.submit(prompt, max_tokens, None, purpose=None, has_grammar=has_grammar)
 
     @precondition(lambda self: bool(self.unfinished))
     @rule(place=st.integers(0, 100))

@@ -18,6 +18,7 @@ HI = [{"role": "user", "content": "hi"}]
 BODIES: dict[str, list[dict[str, Any]]] = {
     "/v1/chat/completions": [{"model": "fake", "messages": HI}],
     "/v1/completions": [{"model": "fake", "prompt": [4]}],
+    "/v1/embeddings": [{"model": "fake", "input": "a"}],
     "/v1/count_tokens": [{"model": "fake", "conversation": "a"}, {"model": "fake", "conversation": HI}],
     "/tokenize": [{"prompt": "a"}, {"messages": HI}],
     "/detokenize": [{"tokens": [4]}],

@@ -13,9 +13,11 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import numpy as np
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
+from vinfer.bundle import Embeddings
 from vinfer.engine.request import EngineStats, FinishReason, Request, TokenEvent, TokenLogprobs
 from vinfer.errors import QueueFullError, VinferError
 from vinfer.server.grammars import grammar_compiler
@@ -27,6 +29,7 @@ SPECIALS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
 BOS, EOS, IM_START, IM_END = range(4)
 FIRST_BYTE = 4
 VOCAB_SIZE = FIRST_BYTE + 256
+EMBEDDING_SIZE = 8
 # A user turn "hi" costs: <|im_start|> + "user\n" + "hi" + <|im_end|> + <|im_start|> + "assistant\n".
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
@@ -75,6 +78,7 @@ class FakeEngine:
     seconds_per_event: float = 0.0
     is_stuck: bool = False
     queue_full: bool = False
+    pooled_scale: float = 1.0
     fail_after_tokens: int | None = None
     failure: Exception | None = None
     logprob_of: dict[int, float] = dataclasses.field(default_factory=dict)
@@ -99,6 +103,8 @@ class FakeEngine:
             is_shared = any(request.prompt_key == earlier.prompt_key for earlier in self.requests)
             self.requests.append(request)
             self.changed.notify_all()
+        if request.pooling is not None:
+            return self._pooled_events(request)
         return self._events(request, num_cached_tokens=len(request.prompt_ids) - 1 if is_shared else 0)
 
     def cancel(self, request_id: str) -> None:
@@ -162,6 +168,20 @@ class FakeEngine:
                 num_cached_tokens=0 if start else num_cached_tokens,
             )
 
+    async def _pooled_events(self, request: Request) -> AsyncIterator[TokenEvent]:
+        """Give the sum of [id, 1, 0, ..., 0] over the tokens that count, in two parts as of two chunks."""
+        if self.is_stuck:
+            await asyncio.sleep(3600)
+        if isinstance(self.failure, VinferError):
+            yield TokenEvent(error=self.failure)
+            return
+        counted = request.prompt_ids if request.pooling == "mean" else request.prompt_ids[-1:]
+        for half, tokens in enumerate((counted[::2], counted[1::2])):
+            part = np.zeros(EMBEDDING_SIZE, np.float32)
+            part[:2] = (sum(tokens), len(tokens))
+            part[:2] *= self.pooled_scale
+            yield TokenEvent(finish_reason="length" if half else None, pooled=(part.tobytes(),))
+
     def _completion(self, request: Request) -> tuple[list[int], FinishReason]:
         params = request.params
         start = sum(request.prompt_ids) + (params.seed if params.temperature > 0 else 0)
@@ -205,4 +225,5 @@ def served_model(
         root="org/fake",
         fingerprint="bundle-0123",
         has_prompt_logprobs=True,
+        embeddings=Embeddings(pooling="mean", size=EMBEDDING_SIZE),
     )

@@ -49,14 +49,20 @@ _FAMILY: dict[str, Any] = {
 }
 
 BUNDLES: dict[str, dict[str, Any]] = {
-    "llama": {"checkpoint": "llama", **_WIDE, "prompt_logprobs": True},
-    "llama3-rope": {"checkpoint": "llama3-rope", **_PAIRS},
+    "llama": {"checkpoint": "llama", **_WIDE, "prompt_logprobs": True, "embeddings": "mean"},
+    "llama3-rope": {"checkpoint": "llama3-rope", **_PAIRS, "embeddings": "last"},
     "qwen2": {"checkpoint": "qwen2", **_NARROW},
     "qwen3": {"checkpoint": "qwen3", **_NARROW},
     "llama-bfloat16": {"checkpoint": "llama", **_NARROW, "max_model_len": 256, "dtype": "bfloat16"},
     "llama-tp2": {"checkpoint": "llama", **_NARROW, "mesh": {"tp": 2}},
     "llama-dp2": {"checkpoint": "llama", **_NARROW, "mesh": {"dp": 2, "tp": 1}},
-    "llama-dp2-tp2": {"checkpoint": "llama", **_PAIRS, "mesh": {"dp": 2, "tp": 2}, "prompt_logprobs": True},
+    "llama-dp2-tp2": {
+        "checkpoint": "llama",
+        **_PAIRS,
+        "mesh": {"dp": 2, "tp": 2},
+        "prompt_logprobs": True,
+        "embeddings": "last",
+    },
     "llama-fsdp2": {"checkpoint": "llama", **_NARROW, "mesh": {"fsdp": 2, "tp": 1}},
     "llama-two-kv-heads-tp4": {"checkpoint": "llama-two-kv-heads", **_NARROW, "mesh": {"tp": 4}},
     # Experts with biases, sinks and windows; fused projections that tp cuts across; experts over ep.

@@ -17,7 +17,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from tiny.checkpoints import CACHE
 
-from vinfer.bundle import MAX_TOP_LOGPROBS, read_manifest
+from vinfer.bundle import MAX_TOP_LOGPROBS, Pooling, read_manifest
 from vinfer.config import ModelConfig
 from vinfer.engine.compilation import platform_key, set_compilation_cache
 from vinfer.engine.engine import Engine
@@ -39,6 +39,7 @@ class Question:
     params: SamplingParams = GREEDY
     joins_after: int = 0
     scores_prompt: bool = False
+    pooling: Pooling | None = None
     prompt_key: str | None = None
     grammar: Grammar | None = None
 
@@ -52,6 +53,7 @@ class Answer:
     finish_reason: str | None = None
     prompt_logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
     num_cached_tokens: int = 0
+    pooled: list[bytes] = dataclasses.field(default_factory=list)
 
 
 class Binder:
@@ -120,6 +122,7 @@ def ask(engine: Engine, questions: Sequence[Question]) -> list[Answer]:
                 params=question.params,
                 arrival_seconds=time.monotonic(),
                 scores_prompt=question.scores_prompt,
+                pooling=question.pooling,
                 prompt_key=question.prompt_key,
                 grammar=_matcher(question),
             )
@@ -131,6 +134,7 @@ def ask(engine: Engine, questions: Sequence[Question]) -> list[Answer]:
                 answer.finish_reason = event.finish_reason
                 answer.prompt_logprobs += event.prompt_logprobs
                 answer.num_cached_tokens += event.num_cached_tokens
+                answer.pooled += event.pooled
                 async with progress:
                     progress.notify_all()
 

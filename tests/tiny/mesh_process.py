@@ -3,8 +3,8 @@
     python -m tiny.mesh_process BUNDLE DIRECTORY      a name of `BUNDLES` and its bundle, run from tests/
 
 A process of its own, since the number of CPU devices is fixed when JAX starts. The last line of standard
-output is {"answers": [...], "shared": [...], "scored": [...], "bound": [text, ...], "collectives": {program:
-{opcode: count}}, "moved_kv": {program: [shape, ...]}}.
+output is {"answers": [...], "shared": [...], "scored": [...], "pooled": [[part, ...], ...],
+"bound": [text, ...], "collectives": {program: {opcode: count}}, "moved_kv": {program: [shape, ...]}}.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ def main(bundle: str, directory: Path) -> None:
     # Before JAX starts.
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
     import jax
+    import numpy as np
     from tiny.bundles import model_config
     from tiny.engines import GREEDY, Binder, Question, ask, load_engine
     from tiny.hlo import GATHERS, instructions, moved_kv_shapes
-    from tiny.prompts import crowd, scored_crowd, shared_crowd
+    from tiny.prompts import crowd, embedding_crowd, scored_crowd, shared_crowd
 
     from vinfer.bundle import read_manifest
 
@@ -38,6 +39,7 @@ def main(bundle: str, directory: Path) -> None:
     shared = ask(engine, shared_crowd())
     manifest = read_manifest(directory)
     scored = ask(engine, scored_crowd()) if manifest.has_prompt_logprobs else []
+    embedded = ask(engine, embedding_crowd()) if manifest.embeddings is not None else []
     binder = Binder(directory)
     params = dataclasses.replace(GREEDY, stop_token_ids=manifest.model.eos_token_ids)
     grammar = binder.grammar("regex", BOUND)
@@ -62,6 +64,9 @@ def main(bundle: str, directory: Path) -> None:
         "answers": [dataclasses.asdict(answer) for answer in answers],
         "shared": [dataclasses.asdict(answer) for answer in shared],
         "scored": [dataclasses.asdict(answer) for answer in scored],
+        "pooled": [
+            [np.frombuffer(part, np.float32).tolist() for part in answer.pooled] for answer in embedded
+        ],
         "bound": [binder.text(answer) for answer in bound[1::2]],
         "collectives": {
             name: collections.Counter(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 from tiny.bundles import MAX_CHUNK, MAX_MODEL_LEN
 from tiny.checkpoints import NUM_TOKENS
 from tiny.engines import GREEDY, Question
+
+from vinfer.bundle import Pooling
 
 MAX_TOKENS = GREEDY.max_tokens
 
@@ -35,6 +38,15 @@ def crowd(*, join_apart: bool) -> list[Question]:
 def shared_crowd() -> list[Question]:
     """Return three greedy questions of one prompt of several chunks, which they share."""
     return [Question(prompt(200), prompt_key="shared")] * 3
+
+
+def embedding_crowd() -> list[Question]:
+    """Return questions for pooled hidden states of both kinds, some in one bucket, some in several chunks."""
+    params = dataclasses.replace(GREEDY, max_tokens=0, top_logprobs=None)
+    poolings: tuple[Pooling, ...] = ("mean", "last")
+    return [
+        Question(prompt(length), params, pooling=pooling) for length in (31, 32, 150) for pooling in poolings
+    ]
 
 
 def scored_crowd() -> list[Question]:

@@ -85,3 +85,24 @@ def differing_steps(logits: Logits, one: Answer, other: Answer) -> list[int]:
             is_tie = abs(logits[step, token] - logits[step, other_token]) <= TIE
             return [] if is_tie else [step]
     return []
+
+
+def embedding(answer: Answer) -> npt.NDArray[np.float64]:
+    """Return float64 [hidden] of length 1: what the parts of a pooled answer add up to."""
+    parts = np.stack([np.frombuffer(part, np.float32) for part in answer.pooled])
+    pooled = parts.sum(axis=0, dtype=np.float64)
+    return np.asarray(pooled / np.linalg.norm(pooled))
+
+
+def embedding_error(model: PreTrainedModel, question: Question, answer: Answer) -> float:
+    """Return the largest error of a pooled answer, as a vector of length 1.
+
+    The reference is what `AutoModel` gives as last_hidden_state, pooled here.
+    """
+    import torch
+
+    with torch.no_grad():
+        output = model.base_model(torch.tensor([question.prompt_ids]), use_cache=False)
+    hidden = output.last_hidden_state[0].double().numpy()
+    pooled = hidden.mean(axis=0) if question.pooling == "mean" else hidden[-1]
+    return float(np.abs(embedding(answer) - pooled / np.linalg.norm(pooled)).max())

@@ -102,6 +102,7 @@ class EasyDeLModel:
             mask_max_position_embeddings=max_model_len,
         )
         self.vocab_size = facts.vocab_size
+        self.hidden_size = facts.hidden_size
         self.rope_names = tuple(self._family.ropes)
         self.max_model_len = max_model_len
         self.mesh: Mesh = easydel_config.mesh

@@ -25,6 +25,7 @@ from vinfer.build.weights import Weight, in_stored_order
 from vinfer.bundle import (
     FORMAT_VERSION,
     ArraySpec,
+    Embeddings,
     Manifest,
     ModelCard,
     ProgramSpec,
@@ -95,6 +96,7 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
         state=state,
         programs=specs,
         files=hash_files(directory),
+        embeddings=Embeddings(pooling=plan.embeddings, size=model.hidden_size) if plan.embeddings else None,
     )
     write_manifest(directory, manifest)
     return manifest

@@ -18,6 +18,7 @@ from vinfer.bundle import (
     FORMAT_VERSION,
     MESH_AXES,
     Platform,
+    Pooling,
     ProgramShape,
     bundle_key,
     mesh_words,
@@ -54,6 +55,7 @@ class BuildPlan:
     num_slots: int
     max_model_len: int
     programs: tuple[ProgramShape, ...]
+    embeddings: Pooling | None
 
     @property
     def num_devices(self) -> int:
@@ -95,12 +97,13 @@ def plan_build(
         steps=model.streaming_chunks,
         kv_buckets=kv_buckets(model.max_model_len),
         prompt_logprobs=model.prompt_logprobs,
+        embeddings=model.embeddings is not None,
     )
     if len(programs) > model.max_programs:
         raise ConfigError(
             f"{where} needs {len(programs)} programs; {where}.max_programs is {model.max_programs}: "
-            "list fewer prefill_length or batch_size, lower max_model_len, leave out prompt_logprobs, "
-            "or raise max_programs"
+            "list fewer prefill_length or batch_size, lower max_model_len, leave out prompt_logprobs "
+            "or embeddings, or raise max_programs"
         )
     facts = {
         "format": FORMAT_VERSION,
@@ -114,6 +117,7 @@ def plan_build(
         "num_slots": model.num_slots,
         "max_model_len": model.max_model_len,
         "programs": [shape.model_dump() for shape in programs],
+        "embeddings": model.embeddings,
     }
     return BuildPlan(
         key=bundle_key(facts),
@@ -125,6 +129,7 @@ def plan_build(
         num_slots=model.num_slots,
         max_model_len=model.max_model_len,
         programs=programs,
+        embeddings=model.embeddings,
     )
 
 

@@ -1,4 +1,4 @@
-"""The programs of a bundle as pure functions: set_slot, copy_slot, prefill, score, decode.
+"""The programs of a bundle as pure functions: set_slot, copy_slot, prefill, score, embed, decode.
 
     (weights, kv, state, inputs) -> (kv, state, outputs)
 
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vinfer.build.embed import pooled_sum
 from vinfer.build.kv_cache import Rows
 from vinfer.build.sampler import Row, keep_allowed, process_logits, sample, top_logprobs
 from vinfer.build.score import prompt_logprobs
@@ -36,6 +37,7 @@ class Model(Protocol):
 
     max_model_len: int
     vocab_size: int
+    hidden_size: int
 
     def forward(
         self, weights: Arrays, kv: Arrays, tokens: jax.Array, rows: Rows
@@ -65,7 +67,12 @@ class Programs:
             return self._set_slot
         if shape.kind == "copy_slot":
             return self._copy_slot
-        of_shape = {"prefill": self._prefill, "score": self._score, "decode": self._decode}[shape.kind]
+        of_shape = {
+            "prefill": self._prefill,
+            "score": self._score,
+            "embed": self._embed,
+            "decode": self._decode,
+        }[shape.kind]
         return lambda weights, kv, state, inputs: of_shape(shape, weights, kv, state, inputs)
 
     def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
@@ -82,6 +89,15 @@ class Programs:
         if shape.kind == "decode":
             return rows, mask, ArraySpec(name="step_limit", shape=(), dtype="int32")
         grid = (shape.rows, shape.length)
+        if shape.kind == "embed":
+            return (
+                rows,
+                ArraySpec(name="tokens", shape=grid, dtype="int32"),
+                *(
+                    ArraySpec(name=name, shape=(shape.rows,), dtype="int32")
+                    for name in ("starts", "lengths", "pooled_from")
+                ),
+            )
         of_chunks = (
             rows,
             mask,
@@ -97,6 +113,9 @@ class Programs:
         """Return the specs of the `outputs` tuple."""
         if not shape.uses_weights:
             return ()
+        if shape.kind == "embed":
+            size = (shape.rows, self.model.hidden_size)
+            return (ArraySpec(name="pooled", shape=size, dtype="float32"),)
         grid = (shape.length if shape.kind == "decode" else 1, shape.rows)
         wide: tuple[int, ...] = (*grid, MAX_TOP_LOGPROBS)
         of_steps = (
@@ -178,6 +197,18 @@ class Programs:
         )
         return kv, state, (*outputs, *scored)
 
+    def _embed(
+        self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays
+    ) -> tuple[Arrays, Arrays, Arrays]:
+        """Prefill one chunk of each prompt, and return the sum of its hidden states in place of tokens.
+
+        Inputs: slots, tokens, starts and lengths as `_run_chunks` takes them, then pooled_from int32 [rows]:
+            the first token of the chunk that counts. The state is neither read nor written.
+        """
+        slots, tokens, starts, lengths, pooled_from = inputs
+        kv, hidden = self._forward_chunks(shape, weights, kv, slots, tokens, starts, lengths)
+        return kv, state, (pooled_sum(hidden, pooled_from, lengths),)
+
     def _run_chunks(
         self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays
     ) -> tuple[Arrays, Arrays, Arrays, jax.Array]:
@@ -188,12 +219,7 @@ class Programs:
         of the chunk), samples bool [rows] (the prompt ends here, and a first token is wanted).
         """
         slots, grammar_mask, tokens, starts, lengths, samples = inputs
-        offsets = jnp.arange(shape.length, dtype=jnp.int32)
-        positions = jnp.where(
-            offsets[None, :] < lengths[:, None], starts[:, None] + offsets, self.model.max_model_len
-        )
-        rows = Rows(slots=slots, positions=positions, kv_length=shape.kv_length)
-        kv, hidden = self.model.forward(weights, kv, tokens, rows)
+        kv, hidden = self._forward_chunks(shape, weights, kv, slots, tokens, starts, lengths)
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
         row = self._gather(state, slots)
         row["active"] = samples
@@ -201,6 +227,24 @@ class Programs:
         last_hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
         row, outputs = self._sample_step(weights, last_hidden, row, grammar_mask)
         return kv, self._scatter(state, slots, row), tuple(output[None] for output in outputs), hidden
+
+    def _forward_chunks(
+        self,
+        shape: ProgramShape,
+        weights: Arrays,
+        kv: Arrays,
+        slots: jax.Array,
+        tokens: jax.Array,
+        starts: jax.Array,
+        lengths: jax.Array,
+    ) -> tuple[Arrays, jax.Array]:
+        """Write chunks, as `_run_chunks` takes them; return the new kv and hidden [rows, length, hidden]."""
+        offsets = jnp.arange(shape.length, dtype=jnp.int32)
+        positions = jnp.where(
+            offsets[None, :] < lengths[:, None], starts[:, None] + offsets, self.model.max_model_len
+        )
+        rows = Rows(slots=slots, positions=positions, kv_length=shape.kv_length)
+        return self.model.forward(weights, kv, tokens, rows)
 
     def _decode(
         self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays

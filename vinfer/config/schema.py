@@ -253,6 +253,11 @@ class ModelConfig(_Block):
         description="Compile what `echo` with `logprobs` needs, as evaluation harnesses ask for it: "
         "two programs more per KV length.",
     )
+    embeddings: Literal["mean", "last"] | None = Field(
+        default=None,
+        description="Compile what `/v1/embeddings` needs, and pool hidden states over all tokens or take the "
+        "last one's: two programs more per KV length, four where a batch_size is above 1.",
+    )
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="Sampling defaults of this model.")
     verify: Literal["auto", "off"] = Field(
         default="auto",

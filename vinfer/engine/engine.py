@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 
+from vinfer.engine.pooling import PooledDispatch
 from vinfer.engine.request import EngineStats, Request, TokenEvent
 from vinfer.engine.runner import Dispatch, Runner
 from vinfer.engine.scheduler import Schedule, Scheduler
@@ -47,7 +48,7 @@ class Engine:
         self._num_slots = num_slots
         self._max_model_len = max_model_len
         self._max_queue = max_queue
-        self._in_flight: deque[Dispatch] = deque()
+        self._in_flight: deque[Dispatch | PooledDispatch] = deque()
         self._queue_seconds: dict[str, float] = {}
         self._stats = EngineStats(num_slots=num_slots)
         # What both the loop and the engine thread touch, under this condition.

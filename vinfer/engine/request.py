@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from vinfer.bundle import MAX_LOGIT_BIAS as MAX_LOGIT_BIAS
 from vinfer.bundle import MAX_STOP_TOKEN_IDS as MAX_STOP_TOKEN_IDS
 from vinfer.bundle import MAX_TOP_LOGPROBS as MAX_TOP_LOGPROBS
+from vinfer.bundle import Pooling as Pooling
 from vinfer.errors import VinferError
 
 FinishReason = Literal["stop", "length"]
@@ -81,6 +82,8 @@ class Request:
         arrival_seconds: time.monotonic() when the HTTP request arrived.
         scores_prompt: yield the logprobs of the prompt's own tokens too, with params.top_logprobs
             alternatives each; only where the bundle has score programs.
+        pooling: yield the pooled hidden states of the prompt in place of an answer; params.max_tokens is 0
+            then. Only where the bundle has embed programs.
         prompt_key: requests of one key have the same prompt, and those that come later copy the KV rows of
             one that came before. None shares with nobody.
         grammar: what binds the answer; None for anything.
@@ -92,6 +95,7 @@ class Request:
     params: SamplingParams
     arrival_seconds: float
     scores_prompt: bool = False
+    pooling: Pooling | None = None
     prompt_key: str | None = None
     grammar: TokenMatcher | None = None
     priority: int = 0
@@ -119,6 +123,8 @@ class TokenEvent:
         queue_seconds: on the first event, the time from arrival to a slot.
         prompt_logprobs: of the next tokens of the prompt, where the request scores it. All events together
             have those of every prompt token but the first, before the first new token or with it.
+        pooled: parts of the request's pooled hidden states, float32 in the machine's byte order. The sum of
+            all parts of all events is the hidden state of the last token, or of all tokens for mean pooling.
         num_cached_tokens: with the first new token, how many prompt tokens were copied instead of prefilled.
     """
 
@@ -129,6 +135,7 @@ class TokenEvent:
     queue_seconds: float | None = dataclasses.field(default=None, compare=False)
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     num_cached_tokens: int = 0
+    pooled: tuple[bytes, ...] = ()
 
     @property
     def is_last(self) -> bool:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from vinfer.bundle import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec, ProgramKind, ProgramShape
+from vinfer.engine.pooling import PooledDispatch, embed_inputs
 from vinfer.engine.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from vinfer.engine.scheduler import Admission, Chunk, Decode, Prefill
 
@@ -145,7 +146,7 @@ class Runner:
         The first run of a process pays for memory that no later one pays for; no request should.
         """
         self._copy(source=0, target=0, num_rows=0)
-        for kind in ("prefill", "score"):
+        for kind in ("prefill", "score", "embed"):
             if any(shape.kind == kind for shape in self._programs):
                 self.prefill(Prefill(self._smallest(kind), ())).read()
         self.decode(Decode(self._smallest("decode"), (), (), step_limit=1)).read()
@@ -156,8 +157,10 @@ class Runner:
         with self._dispatch_lock:
             _, self._state, _ = self._programs[self._set_slot]((), (), self._state, values)
 
-    def prefill(self, work: Prefill) -> Dispatch:
+    def prefill(self, work: Prefill) -> Dispatch | PooledDispatch:
         """Enqueue one chunk of some prompts, and before it the copies that they build on."""
+        if work.shape.kind == "embed":
+            return self._embed(work)
         for chunk in work.chunks:
             if chunk.copied_from not in (None, chunk.slot):
                 self._copy(source=chunk.copied_from, target=chunk.slot, num_rows=chunk.start)
@@ -194,6 +197,14 @@ class Runner:
         slots[: len(work.slots)] = work.slots
         mask = self._grammar_mask(work.shape.rows, owners)
         return self._dispatch(work.shape, owners, (slots, mask, np.int32(work.step_limit)))
+
+    def _embed(self, work: Prefill) -> PooledDispatch:
+        """Enqueue one chunk of some prompts whose hidden states are wanted."""
+        inputs = embed_inputs(work.chunks, work.shape, num_slots=self._num_slots)
+        with self._dispatch_lock:
+            self._kv, _, (pooled,) = self._programs[work.shape](self._weights, self._kv, (), inputs)
+        pooled.copy_to_host_async()
+        return PooledDispatch(work.chunks, pooled)
 
     def _grammar_mask(self, rows: int, owners: Sequence[Request | None]) -> Any:
         """Return uint32 [rows, words]: the next token's mask of each owner that is bound to a grammar."""

@@ -11,7 +11,7 @@ import heapq
 import itertools
 from collections.abc import Iterable, Iterator
 
-from vinfer.bundle import ProgramShape, choose_program
+from vinfer.bundle import ProgramKind, ProgramShape, choose_program
 from vinfer.engine.chunks import ChunkPlan
 from vinfer.engine.held_prompts import HeldPrompts
 from vinfer.engine.request import Request
@@ -50,9 +50,19 @@ class Chunk:
         return self.is_final and self.request.params.max_tokens > 0
 
 
+_PROMPT_KINDS: tuple[ProgramKind, ...] = ("prefill", "score", "embed")
+
+
+def _kind(request: Request) -> ProgramKind:
+    """Return which programs read a request's prompt."""
+    if request.pooling is not None:
+        return "embed"
+    return "score" if request.scores_prompt else "prefill"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prefill:
-    """One prefill dispatch, or score dispatch where its one request scores its prompt."""
+    """One prefill dispatch; a score or embed dispatch where its requests ask for that (`_kind`)."""
 
     shape: ProgramShape
     chunks: tuple[Chunk, ...]
@@ -139,9 +149,11 @@ class Scheduler:
         lengths = {shape.length for shape in prefills}
         # A shorter prompt costs no more than its last token.
         self._min_shared_len = min(lengths) + 1
-        self._chunk_plan = ChunkPlan(lengths, dispatch_cost_tokens)
-        scored = {shape.length for shape in self._shapes if shape.kind == "score"}
-        self._score_plan = ChunkPlan(scored, dispatch_cost_tokens) if scored else None
+        self._chunk_plans = {
+            kind: ChunkPlan(of_kind, dispatch_cost_tokens)
+            for kind in _PROMPT_KINDS
+            if (of_kind := {shape.length for shape in self._shapes if shape.kind == kind})
+        }
         self._max_batch = max(shape.rows for shape in prefills)
         self._max_prefill_tokens = max(min_prefill_tokens, *(shape.length for shape in prefills))
         self._num_slots = num_slots
@@ -230,7 +242,7 @@ class Scheduler:
 
     def _shared_key(self, request: Request) -> str | None:
         """Return the key under which a request shares its prompt; None where it does not."""
-        if request.scores_prompt or len(request.prompt_ids) < self._min_shared_len:
+        if _kind(request) != "prefill" or len(request.prompt_ids) < self._min_shared_len:
             return None
         return request.prompt_key
 
@@ -261,7 +273,9 @@ class Scheduler:
         bucket = 0
         for chunk in self._due_chunks():
             shape = self._prefill_shape([chunk])
-            if chunks and (shape.kind == "score" or shape.length != bucket):
+            if chunks and (
+                shape.kind == "score" or (shape.kind, shape.length) != (_kind(chunks[0].request), bucket)
+            ):
                 continue
             bucket = shape.length
             chunks.append(chunk)
@@ -269,7 +283,9 @@ class Scheduler:
             if shape.kind == "score" or len(chunks) == self._max_batch:
                 break
         # A wider program would pad every chunk beyond its own bucket and cost more than one by one.
-        while len(chunks) > 1 and not self._has_program(rows=len(chunks), length=bucket):
+        while len(chunks) > 1 and not self._has_program(
+            _kind(chunks[0].request), rows=len(chunks), length=bucket
+        ):
             chunks.pop()
         return chunks
 
@@ -290,20 +306,19 @@ class Scheduler:
                 continue
             if key is not None:
                 prefilling.add(key)
-            plan = self._score_plan if request.scores_prompt else self._chunk_plan
-            assert plan is not None, f"{request.id} scores its prompt and the bundle has no score program"
+            plan = self._chunk_plans.get(_kind(request))
+            assert plan is not None, f"{request.id} needs a {_kind(request)} program and the bundle has none"
             yield Chunk(running.slot, request, start, plan.next_length(len(request.prompt_ids) - start))
 
-    def _has_program(self, *, rows: int, length: int) -> bool:
+    def _has_program(self, kind: ProgramKind, *, rows: int, length: int) -> bool:
         return any(
-            shape.kind == "prefill" and shape.rows >= rows and shape.length == length
-            for shape in self._shapes
+            shape.kind == kind and shape.rows >= rows and shape.length == length for shape in self._shapes
         )
 
     def _prefill_shape(self, chunks: list[Chunk]) -> ProgramShape:
         return choose_program(
             self._shapes,
-            "score" if chunks[0].request.scores_prompt else "prefill",
+            _kind(chunks[0].request),
             rows=len(chunks),
             length=max(chunk.length for chunk in chunks),
             kv_length=max(chunk.start + chunk.length for chunk in chunks),

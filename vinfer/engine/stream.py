@@ -54,6 +54,7 @@ def _join(first: TokenEvent, second: TokenEvent) -> TokenEvent:
         first.queue_seconds,
         first.prompt_logprobs + second.prompt_logprobs,
         first.num_cached_tokens + second.num_cached_tokens,
+        first.pooled + second.pooled,
     )
 
 

@@ -129,8 +129,15 @@ def _announce(
 
 def _check_overrides(model: ModelConfig, manifest: Manifest, *, where: str) -> None:
     """A bundle's shapes are fixed: refuse a YAML that states others."""
-    for field in ("dtype", "num_slots", "max_model_len"):
-        stated, built = getattr(model, field), getattr(manifest, field)
+    pooling = None if manifest.embeddings is None else manifest.embeddings.pooling
+    facts = {
+        "dtype": manifest.dtype,
+        "num_slots": manifest.num_slots,
+        "max_model_len": manifest.max_model_len,
+        "embeddings": pooling,
+    }
+    for field, built in facts.items():
+        stated = getattr(model, field)
         if field in model.model_fields_set and stated != built:
             raise ConfigError(
                 f"{where}.{field} is {stated}; the bundle {model.source} was built with {built}: leave the "

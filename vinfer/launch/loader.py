@@ -238,5 +238,6 @@ def served_model(
         root=manifest.model.source,
         fingerprint=manifest.key,
         has_prompt_logprobs=manifest.has_prompt_logprobs,
+        embeddings=manifest.embeddings,
         parity=parity,
     )

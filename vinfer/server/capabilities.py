@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 import vinfer
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
 from vinfer.server import responses
+from vinfer.server.embedding_protocol import EMBEDDING
 from vinfer.server.fields import Treatment
 from vinfer.server.model_table import ServedModel
 from vinfer.server.operations import OPERATIONS
@@ -61,6 +62,7 @@ def _of_model(model: ServedModel, max_n: int) -> responses.ModelCapabilities:
         vocab_size=model.vocab_size,
         parity_verdict=model.parity_verdict,
         prompt_logprobs=model.has_prompt_logprobs,
+        embeddings=model.embeddings,
         forms=[_of_form(path, form) for path, form in forms],
         response_formats=list(typing.get_args(ResponseFormat.model_fields["type"].annotation)),
         limits=responses.RequestLimits(
@@ -89,8 +91,11 @@ def _forms(model: ServedModel) -> Iterator[tuple[str, RequestForm[Any]]]:
     """Give every form of every route that this model takes, with the route's path."""
     for (_, path), operation in OPERATIONS.items():
         for form in operation.forms:
-            if model.chat_template is not None or form not in _CONVERSATIONS:
-                yield path, form
+            if form in _CONVERSATIONS and model.chat_template is None:
+                continue
+            if form is EMBEDDING and model.embeddings is None:
+                continue
+            yield path, form
 
 
 def _of_form(path: str, form: RequestForm[Any]) -> responses.FormCapabilities:

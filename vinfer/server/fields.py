@@ -109,6 +109,14 @@ COMPLETION_FIELDS: Mapping[str, FieldRule] = {
     "suffix": refused("vinfer does not fill in the middle: leave it out", ""),
 }
 
+EMBEDDING_FIELDS: Mapping[str, FieldRule] = {
+    "model": APPLIED,
+    "input": APPLIED,
+    "encoding_format": APPLIED,
+    "dimensions": APPLIED,
+    "user": ACCEPTED,
+}
+
 COUNT_FIELDS: Mapping[str, FieldRule] = {"model": APPLIED, "conversation": APPLIED}
 
 _ONE_OF_BOTH = "prompt and messages exclude each other: send one of them"

@@ -24,6 +24,7 @@ from vinfer.errors import (
     VinferError,
 )
 from vinfer.server import responses
+from vinfer.server.embedding_protocol import EMBEDDING
 from vinfer.server.protocol import CHAT, COMPLETION, COUNT_MESSAGES, COUNT_TEXT, RequestForm
 from vinfer.server.tokenizer_protocol import DETOKENIZE, TOKENIZE_MESSAGES, TOKENIZE_TEXT
 
@@ -70,6 +71,12 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         forms=(COMPLETION,),
         answer=responses.Completion,
         event=responses.CompletionChunk,
+        errors=_GENERATION,
+    ),
+    ("POST", "/v1/embeddings"): Operation(
+        summary="Turn one or more texts into vectors",
+        forms=(EMBEDDING,),
+        answer=responses.EmbeddingList,
         errors=_GENERATION,
     ),
     ("POST", "/v1/count_tokens"): Operation(

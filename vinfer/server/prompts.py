@@ -6,9 +6,11 @@ Runs in worker threads: templates and tokenizers take milliseconds to seconds of
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from vinfer.errors import RequestError
+from vinfer.errors import ContextLengthError, RequestError
+from vinfer.server.embedding_protocol import EmbeddingFields
 from vinfer.server.model_table import ServedModel
 from vinfer.server.protocol import (
     MAX_PROMPTS,
@@ -49,29 +51,26 @@ def completion_prompt_ids(fields: CompletionFields, model: ServedModel) -> list[
     Raises:
         RequestError: names the item that is none of these, empty, or not in the vocabulary.
     """
-    prompt = fields.prompt
-    if isinstance(prompt, str):
-        return [_text_ids(prompt, "prompt", model)]
-    if not isinstance(prompt, list):
-        raise _not_a_prompt("prompt")
-    if not prompt:
-        raise RequestError("prompt is empty: send text or token ids", param="prompt")
-    if type(prompt[0]) is int:
-        return [_checked_ids(prompt, "prompt", model)]
-    if len(prompt) > MAX_PROMPTS:
-        raise RequestError(
-            f"prompt has {len(prompt)} prompts; the limit is {MAX_PROMPTS}: send several requests",
-            param="prompt",
-        )
+    return [ids for _, ids in _taken_apart(fields.prompt, "prompt", model, _text_ids)]
+
+
+def embedding_prompt_ids(fields: EmbeddingFields, model: ServedModel) -> list[PromptIds]:
+    """Take `input` apart as `prompt` of a completion; an empty text is refused.
+
+    Raises:
+        RequestError: names the item that is no prompt, empty, or not in the vocabulary.
+        ContextLengthError: names the item that is longer than the model.
+    """
+    limit = model.max_model_len
     prompts = []
-    for i, item in enumerate(prompt):
-        path = f"prompt[{i}]"
-        if isinstance(item, str):
-            prompts.append(_text_ids(item, path, model))
-        elif isinstance(item, list):
-            prompts.append(_checked_ids(item, path, model))
-        else:
-            raise _not_a_prompt(path)
+    for path, prompt_ids in _taken_apart(fields.input, "input", model, _embedded_text_ids):
+        if len(prompt_ids) > limit:
+            raise ContextLengthError(
+                f"{path} has {len(prompt_ids)} tokens; max_model_len is {limit}: "
+                f"shorten it or raise models[{model.position}].max_model_len",
+                param=path,
+            )
+        prompts.append(prompt_ids)
     return prompts
 
 
@@ -148,6 +147,45 @@ def _cut_after_final_message(rendered: RenderedPrompt, final: ChatMessage) -> Re
         "continue_final_message: the model's chat template does not show the last message's text as it is",
         param="continue_final_message",
     )
+
+
+def _taken_apart(
+    sent: Any, name: str, model: ServedModel, text_ids: Callable[[str, str, ServedModel], PromptIds]
+) -> Iterator[tuple[str, PromptIds]]:
+    """Give the path and the ids of each prompt of a field.
+
+    Args:
+        text_ids: (text, path, model) -> ids.
+    """
+    if isinstance(sent, str):
+        yield name, text_ids(sent, name, model)
+        return
+    if not isinstance(sent, list):
+        raise _not_a_prompt(name)
+    if not sent:
+        raise RequestError(f"{name} is empty: send text or token ids", param=name)
+    if type(sent[0]) is int:
+        yield name, _checked_ids(sent, name, model)
+        return
+    if len(sent) > MAX_PROMPTS:
+        raise RequestError(
+            f"{name} has {len(sent)} prompts; the limit is {MAX_PROMPTS}: send several requests", param=name
+        )
+    for i, item in enumerate(sent):
+        path = f"{name}[{i}]"
+        if isinstance(item, str):
+            yield path, text_ids(item, path, model)
+        elif isinstance(item, list):
+            yield path, _checked_ids(item, path, model)
+        else:
+            raise _not_a_prompt(path)
+
+
+def _embedded_text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
+    token_ids = tuple(model.tokenizer.encode(text, add_special_tokens=True)) if text else ()
+    if not token_ids:
+        raise RequestError(f"{path} is empty: send text or token ids", param=path)
+    return token_ids
 
 
 def _text_ids(text: str, path: str, model: ServedModel) -> PromptIds:

@@ -31,7 +31,8 @@ MAX_STOP_STRINGS = 4
 MAX_STOP_STRING_CHARS = 1024
 MAX_CACHE_SALT_CHARS = 256
 MAX_PROMPTS = 256
-"""Prompts in one request to `/v1/completions`; more are refused before they are tokenized."""
+"""Prompts of `/v1/completions` or inputs of `/v1/embeddings` in one request; more are refused before they
+are tokenized."""
 
 
 def _one_as_list(value: Any) -> Any:
@@ -187,18 +188,25 @@ class ChatFields(SamplingFields):
 
 
 _TOKEN_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-_PROMPT_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        _TOKEN_IDS_SCHEMA,
-        {
-            "type": "array",
-            "items": {"anyOf": [{"type": "string"}, _TOKEN_IDS_SCHEMA]},
-            "minItems": 1,
-            "maxItems": MAX_PROMPTS,
-        },
-    ]
-}
+
+
+def prompts_schema(text: dict[str, Any]) -> dict[str, Any]:
+    """Describe a text, token ids, or several of these; `text` describes the one.
+
+    What is sent is taken apart in `prompts`.
+    """
+    return {
+        "anyOf": [
+            text,
+            _TOKEN_IDS_SCHEMA,
+            {
+                "type": "array",
+                "items": {"anyOf": [text, _TOKEN_IDS_SCHEMA]},
+                "minItems": 1,
+                "maxItems": MAX_PROMPTS,
+            },
+        ]
+    }
 
 
 class CompletionFields(SamplingFields):
@@ -206,7 +214,7 @@ class CompletionFields(SamplingFields):
 
     max_tokens: int | None = Field(None, ge=0, le=MAX_INT32)
 
-    prompt: Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
+    prompt: Annotated[Any, WithJsonSchema(prompts_schema({"type": "string"}))]
     best_of: int | None = Field(None, ge=1)
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool = False

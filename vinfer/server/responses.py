@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vinfer.bundle import ParityReport
+from vinfer.bundle import Embeddings, ParityReport
 from vinfer.engine.request import FinishReason
 from vinfer.server.model_table import ParityVerdict
 
@@ -174,6 +174,30 @@ class CompletionChunk(_Head):
     usage: Usage | None = None
 
 
+class Embedding(_Answer):
+    """One input as a vector of length 1."""
+
+    object: Literal["embedding"]
+    index: Count
+    embedding: list[float] | str = Field(description="Numbers, or base64 of little-endian float32.")
+
+
+class EmbeddingUsage(_Answer):
+    """Tokens of all inputs."""
+
+    prompt_tokens: Count
+    total_tokens: Count
+
+
+class EmbeddingList(_Answer):
+    """The inputs as vectors, in order."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
 class TokenCount(_Answer):
     """How many tokens a text or a conversation is."""
 
@@ -320,7 +344,7 @@ class RequestLimits(_Answer):
     max_stop: Count
     max_stop_string_chars: Count
     max_stop_token_ids: Count = Field(description="Besides the model's own end tokens.")
-    max_prompts: Count = Field(description="In one request to /v1/completions.")
+    max_prompts: Count = Field(description="In one request to /v1/completions or /v1/embeddings.")
     max_tokenize_chars: Count
     max_detokenize_tokens: Count
 
@@ -336,6 +360,7 @@ class ModelCapabilities(_Answer):
     vocab_size: Count
     parity_verdict: ParityVerdict
     prompt_logprobs: bool = Field(description="Whether `echo` takes `logprobs`.")
+    embeddings: Embeddings | None = Field(description="Null where the model does not embed.")
     forms: list[FormCapabilities]
     response_formats: list[str]
     limits: RequestLimits

@@ -1,0 +1,56 @@
+"""Chunks of prompts whose hidden states are wanted: what goes into an embed program, and what comes out.
+
+Engine thread. Both kinds of pooling are a sum over some tokens of each chunk, so parts add up over chunks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vinfer.bundle import ProgramShape
+from vinfer.engine.request import Request, TokenEvent
+from vinfer.engine.scheduler import Chunk
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PooledDispatch:
+    """One enqueued embed program.
+
+    Attributes:
+        chunks: one per row, all of them of requests with a pooling.
+        pooled: float32 [rows, hidden], on the device.
+    """
+
+    chunks: tuple[Chunk, ...]
+    pooled: Any
+
+    def read(self) -> list[tuple[Request, TokenEvent]]:
+        """Wait for the device and return each request's part, and its end where the prompt ends."""
+        pooled = np.asarray(self.pooled)
+        return [
+            (
+                chunk.request,
+                TokenEvent(
+                    finish_reason="length" if chunk.is_final else None, pooled=(pooled[row].tobytes(),)
+                ),
+            )
+            for row, chunk in enumerate(self.chunks)
+        ]
+
+
+def embed_inputs(chunks: Sequence[Chunk], shape: ProgramShape, *, num_slots: int) -> tuple[Any, ...]:
+    """Return slots, tokens, starts, lengths and pooled_from, as the embed program of a shape takes them."""
+    slots = np.full(shape.rows, num_slots, np.int32)
+    tokens = np.zeros((shape.rows, shape.length), np.int32)
+    starts, lengths, pooled_from = (np.zeros(shape.rows, np.int32) for _ in range(3))
+    for row, chunk in enumerate(chunks):
+        slots[row], starts[row], lengths[row] = chunk.slot, chunk.start, chunk.length
+        tokens[row, : chunk.length] = chunk.request.prompt_ids[chunk.start : chunk.start + chunk.length]
+        if chunk.request.pooling == "last":
+            # Of a chunk that is not the last one, no token counts.
+            pooled_from[row] = chunk.length - chunk.is_final
+    return slots, tokens, starts, lengths, pooled_from
