@@ -31,6 +31,8 @@ VOCAB_SIZE = FIRST_BYTE + 256
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    # Only where a request sets them.
+    "{% if enable_thinking %}T{% endif %}{{ style }}{{ depth }}{{ reasoning_effort }}"
 )
 
 
@@ -196,6 +198,7 @@ def served_model(
         tokenizer=tokenizer,
         grammars=grammar_compiler(name, tokenizer, vocab_size=VOCAB_SIZE, eos_token_ids=(EOS, IM_END)),
         chat_template=template,
+        chat_template_kwargs={"enable_thinking": "boolean", "style": "string", "depth": "integer"},
         sampling=SamplingDefaults(temperature=0.0),
         eos_token_ids=(EOS, IM_END),
         bos_token_id=BOS,
