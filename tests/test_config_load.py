@@ -222,6 +222,22 @@ def test_local_paths_are_relative_to_where_they_are_written(
         ("sampling: {n: 9}", "sampling.n is 9; server.max_n is 8: lower it or raise server.max_n"),
         ("revision: 123", "revision is 123; expected text: put it in quotes"),
         ("max_queue: '64'", "max_queue is '64'; expected an integer"),
+        (
+            "chat_template_kwargs: {thinking: bool}",
+            "chat_template_kwargs.thinking is 'bool'; allowed values: boolean, integer, number, string",
+        ),
+        (
+            "chat_template_kwargs: {tools: string}",
+            "chat_template_kwargs holds tools, which requests may never set this way: remove it",
+        ),
+        (
+            "chat_template_kwargs: {bos_token: string}",
+            "chat_template_kwargs holds bos_token, which requests may never set this way: remove it",
+        ),
+        (
+            "chat_template_kwargs: {a-b: string}",
+            "chat_template_kwargs holds 'a-b'; allowed are letters, digits and _",
+        ),
         ("num_slot: 4", "num_slot is not a known key: did you mean num_slots?"),
         ("max-queue: 4", "max-queue is not a known key: did you mean max_queue?"),
         ("port: 4", "port is not a known key: did you mean server.port?"),

@@ -34,6 +34,8 @@ EMBEDDING_SIZE = 8
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    # Only where a request sets them.
+    "{% if enable_thinking %}T{% endif %}{{ style }}{{ depth }}{{ reasoning_effort }}"
 )
 
 
@@ -216,6 +218,7 @@ def served_model(
         tokenizer=tokenizer,
         grammars=grammar_compiler(name, tokenizer, vocab_size=VOCAB_SIZE, eos_token_ids=(EOS, IM_END)),
         chat_template=template,
+        chat_template_kwargs={"enable_thinking": "boolean", "style": "string", "depth": "integer"},
         sampling=SamplingDefaults(temperature=0.0),
         eos_token_ids=(EOS, IM_END),
         bos_token_id=BOS,

@@ -412,3 +412,13 @@ def test_load(tmp_path: Path, tokenizers_of_all_kinds: dict[str, Tokenizer]) -> 
     path.write_bytes(b"\xff")
     with pytest.raises(BundleError, match="not readable"):
         load_chat_template(tmp_path, tokenizer)
+
+
+def test_variables_are_those_that_the_template_reads() -> None:
+    source = (
+        "{% if not style is defined %}{% set style = 'x' %}{% endif %}{{ style }}{{ messages }}{{ range(2) }}"
+    )
+    source += "{% macro f(depth) %}{{ depth }}{{ mode }}{% endmacro %}{{ f(1) }}{% set own = 1 %}{{ own }}"
+    assert template(source).variables == {"style", "messages", "mode"}
+    assert {"enable_thinking", "tools"} <= template(TEMPLATES["qwen3"]).variables
+    assert "enable_thinking" not in template(CHATML).variables

@@ -15,6 +15,7 @@ from vinfer.config.schema import (
     PrecompileConfig,
     SamplingConfig,
     ServerConfig,
+    TemplateKwargType,
     VisionConfig,
     default_cache_dir,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "PrefillShape",
     "SamplingConfig",
     "ServerConfig",
+    "TemplateKwargType",
     "VisionConfig",
     "VisionShape",
     "default_cache_dir",

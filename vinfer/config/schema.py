@@ -23,6 +23,14 @@ ALL_REMAINING_DEVICES = -1
 
 _Text = TypeVar("_Text", str, Path)
 
+TemplateKwargType = Literal["boolean", "integer", "number", "string"]
+
+_TEMPLATE_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+# What vinfer itself hands to a template, or calls its renderer with.
+_OUR_VARIABLES = {
+    *("messages", "conversation", "tools", "documents", "add_generation_prompt", "continue_final_message"),
+    *("tokenize", "chat_template", "reasoning_effort"),
+}
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
 
@@ -259,6 +267,12 @@ class ModelConfig(_Block):
         "last one's: two programs more per KV length, four where a batch_size is above 1.",
     )
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="Sampling defaults of this model.")
+    chat_template_kwargs: dict[str, TemplateKwargType] = Field(
+        default={"enable_thinking": "boolean"},
+        max_length=64,
+        description="Variables of the chat template that requests may set by chat_template_kwargs, each with "
+        "its type: `boolean`, `integer`, `number` or `string`.",
+    )
     verify: Literal["auto", "off"] = Field(
         default="auto",
         description="Compare a newly built bundle with transformers where torch is installed; "
@@ -273,6 +287,19 @@ class ModelConfig(_Block):
             allowed = "letters, digits and . _ : / -, starting with a letter or digit, at most 128"
             raise _refuse(((), f"is {name[:60]!r}; allowed are {allowed}: rename it"))
         return name
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _variables_are_the_templates_own(
+        cls, kwargs: dict[str, TemplateKwargType]
+    ) -> dict[str, TemplateKwargType]:
+        for name in kwargs:
+            if not _TEMPLATE_VARIABLE.fullmatch(name):
+                allowed = "letters, digits and _, not starting with a digit, at most 64"
+                raise _refuse(((), f"holds {name[:60]!r}; allowed are {allowed}: rename it"))
+            if name in _OUR_VARIABLES or name.endswith("_token"):
+                raise _refuse(((), f"holds {name}, which requests may never set this way: remove it"))
+        return kwargs
 
     @field_validator("revision")
     @classmethod

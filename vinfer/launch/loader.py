@@ -229,6 +229,7 @@ def served_model(
             eos_token_ids=manifest.model.eos_token_ids,
         ),
         chat_template=load_chat_template(directory / "tokenizer", tokenizer),
+        chat_template_kwargs=model.chat_template_kwargs,
         sampling=SamplingDefaults.resolve(model.sampling, manifest.model.sampling_defaults),
         eos_token_ids=manifest.model.eos_token_ids,
         bos_token_id=manifest.model.bos_token_id,

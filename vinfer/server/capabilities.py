@@ -31,6 +31,7 @@ from vinfer.server.protocol import (
 from vinfer.server.sampling import default_max_tokens
 from vinfer.server.services import Services
 from vinfer.server.structured_outputs import ResponseFormat
+from vinfer.server.template_kwargs import reads_reasoning_effort, settable_kwargs
 from vinfer.server.tokenizer_protocol import MAX_PROMPT_CHARS, MAX_TOKENS, TOKENIZE_MESSAGES
 
 # What a model without a chat template does not take.
@@ -65,6 +66,8 @@ def _of_model(model: ServedModel, max_n: int) -> responses.ModelCapabilities:
         embeddings=model.embeddings,
         forms=[_of_form(path, form) for path, form in forms],
         response_formats=list(typing.get_args(ResponseFormat.model_fields["type"].annotation)),
+        chat_template_kwargs=settable_kwargs(model),
+        reasoning_effort=reads_reasoning_effort(model),
         limits=responses.RequestLimits(
             max_n=max_n,
             max_top_logprobs=MAX_TOP_LOGPROBS,

@@ -91,8 +91,8 @@ CHAT_FIELDS: Mapping[str, FieldRule] = {
     "tools": refused(NOT_SERVED, []),
     "tool_choice": refused(NOT_SERVED, "none", "auto"),
     "parallel_tool_calls": refused(NOT_SERVED),
-    "reasoning_effort": refused(NOT_SERVED),
-    "chat_template_kwargs": refused(NOT_SERVED, {}),
+    "reasoning_effort": APPLIED,
+    "chat_template_kwargs": APPLIED,
     "chat_template": refused("a template is never taken from a request: leave it out"),
     "functions": refused("the old form of tools: use tools", []),
     "function_call": refused("the old form of tool_choice: use tools and tool_choice", "none", "auto"),
@@ -145,6 +145,7 @@ TOKENIZE_MESSAGES_FIELDS: Mapping[str, FieldRule] = {
             "continue_final_message",
             "tools",
             "chat_template_kwargs",
+            "reasoning_effort",
             "chat_template",
         )
     },

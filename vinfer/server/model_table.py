@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from vinfer.bundle import Embeddings, ParityReport
-from vinfer.config import SamplingConfig
+from vinfer.config import SamplingConfig, TemplateKwargType
 from vinfer.engine.grammar import GrammarCompiler
 from vinfer.engine.request import EngineClient
 from vinfer.errors import ModelNotFoundError, NotReadyError, RequestError, VinferError
@@ -70,6 +70,7 @@ class ServedModel:
         architecture: the checkpoint's model class, such as `LlamaForCausalLM`.
         position: index in the config's `models` list, for messages such as `models[0].max_model_len`.
         chat_template: None where the checkpoint has none; then only `/v1/completions` answers.
+        chat_template_kwargs: the template's variables that requests may set, with their types.
         eos_token_ids: ids that end a completion unless the client asks to ignore them.
         vocab_size: prompt ids, stop ids and biased ids lie below it.
         created: when the bundle was built, in seconds since the epoch.
@@ -89,6 +90,7 @@ class ServedModel:
     tokenizer: Tokenizer
     grammars: GrammarCompiler
     chat_template: ChatTemplate | None
+    chat_template_kwargs: Mapping[str, TemplateKwargType]
     sampling: SamplingDefaults
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None

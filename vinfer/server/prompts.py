@@ -6,7 +6,7 @@ Runs in worker threads: templates and tokenizers take milliseconds to seconds of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from vinfer.errors import ContextLengthError, RequestError
@@ -20,6 +20,7 @@ from vinfer.server.protocol import (
     CountMessages,
     CountText,
 )
+from vinfer.server.template_kwargs import template_kwargs
 from vinfer.server.tokenizer_protocol import DetokenizeFields, TokenizeMessages, TokenizeText
 from vinfer.text.control_tokens import RenderedPrompt
 
@@ -40,6 +41,7 @@ def chat_prompt_ids(fields: ChatFields | TokenizeMessages, model: ServedModel) -
         fields.messages,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=fields.continue_final_message,
+        kwargs=template_kwargs(model, fields.chat_template_kwargs, fields.reasoning_effort),
     )
 
 
@@ -82,7 +84,10 @@ def count_prompt_tokens(fields: CountText | CountMessages, model: ServedModel) -
     """
     if isinstance(fields, CountText):
         return len(model.tokenizer.encode(fields.conversation, add_special_tokens=False))
-    return len(_render(model, fields.conversation, add_generation_prompt=True, continue_final_message=False))
+    prompt_ids = _render(
+        model, fields.conversation, add_generation_prompt=True, continue_final_message=False, kwargs={}
+    )
+    return len(prompt_ids)
 
 
 def tokenized_ids(fields: TokenizeText | TokenizeMessages, model: ServedModel) -> PromptIds:
@@ -121,11 +126,14 @@ def _render(
     *,
     add_generation_prompt: bool,
     continue_final_message: bool,
+    kwargs: Mapping[str, Any],
 ) -> PromptIds:
     if model.chat_template is None:
         raise RequestError(f"model {model.name} has no chat template: use /v1/completions", param="messages")
     rendered = model.chat_template.render(
-        [message.as_template_input() for message in messages], add_generation_prompt=add_generation_prompt
+        [message.as_template_input() for message in messages],
+        add_generation_prompt=add_generation_prompt,
+        **kwargs,
     )
     if continue_final_message:
         rendered = _cut_after_final_message(rendered, messages[-1])

@@ -25,6 +25,7 @@ from vinfer.server.fields import (
     applied_fields,
 )
 from vinfer.server.structured_outputs import ResponseFormat, StructuredOutputs, check_one_form
+from vinfer.server.template_kwargs import ReasoningEffort, TemplateKwargs
 
 MAX_INT32 = 2**31 - 1
 MAX_STOP_STRINGS = 4
@@ -185,6 +186,8 @@ class ChatFields(SamplingFields):
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] = ["text"]
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    chat_template_kwargs: TemplateKwargs = {}
+    reasoning_effort: ReasoningEffort | None = None
 
 
 _TOKEN_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}

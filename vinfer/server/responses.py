@@ -363,6 +363,10 @@ class ModelCapabilities(_Answer):
     embeddings: Embeddings | None = Field(description="Null where the model does not embed.")
     forms: list[FormCapabilities]
     response_formats: list[str]
+    chat_template_kwargs: dict[str, str] = Field(
+        description="What requests may set: what the config allows and the chat template reads, with types."
+    )
+    reasoning_effort: bool = Field(description="Whether the chat template reads it; else it is a 400.")
     limits: RequestLimits
     sampling_defaults: SamplingDefaultValues
     default_max_tokens: dict[str, Count | None] = Field(

@@ -20,6 +20,7 @@ from vinfer.server.protocol import (
     check_continuation,
     check_messages,
 )
+from vinfer.server.template_kwargs import ReasoningEffort, TemplateKwargs
 
 # Half a second of a worker thread, and answers whose JSON is written in less than a tenth of one.
 MAX_PROMPT_CHARS = 1 << 20
@@ -42,6 +43,8 @@ class TokenizeMessages(Body):
     messages: list[ChatMessage] = Field(min_length=1)
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    chat_template_kwargs: TemplateKwargs = {}
+    reasoning_effort: ReasoningEffort | None = None
     return_token_strs: bool = False
 
 

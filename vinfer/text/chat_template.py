@@ -25,6 +25,7 @@ from typing import Any
 import jinja2
 import jinja2.exceptions
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.runtime
@@ -48,6 +49,7 @@ class ChatTemplate:
 
     Attributes:
         source: the Jinja source.
+        variables: what the template reads from outside, special tokens and messages included.
 
     Args:
         source: as above.
@@ -75,6 +77,7 @@ class ChatTemplate:
         self._environment = _Environment()
         try:
             tree = self._environment.parse(source)
+            self.variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
             for loop in tree.find_all(jinja2.nodes.For):
                 checked = jinja2.nodes.Filter(loop.iter, "checked_iteration", [], [], None, None)
                 loop.iter = checked.set_lineno(loop.lineno).set_environment(self._environment)
