@@ -20,6 +20,7 @@ from vinfer.engine.request import EngineStats, FinishReason, Request, TokenEvent
 from vinfer.errors import QueueFullError, VinferError
 from vinfer.server.grammars import grammar_compiler
 from vinfer.server.model_table import SamplingDefaults, ServedModel
+from vinfer.text.answer_form import answer_form
 from vinfer.text.chat_template import ChatTemplate
 from vinfer.text.tokenizer import Tokenizer
 
@@ -200,4 +201,5 @@ def served_model(
         root="org/fake",
         fingerprint="bundle-0123",
         has_prompt_logprobs=True,
+        answer_form=answer_form("auto", template),
     )

@@ -253,6 +253,10 @@ class ModelConfig(_Block):
         description="Compile what `echo` with `logprobs` needs, as evaluation harnesses ask for it: "
         "two programs more per KV length.",
     )
+    tool_parser: Literal["auto", "hermes", "none"] = Field(
+        default="auto",
+        description="How the model writes tool calls: `auto` asks its chat template, `none` refuses `tools`.",
+    )
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="Sampling defaults of this model.")
     verify: Literal["auto", "off"] = Field(
         default="auto",

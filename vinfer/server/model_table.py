@@ -16,6 +16,7 @@ from vinfer.config import SamplingConfig
 from vinfer.engine.grammar import GrammarCompiler
 from vinfer.engine.request import EngineClient
 from vinfer.errors import ModelNotFoundError, NotReadyError, RequestError, VinferError
+from vinfer.text.answer_form import PLAIN_ANSWERS, AnswerForm
 from vinfer.text.chat_template import ChatTemplate
 from vinfer.text.tokenizer import Tokenizer
 
@@ -77,6 +78,7 @@ class ServedModel:
         grammars: compiles what requests bind their answers to.
         fingerprint: the bundle key, sent as `system_fingerprint`.
         has_prompt_logprobs: whether requests may score their prompts (`echo` with `logprobs`).
+        answer_form: how it writes tool calls and reasoning, and how tools are explained to it.
         parity: how the bundle compares with transformers; None where nobody has compared.
     """
 
@@ -97,6 +99,7 @@ class ServedModel:
     root: str
     fingerprint: str
     has_prompt_logprobs: bool
+    answer_form: AnswerForm = PLAIN_ANSWERS
     parity: ParityReport | None = None
 
     @property

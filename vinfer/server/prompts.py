@@ -6,6 +6,7 @@ Runs in worker threads: templates and tokenizers take milliseconds to seconds of
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from vinfer.errors import RequestError
@@ -19,7 +20,9 @@ from vinfer.server.protocol import (
     CountText,
 )
 from vinfer.server.tokenizer_protocol import DetokenizeFields, TokenizeMessages, TokenizeText
+from vinfer.server.tools import Tool
 from vinfer.text.control_tokens import RenderedPrompt
+from vinfer.text.tool_prompt import with_tools_as_text
 
 PromptIds = tuple[int, ...]
 
@@ -38,6 +41,7 @@ def chat_prompt_ids(fields: ChatFields | TokenizeMessages, model: ServedModel) -
         fields.messages,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=fields.continue_final_message,
+        tools=fields.callable_tools if isinstance(fields, ChatFields) else fields.tools,
     )
 
 
@@ -122,11 +126,24 @@ def _render(
     *,
     add_generation_prompt: bool,
     continue_final_message: bool,
+    tools: Sequence[Tool] = (),
 ) -> PromptIds:
     if model.chat_template is None:
         raise RequestError(f"model {model.name} has no chat template: use /v1/completions", param="messages")
+    form = model.answer_form
+    if tools and form.tool_format is None:
+        raise RequestError(
+            f"tools: models[{model.position}].tool_parser is none, so model {model.name} takes no tools: "
+            "leave them out or change the key",
+            param="tools",
+        )
+    inputs = [message.as_template_input() for message in messages]
+    offered = [tool.as_template_input() for tool in tools]
+    if form.has_tools_as_text:
+        inputs = with_tools_as_text(inputs, offered, shows_system=model.chat_template.shows_system)
+        offered = []
     rendered = model.chat_template.render(
-        [message.as_template_input() for message in messages], add_generation_prompt=add_generation_prompt
+        inputs, add_generation_prompt=add_generation_prompt, tools=offered or None
     )
     if continue_final_message:
         rendered = _cut_after_final_message(rendered, messages[-1])

@@ -20,6 +20,7 @@ from vinfer.server.protocol import (
     check_continuation,
     check_messages,
 )
+from vinfer.server.tools import Tools, check_tools
 
 # Half a second of a worker thread, and answers whose JSON is written in less than a tenth of one.
 MAX_PROMPT_CHARS = 1 << 20
@@ -42,6 +43,7 @@ class TokenizeMessages(Body):
     messages: list[ChatMessage] = Field(min_length=1)
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    tools: Tools = []
     return_token_strs: bool = False
 
 
@@ -67,6 +69,7 @@ def parse_tokenize(body: Mapping[str, Any], unknown: Unknown) -> TokenizeText | 
         return TOKENIZE_TEXT.parse(body, unknown)
     fields = TOKENIZE_MESSAGES.parse(body, unknown)
     check_messages(fields.messages, "messages")
+    check_tools(fields.tools)
     if fields.continue_final_message:
         check_continuation(fields.messages, fields.add_generation_prompt)
     return fields

@@ -25,6 +25,7 @@ from typing import Any
 import jinja2
 import jinja2.exceptions
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.runtime
@@ -48,6 +49,8 @@ class ChatTemplate:
 
     Attributes:
         source: the Jinja source.
+        takes_tools: it reads `tools`.
+        shows_system: a system message at the beginning is shown; some templates refuse it.
 
     Args:
         source: as above.
@@ -75,6 +78,7 @@ class ChatTemplate:
         self._environment = _Environment()
         try:
             tree = self._environment.parse(source)
+            self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(tree)
             for loop in tree.find_all(jinja2.nodes.For):
                 checked = jinja2.nodes.Filter(loop.iter, "checked_iteration", [], [], None, None)
                 loop.iter = checked.set_lineno(loop.lineno).set_environment(self._environment)
@@ -83,6 +87,7 @@ class ChatTemplate:
             line = getattr(error, "lineno", None)
             raise BundleError(f"chat template{f' line {line}' if line else ''}: {error}") from None
         self._formats = ContentFormats.probe(self._render)
+        self.shows_system = self._shows_system()
 
     def render(
         self,
@@ -113,6 +118,14 @@ class ChatTemplate:
             given = {name: self._control_tokens.mark(value, mark) for name, value in given.items()}
         rendered = self._render({**given, "add_generation_prompt": add_generation_prompt})
         return self._control_tokens.unmark(rendered, mark)
+
+    def _shows_system(self) -> bool:
+        messages = [{"role": "system", "content": "xprobex"}, {"role": "user", "content": "a"}]
+        given = {"messages": self._formats.apply(messages), "tools": None, "documents": None}
+        try:
+            return "xprobex" in self._render({**given, "add_generation_prompt": True})
+        except RequestError:
+            return False
 
     def _render(self, given: Mapping[str, Any]) -> str:
         """Render with exactly these variables besides the special tokens."""
