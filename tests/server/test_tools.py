@@ -292,7 +292,8 @@ def test_a_round_trip_in_text(tools_server: RunningServer, tokenizer: Tokenizer)
 
 TEACHING = (
     "{{ tools | tojson if tools else 'no tools' }}{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{{ m.content or '' }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.arguments | tojson }}"
+    "{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
+    '<tool_call>{"name": {{ c.function.arguments | tojson }}'
     "{% endfor %}<|im_end|>{% endfor %}"
 )
 
@@ -306,7 +307,7 @@ def test_a_template_that_knows_tools_gets_them(tokenizer: Tokenizer) -> None:
         listed = {"type": "function", "function": described}
         assert prompt_text(server, tokenizer) == (
             f"{json.dumps([listed])}<|im_start|>user\nWeather?<|im_end|><|im_start|>assistant\n"
-            '<tool_call>{"city": "Oslo"}<tool_call>"{bad"<|im_end|>'
+            '<tool_call>{"name": {"city": "Oslo"}<tool_call>{"name": "{bad"<|im_end|>'
             "<|im_start|>tool\nrain <|im_end|><|im_end|><|im_start|>tool\nnoon<|im_end|>"
         )
 

@@ -253,7 +253,7 @@ class ModelConfig(_Block):
         description="Compile what `echo` with `logprobs` needs, as evaluation harnesses ask for it: "
         "two programs more per KV length.",
     )
-    tool_parser: Literal["auto", "hermes", "none"] = Field(
+    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "pythonic", "none"] = Field(
         default="auto",
         description="How the model writes tool calls: `auto` asks its chat template, `none` refuses `tools`.",
     )

@@ -58,6 +58,9 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
         rules=TextRules(
             stop=tuple(fields.stop),
             skip_special_tokens=fields.skip_special_tokens,
+            shown_special_ids=model.answer_form.marker_ids(model.tokenizer)
+            if fields.callable_tools
+            else frozenset(),
             continues_prompt=fields.continue_final_message,
         ),
         arrival_seconds=context.arrival_seconds,

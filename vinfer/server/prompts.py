@@ -22,6 +22,7 @@ from vinfer.server.protocol import (
 from vinfer.server.tokenizer_protocol import DetokenizeFields, TokenizeMessages, TokenizeText
 from vinfer.server.tools import Tool
 from vinfer.text.control_tokens import RenderedPrompt
+from vinfer.text.tool_formats import HERMES
 from vinfer.text.tool_prompt import with_tools_as_text
 
 PromptIds = tuple[int, ...]
@@ -140,7 +141,9 @@ def _render(
     inputs = [message.as_template_input() for message in messages]
     offered = [tool.as_template_input() for tool in tools]
     if form.has_tools_as_text:
-        inputs = with_tools_as_text(inputs, offered, shows_system=model.chat_template.shows_system)
+        inputs = with_tools_as_text(
+            inputs, offered, form.tool_format or HERMES, shows_system=model.chat_template.shows_system
+        )
         offered = []
     rendered = model.chat_template.render(
         inputs, add_generation_prompt=add_generation_prompt, tools=offered or None

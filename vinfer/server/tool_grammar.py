@@ -48,7 +48,8 @@ async def compile_tool_grammar(services: Services, fields: ChatFields, model: Se
         return None
     is_named = fields.tool_choice is not None and fields.tool_choice.function is not None
     max_calls = MAX_BOUND_CALLS if fields.parallel_tool_calls and not is_named else 1
-    spec = await services.in_worker(tool_grammar_spec, tools, tool_format, max_calls)
+    markers = (_marker(tool_format.opening, model), _marker(tool_format.closing, model))
+    spec = await services.in_worker(tool_grammar_spec, tools, tool_format, markers, max_calls)
     try:
         return await model.grammars.compile(spec)
     except RequestError:
@@ -59,16 +60,20 @@ async def compile_tool_grammar(services: Services, fields: ChatFields, model: Se
 
 
 def tool_grammar_spec(
-    tools: Sequence[tuple[int, Tool]], tool_format: ToolFormat, max_calls: int
+    tools: Sequence[tuple[int, Tool]], tool_format: ToolFormat, markers: tuple[str, str], max_calls: int
 ) -> GrammarSpec:
     """Write the grammar of 1 to `max_calls` calls of these tools, each with its position in the request.
+
+    Args:
+        markers: the format's opening and closing, as Lark has them.
 
     Raises:
         RequestError: a schema is too long, or all of them together.
     """
-    opening = json.dumps(tool_format.opening + tool_format.before_calls)
-    closing = json.dumps(tool_format.after_calls + tool_format.closing)
-    marked = f"{opening} {{}} {closing}"
+    opening, closing = markers
+    if tool_format.begins_with_call:
+        opening = ""
+    marked = f"{opening} {_text(tool_format.before_calls)} {{}} {_text(tool_format.after_calls)} {closing}"
     more = f" ({json.dumps(tool_format.separator)} one){{0,{max_calls - 1}}}" if max_calls > 1 else ""
     lines = ["%llguidance {}"]
     if tool_format.repeats_markers:
@@ -87,6 +92,17 @@ def tool_grammar_spec(
             param="tools",
         )
     return GrammarSpec("lark", text, "tools")
+
+
+def _text(text: str) -> str:
+    """Write text as Lark has it: JSON's strings are Lark's, but for the empty one."""
+    return json.dumps(text) if text else ""
+
+
+def _marker(text: str, model: ServedModel) -> str:
+    """Write what begins or ends calls: a control token where the model has it, which no text can be."""
+    token_id = model.tokenizer.token_to_id(text)
+    return f"<[{token_id}]>" if token_id in model.tokenizer.special_ids else _text(text)
 
 
 def _path(position: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from vinfer.text.chat_template import ChatTemplate
+from vinfer.text.tokenizer import Tokenizer
 from vinfer.text.tool_formats import FORMATS, HERMES, ToolFormat, format_of_template
 
 
@@ -19,6 +20,13 @@ class AnswerForm:
 
     tool_format: ToolFormat | None = None
     has_tools_as_text: bool = True
+
+    def marker_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Return the special tokens that tool calls are read by; most models have none."""
+        if self.tool_format is None:
+            return frozenset()
+        found = map(tokenizer.token_to_id, (self.tool_format.opening, self.tool_format.closing))
+        return tokenizer.special_ids.intersection(token_id for token_id in found if token_id is not None)
 
 
 PLAIN_ANSWERS = AnswerForm()

@@ -125,21 +125,38 @@ class JsonCall:
             return []
         arguments = next((call[key] for key in _ARGUMENT_KEYS if key in call), None)
         if isinstance(arguments, str):
-            text, arguments = arguments, _parsed(arguments)
-        else:
-            arguments = {} if arguments is None else arguments
-            text = json.dumps(arguments, ensure_ascii=False)
+            arguments = _parsed(arguments)
+        elif arguments is None:
+            arguments = {}
         if not isinstance(arguments, dict):
             return []
         self.is_call = True
         self._held.clear()
-        return [CallStart(call["name"]), CallArguments(text)]
+        return [CallStart(call["name"]), CallArguments(json_text(arguments))]
+
+
+def json_text(value: Any) -> str:
+    """Write JSON that can be sent: half characters stay escaped.
+
+    Raises:
+        ValueError, TypeError: the value is no JSON.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
 
 
 def _parsed(text: str) -> dict[str, Any] | None:
     """Parse a JSON object; None where it is anything else."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")

@@ -12,7 +12,10 @@ from collections.abc import Collection
 from vinfer.text.call_events import CallStart, Event, Text
 from vinfer.text.json_call import JsonCall
 from vinfer.text.marker import split_at_marker
+from vinfer.text.pythonic_call import PythonicCall, is_name_character
 from vinfer.text.tool_formats import ToolFormat
+
+_PIECE_LEN = 64
 
 
 class _State(enum.Enum):
@@ -36,7 +39,7 @@ class ToolCallParser:
         self._names = names
         self._state = _State.GAP if tool_format.begins_with_call else _State.TEXT
         self._unread = ""
-        self._call = JsonCall(names)
+        self._call: JsonCall | PythonicCall = JsonCall(names)
         self._has_calls = False
         self._is_after_call = False
         # What becomes text again where no call follows.
@@ -46,7 +49,13 @@ class ToolCallParser:
     def push(self, text: str) -> list[Event]:
         """Take more of the answer."""
         events: list[Event] = []
-        self._unread += text
+        # Whatever is cut off costs what is left over.
+        for start in range(0, len(text), _PIECE_LEN):
+            self._unread += text[start : start + _PIECE_LEN]
+            self._read(events)
+        return events
+
+    def _read(self, events: list[Event]) -> None:
         steps = {
             _State.TEXT: self._read_text,
             _State.GAP: self._read_gap,
@@ -55,7 +64,6 @@ class ToolCallParser:
         }
         while self._unread and steps[self._state](events):
             pass
-        return events
 
     def finish(self) -> list[Event]:
         """Take the end of the answer."""
@@ -83,10 +91,17 @@ class ToolCallParser:
         rest = self._unread.lstrip(self._format.gap)
         self._gap.append(self._unread[: len(self._unread) - len(rest)])
         self._unread = rest
-        if rest.startswith("{"):
+        if not rest:
+            return True
+        if self._is_after_call and not "".join(self._gap).strip(self._format.gap):
+            self._gap = []
+        if rest[0] == "{":
             self._call = JsonCall(self._names)
             self._state = _State.CALL
-        elif rest:
+        elif self._format.is_pythonic and is_name_character(rest[0]):
+            self._call = PythonicCall(self._names)
+            self._state = _State.CALL
+        else:
             self._give_up(events)
         return True
 
@@ -102,7 +117,7 @@ class ToolCallParser:
                 self._gap.append(self._call.held_text)
                 self._give_up(events)
             else:
-                self._state = _State.CLOSING if self._format.closing else _State.GAP
+                self._state = _State.CLOSING if self._format.repeats_markers else _State.GAP
         return True
 
     def _read_closing(self, _events: list[Event]) -> bool:
@@ -117,11 +132,10 @@ class ToolCallParser:
         return True
 
     def _give_up(self, events: list[Event]) -> None:
-        """No call follows: what was held is text, but for separators after an earlier call."""
+        """No call follows: what was held is text."""
         gap, self._gap = "".join(self._gap), []
         self._state = _State.TEXT
-        if not self._is_after_call or gap.strip(self._format.gap):
-            self._say(gap, events)
+        self._say(gap, events)
 
     def _say(self, text: str, events: list[Event]) -> None:
         if self._is_after_call:

@@ -1,4 +1,4 @@
-"""Tools for models whose chat template knows none: they are explained in text, in the Hermes form.
+"""Tools for models whose chat template knows none: they are explained in text, in the model's format.
 
 Pure functions of messages as a chat template takes them. The words around the tools are those that the
 Hermes and Qwen models were trained with, since most models have seen them.
@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from vinfer.text.tool_formats import written_calls
+from vinfer.text.tool_formats import ToolFormat
 
 Message = dict[str, Any]
 
@@ -18,15 +18,15 @@ _BEFORE_TOOLS = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
     "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
 )
-_AFTER_TOOLS = (
-    "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
-    "<tool_call></tool_call> XML tags:\n<tool_call>\n"
-    '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
-)
+_HERMES_TAGS = " within <tool_call></tool_call> XML tags"
 
 
 def with_tools_as_text(
-    messages: Sequence[Message], tools: Sequence[dict[str, Any]], *, shows_system: bool
+    messages: Sequence[Message],
+    tools: Sequence[dict[str, Any]],
+    tool_format: ToolFormat,
+    *,
+    shows_system: bool,
 ) -> list[Message]:
     """Put tools and calls into plain messages: calls into the assistant's text, results into a user turn.
 
@@ -46,20 +46,35 @@ def with_tools_as_text(
                 plain.append({"role": "user", "content": result})
         elif message.get("tool_calls"):
             said = _text(message["content"])
-            calls = written_calls(message["tool_calls"])
+            calls = tool_format.written([_name_and_arguments(call) for call in message["tool_calls"]])
             rest = {key: value for key, value in message.items() if key != "tool_calls"}
             plain.append({**rest, "content": f"{said}\n{calls}" if said else calls})
         else:
             plain.append(message)
         follows_result = is_result
-    return _explained(plain, tools, shows_system=shows_system) if tools else plain
-
-
-def _explained(
-    messages: list[Message], tools: Sequence[dict[str, Any]], *, shows_system: bool
-) -> list[Message]:
+    if not tools:
+        return plain
     listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-    explanation = _BEFORE_TOOLS + listed + _AFTER_TOOLS
+    return _explained(plain, _BEFORE_TOOLS + listed + _after_tools(tool_format), shows_system=shows_system)
+
+
+def _after_tools(tool_format: ToolFormat) -> str:
+    example = tool_format.written([("<function-name>", "<args-json-object>")])
+    tags = _HERMES_TAGS if tool_format.name == "hermes" else ""
+    return (
+        "\n</tools>\n\nFor each function call, return a json object with function name and arguments"
+        f"{tags}:\n{example}"
+    )
+
+
+def _name_and_arguments(call: dict[str, Any]) -> tuple[str, str]:
+    arguments = call["function"]["arguments"]
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return call["function"]["name"], arguments
+
+
+def _explained(messages: list[Message], explanation: str, *, shows_system: bool) -> list[Message]:
     first = messages[0]
     if first["role"] in ("system", "developer"):
         return [{**first, "content": f"{_text(first['content'])}\n\n{explanation}"}, *messages[1:]]
