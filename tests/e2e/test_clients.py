@@ -117,7 +117,8 @@ BAD: dict[str, tuple[Any, int, str | None]] = {
     "temperature is text": (chat(temperature="hot"), 400, "temperature"),
     "infinite": (b'{"model": "smollm2", "messages": [], "temperature": 1e999}', 400, None),
     "unknown field": (chat(temprature=1), 400, "temprature"),
-    "not served": (chat(tools=[{"type": "function", "function": {"name": "f"}}]), 400, "tools"),
+    "not served": (chat(functions=[{"name": "f"}]), 400, "functions"),
+    "no such tool": (chat(tools=[], tool_choice="required"), 400, "tool_choice"),
     "unknown model": ({"model": "gpt", "messages": QUESTION}, 404, "model"),
 }
 

@@ -22,6 +22,7 @@ from vinfer.engine.request import EngineStats, FinishReason, Request, TokenEvent
 from vinfer.errors import QueueFullError, VinferError
 from vinfer.server.grammars import grammar_compiler
 from vinfer.server.model_table import SamplingDefaults, ServedModel
+from vinfer.text.answer_form import answer_form
 from vinfer.text.chat_template import ChatTemplate
 from vinfer.text.tokenizer import Tokenizer
 
@@ -229,4 +230,5 @@ def served_model(
         fingerprint="bundle-0123",
         has_prompt_logprobs=True,
         embeddings=Embeddings(pooling="mean", size=EMBEDDING_SIZE),
+        answer_form=answer_form("auto", template),
     )

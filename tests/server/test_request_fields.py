@@ -229,7 +229,7 @@ def test_messages_say_value_limit_and_next_move(server: RunningServer) -> None:
         "temperature is 3; must be at most 2": {"temperature": 3},
         "n is 9; server.max_n is 8: ask for fewer choices": {"n": 9},
         "'temprature' is not a field of this route: did you mean temperature?": {"temprature": 1},
-        "tools: not served by this version of vinfer: leave it out": {"tools": [{}]},
+        "prediction: vinfer does not use predicted outputs: leave it out": {"prediction": {}},
         "messages is missing: send it": {"messages": None},
         "max_tokens is a boolean; must be an integer": {"max_tokens": True},
     }
@@ -253,4 +253,4 @@ def test_prompt_that_does_not_fit(server: RunningServer) -> None:
 def test_unknown_fields_can_be_ignored(start: Start) -> None:
     with start(unknown_fields="ignore") as server:
         assert server.chat(mood="good", messages=[{**USER, "mood": "good"}]).status_code == 200
-        assert_refused(server.chat(tools=[{}]), "tools")
+        assert_refused(server.chat(prediction={"type": "content"}), "prediction")

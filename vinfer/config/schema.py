@@ -266,6 +266,10 @@ class ModelConfig(_Block):
         description="Compile what `/v1/embeddings` needs, and pool hidden states over all tokens or take the "
         "last one's: two programs more per KV length, four where a batch_size is above 1.",
     )
+    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "pythonic", "none"] = Field(
+        default="auto",
+        description="How the model writes tool calls: `auto` asks its chat template, `none` refuses `tools`.",
+    )
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="Sampling defaults of this model.")
     chat_template_kwargs: dict[str, TemplateKwargType] = Field(
         default={"enable_thinking": "boolean"},

@@ -39,7 +39,7 @@ MAX_REASON_CHARS = 200
 
 _MASK_WORD_BYTES = MASK_WORD_BITS // 8
 # JSON on one line, as Python's json.dumps writes it: a small model cannot lose itself in white space.
-_JSON_FORM: JsonCompileOptions = {
+JSON_FORM: JsonCompileOptions = {
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
@@ -234,7 +234,7 @@ class GrammarCompiler:
 
 def _source(spec: GrammarSpec) -> str:
     if spec.kind == "json_schema":
-        return LLMatcher.grammar_from_json_schema(spec.text, overrides=_JSON_FORM)
+        return LLMatcher.grammar_from_json_schema(spec.text, overrides=JSON_FORM)
     if spec.kind == "regex":
         return LLMatcher.grammar_from_regex(spec.text)
     if spec.kind == "choice":

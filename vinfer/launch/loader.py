@@ -21,6 +21,7 @@ from vinfer.launch.devices import device_memory_bytes, local_devices
 from vinfer.launch.parity import check_new_bundle
 from vinfer.server.grammars import grammar_compiler
 from vinfer.server.model_table import ModelTable, SamplingDefaults, ServedModel
+from vinfer.text.answer_form import answer_form
 from vinfer.text.chat_template import load_chat_template
 from vinfer.text.tokenizer import Tokenizer
 
@@ -215,6 +216,7 @@ def served_model(
         raise BundleError(
             f"bundle {directory}: its tokenizer is larger than its model: run vinfer precompile"
         )
+    chat_template = load_chat_template(directory / "tokenizer", tokenizer)
     return ServedModel(
         name=model.name,
         task=manifest.model.task,
@@ -228,7 +230,7 @@ def served_model(
             vocab_size=manifest.model.vocab_size,
             eos_token_ids=manifest.model.eos_token_ids,
         ),
-        chat_template=load_chat_template(directory / "tokenizer", tokenizer),
+        chat_template=chat_template,
         chat_template_kwargs=model.chat_template_kwargs,
         sampling=SamplingDefaults.resolve(model.sampling, manifest.model.sampling_defaults),
         eos_token_ids=manifest.model.eos_token_ids,
@@ -240,5 +242,6 @@ def served_model(
         fingerprint=manifest.key,
         has_prompt_logprobs=manifest.has_prompt_logprobs,
         embeddings=manifest.embeddings,
+        answer_form=answer_form(model.tool_parser, chat_template),
         parity=parity,
     )

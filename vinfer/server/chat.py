@@ -15,6 +15,7 @@ from vinfer.server.answer import answer
 from vinfer.server.generation import ChoiceDelta, GeneratedToken, Generation, PromptJob, TextRules
 from vinfer.server.grammars import compile_grammar
 from vinfer.server.logprobs import chat_logprobs
+from vinfer.server.message_reader import MessageReader
 from vinfer.server.model_table import ServedModel
 from vinfer.server.prompts import chat_prompt_ids
 from vinfer.server.protocol import ChatFields, parse_chat
@@ -22,6 +23,7 @@ from vinfer.server.request_body import read_json_object
 from vinfer.server.request_context import RequestContext
 from vinfer.server.sampling import num_choices, resolve_sampling
 from vinfer.server.services import Services
+from vinfer.server.tool_grammar import compile_tool_grammar
 
 
 async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp | JSONResponse:
@@ -39,6 +41,8 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
     n = num_choices(fields, model, services.config.max_n)
     prompt_ids = await services.in_worker(chat_prompt_ids, fields, model)
     grammar = await compile_grammar(services, fields, model)
+    if grammar is None:
+        grammar = await compile_tool_grammar(services, fields, model)
     shape = ChatShape(fields, model)
     generation = Generation(
         name=shape.id,
@@ -56,6 +60,9 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
         rules=TextRules(
             stop=tuple(fields.stop),
             skip_special_tokens=fields.skip_special_tokens,
+            shown_special_ids=model.answer_form.marker_ids(model.tokenizer)
+            if fields.callable_tools
+            else frozenset(),
             continues_prompt=fields.continue_final_message,
         ),
         arrival_seconds=context.arrival_seconds,
@@ -72,6 +79,7 @@ class ChatShape:
         self._fields = fields
         self._model = model
         self._created = int(time.time())
+        self._readers: dict[int, MessageReader] = {}
 
     def opening_chunks(self, num_choices: int) -> Iterator[dict[str, Any]]:
         """Write each choice's role."""
@@ -79,11 +87,19 @@ class ChatShape:
             yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
 
     def delta_chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
-        """Write new text, then the end, as two chunks."""
-        if delta.text or delta.tokens:
-            yield self._chunk(delta.index, {"content": delta.text}, logprobs=self._logprobs(delta.tokens))
+        """Write each piece of the message that new text makes, then the end, as chunks."""
+        reader = self._readers.get(delta.index)
+        if reader is None:
+            reader = self._readers[delta.index] = self._reader()
+        logprobs = self._logprobs(delta.tokens)
+        for piece in reader.push(delta.text, is_last=delta.finish_reason is not None):
+            yield self._chunk(delta.index, piece, logprobs=logprobs)
+            logprobs = None
+        if logprobs is not None and delta.tokens:
+            # Tokens of which nothing can be shown yet.
+            yield self._chunk(delta.index, {"content": ""}, logprobs=logprobs)
         if delta.finish_reason is not None:
-            yield self._chunk(delta.index, {}, finish_reason=delta.finish_reason)
+            yield self._chunk(delta.index, {}, finish_reason=_finish_reason(delta, reader))
 
     def usage_chunk(self) -> dict[str, Any]:
         """Write a chunk without choices."""
@@ -93,21 +109,30 @@ class ChatShape:
         """Write the whole completion."""
         return {
             **self._head("chat.completion"),
-            "choices": [
-                {
-                    "index": choice.index,
-                    "message": {
-                        "role": "assistant",
-                        "content": choice.text,
-                        "refusal": None,
-                        "annotations": [],
-                    },
-                    "logprobs": self._logprobs(choice.tokens),
-                    "finish_reason": choice.finish_reason,
-                }
-                for choice in choices
-            ],
+            "choices": [self._whole_choice(choice) for choice in choices],
         }
+
+    def _whole_choice(self, choice: ChoiceDelta) -> dict[str, Any]:
+        reader = self._reader()
+        for _ in reader.push(choice.text, is_last=True):
+            pass
+        message: dict[str, Any] = {"role": "assistant", "content": reader.content}
+        if reader.calls:
+            message["content"] = reader.content or None
+            message["tool_calls"] = [call.as_answer() for call in reader.calls]
+        return {
+            "index": choice.index,
+            "message": {**message, "refusal": None, "annotations": []},
+            "logprobs": self._logprobs(choice.tokens),
+            "finish_reason": _finish_reason(choice, reader),
+        }
+
+    def _reader(self) -> MessageReader:
+        return MessageReader(
+            self._model.answer_form,
+            self._fields.callable_tools,
+            is_parallel=self._fields.parallel_tool_calls,
+        )
 
     def _logprobs(self, tokens: Sequence[GeneratedToken]) -> dict[str, Any] | None:
         if not self._fields.logprobs:
@@ -133,3 +158,7 @@ class ChatShape:
             "model": self._model.name,
             "system_fingerprint": self._model.fingerprint,
         }
+
+
+def _finish_reason(choice: ChoiceDelta, reader: MessageReader) -> str | None:
+    return "tool_calls" if choice.finish_reason == "stop" and reader.calls else choice.finish_reason

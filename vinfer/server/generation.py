@@ -85,12 +85,14 @@ class TextRules:
     """How tokens become text.
 
     Attributes:
+        shown_special_ids: special tokens that are shown though others are not: they mark parts of an answer.
         continues_prompt: the text goes on where the prompt ends, so a leading space belongs to it.
         lists_stop_token: a stop token is among the tokens of the answer, though never in its text.
     """
 
     stop: tuple[str, ...] = ()
     skip_special_tokens: bool = True
+    shown_special_ids: frozenset[int] = frozenset()
     continues_prompt: bool = False
     lists_stop_token: bool = False
 
@@ -302,6 +304,7 @@ def _start_of_choice(
         model.tokenizer,
         stop=rules.stop,
         skip_special_tokens=rules.skip_special_tokens,
+        shown_special_ids=rules.shown_special_ids,
         prompt_tail=job.prompt_ids[-PROMPT_TAIL_LEN:] if rules.continues_prompt else (),
     )
     return _Choice(index, request, text)

@@ -16,6 +16,7 @@ from vinfer.config import SamplingConfig, TemplateKwargType
 from vinfer.engine.grammar import GrammarCompiler
 from vinfer.engine.request import EngineClient
 from vinfer.errors import ModelNotFoundError, NotReadyError, RequestError, VinferError
+from vinfer.text.answer_form import PLAIN_ANSWERS, AnswerForm
 from vinfer.text.chat_template import ChatTemplate
 from vinfer.text.tokenizer import Tokenizer
 
@@ -79,6 +80,7 @@ class ServedModel:
         fingerprint: the bundle key, sent as `system_fingerprint`.
         has_prompt_logprobs: whether requests may score their prompts (`echo` with `logprobs`).
         embeddings: how prompts become vectors; None where the bundle has no embed programs.
+        answer_form: how it writes tool calls and reasoning, and how tools are explained to it.
         parity: how the bundle compares with transformers; None where nobody has compared.
     """
 
@@ -101,6 +103,7 @@ class ServedModel:
     fingerprint: str
     has_prompt_logprobs: bool
     embeddings: Embeddings | None = None
+    answer_form: AnswerForm = PLAIN_ANSWERS
     parity: ParityReport | None = None
 
     @property

@@ -6,7 +6,7 @@ Runs in worker threads: templates and tokenizers take milliseconds to seconds of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vinfer.errors import ContextLengthError, RequestError
@@ -22,7 +22,10 @@ from vinfer.server.protocol import (
 )
 from vinfer.server.template_kwargs import template_kwargs
 from vinfer.server.tokenizer_protocol import DetokenizeFields, TokenizeMessages, TokenizeText
+from vinfer.server.tools import Tool
 from vinfer.text.control_tokens import RenderedPrompt
+from vinfer.text.tool_formats import HERMES
+from vinfer.text.tool_prompt import with_tools_as_text
 
 PromptIds = tuple[int, ...]
 
@@ -42,6 +45,7 @@ def chat_prompt_ids(fields: ChatFields | TokenizeMessages, model: ServedModel) -
         add_generation_prompt=add_generation_prompt,
         continue_final_message=fields.continue_final_message,
         kwargs=template_kwargs(model, fields.chat_template_kwargs, fields.reasoning_effort),
+        tools=fields.callable_tools if isinstance(fields, ChatFields) else fields.tools,
     )
 
 
@@ -127,13 +131,26 @@ def _render(
     add_generation_prompt: bool,
     continue_final_message: bool,
     kwargs: Mapping[str, Any],
+    tools: Sequence[Tool] = (),
 ) -> PromptIds:
     if model.chat_template is None:
         raise RequestError(f"model {model.name} has no chat template: use /v1/completions", param="messages")
+    form = model.answer_form
+    if tools and form.tool_format is None:
+        raise RequestError(
+            f"tools: models[{model.position}].tool_parser is none, so model {model.name} takes no tools: "
+            "leave them out or change the key",
+            param="tools",
+        )
+    inputs = [message.as_template_input() for message in messages]
+    offered = [tool.as_template_input() for tool in tools]
+    if form.has_tools_as_text:
+        inputs = with_tools_as_text(
+            inputs, offered, form.tool_format or HERMES, shows_system=model.chat_template.shows_system
+        )
+        offered = []
     rendered = model.chat_template.render(
-        [message.as_template_input() for message in messages],
-        add_generation_prompt=add_generation_prompt,
-        **kwargs,
+        inputs, add_generation_prompt=add_generation_prompt, tools=offered or None, **kwargs
     )
     if continue_final_message:
         rendered = _cut_after_final_message(rendered, messages[-1])

@@ -26,6 +26,15 @@ from vinfer.server.fields import (
 )
 from vinfer.server.structured_outputs import ResponseFormat, StructuredOutputs, check_one_form
 from vinfer.server.template_kwargs import ReasoningEffort, TemplateKwargs
+from vinfer.server.tools import (
+    Tool,
+    ToolChoiceField,
+    Tools,
+    callable_tools,
+    check_tool_choice,
+    check_tools,
+    parsed_arguments,
+)
 
 MAX_INT32 = 2**31 - 1
 MAX_STOP_STRINGS = 4
@@ -141,6 +150,11 @@ class ToolCall(Body):
     type: Literal["function"] = "function"
     function: CalledFunction
 
+    def as_template_input(self) -> dict[str, Any]:
+        """Give the call with its arguments parsed, as chat templates are written for."""
+        function = {"name": self.function.name, "arguments": parsed_arguments(self.function.arguments)}
+        return {"id": self.id, "type": self.type, "function": function}
+
 
 class ChatMessage(Body):
     """One turn of a conversation.
@@ -169,7 +183,7 @@ class ChatMessage(Body):
             parts = [part.model_dump() for part in self.content]
             message["content"] = parts[0]["text"] if len(parts) == 1 else parts
         if self.tool_calls:
-            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+            message["tool_calls"] = [call.as_template_input() for call in self.tool_calls]
         for key in ("name", "tool_call_id", "reasoning_content"):
             if getattr(self, key) is not None:
                 message[key] = getattr(self, key)
@@ -188,6 +202,14 @@ class ChatFields(SamplingFields):
     continue_final_message: bool = False
     chat_template_kwargs: TemplateKwargs = {}
     reasoning_effort: ReasoningEffort | None = None
+    tools: Tools = []
+    tool_choice: ToolChoiceField | None = None
+    parallel_tool_calls: bool = True
+
+    @property
+    def callable_tools(self) -> list[Tool]:
+        """The tools that this answer may call."""
+        return callable_tools(self.tools, self.tool_choice)
 
 
 _TOKEN_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -291,6 +313,14 @@ def parse_chat(body: Mapping[str, Any], unknown: Unknown) -> ChatFields:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
     if fields.continue_final_message:
         check_continuation(fields.messages, fields.add_generation_prompt)
+    check_tools(fields.tools)
+    check_tool_choice(
+        fields.tools,
+        fields.tool_choice,
+        binds_form=fields.structured_outputs is not None
+        or (fields.response_format is not None and fields.response_format.type != "text"),
+        ignore_eos=fields.ignore_eos,
+    )
     return fields
 
 

@@ -19,6 +19,7 @@ class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+ChatFinishReason = FinishReason | Literal["tool_calls"]
 Count = Annotated[int, Field(ge=0)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
@@ -76,11 +77,27 @@ class ChatLogprobs(_Answer):
     refusal: None
 
 
+class AnsweredFunction(_Answer):
+    """The function that is called; `arguments` is JSON text as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class AnsweredCall(_Answer):
+    """A tool call."""
+
+    id: str
+    type: Literal["function"]
+    function: AnsweredFunction
+
+
 class AnswerMessage(_Answer):
-    """What the model said."""
+    """What the model said; `tool_calls` where there are any, and then `content` may be null."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    tool_calls: Annotated[list[AnsweredCall], Field(min_length=1)] = []
     refusal: None
     annotations: Annotated[list[None], Field(max_length=0)]
 
@@ -91,7 +108,7 @@ class ChatChoice(_Answer):
     index: Count
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
 
 
 class _Head(_Answer):
@@ -109,11 +126,28 @@ class ChatCompletion(_Head):
     usage: Usage
 
 
+class FunctionDelta(_Answer):
+    """More of a called function: its name once, then its arguments."""
+
+    name: str | None = None
+    arguments: str
+
+
+class CallDelta(_Answer):
+    """What a streamed tool call has gained; `id` and `type` come with its name."""
+
+    index: Count
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class MessageDelta(_Answer):
     """What a streamed message has gained."""
 
     role: Literal["assistant"] = "assistant"
     content: str = ""
+    tool_calls: Annotated[list[CallDelta], Field(min_length=1)] = []
     refusal: None = None
 
 
@@ -123,7 +157,7 @@ class ChatChunkChoice(_Answer):
     index: Count
     delta: MessageDelta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
 
 
 class ChatChunk(_Head):

@@ -21,6 +21,7 @@ from vinfer.server.protocol import (
     check_messages,
 )
 from vinfer.server.template_kwargs import ReasoningEffort, TemplateKwargs
+from vinfer.server.tools import Tools, check_tools
 
 # Half a second of a worker thread, and answers whose JSON is written in less than a tenth of one.
 MAX_PROMPT_CHARS = 1 << 20
@@ -45,6 +46,7 @@ class TokenizeMessages(Body):
     continue_final_message: bool = False
     chat_template_kwargs: TemplateKwargs = {}
     reasoning_effort: ReasoningEffort | None = None
+    tools: Tools = []
     return_token_strs: bool = False
 
 
@@ -70,6 +72,7 @@ def parse_tokenize(body: Mapping[str, Any], unknown: Unknown) -> TokenizeText | 
         return TOKENIZE_TEXT.parse(body, unknown)
     fields = TOKENIZE_MESSAGES.parse(body, unknown)
     check_messages(fields.messages, "messages")
+    check_tools(fields.tools)
     if fields.continue_final_message:
         check_continuation(fields.messages, fields.add_generation_prompt)
     return fields

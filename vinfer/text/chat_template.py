@@ -50,6 +50,8 @@ class ChatTemplate:
     Attributes:
         source: the Jinja source.
         variables: what the template reads from outside, special tokens and messages included.
+        takes_tools: it reads `tools`.
+        shows_system: a system message at the beginning is shown; some templates refuse it.
 
     Args:
         source: as above.
@@ -78,6 +80,7 @@ class ChatTemplate:
         try:
             tree = self._environment.parse(source)
             self.variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
+            self.takes_tools = "tools" in self.variables
             for loop in tree.find_all(jinja2.nodes.For):
                 checked = jinja2.nodes.Filter(loop.iter, "checked_iteration", [], [], None, None)
                 loop.iter = checked.set_lineno(loop.lineno).set_environment(self._environment)
@@ -86,6 +89,7 @@ class ChatTemplate:
             line = getattr(error, "lineno", None)
             raise BundleError(f"chat template{f' line {line}' if line else ''}: {error}") from None
         self._formats = ContentFormats.probe(self._render)
+        self.shows_system = self._shows_system()
 
     def render(
         self,
@@ -116,6 +120,14 @@ class ChatTemplate:
             given = {name: self._control_tokens.mark(value, mark) for name, value in given.items()}
         rendered = self._render({**given, "add_generation_prompt": add_generation_prompt})
         return self._control_tokens.unmark(rendered, mark)
+
+    def _shows_system(self) -> bool:
+        messages = [{"role": "system", "content": "xprobex"}, {"role": "user", "content": "a"}]
+        given = {"messages": self._formats.apply(messages), "tools": None, "documents": None}
+        try:
+            return "xprobex" in self._render({**given, "add_generation_prompt": True})
+        except RequestError:
+            return False
 
     def _render(self, given: Mapping[str, Any]) -> str:
         """Render with exactly these variables besides the special tokens."""

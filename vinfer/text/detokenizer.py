@@ -12,7 +12,7 @@ after invalid bytes, decoding it all again with each token, and has no flush.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from vinfer.text.byte_level import BYTE_OF_CHARACTER
@@ -29,19 +29,25 @@ class Detokenizer:
     """The text of one request.
 
     Args:
-        skip_special_tokens: leave special tokens out of the text.
+        skip_special_tokens: leave special tokens out of the text, all but those of `shown_special_ids`.
         prompt_tail: the last ids of the prompt where the text continues it (eight are enough): a leading
             space is kept, and a character that the prompt began is shown whole when the answer ends it.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, prompt_tail: Sequence[int] = ()
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        shown_special_ids: Collection[int] = (),
+        prompt_tail: Sequence[int] = (),
     ) -> None:
         is_byte_level = [name for name in tokenizer.decoder_types if name != "Sequence"] == ["ByteLevel"]
         self._decoder: _StreamDecoder = (
             _ByteLevelDecoder(tokenizer) if is_byte_level else _WindowDecoder(tokenizer)
         )
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = skipped.difference(shown_special_ids)
         self._decoder.prime(self._shown(prompt_tail[-_PROMPT_TAIL_LEN:]))
 
     def push(self, token_ids: Sequence[int]) -> str:

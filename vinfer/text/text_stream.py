@@ -7,7 +7,7 @@ know the engine: the caller cancels a request whose text `stopped`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from vinfer.text.detokenizer import Detokenizer
 from vinfer.text.stop_strings import StopStrings
@@ -39,6 +39,7 @@ class TextStream:
 
     Args:
         stop: stop strings, none of them empty; they are not part of the text.
+        shown_special_ids: special tokens that are shown all the same.
         prompt_tail: the last few prompt ids where the text continues the prompt (raw completions), so that
             a leading space survives; empty where the answer stands alone (chat).
     """
@@ -49,10 +50,14 @@ class TextStream:
         *,
         stop: Sequence[str] = (),
         skip_special_tokens: bool = True,
+        shown_special_ids: Collection[int] = (),
         prompt_tail: Sequence[int] = (),
     ) -> None:
         self._detokenizer = Detokenizer(
-            tokenizer, skip_special_tokens=skip_special_tokens, prompt_tail=prompt_tail
+            tokenizer,
+            skip_special_tokens=skip_special_tokens,
+            shown_special_ids=shown_special_ids,
+            prompt_tail=prompt_tail,
         )
         self._stop_strings = StopStrings(stop)
         self._has_stop = bool(stop)

@@ -1,0 +1,111 @@
+"""Tools with the real small model, through openai-python: bound calls satisfy their schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import openai
+import pytest
+from server_process import MODEL, ServerProcess
+
+WEATHER_SCHEMA: Any = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 20},
+        "days": {"type": "integer", "minimum": 1, "maximum": 7},
+        "unit": {"enum": ["celsius", "fahrenheit"]},
+    },
+    "required": ["city", "days", "unit"],
+    "additionalProperties": False,
+}
+ADD_SCHEMA: Any = {
+    "type": "object",
+    "properties": {"terms": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 3}},
+    "required": ["terms"],
+    "additionalProperties": False,
+}
+SCHEMAS = {"get_weather": WEATHER_SCHEMA, "add": ADD_SCHEMA}
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {"name": name, "description": about, "parameters": SCHEMAS[name]},
+    }
+    for name, about in (("get_weather", "Weather forecast of a city"), ("add", "Add numbers"))
+]
+QUESTION: Any = [{"role": "user", "content": "How is the weather in Paris?"}]
+NAMED: Any = {"type": "function", "function": {"name": "add"}}
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+def assert_valid(message: Any) -> list[str]:
+    """Every call satisfies its schema; returns the names."""
+    assert message.tool_calls
+    for call in message.tool_calls:
+        jsonschema.validate(json.loads(call.function.arguments), SCHEMAS[call.function.name])
+    return [call.function.name for call in message.tool_calls]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_bound_calls_are_valid(client: openai.OpenAI, choice: Any, temperature: float) -> None:
+    """Whole, several choices at once and streamed: at a high temperature a free answer would be noise."""
+    fields: Any = {
+        "model": MODEL,
+        "messages": QUESTION,
+        "tools": TOOLS,
+        "tool_choice": choice,
+        "temperature": temperature,
+        "seed": 1,
+        "parallel_tool_calls": False,
+        "max_tokens": 200,
+    }
+    whole = client.chat.completions.create(**fields, n=4)
+    for answer in whole.choices:
+        names = assert_valid(answer.message)
+        assert answer.finish_reason == "tool_calls"
+        assert answer.message.content is None
+        assert len(names) == 1
+        assert choice == "required" or names == ["add"]
+    with client.chat.completions.stream(**fields) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    assert_valid(streamed.message)
+    assert streamed.message.tool_calls is not None
+    assert whole.choices[0].message.tool_calls is not None
+    assert (
+        streamed.message.tool_calls[0].function.arguments
+        == whole.choices[0].message.tool_calls[0].function.arguments
+    )
+
+
+def test_a_round_trip(client: openai.OpenAI) -> None:
+    """The model calls, is told the result, and says it."""
+    first = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, tools=TOOLS[:1], tool_choice="required", temperature=0, max_tokens=300
+    )
+    assert first.choices[0].message.tool_calls is not None
+    assert_valid(first.choices[0].message)
+    results: list[Any] = [
+        {"role": "tool", "tool_call_id": call.id, "content": "It will be sunny."}
+        for call in first.choices[0].message.tool_calls
+    ]
+    messages: Any = [*QUESTION, first.choices[0].message.model_dump(exclude_none=True), *results]
+    second = client.chat.completions.create(
+        model=MODEL, messages=messages, tools=TOOLS[:1], tool_choice="none", temperature=0, max_tokens=40
+    )
+    assert second.choices[0].message.content
+    assert second.usage is not None
+    assert first.usage is not None
+    # It saw the call and its result, in place of the tools.
+    without = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, tools=TOOLS[:1], tool_choice="none", temperature=0, max_tokens=1
+    )
+    assert without.usage is not None
+    assert second.usage.prompt_tokens > without.usage.prompt_tokens + 20

@@ -1,0 +1,406 @@
+"""Tools over HTTP: what the prompt says, what the answer is bound to, what becomes of it, every refusal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from fake_engine import EOS, IM_END, FakeEngine, ids_of, served_model
+from running_server import RunningServer, Start, events, run
+from test_structured_outputs import follows
+
+from vinfer.config import ServerConfig
+from vinfer.server.model_table import ModelTable
+from vinfer.server.structured_outputs import MAX_SCHEMA_CHARS
+from vinfer.server.tool_grammar import MAX_BOUND_CALLS
+from vinfer.server.tools import MAX_TOOLS
+from vinfer.text.tokenizer import Tokenizer
+
+
+def function(name: str, parameters: Any = None, **fields: Any) -> dict[str, Any]:
+    schema = {} if parameters is None else {"parameters": parameters}
+    return {"type": "function", "function": {"name": name, **schema, **fields}}
+
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER = function("get_weather", CITY, description="Weather of a city")
+TIME = function("get_time")
+TOOLS = [WEATHER, TIME]
+NAMED = {"type": "function", "function": {"name": "get_time"}}
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+TIME_CALL = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def roomy_server(start: Start) -> Iterator[RunningServer]:
+    with start(max_model_len=2048) as server:
+        yield server
+
+
+@pytest.fixture
+def tools_server(roomy_server: RunningServer) -> RunningServer:
+    """A server with room for prompts that explain tools; its engine is as new."""
+    roomy_server.engine.reset()
+    roomy_server.engine.max_model_len = 2048
+    return roomy_server
+
+
+def prompt_text(server: RunningServer, tokenizer: Tokenizer) -> str:
+    (request,) = server.engine.requests
+    return tokenizer.decode(request.prompt_ids, skip_special_tokens=False)
+
+
+def say(server: RunningServer, text: str, **fields: Any) -> dict[str, Any]:
+    """Let the model say something, whole and streamed; both must be the same choice."""
+    server.engine.script = [*ids_of(text), EOS]
+    body = {"tools": TOOLS, "max_tokens": 500, **fields}
+    response = server.chat(**body)
+    assert response.status_code == 200, response.text
+    choice: dict[str, Any] = response.json()["choices"][0]
+    for tokens_per_event in (1, 7, 500):
+        server.engine.tokens_per_event = tokens_per_event
+        chunks = events(server.chat(**body, stream=True).text)
+        assert without_ids(folded(chunks)) == without_ids(choice)
+    return choice
+
+
+def folded(chunks: list[Any]) -> dict[str, Any]:
+    """Fold a stream as clients do."""
+    message: dict[str, Any] = {"role": "assistant", "content": ""}
+    calls: list[dict[str, Any]] = []
+    finish_reason = None
+    for chunk in chunks:
+        (choice,) = chunk["choices"]
+        finish_reason = choice["finish_reason"] or finish_reason
+        message["content"] += choice["delta"].get("content") or ""
+        for delta in choice["delta"].get("tool_calls", ()):
+            if delta["index"] == len(calls):
+                assert delta["function"]["arguments"] == ""
+                calls.append({key: delta[key] for key in ("id", "type", "function")})
+            else:
+                assert set(delta) == {"index", "function"}
+                calls[delta["index"]]["function"]["arguments"] += delta["function"]["arguments"]
+    if calls:
+        message |= {"content": message["content"] or None, "tool_calls": calls}
+    message |= {"refusal": None, "annotations": []}
+    return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+
+
+def without_ids(choice: dict[str, Any]) -> dict[str, Any]:
+    message = dict(choice["message"])
+    if "tool_calls" in message:
+        ids = [call["id"] for call in message["tool_calls"]]
+        assert len(set(ids)) == len(ids)
+        assert all(call_id.startswith("call_") for call_id in ids)
+        message["tool_calls"] = [call["function"] for call in message["tool_calls"]]
+    return {**choice, "message": message}
+
+
+def test_a_call(tools_server: RunningServer) -> None:
+    choice = say(tools_server, CALL)
+    assert choice["finish_reason"] == "tool_calls"
+    (call,) = choice["message"]["tool_calls"]
+    assert call == {
+        "id": call["id"],
+        "type": "function",
+        "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'},
+    }
+    assert choice["message"]["content"] is None
+
+
+def test_text_and_two_calls(tools_server: RunningServer) -> None:
+    message = say(tools_server, f"Let me see.\n{CALL}\n{TIME_CALL}")["message"]
+    assert message["content"] == "Let me see."
+    assert [call["function"]["name"] for call in message["tool_calls"]] == ["get_weather", "get_time"]
+
+
+def test_one_call_where_they_must_not_be_parallel(tools_server: RunningServer) -> None:
+    message = say(tools_server, f"{CALL}\n{TIME_CALL}", parallel_tool_calls=False)["message"]
+    assert [call["function"]["name"] for call in message["tool_calls"]] == ["get_weather"]
+
+
+def test_arguments_are_streamed_as_they_come(tools_server: RunningServer) -> None:
+    tools_server.engine.script = [*ids_of(CALL), EOS]
+    chunks = events(tools_server.chat(tools=TOOLS, max_tokens=500, stream=True).text)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    arguments = [d["tool_calls"][0]["function"]["arguments"] for d in deltas if "tool_calls" in d]
+    assert arguments == ["", *'{"city": "Oslo"}']
+    assert deltas[0] == {"role": "assistant", "content": "", "refusal": None}
+    assert not any(delta.get("content") for delta in deltas)
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "<tool_call>\nnothing\n</tool_call>", '<tool_call>{"name": "rm", "arguments": {}}']
+)
+def test_what_is_no_call_is_text(tools_server: RunningServer, text: str) -> None:
+    choice = say(tools_server, text)
+    assert choice["message"] == {
+        "role": "assistant",
+        "content": text,
+        "refusal": None,
+        "annotations": [],
+    }
+    assert choice["finish_reason"] == "stop"
+
+
+def test_nothing_is_a_call_without_tools_or_with_none(tools_server: RunningServer) -> None:
+    assert say(tools_server, CALL, tools=[])["message"]["content"] == CALL
+    assert say(tools_server, CALL, tool_choice="none")["message"]["content"] == CALL
+
+
+def test_a_call_that_is_cut_off(tools_server: RunningServer) -> None:
+    choice = say(tools_server, CALL, max_tokens=CALL.index("Oslo") + 2)
+    assert choice["finish_reason"] == "length"
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"city": "Os'
+
+
+def test_each_choice_has_its_calls_and_all_logprobs(tools_server: RunningServer) -> None:
+    tools_server.engine.script = [*ids_of(CALL), EOS]
+    fields = {"tools": TOOLS, "max_tokens": 500, "n": 2, "logprobs": True}
+    choices = tools_server.chat(**fields).json()["choices"]
+    assert [len(choice["message"]["tool_calls"]) for choice in choices] == [1, 1]
+    assert [len(choice["logprobs"]["content"]) for choice in choices] == [len(CALL)] * 2
+    chunks = events(tools_server.chat(**fields, stream=True).text)
+    for index in range(2):
+        mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == index]
+        tokens = [
+            token["token"] for choice in mine for token in (choice["logprobs"] or {}).get("content", ())
+        ]
+        assert "".join(tokens) == CALL
+
+
+BOUND: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
+    "required": (
+        {"tool_choice": "required"},
+        [CALL, TIME_CALL, f"{CALL}\n{TIME_CALL}", "\n".join([TIME_CALL] * MAX_BOUND_CALLS)],
+        [
+            "Hi",
+            CALL[:-1],
+            "\n".join([TIME_CALL] * (MAX_BOUND_CALLS + 1)),
+            CALL.replace('"Oslo"', "1"),
+            CALL.replace('"city"', '"town"'),
+            CALL.replace('"Oslo"', '"Oslo", "x": 1'),
+            TIME_CALL.replace("{}}", '{"x": 1}}'),
+        ],
+    ),
+    "required, one": (
+        {"tool_choice": "required", "parallel_tool_calls": False},
+        [CALL, TIME_CALL],
+        [f"{CALL}\n{TIME_CALL}"],
+    ),
+    "named": ({"tool_choice": NAMED}, [TIME_CALL], [CALL, f"{TIME_CALL}\n{TIME_CALL}", "Hi"]),
+}
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_an_answer_is_bound_to_calls(tools_server: RunningServer, name: str) -> None:
+    fields, good, bad = BOUND[name]
+    for text, expected in [*((text, True) for text in good), *((text, False) for text in bad)]:
+        tools_server.engine.reset()
+        assert tools_server.chat(tools=TOOLS, **fields).status_code == 200
+        (request,) = tools_server.engine.requests
+        assert follows(request, text) is expected, text
+
+
+def test_references_of_a_schema_are_its_own(tools_server: RunningServer) -> None:
+    """Each schema is a document of its own: `#` is its root, not that of the grammar."""
+    schema = {
+        "type": "object",
+        "properties": {"p": {"$ref": "#/$defs/point"}},
+        "required": ["p"],
+        "$defs": {"point": {"type": "array", "items": {"type": "integer"}, "maxItems": 2}},
+    }
+    for text, expected in (("[1, 2]", True), ('"x"', False)):
+        tools_server.engine.reset()
+        assert (
+            tools_server.chat(tools=[function("f", schema), TIME], tool_choice="required").status_code == 200
+        )
+        call = f'<tool_call>\n{{"name": "f", "arguments": {{"p": {text}}}}}\n</tool_call>'
+        assert follows(tools_server.engine.requests[0], call) is expected
+
+
+def test_auto_and_none_bind_nothing(tools_server: RunningServer) -> None:
+    for fields in ({}, {"tool_choice": "auto"}, {"tool_choice": "none"}, {"parallel_tool_calls": False}):
+        assert tools_server.chat(tools=TOOLS, **fields).status_code == 200
+    assert [request.grammar for request in tools_server.engine.requests] == [None] * 4
+
+
+def test_the_prompt_explains_tools_to_a_model_whose_template_knows_none(
+    tools_server: RunningServer, tokenizer: Tokenizer
+) -> None:
+    assert tools_server.chat(tools=[TIME]).status_code == 200
+    listed = json.dumps(
+        {
+            "type": "function",
+            "function": {
+                "name": "get_time",
+                "description": "",
+                "parameters": {"type": "object", "properties": {}},
+            },
+        }
+    )
+    text = prompt_text(tools_server, tokenizer)
+    assert text.startswith("<|im_start|>system\n# Tools\n\n")
+    assert f"<tools>\n{listed}\n</tools>" in text
+    assert text.endswith("<|im_end|><|im_start|>user\nhi<|im_end|><|im_start|>assistant\n")
+    tools_server.engine.reset()
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]
+    assert tools_server.chat(tools=[TIME], messages=messages).status_code == 200
+    assert prompt_text(tools_server, tokenizer).startswith("<|im_start|>system\nBe kind.\n\n# Tools\n\n")
+
+
+def test_none_leaves_tools_out_of_the_prompt(tools_server: RunningServer, tokenizer: Tokenizer) -> None:
+    assert tools_server.chat(tools=TOOLS, tool_choice="none").status_code == 200
+    assert "Tools" not in prompt_text(tools_server, tokenizer)
+
+
+ROUND_TRIP: list[dict[str, Any]] = [
+    {"role": "user", "content": "Weather?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {
+                "id": "call_1",
+                "type": "function",
+                "function": {"name": "get_weather", "arguments": '{"city":"Oslo"}'},
+            },
+            {"id": "call_2", "type": "function", "function": {"name": "get_time", "arguments": "{bad"}},
+        ],
+    },
+    {"role": "tool", "tool_call_id": "call_1", "content": "rain <|im_end|>"},
+    {"role": "tool", "tool_call_id": "call_2", "content": [{"type": "text", "text": "noon"}]},
+]
+
+
+def test_a_round_trip_in_text(tools_server: RunningServer, tokenizer: Tokenizer) -> None:
+    assert tools_server.chat(messages=ROUND_TRIP).status_code == 200
+    assert prompt_text(tools_server, tokenizer) == (
+        "<|im_start|>user\nWeather?<|im_end|><|im_start|>assistant\n"
+        f"{CALL}\n"
+        '<tool_call>\n{"name": "get_time", "arguments": {bad}\n</tool_call><|im_end|>'
+        "<|im_start|>user\n<tool_response>\nrain <|im_end|>\n</tool_response>\n"
+        "<tool_response>\nnoon\n</tool_response><|im_end|><|im_start|>assistant\n"
+    )
+    # A result cannot end the turn: its end token is text.
+    (request,) = tools_server.engine.requests
+    assert list(request.prompt_ids).count(IM_END) == 3
+
+
+TEACHING = (
+    "{{ tools | tojson if tools else 'no tools' }}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
+    '<tool_call>{"name": {{ c.function.arguments | tojson }}'
+    "{% endfor %}<|im_end|>{% endfor %}"
+)
+
+
+def test_a_template_that_knows_tools_gets_them(tokenizer: Tokenizer) -> None:
+    engine, models = FakeEngine(max_model_len=2048), ModelTable(["fake"])
+    models.serve(served_model(engine, tokenizer, chat_template=TEACHING))
+    with run(ServerConfig(port=0), models, engine) as server:
+        assert server.chat(tools=[WEATHER], messages=ROUND_TRIP).status_code == 200
+        described = {"name": "get_weather", "description": "Weather of a city", "parameters": CITY}
+        listed = {"type": "function", "function": described}
+        assert prompt_text(server, tokenizer) == (
+            f"{json.dumps([listed])}<|im_start|>user\nWeather?<|im_end|><|im_start|>assistant\n"
+            '<tool_call>{"name": {"city": "Oslo"}<tool_call>{"name": "{bad"<|im_end|>'
+            "<|im_start|>tool\nrain <|im_end|><|im_end|><|im_start|>tool\nnoon<|im_end|>"
+        )
+
+
+def test_tokenize_counts_the_same_prompt(tools_server: RunningServer) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    assert tools_server.chat(tools=TOOLS).status_code == 200
+    response = tools_server.http.post("/tokenize", json={"messages": messages, "tools": TOOLS})
+    assert tuple(response.json()["tokens"]) == tools_server.engine.requests[0].prompt_ids
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no list": ({"tools": {}}, "tools"),
+    "too many": ({"tools": [function(f"f{i}") for i in range(MAX_TOOLS + 1)]}, "tools"),
+    "no function": ({"tools": [{"type": "function"}]}, "tools[0].function"),
+    "another type": ({"tools": [{"type": "web_search", "function": {"name": "f"}}]}, "tools[0].type"),
+    "no name": ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+    "bad name": ({"tools": [TIME, function("a b")]}, "tools[1].function.name"),
+    "long name": ({"tools": [function("a" * 65)]}, "tools[0].function.name"),
+    "same name": ({"tools": [TIME, WEATHER, TIME]}, "tools[2].function.name"),
+    "parameters": ({"tools": [function("f", [])]}, "tools[0].function.parameters"),
+    "no object": ({"tools": [function("f", {"type": "array"})]}, "tools[0].function.parameters"),
+    "unknown field": ({"tools": [function("f", x=1)]}, "tools[0].function.x"),
+    "choice": ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
+    "choice of a type": ({"tools": TOOLS, "tool_choice": {"type": "auto"}}, "tool_choice"),
+    "choice without name": (
+        {"tools": TOOLS, "tool_choice": {"type": "function", "function": {}}},
+        "tool_choice.function.name",
+    ),
+    "absent": (
+        {"tools": [WEATHER], "tool_choice": NAMED},
+        "tool_choice.function.name",
+    ),
+    "required without tools": ({"tool_choice": "required"}, "tool_choice"),
+    "named without tools": ({"tools": [], "tool_choice": NAMED}, "tool_choice"),
+    "another form": (
+        {"tools": TOOLS, "tool_choice": "required", "response_format": {"type": "json_object"}},
+        "tool_choice",
+    ),
+    "no end": ({"tools": TOOLS, "tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
+    "not a schema": (
+        {"tools": [TIME, function("f", {"properties": 3})], "tool_choice": "required"},
+        "tools[1].function.parameters",
+    ),
+    "unsatisfiable": (
+        {
+            "tools": [TIME, function("f", {"properties": {"a": False}, "required": ["a"]})],
+            "tool_choice": "required",
+        },
+        "tools[1].function.parameters",
+    ),
+    "too long": (
+        {
+            "tools": [function("f", {"description": "x" * MAX_SCHEMA_CHARS})],
+            "tool_choice": "required",
+        },
+        "tools[0].function.parameters",
+    ),
+    "too long together": (
+        {
+            "tools": [function(f"f{i}", {"description": "x" * (MAX_SCHEMA_CHARS // 2)}) for i in range(2)],
+            "tool_choice": "required",
+        },
+        "tools",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_tools_are_refused_in_words(tools_server: RunningServer, name: str) -> None:
+    fields, param = BAD[name]
+    response = tools_server.chat(**fields)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
+    assert tools_server.engine.requests == []
+
+
+def test_openai_python_folds_the_stream(tools_server: RunningServer) -> None:
+    tools_server.engine.script = [*ids_of(f"Well.\n{CALL}\n{TIME_CALL}"), EOS]
+    with (
+        openai.OpenAI(base_url=f"{tools_server.url}/v1", api_key="none", max_retries=0) as client,
+        client.chat.completions.stream(
+            model="fake",
+            messages=[{"role": "user", "content": "hi"}],
+            tools=TOOLS,  # type: ignore[arg-type]
+            max_tokens=500,
+        ) as stream,
+    ):
+        completion = stream.get_final_completion()
+    message = completion.choices[0].message
+    assert message.content == "Well."
+    assert [(call.function.name, call.function.arguments) for call in message.tool_calls or ()] == [
+        ("get_weather", '{"city": "Oslo"}'),
+        ("get_time", "{}"),
+    ]
+    assert completion.choices[0].finish_reason == "tool_calls"

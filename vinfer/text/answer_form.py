@@ -1,0 +1,51 @@
+"""What a model's answers hold besides plain text: decided once per model, from chat template and config."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vinfer.text.chat_template import ChatTemplate
+from vinfer.text.tokenizer import Tokenizer
+from vinfer.text.tool_formats import FORMATS, HERMES, ToolFormat, format_of_template
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerForm:
+    """How a model writes.
+
+    Attributes:
+        tool_format: how it writes tool calls; None where `tools` are refused.
+        has_tools_as_text: its template does not know tools, so they are explained to it in text.
+    """
+
+    tool_format: ToolFormat | None = None
+    has_tools_as_text: bool = True
+
+    def marker_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Return the special tokens that tool calls are read by; most models have none."""
+        if self.tool_format is None:
+            return frozenset()
+        found = map(tokenizer.token_to_id, (self.tool_format.opening, self.tool_format.closing))
+        return tokenizer.special_ids.intersection(token_id for token_id in found if token_id is not None)
+
+
+PLAIN_ANSWERS = AnswerForm()
+
+
+def answer_form(tool_parser: str, template: ChatTemplate | None) -> AnswerForm:
+    """Choose the form of a model's answers.
+
+    Where a template takes tools in a format that is none of ours, they are explained in text too: a model
+    follows an example in its prompt better than we could read a format we do not know.
+
+    Args:
+        tool_parser: a format's name, `none`, or `auto`: as the template has it.
+        template: None where the model has none; then no conversation reaches it.
+    """
+    takes_tools = template is not None and template.takes_tools
+    taught = format_of_template(template.source) if template is not None and takes_tools else None
+    if tool_parser == "none":
+        return AnswerForm(has_tools_as_text=not takes_tools)
+    if tool_parser == "auto":
+        return AnswerForm(tool_format=taught or HERMES, has_tools_as_text=taught is None)
+    return AnswerForm(tool_format=FORMATS[tool_parser], has_tools_as_text=not takes_tools)

@@ -1,0 +1,149 @@
+"""The tool calls in an answer, as its text arrives: what is text, what is a call, by a model's `ToolFormat`.
+
+One object per choice, on the event loop. Linear in the answer: each character is looked at a fixed number of
+times. A call of a tool that was not offered, or one that cannot be read, is text.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection
+
+from vinfer.text.call_events import CallStart, Event, Text
+from vinfer.text.json_call import JsonCall
+from vinfer.text.marker import split_at_marker
+from vinfer.text.pythonic_call import PythonicCall, is_name_character
+from vinfer.text.tool_formats import ToolFormat
+
+_PIECE_LEN = 64
+
+
+class _State(enum.Enum):
+    TEXT = enum.auto()
+    GAP = enum.auto()
+    CALL = enum.auto()
+    CLOSING = enum.auto()
+
+
+class ToolCallParser:
+    """Reads one answer.
+
+    White space next to calls is part of neither text nor calls, so it is held until it is known what follows.
+
+    Args:
+        names: of the tools that may be called.
+    """
+
+    def __init__(self, tool_format: ToolFormat, names: Collection[str]) -> None:
+        self._format = tool_format
+        self._names = names
+        self._state = _State.GAP if tool_format.begins_with_call else _State.TEXT
+        self._unread = ""
+        self._call: JsonCall | PythonicCall = JsonCall(names)
+        self._has_calls = False
+        self._is_after_call = False
+        # What becomes text again where no call follows.
+        self._spaces: list[str] = []
+        self._gap: list[str] = []
+
+    def push(self, text: str) -> list[Event]:
+        """Take more of the answer."""
+        events: list[Event] = []
+        # Whatever is cut off costs what is left over.
+        for start in range(0, len(text), _PIECE_LEN):
+            self._unread += text[start : start + _PIECE_LEN]
+            self._read(events)
+        return events
+
+    def _read(self, events: list[Event]) -> None:
+        steps = {
+            _State.TEXT: self._read_text,
+            _State.GAP: self._read_gap,
+            _State.CALL: self._read_call,
+            _State.CLOSING: self._read_closing,
+        }
+        while self._unread and steps[self._state](events):
+            pass
+
+    def finish(self) -> list[Event]:
+        """Take the end of the answer."""
+        unread, self._unread = self._unread, ""
+        if self._state is _State.CLOSING or (self._state is _State.CALL and self._call.is_call):
+            return []
+        held = "".join(self._spaces) + "".join(self._gap)
+        if self._state is _State.CALL:
+            held += self._call.held_text
+        held += unread
+        if self._is_after_call:
+            held = held.lstrip()
+        is_mere_space = self._has_calls and not held.strip(self._format.gap)
+        return [] if is_mere_space or not held else [Text(held)]
+
+    def _read_text(self, events: list[Event]) -> bool:
+        before, found, self._unread = split_at_marker(self._unread, self._format.opening)
+        self._say(before, events)
+        if found:
+            self._gap = [self._format.opening]
+            self._state = _State.GAP
+        return found
+
+    def _read_gap(self, events: list[Event]) -> bool:
+        rest = self._unread.lstrip(self._format.gap)
+        self._gap.append(self._unread[: len(self._unread) - len(rest)])
+        self._unread = rest
+        if not rest:
+            return True
+        if self._is_after_call and not "".join(self._gap).strip(self._format.gap):
+            self._gap = []
+        if rest[0] == "{":
+            self._call = JsonCall(self._names)
+            self._state = _State.CALL
+        elif self._format.is_pythonic and is_name_character(rest[0]):
+            self._call = PythonicCall(self._names)
+            self._state = _State.CALL
+        else:
+            self._give_up(events)
+        return True
+
+    def _read_call(self, events: list[Event]) -> bool:
+        found, num_read = self._call.push(self._unread)
+        self._unread = self._unread[num_read:]
+        if any(isinstance(event, CallStart) for event in found):
+            self._has_calls = self._is_after_call = True
+            self._spaces, self._gap = [], []
+        events += found
+        if self._call.is_done:
+            if not self._call.is_call:
+                self._gap.append(self._call.held_text)
+                self._give_up(events)
+            else:
+                self._state = _State.CLOSING if self._format.repeats_markers else _State.GAP
+        return True
+
+    def _read_closing(self, _events: list[Event]) -> bool:
+        rest = self._unread.lstrip(self._format.gap)
+        closing = self._format.closing
+        if len(rest) < len(closing) and closing.startswith(rest):
+            self._unread = rest
+            return False
+        # Some models forget it.
+        self._unread = rest.removeprefix(closing)
+        self._state = _State.TEXT
+        return True
+
+    def _give_up(self, events: list[Event]) -> None:
+        """No call follows: what was held is text."""
+        gap, self._gap = "".join(self._gap), []
+        self._state = _State.TEXT
+        self._say(gap, events)
+
+    def _say(self, text: str, events: list[Event]) -> None:
+        if self._is_after_call:
+            text = text.lstrip()
+        said = text.rstrip()
+        if said:
+            events.append(Text("".join(self._spaces) + said))
+            self._spaces = []
+            self._is_after_call = False
+        if len(said) < len(text):
+            self._spaces.append(text[len(said) :])
