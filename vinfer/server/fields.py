@@ -45,8 +45,6 @@ def refused(reason: str, *neutral: Any) -> FieldRule:
     return FieldRule(Treatment.REFUSED, reason, neutral)
 
 
-NOT_SERVED = "not served by this version of vinfer: leave it out"
-
 _SAMPLING_FIELDS: Mapping[str, FieldRule] = {
     "model": APPLIED,
     "max_tokens": APPLIED,
