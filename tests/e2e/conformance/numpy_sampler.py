@@ -90,7 +90,7 @@ def processed(
 
 def kept_weights(logits: Array, sampling: Sampling) -> Array:
     """Return unnormalised probabilities, float64 [vocab], after temperature, top-k, top-p and min-p."""
-    weights = np.exp((logits - logits.max()) / sampling.temperature)
+    weights: Array = np.exp((logits - logits.max()) / sampling.temperature)
     if sampling.top_k > 0:
         weights[weights < np.sort(weights)[::-1][: sampling.top_k][-1]] = 0
     if sampling.top_p < 1:

@@ -203,9 +203,9 @@ def check_add_special_tokens(route: Route) -> None:
 
 def check_return_token_strs(route: Route) -> None:
     """As they are spelled in the vocabulary."""
-    if route.form == "TokenizeText":
-        body, spelled = {"prompt": "a b"}, ["<s>", "a", "Ġ", "b"]
-    else:
+    body: dict[str, Any] = {"prompt": "a b"}
+    spelled = ["<s>", "a", "Ġ", "b"]
+    if route.form == "TokenizeMessages":
         body = {"messages": [{"role": "user", "content": "b"}], "add_generation_prompt": False}
         spelled = list("user:Ġb|")
     assert route.talk.post("/tokenize", {"model": MODEL, **body})["token_strs"] is None
@@ -216,7 +216,7 @@ def check_return_token_strs(route: Route) -> None:
 
 
 def check_tokens(route: Route) -> None:
-    """Special tokens are shown, half characters as what stands for them."""
+    """Special tokens are shown; an id beyond the tokenizer's is refused by its place."""
     ids = [BOS_ID, *route.talk.ids("Gru\u00df \U0001f600")]
     body = {"model": MODEL, "tokens": ids}
     assert route.talk.post("/detokenize", body) == {"prompt": "<s>Gru\u00df \U0001f600"}
