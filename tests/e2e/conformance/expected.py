@@ -37,6 +37,15 @@ class Expected:
             logits: Array = self._model(torch.tensor([ids]), use_cache=False).logits[0].double().numpy()
         return logits
 
+    def embedding(self, ids: list[int]) -> Array:
+        """Return float64 [hidden] of length 1: the mean of the last hidden states."""
+        import torch
+
+        with torch.no_grad():
+            hidden = self._model.base_model(torch.tensor([ids]), use_cache=False).last_hidden_state
+        mean: Array = hidden[0].double().numpy().mean(axis=0)
+        return mean / np.linalg.norm(mean)
+
     def logprobs(self, ids: list[int]) -> Array:
         """Return float64 [len(ids), vocab]: row i is of the token after ids[: i + 1]."""
         logits = self._logits(tuple(ids))

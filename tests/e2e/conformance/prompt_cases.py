@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -239,6 +240,34 @@ def conversation(field: str) -> dict[str, Case]:
     return {f"{field}.{path}": case for path, case in MESSAGE_CASES.items()}
 
 
+def embedded(route: Route, **fields: Any) -> list[Any]:
+    body = {"model": MODEL, "input": PROMPT, **fields}
+    return [item["embedding"] for item in route.talk.post("/v1/embeddings", body)["data"]]
+
+
+def check_vector(vector: Any, expected: Any) -> None:
+    assert len(vector) == len(expected)
+    assert np.abs(np.asarray(vector) - expected).max() <= 1e-5
+
+
+def check_input(route: Route) -> None:
+    whole, ids = [BOS_ID, *route.talk.ids(PROMPT)], route.talk.ids("an other")
+    for sent, prompts in ((PROMPT, [whole]), (ids, [ids]), ([PROMPT, ids], [whole, ids])):
+        for vector, prompt in zip(embedded(route, input=sent), prompts, strict=True):
+            check_vector(vector, route.expected.embedding(prompt))
+
+
+def check_encoding_format(route: Route) -> None:
+    (numbers,) = embedded(route, encoding_format="float")
+    (text,) = embedded(route, encoding_format="base64")
+    assert np.frombuffer(base64.b64decode(text, validate=True), "<f4").tolist() == numbers
+
+
+def check_dimensions(route: Route) -> None:
+    first = route.expected.embedding([BOS_ID, *route.talk.ids(PROMPT)])[:5]
+    check_vector(embedded(route, dimensions=5)[0], first / np.linalg.norm(first))
+
+
 PROMPT_CASES: dict[str, dict[str, Case]] = {
     "ChatFields": {
         **conversation("messages"),
@@ -252,6 +281,12 @@ PROMPT_CASES: dict[str, dict[str, Case]] = {
         "prompt": check_completion_prompt,
         "best_of": check_best_of,
         "echo": check_echo,
+    },
+    "EmbeddingFields": {
+        "model": check_named_model("/v1/embeddings", input="a"),
+        "input": check_input,
+        "encoding_format": check_encoding_format,
+        "dimensions": check_dimensions,
     },
     "CountText": {
         "model": check_named_model("/v1/count_tokens", conversation="a"),

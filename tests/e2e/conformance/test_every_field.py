@@ -36,6 +36,7 @@ CASES = {name: GENERATING.get(name, {}) | PROMPT_CASES.get(name, {}) for name in
 BODIES: dict[str, dict[str, Any]] = {
     "ChatFields": {"messages": MESSAGES, **GREEDY},
     "CompletionFields": {"prompt": [4], **GREEDY},
+    "EmbeddingFields": {"input": "a"},
     "CountText": {"conversation": "a"},
     "CountMessages": {"conversation": MESSAGES},
     "TokenizeText": {"prompt": "a"},
