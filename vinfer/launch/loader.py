@@ -240,6 +240,6 @@ def served_model(
         root=manifest.model.source,
         fingerprint=manifest.key,
         has_prompt_logprobs=manifest.has_prompt_logprobs,
-        answer_form=answer_form(model.tool_parser, chat_template),
+        answer_form=answer_form(model.tool_parser, chat_template, reasoning_parser=model.reasoning_parser),
         parity=parity,
     )
