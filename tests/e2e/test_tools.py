@@ -21,9 +21,11 @@ WEATHER_SCHEMA: Any = {
     "required": ["city", "days", "unit"],
     "additionalProperties": False,
 }
+# Bounded, as at a high temperature an open number goes on until max_tokens cuts it off.
+TERM = {"type": "integer", "minimum": 0, "maximum": 999}
 ADD_SCHEMA: Any = {
     "type": "object",
-    "properties": {"terms": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 3}},
+    "properties": {"terms": {"type": "array", "items": TERM, "minItems": 2, "maxItems": 3}},
     "required": ["terms"],
     "additionalProperties": False,
 }

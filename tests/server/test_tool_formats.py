@@ -130,9 +130,13 @@ def test_a_template_says_which_format_it_is(source: str, expected: ToolFormat | 
 
 def test_the_config_decides() -> None:
     qwen, plain = template((TEMPLATES / "qwen3.jinja").read_text()), template(TEMPLATE)
-    assert answer_form("pythonic", qwen) == AnswerForm(tool_format=PYTHONIC, has_tools_as_text=False)
+    assert answer_form("pythonic", qwen, reasoning_parser="none") == AnswerForm(
+        tool_format=PYTHONIC, has_tools_as_text=False
+    )
     assert answer_form("mistral", plain) == AnswerForm(tool_format=MISTRAL, has_tools_as_text=True)
-    assert answer_form("none", qwen) == AnswerForm(tool_format=None, has_tools_as_text=False)
+    assert answer_form("none", qwen, reasoning_parser="none") == AnswerForm(
+        tool_format=None, has_tools_as_text=False
+    )
     assert answer_form("auto", None) == AnswerForm(tool_format=HERMES, has_tools_as_text=True)
 
 

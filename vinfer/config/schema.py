@@ -270,6 +270,10 @@ class ModelConfig(_Block):
         default="auto",
         description="How the model writes tool calls: `auto` asks its chat template, `none` refuses `tools`.",
     )
+    reasoning_parser: Literal["auto", "think", "none"] = Field(
+        default="auto",
+        description="Whether `<think>` tags become `reasoning_content`; `auto` asks the chat template.",
+    )
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="Sampling defaults of this model.")
     chat_template_kwargs: dict[str, TemplateKwargType] = Field(
         default={"enable_thinking": "boolean"},

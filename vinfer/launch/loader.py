@@ -242,6 +242,6 @@ def served_model(
         fingerprint=manifest.key,
         has_prompt_logprobs=manifest.has_prompt_logprobs,
         embeddings=manifest.embeddings,
-        answer_form=answer_form(model.tool_parser, chat_template),
+        answer_form=answer_form(model.tool_parser, chat_template, reasoning_parser=model.reasoning_parser),
         parity=parity,
     )

@@ -24,6 +24,7 @@ from vinfer.server.request_context import RequestContext
 from vinfer.server.sampling import num_choices, resolve_sampling
 from vinfer.server.services import Services
 from vinfer.server.tool_grammar import compile_tool_grammar
+from vinfer.text.reasoning import OPENING, ReasoningParser
 
 
 async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp | JSONResponse:
@@ -43,7 +44,9 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
     grammar = await compile_grammar(services, fields, model)
     if grammar is None:
         grammar = await compile_tool_grammar(services, fields, model)
-    shape = ChatShape(fields, model)
+    # An answer that is bound to a form has no room for thoughts.
+    has_reasoning = model.answer_form.has_reasoning and grammar is None
+    shape = ChatShape(fields, model, prompt_ids if has_reasoning else None)
     generation = Generation(
         name=shape.id,
         model=model,
@@ -60,9 +63,9 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
         rules=TextRules(
             stop=tuple(fields.stop),
             skip_special_tokens=fields.skip_special_tokens,
-            shown_special_ids=model.answer_form.marker_ids(model.tokenizer)
-            if fields.callable_tools
-            else frozenset(),
+            shown_special_ids=model.answer_form.marker_ids(
+                model.tokenizer, reads_calls=bool(fields.callable_tools)
+            ),
             continues_prompt=fields.continue_final_message,
         ),
         arrival_seconds=context.arrival_seconds,
@@ -72,9 +75,17 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
 
 
 class ChatShape:
-    """Writes chat completions and their chunks."""
+    """Writes chat completions and their chunks.
 
-    def __init__(self, fields: ChatFields, model: ServedModel) -> None:
+    Args:
+        reasons_after: the prompt, where the model may think before it answers; None where it may not.
+    """
+
+    def __init__(
+        self, fields: ChatFields, model: ServedModel, reasons_after: tuple[int, ...] | None = None
+    ) -> None:
+        self._has_reasoning = reasons_after is not None
+        self._is_reasoning_open = reasons_after is not None and _ends_with_opening(model, reasons_after)
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self._fields = fields
         self._model = model
@@ -117,6 +128,8 @@ class ChatShape:
         for _ in reader.push(choice.text, is_last=True):
             pass
         message: dict[str, Any] = {"role": "assistant", "content": reader.content}
+        if reader.reasoning:
+            message["reasoning_content"] = reader.reasoning
         if reader.calls:
             message["content"] = reader.content or None
             message["tool_calls"] = [call.as_answer() for call in reader.calls]
@@ -132,6 +145,7 @@ class ChatShape:
             self._model.answer_form,
             self._fields.callable_tools,
             is_parallel=self._fields.parallel_tool_calls,
+            reasoning=ReasoningParser(is_open=self._is_reasoning_open) if self._has_reasoning else None,
         )
 
     def _logprobs(self, tokens: Sequence[GeneratedToken]) -> dict[str, Any] | None:
@@ -162,3 +176,9 @@ class ChatShape:
 
 def _finish_reason(choice: ChoiceDelta, reader: MessageReader) -> str | None:
     return "tool_calls" if choice.finish_reason == "stop" and reader.calls else choice.finish_reason
+
+
+def _ends_with_opening(model: ServedModel, prompt_ids: tuple[int, ...]) -> bool:
+    """Say whether the prompt has opened the model's reasoning; white space may follow."""
+    tail = model.tokenizer.decode(prompt_ids[-2 * len(OPENING) :], skip_special_tokens=False)
+    return tail.rstrip().endswith(OPENING)

@@ -1,4 +1,4 @@
-"""One choice's text taken apart into what a chat message has fields for: content and tool calls.
+"""One choice's text taken apart into what a chat message has fields for: reasoning, content, tool calls.
 
 Event loop; whole and streamed answers go through the same reader. Knows how neither of them is written.
 """
@@ -11,7 +11,8 @@ from typing import Any
 
 from vinfer.server.tools import Tool
 from vinfer.text.answer_form import AnswerForm
-from vinfer.text.call_events import CallArguments, CallStart, Event, Text
+from vinfer.text.call_events import CallArguments, CallStart, Event, Reasoning, Text
+from vinfer.text.reasoning import ReasoningParser
 from vinfer.text.tool_calls import ToolCallParser
 
 
@@ -33,15 +34,25 @@ class AnswerCall:
 
 
 class MessageReader:
-    """Reads one choice as its text comes; `content` and `calls` are what it has read so far.
+    """Reads one choice as its text comes; `reasoning`, `content` and `calls` are what it has read so far.
 
     Args:
         tools: those that may be called; without any, nothing is a call.
         is_parallel: several calls may be given out; what comes with a second one is dropped where not.
+        reasoning: splits off what the model thinks; None where it answers at once.
     """
 
-    def __init__(self, form: AnswerForm, tools: Sequence[Tool], *, is_parallel: bool) -> None:
+    def __init__(
+        self,
+        form: AnswerForm,
+        tools: Sequence[Tool],
+        *,
+        is_parallel: bool,
+        reasoning: ReasoningParser | None = None,
+    ) -> None:
+        self.reasoning = ""
         self.content = ""
+        self._reasoning = reasoning
         self.calls: list[AnswerCall] = []
         self._is_parallel = is_parallel
         self._is_over = False
@@ -60,14 +71,23 @@ class MessageReader:
                 yield self._delta(event)
 
     def _events(self, text: str, *, is_last: bool) -> list[Event]:
+        parts: list[Text | Reasoning] = [Text(text)] if text else []
+        if self._reasoning is not None:
+            parts = self._reasoning.push(text) + (self._reasoning.finish() if is_last else [])
         if self._parser is None:
-            return [Text(text)] if text else []
-        return self._parser.push(text) + (self._parser.finish() if is_last else [])
+            return list(parts)
+        events: list[Event] = []
+        for part in parts:
+            events += self._parser.push(part.text) if isinstance(part, Text) else [part]
+        return events + (self._parser.finish() if is_last else [])
 
     def _delta(self, event: Event) -> dict[str, Any]:
         if isinstance(event, Text):
             self.content += event.text
             return {"content": event.text}
+        if isinstance(event, Reasoning):
+            self.reasoning += event.text
+            return {"reasoning_content": event.text}
         if isinstance(event, CallStart):
             assert self._form is not None
             call = AnswerCall(self._form.new_id(), event.name)

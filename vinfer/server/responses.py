@@ -97,6 +97,7 @@ class AnswerMessage(_Answer):
 
     role: Literal["assistant"]
     content: str | None
+    reasoning_content: str = Field("", description="What it thought before; left out where it did not.")
     tool_calls: Annotated[list[AnsweredCall], Field(min_length=1)] = []
     refusal: None
     annotations: Annotated[list[None], Field(max_length=0)]
@@ -147,6 +148,7 @@ class MessageDelta(_Answer):
 
     role: Literal["assistant"] = "assistant"
     content: str = ""
+    reasoning_content: str = ""
     tool_calls: Annotated[list[CallDelta], Field(min_length=1)] = []
     refusal: None = None
 

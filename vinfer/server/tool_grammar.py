@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from vinfer.engine.grammar import JSON_FORM, Grammar, GrammarSpec
 from vinfer.errors import RequestError
+from vinfer.server.json_schema import closed
 from vinfer.server.model_table import ServedModel
 from vinfer.server.protocol import ChatFields
 from vinfer.server.services import Services
@@ -22,18 +22,6 @@ from vinfer.text.tool_formats import ToolFormat
 
 MAX_BOUND_CALLS = 16
 """Calls in one bound answer: a small model that repeats itself comes to an end."""
-
-# Where these stand, other properties than those listed may be asked for.
-_COMPOSING = (
-    "$ref",
-    "allOf",
-    "anyOf",
-    "oneOf",
-    "if",
-    "patternProperties",
-    "propertyNames",
-    "dependentSchemas",
-)
 
 
 async def compile_tool_grammar(services: Services, fields: ChatFields, model: ServedModel) -> Grammar | None:
@@ -110,9 +98,7 @@ def _path(position: int) -> str:
 
 
 def _schema_text(position: int, tool: Tool) -> str:
-    schema: dict[str, Any] = {"type": "object", **(tool.function.parameters or {})}
-    if not any(key in schema for key in _COMPOSING):
-        schema.setdefault("additionalProperties", False)
+    schema = closed({"type": "object", "properties": {}, **(tool.function.parameters or {})})
     text = json.dumps({**schema, "x-guidance": JSON_FORM}, ensure_ascii=False, separators=(",", ":"))
     if len(text) > MAX_SCHEMA_CHARS:
         raise RequestError(

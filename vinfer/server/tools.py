@@ -25,8 +25,8 @@ _WORDS = ("none", "auto", "required")
 class Function(Body):
     """A function that the model may call; `parameters` is the JSON Schema of its arguments, an object.
 
-    Without `parameters` it takes no arguments. `strict` binds the arguments of every call to the schema;
-    `tool_choice` other than `auto` does so in any case.
+    Without `parameters` it takes no arguments. A call that `tool_choice` asks for satisfies them whatever
+    `strict` says; a call that the model makes of itself is not bound yet, even where `strict` is true.
     """
 
     name: str = Field(pattern=NAME_PATTERN)

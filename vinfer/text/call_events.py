@@ -13,6 +13,13 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Reasoning:
+    """More of what the model thinks before it answers."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class CallStart:
     """A call of a tool begins."""
 
@@ -26,4 +33,4 @@ class CallArguments:
     text: str
 
 
-Event = Text | CallStart | CallArguments
+Event = Text | Reasoning | CallStart | CallArguments
