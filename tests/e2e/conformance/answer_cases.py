@@ -211,7 +211,26 @@ def structured(**form: Any) -> dict[str, Any]:
     return {"structured_outputs": form}
 
 
+def check_priority(route: Route) -> None:
+    """It changes no answer; that it decides who waits is the scheduler's test, not one of time here."""
+    for priority in (-(2**31) + 1, 2**31 - 1):
+        assert route.ask(**DRAWN, priority=priority) == [route.expected.answer(route.prompt, DRAWN)]
+    assert route.refusal(**DRAWN, priority=2**31) == "priority"
+
+
+def check_cache_salt(route: Route) -> None:
+    """It changes no answer: no request has rows of another one, of whatever salt."""
+    for _ in range(2):
+        body = route.body({**DRAWN, "cache_salt": "pepper"})
+        document = route.talk.post(route.path, body)
+        assert route.answer(document["choices"][0]) == route.expected.answer(route.prompt, DRAWN)
+        assert document["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert route.refusal(**DRAWN, cache_salt="") == "cache_salt"
+
+
 ANSWER_CASES: dict[str, Case] = {
+    "priority": check_priority,
+    "cache_salt": check_cache_salt,
     "model": check_model,
     "stop": check_stop,
     "logprobs": check_logprobs,

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.register_assert_rewrite("answer_cases", "prompt_cases", "sampling_cases", "numpy_sampler")
+pytest.register_assert_rewrite(
+    "answer_cases", "prompt_cases", "sampling_cases", "numpy_sampler", "tool_cases"
+)
 if TYPE_CHECKING:
     from expected import Expected
     from tiny_server import Talk

@@ -10,7 +10,7 @@ import numpy as np
 from answer_cases import LOGPROB_ERROR, check_top, check_top_logprobs, expected_logprobs
 from routes import MESSAGES, PROMPT, Route
 from sampling_cases import DRAWN, GREEDY
-from tiny_server import BOS_ID, MAX_MODEL_LEN, MODEL
+from tiny_server import BOS_ID, MAX_MODEL_LEN, MODEL, Answer
 
 Case = Callable[[Route], None]
 
@@ -158,10 +158,16 @@ def check_completion_prompt(route: Route) -> None:
 
 
 def check_best_of(route: Route) -> None:
-    """As many as are answered with: there is nothing to choose from."""
-    answers = route.ask(**DRAWN, n=2, best_of=2)
-    assert answers == [route.expected.answer(route.prompt, DRAWN, choice=choice) for choice in range(2)]
-    assert route.refusal(**DRAWN, n=2, best_of=3) == "best_of"
+    """Of three answers the two that the model itself finds likeliest by token, the best one first."""
+    drawn = [route.expected.answer(route.prompt, DRAWN, choice=choice) for choice in range(3)]
+
+    def mean_logprob(answer: Answer) -> float:
+        ids = [*answer.ids, *([BOS_ID + 1] if answer.finish_reason == "stop" else [])]
+        exact = expected_logprobs(route.expected, route.prompt, ids)
+        return float(exact[np.arange(len(ids)), ids].mean())
+
+    assert route.ask(**DRAWN, n=2, best_of=3) == sorted(drawn, key=mean_logprob, reverse=True)[:2]
+    assert route.refusal(**DRAWN, n=2, best_of=1) == "best_of"
 
 
 def check_echo(route: Route) -> None:

@@ -18,6 +18,7 @@ from prompt_cases import PROMPT_CASES
 from routes import MESSAGES, Route
 from sampling_cases import DRAWN, GREEDY, SAMPLING_CASES
 from tiny_server import MODEL, Talk
+from tool_cases import TOOL_CASES
 
 from vinfer.server.body_model import Body
 from vinfer.server.fields import Treatment
@@ -30,7 +31,10 @@ FORMS: dict[str, tuple[str, RequestForm[Any]]] = {
     for form in operation.forms
 }
 GENERATING = dict.fromkeys(("ChatFields", "CompletionFields"), SAMPLING_CASES | ANSWER_CASES)
-CASES = {name: GENERATING.get(name, {}) | PROMPT_CASES.get(name, {}) for name in FORMS}
+CASES = {
+    name: {**GENERATING.get(name, {}), **PROMPT_CASES.get(name, {}), **TOOL_CASES.get(name, {})}
+    for name in FORMS
+}
 
 # The smallest body of each form.
 BODIES: dict[str, dict[str, Any]] = {

@@ -30,13 +30,21 @@ OTHER_MAX_TOKENS = 3
 MAX_MODEL_LEN = 512
 BOS_ID, EOS_ID = 256, 257
 
+# Hermes' form, by the comment.
 CHAT_TEMPLATE = """\
+{#- <tool_call> #}
+{%- if enable_thinking is defined %}thinking={{ enable_thinking }}|{% endif %}
+{%- if reasoning_effort is defined %}effort={{ reasoning_effort }}|{% endif %}
+{%- for tool in tools or [] %}
+{{- tool.type }} {{ tool.function.name }} {{ tool.function.description }} {# -#}
+{{ tool.function.parameters | tojson }}|
+{%- endfor %}
 {%- for message in messages %}
 {{- message.role }}: {{ message.content or "" }}
 {%- for key in ["name", "tool_call_id", "reasoning_content"] if message[key] %} {{ key }}={{ message[key] }}
 {%- endfor %}
 {%- for call in message.tool_calls or [] %} {{ call.id }} {{ call.type }} {{ call.function.name }}
-{{- call.function.arguments }}
+{{- call.function.arguments | tojson }}
 {%- endfor %}|
 {%- endfor %}
 {%- if add_generation_prompt %}assistant: {% endif %}"""
