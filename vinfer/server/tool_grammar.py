@@ -1,8 +1,6 @@
 """Binds answers to tool calls: from the tools that must be called to a Lark grammar of llguidance.
 
-Arguments follow each tool's JSON Schema, around them stands the model's own format. A schema that leaves
-open whether other properties may follow is closed at its top: what satisfies the closed one satisfies the
-open one, and a small model does not invent arguments.
+Arguments follow each tool's JSON Schema (see `json_schema.closed`), around them stands the model's own format.
 """
 
 from __future__ import annotations
