@@ -39,19 +39,6 @@ NEOX: dict[str, Any] = {
 Directory = Callable[[Callable[[dict[str, Any]], dict[str, Any]]], Path]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt2-scaled", "gpt-neox", "gpt-neox-sequential"])
-def test_the_tensors_are_those_that_transformers_writes(name: str) -> None:
-    pytest.importorskip("torch", reason="tiny checkpoints are written by transformers with torch")
-    from safetensors import safe_open
-    from tiny.checkpoints import checkpoint
-
-    with safe_open(checkpoint(name) / "model.safetensors", framework="np") as file:
-        written = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    normalised = normalise(json.loads((checkpoint(name) / "config.json").read_text()))
-    assert normalised.shapes == written
-    assert json.loads(json.dumps(normalised.config)) == normalised.config
-
-
 def test_gpt2_has_the_defaults_of_its_config_class() -> None:
     facts = normalise({"model_type": "gpt2"}).facts
     assert (facts.hidden_size, facts.num_layers, facts.num_attention_heads) == (768, 12, 12)

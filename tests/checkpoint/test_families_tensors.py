@@ -10,14 +10,14 @@ pytest.importorskip("torch", reason="tiny checkpoints are written by transformer
 
 from safetensors import safe_open
 from tiny.checkpoints import checkpoint
-from tiny.families import cohere, olmo, phi, smollm
+from tiny.families import cohere, glm, gpt, mistral, mixtures, olmo, phi, smollm, stablelm
 
 from vinfer.checkpoint.normalise import normalise
 
-NAMES = (*cohere.MODELS, *olmo.MODELS, *phi.MODELS, *smollm.MODELS)
+FAMILIES = (cohere, glm, gpt, mistral, mixtures, olmo, phi, smollm, stablelm)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for family in FAMILIES for name in family.MODELS])
 def test_a_config_says_what_is_beside_it(name: str) -> None:
     directory = checkpoint(name)
     with safe_open(directory / "model.safetensors", framework="np") as file:
