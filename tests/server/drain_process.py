@@ -21,6 +21,6 @@ if __name__ == "__main__":
     sys.stdout.write(f"{sock.getsockname()[1]}\n")
     sys.stdout.flush()
     code = run_server(create_app(config, models), config, sock)
-    loaded = {"jax", "jaxlib", "transformers", "torch", "easydel"} & sys.modules.keys()
+    loaded = {"jax", "jaxlib", "numpy", "transformers", "torch", "easydel"} & sys.modules.keys()
     sys.stdout.write(" ".join(["loaded:", *sorted(loaded)]) + "\n")
     sys.exit(code)

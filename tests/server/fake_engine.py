@@ -10,10 +10,10 @@ import asyncio
 import dataclasses
 import json
 import threading
+from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import numpy as np
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
@@ -180,9 +180,8 @@ class FakeEngine:
             return
         counted = request.prompt_ids if request.pooling == "mean" else request.prompt_ids[-1:]
         for half, tokens in enumerate((counted[::2], counted[1::2])):
-            part = np.zeros(EMBEDDING_SIZE, np.float32)
-            part[:2] = (sum(tokens), len(tokens))
-            part[:2] *= self.pooled_scale
+            said = (self.pooled_scale * sum(tokens), self.pooled_scale * len(tokens))
+            part = array("f", (*said, *[0.0] * (EMBEDDING_SIZE - 2)))
             yield TokenEvent(finish_reason="length" if half else None, pooled=(part.tobytes(),))
 
     def _completion(self, request: Request) -> tuple[list[int], FinishReason]:

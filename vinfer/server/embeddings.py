@@ -11,10 +11,8 @@ import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
@@ -29,8 +27,10 @@ from vinfer.server.request_body import read_json_object
 from vinfer.server.request_context import RequestContext
 from vinfer.server.services import Services
 
-# One number of an embedding as base64 carries it.
-_FLOAT32 = np.dtype("<f4")
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 _NOTHING_TO_SAMPLE = SamplingParams(max_tokens=0, temperature=0.0)
 
 
@@ -165,6 +165,9 @@ def _vector(parts: Sequence[bytes], size: int) -> npt.NDArray[np.float32]:
         parts: see `TokenEvent.pooled`.
         size: numbers to keep, from the first on.
     """
+    # A server of text alone does not load it for this; a model's engine has loaded it long before.
+    import numpy as np
+
     chunks = np.stack([np.frombuffer(part, np.float32) for part in parts])
     kept = chunks.sum(axis=0, dtype=np.float64)[:size]
     norm = np.linalg.norm(kept)
@@ -177,5 +180,5 @@ def _vector(parts: Sequence[bytes], size: int) -> npt.NDArray[np.float32]:
 
 def _written(vector: npt.NDArray[np.float32], fields: EmbeddingFields) -> Any:
     if fields.encoding_format == "base64":
-        return base64.b64encode(vector.astype(_FLOAT32).tobytes()).decode()
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return vector.tolist()
