@@ -66,9 +66,10 @@ class ChatTemplate:
         self._characters = frozenset(source).union(*self._special_tokens.values())
         self._environment = TemplateSandbox()
         try:
-            self.variables = frozenset(jinja2.meta.find_undeclared_variables(self._environment.parse(source)))
+            tree = self._environment.parse(source)
+            self.variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
             self.takes_tools = "tools" in self.variables
-            self._template = self._environment.compile_checked(source)
+            self._template = self._environment.compile_checked(tree)
         except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError) as error:
             line = getattr(error, "lineno", None)
             raise BundleError(f"chat template{f' line {line}' if line else ''}: {error}") from None

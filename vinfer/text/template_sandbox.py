@@ -103,10 +103,9 @@ class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.globals["strftime_now"] = _strftime_now
         del self.globals["lipsum"]  # filler text of any length, in one call
 
-    def compile_checked(self, source: str) -> jinja2.Template:
-        """Compile a template with its loops, `~`, comparisons and literals under the limits."""
-        tree = _Limits(self).visit(self.parse(source))
-        return self.from_string(tree)
+    def compile_checked(self, tree: jinja2.nodes.Template) -> jinja2.Template:
+        """Compile a parsed template with its loops, `~`, comparisons and literals under the limits."""
+        return self.from_string(_Limits(self).visit(tree))
 
     def start(self, max_seconds: float, given_len: int) -> None:
         """Begin a rendering in this thread, of variables with so many characters."""
