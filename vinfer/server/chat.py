@@ -125,8 +125,7 @@ class ChatShape:
 
     def _whole_choice(self, choice: ChoiceDelta) -> dict[str, Any]:
         reader = self._reader()
-        for _ in reader.push(choice.text, is_last=True):
-            pass
+        reader.push(choice.text, is_last=True)
         message: dict[str, Any] = {"role": "assistant", "content": reader.content}
         if reader.reasoning:
             message["reasoning_content"] = reader.reasoning

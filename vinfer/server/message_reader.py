@@ -6,7 +6,7 @@ Event loop; whole and streamed answers go through the same reader. Knows how nei
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from vinfer.server.tools import Tool
@@ -61,14 +61,16 @@ class MessageReader:
         if tools and self._form is not None:
             self._parser = ToolCallParser(self._form, {tool.function.name for tool in tools})
 
-    def push(self, text: str, *, is_last: bool) -> Iterator[dict[str, Any]]:
+    def push(self, text: str, *, is_last: bool) -> list[dict[str, Any]]:
         """Take more text and give each piece of the message as a streamed delta has it."""
+        deltas = []
         for event in self._events(text, is_last=is_last):
             self._is_over = self._is_over or (
                 isinstance(event, CallStart) and bool(self.calls) and not self._is_parallel
             )
             if not self._is_over:
-                yield self._delta(event)
+                deltas.append(self._delta(event))
+        return deltas
 
     def _events(self, text: str, *, is_last: bool) -> list[Event]:
         parts: list[Text | Reasoning] = [Text(text)] if text else []
