@@ -7,7 +7,7 @@ open one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 # Where these stand, a narrower part could make the whole wider, or contradict another part.
@@ -42,13 +42,19 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         schema: not nested deeper than a request body may be.
     """
-    for part in _parts(schema):
-        if _COMPOSING & part.keys() or ("properties" in part and ("$ref" in part or "anyOf" in part)):
-            return dict(schema)
-    return _closed(schema)
+    try:
+        return _closed(schema)
+    except _ComposingError:
+        return dict(schema)
+
+
+class _ComposingError(Exception):
+    """A part of the schema composes others."""
 
 
 def _closed(part: Mapping[str, Any]) -> dict[str, Any]:
+    if _COMPOSING & part.keys() or ("properties" in part and ("$ref" in part or "anyOf" in part)):
+        raise _ComposingError
     new = dict(part)
     for key, value in part.items():
         if key in _MAPS and isinstance(value, dict):
@@ -74,20 +80,3 @@ def _can_be_closed(part: Mapping[str, Any]) -> bool:
     if not isinstance(least, int) or least > len(properties):
         return False
     return all(isinstance(name, str) and name in properties for name in required)
-
-
-def _parts(part: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield a schema and all schemas in it."""
-    if not isinstance(part, Mapping):
-        return
-    yield part
-    for key in _MAPS:
-        inner = part.get(key)
-        for value in inner.values() if isinstance(inner, dict) else ():
-            yield from _parts(value)
-    for key in _LISTS:
-        inner = part.get(key)
-        for value in inner if isinstance(inner, list) else ():
-            yield from _parts(value)
-    for key in _SINGLE:
-        yield from _parts(part.get(key))

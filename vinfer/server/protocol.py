@@ -24,7 +24,7 @@ from vinfer.server.fields import (
     FieldRule,
     applied_fields,
 )
-from vinfer.server.structured_outputs import ResponseFormat, StructuredOutputs, check_one_form
+from vinfer.server.structured_outputs import ResponseFormat, StructuredOutputs, binds_form, check_one_form
 from vinfer.server.template_kwargs import ReasoningEffort, TemplateKwargs
 from vinfer.server.tools import (
     Tool,
@@ -317,8 +317,7 @@ def parse_chat(body: Mapping[str, Any], unknown: Unknown) -> ChatFields:
     check_tool_choice(
         fields.tools,
         fields.tool_choice,
-        binds_form=fields.structured_outputs is not None
-        or (fields.response_format is not None and fields.response_format.type != "text"),
+        binds_form=binds_form(fields.response_format, fields.structured_outputs),
         ignore_eos=fields.ignore_eos,
     )
     return fields

@@ -49,6 +49,11 @@ class StructuredOutputs(Body):
     json_: dict[str, Any] | None = Field(None, alias="json")
 
 
+def binds_form(response_format: ResponseFormat | None, structured_outputs: StructuredOutputs | None) -> bool:
+    """Say whether one of the fields binds the answer."""
+    return structured_outputs is not None or (response_format is not None and response_format.type != "text")
+
+
 def check_one_form(
     response_format: ResponseFormat | None, structured_outputs: StructuredOutputs | None, *, ignore_eos: bool
 ) -> None:
@@ -66,7 +71,6 @@ def check_one_form(
                 else "response_format.json_schema needs type json_schema: leave it out or change the type",
                 param="response_format.json_schema",
             )
-    binds = response_format is not None and response_format.type != "text"
     if structured_outputs is not None:
         num_forms = len(structured_outputs.model_dump(exclude_none=True))
         if num_forms != 1:
@@ -74,12 +78,12 @@ def check_one_form(
                 f"structured_outputs has {num_forms} of regex, choice, grammar and json: send one",
                 param="structured_outputs",
             )
-        if binds:
+        if binds_form(response_format, None):
             raise RequestError(
                 "structured_outputs and response_format exclude each other: send one of them",
                 param="structured_outputs",
             )
-    if ignore_eos and (binds or structured_outputs is not None):
+    if ignore_eos and binds_form(response_format, structured_outputs):
         raise RequestError(
             "ignore_eos does not go with response_format or structured_outputs: once the answer is complete, "
             "only the end token may follow; leave it out",
@@ -117,10 +121,19 @@ def grammar_spec(
 def _as_json(
     kind: GrammarKind, value: Mapping[str, Any] | list[str], path: str, max_chars: int
 ) -> GrammarSpec:
+    return GrammarSpec(kind, bounded_json(value, path, max_chars), path)
+
+
+def bounded_json(value: Mapping[str, Any] | list[str], path: str, max_chars: int) -> str:
+    """Write a value without white space.
+
+    Raises:
+        RequestError: names the field at `path`, where that is longer than `max_chars` characters.
+    """
     # Keys stay in order: an answer has its properties in the schema's.
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if len(text) > max_chars:
         raise RequestError(
             f"{path} has {len(text)} characters as JSON; the limit is {max_chars}: shorten it", param=path
         )
-    return GrammarSpec(kind, text, path)
+    return text

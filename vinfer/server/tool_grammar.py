@@ -15,7 +15,7 @@ from vinfer.server.json_schema import closed
 from vinfer.server.model_table import ServedModel
 from vinfer.server.protocol import ChatFields
 from vinfer.server.services import Services
-from vinfer.server.structured_outputs import MAX_SCHEMA_CHARS
+from vinfer.server.structured_outputs import MAX_SCHEMA_CHARS, bounded_json
 from vinfer.server.tools import Tool, bound_tools
 from vinfer.text.tool_formats import ToolFormat
 
@@ -98,11 +98,4 @@ def _path(position: int) -> str:
 
 def _schema_text(position: int, tool: Tool) -> str:
     schema = closed({"type": "object", "properties": {}, **(tool.function.parameters or {})})
-    text = json.dumps({**schema, "x-guidance": JSON_FORM}, ensure_ascii=False, separators=(",", ":"))
-    if len(text) > MAX_SCHEMA_CHARS:
-        raise RequestError(
-            f"{_path(position)} has {len(text)} characters as JSON; the limit is {MAX_SCHEMA_CHARS}: "
-            "shorten it",
-            param=_path(position),
-        )
-    return text
+    return bounded_json({**schema, "x-guidance": JSON_FORM}, _path(position), MAX_SCHEMA_CHARS)
