@@ -1,6 +1,7 @@
 """Binds answers to tool calls: from the tools that must be called to a Lark grammar of llguidance.
 
-Arguments follow each tool's JSON Schema (see `json_schema.closed`), around them stands the model's own format.
+Arguments follow each tool's JSON Schema, closed as `json_schema` does it; around them stands the model's own
+format.
 """
 
 from __future__ import annotations
