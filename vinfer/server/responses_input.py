@@ -14,7 +14,6 @@ from pydantic_core import PydanticCustomError
 
 from vinfer.server.body_model import Body
 from vinfer.server.field_errors import shown
-from vinfer.server.protocol import CalledFunction, ChatMessage, TextPart, ToolCall
 
 _PART_TYPES = ("input_text", "output_text")
 _ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
@@ -134,11 +133,11 @@ Items = Annotated[list[Item], Field(min_length=1)]
 InputItems = Annotated[Items, BeforeValidator(_text_as_item, json_schema_input_type=str | Items)]
 
 
-def input_messages(instructions: str | None, items: Sequence[Item]) -> list[ChatMessage]:
-    """Write items as the messages of a conversation: one turn of the model is one message."""
-    messages: list[ChatMessage] = []
+def input_messages(instructions: str | None, items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Write items as the messages of a chat completion: one turn of the model is one message."""
+    messages: list[dict[str, Any]] = []
     if instructions is not None:
-        messages.append(ChatMessage(role="system", content=[TextPart(type="text", text=instructions)]))
+        messages.append({"role": "system", "content": instructions})
     thought = ""
     for item in items:
         if isinstance(item, ReasoningItem):
@@ -151,26 +150,23 @@ def input_messages(instructions: str | None, items: Sequence[Item]) -> list[Chat
             messages.append(_unspoken(thought))
             thought = ""
         if isinstance(item, FunctionCallItem):
-            if thought or not messages or messages[-1].role != "assistant":
-                messages.append(ChatMessage(role="assistant", reasoning_content=thought or None))
-            turn = messages.pop()
-            function = CalledFunction(name=item.name, arguments=item.arguments)
-            calls = [*(turn.tool_calls or ()), ToolCall(id=item.call_id, function=function)]
-            messages.append(turn.model_copy(update={"tool_calls": calls}))
+            if thought or not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "reasoning_content": thought or None})
+            function = {"name": item.name, "arguments": item.arguments}
+            messages[-1].setdefault("tool_calls", []).append({"id": item.call_id, "function": function})
         elif isinstance(item, FunctionCallOutputItem):
-            messages.append(ChatMessage(role="tool", content=_parts(item.output), tool_call_id=item.call_id))
+            messages.append({"role": "tool", "content": _parts(item.output), "tool_call_id": item.call_id})
         else:
-            messages.append(
-                ChatMessage(role=item.role, content=_parts(item.content), reasoning_content=thought or None)
-            )
+            said = {"role": item.role, "content": _parts(item.content)}
+            messages.append({**said, "reasoning_content": thought or None})
         thought = ""
     return [*messages, _unspoken(thought)] if thought else messages
 
 
-def _unspoken(thought: str) -> ChatMessage:
+def _unspoken(thought: str) -> dict[str, Any]:
     """Write thoughts that nothing followed."""
-    return ChatMessage(role="assistant", content=[TextPart(type="text", text="")], reasoning_content=thought)
+    return {"role": "assistant", "content": "", "reasoning_content": thought}
 
 
-def _parts(parts: Sequence[ContentPart]) -> list[TextPart]:
-    return [TextPart(type="text", text=part.text) for part in parts]
+def _parts(parts: Sequence[ContentPart]) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": part.text} for part in parts]

@@ -20,16 +20,12 @@ from vinfer.server.field_errors import shown
 from vinfer.server.fields import RESPONSES_FIELDS
 from vinfer.server.protocol import MAX_INT32, ChatFields, RequestForm, Seed, Temperature, TopP, Unknown
 from vinfer.server.responses_input import InputItems, input_messages
-from vinfer.server.structured_outputs import MAX_DESCRIPTION_CHARS, JsonSchemaFormat, ResponseFormat
+from vinfer.server.structured_outputs import MAX_DESCRIPTION_CHARS
 from vinfer.server.template_kwargs import ReasoningEffort
 from vinfer.server.tools import (
     CHOICE_WORDS,
     MAX_TOOLS,
     NAME_PATTERN,
-    Function,
-    NamedFunction,
-    Tool,
-    ToolChoice,
     check_tool_choice,
     check_tools,
 )
@@ -65,10 +61,9 @@ class FlatTool(Body):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
-    def as_chat(self) -> Tool:
+    def as_chat(self) -> dict[str, Any]:
         """Give the tool as chat completions have it."""
-        function = Function(**self.model_dump(exclude={"type"}))
-        return Tool(type=self.type, function=function)
+        return {"type": self.type, "function": self.model_dump(exclude={"type"})}
 
 
 class NamedFlatChoice(Body):
@@ -84,10 +79,9 @@ class FlatToolChoice(Body):
     type: Literal["none", "auto", "required", "function"]
     name: str | None = Field(None, min_length=1)
 
-    def as_chat(self) -> ToolChoice:
+    def as_chat(self) -> Any:
         """Give the choice as chat completions have it."""
-        function = None if self.name is None else NamedFunction(name=self.name)
-        return ToolChoice(type=self.type, function=function)
+        return self.type if self.name is None else {"type": self.type, "function": {"name": self.name}}
 
     def as_answer(self) -> Any:
         """Give the choice as it was sent."""
@@ -103,16 +97,10 @@ class TextFormat(Body):
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     strict: bool | None = None
 
-    def as_chat(self) -> ResponseFormat:
+    def as_chat(self) -> dict[str, Any]:
         """Give the form as chat completions have it."""
-        if self.type != "json_schema":
-            return ResponseFormat(type=self.type)
-        assert self.name is not None
-        assert self.schema_ is not None
-        json_schema = JsonSchemaFormat(
-            name=self.name, description=self.description, schema=self.schema_, strict=self.strict
-        )
-        return ResponseFormat(type=self.type, json_schema=json_schema)
+        schema = self.model_dump(by_alias=True, exclude={"type"}, exclude_none=True)
+        return {"type": self.type, "json_schema": schema} if schema else {"type": self.type}
 
     def as_answer(self) -> dict[str, Any]:
         """Give the form as it was sent."""
@@ -160,21 +148,22 @@ class ResponsesFields(Body):
 
     def as_chat(self) -> ChatFields:
         """Give the chat completion that asks for the same."""
-        return ChatFields(
-            model=self.model,
-            messages=input_messages(self.instructions, self.input),
-            max_completion_tokens=self.max_output_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
+        completion = {
+            "model": self.model,
+            "messages": input_messages(self.instructions, self.input),
+            "max_completion_tokens": self.max_output_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": self.seed,
             # Whatever the config says: a response has one answer.
-            n=1,
-            response_format=None if self.text.format is None else self.text.format.as_chat(),
-            tools=[tool.as_chat() for tool in self.tools],
-            tool_choice=None if self.tool_choice is None else self.tool_choice.as_chat(),
-            parallel_tool_calls=self.parallel_tool_calls,
-            reasoning_effort=self.reasoning.effort,
-        )
+            "n": 1,
+            "response_format": None if self.text.format is None else self.text.format.as_chat(),
+            "tools": [tool.as_chat() for tool in self.tools],
+            "tool_choice": None if self.tool_choice is None else self.tool_choice.as_chat(),
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "reasoning_effort": self.reasoning.effort,
+        }
+        return ChatFields.model_validate(completion)
 
 
 RESPONSES = RequestForm(ResponsesFields, RESPONSES_FIELDS)
@@ -213,8 +202,8 @@ def _named(text: str) -> str:
     return text
 
 
-def parse_responses(body: Mapping[str, Any], unknown: Unknown) -> ResponsesFields:
-    """Check the body of a response.
+def parse_responses(body: Mapping[str, Any], unknown: Unknown) -> tuple[ResponsesFields, ChatFields]:
+    """Check the body of a response, and write the chat completion that asks for the same.
 
     Raises:
         RequestError: names the first bad field.
@@ -223,14 +212,16 @@ def parse_responses(body: Mapping[str, Any], unknown: Unknown) -> ResponsesField
     form = fields.text.format
     if form is not None:
         _check_format(form)
-    choice = None if fields.tool_choice is None else fields.tool_choice.as_chat()
-    tools = [tool.as_chat() for tool in fields.tools]
+    completion = fields.as_chat()
     with in_own_words():
-        check_tools(tools)
+        check_tools(completion.tools)
         check_tool_choice(
-            tools, choice, binds_form=form is not None and form.type != "text", ignore_eos=False
+            completion.tools,
+            completion.tool_choice,
+            binds_form=form is not None and form.type != "text",
+            ignore_eos=False,
         )
-    return fields
+    return fields, completion
 
 
 def _check_format(form: TextFormat) -> None:

@@ -1,7 +1,6 @@
 """`POST /v1/responses`, without a memory: a conversation in, output items out, whole or as events.
 
-Event loop; templates and tokenization go to worker threads. It is the chat completion of `as_chat` in another
-form.
+Event loop; templates and tokenization go to worker threads. Generates what the same chat completion would.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ async def responses(services: Services, request: HttpRequest) -> ASGIApp | JSONR
     """
     context = RequestContext.of(request.scope)
     body = await read_json_object(request, services)
-    fields = parse_responses(body, services.config.unknown_fields)
+    fields, completion = parse_responses(body, services.config.unknown_fields)
     with in_own_words():
-        conversation = await prepare(services, context, fields.as_chat(), f"resp_{uuid.uuid4().hex}")
+        conversation = await prepare(services, context, completion, f"resp_{uuid.uuid4().hex}")
     answer = ResponseAnswer(services, fields, conversation)
     generation = conversation.generation
     generation.start()

@@ -73,8 +73,6 @@ class NamedToolChoice(Body):
 
 def _checked_choice(value: Any) -> Any:
     """Tell words and objects apart here: pydantic would put the branch of a union into the error's path."""
-    if isinstance(value, ToolChoice):
-        return value
     if isinstance(value, str) and value in CHOICE_WORDS:
         return {"type": value}
     if isinstance(value, dict) and set(value) == {"type", "function"} and value["type"] == "function":
