@@ -128,8 +128,8 @@ def test_a_round_trip_of_items(client: openai.OpenAI) -> None:
     jsonschema.validate(json.loads(call.arguments), WEATHER_SCHEMA)
     returned = {"type": "function_call_output", "call_id": call.call_id, "output": "22 degrees, sunny"}
     items += [call, returned]
-    second = client.responses.create(**asked, input=items, tool_choice="none", max_output_tokens=40)
-    assert second.output_text
+    second = client.responses.create(**asked, input=items, max_output_tokens=40)
+    assert second.output
     assert second.usage is not None
     assert first.usage is not None
     assert second.usage.input_tokens > first.usage.input_tokens
