@@ -400,7 +400,7 @@ RESPONSES_CASES: Mapping[str, Case] = {
     "tools.name": offered(
         [tool("one"), tool("two")], f"function one  {NO_ARGUMENTS}|function two  {NO_ARGUMENTS}|"
     ),
-    "tools.description": offered([tool("f", description="Adds.")], f"function f Adds. {NO_ARGUMENTS}|"),
+    "tools.description": offered([tool("f", description="Sums up.")], f"function f Sums up. {NO_ARGUMENTS}|"),
     "tools.parameters": offered([tool("f", parameters=CHOICE_OF_TWO)], f"function f  {WRITTEN_CHOICE}|"),
     "tools.strict": check_tool_strict,
     "tool_choice.type": check_tool_choice,
