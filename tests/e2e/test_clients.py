@@ -95,7 +95,7 @@ def test_responses(server: ServerProcess) -> None:
         with client.responses.stream(**asked) as stream:
             texts = [event.delta for event in stream if event.type == "response.output_text.delta"]
             assert stream.get_final_response().usage == whole.usage
-        assert len(texts) > 3
+        assert len(texts) > 1
         assert "".join(texts) == ANSWER
         parsed = client.responses.parse(**asked, text_format=Capital)
         assert parsed.output_parsed is not None
