@@ -84,6 +84,24 @@ def test_parse_into_a_model(client: openai.OpenAI) -> None:
     assert "Paris" in answer.choices[0].message.parsed.city
 
 
+def test_responses(server: ServerProcess) -> None:
+    """Whole, streamed and parsed, each body and event as strict as the client can be."""
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1", api_key="unused", max_retries=0, _strict_response_validation=True
+    ) as client:
+        asked: Any = {"model": MODEL, "input": QUESTION, "temperature": 0}
+        whole = client.responses.create(**asked)
+        assert (whole.status, whole.output_text) == ("completed", ANSWER)
+        with client.responses.stream(**asked) as stream:
+            texts = [event.delta for event in stream if event.type == "response.output_text.delta"]
+            assert stream.get_final_response().usage == whole.usage
+        assert len(texts) > 1
+        assert "".join(texts) == ANSWER
+        parsed = client.responses.parse(**asked, text_format=Capital)
+        assert parsed.output_parsed is not None
+        assert "Paris" in parsed.output_parsed.city
+
+
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).owned_by == "easydel"

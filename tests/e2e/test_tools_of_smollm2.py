@@ -111,3 +111,25 @@ def test_a_round_trip(client: openai.OpenAI) -> None:
     )
     assert without.usage is not None
     assert second.usage.prompt_tokens > without.usage.prompt_tokens + 20
+
+
+def test_a_round_trip_of_items(client: openai.OpenAI) -> None:
+    """`/v1/responses`: the answer's own items and what the function returned go back as input."""
+    items: list[Any] = list(QUESTION)
+    asked: Any = {
+        "model": MODEL,
+        "tools": [{"type": "function", **tool["function"]} for tool in TOOLS],
+        "temperature": 0,
+    }
+    named = {"type": "function", "name": "get_weather"}
+    first = client.responses.create(**asked, input=items, tool_choice=named, max_output_tokens=200)
+    (call,) = first.output
+    assert call.type == "function_call"
+    jsonschema.validate(json.loads(call.arguments), WEATHER_SCHEMA)
+    returned = {"type": "function_call_output", "call_id": call.call_id, "output": "22 degrees, sunny"}
+    items += [call, returned]
+    second = client.responses.create(**asked, input=items, max_output_tokens=40)
+    assert second.output
+    assert second.usage is not None
+    assert first.usage is not None
+    assert second.usage.input_tokens > first.usage.input_tokens

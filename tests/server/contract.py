@@ -18,6 +18,7 @@ HI = [{"role": "user", "content": "hi"}]
 BODIES: dict[str, list[dict[str, Any]]] = {
     "/v1/chat/completions": [{"model": "fake", "messages": HI}],
     "/v1/completions": [{"model": "fake", "prompt": [4]}],
+    "/v1/responses": [{"model": "fake", "input": "hi"}],
     "/v1/embeddings": [{"model": "fake", "input": "a"}],
     "/v1/count_tokens": [{"model": "fake", "conversation": "a"}, {"model": "fake", "conversation": HI}],
     "/tokenize": [{"prompt": "a"}, {"messages": HI}],
@@ -76,9 +77,9 @@ class Contract:
             self.request_validator(request.method, request.url.path).validate(body)
 
     def _check_events(self, schema: dict[str, Any], text: str) -> None:
-        for event in text.split("\n\n"):
-            if event.startswith("data: ") and event != "data: [DONE]":
-                self.validator(schema).validate(json.loads(event.removeprefix("data: ")))
+        for line in text.split("\n"):
+            if line.startswith("data: ") and line != "data: [DONE]":
+                self.validator(schema).validate(json.loads(line.removeprefix("data: ")))
 
 
 class CheckedClient(httpx.Client):

@@ -40,6 +40,8 @@ SUCCESSES: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/v1/chat/completions", {"messages": HI, "max_tokens": 3, **LOGPROBS, **STREAM}),
     ("POST", "/v1/completions", {"prompt": ["a", [4, 5]], "logprobs": 1}),
     ("POST", "/v1/completions", {"prompt": "a", "logprobs": 0, **STREAM}),
+    ("POST", "/v1/responses", {"input": "hi", "max_output_tokens": 3}),
+    ("POST", "/v1/responses", {"input": HI, "stream": True}),
     ("POST", "/v1/embeddings", {"input": ["a", [4, 5]], "dimensions": 2}),
     ("POST", "/v1/embeddings", {"input": "a", "encoding_format": "base64"}),
     ("POST", "/v1/count_tokens", {"conversation": "a"}),

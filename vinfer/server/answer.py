@@ -6,7 +6,7 @@ Runs on the event loop. Both forms fold the same deltas, so they cannot disagree
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any, Protocol
 
 from starlette.requests import Request as HttpRequest
@@ -72,19 +72,41 @@ async def answer(
     generation.start()
     if fields.stream:
         return EventStream(services, generation, _chunks(fields, generation, shape))
+    choices = await whole_choices(services, request, generation)
+    return JSONResponse({**shape.body(choices), "usage": usage(generation)})
+
+
+async def whole_choices(
+    services: Services, request: HttpRequest, generation: Generation
+) -> list[ChoiceDelta]:
+    """Wait until a started generation has ended, and close it.
+
+    Raises:
+        VinferError: the engine does not finish it.
+        ClientLeftError: the client closed the connection.
+    """
     try:
-        choices = await unless_client_leaves(request.receive, _run_to_end(services, request, generation))
+        return await unless_client_leaves(request.receive, _run_to_end(services, request, generation))
     finally:
         await generation.close()
-    return JSONResponse({**shape.body(choices), "usage": usage(generation)})
+
+
+async def deltas_or_pings(generation: Generation) -> AsyncGenerator[ChoiceDelta | None, None]:
+    """Give what a started generation brings as it comes; None where a stream must not stay silent."""
+    while not generation.is_done:
+        deltas = await generation.next_deltas(PING_SECONDS)
+        if not deltas:
+            yield None
+        for delta in deltas:
+            yield delta
 
 
 async def _run_to_end(services: Services, request: HttpRequest, generation: Generation) -> list[ChoiceDelta]:
     choices = [ChoiceDelta(index) for index in range(generation.num_choices)]
     context = RequestContext.of(request.scope)
     async with services.deadlines.limit(time.monotonic() - context.arrival_seconds):
-        while not generation.is_done:
-            for delta in await generation.next_deltas(PING_SECONDS):
+        async for delta in deltas_or_pings(generation):
+            if delta is not None:
                 choices[delta.index].extend(delta)
     return choices
 
@@ -98,12 +120,11 @@ async def _chunks(fields: SamplingFields, generation: Generation, shape: AnswerS
 
     for chunk in shape.opening_chunks(generation.num_choices):
         yield with_usage(chunk)
-    while not generation.is_done:
-        deltas = await generation.next_deltas(PING_SECONDS)
-        if not deltas:
+    async for delta in deltas_or_pings(generation):
+        if delta is None:
             yield None
-        for delta in deltas:
-            for chunk in shape.delta_chunks(delta):
-                yield with_usage(chunk)
+            continue
+        for chunk in shape.delta_chunks(delta):
+            yield with_usage(chunk)
     if fields.includes_usage:
         yield {**shape.usage_chunk(), "usage": usage(generation)}

@@ -28,6 +28,7 @@ from vinfer.server.protocol import (
     RequestForm,
     SamplingFields,
 )
+from vinfer.server.responses_protocol import RESPONSES
 from vinfer.server.sampling import default_max_tokens
 from vinfer.server.services import Services
 from vinfer.server.structured_outputs import ResponseFormat
@@ -35,7 +36,7 @@ from vinfer.server.template_kwargs import reads_reasoning_effort, settable_kwarg
 from vinfer.server.tokenizer_protocol import MAX_PROMPT_CHARS, MAX_TOKENS, TOKENIZE_MESSAGES
 
 # What a model without a chat template does not take.
-_CONVERSATIONS: tuple[RequestForm[Any], ...] = (CHAT, COUNT_MESSAGES, TOKENIZE_MESSAGES)
+_CONVERSATIONS: tuple[RequestForm[Any], ...] = (CHAT, RESPONSES, COUNT_MESSAGES, TOKENIZE_MESSAGES)
 
 
 async def capabilities(services: Services, request: HttpRequest) -> JSONResponse:

@@ -42,8 +42,8 @@ def field_path(location: Sequence[str | int]) -> str:
     for step in location:
         if isinstance(step, int):
             path += f"[{step}]"
-        # pydantic marks an error in a mapping's key, not its value, so.
-        elif step != "[key]":
+        # In brackets stands no field: pydantic's mark of a mapping's key, our names of what a union holds.
+        elif not (step.startswith("[") and step.endswith("]")):
             path += f".{step[:64]}" if path else step[:64]
     return path
 

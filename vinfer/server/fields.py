@@ -107,6 +107,49 @@ COMPLETION_FIELDS: Mapping[str, FieldRule] = {
     "suffix": refused("vinfer does not fill in the middle: leave it out", ""),
 }
 
+_STATELESS = "vinfer keeps nothing between requests: send the whole conversation as input"
+_OPENAIS_CACHE = "it steers OpenAI's prompt cache: leave it out"
+
+RESPONSES_FIELDS: Mapping[str, FieldRule] = {
+    "model": APPLIED,
+    "input": APPLIED,
+    "instructions": APPLIED,
+    "max_output_tokens": APPLIED,
+    "temperature": APPLIED,
+    "top_p": APPLIED,
+    "seed": APPLIED,
+    "stream": APPLIED,
+    "text": APPLIED,
+    "tools": APPLIED,
+    "tool_choice": APPLIED,
+    "parallel_tool_calls": APPLIED,
+    "reasoning": APPLIED,
+    "user": ACCEPTED,
+    "metadata": ACCEPTED,
+    "store": ACCEPTED,
+    "service_tier": ACCEPTED,
+    "safety_identifier": ACCEPTED,
+    "prompt_cache_key": ACCEPTED,
+    "previous_response_id": refused(_STATELESS),
+    "conversation": refused(_STATELESS),
+    "prompt": refused("vinfer keeps no prompts: send instructions and input"),
+    "background": refused("an answer is given at once or as a stream: leave it out", False),
+    "background_options": refused("an answer is given at once or as a stream: leave it out", {}),
+    "include": refused("an answer has no such parts: leave it out", []),
+    "top_logprobs": refused("this route gives no logprobs: use /v1/chat/completions", 0),
+    "truncation": refused("an input that is too long is refused, never cut: leave it out", "disabled"),
+    "context_management": refused("an input is never changed: leave it out", []),
+    "max_tool_calls": refused("it limits OpenAI's own tools, which vinfer does not have: leave it out"),
+    "stream_options": refused(
+        "streams are not padded, and end with their usage: leave it out", {}, {"include_obfuscation": False}
+    ),
+    "prompt_cache_retention": refused(_OPENAIS_CACHE),
+    "prompt_cache_options": refused(_OPENAIS_CACHE, {}),
+    "moderation": refused("vinfer moderates nothing: leave it out"),
+    "access_programs": refused("it is a matter of OpenAI's own models: leave it out", {}),
+    "image": refused("vinfer takes no images: leave it out", {}),
+}
+
 EMBEDDING_FIELDS: Mapping[str, FieldRule] = {
     "model": APPLIED,
     "input": APPLIED,

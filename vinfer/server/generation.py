@@ -129,6 +129,7 @@ class Generation:
         arrival_seconds: float,
         metrics: ServerMetrics,
     ) -> None:
+        self.name = name
         self.model = model
         self.arrival_seconds = arrival_seconds
         self.num_prompt_tokens = sum(len(job.prompt_ids) for job in jobs)

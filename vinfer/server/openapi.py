@@ -96,20 +96,29 @@ def _responses(operation: Operation) -> Json:
         schema = {"type": "object" if operation.media_type == "application/json" else "string"}
     content: Json = {operation.media_type: {"schema": schema}}
     if operation.event is not None:
-        content["text/event-stream"] = {
-            "schema": {
-                "type": "string",
-                "description": "With stream: true. Server-sent events; the data of each is JSON as in "
-                "x-event-schema, the data of the last is [DONE]. Lines that begin with a colon are pings.",
-            },
-            "x-event-schema": {"anyOf": [_reference(operation.event), _reference(ErrorBody)]},
-        }
+        content["text/event-stream"] = _stream(operation.event, names_events=operation.names_events)
     answers: dict[str, Json] = {"200": {"description": "OK", "content": content}}
     for status in sorted({error.status for error in operation.errors}):
         answers[str(status)] = _answer(status, ErrorBody)
     if operation.not_ready is not None:
         answers[str(NotReadyError.status)] = _answer(NotReadyError.status, operation.not_ready)
     return answers
+
+
+def _stream(event: type[BaseModel], *, names_events: bool) -> Json:
+    schema = _reference(event)
+    end = "each has its type for its name, and the last says how it ended"
+    if not names_events:
+        schema = {"anyOf": [schema, _reference(ErrorBody)]}
+        end = "the data of the last is [DONE]"
+    return {
+        "schema": {
+            "type": "string",
+            "description": "With stream: true. Server-sent events; the data of each is JSON as in "
+            f"x-event-schema, {end}. Lines that begin with a colon are pings.",
+        },
+        "x-event-schema": schema,
+    }
 
 
 def _answer(status: int, body: type[BaseModel]) -> Json:

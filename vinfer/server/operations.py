@@ -23,9 +23,10 @@ from vinfer.errors import (
     RequestTimeoutError,
     VinferError,
 )
-from vinfer.server import responses
+from vinfer.server import response_types, responses
 from vinfer.server.embedding_protocol import EMBEDDING
 from vinfer.server.protocol import CHAT, COMPLETION, COUNT_MESSAGES, COUNT_TEXT, RequestForm
+from vinfer.server.responses_protocol import RESPONSES
 from vinfer.server.tokenizer_protocol import DETOKENIZE, TOKENIZE_MESSAGES, TOKENIZE_TEXT
 
 _ANY_ROUTE = (RequestTimeoutError, HeadersTooLargeError, VinferError)
@@ -44,6 +45,7 @@ class Operation:
         errors: what it may refuse or fail with, each with its status.
         forms: the forms that its body may have; none where it takes no body.
         event: what each event of a stream holds, where the route streams.
+        names_events: each event has its `type` for its name, and the last says how the stream ended.
         query: parameters of the query, each with its meaning.
         not_ready: the body of a 503 that is an answer rather than an error.
     """
@@ -53,6 +55,7 @@ class Operation:
     errors: tuple[type[VinferError], ...]
     forms: tuple[RequestForm[Any], ...] = ()
     event: type[BaseModel] | None = None
+    names_events: bool = False
     query: Mapping[str, str] = dataclasses.field(default_factory=dict)
     not_ready: type[BaseModel] | None = None
     media_type: str = "application/json"
@@ -71,6 +74,14 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         forms=(COMPLETION,),
         answer=responses.Completion,
         event=responses.CompletionChunk,
+        errors=_GENERATION,
+    ),
+    ("POST", "/v1/responses"): Operation(
+        summary="Answer a conversation with items, whole or as events; nothing is kept",
+        forms=(RESPONSES,),
+        answer=response_types.Response,
+        event=response_types.ResponseEvent,
+        names_events=True,
         errors=_GENERATION,
     ),
     ("POST", "/v1/embeddings"): Operation(

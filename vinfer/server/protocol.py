@@ -70,6 +70,9 @@ def _text_part_type(kind: Any) -> Any:
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
 TokenIdKey = Annotated[str, Field(pattern="^[0-9]{1,10}$")]
@@ -87,8 +90,8 @@ class SamplingFields(Body):
 
     model: str = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     # Clients of other servers send -1 for "off" as well as 0.
     top_k: int | None = Field(None, ge=-1, le=MAX_INT32)
     min_p: float | None = Field(None, ge=0, le=1)
@@ -96,7 +99,7 @@ class SamplingFields(Body):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     n: int | None = Field(None, ge=1)
-    seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
+    seed: Seed | None = None
     stop: Annotated[
         StopStrings, BeforeValidator(_one_as_list, json_schema_input_type=StopString | StopStrings)
     ] = []

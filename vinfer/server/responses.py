@@ -1,7 +1,7 @@
 """The bodies that routes answer with, as types: `/openapi.json` is made from them.
 
 Most routes write plain dicts; the tests hold every body that any of them sends against its type here, so
-that neither can change alone. Requests are in `protocol`.
+that neither can change alone. Requests are in `protocol`, what `/v1/responses` answers in `response_types`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from vinfer.engine.request import FinishReason
 from vinfer.server.model_table import ParityVerdict
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """What a body is, and every object in it."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
@@ -24,7 +26,7 @@ Count = Annotated[int, Field(ge=0)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
-class ErrorDetails(_Answer):
+class ErrorDetails(Answer):
     """What went wrong, in OpenAI's words; `param` is the path of the field."""
 
     message: str
@@ -33,19 +35,19 @@ class ErrorDetails(_Answer):
     code: str | None
 
 
-class ErrorBody(_Answer):
+class ErrorBody(Answer):
     """Every answer that is not a success."""
 
     error: ErrorDetails
 
 
-class CachedTokens(_Answer):
+class CachedTokens(Answer):
     """Of the prompt."""
 
     cached_tokens: Count
 
 
-class Usage(_Answer):
+class Usage(Answer):
     """Tokens and time of one request."""
 
     prompt_tokens: Count
@@ -56,7 +58,7 @@ class Usage(_Answer):
     processing_time: float = Field(ge=0, description="Seconds since the request arrived.")
 
 
-class TopLogprob(_Answer):
+class TopLogprob(Answer):
     """One token that could have been."""
 
     token: str
@@ -70,21 +72,21 @@ class TokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(_Answer):
+class ChatLogprobs(Answer):
     """Logprobs of a chat completion's tokens."""
 
     content: list[TokenLogprob]
     refusal: None
 
 
-class AnsweredFunction(_Answer):
+class AnsweredFunction(Answer):
     """The function that is called; `arguments` is JSON text as the model wrote it."""
 
     name: str
     arguments: str
 
 
-class AnsweredCall(_Answer):
+class AnsweredCall(Answer):
     """A tool call."""
 
     id: str
@@ -92,7 +94,7 @@ class AnsweredCall(_Answer):
     function: AnsweredFunction
 
 
-class AnswerMessage(_Answer):
+class AnswerMessage(Answer):
     """What the model said; `tool_calls` where there are any, and then `content` may be null."""
 
     role: Literal["assistant"]
@@ -103,7 +105,7 @@ class AnswerMessage(_Answer):
     annotations: Annotated[list[None], Field(max_length=0)]
 
 
-class ChatChoice(_Answer):
+class ChatChoice(Answer):
     """One of `n` answers."""
 
     index: Count
@@ -112,7 +114,7 @@ class ChatChoice(_Answer):
     finish_reason: ChatFinishReason
 
 
-class _Head(_Answer):
+class _Head(Answer):
     id: str
     created: Count
     model: str
@@ -127,14 +129,14 @@ class ChatCompletion(_Head):
     usage: Usage
 
 
-class FunctionDelta(_Answer):
+class FunctionDelta(Answer):
     """More of a called function: its name once, then its arguments."""
 
     name: str | None = None
     arguments: str
 
 
-class CallDelta(_Answer):
+class CallDelta(Answer):
     """What a streamed tool call has gained; `id` and `type` come with its name."""
 
     index: Count
@@ -143,7 +145,7 @@ class CallDelta(_Answer):
     function: FunctionDelta
 
 
-class MessageDelta(_Answer):
+class MessageDelta(Answer):
     """What a streamed message has gained."""
 
     role: Literal["assistant"] = "assistant"
@@ -153,7 +155,7 @@ class MessageDelta(_Answer):
     refusal: None = None
 
 
-class ChatChunkChoice(_Answer):
+class ChatChunkChoice(Answer):
     """What one of `n` streamed answers has gained."""
 
     index: Count
@@ -170,7 +172,7 @@ class ChatChunk(_Head):
     usage: Usage | None = None
 
 
-class ParallelLogprobs(_Answer):
+class ParallelLogprobs(Answer):
     """Logprobs of a plain completion's tokens; all four lists are equally long."""
 
     tokens: list[str]
@@ -179,7 +181,7 @@ class ParallelLogprobs(_Answer):
     text_offset: list[Count]
 
 
-class CompletionChunkChoice(_Answer):
+class CompletionChunkChoice(Answer):
     """What one of the streamed completions has gained."""
 
     index: Count
@@ -210,7 +212,7 @@ class CompletionChunk(_Head):
     usage: Usage | None = None
 
 
-class Embedding(_Answer):
+class Embedding(Answer):
     """One input as a vector of length 1."""
 
     object: Literal["embedding"]
@@ -218,14 +220,14 @@ class Embedding(_Answer):
     embedding: list[float] | str = Field(description="Numbers, or base64 of little-endian float32.")
 
 
-class EmbeddingUsage(_Answer):
+class EmbeddingUsage(Answer):
     """Tokens of all inputs."""
 
     prompt_tokens: Count
     total_tokens: Count
 
 
-class EmbeddingList(_Answer):
+class EmbeddingList(Answer):
     """The inputs as vectors, in order."""
 
     object: Literal["list"]
@@ -234,14 +236,14 @@ class EmbeddingList(_Answer):
     usage: EmbeddingUsage
 
 
-class TokenCount(_Answer):
+class TokenCount(Answer):
     """How many tokens a text or a conversation is."""
 
     model: str
     count: Count
 
 
-class Tokenized(_Answer):
+class Tokenized(Answer):
     """Token ids, and how the vocabulary spells them where that was asked for."""
 
     count: Count
@@ -250,13 +252,13 @@ class Tokenized(_Answer):
     token_strs: list[str] | None
 
 
-class Detokenized(_Answer):
+class Detokenized(Answer):
     """The text of token ids."""
 
     prompt: str
 
 
-class AddedToken(_Answer):
+class AddedToken(Answer):
     """A token added to the vocabulary, in the words of transformers."""
 
     content: str
@@ -267,7 +269,7 @@ class AddedToken(_Answer):
     special: bool
 
 
-class TokenizerInfo(_Answer):
+class TokenizerInfo(Answer):
     """A tokenizer, in the words of transformers' tokenizer_config.json; `added_tokens_decoder` is by id."""
 
     model: str
@@ -283,7 +285,7 @@ class TokenizerInfo(_Answer):
     chat_template: str | None = Field(description="Jinja source.")
 
 
-class ModelInfo(_Answer):
+class ModelInfo(Answer):
     """A model that serves; `parity` is its comparison with transformers."""
 
     id: str
@@ -297,20 +299,20 @@ class ModelInfo(_Answer):
     parity: ParityReport | None
 
 
-class ModelList(_Answer):
+class ModelList(Answer):
     """The models that serve."""
 
     object: Literal["list"]
     data: list[ModelInfo]
 
 
-class Liveness(_Answer):
+class Liveness(Answer):
     """The process answers."""
 
     status: Literal["alive"]
 
 
-class ModelProgress(_Answer):
+class ModelProgress(Answer):
     """How far one model is: `done` of `total` pieces of work in `phase`."""
 
     name: str
@@ -319,7 +321,7 @@ class ModelProgress(_Answer):
     total: Count
 
 
-class Readiness(_Answer):
+class Readiness(Answer):
     """How far the server is."""
 
     phase: str
@@ -328,19 +330,19 @@ class Readiness(_Answer):
     models: list[ModelProgress]
 
 
-class Health(_Answer):
+class Health(Answer):
     """`ok`, or the phase that the server is in."""
 
     status: str
 
 
-class Version(_Answer):
+class Version(Answer):
     """Which vinfer this is."""
 
     version: str
 
 
-class RefusedField(_Answer):
+class RefusedField(Answer):
     """A field that is a 400: why, and which values ask for nothing and pass; null always does."""
 
     field: str
@@ -348,7 +350,7 @@ class RefusedField(_Answer):
     neutral: list[Any]
 
 
-class FormCapabilities(_Answer):
+class FormCapabilities(Answer):
     """What becomes of each field of one form that a route's body may have; any other field is unknown."""
 
     path: str
@@ -358,7 +360,7 @@ class FormCapabilities(_Answer):
     accepted: list[str] = Field(description="Accepted without effect.")
 
 
-class SamplingDefaultValues(_Answer):
+class SamplingDefaultValues(Answer):
     """What a request gets that leaves a field out."""
 
     n: Count
@@ -371,7 +373,7 @@ class SamplingDefaultValues(_Answer):
     frequency_penalty: float
 
 
-class RequestLimits(_Answer):
+class RequestLimits(Answer):
     """The largest numbers that a request may ask for; bounds of single fields are in `/openapi.json`."""
 
     max_n: Count
@@ -385,7 +387,7 @@ class RequestLimits(_Answer):
     max_detokenize_tokens: Count
 
 
-class ModelCapabilities(_Answer):
+class ModelCapabilities(Answer):
     """What one model serves."""
 
     id: str
@@ -410,7 +412,7 @@ class ModelCapabilities(_Answer):
     )
 
 
-class Capabilities(_Answer):
+class Capabilities(Answer):
     """What the server and each model that serves can do."""
 
     version: str

@@ -19,7 +19,7 @@ from vinfer.server.field_errors import shown
 MAX_TOOLS = 128
 NAME_PATTERN = r"^[a-zA-Z0-9_-]{1,64}$"
 
-_WORDS = ("none", "auto", "required")
+CHOICE_WORDS = ("none", "auto", "required")
 
 
 class Function(Body):
@@ -73,7 +73,7 @@ class NamedToolChoice(Body):
 
 def _checked_choice(value: Any) -> Any:
     """Tell words and objects apart here: pydantic would put the branch of a union into the error's path."""
-    if isinstance(value, str) and value in _WORDS:
+    if isinstance(value, str) and value in CHOICE_WORDS:
         return {"type": value}
     if isinstance(value, dict) and set(value) == {"type", "function"} and value["type"] == "function":
         return value

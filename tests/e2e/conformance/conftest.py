@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 pytest.register_assert_rewrite(
-    "answer_cases", "prompt_cases", "sampling_cases", "numpy_sampler", "tool_cases"
+    "answer_cases", "prompt_cases", "sampling_cases", "numpy_sampler", "tool_cases", "responses_cases"
 )
 if TYPE_CHECKING:
     from expected import Expected

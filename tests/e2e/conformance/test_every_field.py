@@ -15,6 +15,7 @@ import pytest
 from answer_cases import ANSWER_CASES
 from expected import Expected
 from prompt_cases import PROMPT_CASES
+from responses_cases import RESPONSES_CASES, check_accepted
 from routes import MESSAGES, Route
 from sampling_cases import DRAWN, GREEDY, SAMPLING_CASES
 from tiny_server import MODEL, Talk
@@ -34,12 +35,13 @@ GENERATING = dict.fromkeys(("ChatFields", "CompletionFields"), SAMPLING_CASES | 
 CASES = {
     name: {**GENERATING.get(name, {}), **PROMPT_CASES.get(name, {}), **TOOL_CASES.get(name, {})}
     for name in FORMS
-}
+} | {"ResponsesFields": RESPONSES_CASES}
 
 # The smallest body of each form.
 BODIES: dict[str, dict[str, Any]] = {
     "ChatFields": {"messages": MESSAGES, **GREEDY},
     "CompletionFields": {"prompt": [4], **GREEDY},
+    "ResponsesFields": {"input": "a"},
     "EmbeddingFields": {"input": "a"},
     "CountText": {"conversation": "a"},
     "CountMessages": {"conversation": MESSAGES},
@@ -100,3 +102,9 @@ def test_fields_accepted_without_effect_have_none(talk: Talk, expected: Expected
     accepted = {key: {"any": [1, "thing"]} for key in fields_of(name, Treatment.ACCEPTED)}
     assert accepted
     assert route.ask(**DRAWN, **accepted) == [expected.answer(route.prompt, DRAWN)]
+
+
+def test_fields_of_a_response_accepted_without_effect_have_none(talk: Talk, expected: Expected) -> None:
+    accepted = fields_of("ResponsesFields", Treatment.ACCEPTED)
+    assert accepted
+    check_accepted(Route("ResponsesFields", talk, expected), accepted)

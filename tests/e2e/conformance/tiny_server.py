@@ -115,6 +115,17 @@ class Talk:
         assert lines[-1] == "data: [DONE]"
         return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
+    def named_events(self, path: str, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the events of a stream whose events are named by their types."""
+        response = self.http.post(path, json={**body, "stream": True})
+        assert response.status_code == 200, response.text
+        blocks = [block for block in response.text.split("\n\n") if block.startswith("event: ")]
+        events: list[dict[str, Any]] = []
+        for name, data in (block.split("\n", 1) for block in blocks):
+            events.append(json.loads(data.removeprefix("data: ")))
+            assert name == f"event: {events[-1]['type']}"
+        return events
+
 
 @contextlib.contextmanager
 def serving(bundle: Path, folder: Path) -> Iterator[Talk]:

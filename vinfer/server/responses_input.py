@@ -1,0 +1,172 @@
+"""The input items of `/v1/responses`, typed, and the messages that they are.
+
+As `protocol`, and on the same threads. Clients send the items of earlier answers back as they got them, so
+what those have besides is known here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
+
+from vinfer.server.body_model import Body
+from vinfer.server.field_errors import shown
+
+_PART_TYPES = ("input_text", "output_text")
+_ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
+
+
+def _text_as_part(content: Any) -> Any:
+    return [{"type": "input_text", "text": content}] if isinstance(content, str) else content
+
+
+def _text_as_item(value: Any) -> Any:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+def _part_type(kind: Any) -> Any:
+    if isinstance(kind, str) and kind not in _PART_TYPES:
+        raise PydanticCustomError(
+            "part", "is {kind}; this model takes only text: use input_text parts", {"kind": shown(kind)}
+        )
+    return kind
+
+
+def _item_type(kind: Any) -> Any:
+    if isinstance(kind, str) and kind != "message":
+        raise PydanticCustomError(
+            "item",
+            "is {kind}; nothing is kept between requests, and only functions are called: send {kinds}",
+            {"kind": shown(kind), "kinds": ", ".join(_ITEM_TYPES)},
+        )
+    return kind
+
+
+Nothing = Annotated[list[Any], Field(max_length=0)]
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class ContentPart(Body):
+    """One part of a message's content, or of what a function returned."""
+
+    type: Annotated[Literal["input_text", "output_text"], BeforeValidator(_part_type)]
+    text: str
+    annotations: Nothing | None = None
+    logprobs: Nothing | None = None
+
+
+ContentParts = Annotated[
+    Annotated[list[ContentPart], Field(min_length=1)],
+    BeforeValidator(
+        _text_as_part, json_schema_input_type=str | Annotated[list[ContentPart], Field(min_length=1)]
+    ),
+]
+
+
+class MessageItem(Body):
+    """What somebody said; without `type` an item is a message."""
+
+    type: Annotated[Literal["message"], BeforeValidator(_item_type)] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: ContentParts
+    id: str | None = None
+    status: Status | None = None
+    phase: None = None
+
+
+class FunctionCallItem(Body):
+    """A function that the model called; `arguments` is JSON text."""
+
+    type: Literal["function_call"]
+    call_id: str = Field(min_length=1)
+    name: str = Field(min_length=1)
+    arguments: str
+    id: str | None = None
+    status: Status | None = None
+
+
+class FunctionCallOutputItem(Body):
+    """What a function that was called returned."""
+
+    type: Literal["function_call_output"]
+    call_id: str = Field(min_length=1)
+    output: ContentParts
+    id: str | None = None
+    status: Status | None = None
+
+
+class ReasoningPart(Body):
+    """A part of what the model thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class ReasoningItem(Body):
+    """What the model thought before it answered; it belongs to the message or the call that follows."""
+
+    type: Literal["reasoning"]
+    content: list[ReasoningPart] | None = None
+    summary: Nothing = []
+    encrypted_content: None = None
+    id: str | None = None
+    status: Status | None = None
+
+
+def _kind(item: Any) -> str:
+    """Tell items apart; what is none of them is refused as a message would be."""
+    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
+    return f"[{kind}]" if kind in _ITEM_TYPES else "[message]"
+
+
+Item = Annotated[
+    Annotated[MessageItem, Tag("[message]")]
+    | Annotated[FunctionCallItem, Tag("[function_call]")]
+    | Annotated[FunctionCallOutputItem, Tag("[function_call_output]")]
+    | Annotated[ReasoningItem, Tag("[reasoning]")],
+    Discriminator(_kind),
+]
+Items = Annotated[list[Item], Field(min_length=1)]
+InputItems = Annotated[Items, BeforeValidator(_text_as_item, json_schema_input_type=str | Items)]
+
+
+def input_messages(instructions: str | None, items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Write items as the messages of a chat completion: one turn of the model is one message."""
+    messages: list[dict[str, Any]] = []
+    if instructions is not None:
+        messages.append({"role": "system", "content": instructions})
+    thought = ""
+    for item in items:
+        if isinstance(item, ReasoningItem):
+            thought += "".join(part.text for part in item.content or ())
+            continue
+        goes_on = isinstance(item, FunctionCallItem) or (
+            isinstance(item, MessageItem) and item.role == "assistant"
+        )
+        if thought and not goes_on:
+            messages.append(_unspoken(thought))
+            thought = ""
+        if isinstance(item, FunctionCallItem):
+            if thought or not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "reasoning_content": thought or None})
+            function = {"name": item.name, "arguments": item.arguments}
+            messages[-1].setdefault("tool_calls", []).append({"id": item.call_id, "function": function})
+        elif isinstance(item, FunctionCallOutputItem):
+            messages.append({"role": "tool", "content": _parts(item.output), "tool_call_id": item.call_id})
+        else:
+            said = {"role": item.role, "content": _parts(item.content)}
+            messages.append({**said, "reasoning_content": thought or None})
+        thought = ""
+    return [*messages, _unspoken(thought)] if thought else messages
+
+
+def _unspoken(thought: str) -> dict[str, Any]:
+    """Write thoughts that nothing followed."""
+    return {"role": "assistant", "content": "", "reasoning_content": thought}
+
+
+def _parts(parts: Sequence[ContentPart]) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": part.text} for part in parts]
