@@ -139,9 +139,10 @@ def test_every_picture_is_prepared_as_by_the_reference(name: str) -> None:
     assert ours.num_tokens == grid[1] * grid[2] // 4
 
 
-def test_a_strip_is_resized_only_where_it_is_kept() -> None:
-    """Whole, 30x2000 at this size is 20 megapixels: the reference still manages it, so it can be compared."""
-    data = encoded(noise(30, 2000))
+@pytest.mark.parametrize("size", [(30, 2000), (2000, 30)])
+def test_a_strip_is_resized_only_where_it_is_kept(size: tuple[int, int]) -> None:
+    """Whole, this is 20 megapixels when resized: the reference still manages it, so it can be compared."""
+    data = encoded(noise(*size))
     record = clip(shortest_edge=560, crop=(56, 56))
     ours, reference = prepare(data, record).pixels, reference_clip(loaded(data), record)
     steps = np.abs(ours - reference) * np.asarray(STD)[:, None, None] * 255

@@ -75,7 +75,7 @@ def _clip(image: Image.Image, record: ClipProcessing) -> np.ndarray:
     elif record.shortest_edge is not None:
         size = _shortest_edge_size(size, record.shortest_edge)
     if size[0] * size[1] > MAX_RESIZED_PIXELS:
-        return np.asarray(_resize_centre(image, size, record))
+        return _resize_centre(image, size, record)
     return _centre_crop(np.asarray(_resize(image, size, record.resample)), record.crop)
 
 
@@ -105,7 +105,7 @@ def _resize(image: Image.Image, size: Size, resample: int) -> Image.Image:
     return image.resize((width, height), resample=Image.Resampling(resample))
 
 
-def _resize_centre(image: Image.Image, size: Size, record: ClipProcessing) -> Image.Image:
+def _resize_centre(image: Image.Image, size: Size, record: ClipProcessing) -> np.ndarray:
     """Resize only what a centre crop of the resized picture keeps.
 
     Equal to resizing and cropping up to the rounding of coordinates, a step of 1/255 here and there.
@@ -114,9 +114,13 @@ def _resize_centre(image: Image.Image, size: Size, record: ClipProcessing) -> Im
     crop_height, crop_width = min(record.crop[0], height), min(record.crop[1], width)
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
     down, across = image.height / height, image.width / width
-    box = (left * across, top * down, (left + crop_width) * across, (top + crop_height) * down)
-    kept = image.resize((crop_width, crop_height), resample=Image.Resampling(record.resample), box=box)
-    return Image.fromarray(_centre_crop(np.asarray(kept), record.crop))
+    resample = Image.Resampling(record.resample)
+    # Two passes, because what is rounded between them shows, and for a box Pillow chooses their order itself.
+    columns = (left * across, 0, (left + crop_width) * across, image.height)
+    rows = (0, top * down, crop_width, (top + crop_height) * down)
+    kept = image.resize((crop_width, image.height), resample, box=columns)
+    kept = kept.resize((crop_width, crop_height), resample, box=rows)
+    return _centre_crop(np.asarray(kept), record.crop)
 
 
 def _centre_crop(image: np.ndarray, size: Size) -> np.ndarray:
