@@ -40,18 +40,18 @@ class Placeholder(_Frozen):
     Attributes:
         marker: what the chat template writes once per picture.
         before: what replaces the marker ahead of the image tokens.
-        token: the token whose embeddings the picture's features replace.
+        repeated: the token whose embeddings the picture's features replace.
         after: what follows the image tokens.
     """
 
     marker: str = pydantic.Field(min_length=1)
     before: str = ""
-    token: str = pydantic.Field(min_length=1)
+    repeated: str = pydantic.Field(min_length=1)
     after: str = ""
 
     def expand(self, num_tokens: int) -> str:
         """Give the text that replaces one marker, before tokenization: newlines around it may merge."""
-        return self.before + self.token * num_tokens + self.after
+        return self.before + self.repeated * num_tokens + self.after
 
 
 class PixelValues(_Frozen):

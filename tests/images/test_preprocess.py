@@ -29,7 +29,7 @@ pytest.importorskip("transformers")
 ATOL = 1e-2 / 255 / 0.25
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CLIP_VALUES = PixelValues(mean=MEAN, std=STD)
-IMAGE = Placeholder(marker="<image>", token="<image>")
+IMAGE = Placeholder(marker="<image>", repeated="<image>")
 SIZES = [(1, 1), (3, 7), (7, 3), (640, 480), (30, 2000), (2000, 30), (57, 56), (28, 28), (333, 500)]
 
 

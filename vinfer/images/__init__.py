@@ -16,11 +16,13 @@ message holds nothing of the picture, of this machine or of the network.
 from __future__ import annotations
 
 from vinfer.images.decode import DecodedImage, decode_image
+from vinfer.images.fetch import ImageFetcher
 from vinfer.images.preprocess import PreparedImage, preprocess
 from vinfer.images.source import is_remote, read_data_url
 
 __all__ = [
     "DecodedImage",
+    "ImageFetcher",
     "PreparedImage",
     "decode_image",
     "is_remote",

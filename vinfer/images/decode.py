@@ -58,17 +58,19 @@ def decode_image(data: bytes, limits: ImagesConfig, *, param: str | None = None)
         raise ImageError("the image is not a PNG, JPEG, WebP or GIF picture: convert it", param=param)
     try:
         rgb = _decode(data, kind, limits, param)
+        return DecodedImage(pixels=rgb, content_hash=_content_hash(rgb))
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_many_pixels(limits, param) from None
+        refusal = _too_many_pixels(limits, param)
     except Exception:
         # Decoders raise anything over a damaged file, and their messages hold addresses and paths.
         logger.debug("a %s picture cannot be decoded", kind, exc_info=True)
-        raise ImageError(
+        refusal = ImageError(
             f"the image is a damaged {kind} picture: it cannot be decoded; save it again", param=param
-        ) from None
-    return DecodedImage(pixels=rgb, content_hash=_content_hash(rgb))
+        )
+    # Out here it does not hold the decoder's frames, and with them the file, for as long as it lives.
+    raise refusal
 
 
 def _decode(data: bytes, kind: Format, limits: ImagesConfig, param: str | None) -> Image.Image:

@@ -64,6 +64,8 @@ def read_data_url(source: str, limits: ImagesConfig, *, param: str | None = None
 
 def _base64(encoded: str, param: str | None) -> bytes:
     try:
+        if len(encoded) % 4:
+            raise binascii.Error("excess or missing padding, which the decoder may let pass")
         return binascii.a2b_base64(encoded.encode("ascii"), strict_mode=True)
     except (UnicodeEncodeError, binascii.Error):
         raise ImageError(
