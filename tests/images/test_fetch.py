@@ -364,3 +364,25 @@ def test_proxies_of_the_environment_are_ignored(monkeypatch: pytest.MonkeyPatch)
             assert proxy.num_connections == 0
 
     asyncio.run(run())
+
+
+def test_tls_is_spoken_with_the_name_not_the_address() -> None:
+    """The hello names the host in the clear; the answer is none, so the fetch fails."""
+
+    async def run() -> None:
+        hellos = []
+
+        async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            hellos.append(await reader.read(2048))
+            writer.close()
+
+        server = await asyncio.start_server(listen, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ImageError):
+            await fetcher().fetch(f"https://pictures.test:{port}/x.png")
+        server.close()
+        [hello] = hellos
+        assert b"pictures.test" in hello
+        assert b"127.0.0.1" not in hello
+
+    asyncio.run(run())

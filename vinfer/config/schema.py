@@ -93,7 +93,7 @@ class ImagesConfig(_Block):
         default=25_000_000,
         ge=1024,
         le=2**27,
-        description="Width times height; decoding takes up to 10 bytes of memory for each.",
+        description="Width times height; decoding takes up to 12 bytes of memory for each.",
     )
     max_frames: int = Field(
         default=100, ge=1, le=10_000, description="Frames of an animated file; the first one is used."
