@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from tiny.families import FAMILY_MODELS
 from tiny.models import TinyModel
+from tiny.vision_models import VISION_MODELS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from vinfer.parity.corrections import correct
@@ -88,6 +89,7 @@ MODELS: dict[str, TinyModel] = {
         },
     ),
     **FAMILY_MODELS,
+    **VISION_MODELS,
 }
 
 
@@ -101,7 +103,9 @@ def checkpoint(name: str) -> Path:
         scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=directory.parent))
         try:
             random_model(name).save_pretrained(scratch)
-            write_tokenizer(scratch)
+            write_tokenizer(scratch, MODELS[name].special_tokens)
+            for file, text in MODELS[name].files.items():
+                (scratch / file).write_text(text)
             scratch.rename(directory)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -127,23 +131,27 @@ def random_model(name: str) -> PreTrainedModel:
 def reference(name: str, dtype: str = "float32") -> PreTrainedModel:
     """Load a checkpoint as a user of transformers would; eager attention, eval mode."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    auto = AutoModelForImageTextToText if name in VISION_MODELS else AutoModelForCausalLM
+    model: PreTrainedModel = auto.from_pretrained(
         checkpoint(name), dtype=getattr(torch, dtype), attn_implementation="eager", local_files_only=True
     )
     correct(model)
     return model.eval()
 
 
-def write_tokenizer(directory: Path) -> None:
-    """Write a byte-level tokenizer without merges: ids 0..255 are bytes, then BOS and EOS."""
+def write_tokenizer(directory: Path, special_tokens: tuple[str, ...] = ()) -> None:
+    """Write a byte-level tokenizer without merges: ids 0..255 are bytes, then BOS, EOS and what else is special."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (BOS, EOS)])
     assert tokenizer.get_vocab_size() == NUM_TOKENS
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special_tokens]
+    )
     tokenizer.save(str(directory / "tokenizer.json"))
     facts = {"bos_token": BOS, "eos_token": EOS, "chat_template": CHAT_TEMPLATE}
     (directory / "tokenizer_config.json").write_text(json.dumps(facts))

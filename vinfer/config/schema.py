@@ -271,6 +271,13 @@ class ModelConfig(_Block):
     max_programs: int = Field(
         default=128, ge=1, le=4096, description="Refuse a plan that needs more compiled programs than this."
     )
+    image_cache_bytes: int = Field(
+        default=2**28,
+        ge=1,
+        le=2**40,
+        description="Bytes on each device for the features of pictures, so that one that comes again is not "
+        "encoded again; never less than the longest prompt can hold. Only for task image-text.",
+    )
     precompile: tuple[PrecompileConfig, ...] = Field(
         default=(PrecompileConfig(),),
         min_length=1,

@@ -187,6 +187,7 @@ def start_engine(
         steps=max(shape.length for shape in shapes if shape.kind == "decode"),
         dispatch_cost_tokens=DISPATCH_COST_TOKENS.get(manifest.platform),
         min_prefill_tokens=MIN_PREFILL_TOKENS,
+        num_feature_rows=0 if manifest.images is None else manifest.images.features.shape[0],
     )
     engine = Engine(
         name=model.name,
