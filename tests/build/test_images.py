@@ -1,4 +1,4 @@
-"""Prompts with pictures: LLaVA says what transformers says, wherever the pictures stand and whatever runs beside."""
+"""Prompts with pictures: LLaVA says what transformers says, wherever they stand and whatever runs beside."""
 
 from __future__ import annotations
 
@@ -98,10 +98,8 @@ def alone(engine: Engine) -> dict[str, Answer]:
 
 
 def largest_error(logits: Logits, answer: Answer) -> tuple[float, list[int]]:
-    """Return the largest error of a logprob as a fraction of the largest logit, and the wrong tokens' steps."""
-    steps = figures.compare(
-        logits, answer.token_ids, answer.logprobs, num_token_ids=NUM_TOKENS_WITH_IMAGE
-    )
+    """Return the largest error of a logprob, as a fraction of the largest logit, and the wrong steps."""
+    steps = figures.compare(logits, answer.token_ids, answer.logprobs, num_token_ids=NUM_TOKENS_WITH_IMAGE)
     wrong = np.flatnonzero(steps.lags * steps.scale > TIE)
     return float(steps.largest_errors.max()), [int(step) for step in wrong]
 
@@ -182,4 +180,3 @@ def test_choices_share_a_prompt_with_pictures(engine: Engine, alone: dict[str, A
 
 def _short(asked: Question) -> Question:
     return dataclasses.replace(asked, params=dataclasses.replace(GREEDY, max_tokens=2))
-

@@ -142,7 +142,7 @@ def reference(name: str, dtype: str = "float32") -> PreTrainedModel:
 
 
 def write_tokenizer(directory: Path, special_tokens: tuple[str, ...] = ()) -> None:
-    """Write a byte-level tokenizer without merges: ids 0..255 are bytes, then BOS, EOS and what else is special."""
+    """Write a byte-level tokenizer without merges: ids 0..255 are bytes, then BOS, EOS and more."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -43,8 +43,13 @@ class ClipEncoder:
         """Return the specs of what `encode` takes besides weights: pixels [rows, *image]."""
         return (ArraySpec(name="pixels", shape=(shape.rows, *shape.image), dtype="float32"),)
 
-    def encode(self, weights: Sequence[jax.Array], pixels: jax.Array) -> jax.Array:
-        """Return features [pictures, num_features, hidden_size] of pixels [pictures, channels, height, width]."""
+    def encode(self, weights: Sequence[jax.Array], *pictures: jax.Array) -> jax.Array:
+        """Return features [pictures, num_features, hidden_size].
+
+        Args:
+            pictures: one array, pixels [pictures, channels, height, width].
+        """
+        (pixels,) = pictures
         named = {weight.name: array for weight, array in zip(self.weights, weights, strict=True)}
         facts = self._facts
         hidden = _norm(self._embed(named, pixels), named, f"{_TOWER}.pre_layrnorm", facts.norm_epsilon)
@@ -111,7 +116,10 @@ class ClipEncoder:
             weights += self._linear_weights(f"{name}.self_attn.out_proj", hidden, hidden, splits=0)
             weights += self._linear_weights(f"{name}.mlp.fc1", hidden, inner, splits=1)
             weights += self._linear_weights(f"{name}.mlp.fc2", inner, hidden, splits=0)
-            weights += [*self._norm_weights(f"{name}.layer_norm1"), *self._norm_weights(f"{name}.layer_norm2")]
+            weights += [
+                *self._norm_weights(f"{name}.layer_norm1"),
+                *self._norm_weights(f"{name}.layer_norm2"),
+            ]
         has_bias = facts.projector_has_bias
         weights += self._linear_weights(f"{_PROJECTOR}.linear_1", joined, out, splits=1, has_bias=has_bias)
         weights += self._linear_weights(f"{_PROJECTOR}.linear_2", out, out, splits=0, has_bias=has_bias)

@@ -80,22 +80,22 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
     num_tokens = _num_tokens(directory / "tokenizer" / "tokenizer.json", model.vocab_size)
     kv = _kv_specs(model, plan)
     state = state_specs(model.vocab_size, plan.num_slots)
-    images, features = None, None
+    images = None
     if encoder is not None:
-        assert vision is not None and checkpoint.image_processing is not None
-        features = _features_spec(plan, encoder.hidden_size)
+        assert vision is not None
+        assert checkpoint.image_processing is not None
         images = ImageInput(
             token_id=vision.image_token_id,
             processing=checkpoint.image_processing,
             weights=tuple(specs_by_name[weight.name] for weight in encoder.weights),
-            features=features,
+            features=_features_spec(plan, encoder.hidden_size),
         )
     programs = Programs(
         model,
         num_slots=plan.num_slots,
         num_tokens=num_tokens,
         rows_are_slots=plan.mesh["dp"] > 1,
-        images=None if encoder is None or features is None else Images(encoder, features),
+        images=None if encoder is None or images is None else Images(encoder, images.features),
     )
 
     def arguments(shape: ProgramShape) -> tuple[Sequence[ArraySpec], ...]:

@@ -205,8 +205,10 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
         num_weights += facts.vocab_size * facts.hidden_size
     rows = plan.num_slots * plan.max_model_len
     kv_bytes = rows * facts.num_layers * facts.num_kv_heads * (facts.key_dim + facts.value_dim) * size
-    features = plan.num_feature_rows(facts.hidden_size) * facts.hidden_size * size if plan.takes_images else 0
-    return MemoryPlan(num_weights * size // weight_pieces, kv_bytes // kv_pieces, features)
+    feature_rows = plan.num_feature_rows(facts.hidden_size) if plan.takes_images else 0
+    return MemoryPlan(
+        num_weights * size // weight_pieces, kv_bytes // kv_pieces, feature_rows * facts.hidden_size * size
+    )
 
 
 def check_images(plan: BuildPlan, vision: VisionFacts | None, *, where: str) -> None:
@@ -219,8 +221,8 @@ def check_images(plan: BuildPlan, vision: VisionFacts | None, *, where: str) -> 
         if shape.uses_image_features and shape.image != vision.image_shape:
             channels, height, width = vision.image_shape
             raise ConfigError(
-                f"{where}.precompile has a vision shape of {'x'.join(map(str, shape.image))}; the model takes "
-                f"pictures of {channels}x{height}x{width}: write vision: {{channels: {channels}, "
+                f"{where}.precompile has a vision shape of {'x'.join(map(str, shape.image))}; the model "
+                f"takes pictures of {channels}x{height}x{width}: write vision: {{channels: {channels}, "
                 f"height: {height}, width: {width}}}"
             )
 

@@ -59,6 +59,13 @@ class TensorNames:
     renamed: tuple[tuple[str, str], ...] = ()
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
 
+    def our_name(self, stored: str) -> str:
+        """Return a tensor's name with the first of `renamed` that it begins with replaced."""
+        for beginning, ours in self.renamed:
+            if stored.startswith(beginning):
+                return ours + stored.removeprefix(beginning)
+        return stored
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NormalisedConfig:

@@ -169,12 +169,9 @@ def _in_our_names(
     for name, tensor in stored.items():
         if name.endswith(names.buffers) and name not in expected:
             continue
-        for stored_prefix, ours in names.renamed:
-            if name.startswith(stored_prefix):
-                name = ours + name.removeprefix(stored_prefix)  # noqa: PLW2901
-                break
-        prefixed = names.optional_prefix + name
-        found[prefixed if name not in expected and prefixed in expected else name] = tensor
+        ours = names.our_name(name)
+        prefixed = names.optional_prefix + ours
+        found[prefixed if ours not in expected and prefixed in expected else ours] = tensor
     return found
 
 

@@ -76,9 +76,7 @@ def load_runner(
     mesh = make_mesh(manifest, devices)
     images = manifest.images
     image_weight_specs = () if images is None else images.weights
-    steps = _Steps(
-        len(manifest.weights) + len(image_weight_specs) + len(manifest.programs), progress
-    )
+    steps = _Steps(len(manifest.weights) + len(image_weight_specs) + len(manifest.programs), progress)
     # XLA compiles outside the interpreter lock, so weights are read meanwhile.
     with ThreadPoolExecutor(_NUM_COMPILE_THREADS, thread_name_prefix="compile") as pool:
         compiling = {

@@ -239,5 +239,6 @@ def served_model(
         root=manifest.model.source,
         fingerprint=manifest.key,
         has_prompt_logprobs=manifest.has_prompt_logprobs,
+        images=manifest.images,
         parity=parity,
     )

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
 from vinfer.server.answer import answer
+from vinfer.server.chat_images import prepare_images, request_images
 from vinfer.server.generation import ChoiceDelta, GeneratedToken, Generation, PromptJob, TextRules
 from vinfer.server.grammars import compile_grammar
 from vinfer.server.logprobs import chat_logprobs
@@ -37,7 +38,8 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
     model = services.models.serving(fields.model)
     context.model_name = model.name
     n = num_choices(fields, model, services.config.max_n)
-    prompt_ids = await services.in_worker(chat_prompt_ids, fields, model)
+    images = await prepare_images(services, fields.messages, "messages", model)
+    prompt_ids = await services.in_worker(chat_prompt_ids, fields, model, images)
     grammar = await compile_grammar(services, fields, model)
     shape = ChatShape(fields, model)
     generation = Generation(
@@ -48,6 +50,7 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
                 prompt_ids=prompt_ids,
                 params=resolve_sampling(fields, model, len(prompt_ids)),
                 grammar=grammar,
+                images=request_images(prompt_ids, images, model),
             ),
         ],
         n=n,

@@ -13,7 +13,14 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 from vinfer.engine.grammar import Grammar
-from vinfer.engine.request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
+from vinfer.engine.request import (
+    FinishReason,
+    Request,
+    RequestImage,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprobs,
+)
 from vinfer.errors import EngineError
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ServedModel
@@ -58,12 +65,14 @@ class PromptJob:
     Attributes:
         scores_prompt: the logprobs of the prompt's own tokens are wanted.
         grammar: what binds each of its completions; None for anything.
+        images: its pictures.
     """
 
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     scores_prompt: bool = False
     grammar: Grammar | None = None
+    images: tuple[RequestImage, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +128,11 @@ class Generation:
         self._metrics = metrics
         self._rules = rules
         self._n = n
-        first_with: dict[tuple[int, ...], int] = {}
-        prompt_keys = [f"{name}/{first_with.setdefault(job.prompt_ids, i)}" for i, job in enumerate(jobs)]
+        # Prompts are equal where their pictures are too: these compare by content and place.
+        first_with: dict[tuple[object, ...], int] = {}
+        prompt_keys = [
+            f"{name}/{first_with.setdefault((job.prompt_ids, job.images), i)}" for i, job in enumerate(jobs)
+        ]
         self._choices = [
             _start_of_choice(
                 f"{name}-{i * n + j}", i * n + j, j, job, prompt_keys[i], rules, model, arrival_seconds
@@ -273,6 +285,7 @@ def _start_of_choice(
         arrival_seconds=arrival_seconds,
         scores_prompt=job.scores_prompt,
         prompt_key=prompt_key,
+        images=job.images,
         grammar=None
         if grammar is None
         else grammar.matcher(min_tokens=params.min_tokens, stop_token_ids=params.stop_token_ids),

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from vinfer.bundle import ParityReport
+from vinfer.bundle import ImageInput, ParityReport
 from vinfer.config import SamplingConfig
 from vinfer.engine.grammar import GrammarCompiler
 from vinfer.engine.request import EngineClient
@@ -77,6 +77,7 @@ class ServedModel:
         grammars: compiles what requests bind their answers to.
         fingerprint: the bundle key, sent as `system_fingerprint`.
         has_prompt_logprobs: whether requests may score their prompts (`echo` with `logprobs`).
+        images: how pictures become part of a prompt; None where the model takes none.
         parity: how the bundle compares with transformers; None where nobody has compared.
     """
 
@@ -97,6 +98,7 @@ class ServedModel:
     root: str
     fingerprint: str
     has_prompt_logprobs: bool
+    images: ImageInput | None = None
     parity: ParityReport | None = None
 
     @property

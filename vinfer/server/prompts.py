@@ -6,9 +6,11 @@ Runs in worker threads: templates and tokenizers take milliseconds to seconds of
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from vinfer.errors import RequestError
+from vinfer.images import PreparedImage
 from vinfer.server.model_table import ServedModel
 from vinfer.server.protocol import (
     MAX_PROMPTS,
@@ -20,12 +22,18 @@ from vinfer.server.protocol import (
 )
 from vinfer.server.tokenizer_protocol import DetokenizeFields, TokenizeMessages, TokenizeText
 from vinfer.text.control_tokens import RenderedPrompt
+from vinfer.text.image_placeholders import expand_placeholders
 
 PromptIds = tuple[int, ...]
 
 
-def chat_prompt_ids(fields: ChatFields | TokenizeMessages, model: ServedModel) -> PromptIds:
+def chat_prompt_ids(
+    fields: ChatFields | TokenizeMessages, model: ServedModel, images: Sequence[PreparedImage] = ()
+) -> PromptIds:
     """Render a conversation through the model's template and tokenize it.
+
+    Args:
+        images: the conversation's pictures, in order.
 
     Raises:
         RequestError: the model has no template, or the template refuses the conversation.
@@ -36,6 +44,7 @@ def chat_prompt_ids(fields: ChatFields | TokenizeMessages, model: ServedModel) -
     return _render(
         model,
         fields.messages,
+        images,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=fields.continue_final_message,
     )
@@ -75,7 +84,9 @@ def completion_prompt_ids(fields: CompletionFields, model: ServedModel) -> list[
     return prompts
 
 
-def count_prompt_tokens(fields: CountText | CountMessages, model: ServedModel) -> int:
+def count_prompt_tokens(
+    fields: CountText | CountMessages, model: ServedModel, images: Sequence[PreparedImage] = ()
+) -> int:
     """Count a text without template or BOS, or a conversation as it would be generated from.
 
     Raises:
@@ -83,10 +94,14 @@ def count_prompt_tokens(fields: CountText | CountMessages, model: ServedModel) -
     """
     if isinstance(fields, CountText):
         return len(model.tokenizer.encode(fields.conversation, add_special_tokens=False))
-    return len(_render(model, fields.conversation, add_generation_prompt=True, continue_final_message=False))
+    return len(
+        _render(model, fields.conversation, images, add_generation_prompt=True, continue_final_message=False)
+    )
 
 
-def tokenized_ids(fields: TokenizeText | TokenizeMessages, model: ServedModel) -> PromptIds:
+def tokenized_ids(
+    fields: TokenizeText | TokenizeMessages, model: ServedModel, images: Sequence[PreparedImage] = ()
+) -> PromptIds:
     """Tokenize a text as `/v1/completions` does, or a conversation as `/v1/chat/completions` does.
 
     So special-token strings are special tokens in a text, whose author writes the whole prompt, and plain
@@ -96,7 +111,7 @@ def tokenized_ids(fields: TokenizeText | TokenizeMessages, model: ServedModel) -
         RequestError: the model has no template, or the template refuses the conversation.
     """
     if isinstance(fields, TokenizeMessages):
-        return chat_prompt_ids(fields, model)
+        return chat_prompt_ids(fields, model, images)
     return tuple(model.tokenizer.encode(fields.prompt, add_special_tokens=fields.add_special_tokens))
 
 
@@ -119,6 +134,7 @@ def detokenized_text(fields: DetokenizeFields, model: ServedModel) -> str:
 def _render(
     model: ServedModel,
     messages: list[ChatMessage],
+    images: Sequence[PreparedImage],
     *,
     add_generation_prompt: bool,
     continue_final_message: bool,
@@ -130,6 +146,13 @@ def _render(
     )
     if continue_final_message:
         rendered = _cut_after_final_message(rendered, messages[-1])
+    if model.images is not None:
+        rendered = expand_placeholders(
+            rendered,
+            model.images.processing.placeholder,
+            [image.num_tokens for image in images],
+            model.tokenizer.control_tokens,
+        )
     return tuple(model.tokenizer.encode_prompt(rendered))
 
 

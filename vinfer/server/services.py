@@ -15,6 +15,7 @@ from typing import ParamSpec, TypeVar
 
 from vinfer.config import ServerConfig
 from vinfer.errors import NotReadyError, RequestTimeoutError
+from vinfer.images import ImageFetcher
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ModelTable
 
@@ -75,6 +76,7 @@ class Services:
     workers: ThreadPoolExecutor
     metrics: ServerMetrics
     deadlines: Deadlines
+    image_fetcher: ImageFetcher
 
     async def in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run CPU-bound work in a worker thread, off the event loop."""

@@ -54,9 +54,7 @@ def _llava(keys: ConfigKeys) -> NormalisedConfig:
         decoder,
         model_type="llava",
         shapes={**decoder.shapes, **_tower_shapes(tower), **_projector_shapes(tower)},
-        names=TensorNames(
-            renamed=_PREFIXES, buffers=(".rotary_emb.inv_freq", ".embeddings.position_ids")
-        ),
+        names=TensorNames(renamed=_PREFIXES, buffers=(".rotary_emb.inv_freq", ".embeddings.position_ids")),
         vision=VisionFacts(
             decoder_type=decoder.model_type,
             encoder=tower,
@@ -81,9 +79,7 @@ def _decoder(keys: ConfigKeys) -> NormalisedConfig:
     # transformers ties where either of the two says so.
     is_tied = keys.boolean("tie_word_embeddings", False) or section.boolean("tie_word_embeddings", False)
     values = {**section.values, "tie_word_embeddings": is_tied}
-    return _DECODERS[model_type].translate(
-        ConfigKeys(values, section.where).with_defaults(**_LLAMA_DEFAULTS)
-    )
+    return _DECODERS[model_type].translate(ConfigKeys(values, section.where).with_defaults(**_LLAMA_DEFAULTS))
 
 
 def _clip(keys: ConfigKeys, *, out_size: int) -> ClipFacts:
@@ -111,9 +107,7 @@ def _clip(keys: ConfigKeys, *, out_size: int) -> ClipFacts:
         activation=read_activation(section, _ACTIVATIONS, default="quick_gelu"),
         feature_layers=_feature_layers(keys, num_layers),
         has_class_token=strategy == "full",
-        projector_activation=read_activation(
-            keys, _ACTIVATIONS, key="projector_hidden_act", default="gelu"
-        ),
+        projector_activation=read_activation(keys, _ACTIVATIONS, key="projector_hidden_act", default="gelu"),
         projector_has_bias=keys.boolean("multimodal_projector_bias", True),
         out_size=out_size,
     )
@@ -125,21 +119,22 @@ def _feature_layers(keys: ConfigKeys, num_layers: int) -> tuple[int, ...]:
     layers = given if isinstance(given, list) else [given]
     # One hidden state before the first layer, and one after each.
     num_states = num_layers + 1
-    for layer in layers:
-        if isinstance(layer, bool) or not isinstance(layer, int) or not -num_states <= layer < num_states:
-            break
-    else:
-        if layers:
-            return tuple(layer % num_states for layer in layers)
-    raise keys.refusal(
-        "vision_feature_layer", f"must be layers from {-num_states} to {num_states - 1}, one or a list"
-    )
+    indices = [
+        layer % num_states
+        for layer in layers
+        if isinstance(layer, int) and not isinstance(layer, bool) and -num_states <= layer < num_states
+    ]
+    if not indices or len(indices) < len(layers):
+        raise keys.refusal(
+            "vision_feature_layer", f"must be layers from {-num_states} to {num_states - 1}, one or a list"
+        )
+    return tuple(indices)
 
 
 def _image_token_id(keys: ConfigKeys, *, vocab_size: int) -> int:
-    if keys.has("image_token_id") and keys.has("image_token_index"):
-        if keys.values["image_token_id"] != keys.values["image_token_index"]:
-            raise keys.refusal("image_token_id", "differs from image_token_index: take one of them out")
+    stated = [keys.values[key] for key in ("image_token_id", "image_token_index") if keys.has(key)]
+    if len(stated) > 1 and stated[0] != stated[1]:
+        raise keys.refusal("image_token_id", "differs from image_token_index: take one of them out")
     key = "image_token_id" if keys.has("image_token_id") else "image_token_index"
     return keys.integer(key, 32000, minimum=0, maximum=vocab_size - 1)
 
