@@ -1,4 +1,4 @@
-"""Pictures in chat completions: what a real bundle answers over HTTP is what transformers says to the file."""
+"""Pictures in chat completions: what a bundle answers over HTTP is what transformers says to the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ from PIL import Image
 from tiny.bundles import model_config
 from tiny.checkpoints import checkpoint
 from tiny.models import VOCAB_SIZE
-from tiny.vision_models import IMAGE_TOKEN, NUM_IMAGE_TOKENS, NUM_TOKENS_WITH_IMAGE, PATCH_SIZE
+from tiny.vision_models import (
+    IMAGE_TOKEN,
+    NUM_IMAGE_TOKENS,
+    NUM_TOKENS_WITH_IMAGE,
+    PATCH_SIZE,
+)
 
 from vinfer.bundle import read_manifest
 from vinfer.config import ServerConfig

@@ -7,6 +7,7 @@ requests, programs or routes.
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -216,6 +217,9 @@ def served_model(
         raise BundleError(
             f"bundle {directory}: its tokenizer is larger than its model: run vinfer precompile"
         )
+    if manifest.images is not None:
+        # Here, on the loader's thread: the first picture would have the event loop wait for it.
+        importlib.import_module("vinfer.images")
     return ServedModel(
         name=model.name,
         task=manifest.model.task,

@@ -16,7 +16,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from vinfer.config import ServerConfig
-from vinfer.images import ImageFetcher
 from vinfer.server import capabilities, chat, completions, health, models, openapi, tokenization
 from vinfer.server.auth import Authenticator
 from vinfer.server.error_responses import error_response
@@ -64,7 +63,6 @@ def create_app(
         workers=ThreadPoolExecutor(config.max_workers, thread_name_prefix="vinfer-worker"),
         metrics=ServerMetrics(model_table, compile_count),
         deadlines=Deadlines(config.request_timeout_seconds),
-        image_fetcher=ImageFetcher(config.images),
     )
 
     @contextlib.asynccontextmanager

@@ -1,22 +1,26 @@
 """The pictures of a conversation: found, fetched, decoded and prepared, before its prompt is written.
 
-Event loop; decoding and preparing go to worker threads, fetching is the loop's own.
+Event loop; decoding and preparing go to worker threads, fetching is the loop's own. `vinfer.images` is loaded
+where it is used: a server of text alone loads neither NumPy nor Pillow for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vinfer.bundle import ImageInput
 from vinfer.config import ImagesConfig
 from vinfer.engine.request import RequestImage
 from vinfer.errors import ImageError, RequestError
 from vinfer.image_processing import ImageProcessing
-from vinfer.images import PreparedImage, decode_image, is_remote, preprocess, read_data_url
 from vinfer.server.model_table import ServedModel
 from vinfer.server.protocol import ChatMessage
 from vinfer.server.services import Services
+
+if TYPE_CHECKING:
+    from vinfer.images import PreparedImage
 
 
 async def prepare_images(
@@ -47,6 +51,8 @@ async def prepare_images(
             f"{limits.max_per_request}: send fewer",
             param=sources[limits.max_per_request][1],
         )
+
+    from vinfer.images import is_remote
 
     async def prepare(source: str, param: str) -> PreparedImage:
         if is_remote(source, param=param):
@@ -106,8 +112,12 @@ def _image_input(model: ServedModel, param: str | None) -> ImageInput:
 
 
 def _from_file(data: bytes, limits: ImagesConfig, record: ImageProcessing, param: str) -> PreparedImage:
+    from vinfer.images import decode_image, preprocess
+
     return preprocess(decode_image(data, limits, param=param), record, param=param)
 
 
 def _from_data_url(source: str, limits: ImagesConfig, record: ImageProcessing, param: str) -> PreparedImage:
+    from vinfer.images import preprocess, read_data_url
+
     return preprocess(read_data_url(source, limits, param=param), record, param=param)

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vinfer.errors import RequestError
-from vinfer.images import PreparedImage
 from vinfer.server.model_table import ServedModel
 from vinfer.server.protocol import (
     MAX_PROMPTS,
@@ -23,6 +22,9 @@ from vinfer.server.protocol import (
 from vinfer.server.tokenizer_protocol import DetokenizeFields, TokenizeMessages, TokenizeText
 from vinfer.text.control_tokens import RenderedPrompt
 from vinfer.text.image_placeholders import expand_placeholders
+
+if TYPE_CHECKING:
+    from vinfer.images import PreparedImage
 
 PromptIds = tuple[int, ...]
 

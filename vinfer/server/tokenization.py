@@ -6,12 +6,11 @@ Event loop; whatever grows with the text, answers included, is made in worker th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
-from vinfer.images import PreparedImage
 from vinfer.server.chat_images import prepare_images
 from vinfer.server.model_table import ServedModel
 from vinfer.server.prompts import detokenized_text, tokenized_ids
@@ -24,6 +23,9 @@ from vinfer.server.tokenizer_protocol import (
     parse_detokenize,
     parse_tokenize,
 )
+
+if TYPE_CHECKING:
+    from vinfer.images import PreparedImage
 
 
 async def tokenize(services: Services, request: HttpRequest) -> JSONResponse:
