@@ -18,8 +18,6 @@ from vinfer.engine.request import RequestImage
 @dataclasses.dataclass(slots=True)
 class _Held:
     rows: tuple[int, ...]
-    image: RequestImage | None
-    """The picture itself, until its encoding has been planned."""
     num_pins: int = 0
 
 
@@ -39,6 +37,8 @@ class FeatureCache:
         self._free = list(range(num_rows))
         # The one pinned last stands last.
         self._held: OrderedDict[str, _Held] = OrderedDict()
+        # Not encoded yet, in the order in which they came: being asked for again costs nobody his place.
+        self._waiting: dict[str, RequestImage] = {}
         self.num_queries = 0
         self.num_hits = 0
 
@@ -57,7 +57,8 @@ class FeatureCache:
             return False
         for content_hash, image in new.items():
             rows = tuple(self._free.pop() for _ in range(image.num_tokens))
-            self._held[content_hash] = _Held(rows, image)
+            self._held[content_hash] = _Held(rows)
+            self._waiting[content_hash] = image
         for image in images:
             self._held[image.content_hash].num_pins += 1
             self._held.move_to_end(image.content_hash)
@@ -70,21 +71,21 @@ class FeatureCache:
         for image in images:
             held = self._held[image.content_hash]
             held.num_pins -= 1
-            if held.num_pins == 0 and held.image is not None:
+            if held.num_pins == 0 and image.content_hash in self._waiting:
+                del self._waiting[image.content_hash]
                 self._forget(image.content_hash)
 
     def next_to_encode(self, at_most: int) -> list[RequestImage]:
         """Return pictures that wait for the encoder, in the order in which they came."""
-        waiting = [held.image for held in self._held.values() if held.image is not None]
-        return waiting[:at_most]
+        return list(self._waiting.values())[:at_most]
 
     def encoded(self, images: Sequence[RequestImage]) -> None:
         """Say that the encoding of these pictures is planned: what comes later may read it."""
         for image in images:
-            self._held[image.content_hash].image = None
+            del self._waiting[image.content_hash]
 
     def are_encoded(self, images: Sequence[RequestImage]) -> bool:
-        return all(self._held[image.content_hash].image is None for image in images)
+        return not any(image.content_hash in self._waiting for image in images)
 
     def rows_of(self, image: RequestImage) -> tuple[int, ...]:
         """Return the rows of a pinned picture, one per placeholder."""
@@ -94,7 +95,7 @@ class FeatureCache:
         """Raise AssertionError where rows were lost or given away twice."""
         rows = [row for held in self._held.values() for row in held.rows]
         assert sorted(rows + self._free) == list(range(self._num_rows)), "rows were lost or shared"
-        assert all(held.num_pins > 0 for held in self._held.values() if held.image is not None)
+        assert all(self._held[content_hash].num_pins > 0 for content_hash in self._waiting)
 
     def _make_room(self, num_rows: int, kept: Sequence[RequestImage]) -> bool:
         keep = {image.content_hash for image in kept}

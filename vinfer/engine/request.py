@@ -104,7 +104,8 @@ class Request:
         prompt_key: requests of one key have the same prompt, and those that come later copy the KV rows of
             one that came before. None shares with nobody.
         grammar: what binds the answer; None for anything.
-        images: pictures in the order of their placeholders; only where the bundle has an image encoder.
+        images: pictures in the order of their placeholders; only where the bundle has an image encoder, and
+            not in a prompt that is scored.
     """
 
     id: str

@@ -292,6 +292,7 @@ class Scheduler:
         request = running.request
         rows: tuple[int, ...] = ()
         if request.images:
+            assert not request.scores_prompt, f"{request.id}: score programs take no pictures"
             placed = [-1] * len(request.prompt_ids)
             for image in request.images:
                 placed[image.start : image.start + image.num_tokens] = self.features.rows_of(image)

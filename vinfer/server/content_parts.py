@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from vinfer.errors import RequestError
 from vinfer.server.body_model import Body
@@ -27,6 +27,15 @@ def _string_as_url(value: Any) -> Any:
 
 class ContentPart(Body):
     """Text or a picture; the field of the same name as `type` must be there, and no other."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"properties": {"type": {"const": name}, name: {"not": {"type": "null"}}}, "required": [name]}
+                for name in ("text", "image_url", "image")
+            ]
+        }
+    )
 
     type: Literal["text", "image_url", "image"]
     text: str | None = None
