@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import io
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +11,8 @@ import pytest
 pytest.importorskip("torch", reason="answers are compared with those of transformers")
 
 import httpx
+from chat_with_pictures import data_url
 from PIL import Image
-from tiny.bundles import model_config
 from tiny.checkpoints import checkpoint
 from tiny.models import VOCAB_SIZE
 from tiny.vision_models import (
@@ -25,12 +21,6 @@ from tiny.vision_models import (
     NUM_TOKENS_WITH_IMAGE,
     PATCH_SIZE,
 )
-
-from vinfer.bundle import read_manifest
-from vinfer.config import ServerConfig
-from vinfer.launch.loader import served_model
-from vinfer.server.app import create_app
-from vinfer.server.model_table import ModelTable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,12 +40,6 @@ def drawing(seed: int, width: int = 64, height: int = 48) -> Image.Image:
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def data_url(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
 FIRST, SECOND = drawing(1), drawing(2, 40, 90)
 TEXT = {"type": "text", "text": "What is it?"}
 ONE = {"type": "image_url", "image_url": {"url": data_url(FIRST), "detail": "low"}}
@@ -64,26 +48,9 @@ AS_IMAGE = {"type": "image", "image": data_url(FIRST)}
 OTHER = {"type": "image", "image": data_url(SECOND)}
 
 
-@pytest.fixture(scope="module")
-def post(bundle_of: Callable[[str], Path], engine_of: Callable[[str], Engine]) -> Iterator[Post]:
-    """Send one body to a server over the bundle."""
-    directory, model = bundle_of("llava"), model_config("llava")
-    table = ModelTable(["llava"])
-    table.serve(
-        served_model(directory, read_manifest(directory), model, engine_of("llava"), position=0, parity=None)
-    )
-    app = create_app(ServerConfig.model_validate({"images": {"max_per_request": 3}}), table)
-
-    def send(path: str, **body: Any) -> httpx.Response:
-        async def exchange() -> httpx.Response:
-            transport = httpx.ASGITransport(app=app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://here", timeout=60) as client:
-                return await client.post(path, json={"model": "llava", **body})
-
-        return asyncio.run(exchange())
-
-    yield send
-    app.state.services.workers.shutdown()
+@pytest.fixture
+def post(post_to: Callable[[str], Post]) -> Post:
+    return post_to("llava")
 
 
 def messages(*parts: dict[str, Any]) -> list[dict[str, Any]]:

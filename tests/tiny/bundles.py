@@ -64,6 +64,14 @@ BUNDLES: dict[str, dict[str, Any]] = {
     # Experts with biases, sinks and windows; fused projections that tp cuts across; experts over ep.
     "gpt-oss-tp2": {"checkpoint": "gpt-oss", **_NARROW, "mesh": {"tp": 2}},
     "phi3-tp2": {"checkpoint": "phi3", **_NARROW, "mesh": {"tp": 2}},
+    "llava-colours": {
+        "checkpoint": "llava-colours",
+        **_NARROW,
+        "max_model_len": 256,
+        "task": "image-text",
+        "image_cache_bytes": 1,
+        "precompile": [{"batch_size": 1, "prefill_length": MAX_CHUNK, "vision": _VISION[:1]}],
+    },
     "llava": {
         "checkpoint": "llava",
         **_PAIRS,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tiny.families import FAMILY_MODELS
 from tiny.models import TinyModel
-from tiny.vision_models import VISION_MODELS
+from tiny.vision_models import TRAINED_MODELS, VISION_MODELS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from vinfer.parity.corrections import correct
@@ -90,6 +90,7 @@ MODELS: dict[str, TinyModel] = {
     ),
     **FAMILY_MODELS,
     **VISION_MODELS,
+    **TRAINED_MODELS,
 }
 
 
@@ -102,8 +103,9 @@ def checkpoint(name: str) -> Path:
         directory.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=directory.parent))
         try:
-            random_model(name).save_pretrained(scratch)
             write_tokenizer(scratch, MODELS[name].special_tokens)
+            model = trained_model(name, scratch) if MODELS[name].is_trained else random_model(name)
+            model.save_pretrained(scratch)
             for file, text in MODELS[name].files.items():
                 (scratch / file).write_text(text)
             scratch.rename(directory)
@@ -115,16 +117,33 @@ def checkpoint(name: str) -> Path:
 def random_model(name: str) -> PreTrainedModel:
     """Make the model of `MODELS` with every parameter drawn from its seed; float32, eval mode."""
     import torch
-    import transformers
 
     spec = MODELS[name]
-    config = getattr(transformers, spec.config_class or f"{spec.family}Config")(**spec.arguments())
-    model_class = getattr(transformers, spec.model_class or f"{spec.family}ForCausalLM")
-    model: PreTrainedModel = model_class(config).eval()
+    model = _new_model(spec).eval()
     generator = torch.Generator().manual_seed(spec.seed)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             parameter.copy_(_draw(path, parameter, spec, generator))
+    return model
+
+
+def trained_model(name: str, directory: Path) -> PreTrainedModel:
+    """Make and train the model of `MODELS`; `directory` has its tokenizer."""
+    import torch
+    from tiny.colours import train_on_colours
+
+    torch.manual_seed(MODELS[name].seed)
+    model = _new_model(MODELS[name])
+    train_on_colours(model, directory)
+    return model
+
+
+def _new_model(spec: TinyModel) -> PreTrainedModel:
+    import transformers
+
+    config = getattr(transformers, spec.config_class or f"{spec.family}Config")(**spec.arguments())
+    model_class = getattr(transformers, spec.model_class or f"{spec.family}ForCausalLM")
+    model: PreTrainedModel = model_class(config)
     return model
 
 

@@ -40,6 +40,7 @@ class TinyModel:
             would say the same token over and over.
         special_tokens: what the tokenizer has beyond BOS and EOS.
         files: further files of the checkpoint, name -> text.
+        is_trained: as transformers makes it, then trained by `tiny.colours`; else every tensor is drawn anew.
     """
 
     family: str
@@ -54,6 +55,7 @@ class TinyModel:
     embedding_deviation: float = 0.3
     special_tokens: tuple[str, ...] = ()
     files: dict[str, str] = dataclasses.field(default_factory=dict)
+    is_trained: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of the config class."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 from tiny.models import SIZES, TinyModel
+
+from vinfer.image_processing import ClipProcessing, PixelValues, Placeholder
 
 IMAGE_TOKEN = "<image>"
 IMAGE_TOKEN_ID = 258
@@ -34,6 +37,15 @@ _PROCESSOR: dict[str, Any] = {
     "resample": 3,
     "rescale_factor": 1 / 255,
 }
+PROCESSING = ClipProcessing(
+    resample=_PROCESSOR["resample"],
+    values=PixelValues(mean=tuple(_PROCESSOR["image_mean"]), std=tuple(_PROCESSOR["image_std"])),
+    placeholder=Placeholder(marker=IMAGE_TOKEN, repeated=IMAGE_TOKEN),
+    shortest_edge=IMAGE_SIZE,
+    crop=(IMAGE_SIZE, IMAGE_SIZE),
+    num_image_tokens=NUM_IMAGE_TOKENS,
+)
+"""What vinfer makes of it."""
 _NO_SIZES: dict[str, Any] = dict.fromkeys(SIZES, ...)
 
 VISION_MODELS = {
@@ -64,3 +76,5 @@ VISION_MODELS = {
         files={"preprocessor_config.json": json.dumps(_PROCESSOR), "chat_template.jinja": _TEMPLATE},
     ),
 }
+TRAINED_MODELS = {"llava-colours": dataclasses.replace(VISION_MODELS["llava"], is_trained=True)}
+"""The same, trained by `tiny.colours`."""

@@ -190,7 +190,6 @@ class Runner:
         starts, lengths = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
         samples = np.zeros(rows, np.bool_)
         targets = np.zeros((rows, length), np.int32)
-        feature_index = np.full((rows, length), -1, np.int32)
         for row, chunk in enumerate(work.chunks):
             slots[row], starts[row], lengths[row] = chunk.slot, chunk.start, chunk.length
             end = chunk.start + chunk.length
@@ -198,7 +197,6 @@ class Runner:
             samples[row] = chunk.samples
             following = chunk.request.prompt_ids[chunk.start + 1 : end + 1]
             targets[row, : len(following)] = following
-            feature_index[row, : len(chunk.feature_rows)] = chunk.feature_rows
         owners = tuple(
             chunk.request if chunk.is_final or chunk.request.scores_prompt else None for chunk in work.chunks
         )
@@ -207,7 +205,7 @@ class Runner:
         if work.shape.kind == "score":
             inputs += (targets,)
         elif self._image_features:
-            inputs += (*self._image_features, feature_index)
+            inputs += (*self._image_features, _feature_index(work))
         return self._dispatch(work.shape, owners, inputs, work.chunks)
 
     def decode(self, work: Decode) -> Dispatch:
@@ -257,6 +255,14 @@ class Runner:
         for output in (*outputs[:2], *outputs[5:]):
             output.copy_to_host_async()
         return Dispatch(owners, outputs, chunks)
+
+
+def _feature_index(work: Prefill) -> np.ndarray[Any, Any]:
+    """Return int32 [rows, length]: the row of the feature array at each position, or -1."""
+    index = np.full((work.shape.rows, work.shape.length), -1, np.int32)
+    for row, chunk in enumerate(work.chunks):
+        index[row, : len(chunk.feature_rows)] = chunk.feature_rows
+    return index
 
 
 def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> tuple[Any, ...]:
