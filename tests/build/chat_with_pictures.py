@@ -32,11 +32,20 @@ def data_url(image: Image.Image) -> str:
 
 
 @contextmanager
-def server_over(directory: Path, model: ModelConfig, engine: Engine) -> Iterator[Post]:
-    """Give a function that sends one body, with the model's name in it, and waits for the answer."""
+def server_over(
+    directory: Path, model: ModelConfig, engine: Engine, *, image_fetcher: Any = None
+) -> Iterator[Post]:
+    """Give a function that sends one body, with the model's name in it, and waits for the answer.
+
+    Args:
+        image_fetcher: in place of the server's own, which refuses every URL.
+    """
     table = ModelTable([model.name])
     table.serve(served_model(directory, read_manifest(directory), model, engine, position=0, parity=None))
     app = create_app(ServerConfig.model_validate({"images": {"max_per_request": 3}}), table)
+
+    if image_fetcher is not None:
+        app.state.services.__dict__["image_fetcher"] = image_fetcher
 
     def send(path: str, **body: Any) -> httpx.Response:
         async def exchange() -> httpx.Response:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +13,9 @@ import pytest
 pytest.importorskip("torch", reason="answers are compared with those of transformers")
 
 import httpx
-from chat_with_pictures import data_url
+from chat_with_pictures import data_url, server_over
 from PIL import Image
+from tiny.bundles import model_config
 from tiny.checkpoints import checkpoint
 from tiny.models import VOCAB_SIZE
 from tiny.vision_models import (
@@ -120,6 +123,32 @@ def test_every_form_of_a_picture_is_the_same_picture(post: Post) -> None:
     assert len(answers) == 1
     other = chat(post, OTHER, TEXT).json()["choices"][0]["message"]["content"]
     assert other not in answers
+
+
+class GivenFile:
+    """Has fetched a file already, whatever the URL."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+        self.asked: list[tuple[str, str | None]] = []
+
+    async def fetch(self, source: str, *, param: str | None = None) -> bytes:
+        self.asked.append((source, param))
+        return base64.b64decode(data_url(self.image).partition(",")[2])
+
+
+def test_a_fetched_picture_is_the_same_picture(
+    post: Post, bundle_of: Callable[[str], Path], engine_of: Callable[[str], Engine]
+) -> None:
+    fetcher = GivenFile(FIRST)
+    url = "https://pictures.example/cat.png"
+    with server_over(
+        bundle_of("llava"), model_config("llava"), engine_of("llava"), image_fetcher=fetcher
+    ) as fetching_post:
+        fetched = chat(fetching_post, TEXT, {"type": "image_url", "image_url": {"url": url}})
+    assert fetcher.asked == [(url, "messages[0].content[1].image_url.url")]
+    sent = chat(post, TEXT, AS_STRING)
+    assert fetched.json()["choices"] == sent.json()["choices"]
 
 
 def test_choices_of_one_picture_share_its_prompt(post: Post) -> None:
