@@ -36,7 +36,7 @@ def coloured_picture(seed: int) -> tuple[str, Image.Image]:
     """Draw a picture and name its colour; sizes, places and shades vary."""
     generator = np.random.default_rng(seed)
     name = list(COLOURS)[generator.integers(len(COLOURS))]
-    height, width = generator.integers(30, 70, size=2)
+    height, width = generator.integers(36, 70, size=2)
     pixels = generator.normal(120, 25, size=(height, width, 3))
     side = generator.integers(15, 28)
     # Around the centre, since the processor cuts off the edges of what is not square.

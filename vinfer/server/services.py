@@ -69,7 +69,7 @@ class Deadlines:
             ) from None
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Services:
     """The server's parts, as route handlers need them."""
 
