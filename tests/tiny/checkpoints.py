@@ -96,7 +96,8 @@ MODELS: dict[str, TinyModel] = {
 
 def checkpoint(name: str) -> Path:
     """Return the directory of a checkpoint of `MODELS`, written on first use."""
-    identity = repr(MODELS[name]) + Path(__file__).read_text()
+    sources = (Path(__file__), *([Path(__file__).with_name("colours.py")] if MODELS[name].is_trained else []))
+    identity = repr(MODELS[name]) + "".join(source.read_text() for source in sources)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     directory = CACHE / "test-checkpoints" / f"{name}-{digest}"
     if not directory.is_dir():
@@ -152,7 +153,7 @@ def reference(name: str, dtype: str = "float32") -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    auto = AutoModelForImageTextToText if name in VISION_MODELS else AutoModelForCausalLM
+    auto = AutoModelForImageTextToText if "vision_config" in MODELS[name].config else AutoModelForCausalLM
     model: PreTrainedModel = auto.from_pretrained(
         checkpoint(name), dtype=getattr(torch, dtype), attn_implementation="eager", local_files_only=True
     )

@@ -27,9 +27,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 240),
 }
 QUESTION = "Which colour?"
-PROMPT = f"USER: {IMAGE_TOKEN * NUM_IMAGE_TOKENS}\n{QUESTION}\nASSISTANT: "
+PROMPT = f"USER: {IMAGE_TOKEN * NUM_IMAGE_TOKENS}\n{QUESTION}ASSISTANT: "
 MAX_NAME_LEN = max(map(len, COLOURS))
-STEPS, BATCH = 160, 24
+STEPS, BATCH, RATE = 160, 24, 1e-3
 
 
 def coloured_picture(seed: int) -> tuple[str, Image.Image]:
@@ -64,10 +64,12 @@ def train_on_colours(model: PreTrainedModel, directory: Path) -> None:
     prompt = tokenizer.encode(PROMPT).ids
     end = tokenizer.token_to_id("</s>")
     names = {name: [*tokenizer.encode(name).ids, end] for name in COLOURS}
+    # Matrices of this size gain nothing from a second thread, and its spinning costs the other core.
+    torch.set_num_threads(1)
     torch.manual_seed(5)
     model.train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=STEPS, pct_start=0.2)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=STEPS, pct_start=0.2)
     for step in range(STEPS):
         drawn = [coloured_picture(step * BATCH + place) for place in range(BATCH)]
         answers = [names[name] + [end] * (MAX_NAME_LEN + 1 - len(names[name])) for name, _ in drawn]
