@@ -29,7 +29,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 QUESTION = "Which colour?"
 PROMPT = f"USER: {IMAGE_TOKEN * NUM_IMAGE_TOKENS}\n{QUESTION}ASSISTANT: "
 MAX_NAME_LEN = max(map(len, COLOURS))
-STEPS, BATCH, RATE = 160, 24, 1e-3
+STEPS, BATCH, RATE = 160, 16, 1e-3
 
 
 def coloured_picture(seed: int) -> tuple[str, Image.Image]:
