@@ -24,16 +24,25 @@ BUILD_ONLY = ("vinfer.build", "vinfer.checkpoint", *EASYDEL, "transformers", "to
 JAX = ("jax", "jaxlib")
 PICKLES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
 
-RUN_ROOMS = ("vinfer.engine", "vinfer.server", "vinfer.text")
+HTTP_CLIENTS = ("httpx", "httpcore", "aiohttp", "http.client", "requests", "urllib.request", "urllib3")
+
+RUN_ROOMS = ("vinfer.engine", "vinfer.images", "vinfer.server", "vinfer.text")
 BUILD_ROOMS = ("vinfer.build", "vinfer.checkpoint")
 PARITY = ("vinfer.parity",)
-SHARED = ("vinfer.bundle", "vinfer.child_process", "vinfer.config", "vinfer.errors")
+SHARED = (
+    "vinfer.bundle",
+    "vinfer.child_process",
+    "vinfer.config",
+    "vinfer.errors",
+    "vinfer.image_processing",
+)
 COMMANDS = ("vinfer.cli", "vinfer.__main__")
 LAUNCH = ("vinfer.launch",)
 # Where arrays live in the engine; everything else in it is plain Python.
 ON_DEVICE = ("vinfer.engine.compilation", "vinfer.engine.load", "vinfer.engine.runner")
 # The event loop's side and the scheduler: not even by a detour.
 WITHOUT_JAX = (
+    "vinfer.images",
     "vinfer.server",
     "vinfer.text",
     *SHARED,
@@ -78,6 +87,18 @@ DIRECTIONS = (
         ("vinfer.text",),
         ("vinfer.engine", "vinfer.server", "starlette"),
     ),
+    Rule(
+        "images never see the engine, text or HTTP",
+        ("vinfer.images",),
+        ("vinfer.engine", "vinfer.text", "vinfer.server", "starlette", "uvicorn"),
+    ),
+    Rule(
+        "one function fetches for users, behind one guard",
+        ("vinfer",),
+        HTTP_CLIENTS,
+        ("vinfer.images.fetch", "vinfer.checkpoint.hub"),
+    ),
+    Rule("one file opens pictures, within limits", ("vinfer",), ("PIL",), ("vinfer.images",)),
     Rule("the build half stands without the run half", BUILD_ROOMS, (*RUN_ROOMS, "starlette", "uvicorn")),
     Rule("a source does not know what is made of it", ("vinfer.checkpoint",), ("vinfer.build",)),
     Rule(
@@ -293,6 +314,12 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.cli", "def f():\n    from gguf import GGUFReader", "where weights come from"),
         ("vinfer.engine.engine", "import vinfer.server.sse", "never sees HTTP"),
         ("vinfer.text.tokenizer", "from vinfer.engine.request import Request", "never sees the engine"),
+        ("vinfer.images.decode", "from vinfer.server import fields", "images never see"),
+        ("vinfer.images.decode", "import jax", "plain Python, so that"),
+        ("vinfer.images.source", "import urllib.request", "one function fetches"),
+        ("vinfer.server.chat", "import httpx", "one function fetches"),
+        ("vinfer.server.chat", "from PIL import Image", "one file opens pictures"),
+        ("vinfer.build.programs", "import vinfer.images", "without the run half"),
         ("vinfer.build.programs", "import vinfer.server", "without the run half"),
         ("vinfer.checkpoint.source", "from vinfer.engine import request", "without the run half"),
         ("vinfer.checkpoint.source", "from vinfer.build import export", "what is made of it"),

@@ -13,8 +13,9 @@ Every program is a pure function over tuples of arrays
     (weights, kv, state, inputs) -> (kv, state, outputs)
 
 with kv and state donated; a program that does not touch one of the groups gets and returns an empty tuple
-for it (`ProgramShape.uses_...`). This module knows files, names, shapes and which program covers a dispatch;
-it never imports JAX and never sees an array.
+for it (`ProgramShape.uses_...`). To `encode_images` the weights are those of the image encoder, and the
+features of pictures stand in the place of kv. This module knows files, names, shapes and which program covers
+a dispatch; it never imports JAX and never sees an array.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from typing import Literal
 import pydantic
 
 from vinfer.errors import BundleError
+from vinfer.image_processing import ImageProcessing
 
 FORMAT_VERSION = 2
 MESH_AXES = ("dp", "fsdp", "ep", "tp", "sp")
@@ -44,7 +46,7 @@ MAX_LOGIT_BIAS = 300
 MAX_TOP_LOGPROBS = 20
 MASK_WORD_BITS = 32
 
-ProgramKind = Literal["set_slot", "copy_slot", "prefill", "score", "embed", "decode"]
+ProgramKind = Literal["set_slot", "copy_slot", "encode_images", "prefill", "score", "embed", "decode"]
 Pooling = Literal["mean", "last"]
 """Over the hidden states of all tokens of a prompt, or that of its last one."""
 Platform = Literal["cpu", "cuda", "tpu"]
@@ -81,33 +83,42 @@ class ProgramShape(_Frozen):
     """What makes one compiled program different from another.
 
     Attributes:
-        rows: prompts of a prefill, score or embed, slots of a decode dispatch; 0 for set_slot and copy_slot.
+        rows: prompts of a prefill, score or embed, slots of a decode dispatch, pictures of encode_images; 0
+            for set_slot and copy_slot.
         length: padded prompt tokens of a prefill, score or embed, most steps of a decode dispatch; else 0.
         kv_length: rows of the KV cache that attention reads; 0 where there is none.
+        image: (channels, height, width) of each picture of encode_images; else empty.
     """
 
     kind: ProgramKind
     rows: int = 0
     length: int = 0
     kv_length: int = 0
+    image: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         if self.rows == 0:
             return self.kind
-        return f"{self.kind}[{self.rows},{self.length},{self.kv_length}]"
+        sizes = (self.rows, *self.image) if self.image else (self.rows, self.length, self.kv_length)
+        return f"{self.kind}[{','.join(map(str, sizes))}]"
 
     @property
     def uses_weights(self) -> bool:
-        return self.kind not in ("set_slot", "copy_slot")
+        return self.kind not in ("set_slot", "copy_slot", "encode_images")
+
+    @property
+    def uses_image_features(self) -> bool:
+        """Whether it is the image encoder's: with the encoder's weights, and features in the place of kv."""
+        return self.kind == "encode_images"
 
     @property
     def uses_kv(self) -> bool:
-        return self.kind != "set_slot"
+        return self.kind not in ("set_slot", "encode_images")
 
     @property
     def uses_state(self) -> bool:
-        return self.kind not in ("copy_slot", "embed")
+        return self.kind not in ("copy_slot", "embed", "encode_images")
 
 
 class ProgramSpec(_Frozen):
@@ -192,6 +203,22 @@ class ParityReport(_Frozen):
     thresholds: ParityThresholds
 
 
+class ImageInput(_Frozen):
+    """What a model that takes pictures needs besides its text half.
+
+    Attributes:
+        token_id: the placeholder whose embedding a feature replaces.
+        processing: how pictures are prepared, and what stands for one in a prompt.
+        weights: of the encoder.
+        features: the one array of all pictures' features, [rows, hidden].
+    """
+
+    token_id: int
+    processing: ImageProcessing
+    weights: tuple[WeightSpec, ...]
+    features: StateSpec
+
+
 class Manifest(_Frozen):
     format_version: int
     key: str
@@ -207,6 +234,7 @@ class Manifest(_Frozen):
     kv: tuple[StateSpec, ...]
     state: tuple[StateSpec, ...]
     programs: tuple[ProgramSpec, ...]
+    images: ImageInput | None = None
     files: dict[str, str]
     """sha256 of every file but the manifest itself and xla/."""
     embeddings: Embeddings | None = None
@@ -229,16 +257,39 @@ class Manifest(_Frozen):
         return self.mesh["dp"] > 1
 
     def num_bytes_per_device(self) -> dict[str, int]:
-        """Return bytes on each device: weights, kv_cache and state."""
+        """Return bytes on each device: weights, kv_cache and state; with images also their two parts."""
         groups: dict[str, Iterable[ArraySpec]] = {
             "weights": self.weights,
             "kv_cache": self.kv,
             "state": self.state,
         }
+        if self.images is not None:
+            groups |= {"image_weights": self.images.weights, "image_features": (self.images.features,)}
         return {
             name: sum(spec.num_bytes_per_device(self.mesh) for spec in specs)
             for name, specs in groups.items()
         }
+
+
+def argument_specs(
+    shape: ProgramShape,
+    inputs: Sequence[ArraySpec],
+    *,
+    weights: Sequence[ArraySpec],
+    kv: Sequence[ArraySpec],
+    state: Sequence[ArraySpec],
+    images: ImageInput | None,
+) -> tuple[Sequence[ArraySpec], ...]:
+    """Return the specs of a program's four arguments."""
+    if shape.uses_image_features:
+        assert images is not None
+        return images.weights, (images.features,), (), inputs
+    return (
+        weights if shape.uses_weights else (),
+        kv if shape.uses_kv else (),
+        state if shape.uses_state else (),
+        inputs,
+    )
 
 
 def num_mask_words(vocab_size: int) -> int:
@@ -268,6 +319,7 @@ def plan_programs(
     kv_buckets: Iterable[int],
     prompt_logprobs: bool = False,
     embeddings: bool = False,
+    vision_shapes: Iterable[tuple[int, int, int, int]] = (),
 ) -> tuple[ProgramShape, ...]:
     """List the programs that a configuration needs; `choose_program` is total over them.
 
@@ -279,9 +331,14 @@ def plan_programs(
         prompt_logprobs: score programs too, of the shortest and of the longest prefill length.
         embeddings: embed programs too, of the shortest and of the longest prefill length, for one prompt and
             for the largest batch where that has these lengths.
+        vision_shapes: (batch_size, channels, height, width) of image encoders.
     """
     kv_buckets = sorted(kv_buckets)
     shapes = [ProgramShape(kind="set_slot"), ProgramShape(kind="copy_slot")]
+    shapes += [
+        ProgramShape(kind="encode_images", rows=rows, image=tuple(image))
+        for rows, *image in sorted(vision_shapes)
+    ]
     by_batch: dict[int, list[int]] = {1: []}
     for batch, length in sorted(prefill_shapes):
         by_batch.setdefault(batch, []).append(length)
@@ -341,6 +398,12 @@ def choose_program(
     if not covering:
         raise AssertionError(f"no {kind} program covers rows={rows} length={length} kv_length={kv_length}")
     return min(covering, key=lambda s: (s.rows * s.length, s.kv_length))
+
+
+def choose_encoder(shapes: Iterable[ProgramShape], *, rows: int) -> ProgramShape:
+    """Return the smallest image encoder that takes so many pictures, else the largest there is."""
+    encoders = sorted((s for s in shapes if s.kind == "encode_images"), key=lambda s: s.rows)
+    return next((shape for shape in encoders if shape.rows >= rows), encoders[-1])
 
 
 def bundle_key(facts: Mapping[str, object]) -> str:

@@ -10,10 +10,11 @@ import functools
 import importlib.metadata
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 from tiny.models_doc import MatrixRow, models_doc
 
@@ -109,6 +110,23 @@ def engine_of(bundle_of: Callable[[str], Path]) -> Iterator[Callable[[str], Engi
     yield engine
     for running in engines.values():
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def post_to(
+    bundle_of: Callable[[str], Path], engine_of: Callable[[str], Engine]
+) -> Iterator[Callable[[str], Callable[..., httpx.Response]]]:
+    """Return what sends a body to a server over a bundle."""
+    from chat_with_pictures import server_over
+    from tiny.bundles import model_config
+
+    with ExitStack() as servers:
+
+        @functools.cache
+        def post(name: str) -> Callable[..., httpx.Response]:
+            return servers.enter_context(server_over(bundle_of(name), model_config(name), engine_of(name)))
+
+        yield post
 
 
 @pytest.fixture(scope="session")

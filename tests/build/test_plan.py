@@ -18,9 +18,10 @@ from vinfer.build.plan import (
     plan_build,
     resolve_mesh,
 )
-from vinfer.bundle import Platform
+from vinfer.bundle import Platform, choose_encoder
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.source import ResolvedSource
+from vinfer.checkpoint.vision import VisionFacts
 from vinfer.config import ModelConfig
 from vinfer.errors import ConfigError, DeviceError, VinferError
 
@@ -102,16 +103,17 @@ def test_other_build_code_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_code_hash_covers_what_decides_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of the build half and the seam count; the server does not."""
-    for name in ("bundle.py", "build/plan.py", "checkpoint/families/llama.py", "server/app.py"):
+    counted = ("bundle.py", "image_processing.py", "build/plan.py", "checkpoint/families/llama.py")
+    for name in (*counted, "server/app.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("before")
     monkeypatch.setattr(plan_module, "__file__", str(tmp_path / "build" / "plan.py"))
     code_hash = plan_module.code_hash.__wrapped__
     hashes = [code_hash()]
-    for name in ("bundle.py", "build/plan.py", "checkpoint/families/llama.py"):
+    for name in counted:
         (tmp_path / name).write_text("after")
         hashes.append(code_hash())
-    assert len(set(hashes)) == 4
+    assert len(set(hashes)) == 5
     (tmp_path / "server" / "app.py").write_text("after")
     assert code_hash() == hashes[-1]
 
@@ -136,7 +138,7 @@ def test_mesh_takes_the_devices_it_names(
 
 
 REFUSALS: list[tuple[dict[str, Any], type[VinferError], list[str]]] = [
-    ({"task": "image-text"}, ConfigError, ["models[0].task is image-text", "text only"]),
+    ({"task": "image-text"}, ConfigError, ["models[0].task is image-text", "no vision shape", "add"]),
     (
         {"task": "text", "precompile": [{"vision": {"height": 8, "width": 8}}]},
         ConfigError,
@@ -238,6 +240,7 @@ class PaperCheckpoint:
         num_positions=2048,
         windows=(None,) * 3,
     )
+    vision: VisionFacts | None = None
 
     def tensor_names(self) -> list[str]:
         return ["all"]
@@ -273,3 +276,50 @@ def test_more_positions_than_the_model_knows_are_refused() -> None:
     check_model(plan(max_model_len=2048), checkpoint, where="models[0]")
     with pytest.raises(ConfigError, match=r"models\[0\].max_model_len is 2049; .* 2048 positions: lower"):
         check_model(plan(max_model_len=2049), checkpoint, where="models[0]")
+
+
+PICTURES = {"task": "image-text", "precompile": [{"vision": {"height": 28, "width": 28}}]}
+
+
+def with_images(side: int) -> Any:
+    """Return a checkpoint whose pictures are squares; only their shape is looked at."""
+    checkpoint: Any = PaperCheckpoint()
+    encoder: Any = None
+    checkpoint.vision = VisionFacts(
+        decoder_type="llama",
+        encoder=encoder,
+        image_token_id=7,
+        image_shape=(3, side, side),
+        read_processing=lambda _: pytest.fail("not read"),
+    )
+    return checkpoint
+
+
+def test_pictures_of_another_size_are_refused_with_the_right_one() -> None:
+    check_model(plan(**PICTURES), with_images(28), where="models[0]")
+    with pytest.raises(ConfigError, match=r"of 3x28x28; the model takes pictures of 3x336x336: write vision"):
+        check_model(plan(**PICTURES), with_images(336), where="models[0]")
+    with pytest.raises(ConfigError, match=r"the checkpoint takes no images: set task: text"):
+        check_model(plan(**PICTURES), PaperCheckpoint(), where="models[0]")  # type: ignore[arg-type]
+    # The same checkpoint serves text.
+    check_model(plan(), with_images(336), where="models[0]")
+
+
+@pytest.mark.parametrize(
+    ("image_cache_bytes", "expected"), [(1, 1024 * 128 * 4), (2**20, 2**20), (2**20 + 511, 2**20)]
+)
+def test_features_take_what_the_config_says_and_at_least_the_longest_prompt(
+    image_cache_bytes: int, expected: int
+) -> None:
+    built = plan(**PICTURES, image_cache_bytes=image_cache_bytes)
+    memory = check_model(built, with_images(28), where="models[0]")
+    assert memory.image_features_bytes == expected
+    assert memory.total_bytes == memory.weights_bytes + memory.kv_cache_bytes + expected
+
+
+def test_an_encoder_per_vision_shape() -> None:
+    shapes = [{"batch_size": rows, "height": 28, "width": 28} for rows in (4, 1)]
+    built = plan(task="image-text", precompile=[{"vision": shapes}])
+    names = [shape.name for shape in built.programs if shape.kind == "encode_images"]
+    assert names == ["encode_images[1,3,28,28]", "encode_images[4,3,28,28]"]
+    assert [choose_encoder(built.programs, rows=rows).rows for rows in (1, 2, 4, 9)] == [1, 4, 4, 4]

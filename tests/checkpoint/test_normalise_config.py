@@ -183,7 +183,7 @@ def test_qwen_windows_are_those_of_transformers(
         ("jamba", "some layers are Mamba, .* no recurrent state"),
         ("deepseek_v3", "its attention is latent"),
         ("gemma3", "it takes images or sound"),
-        ("llava", "it takes images or sound"),
+        ("llava_next", "it takes images or sound"),
         ("t5", "it is an encoder and a decoder"),
     ],
 )

@@ -54,6 +54,7 @@ NUM_PARAMETERS = {
     "gpt2-medium": 354_823_168,
     "gpt2-xl": 1_557_611_200,
     "distilgpt2": 81_912_576,
+    "llava-1.5-7b-hf": 7_063_427_072,
 }
 
 # (rope type, theta, rotated dimensions of a head) per table.

@@ -42,28 +42,51 @@ def differences(config: dict[str, Any]) -> list[object]:
         CheckpointError: we do not read it.
     """
     import torch
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
     ours = normalise(config)
-    theirs = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(config))
+    whole = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(config))
+    auto = AutoModelForCausalLM if ours.vision is None else AutoModelForImageTextToText
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(theirs, attn_implementation="eager")
-    attention = next(module for module in model.modules() if type(module).__name__.endswith("Attention"))
+        model = auto.from_config(whole, attn_implementation="eager")
+    # The decoder of a model with images is compared as a model of text is.
+    theirs = getattr(whole, "text_config", whole)
+    decoder = model if ours.vision is None else model.model.language_model
+    attention = next(module for module in decoder.modules() if type(module).__name__.endswith("Attention"))
     facts = ours.facts
     found: list[tuple[object, ...]] = [
-        ("is_tied", facts.is_tied, theirs.tie_word_embeddings),
+        *vision_facts(ours, whole),
+        ("is_tied", facts.is_tied, whole.tie_word_embeddings),
         ("windows", facts.windows, windows(theirs)),
         ("key_dim", facts.key_dim, getattr(attention, "head_dim", None) or attention.head_size),
     ]
     if not facts.is_mixture:  # whose experts transformers stacks when it loads them
-        tensors = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        tensors = {
+            ours.names.our_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()
+        }
         found.append(("tensors", ours.shapes, without_tied_head(tensors, is_tied=facts.is_tied)))
     found += [
         (key, value, getattr(theirs, key))
         for key, value in ours.config.items()
         if hasattr(theirs, key) and key not in OURS and "drop" not in key
     ]
-    return [entry for entry in found if entry[1] != entry[2]] + rotary_differences(ours, theirs, model)
+    return [entry for entry in found if entry[1] != entry[2]] + rotary_differences(ours, theirs, decoder)
+
+
+def vision_facts(ours: NormalisedConfig, theirs: Any) -> list[tuple[object, ...]]:
+    """List (fact, as we read it, as transformers does) of the image half; its sizes are in the tensors."""
+    if ours.vision is None:
+        return []
+    encoder, tower = ours.vision.encoder, theirs.vision_config
+    return [
+        ("image_token_id", ours.vision.image_token_id, theirs.image_token_id),
+        ("activation", encoder.activation, tower.hidden_act),
+        ("norm_epsilon", encoder.norm_epsilon, tower.layer_norm_eps),
+        ("num_heads", encoder.num_heads, tower.num_attention_heads),
+        ("projector", encoder.projector_activation, theirs.projector_hidden_act),
+        ("has_class_token", encoder.has_class_token, theirs.vision_feature_select_strategy == "full"),
+        ("layers", encoder.feature_layers, (theirs.vision_feature_layer % (tower.num_hidden_layers + 1),)),
+    ]
 
 
 def windows(theirs: Any) -> tuple[int | None, ...]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from vinfer.bundle import Pooling, ProgramShape, plan_programs
-from vinfer.engine.request import Request, SamplingParams, TokenMatcher
+from vinfer.engine.request import Request, RequestImage, SamplingParams, TokenMatcher
 from vinfer.errors import RequestError
 
 MAX_MODEL_LEN = 64
 STEPS = 4
+IMAGE_LENS = {"p": 3, "q": 5, "r": 9, "s": 16, "t": 30}
+"""Tokens of a picture by its content."""
 
 
 def make_request(
@@ -23,8 +27,13 @@ def make_request(
     pooling: Pooling | None = None,
     grammar: TokenMatcher | None = None,
     priority: int = 0,
+    images: Sequence[tuple[int, str]] = (),
 ) -> Request:
-    """Return a request; a number as its prompt stands for 0, 1, 2, ... of that length."""
+    """Return a request; a number as its prompt stands for 0, 1, 2, ... of that length.
+
+    Args:
+        images: (start, content hash) of each; it takes `IMAGE_LENS[hash]` tokens.
+    """
     if isinstance(prompt_ids, int):
         prompt_ids = tuple(range(prompt_ids))
     params = SamplingParams(max_tokens=max_tokens, stop_token_ids=stop)
@@ -38,6 +47,17 @@ def make_request(
         pooling=pooling,
         grammar=grammar,
         priority=priority,
+        images=tuple(make_image(content_hash, start) for start, content_hash in images),
+    )
+
+
+def make_image(content_hash: str, start: int = 0) -> RequestImage:
+    """Return a picture without pixels: nothing here looks at them."""
+    return RequestImage(
+        content_hash=content_hash,
+        start=start,
+        num_tokens=IMAGE_LENS[content_hash],
+        pixels=np.zeros(0, np.float32),
     )
 
 
@@ -62,9 +82,15 @@ class CountingMatcher:
 
 
 def make_shapes(
-    prefill_shapes: tuple[tuple[int, int], ...] = ((1, 4), (1, 8)), num_slots: int = 2
+    prefill_shapes: tuple[tuple[int, int], ...] = ((1, 4), (1, 8)),
+    num_slots: int = 2,
+    encoders: Sequence[int] = (),
 ) -> tuple[ProgramShape, ...]:
-    """Return compiled programs: decode for 1 and for all slots, the cache read to 8, 16 or 64 rows."""
+    """Return compiled programs: decode for 1 and for all slots, the cache read to 8, 16 or 64 rows.
+
+    Args:
+        encoders: pictures of each image encoder.
+    """
     return plan_programs(
         prefill_shapes=prefill_shapes,
         slot_buckets={1, num_slots},
@@ -72,4 +98,5 @@ def make_shapes(
         kv_buckets=(8, 16, MAX_MODEL_LEN),
         prompt_logprobs=True,
         embeddings=True,
+        vision_shapes=[(rows, 3, 8, 8) for rows in encoders],
     )

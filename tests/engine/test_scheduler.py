@@ -384,3 +384,78 @@ def test_a_request_without_tokens_ends_with_its_prompt() -> None:
         assert schedule.decode is None
     assert [chunk.samples for work in schedule.prefills for chunk in work.chunks] == [False]
     assert not scheduler.schedule()
+
+
+def image_scheduler(num_slots: int = 3, num_feature_rows: int = 64) -> Scheduler:
+    """Return a scheduler with image encoders of one picture and of two."""
+    return Scheduler(
+        shapes=make_shapes(num_slots=num_slots, encoders=(1, 2)),
+        num_slots=num_slots,
+        steps=STEPS,
+        num_feature_rows=num_feature_rows,
+    )
+
+
+def encoded(schedule: Schedule) -> tuple[int, list[str]] | None:
+    """Return (pictures of the program, content of each) of the encoder dispatch."""
+    if schedule.encode is None:
+        return None
+    return schedule.encode.shape.rows, [image.content_hash for image in schedule.encode.images]
+
+
+def test_a_prompt_is_prefilled_once_its_pictures_are_encoded() -> None:
+    scheduler = image_scheduler()
+    scheduler.submit(make_request("a", 14, images=[(0, "p"), (4, "q"), (10, "p")]))
+    first = scheduler.schedule()
+    assert encoded(first) == (2, ["p", "q"])
+    assert prefilled(first) == [(1, 8, [("a", 0, 8)])]
+    # Three of q's five rows are in the first chunk, two in the second, with p's again.
+    assert first.encode is not None
+    p, q = first.encode.rows
+    assert first.prefills[0].chunks[0].feature_rows == (*p, -1, *q[:4])
+    second = scheduler.schedule()
+    assert encoded(second) is None
+    assert second.prefills[0].chunks[0].feature_rows == (q[4], -1, *p, -1)
+    scheduler.check_integrity()
+
+
+def test_text_is_not_held_up_by_pictures_and_nobody_waits_for_two_dispatches_of_them() -> None:
+    """Where something decodes, encoder and prefills take turns."""
+    scheduler = image_scheduler(num_slots=5)
+    scheduler.submit(make_request("old", 2, max_tokens=50))
+    scheduler.schedule()
+    scheduler.submit(make_request("a", 20, images=[(0, "p"), (4, "q"), (10, "r")]))
+    scheduler.submit(make_request("b", 8, images=[(0, "p")]))
+    scheduler.submit(make_request("c", 3))
+    first = scheduler.schedule()
+    assert (encoded(first), prefilled(first)) == ((2, ["p", "q"]), [])
+    assert decoded(first) == (["old"], 1)
+    second = scheduler.schedule()
+    assert encoded(second) is None
+    assert prefilled(second) == [(1, 8, [("b", 0, 8)])]
+    third = scheduler.schedule()
+    assert (encoded(third), prefilled(third)) == ((1, ["r"]), [])
+    assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 0, 8)])]
+    assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 8, 8)])]
+
+
+def test_pictures_wait_for_room_in_order_of_arrival() -> None:
+    scheduler = image_scheduler(num_feature_rows=32)
+    for name, picture in (("a", "t"), ("b", "s"), ("c", "p")):
+        scheduler.submit(make_request(name, 31, images=[(0, picture)]))
+    assert encoded(scheduler.schedule()) == (1, ["t"])
+    # 30 of 32 rows are a's until its prompt is prefilled; c, which would not fit either, is behind b.
+    while not scheduler.schedule().prefills[-1].chunks[-1].is_final:
+        scheduler.check_integrity()
+    assert encoded(scheduler.schedule()) == (2, ["s", "p"])
+
+
+def test_a_cancelled_request_gives_its_rows_back() -> None:
+    scheduler = image_scheduler(num_feature_rows=32)
+    scheduler.submit(make_request("a", 31, images=[(0, "t")]))
+    scheduler.schedule()
+    scheduler.submit(make_request("b", 31, images=[(0, "s")]))
+    assert encoded(scheduler.schedule()) is None
+    scheduler.finish("a")
+    assert encoded(scheduler.schedule()) == (1, ["s"])
+    scheduler.check_integrity()

@@ -8,21 +8,35 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, deque
+from collections.abc import Sequence
 from typing import Literal
 
-from engine_requests import MAX_MODEL_LEN, STEPS, CountingMatcher, make_request, make_shapes
+from engine_requests import (
+    IMAGE_LENS,
+    MAX_MODEL_LEN,
+    STEPS,
+    CountingMatcher,
+    make_request,
+    make_shapes,
+)
 from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from vinfer.bundle import Pooling
-from vinfer.engine.scheduler import Admission, Chunk, Decode, Prefill, Schedule, Scheduler
+from vinfer.engine.scheduler import Admission, Chunk, Decode, Encode, Prefill, Schedule, Scheduler
+
+NUM_FEATURE_ROWS = MAX_MODEL_LEN
+"""As few as there may be."""
 
 Read = list[tuple[str, int, bool]]
 """Of one dispatch: request, number of new tokens, whether the request ended."""
 
 SHARED_LENS = {"a": 3, "b": 9, "c": 17, "d": 40}
 """Prompts that several requests have, by key; the first is too short to be worth a copy."""
+
+SHARED_IMAGES: dict[str, tuple[tuple[int, str], ...]] = {"c": ((2, "q"),), "d": ((0, "s"), (37, "p"))}
+"""The pictures in them; the last one of "d" ends its prompt."""
 
 
 @dataclasses.dataclass
@@ -50,13 +64,18 @@ class CheckingDevice:
         self._lives = lives
         self._slots: dict[int, Slot] = {}
         self._rows = {slot: [""] * MAX_MODEL_LEN for slot in range(num_slots)}
+        self._features: dict[int, tuple[str, int]] = {}
+        """Of each row of the feature array, whose feature it is, and which."""
         self.num_copies = 0
+        self.num_encoded = 0
         self.num_unread: Counter[str] = Counter()
         """Dispatches whose tokens of a request nobody has read."""
 
     def carry_out(self, schedule: Schedule) -> list[Read]:
         for admission in schedule.admissions:
             self._set_slot(admission)
+        if schedule.encode is not None:
+            self._encode(schedule.encode)
         reads = [self._prefill(prefill) for prefill in schedule.prefills]
         if schedule.decode is not None:
             reads.append(self._decode(schedule.decode))
@@ -72,6 +91,26 @@ class CheckingDevice:
             self._lives[request.id],
             has_grammar=request.grammar is not None,
         )
+
+    def _encode(self, encode: Encode) -> None:
+        assert encode.shape.kind == "encode_images"
+        assert 1 <= len(encode.images) == len(encode.rows) <= encode.shape.rows
+        for image, rows in zip(encode.images, encode.rows, strict=True):
+            assert len(set(rows)) == len(rows) == image.num_tokens
+            assert all(0 <= row < NUM_FEATURE_ROWS for row in rows)
+            self._features |= {row: (image.content_hash, place) for place, row in enumerate(rows)}
+            self.num_encoded += 1
+
+    def _check_features(self, chunk: Chunk) -> None:
+        """Every placeholder of a chunk finds its own feature, and no other token finds one."""
+        expected = {
+            image.start + place: (image.content_hash, place)
+            for image in chunk.request.images
+            for place in range(image.num_tokens)
+        }
+        assert len(chunk.feature_rows) == (chunk.length if chunk.request.images else 0)
+        for place, row in enumerate(chunk.feature_rows, chunk.start):
+            assert (None if row < 0 else self._features[row]) == expected.get(place)
 
     def _copy(self, chunk: Chunk) -> None:
         assert chunk.copied_from is not None
@@ -100,6 +139,7 @@ class CheckingDevice:
             assert set(self._rows[chunk.slot][: chunk.start]) <= {slot.prompt}
             assert slot.num_rows == chunk.start
             assert 1 <= chunk.length <= shape.length
+            self._check_features(chunk)
             slot.num_rows += chunk.length
             self._rows[chunk.slot][chunk.start : slot.num_rows] = [slot.prompt] * chunk.length
             assert slot.num_rows <= min(slot.prompt_len, shape.kv_length)
@@ -146,14 +186,23 @@ class SchedulerSequences(RuleBasedStateMachine):
             (((1, 8),), ((1, 4), (1, 8)), ((1, 4), (1, 8), (2, 4)), ((2, 8), (4, 4)), ((1, 16), (3, 8)))
         ),
         dispatch_cost_tokens=st.sampled_from((None, 0, 3)),
+        encoders=st.sampled_from(((1,), (1, 3), (2,))),
     )
     def start(
-        self, num_slots: int, prefill_shapes: tuple[tuple[int, int], ...], dispatch_cost_tokens: int | None
+        self,
+        num_slots: int,
+        prefill_shapes: tuple[tuple[int, int], ...],
+        dispatch_cost_tokens: int | None,
+        encoders: tuple[int, ...],
     ) -> None:
-        shapes = make_shapes(prefill_shapes, num_slots)
+        shapes = make_shapes(prefill_shapes, num_slots, encoders)
         self.largest_bucket = max(shape.length for shape in shapes if shape.kind == "prefill")
         self.scheduler = Scheduler(
-            shapes=shapes, num_slots=num_slots, steps=STEPS, dispatch_cost_tokens=dispatch_cost_tokens
+            shapes=shapes,
+            num_slots=num_slots,
+            steps=STEPS,
+            dispatch_cost_tokens=dispatch_cost_tokens,
+            num_feature_rows=NUM_FEATURE_ROWS,
         )
         self.lives: dict[str, int] = {}
         self.max_tokens: dict[str, int] = {}
@@ -174,6 +223,7 @@ class SchedulerSequences(RuleBasedStateMachine):
         purpose=st.sampled_from((None, None, None, "score", "mean", "last")),
         has_grammar=st.booleans(),
         priority=st.integers(-1, 1),
+        pictures=st.lists(st.sampled_from(sorted(IMAGE_LENS)), max_size=3),
     )
     def submit(
         self,
@@ -183,10 +233,20 @@ class SchedulerSequences(RuleBasedStateMachine):
         purpose: Literal["score"] | Pooling | None,
         has_grammar: bool,
         priority: int = 0,
+        pictures: Sequence[str] = (),
     ) -> None:
         name = f"request-{len(self.lives)}"
         key = prompt if isinstance(prompt, str) else None
         prompt_len = SHARED_LENS[prompt] if isinstance(prompt, str) else prompt
+        images = list(SHARED_IMAGES.get(prompt, ())) if isinstance(prompt, str) else []
+        if key is None:
+            for picture in pictures:
+                start = images[-1][0] + IMAGE_LENS[images[-1][1]] + 1 if images else 0
+                if start + IMAGE_LENS[picture] <= prompt_len:
+                    images.append((start, picture))
+        if images:
+            # Prompts with pictures are neither scored nor embedded.
+            purpose = None
         pooling = None if purpose == "score" else purpose
         max_tokens = 0 if pooling else min(max_tokens, MAX_MODEL_LEN - prompt_len)
         self.lives[name] = min(max_tokens, stops_after or max_tokens)
@@ -202,6 +262,7 @@ class SchedulerSequences(RuleBasedStateMachine):
                 pooling=pooling,
                 grammar=CountingMatcher() if has_grammar and not pooling else None,
                 priority=priority,
+                images=images,
             )
         )
 
@@ -250,7 +311,8 @@ class SchedulerSequences(RuleBasedStateMachine):
     def progress(self) -> tuple[object, ...]:
         """Return what changes whenever something has moved."""
         num_kv_rows = self.scheduler.num_kv_rows
-        return len(self.in_flight), dict(self.num_tokens), num_kv_rows, len(self.finished)
+        num_encoded = self.device.num_encoded
+        return len(self.in_flight), dict(self.num_tokens), num_kv_rows, len(self.finished), num_encoded
 
     def teardown(self) -> None:
         """Whatever happened, everything that was not cancelled ends, with all its tokens."""
@@ -263,6 +325,7 @@ class SchedulerSequences(RuleBasedStateMachine):
                 self.read()
             assert before != self.progress(), f"nothing moves; left are {self.unfinished}"
         event(f"some prompt was copied: {self.device.num_copies > 0}")
+        event(f"some picture was encoded again: {self.device.num_encoded > len(IMAGE_LENS)}")
         for name in self.finished:
             assert self.num_tokens[name] == self.lives[name]
         assert self.scheduler.num_running == self.scheduler.num_waiting == 0

@@ -146,7 +146,10 @@ def test_limits_tried_elsewhere(server: RunningServer, model: dict[str, Any]) ->
     num = limits["max_logit_bias"]
     assert refusal(server.chat(logit_bias={str(i): 1 for i in range(num)})) == "logit_bias.260"
     assert refusal(server.chat(logit_bias={str(i): 1 for i in range(num + 1)})) == "logit_bias"
-    assert set(limits) == {*tried, "max_tokenize_chars", "max_detokenize_tokens", "max_logit_bias"}
+    # This model takes none; `test_images_over_http` has one that does.
+    assert limits["max_images"] == 0
+    elsewhere = {"max_tokenize_chars", "max_detokenize_tokens", "max_logit_bias", "max_images"}
+    assert set(limits) == {*tried, *elsewhere}
 
 
 def test_max_model_len(server: RunningServer, model: dict[str, Any]) -> None:

@@ -198,3 +198,28 @@ def test_continue_final_message_goes_on_with_it(server: RunningServer) -> None:
     body = server.chat(messages=turns, continue_final_message=True, max_tokens=3).json()
     assert server.engine.requests[0].prompt_ids[-2:] == tuple(ids_of("So"))
     assert body["choices"][0]["message"]["content"] == " it"
+
+
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+
+
+@pytest.mark.parametrize(
+    ("part", "param"),
+    [
+        ({"type": "image_url", "image_url": {"url": PIXEL}}, "image_url.url"),
+        ({"type": "image_url", "image_url": PIXEL}, "image_url.url"),
+        ({"type": "image", "image": PIXEL}, "image"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/count_tokens", "/tokenize"])
+def test_a_model_of_text_refuses_pictures_before_it_looks_at_them(
+    path: str, part: dict[str, Any], param: str, server: RunningServer
+) -> None:
+    field = "conversation" if path == "/v1/count_tokens" else "messages"
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, part]}]
+    response = server.http.post(path, json={"model": "fake", field: messages})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == f"{field}[0].content[1].{param}"
+    assert "model fake takes only text" in error["message"]
+    assert server.engine.requests == []

@@ -93,7 +93,7 @@ BAD_CHAT_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{**USER, "tool_call_id": "x"}]}, "messages[0].tool_call_id"),
     (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]},
-        "messages[0].content[1].type",
+        "messages[0].content[1].image_url",
     ),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
     ({"model": 3}, "model"),

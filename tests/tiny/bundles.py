@@ -15,6 +15,7 @@ from typing import Any
 
 from tiny.checkpoints import CACHE, checkpoint
 from tiny.families import FAMILY_MODELS
+from tiny.vision_models import IMAGE_SIZE
 
 from vinfer.config import ModelConfig
 from vinfer.launch.bundles import find_or_build
@@ -37,6 +38,7 @@ _NARROW: dict[str, Any] = {
     "num_slots": 4,
     "precompile": [{"batch_size": 1, "prefill_length": MAX_CHUNK}],
 }
+_VISION = [{"batch_size": rows, "height": IMAGE_SIZE, "width": IMAGE_SIZE} for rows in (1, 2)]
 _PAIRS: dict[str, Any] = {"num_slots": 4, "precompile": [{"batch_size": 2, "prefill_length": 32}]}
 
 # For the matrix of families: few programs, prompts that still take several chunks.
@@ -68,6 +70,24 @@ BUNDLES: dict[str, dict[str, Any]] = {
     # Experts with biases, sinks and windows; fused projections that tp cuts across; experts over ep.
     "gpt-oss-tp2": {"checkpoint": "gpt-oss", **_NARROW, "mesh": {"tp": 2}},
     "phi3-tp2": {"checkpoint": "phi3", **_NARROW, "mesh": {"tp": 2}},
+    "llava-colours": {
+        "checkpoint": "llava-colours",
+        **_NARROW,
+        "max_model_len": 256,
+        "task": "image-text",
+        "image_cache_bytes": 1,
+        "precompile": [{"batch_size": 1, "prefill_length": MAX_CHUNK, "vision": _VISION[:1]}],
+    },
+    "llava": {
+        "checkpoint": "llava",
+        **_PAIRS,
+        "task": "image-text",
+        "image_cache_bytes": 1,
+        "precompile": [
+            {"batch_size": 1, "prefill_length": [32, MAX_CHUNK], "vision": _VISION},
+            {"batch_size": 2, "prefill_length": 32},
+        ],
+    },
     "qwen3-moe-ep2": {"checkpoint": "qwen3-moe-normalised", **_NARROW, "mesh": {"ep": 2, "tp": 1}},
 }
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from tiny.families import FAMILY_MODELS
 from tiny.models import TinyModel
+from tiny.vision_models import TRAINED_MODELS, VISION_MODELS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from vinfer.parity.corrections import correct
@@ -88,20 +89,26 @@ MODELS: dict[str, TinyModel] = {
         },
     ),
     **FAMILY_MODELS,
+    **VISION_MODELS,
+    **TRAINED_MODELS,
 }
 
 
 def checkpoint(name: str) -> Path:
     """Return the directory of a checkpoint of `MODELS`, written on first use."""
-    identity = repr(MODELS[name]) + Path(__file__).read_text()
+    sources = (Path(__file__), *([Path(__file__).with_name("colours.py")] if MODELS[name].is_trained else []))
+    identity = repr(MODELS[name]) + "".join(source.read_text() for source in sources)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     directory = CACHE / "test-checkpoints" / f"{name}-{digest}"
     if not directory.is_dir():
         directory.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=directory.parent))
         try:
-            random_model(name).save_pretrained(scratch)
-            write_tokenizer(scratch)
+            write_tokenizer(scratch, MODELS[name].special_tokens)
+            model = trained_model(name, scratch) if MODELS[name].is_trained else random_model(name)
+            model.save_pretrained(scratch)
+            for file, text in MODELS[name].files.items():
+                (scratch / file).write_text(text)
             scratch.rename(directory)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -111,12 +118,9 @@ def checkpoint(name: str) -> Path:
 def random_model(name: str) -> PreTrainedModel:
     """Make the model of `MODELS` with every parameter drawn from its seed; float32, eval mode."""
     import torch
-    import transformers
 
     spec = MODELS[name]
-    config = getattr(transformers, spec.config_class or f"{spec.family}Config")(**spec.arguments())
-    model_class = getattr(transformers, spec.model_class or f"{spec.family}ForCausalLM")
-    model: PreTrainedModel = model_class(config).eval()
+    model = _new_model(spec).eval()
     generator = torch.Generator().manual_seed(spec.seed)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
@@ -124,26 +128,50 @@ def random_model(name: str) -> PreTrainedModel:
     return model
 
 
+def trained_model(name: str, directory: Path) -> PreTrainedModel:
+    """Make and train the model of `MODELS`; `directory` has its tokenizer."""
+    import torch
+    from tiny.colours import train_on_colours
+
+    torch.manual_seed(MODELS[name].seed)
+    model = _new_model(MODELS[name])
+    train_on_colours(model, directory)
+    return model
+
+
+def _new_model(spec: TinyModel) -> PreTrainedModel:
+    import transformers
+
+    config = getattr(transformers, spec.config_class or f"{spec.family}Config")(**spec.arguments())
+    model_class = getattr(transformers, spec.model_class or f"{spec.family}ForCausalLM")
+    model: PreTrainedModel = model_class(config)
+    return model
+
+
 def reference(name: str, dtype: str = "float32") -> PreTrainedModel:
     """Load a checkpoint as a user of transformers would; eager attention, eval mode."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    auto = AutoModelForImageTextToText if "vision_config" in MODELS[name].config else AutoModelForCausalLM
+    model: PreTrainedModel = auto.from_pretrained(
         checkpoint(name), dtype=getattr(torch, dtype), attn_implementation="eager", local_files_only=True
     )
     correct(model)
     return model.eval()
 
 
-def write_tokenizer(directory: Path) -> None:
-    """Write a byte-level tokenizer without merges: ids 0..255 are bytes, then BOS and EOS."""
+def write_tokenizer(directory: Path, special_tokens: tuple[str, ...] = ()) -> None:
+    """Write a byte-level tokenizer without merges: ids 0..255 are bytes, then BOS, EOS and more."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (BOS, EOS)])
     assert tokenizer.get_vocab_size() == NUM_TOKENS
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special_tokens]
+    )
     tokenizer.save(str(directory / "tokenizer.json"))
     facts = {"bos_token": BOS, "eos_token": EOS, "chat_template": CHAT_TEMPLATE}
     (directory / "tokenizer_config.json").write_text(json.dumps(facts))

@@ -22,7 +22,7 @@ from vinfer.config import ModelConfig
 from vinfer.engine.compilation import platform_key, set_compilation_cache
 from vinfer.engine.engine import Engine
 from vinfer.engine.grammar import Grammar, GrammarKind, GrammarMatcher, GrammarSpec
-from vinfer.engine.request import Request, SamplingParams, TokenLogprobs
+from vinfer.engine.request import Request, RequestImage, SamplingParams, TokenLogprobs
 from vinfer.launch.bundles import open_bundle
 from vinfer.launch.loader import start_engine
 from vinfer.server.grammars import grammar_compiler
@@ -42,6 +42,7 @@ class Question:
     pooling: Pooling | None = None
     prompt_key: str | None = None
     grammar: Grammar | None = None
+    images: tuple[RequestImage, ...] = ()
 
 
 @dataclasses.dataclass
@@ -125,6 +126,7 @@ def ask(engine: Engine, questions: Sequence[Question]) -> list[Answer]:
                 pooling=question.pooling,
                 prompt_key=question.prompt_key,
                 grammar=_matcher(question),
+                images=question.images,
             )
             async for event in engine.submit(request):
                 if event.error is not None:

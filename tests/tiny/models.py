@@ -38,6 +38,9 @@ class TinyModel:
         stores_inputs_first: its matrices are [in, out].
         embedding_deviation: of the embedding's entries; small where a family multiplies them, or a tied head
             would say the same token over and over.
+        special_tokens: what the tokenizer has beyond BOS and EOS.
+        files: further files of the checkpoint, name -> text.
+        is_trained: as transformers makes it, then trained by `tiny.colours`; else every tensor is drawn anew.
     """
 
     family: str
@@ -50,6 +53,9 @@ class TinyModel:
     norm_mean: float = 1.0
     stores_inputs_first: bool = False
     embedding_deviation: float = 0.3
+    special_tokens: tuple[str, ...] = ()
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    is_trained: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of the config class."""

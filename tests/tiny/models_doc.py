@@ -24,6 +24,10 @@ against transformers' own logits in float32 (torch {torch}, eager attention, no 
   one bucket for the rest). Random logits lie nearer to each other than those of text, so this is harder
   than a trained model.
 
+Families with images (`llava`) are asked with none to three pictures, first, in the middle, last, side by
+side and cut by chunks; a chunk is 64, and their mistakes are those of an encoder: a picture turned or
+swapped with another, another layer or activation, two positions swapped, a bias dropped, a norm off.
+
 Every tensor is drawn anew, norms, biases, sinks and routers too, so large that attention is far from
 uniform.
 

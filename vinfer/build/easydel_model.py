@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vinfer.build.easydel_families import EASYDEL_FAMILIES
+from vinfer.build.image_features import ImageFeatures
 from vinfer.build.kv_cache import KVCache, Rows
 from vinfer.build.weights import Weight
 from vinfer.bundle import MESH_AXES, PartitionAxes, axis_names
@@ -138,6 +139,7 @@ class EasyDeLModel:
         kv: Sequence[jax.Array],
         tokens: jax.Array,
         rows: Rows,
+        images: ImageFeatures | None = None,
     ) -> tuple[tuple[jax.Array, ...], jax.Array]:
         """Run the decoder over some rows; write their keys and values.
 
@@ -146,6 +148,7 @@ class EasyDeLModel:
                 float32 [max_model_len, rotary_dim]: cosines, then sines.
             kv: k and v of every layer, [num_slots, max_model_len, kv_heads, head_dim].
             tokens: int32 [rows, length], padded.
+            images: what stands in the place of some of the tokens' embeddings.
 
         Returns:
             The new kv, and the last hidden state [rows, length, hidden].
@@ -156,8 +159,12 @@ class EasyDeLModel:
         on_mesh = NamedSharding(self.mesh, PartitionSpec(*self.kv_axes())) if self.mesh.size > 1 else None
         cache = KVCache(kv, rows, [masks[window] for window in self.facts.windows], on_mesh)
         with self.mesh:
+            if images is None:
+                read: dict[str, jax.Array] = {"input_ids": tokens}
+            else:
+                read = {"inputs_embeds": images.merge(decoder.embed_tokens(tokens))}
             output = decoder(
-                input_ids=tokens,
+                **read,
                 position_ids=jnp.minimum(rows.positions, self.max_model_len - 1),
                 mask_info=masks[None],
                 past_key_values=cache,

@@ -16,9 +16,10 @@ from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
+from vinfer.build.clip_vision import ClipEncoder
 from vinfer.build.easydel_model import EasyDeLModel
 from vinfer.build.plan import BuildPlan
-from vinfer.build.programs import Programs
+from vinfer.build.programs import Images, Programs
 from vinfer.build.state import state_specs
 from vinfer.build.weight_file import num_bytes, write_weight_file
 from vinfer.build.weights import Weight, in_stored_order
@@ -26,11 +27,14 @@ from vinfer.bundle import (
     FORMAT_VERSION,
     ArraySpec,
     Embeddings,
+    ImageInput,
     Manifest,
     ModelCard,
+    ProgramShape,
     ProgramSpec,
     StateSpec,
     WeightSpec,
+    argument_specs,
     hash_files,
     write_manifest,
 )
@@ -51,8 +55,9 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
         BuildError: the checkpoint does not fit the model that EasyDeL builds from its config.
     """
     progress("importing easydel", 0, 1)
+    vision = checkpoint.vision
     model = EasyDeLModel(
-        model_type=checkpoint.model_type,
+        model_type=checkpoint.model_type if vision is None else vision.decoder_type,
         config=checkpoint.config,
         facts=checkpoint.facts,
         dtype=plan.dtype,
@@ -60,15 +65,46 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
         max_model_len=plan.max_model_len,
         splits_tied_head=plan.platform == "cpu",
     )
-    weights = _write_weights(model, checkpoint, directory / "weights", progress)
+    encoder = None
+    if plan.takes_images:
+        assert vision is not None
+        encoder = ClipEncoder(vision.encoder, dtype=plan.dtype, tp=plan.mesh["tp"])
+    encoder_weights = () if encoder is None else encoder.weights
+    specs_by_name = _write_weights(
+        [*model.weights, *encoder_weights], checkpoint, directory / "weights", progress
+    )
+    weights = (
+        *(specs_by_name[weight.name] for weight in model.weights),
+        *_write_ropes(model, checkpoint, directory / "weights"),
+    )
     checkpoint.write_tokenizer(directory / "tokenizer")
     num_tokens = _num_tokens(directory / "tokenizer" / "tokenizer.json", model.vocab_size)
     kv = _kv_specs(model, plan)
     state = state_specs(model.vocab_size, plan.num_slots)
+    images = None
+    if encoder is not None:
+        assert vision is not None
+        assert checkpoint.image_processing is not None
+        images = ImageInput(
+            token_id=vision.image_token_id,
+            processing=checkpoint.image_processing,
+            weights=tuple(specs_by_name[weight.name] for weight in encoder.weights),
+            features=_features_spec(plan, encoder.hidden_size),
+        )
     programs = Programs(
-        model, num_slots=plan.num_slots, num_tokens=num_tokens, rows_are_slots=plan.mesh["dp"] > 1
+        model,
+        num_slots=plan.num_slots,
+        num_tokens=num_tokens,
+        rows_are_slots=plan.mesh["dp"] > 1,
+        images=None if encoder is None or images is None else Images(encoder, images.features),
     )
-    specs = _write_programs(programs, plan, model.mesh, weights, kv, state, directory / "programs", progress)
+
+    def arguments(shape: ProgramShape) -> tuple[Sequence[ArraySpec], ...]:
+        return argument_specs(
+            shape, programs.inputs(shape), weights=weights, kv=kv, state=state, images=images
+        )
+
+    specs = _write_programs(programs, arguments, plan, model.mesh, directory / "programs", progress)
     generation = checkpoint.generation
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -95,6 +131,7 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
         kv=kv,
         state=state,
         programs=specs,
+        images=images,
         files=hash_files(directory),
         embeddings=Embeddings(pooling=plan.embeddings, size=model.hidden_size) if plan.embeddings else None,
     )
@@ -103,39 +140,42 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
 
 
 def _write_weights(
-    model: EasyDeLModel, checkpoint: Checkpoint, directory: Path, progress: Progress
-) -> tuple[WeightSpec, ...]:
-    """Write the weights in the order in which the checkpoint stores them; return them in the model's."""
+    weights: Sequence[Weight], checkpoint: Checkpoint, directory: Path, progress: Progress
+) -> dict[str, WeightSpec]:
+    """Write weights in the order in which the checkpoint stores them; return their specs by name."""
     directory.mkdir()
     num_written = 0
 
     def written() -> None:
         nonlocal num_written
         num_written += 1
-        progress("converting weights", num_written, len(model.weights) + 1)
+        progress("converting weights", num_written, len(weights) + 1)
 
     files: dict[str, str] = {}
-    for index, group in enumerate(_grouped(in_stored_order(model.weights, checkpoint.tensor_names()))):
+    for index, group in enumerate(_grouped(in_stored_order(weights, checkpoint.tensor_names()))):
         file = f"{index:05d}.safetensors"
         files |= {weight.name: file for weight in group}
         write_weight_file(directory / file, group, checkpoint.read, written=written)
-    specs = [
-        WeightSpec(
+    progress("converting weights", len(weights) + 1, len(weights) + 1)
+    return {
+        weight.name: WeightSpec(
             name=weight.name,
             shape=weight.shape,
             dtype=weight.dtype,
             axes=weight.axes,
             file=files[weight.name],
         )
-        for weight in model.weights
-    ]
+        for weight in weights
+    }
+
+
+def _write_ropes(model: EasyDeLModel, checkpoint: Checkpoint, directory: Path) -> Iterator[WeightSpec]:
+    """Write the rotary tables, which programs take after the weights."""
     tables = {f"rope.{name}": checkpoint.ropes[name].table(model.max_model_len) for name in model.rope_names}
     for name, table in tables.items():
-        specs.append(WeightSpec(name=name, shape=table.shape, dtype="float32", file="rope.safetensors"))
+        yield WeightSpec(name=name, shape=table.shape, dtype="float32", file="rope.safetensors")
     if tables:
         save_file(tables, directory / "rope.safetensors")
-    progress("converting weights", len(specs), len(specs))
-    return tuple(specs)
 
 
 def _grouped(weights: Sequence[Weight]) -> Iterator[list[Weight]]:
@@ -174,6 +214,12 @@ def _sampling_defaults(generation: GenerationFacts) -> dict[str, float | int]:
     return {name: value for name, value in stated.items() if value is not None}
 
 
+def _features_spec(plan: BuildPlan, hidden_size: int) -> StateSpec:
+    """Describe the array of all pictures' features: whole on every device, as the embeddings it joins."""
+    shape = (plan.num_feature_rows(hidden_size), hidden_size)
+    return StateSpec(name="image_features", shape=shape, dtype=plan.dtype, axes=(None, None), initial=0)
+
+
 def _kv_specs(model: EasyDeLModel, plan: BuildPlan) -> tuple[StateSpec, ...]:
     facts = model.facts
     rows = (plan.num_slots, plan.max_model_len, facts.num_kv_heads)
@@ -192,11 +238,9 @@ def _kv_specs(model: EasyDeLModel, plan: BuildPlan) -> tuple[StateSpec, ...]:
 
 def _write_programs(
     programs: Programs,
+    arguments_of: Callable[[ProgramShape], tuple[Sequence[ArraySpec], ...]],
     plan: BuildPlan,
     mesh: Mesh,
-    weights: Sequence[ArraySpec],
-    kv: Sequence[ArraySpec],
-    state: Sequence[ArraySpec],
     directory: Path,
     progress: Progress,
 ) -> tuple[ProgramSpec, ...]:
@@ -205,12 +249,7 @@ def _write_programs(
     for done, shape in enumerate(plan.programs):
         progress("exporting programs", done, len(plan.programs))
         inputs, outputs = programs.inputs(shape), programs.outputs(shape)
-        groups: list[Sequence[ArraySpec]] = [
-            weights if shape.uses_weights else (),
-            kv if shape.uses_kv else (),
-            state if shape.uses_state else (),
-            inputs,
-        ]
+        groups = arguments_of(shape)
         jitted = jax.jit(programs.function(shape), keep_unused=True)
         if plan.num_devices > 1:
             # On one device they would say nothing, and cost a third of the time to load a program.

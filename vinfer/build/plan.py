@@ -27,6 +27,7 @@ from vinfer.bundle import (
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.source import ResolvedSource
+from vinfer.checkpoint.vision import VisionFacts
 from vinfer.config import (
     ALL_REMAINING_DEVICES,
     ModelConfig,
@@ -39,6 +40,7 @@ from vinfer.errors import ConfigError, DeviceError
 
 # What the build extra pins; stands in where EasyDeL is not installed and only a key is wanted.
 EASYDEL_VERSION = "0.3.0"
+IMAGE_TEXT = "image-text"
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -56,6 +58,16 @@ class BuildPlan:
     max_model_len: int
     programs: tuple[ProgramShape, ...]
     embeddings: Pooling | None
+    image_cache_bytes: int = 0
+    """Of the features of pictures; 0 for a model without images."""
+
+    @property
+    def takes_images(self) -> bool:
+        return self.task == IMAGE_TEXT
+
+    def num_feature_rows(self, hidden_size: int) -> int:
+        """Return how many features the devices hold: at least those of the longest prompt."""
+        return max(self.max_model_len, self.image_cache_bytes // (hidden_size * DTYPE_BYTES[self.dtype]))
 
     @property
     def num_devices(self) -> int:
@@ -68,10 +80,11 @@ class MemoryPlan:
 
     weights_bytes: int
     kv_cache_bytes: int
+    image_features_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.kv_cache_bytes
+        return self.weights_bytes + self.kv_cache_bytes + self.image_features_bytes
 
 
 def plan_build(
@@ -83,13 +96,20 @@ def plan_build(
         where: the model's place in the config, such as `models[0]`, for messages.
 
     Raises:
-        ConfigError: a task or a vision shape that is not served yet, or more programs than max_programs.
+        ConfigError: task and vision shapes that do not go together, or more programs than max_programs.
         DeviceError: a mesh that needs more devices than there are.
     """
-    if model.task != "text":
-        raise ConfigError(f"{where}.task is {model.task}: this version serves text only")
-    if vision_shapes(model):
-        raise ConfigError(f"{where}.precompile has vision shapes: this version serves text, leave them out")
+    vision = vision_shapes(model)
+    if vision and model.task != IMAGE_TEXT:
+        raise ConfigError(
+            f"{where}.precompile has vision shapes and {where}.task is {model.task}: set task: {IMAGE_TEXT}, "
+            "or leave them out"
+        )
+    if not vision and model.task == IMAGE_TEXT:
+        raise ConfigError(
+            f"{where}.task is {IMAGE_TEXT} and {where}.precompile has no vision shape: add "
+            "vision: {height: 336, width: 336}, the size that the checkpoint's processor makes"
+        )
     mesh = resolve_mesh(model, where=where, num_devices=num_devices)
     programs = plan_programs(
         prefill_shapes=[(shape.batch_size, shape.length) for shape in prefill_shapes(model)],
@@ -98,6 +118,7 @@ def plan_build(
         kv_buckets=kv_buckets(model.max_model_len),
         prompt_logprobs=model.prompt_logprobs,
         embeddings=model.embeddings is not None,
+        vision_shapes=vision,
     )
     if len(programs) > model.max_programs:
         raise ConfigError(
@@ -119,6 +140,9 @@ def plan_build(
         "programs": [shape.model_dump() for shape in programs],
         "embeddings": model.embeddings,
     }
+    image_cache_bytes = model.image_cache_bytes if model.task == IMAGE_TEXT else 0
+    if image_cache_bytes:
+        facts["image_cache_bytes"] = image_cache_bytes
     return BuildPlan(
         key=bundle_key(facts),
         source=source.spec,
@@ -130,6 +154,7 @@ def plan_build(
         max_model_len=model.max_model_len,
         programs=programs,
         embeddings=model.embeddings,
+        image_cache_bytes=image_cache_bytes,
     )
 
 
@@ -164,10 +189,12 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
     """Check a plan against the checkpoint's sizes and return the memory it takes.
 
     Raises:
-        ConfigError: the mesh does not divide the heads, or max_model_len exceeds what the model knows.
+        ConfigError: the mesh does not divide the heads, max_model_len exceeds what the model knows, or the
+            model's pictures are others than the plan's.
     """
     facts = checkpoint.facts
     check_heads(plan.mesh, facts, where=where)
+    check_images(plan, checkpoint.vision, where=where)
     if plan.max_model_len > facts.num_positions:
         raise ConfigError(
             f"{where}.max_model_len is {plan.max_model_len}; the checkpoint knows {facts.num_positions} "
@@ -183,7 +210,26 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
         num_weights += facts.vocab_size * facts.hidden_size
     rows = plan.num_slots * plan.max_model_len
     kv_bytes = rows * facts.num_layers * facts.num_kv_heads * (facts.key_dim + facts.value_dim) * size
-    return MemoryPlan(num_weights * size // weight_pieces, kv_bytes // kv_pieces)
+    feature_rows = plan.num_feature_rows(facts.hidden_size) if plan.takes_images else 0
+    return MemoryPlan(
+        num_weights * size // weight_pieces, kv_bytes // kv_pieces, feature_rows * facts.hidden_size * size
+    )
+
+
+def check_images(plan: BuildPlan, vision: VisionFacts | None, *, where: str) -> None:
+    """Refuse image-text for a model that takes none, and pictures of another size than the model's."""
+    if not plan.takes_images:
+        return
+    if vision is None:
+        raise ConfigError(f"{where}.task is {IMAGE_TEXT}; the checkpoint takes no images: set task: text")
+    for shape in plan.programs:
+        if shape.uses_image_features and shape.image != vision.image_shape:
+            channels, height, width = vision.image_shape
+            raise ConfigError(
+                f"{where}.precompile has a vision shape of {'x'.join(map(str, shape.image))}; the model "
+                f"takes pictures of {channels}x{height}x{width}: write vision: {{channels: {channels}, "
+                f"height: {height}, width: {width}}}"
+            )
 
 
 def check_heads(mesh: Mapping[str, int], facts: ModelFacts, *, where: str) -> None:
@@ -221,6 +267,7 @@ def code_hash() -> str:
     package = Path(__file__).parents[1]
     files = [
         package / "bundle.py",
+        package / "image_processing.py",
         *(file for room in ("build", "checkpoint") for file in sorted((package / room).rglob("*.py"))),
     ]
     digest = hashlib.sha256()

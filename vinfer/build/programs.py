@@ -1,4 +1,4 @@
-"""The programs of a bundle as pure functions: set_slot, copy_slot, prefill, score, embed, decode.
+"""A bundle's programs as pure functions: set_slot, copy_slot, encode_images, prefill, score, embed, decode.
 
     (weights, kv, state, inputs) -> (kv, state, outputs)
 
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vinfer.build.embed import pooled_sum
+from vinfer.build.image_features import ImageFeatures, store
 from vinfer.build.kv_cache import Rows
 from vinfer.build.sampler import Row, keep_allowed, process_logits, sample, top_logprobs
 from vinfer.build.score import prompt_logprobs
@@ -40,10 +41,41 @@ class Model(Protocol):
     hidden_size: int
 
     def forward(
-        self, weights: Arrays, kv: Arrays, tokens: jax.Array, rows: Rows
+        self,
+        weights: Arrays,
+        kv: Arrays,
+        tokens: jax.Array,
+        rows: Rows,
+        images: ImageFeatures | None = None,
     ) -> tuple[Arrays, jax.Array]: ...
 
     def logits(self, weights: Arrays, hidden: jax.Array) -> jax.Array: ...
+
+
+class ImageEncoder(Protocol):
+    """What the programs need of the image half of a model.
+
+    Attributes:
+        num_features: placeholders that one picture takes.
+        hidden_size: of the decoder.
+    """
+
+    num_features: int
+    hidden_size: int
+
+    def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]: ...
+
+    def encode(self, weights: Arrays, *pictures: jax.Array) -> jax.Array:
+        """Return [pictures, num_features, hidden_size]."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The image half of a bundle: its encoder, and where features lie (see `ImageFeatures`)."""
+
+    encoder: ImageEncoder
+    pool: ArraySpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +86,14 @@ class Programs:
         num_tokens: ids from there on are never sampled (padded vocabularies).
         rows_are_slots: decode dispatches run all slots, row i being slot i, and read the cache in place: what
             is split over dp must not move. Otherwise rows are gathered, which is a little faster too.
+        images: None for a model that is served without images.
     """
 
     model: Model
     num_slots: int
     num_tokens: int
     rows_are_slots: bool
+    images: Images | None = None
 
     def function(self, shape: ProgramShape) -> Program:
         """Return the pure function of a shape."""
@@ -67,6 +101,8 @@ class Programs:
             return self._set_slot
         if shape.kind == "copy_slot":
             return self._copy_slot
+        if shape.kind == "encode_images":
+            return self._encode_images
         of_shape = {
             "prefill": self._prefill,
             "score": self._score,
@@ -83,6 +119,11 @@ class Programs:
             return tuple(
                 ArraySpec(name=name, shape=(), dtype="int32") for name in ("source", "target", "num_rows")
             )
+        if shape.kind == "encode_images":
+            assert self.images is not None
+            grid = (shape.rows, self.images.encoder.num_features)
+            rows = ArraySpec(name="feature_rows", shape=grid, dtype="int32")
+            return (*self.images.encoder.inputs(shape), rows)
         rows = ArraySpec(name="slots", shape=(shape.rows,), dtype="int32")
         num_words = num_mask_words(self.model.vocab_size)
         mask = ArraySpec(name="grammar_mask", shape=(shape.rows, num_words), dtype="uint32")
@@ -106,12 +147,15 @@ class Programs:
             ArraySpec(name="lengths", shape=(shape.rows,), dtype="int32"),
             ArraySpec(name="samples", shape=(shape.rows,), dtype="bool"),
         )
-        targets = (ArraySpec(name="targets", shape=grid, dtype="int32"),)
-        return of_chunks + targets if shape.kind == "score" else of_chunks
+        if shape.kind == "score":
+            return (*of_chunks, ArraySpec(name="targets", shape=grid, dtype="int32"))
+        if self.images is None:
+            return of_chunks
+        return (*of_chunks, self.images.pool, ArraySpec(name="feature_index", shape=grid, dtype="int32"))
 
     def outputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
         """Return the specs of the `outputs` tuple."""
-        if not shape.uses_weights:
+        if not shape.uses_weights or shape.kind == "encode_images":
             return ()
         if shape.kind == "embed":
             size = (shape.rows, self.model.hidden_size)
@@ -177,9 +221,30 @@ class Programs:
     def _prefill(
         self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays
     ) -> tuple[Arrays, Arrays, Arrays]:
-        """Write one chunk of each prompt; sample a first token where a prompt ends."""
-        kv, state, outputs, _ = self._run_chunks(shape, weights, kv, state, inputs)
+        """Write one chunk of each prompt; sample a first token where a prompt ends.
+
+        Inputs: those of `_run_chunks`; with images, the pool [feature rows, hidden] and the index int32
+        [rows, length] of `ImageFeatures` after them.
+        """
+        images = None
+        if self.images is not None:
+            images = ImageFeatures(*inputs[-2:])
+            inputs = inputs[:-2]
+        kv, state, outputs, _ = self._run_chunks(shape, weights, kv, state, inputs, images)
         return kv, state, outputs
+
+    def _encode_images(
+        self, weights: Arrays, features: Arrays, state: Arrays, inputs: Arrays
+    ) -> tuple[Arrays, Arrays, Arrays]:
+        """Write the features of some pictures into the pool, which stands in the place of the KV cache.
+
+        Weights: those of the encoder only. Inputs: what `encode` takes, then feature_rows int32
+        [rows, num_features], beyond the pool's end where the row is padding.
+        """
+        assert self.images is not None
+        (pool,) = features
+        *pictures, rows = inputs
+        return (store(pool, self.images.encoder.encode(weights, *pictures), rows),), state, ()
 
     def _score(
         self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays
@@ -210,7 +275,13 @@ class Programs:
         return kv, state, (pooled_sum(hidden, pooled_from, lengths),)
 
     def _run_chunks(
-        self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays
+        self,
+        shape: ProgramShape,
+        weights: Arrays,
+        kv: Arrays,
+        state: Arrays,
+        inputs: Arrays,
+        images: ImageFeatures | None = None,
     ) -> tuple[Arrays, Arrays, Arrays, jax.Array]:
         """Write chunks; return the outputs of sampling and the hidden states [rows, length, hidden] too.
 
@@ -219,7 +290,7 @@ class Programs:
         of the chunk), samples bool [rows] (the prompt ends here, and a first token is wanted).
         """
         slots, grammar_mask, tokens, starts, lengths, samples = inputs
-        kv, hidden = self._forward_chunks(shape, weights, kv, slots, tokens, starts, lengths)
+        kv, hidden = self._forward_chunks(shape, weights, kv, slots, tokens, starts, lengths, images)
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
         row = self._gather(state, slots)
         row["active"] = samples
@@ -237,6 +308,7 @@ class Programs:
         tokens: jax.Array,
         starts: jax.Array,
         lengths: jax.Array,
+        images: ImageFeatures | None = None,
     ) -> tuple[Arrays, jax.Array]:
         """Write chunks, as `_run_chunks` takes them; return the new kv and hidden [rows, length, hidden]."""
         offsets = jnp.arange(shape.length, dtype=jnp.int32)
@@ -244,7 +316,7 @@ class Programs:
             offsets[None, :] < lengths[:, None], starts[:, None] + offsets, self.model.max_model_len
         )
         rows = Rows(slots=slots, positions=positions, kv_length=shape.kv_length)
-        return self.model.forward(weights, kv, tokens, rows)
+        return self.model.forward(weights, kv, tokens, rows, images)
 
     def _decode(
         self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays

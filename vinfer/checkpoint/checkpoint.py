@@ -18,7 +18,9 @@ from vinfer.checkpoint.hf_directory import open_hf_directory
 from vinfer.checkpoint.layout import Shape
 from vinfer.checkpoint.rope import RopeFacts
 from vinfer.checkpoint.source import ResolvedSource
+from vinfer.checkpoint.vision import VisionFacts
 from vinfer.errors import CheckpointError
+from vinfer.image_processing import ImageProcessing
 
 
 class Checkpoint(Protocol):
@@ -44,6 +46,16 @@ class Checkpoint(Protocol):
 
     @property
     def facts(self) -> ModelFacts: ...
+
+    @property
+    def vision(self) -> VisionFacts | None:
+        """None for a model without images."""
+        ...
+
+    @property
+    def image_processing(self) -> ImageProcessing | None:
+        """How pictures are prepared; None for a model without images."""
+        ...
 
     @property
     def generation(self) -> GenerationFacts: ...

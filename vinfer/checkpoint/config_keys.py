@@ -76,6 +76,17 @@ class ConfigKeys:
             raise self.refusal(key, "must be a string")
         return value
 
+    def section(self, key: str) -> ConfigKeys:
+        """Read an object inside of this one.
+
+        Raises:
+            CheckpointError: absent, or not an object.
+        """
+        value = self._value(key, None)
+        if not isinstance(value, dict):
+            raise self.refusal(key, "must be an object")
+        return ConfigKeys(value, f"{self.where}: {key}")
+
     def refusal(self, key: str, reason: str) -> CheckpointError:
         """Make the error for a key whose value cannot be served; the caller raises it."""
         shown = repr(self.values.get(key))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.layout import EMBEDDING, HEAD, Shape
 from vinfer.checkpoint.rope import RopeFacts
+from vinfer.checkpoint.vision import VisionFacts
 
 ONE_ROPE = "default"
 """Name of the rotary table in a model that has one for all its layers."""
@@ -48,13 +49,22 @@ class TensorNames:
 
     Attributes:
         optional_prefix: of the decoder's tensors; files that were saved from the bare decoder lack it.
+        renamed: (beginning of a name in a file, ours), for a family with several layouts.
         buffers: endings of names that are no weights: masks and rotary frequencies of old versions.
     """
 
     embedding: str = EMBEDDING
     head: str = HEAD
     optional_prefix: str = ""
+    renamed: tuple[tuple[str, str], ...] = ()
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
+
+    def our_name(self, stored: str) -> str:
+        """Return a tensor's name with the first of `renamed` that it begins with replaced."""
+        for beginning, ours in self.renamed:
+            if stored.startswith(beginning):
+                return ours + stored.removeprefix(beginning)
+        return stored
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +77,7 @@ class NormalisedConfig:
             rotary ones and the windows: those are applied by vinfer.
         ropes: rotary tables by name; one named `ONE_ROPE`, or one per layer type, or none.
         shapes: every tensor that the checkpoint must hold, in Hugging Face names; no tied head.
+        vision: what a model with images has besides its decoder, which the rest describes; else None.
     """
 
     model_type: str
@@ -75,6 +86,7 @@ class NormalisedConfig:
     facts: ModelFacts
     shapes: Mapping[str, Shape]
     names: TensorNames = TensorNames()
+    vision: VisionFacts | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,9 @@ class GgufCheckpoint:
     stored_names: dict[str, str]
     """Hugging Face name -> name in the file."""
     rules: TensorRules
+    # llama.cpp keeps vision towers in files of their own.
+    vision: None = None
+    image_processing: None = None
 
     def tensor_names(self) -> list[str]:
         return list(self.stored_names)

@@ -26,7 +26,9 @@ from vinfer.checkpoint.rope import RopeFacts
 from vinfer.checkpoint.safetensors_file import DTYPES, StoredTensor, stored_tensors
 from vinfer.checkpoint.safety import refuse_unsafe
 from vinfer.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer_files
+from vinfer.checkpoint.vision import VisionFacts
 from vinfer.errors import CheckpointError
+from vinfer.image_processing import ImageProcessing
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -49,6 +51,8 @@ class HfCheckpoint:
     scheme: Fp8Scheme | None
     scales: dict[str, StoredTensor]
     """By the name of the 8-bit weight."""
+    vision: VisionFacts | None = None
+    image_processing: ImageProcessing | None = None
 
     def tensor_names(self) -> list[str]:
         return list(self.tensors)
@@ -78,6 +82,12 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
     where = str(directory / "config.json")
     normalised = normalise(raw_config, where)
     tokenizer = read_tokenizer_files(directory)
+    processing = None
+    if normalised.vision is not None:
+        processing = normalised.vision.read_processing(directory)
+        tokenizer = tokenizer.with_placeholder(
+            processing.placeholder, image_token_id=normalised.vision.image_token_id, where=str(directory)
+        )
     keys = ConfigKeys(raw_config, where)
     is_packed = is_mxfp4(keys)
     scheme = None if is_packed else read_fp8_scheme(keys)
@@ -109,6 +119,8 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
         tensors=tensors,
         scheme=scheme,
         scales=scales,
+        vision=normalised.vision,
+        image_processing=processing,
     )
 
 
@@ -157,8 +169,9 @@ def _in_our_names(
     for name, tensor in stored.items():
         if name.endswith(names.buffers) and name not in expected:
             continue
-        prefixed = names.optional_prefix + name
-        found[prefixed if name not in expected and prefixed in expected else name] = tensor
+        ours = names.our_name(name)
+        prefixed = names.optional_prefix + ours
+        found[prefixed if ours not in expected and prefixed in expected else ours] = tensor
     return found
 
 

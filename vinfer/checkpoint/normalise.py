@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families import FAMILIES
 from vinfer.checkpoint.family import Family, NormalisedConfig
-from vinfer.checkpoint.fp8 import read_fp8_scheme
-from vinfer.checkpoint.known_keys import COMMON_KEYS, HARMLESS_KEYS, OFF_KEYS
-from vinfer.checkpoint.mxfp4 import is_mxfp4
+from vinfer.checkpoint.key_check import refuse_unknown_keys
 from vinfer.checkpoint.unserved import UNSERVED_MODEL_TYPES
 
 
@@ -26,7 +24,7 @@ def normalise(raw: Mapping[str, object], where: str = "config.json") -> Normalis
     """
     keys = ConfigKeys(raw, where)
     family = _family(keys)
-    _refuse_unserved(keys, family)
+    refuse_unknown_keys(keys, family)
     return family.translate(keys)
 
 
@@ -45,20 +43,3 @@ def _family(keys: ConfigKeys) -> Family:
             "architectures", f"for model_type {model_type} vinfer serves {family.architecture}"
         )
     return family
-
-
-def _refuse_unserved(keys: ConfigKeys, family: Family) -> None:
-    if not is_mxfp4(keys):
-        read_fp8_scheme(keys)
-    for key, value in keys.values.items():
-        if value is None or key in COMMON_KEYS or key in family.keys:
-            continue
-        if key in OFF_KEYS:
-            if value != OFF_KEYS[key]:
-                raise keys.refusal(key, f"only {OFF_KEYS[key]!r} is served")
-        elif key not in HARMLESS_KEYS and key not in family.harmless:
-            raise keys.refusal(
-                key,
-                "vinfer does not know this key and cannot tell whether it changes the logits: remove it "
-                "from the file if it does not",
-            )

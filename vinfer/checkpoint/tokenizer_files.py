@@ -20,6 +20,7 @@ from vinfer.checkpoint.json_file import (
     read_text,
 )
 from vinfer.errors import CheckpointError
+from vinfer.image_processing import Placeholder
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 _SLOW_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
@@ -53,6 +54,30 @@ class TokenizerFiles:
         )
         if self.chat_template is not None:
             (directory / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8", newline="")
+
+    def with_placeholder(
+        self, placeholder: Placeholder, *, image_token_id: int, where: str
+    ) -> TokenizerFiles:
+        """Make what stands for a picture special, so that a user who types it has written plain text.
+
+        Raises:
+            CheckpointError: the tokenizer has no token for it, or another one than config.json names.
+        """
+        tokenizer = Tokenizer.from_str(self.tokenizer_json)
+        for token in (placeholder.marker, placeholder.repeated):
+            if tokenizer.token_to_id(token) is None:
+                raise CheckpointError(
+                    f"{where}: tokenizer.json has no token {token!r}, which stands for a picture: "
+                    "tokenizer and processor files do not belong together"
+                )
+        found = tokenizer.token_to_id(placeholder.repeated)
+        if found != image_token_id:
+            raise CheckpointError(
+                f"{where}: config.json says image token {image_token_id}; {placeholder.repeated!r} is token "
+                f"{found} in tokenizer.json: they do not belong together"
+            )
+        special = (*self.additional_special_tokens, placeholder.marker, placeholder.repeated)
+        return dataclasses.replace(self, additional_special_tokens=tuple(dict.fromkeys(special)))
 
     def eos_token_id(self) -> int | None:
         """Look the end token up in the tokenizer; None where there is none."""

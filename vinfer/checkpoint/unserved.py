@@ -67,7 +67,6 @@ _WITH_IMAGES_OR_SOUND = (
     "internvl",
     "janus",
     "llama4",
-    "llava",
     "llava_next",
     "llava_next_video",
     "llava_onevision",

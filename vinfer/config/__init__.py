@@ -10,6 +10,7 @@ from vinfer.config.reference import json_schema, reference_table
 from vinfer.config.schema import (
     ALL_REMAINING_DEVICES,
     Config,
+    ImagesConfig,
     MeshConfig,
     ModelConfig,
     PrecompileConfig,
@@ -31,6 +32,7 @@ from vinfer.config.shapes import (
 __all__ = [
     "ALL_REMAINING_DEVICES",
     "Config",
+    "ImagesConfig",
     "MeshConfig",
     "ModelConfig",
     "PrecompileConfig",

@@ -86,6 +86,34 @@ _Count = Annotated[int, Field(ge=1, le=MAX_INT32)]
 _Axis = Annotated[int, Field(ge=1, le=65536)]
 
 
+class ImagesConfig(_Block):
+    """Limits of one image and of the images of one request; beyond them a 400."""
+
+    allow_remote: bool = Field(
+        default=False,
+        description="Fetch http(s) URLs, from public addresses only; false takes only data URLs.",
+    )
+    max_per_request: int = Field(default=8, ge=1, le=256, description="Images in one request.")
+    max_bytes: int = Field(
+        default=20 * 2**20, ge=1024, le=2**28, description="Bytes of one image file, as sent or fetched."
+    )
+    max_pixels: int = Field(
+        default=25_000_000,
+        ge=1024,
+        le=2**27,
+        description="Width times height; decoding takes up to 12 bytes of memory for each.",
+    )
+    max_frames: int = Field(
+        default=100, ge=1, le=10_000, description="Frames of an animated file; the first one is used."
+    )
+    timeout_seconds: float = Field(
+        default=10.0, gt=0, le=300, description="Longest fetch of one image, redirects included."
+    )
+    max_fetches: int = Field(
+        default=8, ge=1, le=256, description="Images fetched at the same time by the whole server."
+    )
+
+
 class ServerConfig(_Block):
     """The HTTP server and its limits; shared by all models."""
 
@@ -123,6 +151,7 @@ class ServerConfig(_Block):
     keep_alive_seconds: float = Field(
         default=75.0, ge=0, le=3600, description="How long an idle connection stays open between requests."
     )
+    images: ImagesConfig = Field(default=ImagesConfig(), description="What images requests may hold.")
 
 
 class MeshConfig(_Block):
@@ -249,6 +278,13 @@ class ModelConfig(_Block):
     )
     max_programs: int = Field(
         default=128, ge=1, le=4096, description="Refuse a plan that needs more compiled programs than this."
+    )
+    image_cache_bytes: int = Field(
+        default=2**28,
+        ge=1,
+        le=2**40,
+        description="Bytes on each device for the features of pictures, so that one that comes again is not "
+        "encoded again; never less than the longest prompt can hold. Only for task image-text.",
     )
     precompile: tuple[PrecompileConfig, ...] = Field(
         default=(PrecompileConfig(),),

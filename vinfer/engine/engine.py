@@ -186,6 +186,8 @@ class Engine:
             request = admission.request
             self._queue_seconds[request.id] = time.monotonic() - request.arrival_seconds
             self._runner.set_slot(admission)
+        if schedule.encode is not None:
+            self._runner.encode(schedule.encode)
         for prefill in schedule.prefills:
             self._in_flight.append(self._runner.prefill(prefill))
         if schedule.decode is not None:
@@ -223,6 +225,7 @@ class Engine:
     def _count(self, schedule: Schedule, num_generated: int, overlapped: int) -> None:
         before = self._stats
         num_kv_rows = self._scheduler.num_kv_rows
+        features = self._scheduler.features
         self._stats = EngineStats(
             num_requests_running=self._scheduler.num_running,
             num_slots=self._num_slots,
@@ -233,6 +236,12 @@ class Engine:
             num_prefill_dispatches_total=before.num_prefill_dispatches_total + len(schedule.prefills),
             num_decode_dispatches_total=before.num_decode_dispatches_total + (schedule.decode is not None),
             num_overlapped_dispatches_total=before.num_overlapped_dispatches_total + overlapped,
+            num_encode_dispatches_total=before.num_encode_dispatches_total + (schedule.encode is not None),
+            num_images_encoded_total=before.num_images_encoded_total
+            + (0 if schedule.encode is None else len(schedule.encode.images)),
+            mm_cache_queries_total=features.num_queries,
+            mm_cache_hits_total=features.num_hits,
+            mm_cache_usage_fraction=features.usage_fraction,
         )
 
 

@@ -28,6 +28,7 @@ from vinfer.bundle import (
     ProgramSpec,
     StateSpec,
     WeightSpec,
+    argument_specs,
 )
 from vinfer.engine.runner import ALL_ALLOWED, Compiled, Runner
 from vinfer.errors import BundleError, DeviceError
@@ -73,7 +74,9 @@ def load_runner(
         DeviceError: the devices have too little memory.
     """
     mesh = make_mesh(manifest, devices)
-    steps = _Steps(len(manifest.weights) + len(manifest.programs), progress)
+    images = manifest.images
+    image_weight_specs = () if images is None else images.weights
+    steps = _Steps(len(manifest.weights) + len(image_weight_specs) + len(manifest.programs), progress)
     # XLA compiles outside the interpreter lock, so weights are read meanwhile.
     with ThreadPoolExecutor(_NUM_COMPILE_THREADS, thread_name_prefix="compile") as pool:
         compiling = {
@@ -82,8 +85,10 @@ def load_runner(
         }
         try:
             weights = _place_weights(directory / "weights", manifest.weights, mesh, steps)
+            image_weights = _place_weights(directory / "weights", image_weight_specs, mesh, steps)
             kv, state = _filled(manifest.kv, mesh), _filled(manifest.state, mesh)
-            jax.block_until_ready((weights, kv, state))
+            features = _filled(() if images is None else (images.features,), mesh)
+            jax.block_until_ready((weights, image_weights, kv, state, features))
             programs = {shape: future.result() for shape, future in compiling.items()}
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             raise _no_room(manifest, error) from error
@@ -99,6 +104,8 @@ def load_runner(
         rows_are_slots=manifest.rows_are_slots,
         open_masks=_open_masks(manifest.programs, mesh),
         dispatch_lock=dispatch_lock,
+        image_weights=image_weights,
+        image_features=features,
     )
 
 
@@ -190,12 +197,14 @@ def _compile(
     """Compile one program, or load it from the compilation cache."""
     started = time.perf_counter()
     shape = program.shape
-    groups: list[Sequence[ArraySpec]] = [
-        manifest.weights if shape.uses_weights else (),
-        manifest.kv if shape.uses_kv else (),
-        manifest.state if shape.uses_state else (),
+    groups = argument_specs(
+        shape,
         program.inputs,
-    ]
+        weights=manifest.weights,
+        kv=manifest.kv,
+        state=manifest.state,
+        images=manifest.images,
+    )
     arguments = tuple(tuple(_sharding(spec, mesh) for spec in group) for group in groups)
     results = (arguments[1], arguments[2], tuple(_sharding(spec, mesh) for spec in program.outputs))
     try:

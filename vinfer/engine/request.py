@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vinfer.bundle import MAX_LOGIT_BIAS as MAX_LOGIT_BIAS
 from vinfer.bundle import MAX_STOP_TOKEN_IDS as MAX_STOP_TOKEN_IDS
 from vinfer.bundle import MAX_TOP_LOGPROBS as MAX_TOP_LOGPROBS
 from vinfer.bundle import Pooling as Pooling
 from vinfer.errors import VinferError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FinishReason = Literal["stop", "length"]
 
@@ -75,6 +78,23 @@ class TokenMatcher(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RequestImage:
+    """One picture of a prompt.
+
+    Attributes:
+        content_hash: the key of its features within one model.
+        start: index of its first placeholder in the prompt; the others follow it.
+        num_tokens: its placeholders.
+        pixels: float32 [channels, height, width], as the encoder takes them.
+    """
+
+    content_hash: str
+    start: int
+    num_tokens: int
+    pixels: np.ndarray[Any, Any] = dataclasses.field(compare=False, repr=False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One sampled completion (`n=2` is two requests).
 
@@ -88,6 +108,8 @@ class Request:
             one that came before. None shares with nobody.
         grammar: what binds the answer; None for anything.
         priority: while requests wait, the lowest goes first; equal ones in order of arrival.
+        images: pictures in the order of their placeholders; only where the bundle has an image encoder, and
+            not in a prompt that is scored.
     """
 
     id: str
@@ -99,6 +121,7 @@ class Request:
     prompt_key: str | None = None
     grammar: TokenMatcher | None = None
     priority: int = 0
+    images: tuple[RequestImage, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -156,6 +179,12 @@ class EngineStats:
     num_decode_dispatches_total: int = 0
     num_overlapped_dispatches_total: int = 0
     """Dispatches enqueued while the tokens of the one before had not been read yet."""
+    num_encode_dispatches_total: int = 0
+    num_images_encoded_total: int = 0
+    mm_cache_queries_total: int = 0
+    """Pictures of requests, and of them those whose features were there already."""
+    mm_cache_hits_total: int = 0
+    mm_cache_usage_fraction: float = 0.0
 
 
 class EngineClient(Protocol):

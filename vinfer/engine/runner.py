@@ -17,7 +17,7 @@ import numpy as np
 from vinfer.bundle import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec, ProgramKind, ProgramShape
 from vinfer.engine.pooling import PooledDispatch, embed_inputs
 from vinfer.engine.request import FinishReason, Request, TokenEvent, TokenLogprobs
-from vinfer.engine.scheduler import Admission, Chunk, Decode, Prefill
+from vinfer.engine.scheduler import Admission, Chunk, Decode, Encode, Prefill
 
 Arrays = tuple[jax.Array, ...]
 _COPY_SLOT = ProgramShape(kind="copy_slot")
@@ -114,6 +114,8 @@ class Runner:
             without a grammar moves no mask.
         dispatch_lock: shared by all runners on the same devices and held only while enqueuing: two models
             that enqueue collectives in different orders on the same devices would wait for each other.
+        image_weights, image_features: of a model with images, the encoder's weights and the feature array
+            [feature rows, hidden]; else empty.
     """
 
     def __init__(
@@ -128,8 +130,13 @@ class Runner:
         rows_are_slots: bool,
         open_masks: Mapping[int, jax.Array],
         dispatch_lock: threading.Lock,
+        image_weights: Arrays = (),
+        image_features: Arrays = (),
     ) -> None:
         self._weights = weights
+        self._image_weights = image_weights
+        self._image_features = image_features
+        self._inputs = dict(inputs)
         self._kv = kv
         self._state = state
         self._programs = dict(programs)
@@ -146,6 +153,9 @@ class Runner:
         The first run of a process pays for memory that no later one pays for; no request should.
         """
         self._copy(source=0, target=0, num_rows=0)
+        if self._image_features:
+            encoders = [shape for shape in self._programs if shape.kind == "encode_images"]
+            self.encode(Encode(min(encoders, key=lambda shape: shape.rows), (), ()))
         for kind in ("prefill", "score", "embed"):
             if any(shape.kind == kind for shape in self._programs):
                 self.prefill(Prefill(self._smallest(kind), ())).read()
@@ -156,6 +166,19 @@ class Runner:
         values = _row_values(admission, self._row_specs)
         with self._dispatch_lock:
             _, self._state, _ = self._programs[self._set_slot]((), (), self._state, values)
+
+    def encode(self, work: Encode) -> None:
+        """Enqueue the encoder over some pictures; what is enqueued later may read their features."""
+        pixel_spec, row_spec = self._inputs[work.shape]
+        pixels = np.zeros(pixel_spec.shape, np.float32)
+        # Padding goes to a row beyond the last.
+        rows = np.full(row_spec.shape, self._image_features[0].shape[0], np.int32)
+        for place, (image, own) in enumerate(zip(work.images, work.rows, strict=True)):
+            pixels[place], rows[place] = image.pixels, own
+        with self._dispatch_lock:
+            self._image_features, _, _ = self._programs[work.shape](
+                self._image_weights, self._image_features, (), (pixels, rows)
+            )
 
     def prefill(self, work: Prefill) -> Dispatch | PooledDispatch:
         """Enqueue one chunk of some prompts, and before it the copies that they build on."""
@@ -181,10 +204,12 @@ class Runner:
             chunk.request if chunk.is_final or chunk.request.scores_prompt else None for chunk in work.chunks
         )
         mask = self._grammar_mask(rows, owners)
-        inputs = (slots, mask, tokens, starts, lengths, samples)
-        return self._dispatch(
-            work.shape, owners, (*inputs, targets) if work.shape.kind == "score" else inputs, work.chunks
-        )
+        inputs: tuple[Any, ...] = (slots, mask, tokens, starts, lengths, samples)
+        if work.shape.kind == "score":
+            inputs += (targets,)
+        elif self._image_features:
+            inputs += (*self._image_features, _feature_index(work))
+        return self._dispatch(work.shape, owners, inputs, work.chunks)
 
     def decode(self, work: Decode) -> Dispatch:
         """Enqueue some decode steps."""
@@ -241,6 +266,14 @@ class Runner:
         for output in (*outputs[:2], *outputs[5:]):
             output.copy_to_host_async()
         return Dispatch(owners, outputs, chunks)
+
+
+def _feature_index(work: Prefill) -> np.ndarray[Any, Any]:
+    """Return int32 [rows, length]: the row of the feature array at each position, or -1."""
+    index = np.full((work.shape.rows, work.shape.length), -1, np.int32)
+    for row, chunk in enumerate(work.chunks):
+        index[row, : len(chunk.feature_rows)] = chunk.feature_rows
+    return index
 
 
 def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> tuple[Any, ...]:

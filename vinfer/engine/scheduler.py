@@ -11,10 +11,11 @@ import heapq
 import itertools
 from collections.abc import Iterable, Iterator
 
-from vinfer.bundle import ProgramKind, ProgramShape, choose_program
+from vinfer.bundle import ProgramKind, ProgramShape, choose_encoder, choose_program
 from vinfer.engine.chunks import ChunkPlan
+from vinfer.engine.feature_cache import FeatureCache
 from vinfer.engine.held_prompts import HeldPrompts
-from vinfer.engine.request import Request
+from vinfer.engine.request import Request, RequestImage
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Chunk:
     Attributes:
         copied_from: the slot that holds the prompt's rows before `start`; they are copied from there first,
             or stay where they are in the same slot. None where this request has prefilled them itself.
+        feature_rows: of each token, the row of the feature array that takes its place, or -1; empty where
+            the request has no pictures.
     """
 
     slot: int
@@ -39,6 +42,7 @@ class Chunk:
     start: int
     length: int
     copied_from: int | None = None
+    feature_rows: tuple[int, ...] = ()
 
     @property
     def is_final(self) -> bool:
@@ -61,6 +65,15 @@ def _kind(request: Request) -> ProgramKind:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Encode:
+    """One dispatch of the image encoder; `rows[i]` are the rows of the feature array for `images[i]`."""
+
+    shape: ProgramShape
+    images: tuple[RequestImage, ...]
+    rows: tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Prefill:
     """One prefill dispatch; a score or embed dispatch where its requests ask for that (`_kind`)."""
 
@@ -80,14 +93,15 @@ class Decode:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Schedule:
-    """Work in the order in which it must be enqueued: admissions, prefills, decode."""
+    """Work in the order in which it must be enqueued: admissions, encode, prefills, decode."""
 
     admissions: tuple[Admission, ...] = ()
+    encode: Encode | None = None
     prefills: tuple[Prefill, ...] = ()
     decode: Decode | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.admissions or self.prefills or self.decode)
+        return bool(self.admissions or self.encode or self.prefills or self.decode)
 
 
 @dataclasses.dataclass(slots=True)
@@ -97,6 +111,8 @@ class _Running:
     num_prefilled: int = 0
     num_dispatched: int = 0
     """Tokens that dispatches so far can have sampled at most; the first one comes from prefill."""
+    holds_features: bool = False
+    """Its pictures have rows of the feature array; from before they are encoded until it is prefilled."""
 
     @property
     def is_prefilled(self) -> bool:
@@ -126,12 +142,17 @@ class Scheduler:
     ended and even have a new owner by then: the copies of a dispatch are enqueued before the dispatch, and
     `HeldPrompts` forgets a prompt where a dispatch writes over it.
 
+    A prompt with pictures is prefilled once all of them are encoded. Chunks may cut a picture in two, as
+    attention is causal over it. Where something decodes, an encoder dispatch takes the place of the prefills,
+    and only every other time while prompts are due: neither starves, and a running request waits for one.
+
     Args:
         shapes: the compiled programs.
         num_slots: rows of the batch.
         steps: most decode steps per dispatch.
         dispatch_cost_tokens: see `ChunkPlan`.
         min_prefill_tokens: least that max_prefill_tokens may be, for configs with short buckets only.
+        num_feature_rows: of the feature array; 0 for a model without images.
     """
 
     def __init__(
@@ -142,6 +163,7 @@ class Scheduler:
         steps: int,
         dispatch_cost_tokens: int | None = None,
         min_prefill_tokens: int = 0,
+        num_feature_rows: int = 0,
     ) -> None:
         self._shapes = tuple(shapes)
         self._steps = steps
@@ -163,6 +185,9 @@ class Scheduler:
         self._arrivals = itertools.count()
         self._running: dict[str, _Running] = {}
         self._held = HeldPrompts()
+        self.features = FeatureCache(num_feature_rows)
+        self._max_pictures = max((s.rows for s in self._shapes if s.kind == "encode_images"), default=0)
+        self._has_just_encoded = False
 
     @property
     def num_waiting(self) -> int:
@@ -198,6 +223,7 @@ class Scheduler:
         running = self._running.pop(request_id, None)
         if running is not None:
             heapq.heappush(self._free, running.slot)
+            self._let_go_of_features(running)
         else:
             self._waiting = [entry for entry in self._waiting if entry[2].id != request_id]
             heapq.heapify(self._waiting)
@@ -218,8 +244,10 @@ class Scheduler:
             for running in self._running.values()
             if running.request.grammar is not None and not running.is_prefilled
         }
-        prefills = self._plan_prefills()
-        return Schedule(admissions, prefills, self._plan_decode(unmasked))
+        is_decoding = any(r.is_prefilled and r.num_left > 0 for r in self._running.values())
+        encode = self._plan_encode(is_decoding=is_decoding)
+        prefills = () if encode is not None and is_decoding else self._plan_prefills()
+        return Schedule(admissions, encode, prefills, self._plan_decode(unmasked))
 
     def _admit(self) -> tuple[Admission, ...]:
         admissions = []
@@ -246,6 +274,47 @@ class Scheduler:
             return None
         return request.prompt_key
 
+    def _plan_encode(self, *, is_decoding: bool) -> Encode | None:
+        """Choose pictures for the encoder, those of the oldest prompts first."""
+        for running in self._running.values():
+            if running.is_prefilled or running.holds_features or not running.request.images:
+                continue
+            if not self.features.pin(running.request.images):
+                # The younger ones wait too, or they would take what the oldest waits for.
+                break
+            running.holds_features = True
+        images = self.features.next_to_encode(self._max_pictures)
+        if not images:
+            return None
+        if self._has_just_encoded and is_decoding and any(True for _ in self._due_chunks()):
+            self._has_just_encoded = False
+            return None
+        self._has_just_encoded = True
+        self.features.encoded(images)
+        shape = choose_encoder(self._shapes, rows=len(images))
+        return Encode(shape, tuple(images), tuple(self.features.rows_of(image) for image in images))
+
+    def _let_go_of_features(self, running: _Running) -> None:
+        if running.holds_features:
+            self.features.unpin(running.request.images)
+            running.holds_features = False
+
+    def _sees_images(self, running: _Running) -> bool:
+        """Whether every picture of a prompt is encoded before what is planned now."""
+        images = running.request.images
+        return not images or (running.holds_features and self.features.are_encoded(images))
+
+    def _chunk(self, running: _Running, start: int, length: int, copied_from: int | None = None) -> Chunk:
+        request = running.request
+        rows: tuple[int, ...] = ()
+        if request.images:
+            assert not request.scores_prompt, f"{request.id}: score programs take no pictures"
+            placed = [-1] * len(request.prompt_ids)
+            for image in request.images:
+                placed[image.start : image.start + image.num_tokens] = self.features.rows_of(image)
+            rows = tuple(placed[start : start + length])
+        return Chunk(running.slot, request, start, length, copied_from, rows)
+
     def _plan_prefills(self) -> tuple[Prefill, ...]:
         prefills: list[Prefill] = []
         budget = self._max_prefill_tokens
@@ -264,6 +333,8 @@ class Scheduler:
                 key = self._shared_key(chunk.request)
                 if chunk.is_final and key is not None:
                     self._held.hold(chunk.slot, key)
+                if chunk.is_final:
+                    self._let_go_of_features(running)
             prefills.append(Prefill(shape, tuple(chunks)))
         return tuple(prefills)
 
@@ -293,14 +364,14 @@ class Scheduler:
         """Yield the next chunk of every prompt, the oldest first, but of those that wait for a sibling."""
         prefilling: set[str] = set()
         for running in self._running.values():
-            if running.is_prefilled:
+            if running.is_prefilled or not self._sees_images(running):
                 continue
             request, start = running.request, running.num_prefilled
             key = self._shared_key(request)
             if key is not None and start == 0:
                 held = self._held.slot_of(key, preferred=running.slot)
                 if held is not None:
-                    yield Chunk(running.slot, request, len(request.prompt_ids) - 1, 1, copied_from=held)
+                    yield self._chunk(running, len(request.prompt_ids) - 1, 1, copied_from=held)
                     continue
             if key in prefilling:
                 continue
@@ -308,7 +379,7 @@ class Scheduler:
                 prefilling.add(key)
             plan = self._chunk_plans.get(_kind(request))
             assert plan is not None, f"{request.id} needs a {_kind(request)} program and the bundle has none"
-            yield Chunk(running.slot, request, start, plan.next_length(len(request.prompt_ids) - start))
+            yield self._chunk(running, start, plan.next_length(len(request.prompt_ids) - start))
 
     def _has_program(self, kind: ProgramKind, *, rows: int, length: int) -> bool:
         return any(
@@ -353,3 +424,5 @@ class Scheduler:
             key = self._shared_key(running.request)
             assert not running.is_prefilled or key is None or self._held.key_of(running.slot) == key
         assert not {request.id for _, _, request in self._waiting} & set(self._running)
+        self.features.check_integrity()
+        assert not any(running.holds_features and running.is_prefilled for running in self._running.values())

@@ -112,18 +112,21 @@ def _announce(
 ) -> None:
     memory: MemoryPlan = check_model(plan, open_checkpoint(source), where=where)
     logger.info(
-        "plan for %s: mesh %s, per device %.2f GiB weights and %.2f GiB KV cache, %d programs",
+        "plan for %s: mesh %s, per device %.2f GiB weights, %.2f GiB KV cache and %.2f GiB image features, "
+        "%d programs",
         model.name,
         mesh_words(plan.mesh),
         memory.weights_bytes / 2**30,
         memory.kv_cache_bytes / 2**30,
+        memory.image_features_bytes / 2**30,
         len(plan.programs),
     )
     if memory_bytes is not None and memory.total_bytes > memory_bytes:
         raise DeviceError(
             f"{where} needs {memory.total_bytes / 2**30:.2f} GiB per device "
-            f"({memory.weights_bytes / 2**30:.2f} weights, {memory.kv_cache_bytes / 2**30:.2f} KV cache); a "
-            f"device has {memory_bytes / 2**30:.2f}: lower num_slots or max_model_len, or raise mesh.tp"
+            f"({memory.weights_bytes / 2**30:.2f} weights, {memory.kv_cache_bytes / 2**30:.2f} KV cache, "
+            f"{memory.image_features_bytes / 2**30:.2f} image features); a device has "
+            f"{memory_bytes / 2**30:.2f}: lower num_slots or max_model_len, or raise mesh.tp"
         )
 
 

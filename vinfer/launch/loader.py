@@ -7,6 +7,7 @@ requests, programs or routes.
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -188,6 +189,7 @@ def start_engine(
         steps=max(shape.length for shape in shapes if shape.kind == "decode"),
         dispatch_cost_tokens=DISPATCH_COST_TOKENS.get(manifest.platform),
         min_prefill_tokens=MIN_PREFILL_TOKENS,
+        num_feature_rows=0 if manifest.images is None else manifest.images.features.shape[0],
     )
     engine = Engine(
         name=model.name,
@@ -217,6 +219,9 @@ def served_model(
             f"bundle {directory}: its tokenizer is larger than its model: run vinfer precompile"
         )
     chat_template = load_chat_template(directory / "tokenizer", tokenizer)
+    if manifest.images is not None:
+        # Here, on the loader's thread: the first picture would have the event loop wait for it.
+        importlib.import_module("vinfer.images")
     return ServedModel(
         name=model.name,
         task=manifest.model.task,
@@ -243,5 +248,6 @@ def served_model(
         has_prompt_logprobs=manifest.has_prompt_logprobs,
         embeddings=manifest.embeddings,
         answer_form=answer_form(model.tool_parser, chat_template, reasoning_parser=model.reasoning_parser),
+        images=manifest.images,
         parity=parity,
     )

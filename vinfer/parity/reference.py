@@ -64,11 +64,12 @@ def load(source: ResolvedSource) -> PreTrainedModel:
     """
     checkpoint = open_checkpoint(source)
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     if source.kind == "gguf":
         return _from_tensors(checkpoint)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    auto = AutoModelForCausalLM if checkpoint.vision is None else AutoModelForImageTextToText
+    model: PreTrainedModel = auto.from_pretrained(
         source.path,
         dtype=torch.float32,
         attn_implementation="eager",

@@ -13,6 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
 import vinfer
+from vinfer.config import ServerConfig
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
 from vinfer.server import responses
 from vinfer.server.embedding_protocol import EMBEDDING
@@ -47,12 +48,12 @@ async def capabilities(services: Services, request: HttpRequest) -> JSONResponse
         unknown_fields=config.unknown_fields,
         max_body_bytes=config.max_body_bytes,
         request_timeout_seconds=config.request_timeout_seconds,
-        models=[_of_model(model, config.max_n) for model in services.models.served_models],
+        models=[_of_model(model, config) for model in services.models.served_models],
     )
     return JSONResponse(body.model_dump())
 
 
-def _of_model(model: ServedModel, max_n: int) -> responses.ModelCapabilities:
+def _of_model(model: ServedModel, config: ServerConfig) -> responses.ModelCapabilities:
     forms = list(_forms(model))
     sampling = model.sampling
     return responses.ModelCapabilities(
@@ -70,7 +71,7 @@ def _of_model(model: ServedModel, max_n: int) -> responses.ModelCapabilities:
         chat_template_kwargs=settable_kwargs(model),
         reasoning_effort=reads_reasoning_effort(model),
         limits=responses.RequestLimits(
-            max_n=max_n,
+            max_n=config.max_n,
             max_top_logprobs=MAX_TOP_LOGPROBS,
             max_logit_bias=MAX_LOGIT_BIAS,
             max_stop=MAX_STOP_STRINGS,
@@ -79,6 +80,7 @@ def _of_model(model: ServedModel, max_n: int) -> responses.ModelCapabilities:
             max_prompts=MAX_PROMPTS,
             max_tokenize_chars=MAX_PROMPT_CHARS,
             max_detokenize_tokens=MAX_TOKENS,
+            max_images=0 if model.images is None else config.images.max_per_request,
         ),
         sampling_defaults=responses.SamplingDefaultValues(
             **{name: getattr(sampling, name) for name in responses.SamplingDefaultValues.model_fields}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from vinfer.engine.request import SamplingParams
+from vinfer.server.chat_images import prepare_images, request_images
 from vinfer.server.generation import Generation, PromptJob, TextRules
 from vinfer.server.grammars import compile_grammar
 from vinfer.server.message_reader import MessageReader
@@ -60,7 +61,8 @@ async def prepare(services: Services, context: RequestContext, fields: ChatField
     model = services.models.serving(fields.model)
     context.model_name = model.name
     n = num_choices(fields, model, services.config.max_n)
-    prompt_ids = await services.in_worker(chat_prompt_ids, fields, model)
+    images = await prepare_images(services, fields.messages, "messages", model)
+    prompt_ids = await services.in_worker(chat_prompt_ids, fields, model, images)
     grammar = await compile_grammar(services, fields, model)
     if grammar is None:
         grammar = await compile_tool_grammar(services, fields, model)
@@ -77,6 +79,7 @@ async def prepare(services: Services, context: RequestContext, fields: ChatField
                 grammar=grammar,
                 priority=fields.priority,
                 cache_salt=fields.cache_salt,
+                images=request_images(prompt_ids, images, model),
             ),
         ],
         n=n,

@@ -13,7 +13,14 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 from vinfer.engine.grammar import Grammar
-from vinfer.engine.request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
+from vinfer.engine.request import (
+    FinishReason,
+    Request,
+    RequestImage,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprobs,
+)
 from vinfer.errors import EngineError
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ServedModel
@@ -70,6 +77,7 @@ class PromptJob:
         grammar: what binds each of its completions; None for anything.
         priority: of each of its completions while it waits for a slot.
         cache_salt: the prompt shares KV rows only with prompts of the same salt.
+        images: its pictures.
     """
 
     prompt_ids: tuple[int, ...]
@@ -78,6 +86,7 @@ class PromptJob:
     grammar: Grammar | None = None
     priority: int = 0
     cache_salt: str | None = None
+    images: tuple[RequestImage, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,9 +145,10 @@ class Generation:
         self._metrics = metrics
         self._rules = rules
         self._n = n
-        first_with: dict[tuple[int, ...], int] = {}
+        # Prompts are equal where their pictures are too: these compare by content and place.
+        first_with: dict[tuple[object, ...], int] = {}
         prompt_keys = [
-            f"{name}/{job.cache_salt}/{first_with.setdefault(job.prompt_ids, i)}"
+            f"{name}/{job.cache_salt}/{first_with.setdefault((job.prompt_ids, job.images), i)}"
             for i, job in enumerate(jobs)
         ]
         self._choices = [
@@ -296,6 +306,7 @@ def _start_of_choice(
         arrival_seconds=arrival_seconds,
         scores_prompt=job.scores_prompt,
         prompt_key=prompt_key,
+        images=job.images,
         grammar=None
         if grammar is None
         else grammar.matcher(min_tokens=params.min_tokens, stop_token_ids=params.stop_token_ids),

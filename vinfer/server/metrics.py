@@ -35,6 +35,11 @@ _ENGINE_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("num_requests_waiting", "Requests that wait for a slot.", lambda s: s.num_requests_waiting),
     ("num_slots", "Requests that can be decoded together.", lambda s: s.num_slots),
     ("kv_cache_usage_perc", "Fraction of the KV cache in use, 0 to 1.", lambda s: s.kv_cache_usage_fraction),
+    (
+        "mm_cache_usage_perc",
+        "Fraction of the features' room that holds pictures, 0 to 1.",
+        lambda s: s.mm_cache_usage_fraction,
+    ),
 )
 _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("prompt_tokens", "Prompt tokens prefilled.", lambda s: s.prompt_tokens_total),
@@ -45,6 +50,14 @@ _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = 
         "num_overlapped_dispatches",
         "Dispatches enqueued before the tokens of the one before had been read.",
         lambda s: s.num_overlapped_dispatches_total,
+    ),
+    ("num_encode_dispatches", "Image encoders dispatched.", lambda s: s.num_encode_dispatches_total),
+    ("num_images_encoded", "Pictures encoded.", lambda s: s.num_images_encoded_total),
+    ("mm_cache_queries", "Pictures that requests brought.", lambda s: s.mm_cache_queries_total),
+    (
+        "mm_cache_hits",
+        "Pictures of requests whose features were there already.",
+        lambda s: s.mm_cache_hits_total,
     ),
 )
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from vinfer.bundle import Embeddings, ParityReport
+from vinfer.bundle import Embeddings, ImageInput, ParityReport
 from vinfer.config import SamplingConfig, TemplateKwargType
 from vinfer.engine.grammar import GrammarCompiler
 from vinfer.engine.request import EngineClient
@@ -81,6 +81,7 @@ class ServedModel:
         has_prompt_logprobs: whether requests may score their prompts (`echo` with `logprobs`).
         embeddings: how prompts become vectors; None where the bundle has no embed programs.
         answer_form: how it writes tool calls and reasoning, and how tools are explained to it.
+        images: how pictures become part of a prompt; None where the model takes none.
         parity: how the bundle compares with transformers; None where nobody has compared.
     """
 
@@ -104,6 +105,7 @@ class ServedModel:
     has_prompt_logprobs: bool
     embeddings: Embeddings | None = None
     answer_form: AnswerForm = PLAIN_ANSWERS
+    images: ImageInput | None = None
     parity: ParityReport | None = None
 
     @property

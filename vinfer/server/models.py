@@ -7,9 +7,10 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
+from vinfer.server.chat_images import prepare_images
 from vinfer.server.model_table import ServedModel
 from vinfer.server.prompts import count_prompt_tokens
-from vinfer.server.protocol import parse_count
+from vinfer.server.protocol import CountMessages, parse_count
 from vinfer.server.request_body import read_json_object
 from vinfer.server.request_context import RequestContext
 from vinfer.server.services import Services
@@ -41,7 +42,9 @@ async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse
     fields = parse_count(body, services.config.unknown_fields)
     model = services.models.serving(fields.model)
     RequestContext.of(request.scope).model_name = model.name
-    count = await services.in_worker(count_prompt_tokens, fields, model)
+    messages = fields.conversation if isinstance(fields, CountMessages) else ()
+    images = await prepare_images(services, messages, "conversation", model)
+    count = await services.in_worker(count_prompt_tokens, fields, model, images)
     return JSONResponse({"model": model.name, "count": count})
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vinfer.errors import ContextLengthError, RequestError
 from vinfer.server.embedding_protocol import EmbeddingFields
@@ -24,14 +24,23 @@ from vinfer.server.template_kwargs import template_kwargs
 from vinfer.server.tokenizer_protocol import DetokenizeFields, TokenizeMessages, TokenizeText
 from vinfer.server.tools import Tool
 from vinfer.text.control_tokens import RenderedPrompt
+from vinfer.text.image_placeholders import expand_placeholders
 from vinfer.text.tool_formats import HERMES
 from vinfer.text.tool_prompt import with_tools_as_text
+
+if TYPE_CHECKING:
+    from vinfer.images import PreparedImage
 
 PromptIds = tuple[int, ...]
 
 
-def chat_prompt_ids(fields: ChatFields | TokenizeMessages, model: ServedModel) -> PromptIds:
+def chat_prompt_ids(
+    fields: ChatFields | TokenizeMessages, model: ServedModel, images: Sequence[PreparedImage] = ()
+) -> PromptIds:
     """Render a conversation through the model's template and tokenize it.
+
+    Args:
+        images: the conversation's pictures, in order.
 
     Raises:
         RequestError: the model has no template, or the template refuses the conversation.
@@ -42,6 +51,7 @@ def chat_prompt_ids(fields: ChatFields | TokenizeMessages, model: ServedModel) -
     return _render(
         model,
         fields.messages,
+        images,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=fields.continue_final_message,
         kwargs=template_kwargs(model, fields.chat_template_kwargs, fields.reasoning_effort),
@@ -80,7 +90,9 @@ def embedding_prompt_ids(fields: EmbeddingFields, model: ServedModel) -> list[Pr
     return prompts
 
 
-def count_prompt_tokens(fields: CountText | CountMessages, model: ServedModel) -> int:
+def count_prompt_tokens(
+    fields: CountText | CountMessages, model: ServedModel, images: Sequence[PreparedImage] = ()
+) -> int:
     """Count a text without template or BOS, or a conversation as it would be generated from.
 
     Raises:
@@ -88,13 +100,16 @@ def count_prompt_tokens(fields: CountText | CountMessages, model: ServedModel) -
     """
     if isinstance(fields, CountText):
         return len(model.tokenizer.encode(fields.conversation, add_special_tokens=False))
+    conversation = fields.conversation
     prompt_ids = _render(
-        model, fields.conversation, add_generation_prompt=True, continue_final_message=False, kwargs={}
+        model, conversation, images, add_generation_prompt=True, continue_final_message=False, kwargs={}
     )
     return len(prompt_ids)
 
 
-def tokenized_ids(fields: TokenizeText | TokenizeMessages, model: ServedModel) -> PromptIds:
+def tokenized_ids(
+    fields: TokenizeText | TokenizeMessages, model: ServedModel, images: Sequence[PreparedImage] = ()
+) -> PromptIds:
     """Tokenize a text as `/v1/completions` does, or a conversation as `/v1/chat/completions` does.
 
     So special-token strings are special tokens in a text, whose author writes the whole prompt, and plain
@@ -104,7 +119,7 @@ def tokenized_ids(fields: TokenizeText | TokenizeMessages, model: ServedModel) -
         RequestError: the model has no template, or the template refuses the conversation.
     """
     if isinstance(fields, TokenizeMessages):
-        return chat_prompt_ids(fields, model)
+        return chat_prompt_ids(fields, model, images)
     return tuple(model.tokenizer.encode(fields.prompt, add_special_tokens=fields.add_special_tokens))
 
 
@@ -127,6 +142,7 @@ def detokenized_text(fields: DetokenizeFields, model: ServedModel) -> str:
 def _render(
     model: ServedModel,
     messages: list[ChatMessage],
+    images: Sequence[PreparedImage],
     *,
     add_generation_prompt: bool,
     continue_final_message: bool,
@@ -154,13 +170,21 @@ def _render(
     )
     if continue_final_message:
         rendered = _cut_after_final_message(rendered, messages[-1])
+    if model.images is not None:
+        rendered = expand_placeholders(
+            rendered,
+            model.images.processing.placeholder,
+            [image.num_tokens for image in images],
+            model.tokenizer.control_tokens,
+        )
     return tuple(model.tokenizer.encode_prompt(rendered))
 
 
 def _cut_after_final_message(rendered: RenderedPrompt, final: ChatMessage) -> RenderedPrompt:
     """Drop what the template puts after the last message, so that the model goes on writing it."""
     content = final.as_template_input()["content"]
-    content = content if isinstance(content, str) else "\n".join(part["text"] for part in content or ())
+    if not isinstance(content, str):
+        content = "\n".join(part["text"] for part in content or () if part["type"] == "text")
     # Many templates strip a message's text.
     for text in (content, content.strip()):
         start = rendered.text.rfind(text)

@@ -16,7 +16,8 @@ from pydantic_core import PydanticCustomError
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
 from vinfer.errors import RequestError
 from vinfer.server.body_model import Body
-from vinfer.server.field_errors import request_error, shown
+from vinfer.server.content_parts import ContentPart
+from vinfer.server.field_errors import request_error
 from vinfer.server.fields import (
     CHAT_FIELDS,
     COMPLETION_FIELDS,
@@ -58,14 +59,6 @@ def _key_as_token_id(key: Any) -> Any:
 
 def _text_as_part(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-def _text_part_type(kind: Any) -> Any:
-    if isinstance(kind, str) and kind != "text":
-        raise PydanticCustomError(
-            "part", "is {kind}; this model takes only text: use text parts", {"kind": shown(kind)}
-        )
-    return kind
 
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
@@ -129,14 +122,7 @@ class SamplingFields(Body):
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
 
-class TextPart(Body):
-    """One part of a message's content."""
-
-    type: Annotated[Literal["text"], BeforeValidator(_text_part_type)]
-    text: str
-
-
-TextParts = Annotated[list[TextPart], Field(min_length=1)]
+ContentParts = Annotated[list[ContentPart], Field(min_length=1)]
 
 
 class CalledFunction(Body):
@@ -167,7 +153,7 @@ class ChatMessage(Body):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
-        TextParts | None, BeforeValidator(_text_as_part, json_schema_input_type=str | TextParts | None)
+        ContentParts | None, BeforeValidator(_text_as_part, json_schema_input_type=str | ContentParts | None)
     ] = None
     name: str | None = Field(None, min_length=1, max_length=256)
     tool_calls: list[ToolCall] | None = None
@@ -183,8 +169,9 @@ class ChatMessage(Body):
         message: dict[str, Any] = {"role": self.role, "content": None}
         if self.content is not None:
             # To a template that only knows strings, one text part and a string are the same thing.
-            parts = [part.model_dump() for part in self.content]
-            message["content"] = parts[0]["text"] if len(parts) == 1 else parts
+            parts = [part.as_template_input() for part in self.content]
+            is_text = len(parts) == 1 and not self.content[0].is_image
+            message["content"] = parts[0]["text"] if is_text else parts
         if self.tool_calls:
             message["tool_calls"] = [call.as_template_input() for call in self.tool_calls]
         for key in ("name", "tool_call_id", "reasoning_content"):
@@ -366,8 +353,10 @@ def check_messages(messages: list[ChatMessage], path: str) -> None:
         here = f"{path}[{i}]"
         if message.content is None and not (message.role == "assistant" and message.tool_calls):
             raise RequestError(
-                f"{here}.content is missing: send a string or text parts", param=f"{here}.content"
+                f"{here}.content is missing: send a string or content parts", param=f"{here}.content"
             )
+        for j, part in enumerate(message.content or ()):
+            part.check(f"{here}.content[{j}]", message.role)
         if message.tool_calls and message.role != "assistant":
             raise RequestError(
                 f"{here}.tool_calls is set; only assistant messages have tool calls",

@@ -385,6 +385,7 @@ class RequestLimits(Answer):
     max_prompts: Count = Field(description="In one request to /v1/completions or /v1/embeddings.")
     max_tokenize_chars: Count
     max_detokenize_tokens: Count
+    max_images: Count = Field(description="In one request; 0 where the model takes none.")
 
 
 class ModelCapabilities(Answer):

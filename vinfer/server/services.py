@@ -11,12 +11,15 @@ import dataclasses
 import functools
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from vinfer.config import ServerConfig
 from vinfer.errors import NotReadyError, RequestTimeoutError
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ModelTable
+
+if TYPE_CHECKING:
+    from vinfer.images import ImageFetcher
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,7 +69,7 @@ class Deadlines:
             ) from None
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Services:
     """The server's parts, as route handlers need them."""
 
@@ -75,6 +78,13 @@ class Services:
     workers: ThreadPoolExecutor
     metrics: ServerMetrics
     deadlines: Deadlines
+
+    @functools.cached_property
+    def image_fetcher(self) -> ImageFetcher:
+        """What fetches pictures by URL; made for the first one."""
+        from vinfer.images import ImageFetcher
+
+        return ImageFetcher(self.config.images)
 
     async def in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run CPU-bound work in a worker thread, off the event loop."""

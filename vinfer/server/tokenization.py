@@ -5,11 +5,13 @@ Event loop; whatever grows with the text, answers included, is made in worker th
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
+from vinfer.server.chat_images import prepare_images
 from vinfer.server.model_table import ServedModel
 from vinfer.server.prompts import detokenized_text, tokenized_ids
 from vinfer.server.request_body import read_json_object
@@ -22,6 +24,9 @@ from vinfer.server.tokenizer_protocol import (
     parse_tokenize,
 )
 
+if TYPE_CHECKING:
+    from vinfer.images import PreparedImage
+
 
 async def tokenize(services: Services, request: HttpRequest) -> JSONResponse:
     """Give the token ids of a text or a conversation, as they would be generated from.
@@ -31,7 +36,10 @@ async def tokenize(services: Services, request: HttpRequest) -> JSONResponse:
     """
     body = await read_json_object(request, services)
     fields = parse_tokenize(body, services.config.unknown_fields)
-    return await services.in_worker(_tokenized, fields, services.models.serving_or_only(fields.model))
+    model = services.models.serving_or_only(fields.model)
+    messages = fields.messages if isinstance(fields, TokenizeMessages) else ()
+    images = await prepare_images(services, messages, "messages", model)
+    return await services.in_worker(_tokenized, fields, model, images)
 
 
 async def detokenize(services: Services, request: HttpRequest) -> JSONResponse:
@@ -56,8 +64,10 @@ async def tokenizer_info(services: Services, request: HttpRequest) -> JSONRespon
     return await services.in_worker(_info, model)
 
 
-def _tokenized(fields: TokenizeText | TokenizeMessages, model: ServedModel) -> JSONResponse:
-    token_ids = tokenized_ids(fields, model)
+def _tokenized(
+    fields: TokenizeText | TokenizeMessages, model: ServedModel, images: Sequence[PreparedImage]
+) -> JSONResponse:
+    token_ids = tokenized_ids(fields, model, images)
     id_to_token = model.tokenizer.id_to_token
     return JSONResponse(
         {

@@ -102,7 +102,7 @@ class ControlTokens:
         if self._is_empty:
             return RenderedPrompt(rendered)
         if mark is None or mark not in rendered:
-            return RenderedPrompt(rendered, self._spans(rendered))
+            return RenderedPrompt(rendered, self.spans(rendered))
         spans = []
         pieces = []
         length = read = 0
@@ -114,9 +114,10 @@ class ControlTokens:
             pieces += [before, match[0]]
         text = "".join(pieces) + rendered[read:].replace(mark, "")
         control_spans = tuple(spans)
-        return RenderedPrompt(text, control_spans, has_user_specials=self._spans(text) != control_spans)
+        return RenderedPrompt(text, control_spans, has_user_specials=self.spans(text) != control_spans)
 
-    def _spans(self, text: str) -> tuple[tuple[int, int], ...]:
+    def spans(self, text: str) -> tuple[tuple[int, int], ...]:
+        """Return (start, end) of every special-token string in a text."""
         return tuple(match.span() for match in self._token.finditer(text))
 
     def _needs_mark(self, string: str) -> bool:

@@ -12,6 +12,7 @@ from vinfer.checkpoint.families import (
     glm,
     gpt,
     llama,
+    llava,
     mistral,
     mixtures,
     olmo,
@@ -21,6 +22,6 @@ from vinfer.checkpoint.families import (
 )
 from vinfer.checkpoint.family import Family
 
-_GROUPS = (llama, cohere, gemma, glm, gpt, mistral, mixtures, olmo, phi, smollm, stablelm)
+_GROUPS = (llama, cohere, gemma, glm, gpt, llava, mistral, mixtures, olmo, phi, smollm, stablelm)
 
 FAMILIES: dict[str, Family] = {family.model_type: family for group in _GROUPS for family in group.FAMILIES}

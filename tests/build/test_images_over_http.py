@@ -1,0 +1,211 @@
+"""Pictures in chat completions: what a bundle answers over HTTP is what transformers says to the file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="answers are compared with those of transformers")
+
+import httpx
+from chat_with_pictures import data_url, server_over
+from PIL import Image
+from tiny.bundles import model_config
+from tiny.checkpoints import checkpoint
+from tiny.models import VOCAB_SIZE
+from tiny.vision_models import (
+    IMAGE_TOKEN,
+    NUM_IMAGE_TOKENS,
+    NUM_TOKENS_WITH_IMAGE,
+    PATCH_SIZE,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from vinfer.engine.engine import Engine
+
+pytestmark = pytest.mark.bundles("llava")
+
+MAX_TOKENS = 24
+Post = Callable[..., httpx.Response]
+
+
+def drawing(seed: int, width: int = 64, height: int = 48) -> Image.Image:
+    """Draw a picture larger than the model's, and not square."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (6, 8, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+FIRST, SECOND = drawing(1), drawing(2, 40, 90)
+TEXT = {"type": "text", "text": "What is it?"}
+ONE = {"type": "image_url", "image_url": {"url": data_url(FIRST), "detail": "low"}}
+AS_STRING = {"type": "image_url", "image_url": data_url(FIRST)}
+AS_IMAGE = {"type": "image", "image": data_url(FIRST)}
+OTHER = {"type": "image", "image": data_url(SECOND)}
+
+
+@pytest.fixture
+def post(post_to: Callable[[str], Post]) -> Post:
+    return post_to("llava")
+
+
+def messages(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+def chat(post: Post, *parts: dict[str, Any], **fields: Any) -> httpx.Response:
+    greedy = {"temperature": 0, "max_tokens": MAX_TOKENS, "ignore_eos": True}
+    return post("/v1/chat/completions", messages=messages(*parts), **{**greedy, **fields})
+
+
+def answer_of_transformers(
+    model: PreTrainedModel, images: list[Image.Image], *parts: dict[str, Any]
+) -> tuple[str, int]:
+    """Return the greedy answer, by transformers' own processor, and the tokens of the prompt."""
+    from transformers import AutoTokenizer, LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    directory = checkpoint("llava")
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessorPil.from_pretrained(directory),
+        tokenizer=AutoTokenizer.from_pretrained(directory),
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        image_token=IMAGE_TOKEN,
+        num_additional_image_tokens=1,
+        chat_template=(directory / "chat_template.jinja").read_text(),
+    )
+    plain = [{"type": "image"} if part["type"] != "text" else part for part in parts]
+    text = processor.apply_chat_template(messages(*plain), add_generation_prompt=True)
+    inputs = processor(images=images or None, text=text, return_tensors="pt", add_special_tokens=False)
+    prompt_len = inputs["input_ids"].shape[1]
+    # The vocabulary is padded: ids that the tokenizer does not have are never sampled here.
+    padding = list(range(NUM_TOKENS_WITH_IMAGE, VOCAB_SIZE))
+    found = model.generate(
+        **inputs, do_sample=False, max_new_tokens=MAX_TOKENS, eos_token_id=None, suppress_tokens=padding
+    )
+    return processor.tokenizer.decode(found[0, prompt_len:], skip_special_tokens=True), prompt_len
+
+
+CASES = {
+    "image first": ([FIRST], (ONE, TEXT)),
+    "image last": ([FIRST], (TEXT, AS_STRING)),
+    "two images": ([FIRST, SECOND], (AS_IMAGE, TEXT, OTHER)),
+    "text": ([], (TEXT,)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_answer_is_that_of_transformers(
+    case: str, post: Post, reference_of: Callable[[str], PreTrainedModel]
+) -> None:
+    images, parts = CASES[case]
+    text, prompt_len = answer_of_transformers(reference_of("llava"), images, *parts)
+    answer = chat(post, *parts)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"] == text
+    assert answer.json()["usage"]["prompt_tokens"] == prompt_len
+    counted = post("/v1/count_tokens", conversation=messages(*parts))
+    assert counted.json()["count"] == prompt_len
+    assert post("/tokenize", messages=messages(*parts)).json()["count"] == prompt_len
+
+
+def test_every_form_of_a_picture_is_the_same_picture(post: Post) -> None:
+    answers = {chat(post, part, TEXT).json()["choices"][0]["message"]["content"] for part in (ONE, AS_STRING)}
+    answers.add(chat(post, AS_IMAGE, TEXT).json()["choices"][0]["message"]["content"])
+    assert len(answers) == 1
+    other = chat(post, OTHER, TEXT).json()["choices"][0]["message"]["content"]
+    assert other not in answers
+
+
+class GivenFile:
+    """Has fetched a file already, whatever the URL."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+        self.asked: list[tuple[str, str | None]] = []
+
+    async def fetch(self, source: str, *, param: str | None = None) -> bytes:
+        self.asked.append((source, param))
+        return base64.b64decode(data_url(self.image).partition(",")[2])
+
+
+def test_a_fetched_picture_is_the_same_picture(
+    post: Post, bundle_of: Callable[[str], Path], engine_of: Callable[[str], Engine]
+) -> None:
+    fetcher = GivenFile(FIRST)
+    url = "https://pictures.example/cat.png"
+    with server_over(
+        bundle_of("llava"), model_config("llava"), engine_of("llava"), image_fetcher=fetcher
+    ) as fetching_post:
+        fetched = chat(fetching_post, TEXT, {"type": "image_url", "image_url": {"url": url}})
+    assert fetcher.asked == [(url, "messages[0].content[1].image_url.url")]
+    sent = chat(post, TEXT, AS_STRING)
+    assert fetched.json()["choices"] == sent.json()["choices"]
+
+
+def test_choices_of_one_picture_share_its_prompt(post: Post) -> None:
+    body = chat(post, ONE, TEXT, n=2).json()
+    first, second = (choice["message"]["content"] for choice in body["choices"])
+    assert first == second == chat(post, ONE, TEXT).json()["choices"][0]["message"]["content"]
+    cached = body["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert cached == body["usage"]["prompt_tokens"] - 1
+
+
+def test_a_typed_placeholder_is_text(post: Post) -> None:
+    typed = {"type": "text", "text": f"{IMAGE_TOKEN} is what I typed"}
+    alone = chat(post, typed).json()["usage"]["prompt_tokens"]
+    with_picture = chat(post, ONE, typed).json()["usage"]["prompt_tokens"]
+    # The picture's own tokens, and the newline that the template puts behind them.
+    assert with_picture - alone == NUM_IMAGE_TOKENS + 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "param"),
+    [
+        ((OTHER, ONE, AS_IMAGE, OTHER), "messages[0].content[3].image"),
+        (({"type": "image"}, TEXT), "messages[0].content[0].image"),
+        (({"type": "image_url", "image_url": {}}, TEXT), "messages[0].content[0].image_url.url"),
+        (
+            ({"type": "image_url", "image_url": "http://127.0.0.1/a.png"},),
+            "messages[0].content[0].image_url.url",
+        ),
+        ((TEXT, {"type": "image", "image": "/etc/passwd"}), "messages[0].content[1].image"),
+        ((TEXT, {"type": "image", "image": "data:image/png;base64,AAAA"}), "messages[0].content[1].image"),
+        (({**ONE, "text": "both"},), "messages[0].content[0].text"),
+        (({"type": "input_audio"},), "messages[0].content[0].type"),
+    ],
+)
+def test_what_is_refused(parts: tuple[dict[str, Any], ...], param: str, post: Post) -> None:
+    answer = chat(post, *parts)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+
+
+def test_pictures_belong_to_users(post: Post) -> None:
+    turns = [{"role": "system", "content": [ONE]}, {"role": "user", "content": "hi"}]
+    answer = post("/v1/chat/completions", messages=turns)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "messages[0].content[0]"
+
+
+def test_a_prompt_that_its_pictures_make_too_long_is_refused(post: Post) -> None:
+    long = {"type": "text", "text": "x" * 440}
+    assert chat(post, long, max_tokens=8).status_code == 200
+    answer = chat(post, ONE, OTHER, long, max_tokens=8)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_capabilities_and_metrics_know_pictures(post: Post, engine_of: Callable[[str], Engine]) -> None:
+    chat(post, ONE, TEXT)
+    stats = engine_of("llava").stats()
+    assert stats.mm_cache_hits_total < stats.mm_cache_queries_total
+    assert 0 < stats.num_images_encoded_total <= stats.mm_cache_queries_total

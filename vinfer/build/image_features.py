@@ -1,0 +1,43 @@
+"""Where the features of pictures lie on the devices, and how they take the place of placeholder tokens.
+
+One array holds the features of all pictures that are in use or were lately, one per row; the host decides
+which rows belong to which picture (`vinfer.engine.feature_cache`). Knows neither models nor encoders.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFeatures:
+    """The features that a prefill dispatch may look up.
+
+    Attributes:
+        pool: [feature rows, hidden].
+        index: int32 [rows, length], the row of `pool` that stands at each position; -1 where text does.
+    """
+
+    pool: jax.Array
+    index: jax.Array
+
+    def merge(self, embeddings: jax.Array) -> jax.Array:
+        """Put features in the place of embeddings [rows, length, hidden]; a dispatch of text does nothing."""
+
+        def merged() -> jax.Array:
+            features = self.pool.at[self.index].get(mode="clip").astype(embeddings.dtype)
+            return jnp.where((self.index >= 0)[:, :, None], features, embeddings)
+
+        return lax.cond(jnp.any(self.index >= 0), merged, lambda: embeddings)
+
+
+def store(pool: jax.Array, features: jax.Array, rows: jax.Array) -> jax.Array:
+    """Write features [pictures, per picture, hidden] to rows, int32 [pictures, per picture].
+
+    A row beyond the end of the pool is written nowhere: padding of a dispatch.
+    """
+    return pool.at[rows].set(features.astype(pool.dtype), mode="drop")

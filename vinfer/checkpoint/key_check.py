@@ -1,0 +1,34 @@
+"""Which keys of a config may be there: those a family reads, and those that cannot change the logits.
+
+Runs in the build half, on any thread. Knows no particular family.
+"""
+
+from __future__ import annotations
+
+from vinfer.checkpoint.config_keys import ConfigKeys
+from vinfer.checkpoint.family import Family
+from vinfer.checkpoint.fp8 import read_fp8_scheme
+from vinfer.checkpoint.known_keys import COMMON_KEYS, HARMLESS_KEYS, OFF_KEYS
+from vinfer.checkpoint.mxfp4 import is_mxfp4
+
+
+def refuse_unknown_keys(keys: ConfigKeys, family: Family) -> None:
+    """Go through the keys of a config.json, or of a config inside of one, by the rules of its family.
+
+    Raises:
+        CheckpointError: a key that vinfer does not know, or a switch in a position that is not served.
+    """
+    if not is_mxfp4(keys):
+        read_fp8_scheme(keys)
+    for key, value in keys.values.items():
+        if value is None or key in COMMON_KEYS or key in family.keys:
+            continue
+        if key in OFF_KEYS:
+            if value != OFF_KEYS[key]:
+                raise keys.refusal(key, f"only {OFF_KEYS[key]!r} is served")
+        elif key not in HARMLESS_KEYS and key not in family.harmless:
+            raise keys.refusal(
+                key,
+                "vinfer does not know this key and cannot tell whether it changes the logits: remove it "
+                "from the file if it does not",
+            )

@@ -1,0 +1,208 @@
+"""How a model wants its pictures: the image-processing record that the build writes and the server reads.
+
+One record per model, made from the checkpoint's processor files by `vinfer.checkpoint.image_processor` and
+kept in the bundle as JSON (`ImageProcessing` is a pydantic union: `IMAGE_PROCESSING.validate_json`). The
+arithmetic of sizes and token counts is here too, because both halves need it: the build for its shapes, the
+server for its prompts. Plain Python: no arrays and no pictures (`vinfer.images` has those).
+
+Sizes are (height, width) in pixels everywhere.
+
+Source: the Pillow image processors of transformers 5.5 (`image_processing_pil_*.py`), which is also what
+`AutoImageProcessor` gives where torchvision is absent. The torchvision ones resize by other arithmetic and
+differ by single steps of 1/255; the models were trained on Pillow's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import pydantic
+
+Size = tuple[int, int]
+Triple = tuple[float, float, float]
+
+MAX_SIDE = 16384
+MAX_ASPECT_RATIO = 200
+"""Beyond it the reference of Qwen2-VL raises (`smart_resize`)."""
+
+_Pixels = Annotated[int, pydantic.Field(ge=1, le=MAX_SIDE)]
+_PatchSide = Annotated[int, pydantic.Field(ge=1, le=256)]
+
+
+class _Frozen(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Placeholder(_Frozen):
+    """The text that stands for one picture in a rendered prompt.
+
+    Attributes:
+        marker: what the chat template writes once per picture.
+        before: what replaces the marker ahead of the image tokens.
+        repeated: the token whose embeddings the picture's features replace.
+        after: what follows the image tokens.
+    """
+
+    marker: str = pydantic.Field(min_length=1)
+    before: str = ""
+    repeated: str = pydantic.Field(min_length=1)
+    after: str = ""
+
+    def expand(self, num_tokens: int) -> str:
+        """Give the text that replaces one marker, before tokenization: newlines around it may merge."""
+        return self.before + self.repeated * num_tokens + self.after
+
+
+class PixelValues(_Frozen):
+    """What becomes of a byte of a channel: `(byte * rescale_factor - mean) / std`, each step optional."""
+
+    rescale_factor: float | None = pydantic.Field(default=1 / 255, gt=0)
+    mean: Triple | None = None
+    std: Triple | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _both_or_none(self) -> PixelValues:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together")
+        if self.std is not None and not all(self.std):
+            raise ValueError("std must not be 0")
+        return self
+
+
+class _Record(_Frozen):
+    resample: int = pydantic.Field(ge=0, le=5, description="A number of Pillow's `Image.Resampling`.")
+    values: PixelValues
+    placeholder: Placeholder
+
+
+class ClipProcessing(_Record):
+    """CLIP as LLaVA uses it: pad, resize the shortest edge, cut out the centre.
+
+    Attributes:
+        pad_to_square: pad to a square in the mean colour first.
+        shortest_edge: side that the shorter edge is resized to; None with `resize_to`, or for no resizing.
+        resize_to: fixed size to resize to instead.
+        crop: what every picture becomes; pictures that are smaller are padded with black.
+        num_image_tokens: placeholder tokens of a picture (`clip_num_tokens`).
+    """
+
+    kind: Literal["clip"] = "clip"
+    pad_to_square: bool = False
+    shortest_edge: _Pixels | None = None
+    resize_to: tuple[_Pixels, _Pixels] | None = None
+    crop: tuple[_Pixels, _Pixels]
+    num_image_tokens: int = pydantic.Field(ge=1)
+
+
+class SiglipProcessing(_Record):
+    """SigLIP as Gemma 3 uses it: resize to one size, whatever the aspect ratio; no pan and scan.
+
+    Attributes:
+        resize_to: what every picture becomes.
+        num_image_tokens: placeholder tokens of a picture: Gemma 3's `mm_tokens_per_image`.
+    """
+
+    kind: Literal["siglip"] = "siglip"
+    resize_to: tuple[_Pixels, _Pixels]
+    num_image_tokens: int = pydantic.Field(ge=1)
+
+
+class Qwen2VLProcessing(_Record):
+    """Qwen2-VL: resize to a multiple of the patch grid near the picture's own size, cut into patches.
+
+    Attributes:
+        patch_size: side of a patch in pixels.
+        temporal_patch_size: frames of a patch; a still picture is repeated.
+        merge_size: side of the square of patches that makes one token.
+        min_pixels, max_pixels: area that a picture is enlarged or shrunk to.
+    """
+
+    kind: Literal["qwen2_vl"] = "qwen2_vl"
+    patch_size: _PatchSide
+    temporal_patch_size: int = pydantic.Field(ge=1, le=16)
+    merge_size: int = pydantic.Field(ge=1, le=16)
+    min_pixels: int = pydantic.Field(ge=1)
+    max_pixels: int = pydantic.Field(ge=1)
+
+    @property
+    def factor(self) -> int:
+        """What both sides of a resized picture are multiples of."""
+        return self.patch_size * self.merge_size
+
+    def with_max_pixels(self, max_pixels: int) -> Qwen2VLProcessing:
+        """Give the record with a lower `max_pixels`, as for the reference: so that pictures fit a program."""
+        limit = min(max_pixels, self.max_pixels)
+        return self.model_copy(update={"max_pixels": limit, "min_pixels": min(self.min_pixels, limit)})
+
+
+ImageProcessing = Annotated[
+    ClipProcessing | SiglipProcessing | Qwen2VLProcessing, pydantic.Field(discriminator="kind")
+]
+IMAGE_PROCESSING: pydantic.TypeAdapter[ClipProcessing | SiglipProcessing | Qwen2VLProcessing] = (
+    pydantic.TypeAdapter(ImageProcessing)
+)
+
+
+def num_tokens(record: ImageProcessing, size: Size) -> int:
+    """Count the placeholder tokens of a picture of this size, without what surrounds them.
+
+    Raises:
+        ValueError: an aspect ratio that the model cannot take.
+    """
+    if not isinstance(record, Qwen2VLProcessing):
+        return record.num_image_tokens
+    _, rows, columns = grid(record, size)
+    return rows * columns // record.merge_size**2
+
+
+def grid(record: Qwen2VLProcessing, size: Size) -> tuple[int, int, int]:
+    """Count the patches of a picture over time, height and width (`image_grid_thw`).
+
+    Raises:
+        ValueError: an aspect ratio that the model cannot take.
+    """
+    height, width = smart_resize(record, size)
+    return 1, height // record.patch_size, width // record.patch_size
+
+
+def smart_resize(record: Qwen2VLProcessing, size: Size) -> Size:
+    """Find the size nearest to `size` in multiples of `factor` whose area is within the record's limits.
+
+    Raises:
+        ValueError: an aspect ratio beyond `MAX_ASPECT_RATIO`.
+    """
+    height, width = size
+    if max(size) / min(size) > MAX_ASPECT_RATIO:
+        raise ValueError(
+            f"the image is {width}x{height} pixels; this model takes an aspect ratio of at most "
+            f"{MAX_ASPECT_RATIO}: crop it"
+        )
+    factor = record.factor
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    if new_height * new_width > record.max_pixels:
+        shrink = math.sqrt(height * width / record.max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < record.min_pixels:
+        grow = math.sqrt(record.min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    return new_height, new_width
+
+
+def clip_num_tokens(
+    size: Size,
+    patch_size: int,
+    select_strategy: Literal["default", "full"] = "default",
+    num_additional_tokens: int = 1,
+) -> int:
+    """Count LLaVA's tokens of a picture: one per patch, and the class token unless `default` drops it.
+
+    Args:
+        size: of the picture after cropping.
+        num_additional_tokens: what the encoder puts before the patches: 1 for CLIP's class token.
+    """
+    height, width = size
+    dropped = 1 if select_strategy == "default" else 0
+    return (height // patch_size) * (width // patch_size) + num_additional_tokens - dropped

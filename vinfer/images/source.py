@@ -1,0 +1,74 @@
+"""What stands in a request's image field: a data URL, decoded strictly, or a URL to fetch.
+
+Runs on worker threads. Never opens a file and never looks for URLs in text.
+"""
+
+from __future__ import annotations
+
+import binascii
+
+from vinfer.config import ImagesConfig
+from vinfer.errors import ImageError
+from vinfer.images.decode import DecodedImage, decode_image
+
+MEDIA_TYPES = ("image/png", "image/jpeg", "image/jpg", "image/webp", "image/gif")
+# Longest `data:...;base64,` that is looked at.
+_MAX_HEAD = 128
+
+
+def is_remote(source: str, *, param: str | None = None) -> bool:
+    """Whether the source is an http(s) URL rather than a data URL.
+
+    Raises:
+        ImageError: neither of the two.
+    """
+    scheme = source[:8].lower()
+    if scheme.startswith("data:"):
+        return False
+    if scheme.startswith(("http://", "https://")):
+        return True
+    raise ImageError(
+        "the image is neither a data URL (data:image/png;base64,...) nor an http(s) URL", param=param
+    )
+
+
+def read_data_url(source: str, limits: ImagesConfig, *, param: str | None = None) -> DecodedImage:
+    """Decode the picture in a data URL: `data:image/<png, jpeg, webp or gif>;base64,<standard base64>`.
+
+    The declared type must be one of these, but what the picture is, its bytes decide.
+
+    Raises:
+        ImageError: another form, type or alphabet, or as `decode_image`.
+    """
+    head, comma, encoded = source[: _MAX_HEAD + 1].partition(",")
+    scheme, colon, media = head.partition(":")
+    if not comma or not colon or scheme.lower() != "data":
+        raise ImageError("the image is not a data URL: write data:image/png;base64,...", param=param)
+    media_type, *parameters = (part.strip().lower() for part in media.split(";"))
+    if media_type not in MEDIA_TYPES:
+        raise ImageError(
+            "the image is a data URL of a type that is not served: "
+            "send image/png, image/jpeg, image/webp or image/gif",
+            param=param,
+        )
+    if not parameters or parameters[-1] != "base64":
+        raise ImageError("the image is a data URL without ;base64: encode the picture in base64", param=param)
+    encoded = source[len(head) + 1 :]
+    if len(encoded) // 4 * 3 - encoded[-2:].count("=") > limits.max_bytes:
+        raise ImageError(
+            f"the image is larger than server.images.max_bytes = {limits.max_bytes}: make it smaller",
+            param=param,
+        )
+    return decode_image(_base64(encoded, param), limits, param=param)
+
+
+def _base64(encoded: str, param: str | None) -> bytes:
+    try:
+        if len(encoded) % 4:
+            raise binascii.Error("excess or missing padding, which the decoder may let pass")
+        return binascii.a2b_base64(encoded.encode("ascii"), strict_mode=True)
+    except (UnicodeEncodeError, binascii.Error):
+        raise ImageError(
+            "the image is not valid base64: use the standard alphabet with padding, without line breaks",
+            param=param,
+        ) from None

@@ -1,0 +1,81 @@
+"""One part of a message's content, in the forms that clients send: text, or a picture.
+
+Parsed as `protocol`. A picture comes as OpenAI's `image_url`, an object or a string, or as `image`, the form
+of the original vInference server. What is at its address is `chat_images`' matter.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from vinfer.errors import RequestError
+from vinfer.server.body_model import Body
+
+
+class ImageUrl(Body):
+    """Where a picture is: a data or http(s) URL. `detail` changes nothing: a model has one way to see."""
+
+    url: str = Field(min_length=1)
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+def _string_as_url(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
+class ContentPart(Body):
+    """Text or a picture; the field of the same name as `type` must be there, and no other."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"properties": {"type": {"const": name}, name: {"not": {"type": "null"}}}, "required": [name]}
+                for name in ("text", "image_url", "image")
+            ]
+        }
+    )
+
+    type: Literal["text", "image_url", "image"]
+    text: str | None = None
+    image_url: Annotated[
+        ImageUrl | None, BeforeValidator(_string_as_url, json_schema_input_type=str | ImageUrl | None)
+    ] = None
+    image: Annotated[str, Field(min_length=1)] | None = None
+
+    @property
+    def is_image(self) -> bool:
+        return self.type != "text"
+
+    def image_source(self, here: str) -> tuple[str, str]:
+        """Return a picture's URL and the path of the field that holds it; `here` is the part's own path."""
+        if self.image_url is not None:
+            return self.image_url.url, f"{here}.image_url.url"
+        assert self.image is not None
+        return self.image, f"{here}.image"
+
+    def as_template_input(self) -> dict[str, Any]:
+        """Give the part as chat templates take it: of a picture they need to know that it is there."""
+        return {"type": "image"} if self.is_image else {"type": "text", "text": self.text}
+
+    def check(self, here: str, role: str) -> None:
+        """Check that the part holds what its type says, and that its role may send it.
+
+        Raises:
+            RequestError: names the part's field.
+        """
+        for name in ("text", "image_url", "image"):
+            is_there = getattr(self, name) is not None
+            if is_there and name != self.type:
+                raise RequestError(
+                    f"{here}.{name} is set and {here}.type is {self.type}: leave it out",
+                    param=f"{here}.{name}",
+                )
+            if not is_there and name == self.type:
+                raise RequestError(f"{here}.{name} is missing: send it", param=f"{here}.{name}")
+        if self.is_image and role != "user":
+            raise RequestError(
+                f"{here} is a picture in a message of role {role}; pictures belong to user messages",
+                param=here,
+            )
