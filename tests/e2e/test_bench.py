@@ -6,7 +6,6 @@ import json
 
 from server_process import ServerProcess, bench
 
-
 SHORT = ("--streams", "1,3", "--rounds", "2", "--repeats", "2", "--new-tokens", "9")
 
 
