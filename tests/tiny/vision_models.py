@@ -27,6 +27,8 @@ class VisionModel:
         num_image_tokens: placeholders of a picture.
         processor: preprocessor_config.json.
         template: the chat template.
+        has_token_types: its reference must be told which tokens stand for pictures.
+        num_prompt_tokens: what a picture adds to a conversation: placeholders, what is around them.
     """
 
     family: str
@@ -40,6 +42,8 @@ class VisionModel:
     num_image_tokens: int
     processor: dict[str, Any]
     template: str
+    has_token_types: bool = False
+    num_prompt_tokens: int
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -128,6 +132,7 @@ LLAVA = VisionModel(
     num_image_tokens=NUM_IMAGE_TOKENS,
     processor=_CLIP_PROCESSOR,
     template=_LLAVA_TEMPLATE,
+    num_prompt_tokens=NUM_IMAGE_TOKENS + len("\n"),
 )
 
 # A patch of 4 leaves two pixels over; 12 by 12 patches become 6 by 6 features, more than a window of 17.
@@ -202,6 +207,8 @@ GEMMA3 = VisionModel(
         "size": {"height": _GEMMA3_SIZE, "width": _GEMMA3_SIZE},
     },
     template=_GEMMA3_TEMPLATE,
+    has_token_types=True,
+    num_prompt_tokens=len("\n\n") + 1 + _GEMMA3_FEATURES + 1 + len("\n\n"),
     settings={"norm_mean": 0.0, "embedding_deviation": 0.02},
 )
 

@@ -231,11 +231,11 @@ def check_images(plan: BuildPlan, vision: VisionFacts | None, *, where: str) -> 
                 f"height: {height}, width: {width}}}"
             )
     longest = max(shape.length for shape in plan.programs if shape.kind == "prefill")
-    num_tokens = vision.encoder.num_features
-    if vision.attends_both_ways and longest < num_tokens:
+    if vision.attends_both_ways and longest < vision.encoder.num_features:
+        num_tokens = vision.encoder.num_features
         raise ConfigError(
-            f"the longest prefill_length of {where}.precompile is {longest}; the model must see the {num_tokens} "
-            f"tokens of a picture in one piece: add a prefill_length of {num_tokens} or more"
+            f"the longest prefill_length of {where}.precompile is {longest}; the model must see the "
+            f"{num_tokens} tokens of a picture in one piece: add a prefill_length of {num_tokens} or more"
         )
 
 

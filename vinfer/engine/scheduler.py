@@ -143,8 +143,9 @@ class Scheduler:
     `HeldPrompts` forgets a prompt where a dispatch writes over it.
 
     A prompt with pictures is prefilled once all of them are encoded. Chunks may cut a picture in two where
-    attention is causal over it; with `keeps_images_whole` none does. Where something decodes, an encoder dispatch takes the place of the prefills,
-    and only every other time while prompts are due: neither starves, and a running request waits for one.
+    attention is causal over it; with `keeps_images_whole` none does. Where something decodes, an encoder
+    dispatch takes the place of the prefills, and only every other time while prompts are due: neither
+    starves, and a running request waits for one.
 
     Args:
         shapes: the compiled programs.
