@@ -67,7 +67,7 @@ def chat(post: Post, *parts: dict[str, Any], **fields: Any) -> httpx.Response:
 
 def processor_of(name: str) -> Any:
     """Make transformers' own processor of a checkpoint, without torchvision."""
-    from transformers import AutoTokenizer, Gemma3Processor, LlavaProcessor
+    from transformers import Gemma3Processor, LlavaProcessor, PreTrainedTokenizerFast
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
@@ -78,13 +78,13 @@ def processor_of(name: str) -> Any:
         tokens = {"boi_token": boi, "image_token": image, "eoi_token": eoi}
         return Gemma3Processor(
             image_processor=Gemma3ImageProcessorPil.from_pretrained(directory),
-            tokenizer=AutoTokenizer.from_pretrained(directory, extra_special_tokens=tokens),
+            tokenizer=PreTrainedTokenizerFast.from_pretrained(directory, extra_special_tokens=tokens),
             chat_template=template,
             image_seq_length=family.num_image_tokens,
         )
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil.from_pretrained(directory),
-        tokenizer=AutoTokenizer.from_pretrained(directory),
+        tokenizer=PreTrainedTokenizerFast.from_pretrained(directory),
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
         image_token=family.image_token,
