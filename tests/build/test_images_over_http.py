@@ -44,7 +44,11 @@ AS_IMAGE = {"type": "image", "image": data_url(FIRST)}
 OTHER = {"type": "image", "image": data_url(SECOND)}
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.bundles(name)) for name in VISION])
+# A family for each kind of processor.
+NAMES = ("llava", "llava-siglip", "gemma3-images")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.bundles(name)) for name in NAMES])
 def name(request: pytest.FixtureRequest) -> str:
     """Name a checkpoint and its bundle."""
     found: str = request.param
@@ -70,6 +74,7 @@ def processor_of(name: str) -> Any:
     from transformers import Gemma3Processor, LlavaProcessor, PreTrainedTokenizerFast
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     directory, family = checkpoint(name), VISION[name]
     template = (directory / "chat_template.jinja").read_text()
@@ -82,13 +87,15 @@ def processor_of(name: str) -> Any:
             chat_template=template,
             image_seq_length=family.num_image_tokens,
         )
+    is_clip = family.processor["image_processor_type"] == "CLIPImageProcessor"
+    image_processor = CLIPImageProcessorPil if is_clip else SiglipImageProcessorPil
     return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil.from_pretrained(directory),
+        image_processor=image_processor.from_pretrained(directory),
         tokenizer=PreTrainedTokenizerFast.from_pretrained(directory),
         patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy="default" if is_clip else "full",
         image_token=family.image_token,
-        num_additional_image_tokens=1,
+        num_additional_image_tokens=1 if is_clip else 0,
         chat_template=template,
     )
 
