@@ -57,6 +57,7 @@ NUM_PARAMETERS = {
     "gpt2-xl": 1_557_611_200,
     "distilgpt2": 81_912_576,
     "llava-1.5-7b-hf": 7_063_427_072,
+    "vip-llava-7b-hf": 7_080_214_528,
 }
 
 # (rope type, theta, rotated dimensions of a head) per table.
