@@ -211,12 +211,14 @@ class ImageInput(_Frozen):
         processing: how pictures are prepared, and what stands for one in a prompt.
         weights: of the encoder.
         features: the one array of all pictures' features, [rows, hidden].
+        attends_both_ways: each token of a picture sees all others of it, so no chunk may cut one in two.
     """
 
     token_id: int
     processing: ImageProcessing
     weights: tuple[WeightSpec, ...]
     features: StateSpec
+    attends_both_ways: bool = False
 
 
 class Manifest(_Frozen):

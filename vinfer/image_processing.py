@@ -39,9 +39,9 @@ class Placeholder(_Frozen):
 
     Attributes:
         marker: what the chat template writes once per picture.
-        before: what replaces the marker ahead of the image tokens.
+        before: what replaces the marker ahead of the image tokens: white space around a token, or nothing.
         repeated: the token whose embeddings the picture's features replace.
-        after: what follows the image tokens.
+        after: what follows the image tokens, likewise.
     """
 
     marker: str = pydantic.Field(min_length=1)
@@ -75,6 +75,11 @@ class _Record(_Frozen):
     values: PixelValues
     placeholder: Placeholder
 
+    @property
+    def output_size(self) -> Size | None:
+        """What every picture becomes; None where that depends on the picture."""
+        return None
+
 
 class ClipProcessing(_Record):
     """CLIP as LLaVA uses it: pad, resize the shortest edge, cut out the centre.
@@ -94,6 +99,10 @@ class ClipProcessing(_Record):
     crop: tuple[_Pixels, _Pixels]
     num_image_tokens: int = pydantic.Field(ge=1)
 
+    @property
+    def output_size(self) -> Size:
+        return self.crop
+
 
 class SiglipProcessing(_Record):
     """SigLIP as Gemma 3 uses it: resize to one size, whatever the aspect ratio; no pan and scan.
@@ -106,6 +115,10 @@ class SiglipProcessing(_Record):
     kind: Literal["siglip"] = "siglip"
     resize_to: tuple[_Pixels, _Pixels]
     num_image_tokens: int = pydantic.Field(ge=1)
+
+    @property
+    def output_size(self) -> Size:
+        return self.resize_to
 
 
 class Qwen2VLProcessing(_Record):

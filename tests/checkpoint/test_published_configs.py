@@ -28,6 +28,8 @@ NUM_PARAMETERS = {
     "gemma-2-2b-it": 2_614_341_888,
     "gemma-3-1b-it": 999_885_952,
     "gemma-3-270m": 268_098_176,
+    "gemma-3-4b-it": 4_300_079_472,
+    "gemma-3-27b-it": 27_432_406_640,
     "Phi-3-mini-4k-instruct": 3_821_079_552,
     "Phi-4-mini-instruct": 3_836_021_760,
     "OLMo-2-1124-7B": 7_298_617_344,
@@ -55,6 +57,7 @@ NUM_PARAMETERS = {
     "gpt2-xl": 1_557_611_200,
     "distilgpt2": 81_912_576,
     "llava-1.5-7b-hf": 7_063_427_072,
+    "vip-llava-7b-hf": 7_080_214_528,
 }
 
 # (rope type, theta, rotated dimensions of a head) per table.
@@ -64,6 +67,10 @@ ROPES = {
     "gpt-oss-20b": {"default": ("yarn", 1.5e5, 64)},
     "gemma-3-1b-it": {
         "full_attention": ("default", 1e6, 256),
+        "sliding_attention": ("default", 1e4, 256),
+    },
+    "gemma-3-4b-it": {
+        "full_attention": ("linear", 1e6, 256),
         "sliding_attention": ("default", 1e4, 256),
     },
     "deepseek-coder-6.7b-instruct": {"default": ("linear", 1e5, 128)},
@@ -91,6 +98,7 @@ WINDOWS = {
     "gpt-oss-20b": (128, None, 128, None),
     "gemma-2-2b-it": (4096, None, 4096, None),
     "gemma-3-1b-it": (512, 512, 512, 512, 512, None, 512),
+    "gemma-3-4b-it": (1024, 1024, 1024, 1024, 1024, None, 1024),
     "Mistral-Nemo-Instruct-2407": (None, None),
     "gemma-2-9b-it": (4096, None, 4096, None),
     "Phi-3-mini-4k-instruct": (2047, 2047),
@@ -134,6 +142,8 @@ def test_a_head_is_tied_where_the_model_has_none(name: str) -> None:
         "gemma-2-2b-it",
         "gemma-3-1b-it",
         "gemma-3-270m",
+        "gemma-3-4b-it",
+        "gemma-3-27b-it",
         "Phi-4-mini-instruct",
         "SmolLM3-3B",
         "c4ai-command-r7b-12-2024",

@@ -188,7 +188,8 @@ def _draw(path: str, parameter: torch.Tensor, spec: TinyModel, generator: torch.
     if parameter.ndim == 1:
         is_norm = "norm" in layer or layer.startswith("ln_")
         if is_norm and path.endswith("weight"):
-            return spec.norm_mean + 0.2 * noise
+            # Layer norms of towers are plain in every family.
+            return (1.0 if "vision_tower" in path else spec.norm_mean) + 0.2 * noise
         return spec.bias_deviation * noise
     if layer in ("embed_tokens", "embed_in", "wte"):
         return noise * spec.embedding_deviation

@@ -24,9 +24,11 @@ against transformers' own logits in float32 (torch {torch}, eager attention, no 
   one bucket for the rest). Random logits lie nearer to each other than those of text, so this is harder
   than a trained model.
 
-Families with images (`llava`) are asked with none to three pictures, first, in the middle, last, side by
-side and cut by chunks; a chunk is 64, and their mistakes are those of an encoder: a picture turned or
-swapped with another, another layer or activation, two positions swapped, a bias dropped, a norm off.
+Families with images (`llava`, `vipllava`, `gemma3`) are asked with none to three pictures, first, in the
+middle, last, side by side and in several chunks; a chunk is 64, and their mistakes are those of an encoder:
+a picture turned or swapped with another, another layer or activation, two positions swapped, a bias
+dropped, a norm off; for Gemma 3 also those of its mask: pictures seen one way only, in all layers or in
+those with a window, or seeing each other.
 
 Every tensor is drawn anew, norms, biases, sinks and routers too, so large that attention is far from
 uniform.

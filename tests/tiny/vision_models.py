@@ -10,20 +10,72 @@ from tiny.models import SIZES, TinyModel
 
 from vinfer.image_processing import ClipProcessing, PixelValues, Placeholder
 
+_NO_SIZES: dict[str, Any] = dict.fromkeys(SIZES, ...)
+_FIRST_ID = 258
+"""Of what a tokenizer has beyond BOS and EOS."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionModel:
+    """A tiny random checkpoint that takes pictures.
+
+    Attributes:
+        special_tokens: what its tokenizer has for pictures.
+        image_token: the placeholder, one of them.
+        before, after: ids of what the processor writes around a picture's placeholders.
+        image_size: side of a picture, as its encoder takes it.
+        num_image_tokens: placeholders of a picture.
+        processor: preprocessor_config.json.
+        template: the chat template.
+        has_token_types: its reference must be told which tokens stand for pictures.
+        num_prompt_tokens: what a picture adds to a conversation: placeholders, what is around them.
+    """
+
+    family: str
+    seed: int
+    config: dict[str, Any]
+    special_tokens: tuple[str, ...]
+    image_token: str
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    image_size: int
+    num_image_tokens: int
+    processor: dict[str, Any]
+    template: str
+    has_token_types: bool = False
+    num_prompt_tokens: int
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def image_token_id(self) -> int:
+        return _FIRST_ID + self.special_tokens.index(self.image_token)
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids that the tokenizer has."""
+        return _FIRST_ID + len(self.special_tokens)
+
+    def checkpoint(self) -> TinyModel:
+        """Describe its checkpoint."""
+        return TinyModel(
+            self.family,
+            self.seed,
+            {**_NO_SIZES, **self.config},
+            model_class=f"{self.family}ForConditionalGeneration",
+            special_tokens=self.special_tokens,
+            files={
+                "preprocessor_config.json": json.dumps(self.processor),
+                "chat_template.jinja": self.template,
+            },
+            **self.settings,
+        )
+
+
 IMAGE_TOKEN = "<image>"
-IMAGE_TOKEN_ID = 258
-NUM_TOKENS_WITH_IMAGE = 259
 IMAGE_SIZE, PATCH_SIZE = 30, 6
 NUM_IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
 
-_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'].upper() }}: "
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}\n{% endfor %}{% if add_generation_prompt %}ASSISTANT: {% endif %}"
-)
-_PROCESSOR: dict[str, Any] = {
+_CLIP_PROCESSOR: dict[str, Any] = {
     "image_processor_type": "CLIPImageProcessor",
     "size": {"shortest_edge": IMAGE_SIZE},
     "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
@@ -38,43 +90,187 @@ _PROCESSOR: dict[str, Any] = {
     "rescale_factor": 1 / 255,
 }
 PROCESSING = ClipProcessing(
-    resample=_PROCESSOR["resample"],
-    values=PixelValues(mean=tuple(_PROCESSOR["image_mean"]), std=tuple(_PROCESSOR["image_std"])),
+    resample=_CLIP_PROCESSOR["resample"],
+    values=PixelValues(mean=tuple(_CLIP_PROCESSOR["image_mean"]), std=tuple(_CLIP_PROCESSOR["image_std"])),
     placeholder=Placeholder(marker=IMAGE_TOKEN, repeated=IMAGE_TOKEN),
     shortest_edge=IMAGE_SIZE,
     crop=(IMAGE_SIZE, IMAGE_SIZE),
     num_image_tokens=NUM_IMAGE_TOKENS,
 )
 """What vinfer makes of it."""
-_NO_SIZES: dict[str, Any] = dict.fromkeys(SIZES, ...)
-
-VISION_MODELS = {
-    "llava": TinyModel(
-        "Llava",
-        90,
-        {
-            **_NO_SIZES,
-            "text_config": {
-                **SIZES,
-                "model_type": "llama",
-                "num_hidden_layers": 2,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 5e4},
-            },
-            "vision_config": {
-                "model_type": "clip_vision_model",
-                "hidden_size": 48,
-                "intermediate_size": 96,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 4,
-                "image_size": IMAGE_SIZE,
-                "patch_size": PATCH_SIZE,
-            },
-            "image_token_index": IMAGE_TOKEN_ID,
+_LLAVA_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() }}: "
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}\n{% endfor %}{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+)
+LLAVA = VisionModel(
+    family="Llava",
+    seed=90,
+    config={
+        "text_config": {
+            **SIZES,
+            "model_type": "llama",
+            "num_hidden_layers": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e4},
         },
-        model_class="LlavaForConditionalGeneration",
-        special_tokens=(IMAGE_TOKEN,),
-        files={"preprocessor_config.json": json.dumps(_PROCESSOR), "chat_template.jinja": _TEMPLATE},
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": IMAGE_SIZE,
+            "patch_size": PATCH_SIZE,
+        },
+        "image_token_index": _FIRST_ID,
+    },
+    special_tokens=(IMAGE_TOKEN,),
+    image_token=IMAGE_TOKEN,
+    image_size=IMAGE_SIZE,
+    num_image_tokens=NUM_IMAGE_TOKENS,
+    processor=_CLIP_PROCESSOR,
+    template=_LLAVA_TEMPLATE,
+    num_prompt_tokens=NUM_IMAGE_TOKENS + len("\n"),
+)
+
+# SigLIP in front of Qwen2, all of whose features are taken; its processor makes squares of all pictures.
+LLAVA_SIGLIP = VisionModel(
+    family="Llava",
+    seed=91,
+    config={
+        "text_config": {
+            **SIZES,
+            "model_type": "qwen2",
+            "num_hidden_layers": 2,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": IMAGE_SIZE,
+            "patch_size": PATCH_SIZE,
+            "vision_use_head": False,
+        },
+        "image_token_index": _FIRST_ID,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
+    special_tokens=(IMAGE_TOKEN,),
+    image_token=IMAGE_TOKEN,
+    image_size=IMAGE_SIZE,
+    num_image_tokens=NUM_IMAGE_TOKENS,
+    processor={
+        "image_processor_type": "SiglipImageProcessor",
+        "do_convert_rgb": None,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    },
+    template=_LLAVA_TEMPLATE,
+    num_prompt_tokens=NUM_IMAGE_TOKENS + len("\n"),
+)
+# Four hidden states side by side, that before the first layer among them.
+VIPLLAVA = dataclasses.replace(
+    LLAVA,
+    family="VipLlava",
+    seed=92,
+    config={**LLAVA.config, "vision_feature_layers": [-2, 0, -1, 1], "projector_layernorm_eps": 1e-3},
+)
+
+# A patch of 4 leaves two pixels over; 12 by 12 patches become 6 by 6 features, more than a window of 17.
+_GEMMA3_SIZE, _GEMMA3_FEATURES = 50, 36
+_GEMMA3_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] | trim }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<start_of_image>' }}{% else %}{{ part['text'] | trim }}{% endif %}"
+    "{% endfor %}{% endif %}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+GEMMA3 = VisionModel(
+    family="Gemma3",
+    seed=93,
+    config={
+        "text_config": {
+            **SIZES,
+            "model_type": "gemma3_text",
+            "head_dim": 32,
+            "num_hidden_layers": 4,
+            "sliding_window": 17,
+            "query_pre_attn_scalar": 24,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": _GEMMA3_SIZE,
+            "patch_size": 4,
+        },
+        "boi_token_index": _FIRST_ID,
+        "image_token_index": _FIRST_ID + 1,
+        "eoi_token_index": _FIRST_ID + 2,
+        "mm_tokens_per_image": _GEMMA3_FEATURES,
+    },
+    special_tokens=(
+        "<start_of_image>",
+        "<image_soft_token>",
+        "<end_of_image>",
+        "<start_of_turn>",
+        "<end_of_turn>",
     ),
+    image_token="<image_soft_token>",
+    before=(_FIRST_ID,),
+    after=(_FIRST_ID + 2,),
+    image_size=_GEMMA3_SIZE,
+    num_image_tokens=_GEMMA3_FEATURES,
+    processor={
+        "image_processor_type": "Gemma3ImageProcessor",
+        "processor_class": "Gemma3Processor",
+        "do_convert_rgb": None,
+        "do_normalize": True,
+        "do_pan_and_scan": None,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_seq_length": _GEMMA3_FEATURES,
+        "image_std": [0.5, 0.5, 0.5],
+        "pan_and_scan_max_num_crops": None,
+        "pan_and_scan_min_crop_size": None,
+        "pan_and_scan_min_ratio_to_activate": None,
+        "resample": 2,
+        "rescale_factor": 1 / 255,
+        "size": {"height": _GEMMA3_SIZE, "width": _GEMMA3_SIZE},
+    },
+    template=_GEMMA3_TEMPLATE,
+    has_token_types=True,
+    num_prompt_tokens=len("\n\n") + 1 + _GEMMA3_FEATURES + 1 + len("\n\n"),
+    settings={"norm_mean": 0.0, "embedding_deviation": 0.02},
+)
+
+VISION: dict[str, VisionModel] = {
+    "llava": LLAVA,
+    "llava-siglip": LLAVA_SIGLIP,
+    "vipllava": VIPLLAVA,
+    "gemma3-images": GEMMA3,
 }
+VISION_MODELS: dict[str, TinyModel] = {name: model.checkpoint() for name, model in VISION.items()}
 TRAINED_MODELS = {"llava-colours": dataclasses.replace(VISION_MODELS["llava"], is_trained=True)}
 """The same, trained by `tiny.colours`."""

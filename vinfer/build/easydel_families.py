@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vinfer.build.easydel_cohere import correct_cohere2
-from vinfer.build.easydel_gemma import cap_attention_logits
+from vinfer.build.easydel_gemma import cap_attention_logits, scaled_embeddings
 from vinfer.build.easydel_glm import correct_glm4
 from vinfer.build.easydel_gpt import correct_gpt2, correct_gpt_neox
 from vinfer.build.easydel_mixtures import compute_mixtures_exactly
@@ -77,6 +77,11 @@ def gpt2_parts(name: str, shape: tuple[int, ...]) -> Parts:
     )
 
 
+def usual_embeddings(decoder: Any, tokens: Any) -> Any:
+    """Look tokens up."""
+    return decoder.embed_tokens(tokens)
+
+
 def nothing(module: Any) -> None:
     """Correct nothing."""
 
@@ -94,6 +99,7 @@ class EasyDeLFamily:
         head: EasyDeL's path of the LM head, without `.kernel`.
         ropes: name of a rotary table -> attribute of the decoder that caches it.
         parts: (EasyDeL's path, shape) -> where its values come from.
+        embed: (decoder, tokens) -> what enters the first layer, for features of pictures to be put into.
         correct: changes the module after it was built; every change with its upstream fact.
     """
 
@@ -107,6 +113,7 @@ class EasyDeLFamily:
     head: str = "lm_head"
     ropes: Mapping[str, str] = dataclasses.field(default_factory=lambda: {ONE_ROPE: "frequencies"})
     parts: Callable[[str, tuple[int, ...]], Parts] = usual_parts
+    embed: Callable[[Any, Any], Any] = usual_embeddings
     correct: Callable[[Any], None] = nothing
 
 
@@ -128,6 +135,7 @@ EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
         config_class="Gemma3TextConfig",
         model_class="Gemma3ForCausalLM",
         ropes={"full_attention": "frequencies", "sliding_attention": "default_frequencies"},
+        embed=scaled_embeddings,
     ),
     "gpt_oss": EasyDeLFamily(
         module="gpt_oss",

@@ -1,4 +1,4 @@
-"""What EasyDeL 0.3.0's Gemma 2 leaves out."""
+"""What EasyDeL 0.3.0's Gemma 2 leaves out, and where its Gemma 3 scales embeddings."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ def cap_attention_logits(module: Any) -> None:
         performer = layer.self_attn.attention_performer
         performer.__class__ = _capped_performer()
         performer.logits_soft_cap = cap
+
+
+def scaled_embeddings(decoder: Any, tokens: Any) -> Any:
+    """Embed tokens as `Gemma3TextScaledWordEmbedding` of transformers does; it scales no picture's features.
+
+    `modules/gemma3/modeling_gemma3.py::Gemma3TextModel.forward` scales what it looks up itself, and takes
+    `inputs_embeds` as they are.
+    """
+    return decoder.embed_tokens(tokens) * decoder.config.hidden_size**0.5
 
 
 @functools.cache

@@ -162,7 +162,7 @@ class EasyDeLModel:
             if images is None:
                 read: dict[str, jax.Array] = {"input_ids": tokens}
             else:
-                read = {"inputs_embeds": images.merge(decoder.embed_tokens(tokens))}
+                read = {"inputs_embeds": images.merge(self._family.embed(decoder, tokens))}
             output = decoder(
                 **read,
                 position_ids=jnp.minimum(rows.positions, self.max_model_len - 1),

@@ -16,8 +16,8 @@ from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
-from vinfer.build.clip_vision import ClipEncoder
 from vinfer.build.easydel_model import EasyDeLModel
+from vinfer.build.image_encoders import make_encoder
 from vinfer.build.plan import BuildPlan
 from vinfer.build.programs import Images, Programs
 from vinfer.build.state import state_specs
@@ -68,7 +68,7 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
     encoder = None
     if plan.takes_images:
         assert vision is not None
-        encoder = ClipEncoder(vision.encoder, dtype=plan.dtype, tp=plan.mesh["tp"])
+        encoder = make_encoder(vision.encoder, dtype=plan.dtype, tp=plan.mesh["tp"])
     encoder_weights = () if encoder is None else encoder.weights
     specs_by_name = _write_weights(
         [*model.weights, *encoder_weights], checkpoint, directory / "weights", progress
@@ -90,13 +90,16 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
             processing=checkpoint.image_processing,
             weights=tuple(specs_by_name[weight.name] for weight in encoder.weights),
             features=_features_spec(plan, encoder.hidden_size),
+            attends_both_ways=vision.attends_both_ways,
         )
     programs = Programs(
         model,
         num_slots=plan.num_slots,
         num_tokens=num_tokens,
         rows_are_slots=plan.mesh["dp"] > 1,
-        images=None if encoder is None or images is None else Images(encoder, images.features),
+        images=None
+        if encoder is None or images is None
+        else Images(encoder, images.features, images.attends_both_ways),
     )
 
     def arguments(shape: ProgramShape) -> tuple[Sequence[ArraySpec], ...]:

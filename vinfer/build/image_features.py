@@ -25,6 +25,23 @@ class ImageFeatures:
     pool: jax.Array
     index: jax.Array
 
+    def spans(self, starts: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Find the run of placeholders that each position stands in: one picture, as text is around each.
+
+        Args:
+            starts: int32 [rows], position of the first token of each row.
+
+        Returns:
+            The first position of the run and the one behind its last, int32 [rows, length]; nothing lies
+            between the two where text is.
+        """
+        length = self.index.shape[1]
+        offsets = jnp.arange(length, dtype=jnp.int32)
+        stands_here = self.index >= 0
+        first = lax.cummax(jnp.where(stands_here, -1, offsets), axis=1) + 1
+        end = lax.cummin(jnp.where(stands_here, length, offsets), axis=1, reverse=True)
+        return starts[:, None] + first, starts[:, None] + end
+
     def merge(self, embeddings: jax.Array) -> jax.Array:
         """Put features in the place of embeddings [rows, length, hidden]; a dispatch of text does nothing."""
 

@@ -28,14 +28,19 @@ class Rows:
         positions: int32 [rows, length], the position of every token in its slot; `max_model_len` where
             nothing may be written (padding, idle slots).
         kv_length: rows of the cache that attention reads.
+        spans: first and end, int32 [rows, length] each: positions that a token sees besides, whole pictures
+            in a model that sees them both ways (`ImageFeatures.spans`). None where there is nothing besides.
     """
 
     slots: jax.Array | None
     positions: jax.Array
     kv_length: int
+    spans: tuple[jax.Array, jax.Array] | None = None
 
     def attention_mask(self, window: int | None) -> jax.Array:
         """Return bool [rows, 1, length, kv_length]: a token sees its own position and those before it.
+
+        What `spans` adds is seen through every window, as in transformers (`or_mask_function`).
 
         Args:
             window: how many positions it sees, its own among them; None for all.
@@ -43,7 +48,12 @@ class Rows:
         kv_positions = jnp.arange(self.kv_length, dtype=jnp.int32)[None, None, None, :]
         positions = self.positions[:, None, :, None]
         mask = kv_positions <= positions
-        return mask if window is None else mask & (kv_positions > positions - window)
+        if window is not None:
+            mask &= kv_positions > positions - window
+        if self.spans is None:
+            return mask
+        first, end = (bound[:, None, :, None] for bound in self.spans)
+        return mask | ((kv_positions >= first) & (kv_positions < end))
 
 
 @jax.tree_util.register_dataclass

@@ -217,7 +217,7 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
 
 
 def check_images(plan: BuildPlan, vision: VisionFacts | None, *, where: str) -> None:
-    """Refuse image-text for a model that takes none, and pictures of another size than the model's."""
+    """Refuse image-text for a model that takes none, and shapes that its pictures do not fit."""
     if not plan.takes_images:
         return
     if vision is None:
@@ -230,6 +230,13 @@ def check_images(plan: BuildPlan, vision: VisionFacts | None, *, where: str) -> 
                 f"takes pictures of {channels}x{height}x{width}: write vision: {{channels: {channels}, "
                 f"height: {height}, width: {width}}}"
             )
+    longest = max(shape.length for shape in plan.programs if shape.kind == "prefill")
+    if vision.attends_both_ways and longest < vision.encoder.num_features:
+        num_tokens = vision.encoder.num_features
+        raise ConfigError(
+            f"the longest prefill_length of {where}.precompile is {longest}; the model must see the "
+            f"{num_tokens} tokens of a picture in one piece: add a prefill_length of {num_tokens} or more"
+        )
 
 
 def check_heads(mesh: Mapping[str, int], facts: ModelFacts, *, where: str) -> None:

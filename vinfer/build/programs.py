@@ -72,10 +72,15 @@ class ImageEncoder(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """The image half of a bundle: its encoder, and where features lie (see `ImageFeatures`)."""
+    """The image half of a bundle: its encoder, and where features lie (see `ImageFeatures`).
+
+    Attributes:
+        attends_both_ways: each token of a picture sees all others of it; no chunk cuts a picture in two.
+    """
 
     encoder: ImageEncoder
     pool: ArraySpec
+    attends_both_ways: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +320,10 @@ class Programs:
         positions = jnp.where(
             offsets[None, :] < lengths[:, None], starts[:, None] + offsets, self.model.max_model_len
         )
-        rows = Rows(slots=slots, positions=positions, kv_length=shape.kv_length)
+        spans = None
+        if images is not None and self.images is not None and self.images.attends_both_ways:
+            spans = images.spans(starts)
+        rows = Rows(slots=slots, positions=positions, kv_length=shape.kv_length, spans=spans)
         return self.model.forward(weights, kv, tokens, rows, images)
 
     def _decode(

@@ -85,6 +85,7 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
     processing = None
     if normalised.vision is not None:
         processing = normalised.vision.read_processing(directory)
+        _refuse_other_size(processing, normalised.vision, directory)
         tokenizer = tokenizer.with_placeholder(
             processing.placeholder, image_token_id=normalised.vision.image_token_id, where=str(directory)
         )
@@ -122,6 +123,15 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
         vision=normalised.vision,
         image_processing=processing,
     )
+
+
+def _refuse_other_size(processing: ImageProcessing, vision: VisionFacts, directory: Path) -> None:
+    _, height, width = vision.image_shape
+    if processing.output_size not in (None, (height, width)):
+        raise CheckpointError(
+            f"{directory}: the image processor makes pictures of {processing.output_size}, the vision tower "
+            f"of config.json takes {(height, width)} (height, width): they do not belong together"
+        )
 
 
 def _stored_tensors(directory: Path) -> dict[str, StoredTensor]:

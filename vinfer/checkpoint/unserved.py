@@ -53,7 +53,6 @@ _WITH_IMAGES_OR_SOUND = (
     "deepseek_vl",
     "emu3",
     "fuyu",
-    "gemma3",
     "gemma3n",
     "gemma4",
     "glm46v",
@@ -85,7 +84,6 @@ _WITH_IMAGES_OR_SOUND = (
     "qwen3_vl_moe",
     "smolvlm",
     "video_llava",
-    "vipllava",
     "voxtral",
 )
 

@@ -8,23 +8,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from vinfer.image_processing import ImageProcessing
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ClipFacts:
-    """A CLIP vision tower and the two-layer projector behind it, as LLaVA has them.
+class TowerFacts:
+    """A vision tower of the CLIP kind: patches, learned positions, layers that attend both ways.
 
     Attributes:
+        is_clip: CLIP's, which has a class token and a norm before its layers; else SigLIP's, which has a
+            bias on its patches and a norm behind its layers.
         image_size: side of the square that the tower takes, in pixels.
         patch_size: side of a patch, in pixels.
-        activation, projector_activation: transformers' names.
-        feature_layers: which hidden states are joined; 0 is what enters the first layer.
-        has_class_token: the class token's feature is a feature of the picture too.
-        out_size: hidden size of the decoder.
+        activation: transformers' name.
     """
 
+    is_clip: bool
     num_layers: int
     num_heads: int
     hidden_size: int
@@ -34,20 +35,72 @@ class ClipFacts:
     patch_size: int
     norm_epsilon: float
     activation: str
+
+    @property
+    def patches_per_side(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def num_positions(self) -> int:
+        """Patches, and CLIP's class token."""
+        return self.patches_per_side**2 + self.is_clip
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self.num_channels, self.image_size, self.image_size
+
+
+class EncoderFacts(Protocol):
+    """What all encoders have whose pictures are of one size."""
+
+    @property
+    def num_features(self) -> int:
+        """Features of one picture, each of which stands at one placeholder."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LlavaFacts:
+    """A vision tower and the two-layer projector behind it, as LLaVA has them.
+
+    Attributes:
+        feature_layers: which hidden states are joined; 0 is what enters the first layer.
+        drops_first: the first position, CLIP's class token, gives no feature.
+        projector_norm_epsilon: of the projector's norm; None where it has none.
+        projector_activation: transformers' name.
+        out_size: hidden size of the decoder.
+    """
+
+    tower: TowerFacts
     feature_layers: tuple[int, ...]
-    has_class_token: bool
+    drops_first: bool
+    projector_norm_epsilon: float | None = None
     projector_activation: str
     projector_has_bias: bool
     out_size: int
 
     @property
-    def num_patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
+    def num_features(self) -> int:
+        return self.tower.num_positions - self.drops_first
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Gemma3Facts:
+    """A vision tower, the mean over squares of its patches, a norm and a projection.
+
+    Attributes:
+        features_per_side: squares along a side of the picture; they divide the tower's patches.
+        out_size: hidden size of the decoder.
+    """
+
+    tower: TowerFacts
+    features_per_side: int
+    out_size: int
 
     @property
     def num_features(self) -> int:
-        """Features of one picture, each of which stands at one placeholder."""
-        return self.num_patches + self.has_class_token
+        return self.features_per_side**2
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +112,13 @@ class VisionFacts:
         image_token_id: the placeholder whose embedding is replaced by a feature.
         image_shape: (channels, height, width) of a picture as the encoder takes it.
         read_processing: reads the record of the checkpoint's processor files from its directory.
+        attends_both_ways: the decoder lets each placeholder of a picture see all others of it, those that
+            follow too; so it must see a picture whole.
     """
 
     decoder_type: str
-    encoder: ClipFacts
+    encoder: LlavaFacts | Gemma3Facts
     image_token_id: int
     image_shape: tuple[int, int, int]
     read_processing: Callable[[Path], ImageProcessing]
+    attends_both_ways: bool = False

@@ -36,3 +36,19 @@ class ChunkPlan:
     def next_length(self, num_left: int) -> int:
         """Return the tokens of the next chunk of a prompt of which `num_left` >= 1 are not prefilled yet."""
         return self._longest if num_left > self._longest else self._first[num_left]
+
+
+def keep_whole(start: int, end: int, blocks: Iterable[tuple[int, int]]) -> int:
+    """Move the end of a chunk so that it cuts none of some blocks in two.
+
+    Args:
+        blocks: (first token, the one behind the last) of what must lie in one chunk, in order. No block may
+            begin before `start` and end behind it.
+
+    Returns:
+        `end`, or the beginning of the block that it would cut; its end where the chunk begins with it.
+    """
+    for first, behind in blocks:
+        if first < end < behind:
+            return first if first > start else behind
+    return end

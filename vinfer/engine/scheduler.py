@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from vinfer.bundle import ProgramKind, ProgramShape, choose_encoder, choose_program
-from vinfer.engine.chunks import ChunkPlan
+from vinfer.engine.chunks import ChunkPlan, keep_whole
 from vinfer.engine.feature_cache import FeatureCache
 from vinfer.engine.held_prompts import HeldPrompts
 from vinfer.engine.request import Request, RequestImage
@@ -142,9 +142,10 @@ class Scheduler:
     ended and even have a new owner by then: the copies of a dispatch are enqueued before the dispatch, and
     `HeldPrompts` forgets a prompt where a dispatch writes over it.
 
-    A prompt with pictures is prefilled once all of them are encoded. Chunks may cut a picture in two, as
-    attention is causal over it. Where something decodes, an encoder dispatch takes the place of the prefills,
-    and only every other time while prompts are due: neither starves, and a running request waits for one.
+    A prompt with pictures is prefilled once all of them are encoded. Chunks may cut a picture in two where
+    attention is causal over it; with `keeps_images_whole` none does. Where something decodes, an encoder
+    dispatch takes the place of the prefills, and only every other time while prompts are due: neither
+    starves, and a running request waits for one.
 
     Args:
         shapes: the compiled programs.
@@ -153,6 +154,7 @@ class Scheduler:
         dispatch_cost_tokens: see `ChunkPlan`.
         min_prefill_tokens: least that max_prefill_tokens may be, for configs with short buckets only.
         num_feature_rows: of the feature array; 0 for a model without images.
+        keeps_images_whole: every picture lies in one chunk; none has more tokens than the largest bucket.
     """
 
     def __init__(
@@ -164,6 +166,7 @@ class Scheduler:
         dispatch_cost_tokens: int | None = None,
         min_prefill_tokens: int = 0,
         num_feature_rows: int = 0,
+        keeps_images_whole: bool = False,
     ) -> None:
         self._shapes = tuple(shapes)
         self._steps = steps
@@ -188,6 +191,7 @@ class Scheduler:
         self.features = FeatureCache(num_feature_rows)
         self._max_pictures = max((s.rows for s in self._shapes if s.kind == "encode_images"), default=0)
         self._has_just_encoded = False
+        self._keeps_images_whole = keeps_images_whole
 
     @property
     def num_waiting(self) -> int:
@@ -272,7 +276,16 @@ class Scheduler:
         """Return the key under which a request shares its prompt; None where it does not."""
         if _kind(request) != "prefill" or len(request.prompt_ids) < self._min_shared_len:
             return None
+        # Whoever shares a prompt prefills its last token alone.
+        if any(behind == len(request.prompt_ids) for _, behind in self._whole_blocks(request)):
+            return None
         return request.prompt_key
+
+    def _whole_blocks(self, request: Request) -> list[tuple[int, int]]:
+        """List the (first token, the one behind the last) of what no chunk may cut."""
+        if not self._keeps_images_whole:
+            return []
+        return [(image.start, image.start + image.num_tokens) for image in request.images]
 
     def _plan_encode(self, *, is_decoding: bool) -> Encode | None:
         """Choose pictures for the encoder, those of the oldest prompts first."""
@@ -379,7 +392,9 @@ class Scheduler:
                 prefilling.add(key)
             plan = self._chunk_plans.get(_kind(request))
             assert plan is not None, f"{request.id} needs a {_kind(request)} program and the bundle has none"
-            yield self._chunk(running, start, plan.next_length(len(request.prompt_ids) - start))
+            end = start + plan.next_length(len(request.prompt_ids) - start)
+            end = keep_whole(start, end, self._whole_blocks(request))
+            yield self._chunk(running, start, end - start)
 
     def _has_program(self, kind: ProgramKind, *, rows: int, length: int) -> bool:
         return any(

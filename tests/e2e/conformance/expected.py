@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy_sampler import Array, Sampling, next_token
 from tiny.checkpoints import NUM_TOKENS
-from tiny.vision_models import NUM_TOKENS_WITH_IMAGE
+from tiny.vision_models import LLAVA
 from tiny_server import EOS_ID, Answer, Talk
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Expected:
                 logits = self._seeing(
                     input_ids=torch.tensor([[*ids, *found]]), pixel_values=pixels, use_cache=False
                 ).logits
-                found.append(int(logits[0, -1, :NUM_TOKENS_WITH_IMAGE].argmax()))
+                found.append(int(logits[0, -1, : LLAVA.num_tokens].argmax()))
         return found
 
     def logprobs(self, ids: list[int]) -> Array:

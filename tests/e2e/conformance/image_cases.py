@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from routes import Route
-from tiny.vision_models import IMAGE_TOKEN_ID, NUM_IMAGE_TOKENS
+from tiny.vision_models import LLAVA
 from tiny_server import EOS_ID, MODEL, SEEING
 
 Case = Callable[[Route], None]
@@ -52,7 +52,7 @@ def check_seen(route: Route, image: Image.Image, part: Part) -> None:
     turn = {"role": "user", "content": [part, {"type": text_type, "text": QUESTION}]}
     ids = [
         *talk.ids("USER: "),
-        *[IMAGE_TOKEN_ID] * NUM_IMAGE_TOKENS,
+        *[LLAVA.image_token_id] * LLAVA.num_image_tokens,
         *talk.ids(f"\n{QUESTION}ASSISTANT: "),
     ]
     body = {"model": SEEING, field: [turn]}
@@ -64,7 +64,7 @@ def check_seen(route: Route, image: Image.Image, part: Part) -> None:
         return
     tokens = route.expected.seen(ids, [image], num_tokens=NUM_TOKENS)
     assert EOS_ID not in tokens, "this picture ends the answer: take another seed"
-    answer = talk.text([token for token in tokens if token != IMAGE_TOKEN_ID])
+    answer = talk.text([token for token in tokens if token != LLAVA.image_token_id])
     if route.form == "ResponsesFields":
         response = talk.post(path, {**body, "temperature": 0, "max_output_tokens": NUM_TOKENS})
         assert response["usage"]["input_tokens"] == len(ids)

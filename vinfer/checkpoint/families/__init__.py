@@ -9,6 +9,7 @@ from __future__ import annotations
 from vinfer.checkpoint.families import (
     cohere,
     gemma,
+    gemma3,
     glm,
     gpt,
     llama,
@@ -22,6 +23,6 @@ from vinfer.checkpoint.families import (
 )
 from vinfer.checkpoint.family import Family
 
-_GROUPS = (llama, cohere, gemma, glm, gpt, llava, mistral, mixtures, olmo, phi, smollm, stablelm)
+_GROUPS = (llama, cohere, gemma, gemma3, glm, gpt, llava, mistral, mixtures, olmo, phi, smollm, stablelm)
 
 FAMILIES: dict[str, Family] = {family.model_type: family for group in _GROUPS for family in group.FAMILIES}

@@ -1,0 +1,133 @@
+"""Encoders of pictures in plain XLA: a vision tower and what brings it to the decoder's width.
+
+Functions of their weights, which are named as in the checkpoint. Know neither EasyDeL nor the decoder.
+
+Source: transformers 5.5, `models/{llava,vipllava,gemma3}/modeling_*.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from vinfer.build.vision_tower import (
+    TOWER,
+    Named,
+    VisionWeights,
+    activate,
+    layer_norm,
+    linear,
+    tower_states,
+)
+from vinfer.build.weights import Weight
+from vinfer.bundle import ArraySpec, ProgramShape
+from vinfer.checkpoint.vision import Gemma3Facts, LlavaFacts
+
+_PROJECTOR = "multi_modal_projector"
+_PROJECTOR_NORM = f"{_PROJECTOR}.projector_layernorm"
+
+
+class LlavaEncoder:
+    """Some hidden states of the tower side by side, through two layers; in ViP-LLaVA through a norm first."""
+
+    def __init__(self, facts: LlavaFacts, weights: VisionWeights) -> None:
+        self.num_features = facts.num_features
+        self.hidden_size = facts.out_size
+        self._facts = facts
+        joined = facts.tower.hidden_size * len(facts.feature_layers)
+        out, has_bias = facts.out_size, facts.projector_has_bias
+        self.weights: tuple[Weight, ...] = (
+            *weights.tower(facts.tower, num_layers=max(facts.feature_layers)),
+            *([] if facts.projector_norm_epsilon is None else weights.norm(_PROJECTOR_NORM, joined)),
+            *weights.linear(f"{_PROJECTOR}.linear_1", joined, out, splits=1, has_bias=has_bias),
+            *weights.linear(f"{_PROJECTOR}.linear_2", out, out, splits=0, has_bias=has_bias),
+        )
+
+    def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
+        """Return the specs of what `encode` takes besides weights: pixels [rows, *image]."""
+        return _pixels(shape)
+
+    def encode(self, weights: Sequence[jax.Array], *pictures: jax.Array) -> jax.Array:
+        """Return features [pictures, num_features, hidden_size].
+
+        Args:
+            pictures: one array, pixels [pictures, channels, height, width].
+        """
+        (pixels,) = pictures
+        facts, named = self._facts, _named(self.weights, weights)
+        states = tower_states(named, facts.tower, pixels, num_layers=max(facts.feature_layers))
+        first = 1 if facts.drops_first else 0
+        chosen = jnp.concatenate([states[layer][:, first:] for layer in facts.feature_layers], axis=-1)
+        if facts.projector_norm_epsilon is not None:
+            chosen = layer_norm(named, _PROJECTOR_NORM, chosen, facts.projector_norm_epsilon)
+        inner = activate(linear(named, f"{_PROJECTOR}.linear_1", chosen), facts.projector_activation)
+        return linear(named, f"{_PROJECTOR}.linear_2", inner)
+
+
+class Gemma3Encoder:
+    """The tower's last hidden states, the mean of each square of them, normalised and projected."""
+
+    def __init__(self, facts: Gemma3Facts, weights: VisionWeights) -> None:
+        self.num_features = facts.num_features
+        self.hidden_size = facts.out_size
+        self._facts = facts
+        hidden = facts.tower.hidden_size
+        self.weights: tuple[Weight, ...] = (
+            *weights.tower(facts.tower, num_layers=facts.tower.num_layers),
+            *weights.norm(f"{TOWER}.post_layernorm", hidden),
+            weights.plain(f"{_PROJECTOR}.mm_soft_emb_norm.weight", (hidden,)),
+            weights.plain(f"{_PROJECTOR}.mm_input_projection_weight", (hidden, facts.out_size)),
+        )
+
+    def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
+        """Return the specs of what `encode` takes besides weights: pixels [rows, *image]."""
+        return _pixels(shape)
+
+    def encode(self, weights: Sequence[jax.Array], *pictures: jax.Array) -> jax.Array:
+        """Return features [pictures, num_features, hidden_size].
+
+        Args:
+            pictures: one array, pixels [pictures, channels, height, width].
+        """
+        (pixels,) = pictures
+        facts, named = self._facts, _named(self.weights, weights)
+        tower = facts.tower
+        *_, last = tower_states(named, tower, pixels, num_layers=tower.num_layers)
+        last = layer_norm(named, f"{TOWER}.post_layernorm", last, tower.norm_epsilon)
+        means = _mean_of_squares(last, tower.patches_per_side, facts.features_per_side)
+        normal = _rms_norm(means, named[f"{_PROJECTOR}.mm_soft_emb_norm.weight"], tower.norm_epsilon)
+        return normal @ named[f"{_PROJECTOR}.mm_input_projection_weight"]
+
+
+def make_encoder(facts: LlavaFacts | Gemma3Facts, *, dtype: str, tp: int) -> LlavaEncoder | Gemma3Encoder:
+    """Make the encoder of some facts; `dtype` and `tp` as in `VisionWeights`."""
+    weights = VisionWeights(dtype, tp)
+    if isinstance(facts, Gemma3Facts):
+        return Gemma3Encoder(facts, weights)
+    return LlavaEncoder(facts, weights)
+
+
+def _pixels(shape: ProgramShape) -> tuple[ArraySpec, ...]:
+    return (ArraySpec(name="pixels", shape=(shape.rows, *shape.image), dtype="float32"),)
+
+
+def _named(specs: Sequence[Weight], weights: Sequence[jax.Array]) -> Named:
+    return {spec.name: array for spec, array in zip(specs, weights, strict=True)}
+
+
+def _mean_of_squares(patches: jax.Array, per_side: int, squares_per_side: int) -> jax.Array:
+    """Average patches [pictures, per_side**2, hidden] over squares, in float32."""
+    side = per_side // squares_per_side
+    grid = patches.astype(jnp.float32).reshape(
+        patches.shape[0], squares_per_side, side, squares_per_side, side, -1
+    )
+    return grid.mean(axis=(2, 4)).reshape(patches.shape[0], squares_per_side**2, -1).astype(patches.dtype)
+
+
+def _rms_norm(hidden: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
+    """Normalise in float32 and multiply by 1 + weight, as every norm of Gemma does."""
+    wide = hidden.astype(jnp.float32)
+    normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)
+    return (normal * (1 + weight.astype(jnp.float32))).astype(hidden.dtype)

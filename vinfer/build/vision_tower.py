@@ -1,0 +1,177 @@
+"""The vision towers of CLIP and SigLIP in plain XLA: pixels to hidden states, one per patch.
+
+A function of its weights, which are named as in the checkpoint; layers that no feature is taken from are left
+out. Knows neither EasyDeL nor what the hidden states are projected to.
+
+Source: transformers 5.5, `models/clip/modeling_clip.py` and `models/siglip/modeling_siglip.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from vinfer.build.weights import Part, Weight
+from vinfer.bundle import PartitionAxes
+from vinfer.checkpoint.vision import TowerFacts
+
+TOWER = "vision_tower.vision_model"
+# Patches that look at all others at once: scores of all 4096 of Gemma 3 would be a gigabyte per picture.
+QUERY_BLOCK = 1024
+
+Named = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionWeights:
+    """Describes weights of an encoder.
+
+    Attributes:
+        dtype: name of the weights' dtype, in which products are computed too.
+        tp: devices along that axis: heads and inner layers are split over it where it divides them.
+    """
+
+    dtype: str
+    tp: int
+
+    def linear(
+        self, name: str, num_inputs: int, num_outputs: int, *, splits: int, has_bias: bool = True
+    ) -> list[Weight]:
+        """List a kernel [in, out] and its bias; `splits` is the axis of the kernel that tp splits."""
+        shape = (num_inputs, num_outputs)
+        is_split = shape[splits] % self.tp == 0
+        axes = tuple("tp" if is_split and axis == splits else None for axis in range(2))
+        kernel = self._weight(f"{name}.weight", shape, axes, is_transposed=True)
+        if not has_bias:
+            return [kernel]
+        return [kernel, self._weight(f"{name}.bias", (num_outputs,), axes[1:])]
+
+    def norm(self, name: str, size: int) -> list[Weight]:
+        return [self.plain(f"{name}.{kind}", (size,)) for kind in ("weight", "bias")]
+
+    def plain(self, name: str, shape: tuple[int, ...]) -> Weight:
+        """Describe a weight that is as it is stored, whole on every device."""
+        return self._weight(name, shape, (None,) * len(shape))
+
+    def tower(self, facts: TowerFacts, *, num_layers: int) -> list[Weight]:
+        """List the tower's weights up to a layer."""
+        hidden, inner = facts.hidden_size, facts.inner_size
+        patch = (hidden, facts.num_channels, facts.patch_size, facts.patch_size)
+        weights = [
+            self.plain(f"{TOWER}.embeddings.patch_embedding.weight", patch),
+            self.plain(f"{TOWER}.embeddings.position_embedding.weight", (facts.num_positions, hidden)),
+        ]
+        if facts.is_clip:
+            weights.append(self.plain(f"{TOWER}.embeddings.class_embedding", (hidden,)))
+            weights += self.norm(f"{TOWER}.pre_layrnorm", hidden)
+        else:
+            weights.append(self.plain(f"{TOWER}.embeddings.patch_embedding.bias", (hidden,)))
+        for layer in range(num_layers):
+            name = f"{TOWER}.encoder.layers.{layer}"
+            for projection in ("q_proj", "k_proj", "v_proj"):
+                weights += self.linear(f"{name}.self_attn.{projection}", hidden, hidden, splits=1)
+            weights += self.linear(f"{name}.self_attn.out_proj", hidden, hidden, splits=0)
+            weights += self.linear(f"{name}.mlp.fc1", hidden, inner, splits=1)
+            weights += self.linear(f"{name}.mlp.fc2", inner, hidden, splits=0)
+            weights += self.norm(f"{name}.layer_norm1", hidden)
+            weights += self.norm(f"{name}.layer_norm2", hidden)
+        return weights
+
+    def _weight(
+        self, name: str, shape: tuple[int, ...], axes: PartitionAxes, *, is_transposed: bool = False
+    ) -> Weight:
+        return Weight(
+            name=name,
+            shape=shape,
+            dtype=self.dtype,
+            axes=axes,
+            parts=(Part(name, is_transposed=is_transposed),),
+        )
+
+
+def tower_states(named: Named, facts: TowerFacts, pixels: jax.Array, *, num_layers: int) -> list[jax.Array]:
+    """Return what enters the first layer and what leaves each of the first `num_layers`.
+
+    Args:
+        pixels: [pictures, channels, height, width].
+
+    Returns:
+        Arrays [pictures, positions, hidden], CLIP's class token first.
+    """
+    hidden = _embed(named, facts, pixels)
+    if facts.is_clip:
+        hidden = layer_norm(named, f"{TOWER}.pre_layrnorm", hidden, facts.norm_epsilon)
+    states = [hidden]
+    for layer in range(num_layers):
+        states.append(_layer(named, facts, f"{TOWER}.encoder.layers.{layer}", states[-1]))
+    return states
+
+
+def linear(named: Named, name: str, hidden: jax.Array) -> jax.Array:
+    result = hidden @ named[f"{name}.weight"]
+    bias = named.get(f"{name}.bias")
+    return result if bias is None else result + bias
+
+
+def layer_norm(named: Named, name: str, hidden: jax.Array, epsilon: float) -> jax.Array:
+    """Normalise in float32, as torch does for every dtype."""
+    wide = hidden.astype(jnp.float32)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + epsilon)
+    weight, bias = (named[f"{name}.{kind}"].astype(jnp.float32) for kind in ("weight", "bias"))
+    return (normal * weight + bias).astype(hidden.dtype)
+
+
+def activate(inner: jax.Array, name: str) -> jax.Array:
+    if name == "quick_gelu":
+        return inner * jax.nn.sigmoid(1.702 * inner)
+    return jax.nn.gelu(inner, approximate=name != "gelu")
+
+
+def _embed(named: Named, facts: TowerFacts, pixels: jax.Array) -> jax.Array:
+    """Cut into patches, project each, put a class token first, add positions."""
+    kernel = named[f"{TOWER}.embeddings.patch_embedding.weight"]
+    hidden, channels, patch, _ = kernel.shape
+    pictures, side = pixels.shape[0], facts.patches_per_side
+    # A patch that the picture's edge would cut is left out, as by the convolution of the reference.
+    kept = pixels[:, :, : side * patch, : side * patch].astype(kernel.dtype)
+    squares = kept.reshape(pictures, channels, side, patch, side, patch).transpose(0, 2, 4, 1, 3, 5)
+    patches = squares.reshape(pictures, side * side, -1) @ kernel.reshape(hidden, -1).T
+    if facts.is_clip:
+        of_class = named[f"{TOWER}.embeddings.class_embedding"].astype(patches.dtype)
+        patches = jnp.concatenate([jnp.broadcast_to(of_class, (pictures, 1, hidden)), patches], axis=1)
+    else:
+        patches += named[f"{TOWER}.embeddings.patch_embedding.bias"]
+    return patches + named[f"{TOWER}.embeddings.position_embedding.weight"][None]
+
+
+def _layer(named: Named, facts: TowerFacts, name: str, hidden: jax.Array) -> jax.Array:
+    normal = layer_norm(named, f"{name}.layer_norm1", hidden, facts.norm_epsilon)
+    hidden = hidden + _attend(named, f"{name}.self_attn", normal, facts.num_heads)
+    normal = layer_norm(named, f"{name}.layer_norm2", hidden, facts.norm_epsilon)
+    inner = activate(linear(named, f"{name}.mlp.fc1", normal), facts.activation)
+    return hidden + linear(named, f"{name}.mlp.fc2", inner)
+
+
+def _attend(named: Named, name: str, hidden: jax.Array, num_heads: int) -> jax.Array:
+    """Let every position see every other; `QUERY_BLOCK` of them at a time where that divides them."""
+    pictures, length, _ = hidden.shape
+    query, key, value = (
+        linear(named, f"{name}.{projection}", hidden).reshape(pictures, length, num_heads, -1)
+        for projection in ("q_proj", "k_proj", "v_proj")
+    )
+
+    def seen_by(some: jax.Array) -> jax.Array:
+        scores = jnp.einsum("bqhd,bkhd->bhqk", some, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores * some.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+    if length > QUERY_BLOCK and length % QUERY_BLOCK == 0:
+        blocks = query.reshape(pictures, -1, QUERY_BLOCK, *query.shape[2:]).swapaxes(0, 1)
+        seen = jax.lax.map(seen_by, blocks).swapaxes(0, 1)
+    else:
+        seen = seen_by(query)
+    return linear(named, f"{name}.out_proj", seen.reshape(hidden.shape))
