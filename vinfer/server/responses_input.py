@@ -49,7 +49,7 @@ Nothing = Annotated[list[Any], Field(max_length=0)]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
-class ContentPart(Body):
+class InputPart(Body):
     """One part of a message's content, or of what a function returned."""
 
     type: Annotated[Literal["input_text", "output_text"], BeforeValidator(_part_type)]
@@ -58,10 +58,10 @@ class ContentPart(Body):
     logprobs: Nothing | None = None
 
 
-ContentParts = Annotated[
-    Annotated[list[ContentPart], Field(min_length=1)],
+InputParts = Annotated[
+    Annotated[list[InputPart], Field(min_length=1)],
     BeforeValidator(
-        _text_as_part, json_schema_input_type=str | Annotated[list[ContentPart], Field(min_length=1)]
+        _text_as_part, json_schema_input_type=str | Annotated[list[InputPart], Field(min_length=1)]
     ),
 ]
 
@@ -71,7 +71,7 @@ class MessageItem(Body):
 
     type: Annotated[Literal["message"], BeforeValidator(_item_type)] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: ContentParts
+    content: InputParts
     id: str | None = None
     status: Status | None = None
     phase: None = None
@@ -93,7 +93,7 @@ class FunctionCallOutputItem(Body):
 
     type: Literal["function_call_output"]
     call_id: str = Field(min_length=1)
-    output: ContentParts
+    output: InputParts
     id: str | None = None
     status: Status | None = None
 
@@ -129,15 +129,27 @@ Item = Annotated[
     | Annotated[ReasoningItem, Tag("[reasoning]")],
     Discriminator(_kind),
 ]
-Items = Annotated[list[Item], Field(min_length=1)]
+_SAYS_SOMETHING: dict[str, Any] = {
+    "anyOf": [
+        {"properties": {"type": {"not": {"const": "reasoning"}}}},
+        {
+            "properties": {
+                "content": {"type": "array", "contains": {"properties": {"text": {"minLength": 1}}}},
+            },
+            "required": ["content"],
+        },
+    ]
+}
+Items = Annotated[list[Item], Field(min_length=1, json_schema_extra={"contains": _SAYS_SOMETHING})]
 InputItems = Annotated[Items, BeforeValidator(_text_as_item, json_schema_input_type=str | Items)]
 
 
-def input_messages(instructions: str | None, items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Write items as the messages of a chat completion: one turn of the model is one message."""
+def input_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Write items as the messages of a chat completion: one turn of the model is one message.
+
+    There are none where the items are reasoning without content and nothing else.
+    """
     messages: list[dict[str, Any]] = []
-    if instructions is not None:
-        messages.append({"role": "system", "content": instructions})
     thought = ""
     for item in items:
         if isinstance(item, ReasoningItem):
@@ -168,5 +180,5 @@ def _unspoken(thought: str) -> dict[str, Any]:
     return {"role": "assistant", "content": "", "reasoning_content": thought}
 
 
-def _parts(parts: Sequence[ContentPart]) -> list[dict[str, Any]]:
+def _parts(parts: Sequence[InputPart]) -> list[dict[str, Any]]:
     return [{"type": "text", "text": part.text} for part in parts]
