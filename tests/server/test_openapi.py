@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,7 @@ from vinfer.server.auth import PUBLIC_PATHS
 from vinfer.server.fields import Treatment
 from vinfer.server.model_table import ModelTable
 from vinfer.server.openapi import openapi_document
+from vinfer.server.openapi_models import numbers_below
 from vinfer.server.operations import OPERATIONS
 
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
@@ -65,7 +67,6 @@ SUCCESSES: list[tuple[str, str, dict[str, Any]]] = [
 NO_MATTER_OF_SCHEMA: list[dict[str, Any]] = [
     {"max_completion_tokens": 5},
     {"stop_token_ids": list(range(4, 20))},
-    {"logit_bias": {"260": 1}},
     {"min_tokens": 5},
     {"continue_final_message": True},
     {"best_of": 2, "stream": True},
@@ -264,6 +265,8 @@ def test_the_models_bound_their_fields(server: RunningServer) -> None:
         ("/v1/completions", {"prompt": [[VOCAB_SIZE - 1]]}, {"prompt": [[VOCAB_SIZE]]}),
         ("/v1/completions", {"prompt": [4] * room}, {"prompt": [4] * (room + 2)}),
         ("/v1/completions", {"stop_token_ids": [VOCAB_SIZE - 1]}, {"stop_token_ids": [VOCAB_SIZE]}),
+        ("/v1/completions", {"logit_bias": {str(VOCAB_SIZE - 1): 1}}, {"logit_bias": {str(VOCAB_SIZE): 1}}),
+        ("/v1/completions", {"logit_bias": {"5": 1}}, {"logit_bias": {"05": 1}}),
         ("/v1/embeddings", {"input": [4] * (room + 1)}, {"input": [4] * (room + 2)}),
         ("/v1/embeddings", {"dimensions": model.embeddings.size}, {"dimensions": model.embeddings.size + 1}),
         ("/detokenize", {"tokens": [259]}, {"tokens": [260]}),
@@ -273,6 +276,14 @@ def test_the_models_bound_their_fields(server: RunningServer) -> None:
             assert contract.request_validator("POST", path).is_valid(body) == (status == 200)
             response = server.http.post(path, json=body)
             assert response.status_code == status, response.text
+
+
+@pytest.mark.parametrize("limit", [1, 2, 10, 11, 100, 101, 258, 304, 1000, 1999])
+def test_numbers_below(limit: int) -> None:
+    pattern = re.compile(numbers_below(limit))
+    assert [number for number in range(2500) if pattern.search(str(number))] == list(range(limit))
+    assert not pattern.search("00")
+    assert not pattern.search("01")
 
 
 def test_a_model_that_loads_bounds_nothing(server: RunningServer) -> None:

@@ -85,6 +85,26 @@ def _as_tokenizer_ids(schema: Json, served: Sequence[ServedModel]) -> Json:
     return _bounded(schema, maximum=max(model.tokenizer.vocab_size for model in served) - 1)
 
 
+def _as_biases(schema: Json, served: Sequence[ServedModel]) -> Json:
+    known: Json = dict(schema["anyOf"][0])
+    (bias,) = known["patternProperties"].values()
+    keys = numbers_below(max(model.vocab_size for model in served))
+    return {**schema, "anyOf": [{**known, "patternProperties": {keys: bias}}, {"type": "null"}]}
+
+
+def numbers_below(limit: int) -> str:
+    """Give the pattern of the decimal numbers from 0 to `limit` - 1, without leading zeros."""
+    largest = str(limit - 1)
+    parts = ["0", largest]
+    if len(largest) > 1:
+        parts.append(f"[1-9][0-9]{{0,{len(largest) - 2}}}")
+    for i, digit in enumerate(largest):
+        least = "1" if i == 0 else "0"
+        if digit > least:
+            parts.append(f"{largest[:i]}[{least}-{int(digit) - 1}][0-9]{{{len(largest) - i - 1}}}")
+    return f"^({'|'.join(parts)})$"
+
+
 def _as_dimensions(schema: Json, served: Sequence[ServedModel]) -> Json:
     sizes = [model.embeddings.size for model in served if model.embeddings is not None]
     return _bounded(schema, maximum=max(sizes)) if sizes else schema
@@ -118,6 +138,7 @@ _NARROW: Mapping[str, Narrow] = {
     "max_output_tokens": _as_new_tokens,
     "min_tokens": _as_new_tokens,
     "stop_token_ids": _as_model_ids,
+    "logit_bias": _as_biases,
     "prompt": _as_prompt,
     "input": _as_prompt,
     "tokens": _as_tokenizer_ids,

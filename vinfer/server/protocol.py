@@ -7,6 +7,7 @@ the config (vocabulary, max_model_len, max_n) are checked in `sampling` and `pro
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -47,13 +48,16 @@ MAX_PROMPTS = 256
 are tokenized."""
 
 
+_TOKEN_ID_KEY = re.compile(r"^(0|[1-9][0-9]{0,9})\Z")
+
+
 def _one_as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
 def _key_as_token_id(key: Any) -> Any:
     """JSON has only string keys; `logit_bias` means token ids by them."""
-    if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10:
+    if isinstance(key, str) and _TOKEN_ID_KEY.match(key):
         return int(key)
     raise PydanticCustomError("token_id", "is not a token id: use the id's decimal digits as the key")
 
@@ -69,7 +73,7 @@ TopP = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
-TokenIdKey = Annotated[str, Field(pattern="^[0-9]{1,10}$")]
+TokenIdKey = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,9})$")]
 
 
 class StreamOptions(Body):
