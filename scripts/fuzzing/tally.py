@@ -1,6 +1,6 @@
-"""schemathesis's event log to figures: per route the statuses, and per kind of complaint how often it came.
+"""schemathesis's event logs to figures: per route the statuses, and per kind of complaint how often it came.
 
-Pure functions over the file that `st run --report ndjson` writes.
+Pure functions over the files that `st run --report ndjson` writes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,10 @@ class Tally:
         return self.num_of_class(2) / max(self.num_cases, 1)
 
 
-def tally(log: Path) -> Tally:
-    """Read an event log."""
+def tally(logs: Iterable[Path]) -> Tally:
+    """Read event logs."""
     result = Tally({}, collections.Counter(), {})
-    for recorder in _recorders(log):
+    for recorder in (recorder for log in logs for recorder in _recorders(log)):
         route = recorder["label"]
         statuses = result.statuses.setdefault(route, collections.Counter())
         for case_id, interaction in recorder.get("interactions", {}).items():
