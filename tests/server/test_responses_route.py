@@ -426,6 +426,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"text": {"format": {"type": "json_object", "name": "x"}}}, "text.format.name"),
     ({"tools": [{**TOOL, "parameters": {"type": "array"}}]}, "tools[0].parameters"),
     ({"tool_choice": "required"}, "tool_choice"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "name": None}}, "tool_choice"),
     ({"tools": [TOOL], "tool_choice": "required", "text": {"format": FORMAT}}, "tool_choice"),
 ]
 # What only the model, or another field, can say.

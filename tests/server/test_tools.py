@@ -356,6 +356,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no object": ({"tools": [function("f", {"type": "array"})]}, "tools[0].function.parameters"),
     "unknown field": ({"tools": [function("f", x=1)]}, "tools[0].function.x"),
     "choice": ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
+    "choice of no function": (
+        {"tools": TOOLS, "tool_choice": {"type": "function", "function": None}},
+        "tool_choice",
+    ),
     "choice of a type": ({"tools": TOOLS, "tool_choice": {"type": "auto"}}, "tool_choice"),
     "choice without name": (
         {"tools": TOOLS, "tool_choice": {"type": "function", "function": {}}},

@@ -54,7 +54,8 @@ def _checked_choice(value: Any) -> Any:
     """Tell words and objects apart here: pydantic would put the branch of a union into the error's path."""
     if isinstance(value, str) and value in CHOICE_WORDS:
         return {"type": value}
-    if isinstance(value, dict) and set(value) == {"type", "name"} and value["type"] == "function":
+    is_named = isinstance(value, dict) and set(value) == {"type", "name"} and value["name"] is not None
+    if is_named and value["type"] == "function":
         return value
     raise PydanticCustomError(
         "tool_choice",
