@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -22,6 +23,7 @@ from vinfer.server.model_table import ModelTable
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+CLIENTS = ("openai", "openai-node", "llm", "langchain-openai", "pydantic-ai-slim", "instructor", "lm-eval")
 
 
 def test_readme_has_the_config_reference() -> None:
@@ -68,6 +70,22 @@ def test_every_family_served_was_proven() -> None:
     assert {row[0] for row in rows} == set(FAMILIES)
     assert {row[1] for row in rows} == {*FAMILY_MODELS, *VISION_MODELS}
     assert {row[-1] for row in rows} == {"right"}
+
+
+def test_every_client_was_run_in_its_locked_version() -> None:
+    """`scripts/clients` writes the table: after a new lock it has to run again."""
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in (ROOT / "docs" / "clients.md").read_text().splitlines()
+        if line.startswith("| ") and not line.startswith("| client")
+    ]
+    lock = (ROOT / "requirements" / "clients.txt").read_text()
+    locked = dict(re.findall(r"^([\w-]+)==(\S+)", lock, re.MULTILINE))
+    node_lock = json.loads((ROOT / "scripts/client_runs/node/package-lock.json").read_text())
+    locked["openai-node"] = node_lock["packages"]["node_modules/openai"]["version"]
+    ran = {(row[0], row[1]) for row in rows if row[0] != "the server"}
+    assert ran == {(client, locked[client]) for client in CLIENTS}
+    assert {row[3] for row in rows} == {"passed"}
 
 
 def test_links_and_scripts_exist() -> None:

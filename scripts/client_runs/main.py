@@ -1,0 +1,114 @@
+"""The command line of scripts/clients: environments, a server, each client as its own process, the table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmark.client import BenchError, fetch
+from benchmark.process import serving
+
+from client_runs.environments import install_node, install_python
+from client_runs.places import CLIENTS, NODE_CLIENTS, ROOT, SERVER, python
+from client_runs.rows import FAILED, NOT_RUN, PASSED, Row
+from client_runs.table import document
+
+PROGRAMS = (
+    "openai_python",
+    "openai_node",
+    "llm_command",
+    "langchain",
+    "pydantic_agent",
+    "instructor_types",
+    "lm_eval_task",
+)
+OVERRIDES = ("models[0].prompt_logprobs=true", "models[0].embeddings=mean", "models[0].verify=off")
+COMPILES = "vinfer:post_ready_compiles_total"
+READY_SECONDS = 1800
+PROGRAM_SECONDS = 1800
+PAGE = ROOT / "docs" / "clients.md"
+
+
+def main(description: str | None) -> int:
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/clients", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "program", nargs="*", help=f"only these, and leave the page alone: {', '.join(PROGRAMS)}"
+    )
+    chosen = parser.parse_args().program
+    if unknown := set(chosen) - set(PROGRAMS):
+        parser.error(f"no such client: {', '.join(sorted(unknown))}; there are {', '.join(PROGRAMS)}")
+    try:
+        install_python()
+        rows = _run(chosen or PROGRAMS)
+    except (BenchError, subprocess.CalledProcessError) as error:
+        sys.stderr.write(f"clients: error: {error}\n")
+        return 1
+    page = document(rows)
+    if chosen:
+        print(page)
+    else:
+        PAGE.write_text(page)
+    counts = {result: sum(row.result == result for row in rows) for result in (PASSED, FAILED, NOT_RUN)}
+    print(", ".join(f"{count} {result}" for result, count in counts.items()))
+    return 1 if counts[FAILED] else 0
+
+
+def _run(programs: tuple[str, ...] | list[str]) -> list[Row]:
+    no_node = install_node() if "openai_node" in programs else None
+    vinfer = SERVER / "bin" / "vinfer"
+    command = [str(vinfer), "serve", str(ROOT / "configs" / "smollm2.yaml"), "--port", "{port}"]
+    for override in OVERRIDES:
+        command += ["--set", override]
+    rows = []
+    with serving(command, ready_path="/readiness", timeout_seconds=READY_SECONDS) as (url, _):
+        for program in programs:
+            if program == "openai_node" and no_node:
+                rows.append(Row("openai-node", "", "all of it", NOT_RUN, no_node))
+                continue
+            for row in _rows_of(program, url):
+                sys.stderr.write(f"[clients] {row.client}: {row.ran}: {row.result}: {row.remark}\n")
+                rows.append(row)
+        rows.append(_compiles(url))
+    return rows
+
+
+def _rows_of(program: str, url: str) -> Iterator[Row]:
+    """Run one client; a program that ends badly is a row as well."""
+    if program == "openai_node":
+        command, folder = ["node", "openai_node.mjs", url], NODE_CLIENTS
+    else:
+        command = [str(python(CLIENTS)), "-m", f"client_runs.{program}", url]
+        folder = Path(__file__).parents[1]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=PROGRAM_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        yield Row(program, "", "all of it", FAILED, f"did not end within {error.timeout:.0f} s")
+        return
+    yield from (Row(**json.loads(line)) for line in done.stdout.splitlines())
+    if done.returncode:
+        yield Row(program, "", "all of it", FAILED, f"ended with {done.returncode}")
+
+
+def _compiles(url: str) -> Row:
+    """No client may have made the server compile."""
+    lines = fetch(f"{url}/metrics").decode().splitlines()
+    count = sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(COMPILES))
+    version = json.loads(fetch(f"{url}/version"))["version"]
+    result = FAILED if count else PASSED
+    return Row("the server", version, "compiles after ready, after all of these", result, f"{count:.0f}")

@@ -1,0 +1,17 @@
+"""Where things are: the checkout, and the environments that scripts/clients makes in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+SERVER = ROOT / ".venv" / "dev"
+"""vinfer, the demo weights and, once scripts/test has run, torch."""
+
+CLIENTS = ROOT / ".venv" / "clients"
+NODE_CLIENTS = CLIENTS / "node"
+
+
+def python(environment: Path) -> Path:
+    return environment / "bin" / "python"
