@@ -19,6 +19,8 @@ from fuzzing.tiny import fetch_json
 
 # Hypothesis gives up where it draws too much that it cannot use; another seed goes on.
 MAX_ROUNDS = 5
+# A case may ask for thousands of tokens; what takes longer than this hangs.
+REQUEST_SECONDS = 120
 
 
 def fuzz(url: str, schemathesis: str, *, num_cases: int, seed: int, logs: Path) -> None:
@@ -59,6 +61,7 @@ def _run(url: str, schemathesis: str, operation_id: str, num_cases: int, seed: i
     # Every case counts, also those after a failure. Shrinking and the database of examples would send cases
     # again, and take most of the time.
     command += ["--continue-on-failure", "--no-shrink", "--generation-database", "none", "--workers", "1"]
+    command += ["--request-timeout", str(REQUEST_SECONDS)]
     command += ["--report", "ndjson", "--report-ndjson-path", str(log), "--output-sanitize", "false"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     errors = re.search(r"^=+ ERRORS =+$.*?(?=^=+ )", done.stdout, re.MULTILINE | re.DOTALL)

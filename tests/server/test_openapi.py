@@ -17,7 +17,7 @@ import httpx
 import jsonschema
 import pytest
 from contract import BODIES, HI, Contract
-from fake_engine import VOCAB_SIZE
+from fake_engine import VOCAB_SIZE, FakeEngine, served_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -34,6 +34,7 @@ from vinfer.server.model_table import ModelTable
 from vinfer.server.openapi import openapi_document
 from vinfer.server.openapi_models import numbers_below
 from vinfer.server.operations import OPERATIONS
+from vinfer.text.tokenizer import Tokenizer
 
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 LOGPROBS: dict[str, Any] = {"logprobs": True, "top_logprobs": 2}
@@ -284,6 +285,20 @@ def test_numbers_below(limit: int) -> None:
     assert [number for number in range(2500) if pattern.search(str(number))] == list(range(limit))
     assert not pattern.search("00")
     assert not pattern.search("01")
+
+
+def test_reasoning_effort_is_for_templates_that_read_it(tokenizer: Tokenizer) -> None:
+    """That the route refuses it elsewhere is tested with the template's other variables."""
+    for template, is_read in (("{{ messages }}", False), ("{{ messages }}{{ reasoning_effort }}", True)):
+        models = ModelTable(["fake"])
+        models.serve(served_model(FakeEngine(), tokenizer, chat_template=template))
+        contract = Contract(ServerConfig(), models)
+        for path, fields in [
+            ("/v1/chat/completions", {"reasoning_effort": "low"}),
+            ("/v1/responses", {"reasoning": {"effort": "low"}}),
+        ]:
+            body = {**BODIES[path][0], **fields}
+            assert contract.request_validator("POST", path).is_valid(body) is is_read
 
 
 def test_a_model_that_loads_bounds_nothing(server: RunningServer) -> None:

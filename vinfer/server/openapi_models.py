@@ -39,6 +39,9 @@ def narrow_to_models(schemas: Json, forms: Iterable[RequestForm[Any]], models: M
                 schema["properties"][field] = narrow(schema["properties"][field], served)
     if served and all(model.images is None for model in served):
         schemas["ContentPart"]["properties"]["type"]["enum"] = ["text"]
+    if served:
+        reasoning = schemas["ReasoningOptions"]["properties"]
+        reasoning["effort"] = _as_effort(reasoning["effort"], served)
 
 
 def _name_models(schema: Json, known: list[str]) -> None:
