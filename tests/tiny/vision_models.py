@@ -205,7 +205,72 @@ GEMMA3 = VisionModel(
     settings={"norm_mean": 0.0, "embedding_deviation": 0.02},
 )
 
+QWEN2_VL_FACTOR = 12
+"""What sides of its pictures are multiples of."""
+_QWEN2_VL_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QWEN2_VL = VisionModel(
+    family="Qwen2VL",
+    seed=95,
+    config={
+        "text_config": {
+            **SIZES,
+            "model_type": "qwen2_vl_text",
+            # A head of 16 is 8 pairs.
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e4, "mrope_section": [2, 3, 3]},
+        },
+        "vision_config": {
+            "depth": 3,
+            "embed_dim": 48,
+            "hidden_size": SIZES["hidden_size"],
+            "mlp_ratio": 2,
+            "num_heads": 4,
+            "patch_size": QWEN2_VL_FACTOR // 2,
+        },
+        "image_token_id": _FIRST_ID + 1,
+        "video_token_id": _FIRST_ID + 3,
+        "vision_start_token_id": _FIRST_ID,
+        "vision_end_token_id": _FIRST_ID + 2,
+    },
+    special_tokens=(
+        "<|vision_start|>",
+        "<|image_pad|>",
+        "<|vision_end|>",
+        "<|video_pad|>",
+        "<|im_start|>",
+        "<|im_end|>",
+    ),
+    image_token="<|image_pad|>",
+    before=(_FIRST_ID,),
+    after=(_FIRST_ID + 2,),
+    # The largest: others have other sides, and fewer.
+    image_size=8 * QWEN2_VL_FACTOR,
+    num_image_tokens=64,
+    processor={
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2VLProcessor",
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "min_pixels": 4 * QWEN2_VL_FACTOR**2,
+        # More than the largest program takes.
+        "max_pixels": 100 * QWEN2_VL_FACTOR**2,
+        "patch_size": QWEN2_VL_FACTOR // 2,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+    },
+    template=_QWEN2_VL_TEMPLATE,
+)
+
 VISION: dict[str, VisionModel] = {"llava": LLAVA, "gemma3-images": GEMMA3}
-VISION_MODELS: dict[str, TinyModel] = {name: model.checkpoint() for name, model in VISION.items()}
+VISION_MODELS: dict[str, TinyModel] = {
+    name: model.checkpoint() for name, model in {**VISION, "qwen2-vl": QWEN2_VL}.items()
+}
 TRAINED_MODELS = {"llava-colours": dataclasses.replace(VISION_MODELS["llava"], is_trained=True)}
 """The same, trained by `tiny.colours`."""

@@ -56,17 +56,19 @@ class ImageEncoder(Protocol):
     """What the programs need of the image half of a model.
 
     Attributes:
-        num_features: placeholders that one picture takes.
         hidden_size: of the decoder.
     """
 
-    num_features: int
     hidden_size: int
+
+    def max_features(self, shape: ProgramShape) -> int:
+        """Return the most placeholders of one picture."""
+        ...
 
     def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]: ...
 
     def encode(self, weights: Arrays, *pictures: jax.Array) -> jax.Array:
-        """Return [pictures, num_features, hidden_size]."""
+        """Return [pictures, max features, hidden_size]."""
         ...
 
 
@@ -126,7 +128,7 @@ class Programs:
             )
         if shape.kind == "encode_images":
             assert self.images is not None
-            grid = (shape.rows, self.images.encoder.num_features)
+            grid = (shape.rows, self.images.encoder.max_features(shape))
             rows = ArraySpec(name="feature_rows", shape=grid, dtype="int32")
             return (*self.images.encoder.inputs(shape), rows)
         rows = ArraySpec(name="slots", shape=(shape.rows,), dtype="int32")
@@ -244,7 +246,7 @@ class Programs:
         """Write the features of some pictures into the pool, which stands in the place of the KV cache.
 
         Weights: those of the encoder only. Inputs: what `encode` takes, then feature_rows int32
-        [rows, num_features], beyond the pool's end where the row is padding.
+        [rows, max features], beyond the pool's end where a picture has no more, or the row is padding.
         """
         assert self.images is not None
         (pool,) = features
