@@ -1,4 +1,4 @@
-"""Prompts with pictures: LLaVA says what transformers says, wherever they stand and whatever runs beside."""
+"""Prompts with pictures: every family says what transformers says, wherever they stand, alone or not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tiny.engines import GREEDY, Answer, Question, ask, ask_alone
 from tiny.models_doc import MatrixRow
 from tiny.prompts import prompt
 from tiny.references import TIE, differing_steps
-from tiny.vision_models import IMAGE_SIZE, IMAGE_TOKEN_ID, NUM_IMAGE_TOKENS, NUM_TOKENS_WITH_IMAGE
+from tiny.vision_models import VISION, VisionModel
 
 from vinfer.engine.compilation import CompileCounter
 from vinfer.engine.request import RequestImage
@@ -32,99 +32,159 @@ if TYPE_CHECKING:
 
     from vinfer.engine.engine import Engine
 
-pytestmark = pytest.mark.bundles("llava")
-
 TOLERANCE = 1e-5
 """Largest error of a logprob, as a fraction of the largest logit."""
 
 TEXT = prompt(150)
+Part = int | tuple[int, ...]
 
 
-def picture(seed: int) -> np.ndarray:
+def picture(seed: int, size: int) -> np.ndarray:
     """Draw pixels as a processor would make them: rough and smooth, around 0."""
     generator = np.random.default_rng(seed)
-    coarse = generator.normal(size=(3, 5, 5)).repeat(IMAGE_SIZE // 5, axis=1).repeat(IMAGE_SIZE // 5, axis=2)
+    coarse = generator.normal(size=(3, 5, 5)).repeat(size // 5, axis=1).repeat(size // 5, axis=2)
     return (coarse + 0.5 * generator.normal(size=coarse.shape)).astype(np.float32)
 
 
-def question(*parts: int | tuple[int, ...]) -> Question:
-    """Make a prompt of pictures, by seed, and runs of text, as token ids."""
-    ids: list[int] = []
-    images = []
-    for part in parts:
-        if isinstance(part, tuple):
-            ids += part
-            continue
-        pixels = picture(part)
-        content_hash = hashlib.sha256(pixels.tobytes()).hexdigest()
-        image = RequestImage(
-            content_hash=content_hash, start=len(ids), num_tokens=NUM_IMAGE_TOKENS, pixels=pixels
+def patches(seed: int, grid: tuple[int, int]) -> np.ndarray:
+    """Draw the patches of a picture of many sizes, four for each of its placeholders."""
+    generator = np.random.default_rng(seed)
+    num_patches = 4 * grid[0] * grid[1]
+    rough = generator.normal(size=(num_patches, 3 * 2 * 6 * 6))
+    return (generator.normal(size=(num_patches, 1)) + 0.5 * rough).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asker:
+    """Makes prompts for one family.
+
+    Attributes:
+        name: of its checkpoint and of its bundle.
+    """
+
+    name: str
+    family: VisionModel
+
+    def question(self, *parts: Part) -> Question:
+        """Make a prompt of pictures, by seed, and runs of text, as token ids."""
+        ids: list[int] = []
+        images = []
+        for part in parts:
+            if isinstance(part, tuple):
+                ids += part
+                continue
+            ids += self.family.before
+            image = self.image(part, start=len(ids))
+            images.append(image)
+            ids += [self.family.image_token_id] * image.num_tokens
+            ids += self.family.after
+        return Question(tuple(ids), images=tuple(images))
+
+    def image(self, seed: int, *, start: int) -> RequestImage:
+        """Draw a picture; those of many sizes differ in theirs too."""
+        grid = self.family.grids[seed % len(self.family.grids)] if self.family.grids else None
+        pixels = picture(seed, self.family.image_size) if grid is None else patches(seed, grid)
+        return RequestImage(
+            content_hash=hashlib.sha256(pixels.tobytes()).hexdigest(),
+            start=start,
+            num_tokens=self.family.num_image_tokens if grid is None else grid[0] * grid[1],
+            pixels=pixels,
+            token_grid=grid,
         )
-        images.append(image)
-        ids += [IMAGE_TOKEN_ID] * NUM_IMAGE_TOKENS
-    return Question(tuple(ids), images=tuple(images))
+
+    def questions(self) -> dict[str, Question]:
+        return {name: self.question(*parts) for name, parts in PROMPTS.items()}
+
+    def reference_logits(self, model: PreTrainedModel, asked: Question, answer: Answer) -> Logits:
+        """Return float32 [steps, vocab]: transformers sees pictures and prompt, then the whole answer.
+
+        In two passes, or a placeholder in a random model's answer would ask for a picture.
+        """
+        ids = torch.tensor([asked.prompt_ids])
+        given: dict[str, torch.Tensor] = {}
+        if asked.images:
+            join = np.concatenate if self.family.grids else np.stack
+            given["pixel_values"] = torch.from_numpy(join([image.pixels for image in asked.images]))
+        token_types = (ids == self.family.image_token_id).long()
+        if self.family.grids:
+            # Else those of the prompt before, where this one has no picture.
+            model.model.rope_deltas = None
+            grids = [image.token_grid for image in asked.images]
+            if grids:
+                given["image_grid_thw"] = torch.tensor(
+                    [[1, 2 * rows, 2 * columns] for rows, columns in grids]
+                )
+                given["mm_token_type_ids"] = token_types
+        elif self.family.has_token_types:
+            given["token_type_ids"] = token_types
+        with torch.no_grad():
+            read = model(input_ids=ids, use_cache=True, logits_to_keep=1, **given)
+            answered = torch.tensor([answer.token_ids[:-1]])
+            rest = model(input_ids=answered, past_key_values=read.past_key_values, use_cache=True).logits
+        found: Logits = torch.cat([read.logits, rest], dim=1)[0].float().numpy()
+        return found
+
+    def errors_of(self, logits: Logits, answer: Answer) -> tuple[list[float], list[int]]:
+        """Return each step's largest error of a logprob as a fraction of the largest logit; wrong steps."""
+        steps = figures.compare(
+            logits, answer.token_ids, answer.logprobs, num_token_ids=self.family.num_tokens
+        )
+        wrong = np.flatnonzero(steps.lags * steps.scale > TIE)
+        return steps.largest_errors.tolist(), wrong.tolist()
 
 
-QUESTIONS = {
-    "first": question(1, TEXT[:20]),
-    "middle": question(TEXT[:9], 2, TEXT[9:30]),
-    "last": question(TEXT[:12], 3),
-    "two side by side": question(TEXT[:3], 4, 5, TEXT[3:9]),
-    "three, cut by chunks": question(TEXT[:50], 6, TEXT[50:63], 7, TEXT[63:97], 1, TEXT[97:100]),
-    "the same twice": question(8, TEXT[:4], 8, TEXT[4:11]),
-    "none": question(TEXT[:70]),
+PROMPTS: dict[str, tuple[Part, ...]] = {
+    "first": (1, TEXT[:20]),
+    "middle": (TEXT[:9], 2, TEXT[9:30]),
+    "last": (TEXT[:12], 3),
+    "two side by side": (TEXT[:3], 4, 5, TEXT[3:9]),
+    "three, beyond a chunk": (TEXT[:50], 6, TEXT[50:63], 7, TEXT[63:97], 1, TEXT[97:100]),
+    "the same twice": (8, TEXT[:4], 8, TEXT[4:11]),
+    "none": (TEXT[:70],),
 }
-JUDGED = "three, cut by chunks"
+JUDGED = "three, beyond a chunk"
 """The prompt whose answer the wrong references are held against."""
 
 
-def reference_logits(model: PreTrainedModel, asked: Question, answer: Answer) -> Logits:
-    """Return float32 [steps, vocab]: transformers sees pictures, prompt and answer in one pass."""
-    ids = torch.tensor([[*asked.prompt_ids, *answer.token_ids[:-1]]])
-    pixels = torch.from_numpy(np.stack([image.pixels for image in asked.images])) if asked.images else None
-    with torch.no_grad():
-        logits = model(input_ids=ids, pixel_values=pixels, use_cache=False).logits
-    found: Logits = logits[0, len(asked.prompt_ids) - 1 :].float().numpy()
-    return found
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.bundles(name)) for name in VISION]
+)
+def asker(request: pytest.FixtureRequest) -> Asker:
+    return Asker(request.param, VISION[request.param])
 
 
 @pytest.fixture(scope="module")
-def engine(engine_of: Callable[[str], Engine]) -> Engine:
-    return engine_of("llava")
+def engine(asker: Asker, engine_of: Callable[[str], Engine]) -> Engine:
+    return engine_of(asker.name)
 
 
 @pytest.fixture(scope="module")
-def model(reference_of: Callable[[str], PreTrainedModel]) -> PreTrainedModel:
-    return reference_of("llava")
+def model(asker: Asker, reference_of: Callable[[str], PreTrainedModel]) -> PreTrainedModel:
+    return reference_of(asker.name)
 
 
 @pytest.fixture(scope="module")
-def alone(engine: Engine) -> dict[str, Answer]:
-    return dict(zip(QUESTIONS, ask_alone(engine, list(QUESTIONS.values())), strict=True))
-
-
-def errors_of(logits: Logits, answer: Answer) -> tuple[list[float], list[int]]:
-    """Return each step's largest error of a logprob as a fraction of the largest logit; wrong steps."""
-    steps = figures.compare(logits, answer.token_ids, answer.logprobs, num_token_ids=NUM_TOKENS_WITH_IMAGE)
-    wrong = np.flatnonzero(steps.lags * steps.scale > TIE)
-    return steps.largest_errors.tolist(), wrong.tolist()
+def alone(asker: Asker, engine: Engine) -> dict[str, Answer]:
+    questions = asker.questions()
+    return dict(zip(questions, ask_alone(engine, list(questions.values())), strict=True))
 
 
 @pytest.fixture(scope="module")
-def row(matrix: dict[str, MatrixRow]) -> MatrixRow:
-    return matrix.setdefault("llava", MatrixRow("llava", "llava", TOLERANCE))
+def row(asker: Asker, model: PreTrainedModel, matrix: dict[str, MatrixRow]) -> MatrixRow:
+    return matrix.setdefault(asker.name, MatrixRow(asker.name, model.config.model_type, TOLERANCE))
 
 
 def test_answers_are_those_of_transformers(
-    alone: dict[str, Answer], model: PreTrainedModel, row: MatrixRow
+    asker: Asker, alone: dict[str, Answer], model: PreTrainedModel, row: MatrixRow
 ) -> None:
     wrong_steps = {}
     errors = dict.fromkeys(("one chunk", "several chunks", "decode"), 0.0)
-    for name, answer in alone.items():
+    for name, asked in asker.questions().items():
+        answer = alone[name]
         assert len(answer.token_ids) == GREEDY.max_tokens
-        found, wrong = errors_of(reference_logits(model, QUESTIONS[name], answer), answer)
+        found, wrong = asker.errors_of(asker.reference_logits(model, asked, answer), answer)
         wrong_steps |= {name: wrong} if wrong else {}
-        phase = "one chunk" if len(QUESTIONS[name].prompt_ids) <= MAX_CHUNK else "several chunks"
+        phase = "one chunk" if len(asked.prompt_ids) <= MAX_CHUNK else "several chunks"
         errors[phase] = max(errors[phase], found[0])
         errors["decode"] = max(errors["decode"], *found[1:])
     row.errors, row.is_greedy_equal = errors, not wrong_steps
@@ -132,14 +192,14 @@ def test_answers_are_those_of_transformers(
     assert {phase: error for phase, error in errors.items() if error > TOLERANCE} == {}
 
 
-def wrong_picture(asked: Question, model: PreTrainedModel) -> Question:
+def wrong_picture(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
     """The last picture stands on its head."""
     *others, last = asked.images
     turned = dataclasses.replace(last, pixels=last.pixels[:, ::-1].copy())
     return dataclasses.replace(asked, images=(*others, turned))
 
 
-def pictures_in_another_order(asked: Question, model: PreTrainedModel) -> Question:
+def pictures_in_another_order(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
     """Each stands where another should."""
     pixels = [image.pixels for image in asked.images]
     images = tuple(
@@ -148,78 +208,215 @@ def pictures_in_another_order(asked: Question, model: PreTrainedModel) -> Questi
     return dataclasses.replace(asked, images=images)
 
 
-def another_layer(asked: Question, model: PreTrainedModel) -> Question:
+def another_layer(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
     """Features come from the last layer instead of the one before."""
     model.config.vision_feature_layer = -1
     return asked
 
 
-def another_activation(asked: Question, model: PreTrainedModel) -> Question:
-    """The tower's activation is the exact function that quick_gelu stands for."""
+def another_activation(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The tower's activation is the exact function that its own stands for."""
     for module in model.model.vision_tower.modules():
         if hasattr(module, "activation_fn"):
             module.activation_fn = torch.nn.GELU()
     return asked
 
 
-def wrong_place(asked: Question, model: PreTrainedModel) -> Question:
+def wrong_place(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
     """Two patches have each other's position."""
-    _swap(model, "position_embedding.weight", 3, 4)
+    weight = _parameter(model, "position_embedding.weight").data
+    weight[[3, 4]] = weight[[4, 3]]
     return asked
 
 
-def dropped_bias(asked: Question, model: PreTrainedModel) -> Question:
+def dropped_projector_bias(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
     """The projector has one bias less."""
-    dict(model.named_parameters())["model.multi_modal_projector.linear_1.bias"].data.zero_()
+    _parameter(model, "multi_modal_projector.linear_1.bias").data.zero_()
     return asked
 
 
-def wrong_norm(asked: Question, model: PreTrainedModel) -> Question:
+def dropped_patch_bias(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The patches have no bias."""
+    _parameter(model, "patch_embedding.bias").data.zero_()
+    return asked
+
+
+def wrong_first_norm(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
     """One weight of the tower's first norm is off by a tenth."""
     _parameter(model, "pre_layrnorm.weight").data[3] += 0.1
     return asked
 
 
-MISTAKES = (
-    wrong_picture,
-    pictures_in_another_order,
-    another_layer,
-    another_activation,
-    wrong_place,
-    dropped_bias,
-    wrong_norm,
-)
+def wrong_soft_norm(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """One weight of the projector's norm is off by a tenth."""
+    _parameter(model, "mm_soft_emb_norm.weight").data[3] += 0.1
+    return asked
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
-def test_a_wrong_encoder_is_noticed(
-    mistake: Callable[[Question, PreTrainedModel], Question],
-    alone: dict[str, Answer],
+_GEMMA3 = "transformers.models.gemma3.modeling_gemma3"
+
+
+def one_way(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """A picture's tokens do not see those that follow."""
+    from transformers.models.gemma3 import modeling_gemma3
+
+    mask = modeling_gemma3.token_type_ids_mask_function
+    patch.setattr(f"{_GEMMA3}.token_type_ids_mask_function", lambda groups: mask(torch.full_like(groups, -1)))
+    return asked
+
+
+def one_way_in_windows(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The same in layers with a window only."""
+    from transformers import masking_utils
+
+    mask = masking_utils.create_sliding_window_causal_mask
+    patch.setitem(
+        masking_utils.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING,
+        "sliding_attention",
+        lambda or_mask_function=None, **given: mask(**given),
+    )
+    return asked
+
+
+def pictures_that_see_each_other(
+    asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch
+) -> Question:
+    """All pictures of a prompt are one."""
+    from transformers.models.gemma3 import modeling_gemma3
+
+    mask = modeling_gemma3.token_type_ids_mask_function
+    patch.setattr(f"{_GEMMA3}.token_type_ids_mask_function", lambda groups: mask(groups.clamp(max=0)))
+    return asked
+
+
+_QWEN2_VL = "transformers.models.qwen2_vl.modeling_qwen2_vl"
+
+
+def another_gate(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The tower's activation is the exact function that its own stands for."""
+    for block in model.model.visual.blocks:
+        block.mlp.act = torch.nn.GELU()
+    return asked
+
+
+def dropped_merger_bias(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The projection has one bias less."""
+    _parameter(model, "merger.mlp.0.bias").data.zero_()
+    return asked
+
+
+def turned_patches(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The tower takes rows for columns."""
+    visual = type(model.model.visual)
+    table = visual.rot_pos_emb
+    patch.setattr(visual, "rot_pos_emb", lambda self, grids: table(self, grids).roll(3, dims=-1))
+    return asked
+
+
+def pictures_of_one_length(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """All pictures of a prompt look at each other in the tower."""
+    patch.setattr(
+        f"{_QWEN2_VL}.torch.repeat_interleave", lambda lengths, repeats: lengths.sum(dim=0, keepdim=True)
+    )
+    return asked
+
+
+def _with_positions(
+    patch: pytest.MonkeyPatch,
     model: PreTrainedModel,
-    row: MatrixRow,
+    change: Callable[..., tuple[torch.Tensor, torch.Tensor]],
 ) -> None:
-    wrong_model = copy.deepcopy(model)
-    asked, answer = QUESTIONS[JUDGED], alone[JUDGED]
-    found, _ = errors_of(reference_logits(wrong_model, mistake(asked, wrong_model), answer), answer)
-    is_noticed = max(found) > 3 * TOLERANCE
-    (row.noticed if is_noticed else row.missed).append(mistake.__name__)
-    assert is_noticed
+    of_model = type(model.model)
+    right = of_model.get_rope_index
+    patch.setattr(of_model, "get_rope_index", lambda *given, **named: change(*right(*given, **named)))
+
+
+def turned_positions(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The decoder takes rows for columns."""
+    _with_positions(patch, model, lambda positions, delta: (positions[[0, 2, 1]], delta))
+    return asked
+
+
+def moving_pictures(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """Time goes on from row to row."""
+    _with_positions(patch, model, lambda positions, delta: (positions[[1, 1, 2]], delta))
+    return asked
+
+
+def late_answer(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The answer begins one position too late."""
+    _with_positions(patch, model, lambda positions, delta: (positions, delta + 1))
+    return asked
+
+
+def positions_of_text(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """A picture counts as text does."""
+    _with_positions(
+        patch,
+        model,
+        lambda positions, delta: (torch.arange(positions.shape[-1]).expand_as(positions), delta * 0),
+    )
+    return asked
+
+
+def other_sections(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """One pair of each head rotates by rows instead of by columns."""
+    for layer in model.model.language_model.layers:
+        layer.self_attn.config.rope_parameters["mrope_section"] = [2, 4, 2]
+    return asked
+
+
+Mistake = Callable[[Question, "PreTrainedModel", pytest.MonkeyPatch], Question]
+_OF_ALL: tuple[Mistake, ...] = (wrong_picture, pictures_in_another_order, another_activation, wrong_place)
+MISTAKES: dict[str, tuple[Mistake, ...]] = {
+    "llava": (*_OF_ALL, another_layer, dropped_projector_bias, wrong_first_norm),
+    "gemma3-images": (
+        *_OF_ALL,
+        dropped_patch_bias,
+        wrong_soft_norm,
+        one_way,
+        one_way_in_windows,
+        pictures_that_see_each_other,
+    ),
+    "qwen2-vl": (
+        wrong_picture,
+        another_gate,
+        dropped_merger_bias,
+        turned_patches,
+        pictures_of_one_length,
+        turned_positions,
+        moving_pictures,
+        late_answer,
+        positions_of_text,
+        other_sections,
+    ),
+}
+
+
+def test_wrong_encoders_and_masks_are_noticed(
+    asker: Asker, alone: dict[str, Answer], model: PreTrainedModel, row: MatrixRow
+) -> None:
+    asked, answer = asker.questions()[JUDGED], alone[JUDGED]
+    for mistake in MISTAKES[asker.name]:
+        wrong_model = copy.deepcopy(model)
+        with pytest.MonkeyPatch.context() as patch:
+            wrong_question = mistake(asked, wrong_model, patch)
+            found, _ = asker.errors_of(asker.reference_logits(wrong_model, wrong_question, answer), answer)
+        (row.noticed if max(found) > 3 * TOLERANCE else row.missed).append(mistake.__name__)
+    assert row.missed == []
 
 
 def _parameter(model: PreTrainedModel, ending: str) -> torch.Tensor:
     return next(parameter for name, parameter in model.named_parameters() if name.endswith(ending))
 
 
-def _swap(model: PreTrainedModel, ending: str, one: int, other: int) -> None:
-    weight = _parameter(model, ending).data
-    weight[[one, other]] = weight[[other, one]]
-
-
-def test_no_mix_of_pictures_compiles_anything(engine: Engine) -> None:
+def test_no_mix_of_pictures_compiles_anything(asker: Asker, engine: Engine) -> None:
     counter = CompileCounter()
     counter.mark_ready()
     mixed = [
-        question(*(part for seed in range(num) for part in (4000 + seed + start, TEXT[: 1 + seed])), TEXT[:2])
+        asker.question(
+            *(part for seed in range(num) for part in (4000 + seed + start, TEXT[: 1 + seed])), TEXT[:2]
+        )
         for start in range(4)
         for num in range(6)
     ]
@@ -231,17 +428,20 @@ def test_no_mix_of_pictures_compiles_anything(engine: Engine) -> None:
     assert counter.num_post_ready > 0
 
 
-def test_in_a_crowd_as_alone(engine: Engine, alone: dict[str, Answer], model: PreTrainedModel) -> None:
+def test_in_a_crowd_as_alone(
+    asker: Asker, engine: Engine, alone: dict[str, Answer], model: PreTrainedModel
+) -> None:
     """More requests than slots, with and without pictures."""
-    crowd = [*QUESTIONS, *QUESTIONS]
-    for name, answer in zip(crowd, ask(engine, [QUESTIONS[name] for name in crowd]), strict=True):
-        logits = reference_logits(model, QUESTIONS[name], alone[name])
+    questions = asker.questions()
+    crowd = [*questions, *questions]
+    for name, answer in zip(crowd, ask(engine, [questions[name] for name in crowd]), strict=True):
+        logits = asker.reference_logits(model, questions[name], alone[name])
         assert differing_steps(logits, alone[name], answer) == []
 
 
-def test_the_same_picture_in_fifty_requests_is_encoded_once(engine: Engine) -> None:
+def test_the_same_picture_in_fifty_requests_is_encoded_once(asker: Asker, engine: Engine) -> None:
     before = engine.stats()
-    asked = [question(1000, TEXT[: 5 + place]) for place in range(50)]
+    asked = [asker.question(1000, TEXT[: 5 + place]) for place in range(50)]
     ask(engine, [_short(each) for each in asked])
     after = engine.stats()
     assert after.num_images_encoded_total - before.num_images_encoded_total == 1
@@ -249,31 +449,31 @@ def test_the_same_picture_in_fifty_requests_is_encoded_once(engine: Engine) -> N
     assert after.mm_cache_hits_total - before.mm_cache_hits_total == 49
 
 
-def test_text_never_runs_the_encoder(engine: Engine) -> None:
+def test_text_never_runs_the_encoder(asker: Asker, engine: Engine) -> None:
     before = engine.stats().num_encode_dispatches_total
-    ask(engine, [_short(question(TEXT[:length])) for length in (3, 40, 90, MAX_CHUNK)])
+    ask(engine, [_short(asker.question(TEXT[:length])) for length in (3, 40, 90, MAX_CHUNK)])
     assert engine.stats().num_encode_dispatches_total == before
 
 
 def test_a_full_feature_array_makes_room(
-    engine: Engine, alone: dict[str, Answer], model: PreTrainedModel
+    asker: Asker, engine: Engine, alone: dict[str, Answer], model: PreTrainedModel
 ) -> None:
-    """More pictures than the array holds (20), then one of the first again."""
-    ask(engine, [_short(question(2000 + seed, 3000 + seed, TEXT[:5])) for seed in range(15)])
+    """More pictures than the array holds, then one of the first again."""
+    ask(engine, [_short(asker.question(2000 + seed, 3000 + seed, TEXT[:5])) for seed in range(15)])
     before = engine.stats()
     assert 0.9 < before.mm_cache_usage_fraction <= 1
-    (again,) = ask(engine, [QUESTIONS["first"]])
+    asked = asker.questions()["first"]
+    (again,) = ask(engine, [asked])
     assert engine.stats().num_images_encoded_total == before.num_images_encoded_total + 1
-    logits = reference_logits(model, QUESTIONS["first"], alone["first"])
+    logits = asker.reference_logits(model, asked, alone["first"])
     assert differing_steps(logits, alone["first"], again) == []
 
 
-def test_choices_share_a_prompt_with_pictures(engine: Engine, alone: dict[str, Answer]) -> None:
+def test_choices_share_a_prompt_with_pictures(asker: Asker, engine: Engine, alone: dict[str, Answer]) -> None:
     """A sibling copies the rows, features among them; its last token may stand for a picture itself."""
-    for name in ("last", "three, cut by chunks"):
-        shared = Question(
-            QUESTIONS[name].prompt_ids, images=QUESTIONS[name].images, prompt_key=f"shared {name}"
-        )
+    for name in ("last", "three, beyond a chunk"):
+        asked = asker.questions()[name]
+        shared = dataclasses.replace(asked, prompt_key=f"shared {asker.name} {name}")
         first, second = ask(engine, [shared, shared])
         assert first.token_ids == alone[name].token_ids
         assert second.token_ids == alone[name].token_ids

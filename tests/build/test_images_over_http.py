@@ -18,19 +18,12 @@ from PIL import Image
 from tiny.bundles import model_config
 from tiny.checkpoints import checkpoint
 from tiny.models import VOCAB_SIZE
-from tiny.vision_models import (
-    IMAGE_TOKEN,
-    NUM_IMAGE_TOKENS,
-    NUM_TOKENS_WITH_IMAGE,
-    PATCH_SIZE,
-)
+from tiny.vision_models import PATCH_SIZE, VISION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from vinfer.engine.engine import Engine
-
-pytestmark = pytest.mark.bundles("llava")
 
 MAX_TOKENS = 24
 Post = Callable[..., httpx.Response]
@@ -51,9 +44,16 @@ AS_IMAGE = {"type": "image", "image": data_url(FIRST)}
 OTHER = {"type": "image", "image": data_url(SECOND)}
 
 
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.bundles(name)) for name in VISION])
+def name(request: pytest.FixtureRequest) -> str:
+    """Name a checkpoint and its bundle."""
+    found: str = request.param
+    return found
+
+
 @pytest.fixture
-def post(post_to: Callable[[str], Post]) -> Post:
-    return post_to("llava")
+def post(name: str, post_to: Callable[[str], Post]) -> Post:
+    return post_to(name)
 
 
 def messages(*parts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -65,29 +65,54 @@ def chat(post: Post, *parts: dict[str, Any], **fields: Any) -> httpx.Response:
     return post("/v1/chat/completions", messages=messages(*parts), **{**greedy, **fields})
 
 
-def answer_of_transformers(
-    model: PreTrainedModel, images: list[Image.Image], *parts: dict[str, Any]
-) -> tuple[str, int]:
-    """Return the greedy answer, by transformers' own processor, and the tokens of the prompt."""
-    from transformers import AutoTokenizer, LlavaProcessor
+def processor_of(name: str) -> Any:
+    """Make transformers' own processor of a checkpoint, without torchvision."""
+    from transformers import AutoTokenizer, Gemma3Processor, LlavaProcessor, Qwen2VLProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    directory = checkpoint("llava")
-    processor = LlavaProcessor(
+    directory, family = checkpoint(name), VISION[name]
+    template = (directory / "chat_template.jinja").read_text()
+    if family.family == "Gemma3":
+        boi, image, eoi, *_ = family.special_tokens
+        tokens = {"boi_token": boi, "image_token": image, "eoi_token": eoi}
+        return Gemma3Processor(
+            image_processor=Gemma3ImageProcessorPil.from_pretrained(directory),
+            tokenizer=AutoTokenizer.from_pretrained(directory, extra_special_tokens=tokens),
+            chat_template=template,
+            image_seq_length=family.num_image_tokens,
+        )
+    if family.family == "Qwen2VL":
+        # With the limits that the bundle's largest program sets.
+        largest = family.image_size**2
+        return Qwen2VLProcessor(
+            image_processor=Qwen2VLImageProcessorPil.from_pretrained(directory, max_pixels=largest),
+            tokenizer=AutoTokenizer.from_pretrained(directory),
+            chat_template=template,
+        )
+    return LlavaProcessor(
         image_processor=CLIPImageProcessorPil.from_pretrained(directory),
         tokenizer=AutoTokenizer.from_pretrained(directory),
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
-        image_token=IMAGE_TOKEN,
+        image_token=family.image_token,
         num_additional_image_tokens=1,
-        chat_template=(directory / "chat_template.jinja").read_text(),
+        chat_template=template,
     )
+
+
+def answer_of_transformers(
+    name: str, model: PreTrainedModel, images: list[Image.Image], *parts: dict[str, Any]
+) -> tuple[str, int]:
+    """Return the greedy answer, by transformers' own processor, and the tokens of the prompt."""
+    processor = processor_of(name)
     plain = [{"type": "image"} if part["type"] != "text" else part for part in parts]
     text = processor.apply_chat_template(messages(*plain), add_generation_prompt=True)
     inputs = processor(images=images or None, text=text, return_tensors="pt", add_special_tokens=False)
     prompt_len = inputs["input_ids"].shape[1]
     # The vocabulary is padded: ids that the tokenizer does not have are never sampled here.
-    padding = list(range(NUM_TOKENS_WITH_IMAGE, VOCAB_SIZE))
+    padding = list(range(VISION[name].num_tokens, VOCAB_SIZE))
     found = model.generate(
         **inputs, do_sample=False, max_new_tokens=MAX_TOKENS, eos_token_id=None, suppress_tokens=padding
     )
@@ -104,10 +129,10 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_answer_is_that_of_transformers(
-    case: str, post: Post, reference_of: Callable[[str], PreTrainedModel]
+    case: str, name: str, post: Post, reference_of: Callable[[str], PreTrainedModel]
 ) -> None:
     images, parts = CASES[case]
-    text, prompt_len = answer_of_transformers(reference_of("llava"), images, *parts)
+    text, prompt_len = answer_of_transformers(name, reference_of(name), images, *parts)
     answer = chat(post, *parts)
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["message"]["content"] == text
@@ -138,12 +163,12 @@ class GivenFile:
 
 
 def test_a_fetched_picture_is_the_same_picture(
-    post: Post, bundle_of: Callable[[str], Path], engine_of: Callable[[str], Engine]
+    name: str, post: Post, bundle_of: Callable[[str], Path], engine_of: Callable[[str], Engine]
 ) -> None:
     fetcher = GivenFile(FIRST)
     url = "https://pictures.example/cat.png"
     with server_over(
-        bundle_of("llava"), model_config("llava"), engine_of("llava"), image_fetcher=fetcher
+        bundle_of(name), model_config(name), engine_of(name), image_fetcher=fetcher
     ) as fetching_post:
         fetched = chat(fetching_post, TEXT, {"type": "image_url", "image_url": {"url": url}})
     assert fetcher.asked == [(url, "messages[0].content[1].image_url.url")]
@@ -159,12 +184,12 @@ def test_choices_of_one_picture_share_its_prompt(post: Post) -> None:
     assert cached == body["usage"]["prompt_tokens"] - 1
 
 
-def test_a_typed_placeholder_is_text(post: Post) -> None:
-    typed = {"type": "text", "text": f"{IMAGE_TOKEN} is what I typed"}
+def test_a_typed_placeholder_is_text(name: str, post: Post) -> None:
+    family = VISION[name]
+    typed = {"type": "text", "text": f"{' '.join(family.special_tokens)} is what I typed"}
     alone = chat(post, typed).json()["usage"]["prompt_tokens"]
     with_picture = chat(post, ONE, typed).json()["usage"]["prompt_tokens"]
-    # The picture's own tokens, and the newline that the template puts behind them.
-    assert with_picture - alone == NUM_IMAGE_TOKENS + 1
+    assert with_picture - alone == family.num_prompt_tokens
 
 
 @pytest.mark.parametrize(
@@ -197,15 +222,17 @@ def test_pictures_belong_to_users(post: Post) -> None:
 
 
 def test_a_prompt_that_its_pictures_make_too_long_is_refused(post: Post) -> None:
-    long = {"type": "text", "text": "x" * 440}
+    long = {"type": "text", "text": "x" * 470}
     assert chat(post, long, max_tokens=8).status_code == 200
     answer = chat(post, ONE, OTHER, long, max_tokens=8)
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
-def test_capabilities_and_metrics_know_pictures(post: Post, engine_of: Callable[[str], Engine]) -> None:
+def test_capabilities_and_metrics_know_pictures(
+    name: str, post: Post, engine_of: Callable[[str], Engine]
+) -> None:
     chat(post, ONE, TEXT)
-    stats = engine_of("llava").stats()
+    stats = engine_of(name).stats()
     assert stats.mm_cache_hits_total < stats.mm_cache_queries_total
     assert 0 < stats.num_images_encoded_total <= stats.mm_cache_queries_total

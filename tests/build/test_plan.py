@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from vinfer.build.plan import (
     plan_build,
     resolve_mesh,
 )
-from vinfer.bundle import Platform, choose_encoder
+from vinfer.bundle import Platform, ProgramShape, choose_encoder
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.checkpoint.vision import VisionFacts
@@ -281,16 +282,17 @@ def test_more_positions_than_the_model_knows_are_refused() -> None:
 PICTURES = {"task": "image-text", "precompile": [{"vision": {"height": 28, "width": 28}}]}
 
 
-def with_images(side: int) -> Any:
-    """Return a checkpoint whose pictures are squares; only their shape is looked at."""
+def with_images(side: int, *, num_features: int = 9, attends_both_ways: bool = False) -> Any:
+    """Return a checkpoint whose pictures are squares; only their shape and number count."""
     checkpoint: Any = PaperCheckpoint()
-    encoder: Any = None
+    encoder: Any = SimpleNamespace(max_features=lambda image: num_features)
     checkpoint.vision = VisionFacts(
         decoder_type="llama",
         encoder=encoder,
         image_token_id=7,
         image_shape=(3, side, side),
         read_processing=lambda _: pytest.fail("not read"),
+        attends_both_ways=attends_both_ways,
     )
     return checkpoint
 
@@ -303,6 +305,17 @@ def test_pictures_of_another_size_are_refused_with_the_right_one() -> None:
         check_model(plan(**PICTURES), PaperCheckpoint(), where="models[0]")  # type: ignore[arg-type]
     # The same checkpoint serves text.
     check_model(plan(), with_images(336), where="models[0]")
+
+
+def test_a_chunk_must_hold_a_picture_that_is_seen_both_ways() -> None:
+    built = plan(task="image-text", precompile=[{"prefill_length": [32, 64]}, *PICTURES["precompile"]])
+    longest = max(shape.length for shape in built.programs if shape.kind == "prefill")
+    fitting = with_images(28, num_features=longest, attends_both_ways=True)
+    check_model(built, fitting, where="models[0]")
+    check_model(built, with_images(28, num_features=longest + 1), where="models[0]")
+    too_large = with_images(28, num_features=longest + 1, attends_both_ways=True)
+    with pytest.raises(ConfigError, match=rf"is {longest}; .*{longest + 1} tokens of a picture.*: add a"):
+        check_model(built, too_large, where="models[0]")
 
 
 @pytest.mark.parametrize(
@@ -322,4 +335,20 @@ def test_an_encoder_per_vision_shape() -> None:
     built = plan(task="image-text", precompile=[{"vision": shapes}])
     names = [shape.name for shape in built.programs if shape.kind == "encode_images"]
     assert names == ["encode_images[1,3,28,28]", "encode_images[4,3,28,28]"]
-    assert [choose_encoder(built.programs, rows=rows).rows for rows in (1, 2, 4, 9)] == [1, 4, 4, 4]
+
+
+def test_the_encoder_is_as_small_as_takes_the_pictures_that_wait() -> None:
+    small, pair, large, four = (
+        ProgramShape(kind="encode_images", rows=rows, image=(3, side, side))
+        for rows, side in ((1, 28), (2, 28), (1, 56), (4, 112))
+    )
+    encoders = {four: 64, large: 16, pair: 4, small: 4}
+    chosen = {
+        (4,): (small, 1),
+        (1, 4): (pair, 2),
+        (2, 2, 2): (pair, 2),
+        (4, 5, 4): (small, 1),
+        (5, 4): (large, 1),
+        (17, 1, 64, 3, 2): (four, 4),
+    }
+    assert {waiting: choose_encoder(encoders, waiting) for waiting in chosen} == chosen

@@ -154,7 +154,10 @@ def write(hf_directory: Callable[..., Path]) -> Callable[..., Path]:
         generator = np.random.default_rng(3)
         shapes = normalise(QWEN2_VL).shapes
         save_file(
-            {rename(name): generator.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()},
+            {
+                rename(name): generator.standard_normal(shape, dtype=np.float32)
+                for name, shape in shapes.items()
+            },
             directory / "model.safetensors",
         )
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -191,5 +194,5 @@ def test_every_layout_of_names_is_read(layout: Callable[[str], str], write: Call
 
 
 def test_a_processor_of_other_patches_is_refused(write: Callable[..., Path]) -> None:
-    with pytest.raises(CheckpointError, match="merge_size = 3: the vision tower of config.json has 2"):
+    with pytest.raises(CheckpointError, match=r"merge_size = 3: the vision tower of config.json has 2"):
         open_hf_directory(write(published, merge_size=3))

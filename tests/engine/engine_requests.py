@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -100,3 +100,8 @@ def make_shapes(
         embeddings=True,
         vision_shapes=[(rows, 3, 8, 8) for rows in encoders],
     )
+
+
+def make_max_features(shapes: Iterable[ProgramShape]) -> dict[ProgramShape, int]:
+    """Let every image encoder take every picture of `IMAGE_LENS`."""
+    return {shape: max(IMAGE_LENS.values()) for shape in shapes if shape.kind == "encode_images"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vinfer.engine.chunks import ChunkPlan
+from vinfer.engine.chunks import ChunkPlan, keep_whole
 
 
 def cut(plan: ChunkPlan, num_tokens: int) -> list[int]:
@@ -73,3 +73,22 @@ def test_without_a_cost_only_what_exceeds_the_largest_bucket_is_cut(
     longest = max(lengths)
     expected = [longest] * (num_tokens // longest) + ([num_tokens % longest] if num_tokens % longest else [])
     assert cut(ChunkPlan(lengths, None), num_tokens) == expected
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (0, 8, 8),  # ends with the first block
+        (0, 7, 3),  # before the block that it would cut
+        (3, 6, 8),  # begins with it, so takes it whole
+        (4, 9, 9),  # begins inside of it: the last token of a prompt that was copied
+        (8, 16, 12),
+        (12, 20, 20),  # two blocks side by side are cut between them
+        (12, 22, 20),
+        (20, 23, 24),
+        (20, 24, 24),
+        (24, 30, 30),
+    ],
+)
+def test_the_end_of_a_chunk_moves_to_the_edge_of_a_block(start: int, end: int, expected: int) -> None:
+    assert keep_whole(start, end, [(3, 8), (12, 20), (20, 24)]) == expected

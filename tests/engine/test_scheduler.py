@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from engine_requests import STEPS, make_request, make_shapes
+from engine_requests import STEPS, make_max_features, make_request, make_shapes
 
 from vinfer.engine.scheduler import Schedule, Scheduler
 
@@ -386,13 +386,18 @@ def test_a_request_without_tokens_ends_with_its_prompt() -> None:
     assert not scheduler.schedule()
 
 
-def image_scheduler(num_slots: int = 3, num_feature_rows: int = 64) -> Scheduler:
+def image_scheduler(
+    num_slots: int = 3, num_feature_rows: int = 64, *, keeps_images_whole: bool = False
+) -> Scheduler:
     """Return a scheduler with image encoders of one picture and of two."""
+    shapes = make_shapes(num_slots=num_slots, encoders=(1, 2))
     return Scheduler(
-        shapes=make_shapes(num_slots=num_slots, encoders=(1, 2)),
+        shapes=shapes,
         num_slots=num_slots,
         steps=STEPS,
         num_feature_rows=num_feature_rows,
+        max_features=make_max_features(shapes),
+        keeps_images_whole=keeps_images_whole,
     )
 
 
@@ -417,6 +422,28 @@ def test_a_prompt_is_prefilled_once_its_pictures_are_encoded() -> None:
     assert encoded(second) is None
     assert second.prefills[0].chunks[0].feature_rows == (q[4], -1, *p, -1)
     scheduler.check_integrity()
+
+
+def test_no_chunk_cuts_a_picture_that_is_seen_both_ways() -> None:
+    scheduler = image_scheduler(keeps_images_whole=True)
+    scheduler.submit(make_request("a", 21, images=[(1, "q"), (7, "p"), (13, "q")]))
+    assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 0, 7)])]
+    assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 7, 6)])]
+    assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 13, 8)])]
+
+
+@pytest.mark.parametrize(("images", "is_shared"), [([(3, "q")], False), ([(2, "q")], True)])
+def test_a_prompt_that_ends_in_such_a_picture_is_not_shared(
+    images: list[tuple[int, str]], is_shared: bool
+) -> None:
+    """Its last token alone would be a piece of the picture."""
+    scheduler = image_scheduler(keeps_images_whole=True)
+    for name in ("a", "b"):
+        scheduler.submit(make_request(name, 8, key="shared", images=images))
+    chunks = [
+        chunk for _ in range(2) for prefill in scheduler.schedule().prefills for chunk in prefill.chunks
+    ]
+    assert [(chunk.request.id, chunk.length) for chunk in chunks] == [("a", 8), ("b", 1 if is_shared else 8)]
 
 
 def test_text_is_not_held_up_by_pictures_and_nobody_waits_for_two_dispatches_of_them() -> None:

@@ -16,6 +16,7 @@ from engine_requests import (
     MAX_MODEL_LEN,
     STEPS,
     CountingMatcher,
+    make_max_features,
     make_request,
     make_shapes,
 )
@@ -59,7 +60,8 @@ class CheckingDevice:
         lives: tokens after which each request ends on the device, by request id.
     """
 
-    def __init__(self, num_slots: int, lives: dict[str, int]) -> None:
+    def __init__(self, num_slots: int, lives: dict[str, int], *, keeps_images_whole: bool) -> None:
+        self._keeps_images_whole = keeps_images_whole
         self._num_slots = num_slots
         self._lives = lives
         self._slots: dict[int, Slot] = {}
@@ -111,6 +113,11 @@ class CheckingDevice:
         assert len(chunk.feature_rows) == (chunk.length if chunk.request.images else 0)
         for place, row in enumerate(chunk.feature_rows, chunk.start):
             assert (None if row < 0 else self._features[row]) == expected.get(place)
+        if self._keeps_images_whole:
+            for image in chunk.request.images:
+                inside = range(image.start + 1, image.start + image.num_tokens)
+                assert chunk.start not in inside
+                assert chunk.start + chunk.length not in inside
 
     def _copy(self, chunk: Chunk) -> None:
         assert chunk.copied_from is not None
@@ -187,6 +194,7 @@ class SchedulerSequences(RuleBasedStateMachine):
         ),
         dispatch_cost_tokens=st.sampled_from((None, 0, 3)),
         encoders=st.sampled_from(((1,), (1, 3), (2,))),
+        keeps_images_whole=st.booleans(),
     )
     def start(
         self,
@@ -194,22 +202,27 @@ class SchedulerSequences(RuleBasedStateMachine):
         prefill_shapes: tuple[tuple[int, int], ...],
         dispatch_cost_tokens: int | None,
         encoders: tuple[int, ...],
+        keeps_images_whole: bool,
     ) -> None:
         shapes = make_shapes(prefill_shapes, num_slots, encoders)
         self.largest_bucket = max(shape.length for shape in shapes if shape.kind == "prefill")
+        # The pictures of shared prompts must fit.
+        self.keeps_images_whole = keeps_images_whole and self.largest_bucket >= IMAGE_LENS["s"]
         self.scheduler = Scheduler(
             shapes=shapes,
             num_slots=num_slots,
             steps=STEPS,
             dispatch_cost_tokens=dispatch_cost_tokens,
             num_feature_rows=NUM_FEATURE_ROWS,
+            max_features=make_max_features(shapes),
+            keeps_images_whole=self.keeps_images_whole,
         )
         self.lives: dict[str, int] = {}
         self.max_tokens: dict[str, int] = {}
         self.num_tokens: dict[str, int] = {}
         self.cancelled: set[str] = set()
         self.finished: list[str] = []
-        self.device = CheckingDevice(num_slots, self.lives)
+        self.device = CheckingDevice(num_slots, self.lives, keeps_images_whole=self.keeps_images_whole)
         self.in_flight: deque[Read] = deque()
 
     @property
@@ -242,7 +255,8 @@ class SchedulerSequences(RuleBasedStateMachine):
         if key is None:
             for picture in pictures:
                 start = images[-1][0] + IMAGE_LENS[images[-1][1]] + 1 if images else 0
-                if start + IMAGE_LENS[picture] <= prompt_len:
+                fits = not self.keeps_images_whole or IMAGE_LENS[picture] <= self.largest_bucket
+                if fits and start + IMAGE_LENS[picture] <= prompt_len:
                     images.append((start, picture))
         if images:
             # Prompts with pictures are neither scored nor embedded.

@@ -15,7 +15,7 @@ from typing import Any
 
 from tiny.checkpoints import CACHE, checkpoint
 from tiny.families import FAMILY_MODELS
-from tiny.vision_models import IMAGE_SIZE
+from tiny.vision_models import VISION, VisionModel
 
 from vinfer.config import ModelConfig
 from vinfer.launch.bundles import find_or_build
@@ -38,8 +38,30 @@ _NARROW: dict[str, Any] = {
     "num_slots": 4,
     "precompile": [{"batch_size": 1, "prefill_length": MAX_CHUNK}],
 }
-_VISION = [{"batch_size": rows, "height": IMAGE_SIZE, "width": IMAGE_SIZE} for rows in (1, 2)]
 _PAIRS: dict[str, Any] = {"num_slots": 4, "precompile": [{"batch_size": 2, "prefill_length": 32}]}
+
+
+def _encoders(model: VisionModel, *num_pictures: int) -> list[dict[str, int]]:
+    """One for each number of pictures; for pictures of many sizes also one for a pair of small ones."""
+    small = [{"batch_size": 2, "height": 48, "width": 36}] if model.grids else []
+    return small + [
+        {"batch_size": rows, "height": model.image_size, "width": model.image_size} for rows in num_pictures
+    ]
+
+
+def _with_images(name: str) -> dict[str, Any]:
+    """A bundle whose feature array is as small as may be, so that pictures make room for each other."""
+    return {
+        "checkpoint": name,
+        **_PAIRS,
+        "task": "image-text",
+        "image_cache_bytes": 1,
+        "precompile": [
+            {"batch_size": 1, "prefill_length": [32, MAX_CHUNK], "vision": _encoders(VISION[name], 1, 2)},
+            {"batch_size": 2, "prefill_length": 32},
+        ],
+    }
+
 
 # For the matrix of families: few programs, prompts that still take several chunks.
 FAMILY_CHUNK = 32
@@ -76,18 +98,11 @@ BUNDLES: dict[str, dict[str, Any]] = {
         "max_model_len": 256,
         "task": "image-text",
         "image_cache_bytes": 1,
-        "precompile": [{"batch_size": 1, "prefill_length": MAX_CHUNK, "vision": _VISION[:1]}],
-    },
-    "llava": {
-        "checkpoint": "llava",
-        **_PAIRS,
-        "task": "image-text",
-        "image_cache_bytes": 1,
         "precompile": [
-            {"batch_size": 1, "prefill_length": [32, MAX_CHUNK], "vision": _VISION},
-            {"batch_size": 2, "prefill_length": 32},
+            {"batch_size": 1, "prefill_length": MAX_CHUNK, "vision": _encoders(VISION["llava"], 1)}
         ],
     },
+    **{name: _with_images(name) for name in VISION},
     "qwen3-moe-ep2": {"checkpoint": "qwen3-moe-normalised", **_NARROW, "mesh": {"ep": 2, "tp": 1}},
 }
 

@@ -27,6 +27,11 @@ class VisionModel:
         num_image_tokens: placeholders of a picture.
         processor: preprocessor_config.json.
         template: the chat template.
+        grids: rows and columns of the placeholders of pictures of many sizes, the largest first; the two
+            fields before speak of that one. Empty where all are of one size.
+        has_token_types: its reference must be told which tokens stand for pictures.
+        num_prompt_tokens: what a picture of 64 by 48 pixels adds to a conversation: placeholders, and what is
+            around them.
     """
 
     family: str
@@ -40,6 +45,9 @@ class VisionModel:
     num_image_tokens: int
     processor: dict[str, Any]
     template: str
+    grids: tuple[tuple[int, int], ...] = ()
+    has_token_types: bool = False
+    num_prompt_tokens: int
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -128,6 +136,7 @@ LLAVA = VisionModel(
     num_image_tokens=NUM_IMAGE_TOKENS,
     processor=_CLIP_PROCESSOR,
     template=_LLAVA_TEMPLATE,
+    num_prompt_tokens=NUM_IMAGE_TOKENS + len("\n"),
 )
 
 # A patch of 4 leaves two pixels over; 12 by 12 patches become 6 by 6 features, more than a window of 17.
@@ -202,6 +211,8 @@ GEMMA3 = VisionModel(
         "size": {"height": _GEMMA3_SIZE, "width": _GEMMA3_SIZE},
     },
     template=_GEMMA3_TEMPLATE,
+    has_token_types=True,
+    num_prompt_tokens=len("\n\n") + 1 + _GEMMA3_FEATURES + 1 + len("\n\n"),
     settings={"norm_mean": 0.0, "embedding_deviation": 0.02},
 )
 
@@ -250,9 +261,9 @@ QWEN2_VL = VisionModel(
     image_token="<|image_pad|>",
     before=(_FIRST_ID,),
     after=(_FIRST_ID + 2,),
-    # The largest: others have other sides, and fewer.
     image_size=8 * QWEN2_VL_FACTOR,
     num_image_tokens=64,
+    grids=((8, 8), (3, 5), (1, 9), (7, 2), (4, 4), (1, 1), (5, 6), (2, 7)),
     processor={
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2VLProcessor",
@@ -266,11 +277,12 @@ QWEN2_VL = VisionModel(
         "merge_size": 2,
     },
     template=_QWEN2_VL_TEMPLATE,
+    has_token_types=True,
+    # 64 by 48 pixels are brought to 60 by 48.
+    num_prompt_tokens=1 + 5 * 4 + 1,
 )
 
-VISION: dict[str, VisionModel] = {"llava": LLAVA, "gemma3-images": GEMMA3}
-VISION_MODELS: dict[str, TinyModel] = {
-    name: model.checkpoint() for name, model in {**VISION, "qwen2-vl": QWEN2_VL}.items()
-}
+VISION: dict[str, VisionModel] = {"llava": LLAVA, "gemma3-images": GEMMA3, "qwen2-vl": QWEN2_VL}
+VISION_MODELS: dict[str, TinyModel] = {name: model.checkpoint() for name, model in VISION.items()}
 TRAINED_MODELS = {"llava-colours": dataclasses.replace(VISION_MODELS["llava"], is_trained=True)}
 """The same, trained by `tiny.colours`."""

@@ -233,8 +233,8 @@ def check_images(plan: BuildPlan, vision: VisionFacts | None, *, where: str) -> 
     )
     if longest < num_tokens:
         raise ConfigError(
-            f"the longest prefill_length of {where}.precompile is {longest}; the model must see the {num_tokens} "
-            f"tokens of a picture in one piece: add a prefill_length of {num_tokens} or more"
+            f"the longest prefill_length of {where}.precompile is {longest}; the model must see the "
+            f"{num_tokens} tokens of a picture in one piece: add a prefill_length of {num_tokens} or more"
         )
 
 
@@ -248,14 +248,13 @@ def _check_vision_shape(image: tuple[int, ...], vision: VisionFacts, *, where: s
         )
     if isinstance(vision.encoder, Qwen2VLFacts):
         channels, height, width = image
-        factor = vision.encoder.factor
-        if channels != vision.encoder.num_channels or height % factor or width % factor:
-            near = [max(round(side / factor), 1) * factor for side in (height, width)]
+        wanted, factor = vision.encoder.num_channels, vision.encoder.factor
+        if channels != wanted or height % factor or width % factor:
+            nearest = [max(round(side / factor), 1) * factor for side in (height, width)]
             raise ConfigError(
-                f"{where}.precompile has a vision shape of {'x'.join(map(str, image))}; the model takes pictures "
-                f"of {vision.encoder.num_channels} channels, up to a height and a width that are multiples of "
-                f"{factor}: write vision: {{channels: {vision.encoder.num_channels}, height: {near[0]}, "
-                f"width: {near[1]}}}"
+                f"{where}.precompile has a vision shape of {'x'.join(map(str, image))}; the model takes "
+                f"pictures of {wanted} channels whose height and width are multiples of {factor}: write "
+                f"vision: {{channels: {wanted}, height: {nearest[0]}, width: {nearest[1]}}}"
             )
 
 

@@ -23,6 +23,7 @@ from vinfer.checkpoint.vision import Qwen2VLFacts
 QUERY_BLOCK = 512
 _NORM_EPSILON = 1e-6
 _ROPE_THETA = 10_000.0
+_UNSEEN = -1e30
 
 
 class Qwen2VLEncoder:
@@ -79,9 +80,7 @@ def _places(grids: jax.Array, num_patches: int, merge_size: int) -> tuple[jax.Ar
     return rows, columns
 
 
-def _rotary_table(
-    rows: jax.Array, columns: jax.Array, *, head_dim: int
-) -> tuple[jax.Array, jax.Array]:
+def _rotary_table(rows: jax.Array, columns: jax.Array, *, head_dim: int) -> tuple[jax.Array, jax.Array]:
     """Return cosines and sines, float32 [pictures, patches, 1, head_dim / 2]: half by row, half by column."""
     exponents = jnp.arange(0, head_dim // 2, 2, dtype=jnp.float32) / (head_dim // 2)
     frequencies = 1.0 / _ROPE_THETA**exponents
@@ -126,7 +125,7 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, is_real: jax.Arr
     def seen_by(some: jax.Array) -> jax.Array:
         scores = jnp.einsum("bqhd,bkhd->bhqk", some, key, preferred_element_type=jnp.float32) * scale
         # Not minus infinity: a picture that is all padding has no real patch.
-        scores = jnp.where(is_real[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.where(is_real[:, None, None, :], scores, _UNSEEN)
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 

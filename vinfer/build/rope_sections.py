@@ -1,7 +1,7 @@
 """Rotary rows of tokens that rotate by three positions: their time, their row and their column (M-RoPE).
 
-Pure functions of arrays. Each pair of a head belongs to one of the three, in sections, so that a token has a row
-of its own made of three rows of the usual table.
+Pure functions of arrays. Each pair of a head belongs to one of the three, in sections, so that a token has a
+row of its own made of three rows of the usual table.
 
 Source: transformers 5.5, `apply_multimodal_rotary_pos_emb` in `models/qwen2_vl/modeling_qwen2_vl.py`.
 """

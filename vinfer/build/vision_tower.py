@@ -142,9 +142,7 @@ def _embed(named: Named, facts: TowerFacts, pixels: jax.Array) -> jax.Array:
     patches = squares.reshape(pictures, side * side, -1) @ kernel.reshape(hidden, -1).T
     if facts.is_clip:
         of_class = named[f"{TOWER}.embeddings.class_embedding"].astype(patches.dtype)
-        patches = jnp.concatenate(
-            [jnp.broadcast_to(of_class, (pictures, 1, hidden)), patches], axis=1
-        )
+        patches = jnp.concatenate([jnp.broadcast_to(of_class, (pictures, 1, hidden)), patches], axis=1)
     else:
         patches += named[f"{TOWER}.embeddings.patch_embedding.bias"]
     return patches + named[f"{TOWER}.embeddings.position_embedding.weight"][None]

@@ -112,7 +112,7 @@ class Gemma3Facts:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Qwen2VLFacts:
-    """Qwen2-VL's tower: patches of a picture of any size, rotated by row and column, and squares of them merged.
+    """Qwen2-VL's tower: patches of a picture of any size, rotated by row and column, merged by squares.
 
     Attributes:
         hidden_size, inner_size: of the tower's layers.
@@ -155,8 +155,8 @@ class VisionFacts:
     Attributes:
         decoder_type: model type of the decoder, a key of `families.FAMILIES`.
         image_token_id: the placeholder whose embedding is replaced by a feature.
-        image_shape: (channels, height, width) of a picture as the encoder takes it; None where pictures are of
-            many sizes, and an encoder's shape says how large they may be.
+        image_shape: (channels, height, width) of a picture as the encoder takes it; None where pictures are
+            of many sizes, and an encoder's shape says how large they may be.
         read_processing: reads the record of the checkpoint's processor files from its directory.
         attends_both_ways: the decoder lets each placeholder of a picture see all others of it, those that
             follow too; so it must see a picture whole.

@@ -231,13 +231,11 @@ class Runner:
         return PooledDispatch(work.chunks, pooled)
 
     def _encoder_inputs(self, work: Encode) -> tuple[Any, ...]:
-        """Return the encoder's inputs in their order; what a picture or the dispatch does not fill is padding."""
+        """Return the encoder's inputs in their order, padded where pictures do not fill them."""
         specs = {spec.name: spec for spec in self._inputs[work.shape]}
         # Padding goes to a row beyond the last.
         padding = {"feature_rows": self._image_features[0].shape[0]}
-        inputs = {
-            name: np.full(spec.shape, padding.get(name, 0), spec.dtype) for name, spec in specs.items()
-        }
+        inputs = {name: np.full(spec.shape, padding.get(name, 0), spec.dtype) for name, spec in specs.items()}
         for place, (image, own) in enumerate(zip(work.images, work.rows, strict=True)):
             inputs["pixels"][place, : len(image.pixels)] = image.pixels
             inputs["feature_rows"][place, : len(own)] = own

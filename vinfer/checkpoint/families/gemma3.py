@@ -69,7 +69,9 @@ def _decoder(keys: ConfigKeys) -> NormalisedConfig:
         raise section.refusal("model_type", "as the decoder of gemma3 vinfer serves gemma3_text")
     refuse_unknown_keys(section, _DECODER)
     if section.has("final_logit_softcapping"):
-        raise section.refusal("final_logit_softcapping", "transformers' Gemma 3 with images ignores it: remove it")
+        raise section.refusal(
+            "final_logit_softcapping", "transformers' Gemma 3 with images ignores it: remove it"
+        )
     # Whatever text_config says: it has no head.
     is_tied = keys.boolean("tie_word_embeddings", True)
     values = {**section.values, "tie_word_embeddings": is_tied}

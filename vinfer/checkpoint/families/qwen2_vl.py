@@ -12,7 +12,12 @@ import functools
 
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families.llama import QWEN_KEYS, gated_decoder, qwen_windows
-from vinfer.checkpoint.families.reading import read_activation, read_heads, read_hidden_size, refuse_other_than
+from vinfer.checkpoint.families.reading import (
+    read_activation,
+    read_heads,
+    read_hidden_size,
+    refuse_other_than,
+)
 from vinfer.checkpoint.families.vision_config import ACTIVATIONS
 from vinfer.checkpoint.family import ONE_ROPE, Family, NormalisedConfig, TensorNames
 from vinfer.checkpoint.image_processor import read_qwen2_vl_processing
@@ -24,7 +29,8 @@ from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
 # What Qwen2VLTextConfig has by itself, where it differs from what every file must state.
 _DEFAULTS: dict[str, object] = {"max_window_layers": 80, "rms_norm_eps": 1e-5}
 _NAMES = TensorNames(
-    # As published `model.` and `visual.`; as transformers 5 saves them, `model.visual.`; as it calls them inside.
+    # Published files have `model.` and `visual.`, transformers 5 writes `model.visual.`, and calls the decoder
+    # `model.language_model.` inside.
     renamed=(("model.language_model.", "model."), ("model.visual.", "visual."))
 )
 

@@ -1,6 +1,6 @@
 """What families with images share: vision_config, the placeholder token, and the names of their tensors.
 
-Source: transformers 5.5, `models/{clip,siglip}/configuration_*.py` and `modeling_*.py`, `conversion_mapping.py`.
+Source: transformers 5.5, `models/{clip,siglip}/{configuration,modeling}_*.py`, `conversion_mapping.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ACTIVATIONS = {name: name for name in ("quick_gelu", "gelu", "gelu_new", "gelu_p
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
 NAMES = TensorNames(
     renamed=(
-        # As published; as transformers 5 calls them inside; and as it saves them, half one and half the other.
+        # As published; as transformers 5 calls them inside; and as it saves them, half one, half the other.
         ("model.language_model.model.", "model."),
         ("language_model.model.", "model."),
         ("language_model.lm_head.", "lm_head."),
