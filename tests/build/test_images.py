@@ -136,7 +136,7 @@ class Asker:
 PROMPTS: dict[str, tuple[Part, ...]] = {
     "first": (1, TEXT[:20]),
     "middle": (TEXT[:9], 2, TEXT[9:30]),
-    "last": (TEXT[:12], 3),
+    "last": (TEXT[:22], 3),
     "two side by side": (TEXT[:3], 4, 5, TEXT[3:9]),
     "three, beyond a chunk": (TEXT[:50], 6, TEXT[50:63], 7, TEXT[63:97], 1, TEXT[97:100]),
     "the same twice": (8, TEXT[:4], 8, TEXT[4:11]),

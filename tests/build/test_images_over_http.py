@@ -86,7 +86,16 @@ def processor_of(name: str) -> Any:
     if family.family == "Qwen2VL":
         # With the limits that the bundle's largest program sets.
         largest = family.image_size**2
-        return Qwen2VLProcessor(
+
+        class WithoutVideos(Qwen2VLProcessor):  # type: ignore[misc]
+            """Its video processor would need torchvision."""
+
+            def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+                if argument_name != "video_processor":
+                    return super().check_argument_for_proper_class(argument_name, argument)
+                return None
+
+        return WithoutVideos(
             image_processor=Qwen2VLImageProcessorPil.from_pretrained(directory, max_pixels=largest),
             tokenizer=AutoTokenizer.from_pretrained(directory),
             chat_template=template,
