@@ -235,6 +235,18 @@ def dropped_projector_bias(asked: Question, model: PreTrainedModel, patch: pytes
     return asked
 
 
+def earlier_layers(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """One of the layers that are joined is another."""
+    model.config.vision_feature_layers = [-2, 0, -2, 1]
+    return asked
+
+
+def wrong_projector_epsilon(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The projector's norm has the usual epsilon."""
+    model.model.multi_modal_projector.projector_layernorm.eps = 1e-5
+    return asked
+
+
 def dropped_patch_bias(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
     """The patches have no bias."""
     _parameter(model, "patch_embedding.bias").data.zero_()
@@ -370,6 +382,8 @@ Mistake = Callable[[Question, "PreTrainedModel", pytest.MonkeyPatch], Question]
 _OF_ALL: tuple[Mistake, ...] = (wrong_picture, pictures_in_another_order, another_activation, wrong_place)
 MISTAKES: dict[str, tuple[Mistake, ...]] = {
     "llava": (*_OF_ALL, another_layer, dropped_projector_bias, wrong_first_norm),
+    "llava-siglip": (*_OF_ALL, dropped_projector_bias, dropped_patch_bias),
+    "vipllava": (*_OF_ALL, earlier_layers, dropped_projector_bias, wrong_first_norm, wrong_projector_epsilon),
     "gemma3-images": (
         *_OF_ALL,
         dropped_patch_bias,

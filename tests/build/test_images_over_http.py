@@ -44,7 +44,11 @@ AS_IMAGE = {"type": "image", "image": data_url(FIRST)}
 OTHER = {"type": "image", "image": data_url(SECOND)}
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.bundles(name)) for name in VISION])
+# A family for each kind of processor.
+NAMES = ("llava", "llava-siglip", "gemma3-images")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.bundles(name)) for name in NAMES])
 def name(request: pytest.FixtureRequest) -> str:
     """Name a checkpoint and its bundle."""
     found: str = request.param
@@ -67,10 +71,11 @@ def chat(post: Post, *parts: dict[str, Any], **fields: Any) -> httpx.Response:
 
 def processor_of(name: str) -> Any:
     """Make transformers' own processor of a checkpoint, without torchvision."""
-    from transformers import AutoTokenizer, Gemma3Processor, LlavaProcessor, Qwen2VLProcessor
+    from transformers import Gemma3Processor, LlavaProcessor, PreTrainedTokenizerFast, Qwen2VLProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     directory, family = checkpoint(name), VISION[name]
     template = (directory / "chat_template.jinja").read_text()
@@ -79,7 +84,7 @@ def processor_of(name: str) -> Any:
         tokens = {"boi_token": boi, "image_token": image, "eoi_token": eoi}
         return Gemma3Processor(
             image_processor=Gemma3ImageProcessorPil.from_pretrained(directory),
-            tokenizer=AutoTokenizer.from_pretrained(directory, extra_special_tokens=tokens),
+            tokenizer=PreTrainedTokenizerFast.from_pretrained(directory, extra_special_tokens=tokens),
             chat_template=template,
             image_seq_length=family.num_image_tokens,
         )
@@ -97,16 +102,18 @@ def processor_of(name: str) -> Any:
 
         return WithoutVideos(
             image_processor=Qwen2VLImageProcessorPil.from_pretrained(directory, max_pixels=largest),
-            tokenizer=AutoTokenizer.from_pretrained(directory),
+            tokenizer=PreTrainedTokenizerFast.from_pretrained(directory),
             chat_template=template,
         )
+    is_clip = family.processor["image_processor_type"] == "CLIPImageProcessor"
+    image_processor = CLIPImageProcessorPil if is_clip else SiglipImageProcessorPil
     return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil.from_pretrained(directory),
-        tokenizer=AutoTokenizer.from_pretrained(directory),
+        image_processor=image_processor.from_pretrained(directory),
+        tokenizer=PreTrainedTokenizerFast.from_pretrained(directory),
         patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy="default" if is_clip else "full",
         image_token=family.image_token,
-        num_additional_image_tokens=1,
+        num_additional_image_tokens=1 if is_clip else 0,
         chat_template=template,
     )
 
@@ -215,6 +222,8 @@ def test_a_typed_placeholder_is_text(name: str, post: Post) -> None:
         ((TEXT, {"type": "image", "image": "data:image/png;base64,AAAA"}), "messages[0].content[1].image"),
         (({**ONE, "text": "both"},), "messages[0].content[0].text"),
         (({"type": "input_audio"},), "messages[0].content[0].type"),
+        (({"type": "video", "video": "https://example.com/a.mp4"},), "messages[0].content[0].type"),
+        (({"type": "video_url", "video_url": {"url": "a.mp4"}},), "messages[0].content[0].type"),
     ],
 )
 def test_what_is_refused(parts: tuple[dict[str, Any], ...], param: str, post: Post) -> None:
@@ -245,3 +254,33 @@ def test_capabilities_and_metrics_know_pictures(
     stats = engine_of(name).stats()
     assert stats.mm_cache_hits_total < stats.mm_cache_queries_total
     assert 0 < stats.num_images_encoded_total <= stats.mm_cache_queries_total
+
+
+@pytest.mark.bundles("qwen2-vl")
+def test_a_picture_counts_by_its_size(post_to: Callable[[str], Post]) -> None:
+    post = post_to("qwen2-vl")
+
+    def num_prompt_tokens(width: int, height: int) -> int:
+        picture = {"type": "image", "image": data_url(drawing(3, width, height))}
+        answer = chat(post, picture, max_tokens=1)
+        assert answer.status_code == 200, answer.text
+        tokens: int = answer.json()["usage"]["prompt_tokens"]
+        return tokens
+
+    least = num_prompt_tokens(24, 24)
+    assert num_prompt_tokens(36, 48) - least == 12 - 4
+    # The checkpoint allows 100 tokens, the largest program takes 64.
+    assert num_prompt_tokens(400, 400) - least == 64 - 4
+    # Shrunk pictures keep their shape: a quarter of 8 times 8 each way.
+    assert num_prompt_tokens(1600, 400) - least == 4 * 16 - 4
+
+
+@pytest.mark.bundles("qwen2-vl")
+@pytest.mark.parametrize(("width", "message"), [(2100, "aspect ratio"), (1990, "takes 112 tokens")])
+def test_a_picture_too_long_for_the_model_is_refused(
+    width: int, message: str, post_to: Callable[[str], Post]
+) -> None:
+    answer = chat(post_to("qwen2-vl"), {"type": "image", "image": data_url(drawing(3, width, 10))}, TEXT)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "messages[0].content[0].image"
+    assert message in answer.json()["error"]["message"]

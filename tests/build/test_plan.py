@@ -22,7 +22,7 @@ from vinfer.build.plan import (
 from vinfer.bundle import Platform, ProgramShape, choose_encoder
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.source import ResolvedSource
-from vinfer.checkpoint.vision import VisionFacts
+from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
 from vinfer.config import ModelConfig
 from vinfer.errors import ConfigError, DeviceError, VinferError
 
@@ -305,6 +305,33 @@ def test_pictures_of_another_size_are_refused_with_the_right_one() -> None:
         check_model(plan(**PICTURES), PaperCheckpoint(), where="models[0]")  # type: ignore[arg-type]
     # The same checkpoint serves text.
     check_model(plan(), with_images(336), where="models[0]")
+
+
+def test_a_shape_for_pictures_of_many_sizes_has_sides_that_their_patches_fill() -> None:
+    checkpoint: Any = PaperCheckpoint()
+    encoder = Qwen2VLFacts(
+        num_layers=1,
+        num_heads=2,
+        hidden_size=16,
+        inner_size=32,
+        num_channels=3,
+        patch_size=14,
+        temporal_patch_size=2,
+        merge_size=2,
+        activation="quick_gelu",
+        out_size=128,
+    )
+    checkpoint.vision = dataclasses.replace(with_images(28).vision, encoder=encoder, image_shape=None)
+
+    def shaped(**vision: int) -> BuildPlan:
+        return plan(task="image-text", precompile=[{"vision": vision}])
+
+    check_model(shaped(height=56, width=280), checkpoint, where="models[0]")
+    message = r"of 3x56x300; .* multiples of 28: write vision: {channels: 3, height: 56, width: 308}"
+    with pytest.raises(ConfigError, match=message):
+        check_model(shaped(height=56, width=300), checkpoint, where="models[0]")
+    with pytest.raises(ConfigError, match=r"of 3x13x28; .* write vision: {channels: 3, height: 28, "):
+        check_model(shaped(height=13, width=28), checkpoint, where="models[0]")
 
 
 def test_a_chunk_must_hold_a_picture_that_is_seen_both_ways() -> None:

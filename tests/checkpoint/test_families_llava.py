@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from vinfer.checkpoint.hf_directory import open_hf_directory
 from vinfer.checkpoint.normalise import normalise
-from vinfer.checkpoint.vision import ClipFacts
+from vinfer.checkpoint.vision import LlavaFacts
 from vinfer.errors import CheckpointError
 
 TEXT: dict[str, Any] = {
@@ -47,9 +47,10 @@ LLAVA: dict[str, Any] = {
 }
 
 
-def encoder(**changes: Any) -> ClipFacts:
+def encoder(**changes: Any) -> LlavaFacts:
     vision = normalise(LLAVA | changes).vision
     assert vision is not None
+    assert isinstance(vision.encoder, LlavaFacts)
     return vision.encoder
 
 
@@ -108,11 +109,11 @@ def test_defaults() -> None:
     assert vision.encoder == dataclasses.replace(
         encoder(),
         feature_layers=(2,),
-        activation="quick_gelu",
         projector_activation="gelu",
         projector_has_bias=True,
-        norm_epsilon=1e-5,
     )
+    tower = encoder().tower
+    assert (tower.activation, tower.norm_epsilon) == ("quick_gelu", 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_qwen_windows_are_those_of_transformers(
         ("falcon_mamba", "all layers are Mamba, .* no recurrent state"),
         ("jamba", "some layers are Mamba, .* no recurrent state"),
         ("deepseek_v3", "its attention is latent"),
-        ("gemma3", "it takes images or sound"),
+        ("gemma3n", "it takes images or sound"),
         ("llava_next", "it takes images or sound"),
         ("t5", "it is an encoder and a decoder"),
     ],

@@ -19,6 +19,7 @@ from published_configs import CONFIGS, published
 from vinfer.checkpoint.family import NormalisedConfig
 from vinfer.checkpoint.normalise import normalise
 from vinfer.checkpoint.rope import RopeFacts
+from vinfer.checkpoint.vision import Gemma3Facts, Qwen2VLFacts
 from vinfer.errors import CheckpointError
 
 # Windows are in the facts; nothing drops out in inference; GPT-2's width is worked out by its model.
@@ -78,13 +79,27 @@ def vision_facts(ours: NormalisedConfig, theirs: Any) -> list[tuple[object, ...]
     if ours.vision is None:
         return []
     encoder, tower = ours.vision.encoder, theirs.vision_config
-    return [
+    if isinstance(encoder, Qwen2VLFacts):
+        rope = theirs.text_config.rope_parameters
+        return [
+            ("image_token_id", ours.vision.image_token_id, theirs.image_token_id),
+            ("activation", encoder.activation, tower.hidden_act),
+            ("num_heads", encoder.num_heads, tower.num_heads),
+            ("merge_size", encoder.merge_size, tower.spatial_merge_size),
+            ("sections", list(ours.facts.rope_sections), rope["mrope_section"]),
+        ]
+    of_all: list[tuple[object, ...]] = [
         ("image_token_id", ours.vision.image_token_id, theirs.image_token_id),
-        ("activation", encoder.activation, tower.hidden_act),
-        ("norm_epsilon", encoder.norm_epsilon, tower.layer_norm_eps),
-        ("num_heads", encoder.num_heads, tower.num_attention_heads),
+        ("activation", encoder.tower.activation, tower.hidden_act),
+        ("norm_epsilon", encoder.tower.norm_epsilon, tower.layer_norm_eps),
+        ("num_heads", encoder.tower.num_heads, tower.num_attention_heads),
+    ]
+    if isinstance(encoder, Gemma3Facts):
+        return [*of_all, ("num_features", encoder.num_features, theirs.mm_tokens_per_image)]
+    return [
+        *of_all,
         ("projector", encoder.projector_activation, theirs.projector_hidden_act),
-        ("has_class_token", encoder.has_class_token, theirs.vision_feature_select_strategy == "full"),
+        ("drops_first", encoder.drops_first, theirs.vision_feature_select_strategy == "default"),
         ("layers", encoder.feature_layers, (theirs.vision_feature_layer % (tower.num_hidden_layers + 1),)),
     ]
 

@@ -102,11 +102,11 @@ BUNDLES: dict[str, dict[str, Any]] = {
             {"batch_size": 1, "prefill_length": MAX_CHUNK, "vision": _encoders(VISION["llava"], 1)}
         ],
     },
-    **{name: _with_images(name) for name in VISION},
     "qwen3-moe-ep2": {"checkpoint": "qwen3-moe-normalised", **_NARROW, "mesh": {"ep": 2, "tp": 1}},
 }
 
 FAMILY_BUNDLES: dict[str, dict[str, Any]] = {
+    **{name: _with_images(name) for name in VISION},
     **{name: {"checkpoint": name, **_FAMILY} for name in FAMILY_MODELS},
     **{f"{name}-bfloat16": {"checkpoint": name, **_FAMILY, "dtype": "bfloat16"} for name in FAMILY_MODELS},
 }

@@ -139,6 +139,59 @@ LLAVA = VisionModel(
     num_prompt_tokens=NUM_IMAGE_TOKENS + len("\n"),
 )
 
+# SigLIP in front of Qwen2, all of whose features are taken; its processor makes squares of all pictures.
+LLAVA_SIGLIP = VisionModel(
+    family="Llava",
+    seed=91,
+    config={
+        "text_config": {
+            **SIZES,
+            "model_type": "qwen2",
+            "num_hidden_layers": 2,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": IMAGE_SIZE,
+            "patch_size": PATCH_SIZE,
+            "vision_use_head": False,
+        },
+        "image_token_index": _FIRST_ID,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
+    special_tokens=(IMAGE_TOKEN,),
+    image_token=IMAGE_TOKEN,
+    image_size=IMAGE_SIZE,
+    num_image_tokens=NUM_IMAGE_TOKENS,
+    processor={
+        "image_processor_type": "SiglipImageProcessor",
+        "do_convert_rgb": None,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    },
+    template=_LLAVA_TEMPLATE,
+    num_prompt_tokens=NUM_IMAGE_TOKENS + len("\n"),
+)
+# Four hidden states side by side, that before the first layer among them.
+VIPLLAVA = dataclasses.replace(
+    LLAVA,
+    family="VipLlava",
+    seed=92,
+    config={**LLAVA.config, "vision_feature_layers": [-2, 0, -1, 1], "projector_layernorm_eps": 1e-3},
+)
+
 # A patch of 4 leaves two pixels over; 12 by 12 patches become 6 by 6 features, more than a window of 17.
 _GEMMA3_SIZE, _GEMMA3_FEATURES = 50, 36
 _GEMMA3_TEMPLATE = (
@@ -282,7 +335,13 @@ QWEN2_VL = VisionModel(
     num_prompt_tokens=1 + 5 * 4 + 1,
 )
 
-VISION: dict[str, VisionModel] = {"llava": LLAVA, "gemma3-images": GEMMA3, "qwen2-vl": QWEN2_VL}
+VISION: dict[str, VisionModel] = {
+    "llava": LLAVA,
+    "llava-siglip": LLAVA_SIGLIP,
+    "vipllava": VIPLLAVA,
+    "gemma3-images": GEMMA3,
+    "qwen2-vl": QWEN2_VL,
+}
 VISION_MODELS: dict[str, TinyModel] = {name: model.checkpoint() for name, model in VISION.items()}
 TRAINED_MODELS = {"llava-colours": dataclasses.replace(VISION_MODELS["llava"], is_trained=True)}
 """The same, trained by `tiny.colours`."""

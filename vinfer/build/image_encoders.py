@@ -2,7 +2,7 @@
 
 Functions of their weights, which are named as in the checkpoint. Know neither EasyDeL nor the decoder.
 
-Source: transformers 5.5, `models/llava/modeling_llava.py` and `models/gemma3/modeling_gemma3.py`.
+Source: transformers 5.5, `models/{llava,vipllava,gemma3}/modeling_*.py`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from vinfer.bundle import ArraySpec, ProgramShape
 from vinfer.checkpoint.vision import Gemma3Facts, LlavaFacts, Qwen2VLFacts
 
 _PROJECTOR = "multi_modal_projector"
+_PROJECTOR_NORM = f"{_PROJECTOR}.projector_layernorm"
 
 
 class LlavaEncoder:
-    """Some hidden states of the tower side by side, through two layers."""
+    """Some hidden states of the tower side by side, through two layers; in ViP-LLaVA through a norm first."""
 
     def __init__(self, facts: LlavaFacts, weights: VisionWeights) -> None:
         self.hidden_size = facts.out_size
@@ -39,6 +40,7 @@ class LlavaEncoder:
         out, has_bias = facts.out_size, facts.projector_has_bias
         self.weights: tuple[Weight, ...] = (
             *weights.tower(facts.tower, num_layers=max(facts.feature_layers)),
+            *([] if facts.projector_norm_epsilon is None else weights.norm(_PROJECTOR_NORM, joined)),
             *weights.linear(f"{_PROJECTOR}.linear_1", joined, out, splits=1, has_bias=has_bias),
             *weights.linear(f"{_PROJECTOR}.linear_2", out, out, splits=0, has_bias=has_bias),
         )
@@ -61,6 +63,8 @@ class LlavaEncoder:
         states = tower_states(named, facts.tower, pixels, num_layers=max(facts.feature_layers))
         first = 1 if facts.drops_first else 0
         chosen = jnp.concatenate([states[layer][:, first:] for layer in facts.feature_layers], axis=-1)
+        if facts.projector_norm_epsilon is not None:
+            chosen = layer_norm(named, _PROJECTOR_NORM, chosen, facts.projector_norm_epsilon)
         inner = activate(linear(named, f"{_PROJECTOR}.linear_1", chosen), facts.projector_activation)
         return linear(named, f"{_PROJECTOR}.linear_2", inner)
 

@@ -76,24 +76,33 @@ _OFF_KEYS: Mapping[str, tuple[object, ...]] = {
 
 
 def read_clip_processing(
-    checkpoint: Path, *, patch_size: int, select_strategy: Literal["default", "full"]
+    checkpoint: Path,
+    *,
+    patch_size: int,
+    select_strategy: Literal["default", "full"],
+    num_additional_tokens: int = 1,
 ) -> ClipProcessing:
-    """Read the settings of a LLaVA checkpoint (`CLIPImageProcessor` or `LlavaImageProcessor`).
+    """Read the settings of a LLaVA checkpoint (`CLIPImageProcessor`, `LlavaImageProcessor` or SigLIP's).
 
     Args:
         patch_size: of the vision tower, from config.json: the processor's own may be missing or stale.
         select_strategy: `vision_feature_select_strategy` of config.json, for the same reason.
+        num_additional_tokens: what the tower puts before the patches: CLIP's class token.
 
     Raises:
         CheckpointError: a setting that is not served, or an impossible one.
     """
-    keys, outer = _read(checkpoint, ("CLIPImageProcessor", "LlavaImageProcessor"))
-    is_llava = _type(keys).startswith("Llava")
+    keys, outer = _read(checkpoint, ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor"))
+    is_llava, is_siglip = _type(keys).startswith("Llava"), _type(keys).startswith("Siglip")
     # CLIP's own padding is to a fixed size, after everything else.
     own = {"crop_size", "do_center_crop", "do_pad"}
     _refuse_unknown(keys, own)
     if keys.boolean("do_pad", False) and not is_llava:
-        raise keys.refusal("do_pad", "only false is served for CLIPImageProcessor")
+        raise keys.refusal("do_pad", f"only false is served for {_type(keys)}")
+    mean, std = CLIP_MEAN, CLIP_STD
+    if is_siglip:
+        mean, std = SIGLIP_MEAN, SIGLIP_STD
+        keys = keys.with_defaults(size={"height": 224, "width": 224}, do_center_crop=False)
     shortest_edge, resize_to = None, None
     if keys.boolean("do_resize", True):
         shortest_edge, resize_to = _edge_or_size(keys)
@@ -110,13 +119,13 @@ def read_clip_processing(
         keys,
         lambda: ClipProcessing(
             resample=_resample(keys, _BICUBIC),
-            values=_pixel_values(keys, CLIP_MEAN, CLIP_STD),
+            values=_pixel_values(keys, mean, std),
             placeholder=Placeholder(marker=image_token, repeated=image_token),
             pad_to_square=keys.boolean("do_pad", False),
             shortest_edge=shortest_edge,
             resize_to=resize_to,
             crop=crop,
-            num_image_tokens=clip_num_tokens(crop, patch_size, select_strategy),
+            num_image_tokens=clip_num_tokens(crop, patch_size, select_strategy, num_additional_tokens),
         ),
     )
 

@@ -83,7 +83,6 @@ _WITH_IMAGES_OR_SOUND = (
     "qwen3_vl_moe",
     "smolvlm",
     "video_llava",
-    "vipllava",
     "voxtral",
 )
 

@@ -70,6 +70,7 @@ class LlavaFacts:
     Attributes:
         feature_layers: which hidden states are joined; 0 is what enters the first layer.
         drops_first: the first position, CLIP's class token, gives no feature.
+        projector_norm_epsilon: of the projector's norm; None where it has none.
         projector_activation: transformers' name.
         out_size: hidden size of the decoder.
     """
@@ -77,6 +78,7 @@ class LlavaFacts:
     tower: TowerFacts
     feature_layers: tuple[int, ...]
     drops_first: bool
+    projector_norm_epsilon: float | None = None
     projector_activation: str
     projector_has_bias: bool
     out_size: int

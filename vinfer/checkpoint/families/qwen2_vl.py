@@ -29,8 +29,8 @@ from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
 # What Qwen2VLTextConfig has by itself, where it differs from what every file must state.
 _DEFAULTS: dict[str, object] = {"max_window_layers": 80, "rms_norm_eps": 1e-5}
 _NAMES = TensorNames(
-    # Published files have `model.` and `visual.`, transformers 5 writes `model.visual.`, and calls the decoder
-    # `model.language_model.` inside.
+    # Published files have `model.` and `visual.`; transformers 5 writes `model.visual.`, and inside it calls
+    # the decoder `model.language_model.`.
     renamed=(("model.language_model.", "model."), ("model.visual.", "visual."))
 )
 
