@@ -27,6 +27,8 @@ against transformers' own logits in float32 (torch {torch}, eager attention, no 
 Families with images (`llava`) are asked with none to three pictures, first, in the middle, last, side by
 side and cut by chunks; a chunk is 64, and their mistakes are those of an encoder: a picture turned or
 swapped with another, another layer or activation, two positions swapped, a bias dropped, a norm off.
+Those of `qwen2_vl` are of many sizes; its mistakes are also rows for columns, in the tower or in the
+decoder, pictures that move in time, an answer one position late, a pair rotated by the wrong axis.
 
 Every tensor is drawn anew, norms, biases, sinks and routers too, so large that attention is far from
 uniform.
