@@ -301,13 +301,25 @@ def pictures_that_see_each_other(
     return asked
 
 
+def no_windows(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """All of the tower's layers see the whole picture."""
+    model.model.visual.fullatt_block_indexes = range(100)
+    return asked
+
+
+def larger_windows(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The tower's windows are one feature wider and higher."""
+    model.model.visual.window_size += 12
+    return asked
+
+
 _QWEN2_VL = "transformers.models.qwen2_vl.modeling_qwen2_vl"
 
 
 def another_gate(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
     """The tower's activation is the exact function that its own stands for."""
     for block in model.model.visual.blocks:
-        block.mlp.act = torch.nn.GELU()
+        block.mlp.act = block.mlp.act_fn = torch.nn.GELU()
     return asked
 
 
@@ -400,6 +412,18 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
         pictures_of_one_length,
         turned_positions,
         moving_pictures,
+        late_answer,
+        positions_of_text,
+        other_sections,
+    ),
+    "qwen2-5-vl": (
+        wrong_picture,
+        another_gate,
+        dropped_merger_bias,
+        turned_patches,
+        no_windows,
+        larger_windows,
+        turned_positions,
         late_answer,
         positions_of_text,
         other_sections,

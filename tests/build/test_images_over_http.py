@@ -88,7 +88,7 @@ def processor_of(name: str) -> Any:
             chat_template=template,
             image_seq_length=family.num_image_tokens,
         )
-    if family.family == "Qwen2VL":
+    if family.grids:
         # With the limits that the bundle's largest program sets.
         largest = family.image_size**2
 

@@ -320,6 +320,7 @@ def test_a_shape_for_pictures_of_many_sizes_has_sides_that_their_patches_fill() 
         merge_size=2,
         activation="quick_gelu",
         out_size=128,
+        full_layers=(0,),
     )
     checkpoint.vision = dataclasses.replace(with_images(28).vision, encoder=encoder, image_shape=None)
 

@@ -1,4 +1,4 @@
-"""Qwen2-VL's tower alone: features of pictures of several sizes in one dispatch, against transformers."""
+"""The towers of Qwen2-VL and Qwen2.5-VL: features of several sizes in one dispatch, against transformers."""
 
 from __future__ import annotations
 
@@ -28,12 +28,16 @@ GRIDS = ((3, 5), (8, 8), (1, 1))
 """Rows and columns of features; the fourth place of the dispatch is padding."""
 
 
+@pytest.mark.parametrize("name", ["qwen2-vl", "qwen2-5-vl"])
 @pytest.mark.parametrize("query_block", [qwen2_vl_vision.QUERY_BLOCK, 100])
 def test_features_are_those_of_transformers(
-    query_block: int, reference_of: Callable[[str], PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+    query_block: int,
+    name: str,
+    reference_of: Callable[[str], PreTrainedModel],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(qwen2_vl_vision, "QUERY_BLOCK", query_block)
-    opened = open_hf_directory(checkpoint("qwen2-vl"))
+    opened = open_hf_directory(checkpoint(name))
     assert opened.vision is not None
     encoder = make_encoder(opened.vision.encoder, dtype="float32", tp=1)
     weights = [jnp.asarray(next(iter(weight.pieces(opened.read)))) for weight in encoder.weights]
@@ -50,7 +54,7 @@ def test_features_are_those_of_transformers(
     assert found.shape == (4, 64, 128)
     assert np.isfinite(found).all()
 
-    tower = reference_of("qwen2-vl").model.visual
+    tower = reference_of(name).model.visual
     real = [pixels[place, : 4 * rows * columns] for place, (rows, columns) in enumerate(GRIDS)]
     grid_thw = torch.tensor([[1, 2 * rows, 2 * columns] for rows, columns in GRIDS])
     with torch.no_grad():

@@ -53,6 +53,23 @@ NESTED = TOP | {
 }
 
 
+GATED_VISION: dict[str, Any] = {
+    "depth": 3,
+    "hidden_size": 16,
+    "out_hidden_size": 32,
+    "intermediate_size": 20,
+    "num_heads": 2,
+    "patch_size": 6,
+    "window_size": 30,
+    "fullatt_block_indexes": [1, 7],
+}
+QWEN2_5_VL = QWEN2_VL | {
+    "model_type": "qwen2_5_vl",
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "vision_config": GATED_VISION,
+}
+
+
 def encoder(config: dict[str, Any]) -> Qwen2VLFacts:
     vision = normalise(config).vision
     assert vision is not None
@@ -81,6 +98,34 @@ def test_the_tower() -> None:
     shapes = normalise(QWEN2_VL).shapes
     assert shapes["visual.patch_embed.proj.weight"] == (16, 3, 2, 6, 6)
     assert shapes["visual.merger.mlp.2.weight"] == (32, 64)
+
+
+def test_the_gated_tower() -> None:
+    tower = encoder(QWEN2_5_VL)
+    assert (tower.is_gated, tower.inner_size, tower.activation) == (True, 20, "silu")
+    # Two squares of 12 pixels fit into a window of 30; there is no eighth layer.
+    assert (tower.window_size, tower.full_layers) == (2, (1,))
+    shapes = normalise(QWEN2_5_VL).shapes
+    assert shapes["visual.blocks.2.mlp.gate_proj.bias"] == (20,)
+    assert "visual.blocks.2.norm1.bias" not in shapes
+    assert "visual.merger.ln_q.bias" not in shapes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vision_config": GATED_VISION | {"out_hidden_size": 16}}, "out_hidden_size = 16: must be the dec"),
+        ({"vision_config": GATED_VISION | {"fullatt_block_indexes": 7}}, "must be a list of layers"),
+        ({"vision_config": GATED_VISION | {"fullatt_block_indexes": ["1"]}}, "must be a list of layers"),
+        ({"vision_config": GATED_VISION | {"window_size": 11}}, "window_size = 11: must hold a square"),
+        ({"vision_config": GATED_VISION | {"embed_dim": 16}}, "embed_dim = 16: vinfer does not know"),
+        ({"vision_config": GATED_VISION | {"model_type": "qwen2_vl"}}, "vinfer serves qwen2_5_vl"),
+        ({"text_config": TEXT | {"model_type": "qwen2_vl_text"}}, "vinfer serves qwen2_5_vl_text"),
+    ],
+)
+def test_what_is_refused_of_the_gated_tower(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        normalise(QWEN2_5_VL | changes)
 
 
 def test_both_forms_of_a_config_say_the_same() -> None:
@@ -115,8 +160,8 @@ def test_windows_begin_at_the_layer_that_says_so() -> None:
         ({"vision_config": VISION | {"odd_key": 1}}, "vision_config: odd_key = 1: vinfer does not know"),
         ({"vision_config": None}, "has no vision_config"),
         ({"vision_config": VISION | {"hidden_size": 16}}, "hidden_size = 16: must be the decoder's, 32"),
-        ({"vision_config": VISION | {"num_heads": 3}}, "must divide embed_dim = 16 into multiples of 4"),
-        ({"vision_config": VISION | {"num_heads": 8}}, "must divide embed_dim = 16 into multiples of 4"),
+        ({"vision_config": VISION | {"num_heads": 3}}, "must divide the tower's 16 into multiples of 4"),
+        ({"vision_config": VISION | {"num_heads": 8}}, "must divide the tower's 16 into multiples of 4"),
         ({"vision_config": VISION | {"hidden_act": "relu6"}}, "hidden_act = 'relu6'"),
         ({"vision_config": VISION | {"in_chans": 4}}, "in_chans = 4: only 3"),
         ({"vision_config": VISION | {"in_channels": 1}}, "in_channels = 1"),
@@ -133,7 +178,7 @@ def test_windows_begin_at_the_layer_that_says_so() -> None:
         ({"rope_scaling": ROPE | {"mrope_section": [-1, 3, 2]}}, "mrope_section"),
         ({"rope_scaling": ROPE | {"mrope_section": ["1", 1, 2]}}, "mrope_section"),
         ({"rope_scaling": ROPE | {"type": "dynamic", "factor": 2.0}}, "dynamic is not served"),
-        ({"model_type": "qwen2_5_vl"}, "model_type = 'qwen2_5_vl': it takes images or sound of a kind"),
+        ({"model_type": "qwen3_vl"}, "model_type = 'qwen3_vl': it takes images or sound of a kind"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -58,6 +58,7 @@ NUM_PARAMETERS = {
     "distilgpt2": 81_912_576,
     "llava-1.5-7b-hf": 7_063_427_072,
     "Qwen2-VL-2B-Instruct": 2_208_985_600,
+    "Qwen2.5-VL-7B-Instruct": 8_292_166_656,
 }
 
 # (rope type, theta, rotated dimensions of a head) per table.

@@ -86,6 +86,8 @@ def vision_facts(ours: NormalisedConfig, theirs: Any) -> list[tuple[object, ...]
             ("activation", encoder.activation, tower.hidden_act),
             ("num_heads", encoder.num_heads, tower.num_heads),
             ("merge_size", encoder.merge_size, tower.spatial_merge_size),
+            ("window", encoder.window_size, window_of(tower, encoder.window_size)),
+            ("full layers", encoder.full_layers, full_layers_of(tower)),
             ("sections", list(ours.facts.rope_sections), rope["mrope_section"]),
         ]
     of_all: list[tuple[object, ...]] = [
@@ -102,6 +104,19 @@ def vision_facts(ours: NormalisedConfig, theirs: Any) -> list[tuple[object, ...]
         ("drops_first", encoder.drops_first, theirs.vision_feature_select_strategy == "default"),
         ("layers", encoder.feature_layers, (theirs.vision_feature_layer % (tower.num_hidden_layers + 1),)),
     ]
+
+
+def window_of(tower: Any, without: int) -> int:
+    """A side of a window of Qwen2.5-VL's tower in features; Qwen2-VL's has none."""
+    if tower.model_type == "qwen2_vl":
+        return without
+    side: int = tower.window_size // tower.spatial_merge_size // tower.patch_size
+    return side
+
+
+def full_layers_of(tower: Any) -> tuple[int, ...]:
+    full = getattr(tower, "fullatt_block_indexes", range(tower.depth))
+    return tuple(layer for layer in range(tower.depth) if layer in full)
 
 
 def windows(theirs: Any) -> tuple[int | None, ...]:

@@ -335,12 +335,40 @@ QWEN2_VL = VisionModel(
     num_prompt_tokens=1 + 5 * 4 + 1,
 )
 
+QWEN2_5_VL = dataclasses.replace(
+    QWEN2_VL,
+    family="Qwen2_5_VL",
+    seed=96,
+    config={
+        **QWEN2_VL.config,
+        "text_config": {
+            **QWEN2_VL.config["text_config"],
+            "model_type": "qwen2_5_vl_text",
+            "num_hidden_layers": 2,
+            "tie_word_embeddings": True,
+        },
+        "tie_word_embeddings": True,
+        "vision_config": {
+            "depth": 4,
+            "hidden_size": 48,
+            "out_hidden_size": SIZES["hidden_size"],
+            "intermediate_size": 80,
+            "num_heads": 4,
+            "patch_size": QWEN2_VL_FACTOR // 2,
+            # Three squares of patches, and some pixels over.
+            "window_size": 3 * QWEN2_VL_FACTOR + 5,
+            "fullatt_block_indexes": [1, 3],
+        },
+    },
+)
+
 VISION: dict[str, VisionModel] = {
     "llava": LLAVA,
     "llava-siglip": LLAVA_SIGLIP,
     "vipllava": VIPLLAVA,
     "gemma3-images": GEMMA3,
     "qwen2-vl": QWEN2_VL,
+    "qwen2-5-vl": QWEN2_5_VL,
 }
 VISION_MODELS: dict[str, TinyModel] = {name: model.checkpoint() for name, model in VISION.items()}
 TRAINED_MODELS = {"llava-colours": dataclasses.replace(VISION_MODELS["llava"], is_trained=True)}

@@ -1,15 +1,15 @@
-"""Qwen2-VL's vision tower in plain XLA: patches of pictures of any size to features of the decoder's width.
+"""The vision towers of Qwen2-VL and Qwen2.5-VL in plain XLA: patches of pictures of any size to features.
 
 A function of its weights, which are named as in the checkpoint. A program takes pictures of up to so many
 patches; what a picture does not fill is padding that nothing looks at. Knows neither EasyDeL nor the decoder.
 
-Source: transformers 5.5, `models/qwen2_vl/modeling_qwen2_vl.py`.
+Source: transformers 5.5, `models/{qwen2_vl,qwen2_5_vl}/modeling_*.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -62,9 +62,14 @@ class Qwen2VLEncoder:
         table = _rotary_table(rows, columns, head_dim=facts.hidden_size // facts.num_heads)
         used = (grids[:, 0] * grids[:, 1] * facts.merge_size**2)[:, None]
         is_real = jnp.arange(num_patches, dtype=jnp.int32)[None, :] < used
+        whole = jnp.where(is_real, 0, -1)
+        # As many windows per row as there can be: only which patches are together counts.
+        side = facts.window_size * facts.merge_size
+        windows = jnp.where(is_real, rows // side * num_patches + columns // side, -1)
         for layer in range(facts.num_layers):
-            hidden = _layer(named, facts, f"visual.blocks.{layer}", hidden, table, is_real)
-        normal = layer_norm(named, "visual.merger.ln_q", hidden, _NORM_EPSILON)
+            groups = whole if layer in facts.full_layers else windows
+            hidden = _layer(named, facts, f"visual.blocks.{layer}", hidden, table, groups)
+        normal = _norm(named, facts, "visual.merger.ln_q", hidden)
         squares = normal.reshape(pixels.shape[0], -1, facts.merge_size**2 * facts.hidden_size)
         inner = activate(linear(named, "visual.merger.mlp.0", squares), "gelu")
         return linear(named, "visual.merger.mlp.2", inner)
@@ -96,18 +101,34 @@ def _layer(
     name: str,
     hidden: jax.Array,
     table: tuple[jax.Array, jax.Array],
-    is_real: jax.Array,
+    groups: jax.Array,
 ) -> jax.Array:
-    normal = layer_norm(named, f"{name}.norm1", hidden, _NORM_EPSILON)
+    normal = _norm(named, facts, f"{name}.norm1", hidden)
     query, key, value = (
         linear(named, f"{name}.attn.{part}", normal).reshape(*normal.shape[:2], facts.num_heads, -1)
         for part in "qkv"
     )
-    seen = _attend(_rotate(query, table), _rotate(key, table), value, is_real)
+    seen = _attend(_rotate(query, table), _rotate(key, table), value, groups)
     hidden = hidden + linear(named, f"{name}.attn.proj", seen.reshape(hidden.shape))
-    normal = layer_norm(named, f"{name}.norm2", hidden, _NORM_EPSILON)
+    normal = _norm(named, facts, f"{name}.norm2", hidden)
+    if facts.is_gated:
+        gate = _activate(linear(named, f"{name}.mlp.gate_proj", normal), facts.activation)
+        inner = gate * linear(named, f"{name}.mlp.up_proj", normal)
+        return hidden + linear(named, f"{name}.mlp.down_proj", inner)
     inner = activate(linear(named, f"{name}.mlp.fc1", normal), facts.activation)
     return hidden + linear(named, f"{name}.mlp.fc2", inner)
+
+
+def _norm(named: Named, facts: Qwen2VLFacts, name: str, hidden: jax.Array) -> jax.Array:
+    if not facts.is_gated:
+        return layer_norm(named, name, hidden, _NORM_EPSILON)
+    wide = hidden.astype(jnp.float32)
+    normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + _NORM_EPSILON)
+    return named[f"{name}.weight"] * normal.astype(hidden.dtype)
+
+
+def _activate(inner: jax.Array, name: str) -> jax.Array:
+    return jax.nn.silu(inner) if name == "silu" else activate(inner, name)
 
 
 def _rotate(states: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -118,30 +139,35 @@ def _rotate(states: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate(turned, axis=-1).astype(states.dtype)
 
 
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, is_real: jax.Array) -> jax.Array:
-    """Let every patch see every real patch of its picture."""
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, groups: jax.Array) -> jax.Array:
+    """Let every patch see those of its group in its picture.
+
+    Args:
+        query, key, value: [pictures, patches, heads, head_dim].
+        groups: int32 [pictures, patches]; -1 of a patch that is padding.
+    """
     scale = query.shape[-1] ** -0.5
 
-    def seen_by(some: jax.Array) -> jax.Array:
+    def seen_by(some: jax.Array, own: jax.Array) -> jax.Array:
         scores = jnp.einsum("bqhd,bkhd->bhqk", some, key, preferred_element_type=jnp.float32) * scale
-        # Not minus infinity: a picture that is all padding has no real patch.
-        scores = jnp.where(is_real[:, None, None, :], scores, _UNSEEN)
+        scores = jnp.where(own[:, None, :, None] == groups[:, None, None, :], scores, _UNSEEN)
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
-    return _in_blocks(seen_by, query)
-
-
-def _in_blocks(seen_by: Callable[[jax.Array], jax.Array], query: jax.Array) -> jax.Array:
-    """Apply to QUERY_BLOCK patches [pictures, patches, ...] at a time."""
-    pictures, length = query.shape[:2]
+    pictures, length = groups.shape
     if length <= QUERY_BLOCK:
-        return seen_by(query)
+        return seen_by(query, groups)
     missing = -length % QUERY_BLOCK
     padded = jnp.pad(query, ((0, 0), (0, missing), (0, 0), (0, 0)))
-    blocks = padded.reshape(pictures, -1, QUERY_BLOCK, *query.shape[2:]).swapaxes(0, 1)
-    seen = jax.lax.map(seen_by, blocks).swapaxes(0, 1)
-    return seen.reshape(padded.shape)[:, :length]
+    own = jnp.pad(groups, ((0, 0), (0, missing)), constant_values=-1)
+    seen = jax.lax.map(
+        lambda block: seen_by(*block),
+        (
+            padded.reshape(pictures, -1, QUERY_BLOCK, *query.shape[2:]).swapaxes(0, 1),
+            own.reshape(pictures, -1, QUERY_BLOCK).swapaxes(0, 1),
+        ),
+    )
+    return seen.swapaxes(0, 1).reshape(padded.shape)[:, :length]
 
 
 def _list_weights(facts: Qwen2VLFacts, weights: VisionWeights) -> list[Weight]:
@@ -153,13 +179,22 @@ def _list_weights(facts: Qwen2VLFacts, weights: VisionWeights) -> list[Weight]:
         name = f"visual.blocks.{layer}"
         listed += _qkv_weights(f"{name}.attn", hidden, weights)
         listed += weights.linear(f"{name}.attn.proj", hidden, hidden, splits=0)
-        listed += weights.linear(f"{name}.mlp.fc1", hidden, facts.inner_size, splits=1)
-        listed += weights.linear(f"{name}.mlp.fc2", facts.inner_size, hidden, splits=0)
-        listed += [*weights.norm(f"{name}.norm1", hidden), *weights.norm(f"{name}.norm2", hidden)]
-    listed += weights.norm("visual.merger.ln_q", hidden)
+        first, last = (("gate_proj", "up_proj"), "down_proj") if facts.is_gated else (("fc1",), "fc2")
+        for linear_name in first:
+            listed += weights.linear(f"{name}.mlp.{linear_name}", hidden, facts.inner_size, splits=1)
+        listed += weights.linear(f"{name}.mlp.{last}", facts.inner_size, hidden, splits=0)
+        for norm in ("norm1", "norm2"):
+            listed += _norm_weights(f"{name}.{norm}", facts, weights)
+    listed += _norm_weights("visual.merger.ln_q", facts, weights)
     listed += weights.linear("visual.merger.mlp.0", merged, merged, splits=1)
     listed += weights.linear("visual.merger.mlp.2", merged, facts.out_size, splits=0)
     return listed
+
+
+def _norm_weights(name: str, facts: Qwen2VLFacts, weights: VisionWeights) -> list[Weight]:
+    if facts.is_gated:
+        return [weights.plain(f"{name}.weight", (facts.hidden_size,))]
+    return weights.norm(name, facts.hidden_size)
 
 
 def _qkv_weights(attention: str, hidden: int, weights: VisionWeights) -> list[Weight]:

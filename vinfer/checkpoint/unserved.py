@@ -76,7 +76,6 @@ _WITH_IMAGES_OR_SOUND = (
     "phi4_multimodal",
     "pixtral",
     "qwen2_5_omni",
-    "qwen2_5_vl",
     "qwen2_audio",
     "qwen3_omni_moe",
     "qwen3_vl",

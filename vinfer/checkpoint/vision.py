@@ -116,7 +116,12 @@ class Gemma3Facts:
 class Qwen2VLFacts:
     """Qwen2-VL's tower: patches of a picture of any size, rotated by row and column, merged by squares.
 
+    Qwen2.5-VL's too, whose layers have gated feed-forwards and RMS norms, and most of them windows.
+
     Attributes:
+        is_gated: Qwen2.5-VL's.
+        full_layers: layers in which a patch sees the whole picture; in the others only its window.
+        window_size: side of a window in features; windows lie side by side from the first row and column on.
         hidden_size, inner_size: of the tower's layers.
         temporal_patch_size: frames of a patch.
         merge_size: side of the square of patches that makes one feature.
@@ -134,6 +139,9 @@ class Qwen2VLFacts:
     merge_size: int
     activation: str
     out_size: int
+    is_gated: bool = False
+    full_layers: tuple[int, ...]
+    window_size: int = 1
 
     @property
     def factor(self) -> int:
