@@ -39,9 +39,9 @@ class Placeholder(_Frozen):
 
     Attributes:
         marker: what the chat template writes once per picture.
-        before: what replaces the marker ahead of the image tokens.
+        before: what replaces the marker ahead of the image tokens: white space around a token, or nothing.
         repeated: the token whose embeddings the picture's features replace.
-        after: what follows the image tokens.
+        after: what follows the image tokens, likewise.
     """
 
     marker: str = pydantic.Field(min_length=1)

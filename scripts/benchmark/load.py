@@ -6,11 +6,14 @@ Runs on the benchmark's event loop. Knows nothing of processes, tables or JSON.
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
 import itertools
 import random
 import statistics
+import struct
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +25,8 @@ WORDS = (
     "problem hand part place case week company system program question work government number night point "
     "home water room mother area money story fact month lot right study book eye job word business"
 )
+
+PICTURE_SIDE = 64
 
 # Asked for in this order until the server takes one: peers do not know every field of ours.
 DIALECTS: tuple[dict[str, Any], ...] = (
@@ -83,6 +88,26 @@ class Prompts:
         return f"{' '.join(words)} {next(self._numbers)}:"
 
 
+class Pictures:
+    """An endless row of pictures that differ, so that no cache of features helps anyone."""
+
+    def __init__(self) -> None:
+        # Of this process's own: a server may have seen those of an earlier run.
+        self._random = random.Random()
+
+    def next(self) -> str:
+        """Return the data URL of a PNG file of noise."""
+        rows = b"".join(b"\0" + self._random.randbytes(3 * PICTURE_SIDE) for _ in range(PICTURE_SIDE))
+        # Eight bits per channel, three channels.
+        header = struct.pack(">IIBBBBB", PICTURE_SIDE, PICTURE_SIDE, 8, 2, 0, 0, 0)
+        chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+        file = b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+        return "data:image/png;base64," + base64.b64encode(file).decode()
+
+
 def percentile(ordered: Sequence[float], fraction: float) -> float:
     """Interpolate between the two nearest ranks of sorted values; 0 where there are none."""
     if not ordered:
@@ -112,9 +137,18 @@ async def negotiate(endpoint: Endpoint, prompts: Prompts) -> dict[str, Any]:
 
 
 async def run_load(
-    endpoint: Endpoint, prompts: Prompts, *, streams: int, rounds: int, fields: dict[str, Any]
+    endpoint: Endpoint,
+    prompts: Prompts,
+    *,
+    streams: int,
+    rounds: int,
+    fields: dict[str, Any],
+    image_streams: int = 0,
 ) -> Figures:
     """Keep `streams` requests open until each stream has made `rounds` of them.
+
+    Args:
+        image_streams: requests with a new picture each, kept open beside them and counted by no figure.
 
     Raises:
         BenchError: any request failed.
@@ -123,9 +157,21 @@ async def run_load(
     async def one_stream() -> list[Record]:
         return [await complete(endpoint, endpoint.body(prompts.next(), **fields)) for _ in range(rounds)]
 
+    async def one_image_stream() -> None:
+        while True:
+            url = pictures.next()
+            await complete(endpoint, endpoint.body_with_picture(prompts.next(), url, **fields))
+
+    pictures = Pictures()
+    images = [asyncio.create_task(one_image_stream()) for _ in range(image_streams)]
     started, cpu_started = time.perf_counter(), time.process_time()
     records = list(itertools.chain(*await asyncio.gather(*(one_stream() for _ in range(streams)))))
     wall, cpu = time.perf_counter() - started, time.process_time() - cpu_started
+    for task in images:
+        task.cancel()
+    for ended in await asyncio.gather(*images, return_exceptions=True):
+        if isinstance(ended, BenchError):
+            raise ended
     num_tokens = sum(record.num_tokens for record in records)
     return Figures(
         streams=streams,

@@ -34,6 +34,7 @@ class Side:
     url: str
     sampling: dict[str, Any]
     title: str
+    image_streams: int = 0
 
 
 def main(description: str | None) -> int:
@@ -78,12 +79,21 @@ def _parse(description: str | None) -> argparse.Namespace:
         action="store_true",
         help=f"measure {SAMPLED} and greedy in turns on one server and print sampled / greedy",
     )
+    add(
+        "--beside-images",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure chat beside N streams that send a new picture each time, and without, in turns",
+    )
     add("--chat", action="store_true", help="use /v1/chat/completions instead of /v1/completions")
     add("--model", help="model id; the first of /v1/models where left out")
     add("--api-key", help="bearer token")
     arguments = parser.parse_args()
-    if arguments.pair and arguments.against_greedy:
-        parser.error("--pair compares servers and --against-greedy ways to sample: use one of them")
+    if bool(arguments.pair) + arguments.against_greedy + bool(arguments.beside_images) > 1:
+        parser.error("--pair, --against-greedy and --beside-images compare different things: use one of them")
+    # Pictures are parts of messages.
+    arguments.chat |= bool(arguments.beside_images)
     return arguments
 
 
@@ -102,7 +112,11 @@ def _of_server(arguments: argparse.Namespace, url: str, title: str) -> Report:
     if arguments.against_greedy:
         sides = [(SAMPLED, "sampled"), (GREEDY, "greedy")]
         return _compared(arguments, [Side(url, sampling, f"{title} {name}") for sampling, name in sides])
-    side = Side(url, SAMPLED if arguments.sampled else GREEDY, title)
+    sampling = SAMPLED if arguments.sampled else GREEDY
+    if arguments.beside_images:
+        numbers = [(arguments.beside_images, "beside images"), (0, "alone")]
+        return _compared(arguments, [Side(url, sampling, f"{title} {name}", n) for n, name in numbers])
+    side = Side(url, sampling, title)
     return _table(title, asyncio.run(_runs(arguments, [side]))[0])
 
 
@@ -149,6 +163,7 @@ def _compared(arguments: argparse.Namespace, sides: list[Side]) -> Report:
                 f"{name}_p50": getattr(of_a, name).p50 / max(getattr(of_b, name).p50, 1e-9)
                 for name in ("ttft_seconds", "itl_seconds", "e2e_seconds")
             },
+            "itl_seconds_p99": of_a.itl_seconds.p99 / max(of_b.itl_seconds.p99, 1e-9),
         }
         ratios.append({"streams": of_a.streams, **ratio})
         print(
@@ -180,7 +195,12 @@ async def _runs(arguments: argparse.Namespace, sides: list[Side]) -> list[list[F
             for number, (side, endpoint, dialect) in enumerate(zip(sides, endpoints, dialects, strict=True)):
                 fields = {**side.sampling, **dialect, "max_tokens": arguments.new_tokens}
                 run = await run_load(
-                    endpoint, prompts, streams=streams, rounds=arguments.rounds, fields=fields
+                    endpoint,
+                    prompts,
+                    streams=streams,
+                    rounds=arguments.rounds,
+                    fields=fields,
+                    image_streams=side.image_streams,
                 )
                 runs[number][place].append(run)
                 rate = f"{run.tokens_per_second:.1f} tokens/s"

@@ -169,7 +169,7 @@ def write(tmp_path: Path, hf_directory: Callable[..., Path]) -> Callable[..., Pa
         save_file(tensors, directory / "model.safetensors")
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         names = ("<start_of_image>", "<image_soft_token>", "<end_of_image>")
-        tokenizer.add_tokens([AddedToken(name, special=True) for name in names])
+        tokenizer.add_tokens([AddedToken(name, special=False) for name in names])
         tokenizer.save(str(directory / "tokenizer.json"))
         settings = {
             "image_processor_type": "Gemma3ImageProcessor",
@@ -205,6 +205,21 @@ def test_every_layout_of_names_is_read(layout: Callable[[str], str], write: Call
     processing = checkpoint.image_processing
     assert isinstance(processing, SiglipProcessing)
     assert (processing.resize_to, processing.num_image_tokens) == ((26, 26), 9)
+
+
+def test_all_tokens_of_a_picture_become_special(write: Callable[..., Path], tmp_path: Path) -> None:
+    open_hf_directory(write()).write_tokenizer(tmp_path / "tokenizer")
+    special = json.loads((tmp_path / "tokenizer" / "special_tokens.json").read_text())
+    tokens = {"<start_of_image>", "<image_soft_token>", "<end_of_image>"}
+    assert set(special["additional_special_tokens"]) == tokens
+
+
+def test_a_tokenizer_that_lacks_one_is_refused(write: Callable[..., Path]) -> None:
+    directory = write()
+    file = directory / "tokenizer.json"
+    file.write_text(file.read_text().replace("<end_of_image>", "<end>"))
+    with pytest.raises(CheckpointError, match="no token '<end_of_image>', which stands for a picture"):
+        open_hf_directory(directory)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,67 @@ def test_defaults() -> None:
     assert (tower.activation, tower.norm_epsilon) == ("quick_gelu", 1e-5)
 
 
+SIGLIP = {**VISION, "model_type": "siglip_vision_model", "vision_use_head": False}
+
+
+@pytest.mark.parametrize(("strategy", "num_features"), [("full", 4), ("default", 3)])
+def test_siglip_has_patches_only(strategy: str, num_features: int) -> None:
+    changes = {"vision_config": SIGLIP, "vision_feature_select_strategy": strategy}
+    found = encoder(**changes)
+    assert not found.tower.is_clip
+    # transformers drops the first position, class token or not.
+    assert found.num_features == num_features
+    assert (found.tower.activation, found.tower.norm_epsilon) == ("gelu_pytorch_tanh", 1e-6)
+    shapes = normalise(LLAVA | changes).shapes
+    assert shapes["vision_tower.vision_model.embeddings.position_embedding.weight"] == (4, 16)
+
+
+def test_the_decoder_may_be_qwen2_under_its_own_rules() -> None:
+    text = {**TEXT, "model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True}
+    found = normalise(LLAVA | {"text_config": text})
+    assert found.vision is not None
+    assert (found.vision.decoder_type, found.facts.num_kv_heads, found.facts.is_tied) == ("qwen2", 2, True)
+    assert found.shapes["model.layers.0.self_attn.q_proj.bias"] == (32,)
+
+
+VIPLLAVA = {
+    **{key: LLAVA[key] for key in ("text_config", "vision_config", "image_token_index")},
+    "model_type": "vipllava",
+    "architectures": ["VipLlavaForConditionalGeneration"],
+    "vision_feature_layers": [-1, 0],
+}
+
+
+def test_vipllava_joins_layers_and_normalises_them() -> None:
+    found = normalise(VIPLLAVA)
+    assert found.vision is not None
+    facts = found.vision.encoder
+    assert isinstance(facts, LlavaFacts)
+    assert (facts.feature_layers, facts.num_features, facts.projector_norm_epsilon) == ((3, 0), 4, 1e-5)
+    assert found.shapes["multi_modal_projector.projector_layernorm.weight"] == (32,)
+    assert found.shapes["multi_modal_projector.linear_1.weight"] == (32, 32)
+    deep = {**VISION, "num_hidden_layers": 12}
+    defaults = normalise({**VIPLLAVA, "vision_config": deep, "vision_feature_layers": None}).vision
+    assert defaults is not None
+    assert isinstance(defaults.encoder, LlavaFacts)
+    assert defaults.encoder.feature_layers == (11, 8, 5, 2, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vision_feature_layers": [4]}, r"vision_feature_layers = \[4\]: must be layers from -4 to 3"),
+        ({"vision_feature_layer": -2}, "vision_feature_layer = -2: vinfer does not know"),
+        ({"vision_config": SIGLIP}, "serves clip_vision_model"),
+        ({"text_config": TEXT | {"model_type": "qwen2"}}, "vinfer serves llama$"),
+        ({"projector_layernorm_eps": 0}, "projector_layernorm_eps = 0: must be finite"),
+    ],
+)
+def test_what_vipllava_refuses(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        normalise(VIPLLAVA | changes)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -123,11 +184,14 @@ def test_defaults() -> None:
         ({"text_config": [1]}, "text_config = .*must be an object"),
         (
             {"text_config": TEXT | {"model_type": "mistral"}},
-            "text_config: model_type = 'mistral'.*serves llama",
+            "text_config: model_type = 'mistral'.*serves llama and qwen2",
         ),
         ({"text_config": TEXT | {"odd_key": 1}}, "text_config: odd_key = 1: vinfer does not know"),
         ({"vision_config": VISION | {"odd_key": 1}}, "vision_config: odd_key = 1: vinfer does not know"),
-        ({"vision_config": VISION | {"model_type": "siglip_vision_model"}}, "clip_vision_model"),
+        (
+            {"vision_config": VISION | {"model_type": "dinov2"}},
+            "serves clip_vision_model and siglip_vision_model",
+        ),
         ({"vision_config": VISION | {"num_attention_heads": 3}}, "must divide hidden_size = 16"),
         ({"vision_config": VISION | {"hidden_act": "relu6"}}, "hidden_act = 'relu6'"),
         ({"vision_feature_layer": 4}, "vision_feature_layer = 4: must be layers from -4 to 3"),

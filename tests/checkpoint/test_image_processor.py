@@ -96,6 +96,15 @@ def test_llava_counts_the_class_token_where_it_is_kept(tmp_path: Path) -> None:
     assert read_clip_processing(path, patch_size=14, select_strategy="full").num_image_tokens == 577
 
 
+def test_llava_with_siglip_is_read(tmp_path: Path) -> None:
+    settings = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 384, "width": 384}}
+    record = read_clip_processing(
+        written(tmp_path, settings), patch_size=14, select_strategy="full", num_additional_tokens=0
+    )
+    assert (record.resize_to, record.crop, record.resample) == ((384, 384), (384, 384), 3)
+    assert (record.values.mean, record.num_image_tokens) == ((0.5, 0.5, 0.5), 27 * 27)
+
+
 def test_gemma_is_read(tmp_path: Path) -> None:
     record = read_siglip_processing(written(tmp_path, GEMMA), mm_tokens_per_image=256)
     assert record.resize_to == (896, 896)

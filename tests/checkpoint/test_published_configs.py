@@ -57,6 +57,7 @@ NUM_PARAMETERS = {
     "gpt2-xl": 1_557_611_200,
     "distilgpt2": 81_912_576,
     "llava-1.5-7b-hf": 7_063_427_072,
+    "vip-llava-7b-hf": 7_080_214_528,
     "Qwen2-VL-2B-Instruct": 2_208_985_600,
     "Qwen2.5-VL-7B-Instruct": 8_292_166_656,
 }

@@ -98,11 +98,19 @@ def vision_facts(ours: NormalisedConfig, theirs: Any) -> list[tuple[object, ...]
     ]
     if isinstance(encoder, Gemma3Facts):
         return [*of_all, ("num_features", encoder.num_features, theirs.mm_tokens_per_image)]
+    of_all.append(("projector", encoder.projector_activation, theirs.projector_hidden_act))
+    num_states = tower.num_hidden_layers + 1
+    if encoder.projector_norm_epsilon is not None:
+        layers = tuple(layer % num_states for layer in theirs.vision_feature_layers)
+        return [
+            *of_all,
+            ("epsilon", encoder.projector_norm_epsilon, theirs.projector_layernorm_eps),
+            ("layers", encoder.feature_layers, layers),
+        ]
     return [
         *of_all,
-        ("projector", encoder.projector_activation, theirs.projector_hidden_act),
         ("drops_first", encoder.drops_first, theirs.vision_feature_select_strategy == "default"),
-        ("layers", encoder.feature_layers, (theirs.vision_feature_layer % (tower.num_hidden_layers + 1),)),
+        ("layers", encoder.feature_layers, (theirs.vision_feature_layer % num_states,)),
     ]
 
 

@@ -184,6 +184,12 @@ def failed_start(*arguments: object, env: Mapping[str, str] | None = None) -> tu
     return done.returncode, lines[0]
 
 
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run scripts/bench to its end."""
+    command = [sys.executable, str(ROOT / "scripts" / "bench"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def bundle_directory(server: ServerProcess) -> Path:
     """Return the bundle that a ready server of `CONFIG` serves."""
     return CACHE / "bundles" / server.complete(max_tokens=1).json()["system_fingerprint"]

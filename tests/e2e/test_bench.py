@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
-from server_process import ROOT, ServerProcess
-
-
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, ROOT / "scripts" / "bench", *arguments], capture_output=True, text=True, check=False
-    )
-
+from server_process import ServerProcess, bench
 
 SHORT = ("--streams", "1,3", "--rounds", "2", "--repeats", "2", "--new-tokens", "9")
 

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import io
 import re
-import struct
 import time
 import tracemalloc
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import animated, data_url, encoded, every_kind, exif_turned, noise
 from PIL import Image, ImageOps
+from tiny.hostile_pictures import HOSTILE_LIMITS, HOSTILE_PICTURES
+from tiny.pictures import animated, data_url, encoded, every_kind, exif_turned, noise
 
 from vinfer.config import ImagesConfig
 from vinfer.errors import ImageError, RequestError
 from vinfer.images import decode_image, is_remote, read_data_url
 from vinfer.images.container import gif_num_frames, webp_size
 
-LIMITS = ImagesConfig(max_pixels=1_000_000, max_frames=50, max_bytes=2**20)
+LIMITS = ImagesConfig(**HOSTILE_LIMITS)
 KINDS = every_kind()
 
 
@@ -42,82 +41,6 @@ def test_exif_turns_the_picture() -> None:
     assert decode_image(exif_turned(), LIMITS).size == (31, 17)
 
 
-def png_of(width: int, height: int) -> bytes:
-    """A PNG whose header says so, with next to no bytes in it."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    rows = zlib.compress(bytes(2**20), 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-def gif_of(width: int, height: int) -> bytes:
-    small = bytearray(encoded(Image.new("P", (1, 1)), "GIF"))
-    small[6:10] = struct.pack("<HH", width, height)
-    return bytes(small)
-
-
-def webp_of(width: int, height: int) -> bytes:
-    small = bytearray(animated("WEBP", 2))
-    assert small[12:16] == b"VP8X"
-    small[24:27], small[27:30] = (width - 1).to_bytes(3, "little"), (height - 1).to_bytes(3, "little")
-    return bytes(small)
-
-
-def jpeg_of(width: int, height: int) -> bytes:
-    small = bytearray(encoded(Image.new("RGB", (8, 8)), "JPEG"))
-    at = small.index(b"\xff\xc0")
-    small[at + 5 : at + 9] = struct.pack(">HH", height, width)
-    return bytes(small)
-
-
-def jpeg_of_many_scans() -> bytes:
-    whole = encoded(noise(64, 64), "JPEG", progressive=True)
-    first, last = whole.index(b"\xff\xda"), whole.rindex(b"\xff\xda")
-    return whole[:last] + whole[first:last] * 40 + whole[last:]
-
-
-def text_bomb() -> bytes:
-    """A PNG whose compressed text is 200 MiB."""
-    whole = encoded(Image.new("RGB", (2, 2)))
-    body = b"k\x00\x00" + zlib.compress(bytes(200 * 2**20), 9)
-    chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
-    return whole[:33] + chunk + whole[33:]
-
-
-REFUSED = {
-    "empty": (b"", "not a PNG"),
-    "text": (b"hello", "not a PNG"),
-    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a PNG"),
-    "bmp": (encoded(noise(3, 3), "BMP"), "not a PNG"),
-    "tiff": (encoded(noise(3, 3), "TIFF"), "not a PNG"),
-    "jpeg 2000": (b"\x00\x00\x00\x0cjP  \r\n\x87\n" + bytes(64), "not a PNG"),
-    "fits": (b"SIMPLE  =                    T" + bytes(2880), "not a PNG"),
-    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a PNG"),
-    "gd": (b"\xff\xfe\xff\xff\xff\xff" + bytes(1024), "not a PNG"),
-    "bmp named png": (b"\x89PNG\r\n\x1a\n" + encoded(noise(3, 3), "BMP"), "damaged PNG"),
-    "truncated png": (encoded(noise(64, 64))[:2000], "damaged PNG"),
-    "truncated jpeg": (encoded(noise(64, 64), "JPEG")[:1500], "damaged JPEG"),
-    "truncated webp": (encoded(noise(64, 64), "WEBP")[:700], "damaged WEBP"),
-    "truncated gif": (encoded(noise(64, 64).quantize(64), "GIF")[:900], "damaged GIF"),
-    "png bomb": (png_of(60000, 60000), "max_pixels"),
-    "png of Pillow's warning": (png_of(10000, 10000), "max_pixels"),
-    "png of no height": (png_of(100, 0), "damaged PNG"),
-    "gif bomb": (gif_of(65535, 65535), "max_pixels"),
-    "webp bomb": (webp_of(16383, 16383), "max_pixels"),
-    "jpeg bomb": (jpeg_of(65000, 65000), "max_pixels"),
-    "long strip": (png_of(20000, 1), "at most 16384"),
-    "text bomb": (text_bomb(), "damaged PNG|bytes"),
-    "thousand frame gif": (animated("GIF", 1000), "max_frames"),
-    "thousand frame webp": (animated("WEBP", 1000), "max_frames"),
-    "thousand frame png": (animated("PNG", 1000), "max_frames"),
-    "jpeg of many scans": (jpeg_of_many_scans(), "scans"),
-    "too many bytes": (encoded(noise(8, 8)) + bytes(2**20), "max_bytes"),
-}
-
-
 @pytest.fixture
 def no_memory_is_kept() -> Iterator[None]:
     """Python's allocations are back where they were, and never went far."""
@@ -130,10 +53,10 @@ def no_memory_is_kept() -> Iterator[None]:
     assert peak - before < 80 * 2**20
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", HOSTILE_PICTURES)
 @pytest.mark.usefixtures("no_memory_is_kept")
 def test_a_hostile_file_is_refused_at_once(name: str) -> None:
-    data, reason = REFUSED[name]
+    data, reason = HOSTILE_PICTURES[name]
     started = time.monotonic()
     with pytest.raises(ImageError, match=reason) as refused:
         decode_image(data, LIMITS, param="messages[0].content[1].image_url.url")
@@ -156,7 +79,7 @@ def test_a_bomb_of_pixels_costs_no_memory() -> None:
     before = peak_mib()
     for name in ("png bomb", "gif bomb", "webp bomb", "jpeg bomb", "thousand frame webp"):
         with pytest.raises(ImageError):
-            decode_image(REFUSED[name][0], LIMITS)
+            decode_image(HOSTILE_PICTURES[name][0], LIMITS)
     assert peak_mib() - before < 64
 
 

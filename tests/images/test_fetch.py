@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from pictures import encoded, noise
+from tiny.pictures import encoded, noise
 
 from vinfer.config import ImagesConfig
 from vinfer.errors import ImageError

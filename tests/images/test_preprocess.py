@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import encoded, every_kind, noise
 from PIL import Image
+from tiny.pictures import encoded, every_kind, noise
 
 from vinfer.config import ImagesConfig
 from vinfer.errors import ImageError

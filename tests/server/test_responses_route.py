@@ -389,7 +389,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"input": [{**HI, "phase": "commentary"}]}, "input[0].phase"),
     ({"input": [{"role": "user", "content": []}]}, "input[0].content"),
     (
-        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]},
+        {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]},
         "input[0].content[0].type",
     ),
     (
@@ -423,6 +423,14 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
 ]
 # What only the model, or another field, can say.
 NO_MATTER_OF_SCHEMA: list[tuple[dict[str, Any], str]] = [
+    (
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]},
+        "input[0].content[0].image_url",
+    ),
+    (
+        {"input": [{"role": "system", "content": [{"type": "input_image", "image_url": "data:,"}]}]},
+        "input[0].content[0]",
+    ),
     ({"max_output_tokens": 1000}, "max_output_tokens"),
     ({"input": "x" * 1000}, "input"),
     ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),

@@ -64,7 +64,9 @@ class TokenizerFiles:
             CheckpointError: the tokenizer has no token for it, or another one than config.json names.
         """
         tokenizer = Tokenizer.from_str(self.tokenizer_json)
-        for token in (placeholder.marker, placeholder.repeated):
+        around = (placeholder.before.strip(), placeholder.after.strip())
+        tokens = (placeholder.marker, placeholder.repeated, *(token for token in around if token))
+        for token in tokens:
             if tokenizer.token_to_id(token) is None:
                 raise CheckpointError(
                     f"{where}: tokenizer.json has no token {token!r}, which stands for a picture: "
@@ -76,7 +78,7 @@ class TokenizerFiles:
                 f"{where}: config.json says image token {image_token_id}; {placeholder.repeated!r} is token "
                 f"{found} in tokenizer.json: they do not belong together"
             )
-        special = (*self.additional_special_tokens, placeholder.marker, placeholder.repeated)
+        special = (*self.additional_special_tokens, *tokens)
         return dataclasses.replace(self, additional_special_tokens=tuple(dict.fromkeys(special)))
 
     def eos_token_id(self) -> int | None:

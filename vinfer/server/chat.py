@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
 from vinfer.server.answer import answer
+from vinfer.server.chat_images import image_sources
 from vinfer.server.conversation import Conversation, prepare
 from vinfer.server.generation import ChoiceDelta, GeneratedToken
 from vinfer.server.logprobs import chat_logprobs
@@ -32,7 +33,8 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
     context = RequestContext.of(request.scope)
     body = await read_json_object(request, services)
     fields = parse_chat(body, services.config.unknown_fields)
-    conversation = await prepare(services, context, fields, f"chatcmpl-{uuid.uuid4().hex}")
+    pictures = image_sources(fields.messages, "messages")
+    conversation = await prepare(services, context, fields, pictures, f"chatcmpl-{uuid.uuid4().hex}")
     shape = ChatShape(conversation)
     return await answer(services, request, fields, conversation.generation, shape)
 

@@ -23,24 +23,29 @@ if TYPE_CHECKING:
     from vinfer.images import PreparedImage
 
 
-async def prepare_images(
-    services: Services, messages: Sequence[ChatMessage], path: str, model: ServedModel
-) -> tuple[PreparedImage, ...]:
-    """Prepare every picture of some messages, in order.
+Source = tuple[str, str]
+"""The URL of a picture, and the path of the field that holds it in the request's body."""
 
-    Args:
-        path: of the messages in the request's body, for errors.
 
-    Raises:
-        ImageError: too many pictures, or one that cannot be had, decoded or taken by the model.
-        RequestError: the model takes none.
-    """
-    sources = [
+def image_sources(messages: Sequence[ChatMessage], path: str) -> list[Source]:
+    """Find the pictures of messages, in order; `path` is the messages' own."""
+    return [
         part.image_source(f"{path}[{i}].content[{j}]")
         for i, message in enumerate(messages)
         for j, part in enumerate(message.content or ())
         if part.is_image
     ]
+
+
+async def prepare_images(
+    services: Services, sources: Sequence[Source], model: ServedModel
+) -> tuple[PreparedImage, ...]:
+    """Prepare every picture of a conversation, in order.
+
+    Raises:
+        ImageError: too many pictures, or one that cannot be had, decoded or taken by the model.
+        RequestError: the model takes none.
+    """
     if not sources:
         return ()
     images = _image_input(model, sources[0][1])

@@ -13,12 +13,14 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from vinfer.errors import RequestError
 from vinfer.server.body_model import Body
 
+ImageDetail = Literal["auto", "low", "high"]
+
 
 class ImageUrl(Body):
     """Where a picture is: a data or http(s) URL. `detail` changes nothing: a model has one way to see."""
 
     url: str = Field(min_length=1)
-    detail: Literal["auto", "low", "high"] = "auto"
+    detail: ImageDetail = "auto"
 
 
 def _string_as_url(value: Any) -> Any:
@@ -74,8 +76,17 @@ class ContentPart(Body):
                 )
             if not is_there and name == self.type:
                 raise RequestError(f"{here}.{name} is missing: send it", param=f"{here}.{name}")
-        if self.is_image and role != "user":
-            raise RequestError(
-                f"{here} is a picture in a message of role {role}; pictures belong to user messages",
-                param=here,
-            )
+        if self.is_image:
+            check_may_have_image(role, here)
+
+
+def check_may_have_image(role: str, here: str) -> None:
+    """Check that a message may have a picture; `here` is the path of its part.
+
+    Raises:
+        RequestError: names the part.
+    """
+    if role != "user":
+        raise RequestError(
+            f"{here} is a picture in a message of role {role}; pictures belong to user messages", param=here
+        )

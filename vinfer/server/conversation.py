@@ -6,9 +6,10 @@ Runs on the event loop; templates and tokenization go to worker threads. It know
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from vinfer.engine.request import SamplingParams
-from vinfer.server.chat_images import prepare_images, request_images
+from vinfer.server.chat_images import Source, prepare_images, request_images
 from vinfer.server.generation import Generation, PromptJob, TextRules
 from vinfer.server.grammars import compile_grammar
 from vinfer.server.message_reader import MessageReader
@@ -49,10 +50,13 @@ class Conversation:
         )
 
 
-async def prepare(services: Services, context: RequestContext, fields: ChatFields, name: str) -> Conversation:
+async def prepare(
+    services: Services, context: RequestContext, fields: ChatFields, pictures: Sequence[Source], name: str
+) -> Conversation:
     """Render the prompt, compile what binds the answers, and resolve how they are sampled.
 
     Args:
+        pictures: of the conversation, in order.
         name: prefix of the engine's request ids.
 
     Raises:
@@ -61,7 +65,7 @@ async def prepare(services: Services, context: RequestContext, fields: ChatField
     model = services.models.serving(fields.model)
     context.model_name = model.name
     n = num_choices(fields, model, services.config.max_n)
-    images = await prepare_images(services, fields.messages, "messages", model)
+    images = await prepare_images(services, pictures, model)
     prompt_ids = await services.in_worker(chat_prompt_ids, fields, model, images)
     grammar = await compile_grammar(services, fields, model)
     if grammar is None:

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
-from vinfer.server.chat_images import prepare_images
+from vinfer.server.chat_images import image_sources, prepare_images
 from vinfer.server.model_table import ServedModel
 from vinfer.server.prompts import count_prompt_tokens
 from vinfer.server.protocol import CountMessages, parse_count
@@ -43,7 +43,7 @@ async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse
     model = services.models.serving(fields.model)
     RequestContext.of(request.scope).model_name = model.name
     messages = fields.conversation if isinstance(fields, CountMessages) else ()
-    images = await prepare_images(services, messages, "conversation", model)
+    images = await prepare_images(services, image_sources(messages, "conversation"), model)
     count = await services.in_worker(count_prompt_tokens, fields, model, images)
     return JSONResponse({"model": model.name, "count": count})
 

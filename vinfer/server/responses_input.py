@@ -13,9 +13,12 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from vinfer.server.body_model import Body
+from vinfer.server.chat_images import Source
+from vinfer.server.content_parts import ImageDetail, check_may_have_image
 from vinfer.server.field_errors import shown
 
-_PART_TYPES = ("input_text", "output_text")
+_TEXT_TYPES = ("input_text", "output_text")
+_IMAGE_TYPE = "input_image"
 _ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
 
 
@@ -27,10 +30,12 @@ def _text_as_item(value: Any) -> Any:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
-def _part_type(kind: Any) -> Any:
-    if isinstance(kind, str) and kind not in _PART_TYPES:
+def _text_type(kind: Any) -> Any:
+    if isinstance(kind, str) and kind not in _TEXT_TYPES:
         raise PydanticCustomError(
-            "part", "is {kind}; this model takes only text: use input_text parts", {"kind": shown(kind)}
+            "part",
+            "is {kind}; text goes into input_text parts, and pictures into input_image parts of messages",
+            {"kind": shown(kind)},
         )
     return kind
 
@@ -49,21 +54,42 @@ Nothing = Annotated[list[Any], Field(max_length=0)]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
-class ContentPart(Body):
-    """One part of a message's content, or of what a function returned."""
+class TextPart(Body):
+    """A text in a message, or what a function returned."""
 
-    type: Annotated[Literal["input_text", "output_text"], BeforeValidator(_part_type)]
+    type: Annotated[Literal["input_text", "output_text"], BeforeValidator(_text_type)]
     text: str
     annotations: Nothing | None = None
     logprobs: Nothing | None = None
 
+    def as_chat(self) -> dict[str, Any]:
+        return {"type": "text", "text": self.text}
 
-ContentParts = Annotated[
-    Annotated[list[ContentPart], Field(min_length=1)],
-    BeforeValidator(
-        _text_as_part, json_schema_input_type=str | Annotated[list[ContentPart], Field(min_length=1)]
-    ),
+
+class ImagePart(Body):
+    """A picture in a user's message: a data or http(s) URL."""
+
+    type: Literal["input_image"]
+    image_url: str = Field(min_length=1)
+    detail: ImageDetail = "auto"
+    file_id: None = None
+
+    def as_chat(self) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": self.image_url}
+
+
+def _part_kind(part: Any) -> str:
+    """Tell parts apart; what is neither is refused as a text would be."""
+    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    return f"[{_IMAGE_TYPE}]" if kind == _IMAGE_TYPE else "[text]"
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("[text]")] | Annotated[ImagePart, Tag(f"[{_IMAGE_TYPE}]")],
+    Discriminator(_part_kind),
 ]
+Parts = Annotated[list[Part], Field(min_length=1)]
+TextParts = Annotated[list[TextPart], Field(min_length=1)]
 
 
 class MessageItem(Body):
@@ -71,7 +97,7 @@ class MessageItem(Body):
 
     type: Annotated[Literal["message"], BeforeValidator(_item_type)] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: ContentParts
+    content: Annotated[Parts, BeforeValidator(_text_as_part, json_schema_input_type=str | Parts)]
     id: str | None = None
     status: Status | None = None
     phase: None = None
@@ -93,7 +119,7 @@ class FunctionCallOutputItem(Body):
 
     type: Literal["function_call_output"]
     call_id: str = Field(min_length=1)
-    output: ContentParts
+    output: Annotated[TextParts, BeforeValidator(_text_as_part, json_schema_input_type=str | TextParts)]
     id: str | None = None
     status: Status | None = None
 
@@ -155,9 +181,15 @@ def input_messages(instructions: str | None, items: Sequence[Item]) -> list[dict
             function = {"name": item.name, "arguments": item.arguments}
             messages[-1].setdefault("tool_calls", []).append({"id": item.call_id, "function": function})
         elif isinstance(item, FunctionCallOutputItem):
-            messages.append({"role": "tool", "content": _parts(item.output), "tool_call_id": item.call_id})
+            messages.append(
+                {
+                    "role": "tool",
+                    "content": [part.as_chat() for part in item.output],
+                    "tool_call_id": item.call_id,
+                }
+            )
         else:
-            said = {"role": item.role, "content": _parts(item.content)}
+            said = {"role": item.role, "content": [part.as_chat() for part in item.content]}
             messages.append({**said, "reasoning_content": thought or None})
         thought = ""
     return [*messages, _unspoken(thought)] if thought else messages
@@ -168,5 +200,19 @@ def _unspoken(thought: str) -> dict[str, Any]:
     return {"role": "assistant", "content": "", "reasoning_content": thought}
 
 
-def _parts(parts: Sequence[ContentPart]) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": part.text} for part in parts]
+def input_images(items: Sequence[Item]) -> list[Source]:
+    """Find the pictures of items, in order.
+
+    Raises:
+        RequestError: names a picture that is in a message of somebody else than the user.
+    """
+    sources = []
+    for i, item in enumerate(items):
+        if not isinstance(item, MessageItem):
+            continue
+        for j, part in enumerate(item.content):
+            if isinstance(part, ImagePart):
+                here = f"input[{i}].content[{j}]"
+                check_may_have_image(item.role, here)
+                sources.append((part.image_url, f"{here}.image_url"))
+    return sources

@@ -19,6 +19,7 @@ from vinfer.server.generation import ChoiceDelta
 from vinfer.server.request_body import read_json_object
 from vinfer.server.request_context import RequestContext
 from vinfer.server.response_items import Json, ResponseItems
+from vinfer.server.responses_input import input_images
 from vinfer.server.responses_protocol import ResponsesFields, in_own_words, parse_responses
 from vinfer.server.services import Services
 from vinfer.server.sse import Chunks, EventStream, Framing
@@ -35,7 +36,8 @@ async def responses(services: Services, request: HttpRequest) -> ASGIApp | JSONR
     body = await read_json_object(request, services)
     fields, completion = parse_responses(body, services.config.unknown_fields)
     with in_own_words():
-        conversation = await prepare(services, context, completion, f"resp_{uuid.uuid4().hex}")
+        pictures = input_images(fields.input)
+        conversation = await prepare(services, context, completion, pictures, f"resp_{uuid.uuid4().hex}")
     answer = ResponseAnswer(services, fields, conversation)
     generation = conversation.generation
     generation.start()

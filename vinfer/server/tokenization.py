@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
-from vinfer.server.chat_images import prepare_images
+from vinfer.server.chat_images import image_sources, prepare_images
 from vinfer.server.model_table import ServedModel
 from vinfer.server.prompts import detokenized_text, tokenized_ids
 from vinfer.server.request_body import read_json_object
@@ -38,7 +38,7 @@ async def tokenize(services: Services, request: HttpRequest) -> JSONResponse:
     fields = parse_tokenize(body, services.config.unknown_fields)
     model = services.models.serving_or_only(fields.model)
     messages = fields.messages if isinstance(fields, TokenizeMessages) else ()
-    images = await prepare_images(services, messages, "messages", model)
+    images = await prepare_images(services, image_sources(messages, "messages"), model)
     return await services.in_worker(_tokenized, fields, model, images)
 
 

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 pytest.register_assert_rewrite(
-    "answer_cases", "prompt_cases", "sampling_cases", "numpy_sampler", "tool_cases", "responses_cases"
+    "answer_cases",
+    "image_cases",
+    "numpy_sampler",
+    "prompt_cases",
+    "responses_cases",
+    "sampling_cases",
+    "tool_cases",
 )
 if TYPE_CHECKING:
     from expected import Expected
@@ -21,7 +27,7 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talk]:
     from tiny.bundles import build
     from tiny_server import serving
 
-    with serving(build("llama"), tmp_path_factory.mktemp("conformance")) as talk:
+    with serving(build("llama"), build("llava"), tmp_path_factory.mktemp("conformance")) as talk:
         yield talk
 
 
@@ -32,4 +38,4 @@ def expected(talk: Talk) -> Expected:
     from tiny.checkpoints import reference
 
     torch.set_num_threads(1)
-    return Expected(reference("llama"), talk)
+    return Expected(reference("llama"), reference("llava"), talk)

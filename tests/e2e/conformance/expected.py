@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy_sampler import Array, Sampling, next_token
 from tiny.checkpoints import NUM_TOKENS
+from tiny.vision_models import LLAVA
 from tiny_server import EOS_ID, Answer, Talk
 
 if TYPE_CHECKING:
+    from PIL import Image
     from transformers import PreTrainedModel
 
 SAMPLING_FIELDS = {field for field in Sampling.__dataclass_fields__ if field != "logit_bias"}
@@ -22,11 +24,12 @@ class Expected:
     """Answers of the reference to what requests ask.
 
     Args:
-        model: float32, on the CPU.
+        model, seeing: of text and of pictures; float32, on the CPU.
     """
 
-    def __init__(self, model: PreTrainedModel, talk: Talk) -> None:
+    def __init__(self, model: PreTrainedModel, seeing: PreTrainedModel, talk: Talk) -> None:
         self._model = model
+        self._seeing = seeing
         self._talk = talk
         self._logits = functools.cache(self._forward)
 
@@ -45,6 +48,23 @@ class Expected:
             hidden = self._model.base_model(torch.tensor([ids]), use_cache=False).last_hidden_state
         mean: Array = hidden[0].double().numpy().mean(axis=0)
         return mean / np.linalg.norm(mean)
+
+    def seen(self, ids: list[int], pictures: Sequence[Image.Image], *, num_tokens: int) -> list[int]:
+        """Return the likeliest tokens after a prompt whose placeholders stand for these pictures."""
+        import torch
+        from tiny.checkpoints import checkpoint
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        processor = CLIPImageProcessorPil.from_pretrained(checkpoint("llava"))
+        pixels = processor(list(pictures), return_tensors="pt")["pixel_values"]
+        found: list[int] = []
+        with torch.no_grad():
+            for _ in range(num_tokens):
+                logits = self._seeing(
+                    input_ids=torch.tensor([[*ids, *found]]), pixel_values=pixels, use_cache=False
+                ).logits
+                found.append(int(logits[0, -1, : LLAVA.num_tokens].argmax()))
+        return found
 
     def logprobs(self, ids: list[int]) -> Array:
         """Return float64 [len(ids), vocab]: row i is of the token after ids[: i + 1]."""

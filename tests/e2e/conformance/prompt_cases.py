@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from answer_cases import LOGPROB_ERROR, check_top, check_top_logprobs, expected_logprobs
+from image_cases import MESSAGE_IMAGE_CASES
 from routes import MESSAGES, PROMPT, Route
 from sampling_cases import DRAWN, GREEDY
 from tiny_server import BOS_ID, MAX_MODEL_LEN, MODEL, Answer
@@ -70,11 +71,11 @@ def empty(key: str, nothing: Any, something: Any) -> Case:
 
 
 def check_part_type(route: Route) -> None:
-    """A text part is text; of any other kind it is refused by its place."""
+    """A text part is text, a picture has cases of its own; any other kind is refused by its place."""
     path, field = CONVERSATIONS[route.form]
     shown([{"role": "user", "content": [{"type": "text", "text": "one part"}]}], "user: one part")(route)
-    image = {"type": "image_url", "image_url": {"url": "data:,"}}
-    body = {"model": MODEL, field: [{"role": "user", "content": [{"type": "text", "text": "a"}, image]}]}
+    audio = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
+    body = {"model": MODEL, field: [{"role": "user", "content": [{"type": "text", "text": "a"}, audio]}]}
     assert route.talk.refusal(path, body)["param"] == f"{field}[0].content[1].type"
 
 
@@ -116,6 +117,7 @@ MESSAGE_CASES: Mapping[str, Case] = {
     "audio": empty("audio", None, {"id": "a"}),
     "function_call": empty("function_call", None, {"name": "f"}),
     "annotations": empty("annotations", [], [{}]),
+    **MESSAGE_IMAGE_CASES,
 }
 
 

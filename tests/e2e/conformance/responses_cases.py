@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from answer_cases import OF_SCHEMA, SCHEMA
+from image_cases import ITEM_IMAGE_CASES
 from routes import PROMPT, Route
 from tiny_server import EOS_ID, MAX_MODEL_LEN, MODEL, OTHER, OTHER_MAX_TOKENS
 from tool_cases import CALLS, CHOICE_OF_TWO, NO_ARGUMENTS, OFFERED, WRITTEN_CHOICE
@@ -136,8 +137,8 @@ def check_part_type(route: Route) -> None:
     """What was said and what is said are parts alike, a thought is one of its own."""
     for kind in ("input_text", "output_text"):
         shown([{"role": "user", "content": [{"type": kind, "text": "one part"}]}], "user: one part")(route)
-    image = {"type": "input_image", "image_url": "data:,"}
-    assert refused(route, input=[{"role": "user", "content": [image]}]) == "input[0].content[0].type"
+    file = {"type": "input_file", "file_id": "file-1"}
+    assert refused(route, input=[{"role": "user", "content": [file]}]) == "input[0].content[0].type"
     wrong = {**THOUGHT, "content": [{"type": "input_text", "text": "x"}]}
     assert refused(route, input=[wrong]) == "input[0].content[0].type"
 
@@ -168,6 +169,7 @@ def check_call_id(route: Route) -> None:
 
 
 ITEM_CASES: Mapping[str, Case] = {
+    **ITEM_IMAGE_CASES,
     "type": check_item_type,
     "role": check_role,
     "content.type": check_part_type,

@@ -1,7 +1,8 @@
 """A `vinfer serve` process over a tiny real model, as the conformance cases talk to it.
 
 The bundle is the tests' own `llama` with another tokenizer file and chat template: text begins with BOS, and
-the template shows every part of a message. Two names serve it, one of them with defaults of its own.
+the template shows every part of a message. Two names serve it, one of them with defaults of its own. A third
+model takes pictures; it is as it was built.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from vinfer.bundle import sha256_of
 from vinfer.engine.compilation import platform_key
 from vinfer.text.byte_level import BYTE_OF_CHARACTER
 
-MODEL, OTHER = "tiny", "other"
+MODEL, OTHER, SEEING = "tiny", "other", "seeing"
 OTHER_MAX_TOKENS = 3
 MAX_MODEL_LEN = 512
 BOS_ID, EOS_ID = 256, 257
@@ -53,6 +54,7 @@ YAML = """
 models:
   - {{name: tiny, source: {bundle}, dtype: float32, sampling: {{temperature: 1, top_p: 1}}}}
   - {{name: other, source: {bundle}, dtype: float32, sampling: {{max_tokens: 3, temperature: 0}}}}
+  - {{name: seeing, source: {seeing}, dtype: float32, task: image-text}}
 """
 
 
@@ -128,11 +130,11 @@ class Talk:
 
 
 @contextlib.contextmanager
-def serving(bundle: Path, folder: Path) -> Iterator[Talk]:
-    """Serve a bundle, changed as above, from a copy in `folder`; fails where the server does not end well."""
+def serving(bundle: Path, seeing: Path, folder: Path) -> Iterator[Talk]:
+    """Serve two bundles, the first changed, from a copy in `folder`; fails where the server ends badly."""
     tokenizer = write_bundle(bundle, folder / "bundle")
     yaml = folder / "two.yaml"
-    yaml.write_text(YAML.format(bundle=folder / "bundle"))
+    yaml.write_text(YAML.format(bundle=folder / "bundle", seeing=seeing))
     # Where the tests of the build half keep the code of the same programs.
     env = environment(
         VINFER_XLA_CACHE=str(CACHE / "test-xla" / platform_key()), VINFER_CACHE_DIR=str(E2E_CACHE)
