@@ -157,12 +157,17 @@ async def run_load(
     async def one_stream() -> list[Record]:
         return [await complete(endpoint, endpoint.body(prompts.next(), **fields)) for _ in range(rounds)]
 
+    async def one_image() -> None:
+        body = endpoint.body_with_picture(prompts.next(), pictures.next(), **fields)
+        await complete(endpoint, body)
+
     async def one_image_stream() -> None:
         while True:
-            url = pictures.next()
-            await complete(endpoint, endpoint.body_with_picture(prompts.next(), url, **fields))
+            await one_image()
 
     pictures = Pictures()
+    # As many as will come, so that the load begins beside a server that has seen pictures.
+    await asyncio.gather(*(one_image() for _ in range(image_streams)))
     images = [asyncio.create_task(one_image_stream()) for _ in range(image_streams)]
     started, cpu_started = time.perf_counter(), time.process_time()
     records = list(itertools.chain(*await asyncio.gather(*(one_stream() for _ in range(streams)))))
