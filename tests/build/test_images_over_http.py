@@ -45,7 +45,7 @@ OTHER = {"type": "image", "image": data_url(SECOND)}
 
 
 # A family for each kind of processor.
-NAMES = ("llava", "llava-siglip", "gemma3-images")
+NAMES = ("llava", "llava-siglip", "gemma3-images", "qwen2-vl")
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.bundles(name)) for name in NAMES])

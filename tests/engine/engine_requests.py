@@ -102,6 +102,10 @@ def make_shapes(
     )
 
 
-def make_max_features(shapes: Iterable[ProgramShape]) -> dict[ProgramShape, int]:
-    """Let every image encoder take every picture of `IMAGE_LENS`."""
-    return {shape: max(IMAGE_LENS.values()) for shape in shapes if shape.kind == "encode_images"}
+def make_max_features(
+    shapes: Iterable[ProgramShape], several_at_most: int = max(IMAGE_LENS.values())
+) -> dict[ProgramShape, int]:
+    """Let the narrowest image encoder take every picture of `IMAGE_LENS`, the others those up to a limit."""
+    encoders = sorted((s for s in shapes if s.kind == "encode_images"), key=lambda shape: shape.rows)
+    limits = dict.fromkeys(encoders, several_at_most)
+    return limits | {shape: max(IMAGE_LENS.values()) for shape in encoders[:1]}
