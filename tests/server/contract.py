@@ -9,6 +9,7 @@ import httpx
 from jsonschema import Draft202012Validator
 
 from vinfer.config import ServerConfig
+from vinfer.server.model_table import ModelTable
 from vinfer.server.openapi import openapi_document
 
 # What takes seconds to check item by item.
@@ -30,8 +31,8 @@ ERROR = {"$ref": "#/components/schemas/ErrorBody"}
 class Contract:
     """The document, and whether bodies are as it says."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        self.document = openapi_document(config)
+    def __init__(self, config: ServerConfig, models: ModelTable) -> None:
+        self.document = openapi_document(config, models)
         self._validators: dict[str, Draft202012Validator] = {}
 
     def operation(self, method: str, path: str) -> dict[str, Any] | None:
@@ -71,15 +72,22 @@ class Contract:
         if media_type == "application/json":
             self.validator(content[media_type]["schema"]).validate(response.json())
         elif media_type == "text/event-stream":
-            self._check_events(content[media_type]["x-event-schema"], response.text)
+            self._check_events(content[media_type]["schema"], response.text)
         if response.status_code == 200 and "requestBody" in operation:
             body = json.loads(request.content)
             self.request_validator(request.method, request.url.path).validate(body)
 
     def _check_events(self, schema: dict[str, Any], text: str) -> None:
-        for line in text.split("\n"):
-            if line.startswith("data: ") and line != "data: [DONE]":
-                self.validator(schema).validate(json.loads(line.removeprefix("data: ")))
+        """Check each event, and what its data is as JSON: `jsonschema` does not look into strings."""
+        data_schema = schema["properties"]["data"]
+        chunk_schema = data_schema.get("anyOf", [data_schema])[-1]["contentSchema"]
+        for event in filter(None, text.split("\n\n")):
+            if event.startswith(":"):
+                continue
+            fields = dict(line.split(": ", 1) for line in event.split("\n"))
+            self.validator(schema).validate(fields)
+            if fields["data"] != "[DONE]":
+                self.validator(chunk_schema).validate(json.loads(fields["data"]))
 
 
 class CheckedClient(httpx.Client):

@@ -52,7 +52,7 @@ def run(config: ServerConfig, models: ModelTable, engine: FakeEngine) -> Iterato
     thread = threading.Thread(target=lambda: exit_codes.append(run_server(app, config, sock)), daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{port}"
-    with CheckedClient(Contract(config), base_url=url, timeout=30) as http:
+    with CheckedClient(Contract(config, models), base_url=url, timeout=30) as http:
         yield RunningServer(url, port, engine, models, http, exit_codes)
     models.drain()
     thread.join(20)

@@ -153,6 +153,24 @@ def test_an_offer_of_http2_is_ignored(server: RunningServer) -> None:
         assert sock.recv(64).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize("upgrade", [b"Upgrade: h2c\r\n", b"upgrade:h2c \r\n"])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_the_body_of_a_request_that_offers_http2_is_read(
+    server: RunningServer, upgrade: bytes, chunked: bool
+) -> None:
+    """Java's HttpClient offers it with whatever it sends first; the parser took the body for HTTP/2 then."""
+    body = b'{"model": "fake", "messages": [{"role": "user", "content": "Upgrade: h2c"}], "max_tokens": 2}'
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\n" + upgrade + b"HTTP2-Settings: AAMAAABk\r\n"
+    if chunked:
+        rest = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    else:
+        rest = b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    end = GET + b"Connection: close\r\n\r\n"
+    answers = exchange(server.port, HEAD + offer + rest + end)
+    assert status_of(answers) == 200, answers
+    assert answers.count(b"HTTP/1.1 200") == 2
+
+
 def test_a_client_that_does_not_read_is_cut_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "WRITE_STALL_SECONDS", 0.5)
     # Far more than the kernel's buffers take, and not all of it at once.

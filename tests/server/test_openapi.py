@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from running_server import RunningServer, Start
-from test_request_fields import BAD_CHAT_FIELDS, BAD_COMPLETION_FIELDS, TOOL_CALL, USER
+from test_request_fields import BAD_CHAT_FIELDS, BAD_COMPLETION_FIELDS
 
 import vinfer
 from vinfer.bundle import ParityFigures, ParityReport, ParityThresholds
@@ -29,7 +30,9 @@ from vinfer.config import ServerConfig
 from vinfer.server.app import METRICS_ROUTE, ROUTES
 from vinfer.server.auth import PUBLIC_PATHS
 from vinfer.server.fields import Treatment
+from vinfer.server.model_table import ModelTable
 from vinfer.server.openapi import openapi_document
+from vinfer.server.openapi_models import numbers_below
 from vinfer.server.operations import OPERATIONS
 
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
@@ -60,36 +63,21 @@ SUCCESSES: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "/openapi.json", {}),
     ("GET", "/metrics", {}),
 ]
-# What only the model, or another field, can say.
+# Sums, order and the prompt's own length are beyond JSON Schema.
 NO_MATTER_OF_SCHEMA: list[dict[str, Any]] = [
-    {"messages": [{"role": "user"}]},
-    {"messages": [{"role": "user", "content": None}]},
-    {"messages": [{"role": "assistant", "content": None}]},
-    {"messages": [{**USER, "tool_calls": [TOOL_CALL]}]},
-    {"messages": [{"role": "tool", "content": "x"}]},
-    {"messages": [{**USER, "tool_call_id": "x"}]},
-    {"max_tokens": 1000},
-    {"max_completion_tokens": 1000, "max_tokens": None},
     {"max_completion_tokens": 5},
     {"stop_token_ids": list(range(4, 20))},
-    {"stop_token_ids": [260]},
-    {"logit_bias": {"260": 1}},
     {"min_tokens": 5},
-    {"top_logprobs": 2},
-    {"stream_options": {"include_usage": True}},
     {"continue_final_message": True},
-    {"prompt": [4, 260]},
     {"best_of": 2, "stream": True},
     {"best_of": 2, "n": 3},
-    {"max_tokens": 0},
-    {"max_tokens": 0, "echo": False},
     {"max_tokens": 0, "echo": True, "min_tokens": 1},
 ]
 
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    return openapi_document(ServerConfig())
+    return openapi_document(ServerConfig(), ModelTable(["fake"]))
 
 
 def nodes(value: Any) -> Iterator[dict[str, Any]]:
@@ -110,7 +98,7 @@ def test_the_table_is_the_route_table(document: dict[str, Any]) -> None:
 
 
 def test_every_route_succeeds_above(document: dict[str, Any]) -> None:
-    contract = Contract(ServerConfig())
+    contract = Contract(ServerConfig(), ModelTable(["fake"]))
     tried = [id(contract.operation(method, path)) for method, path, _ in SUCCESSES]
     operations = [operation for path in contract.document["paths"].values() for operation in path.values()]
     assert {id(operation) for operation in operations} == set(tried)
@@ -180,7 +168,7 @@ def test_every_schema_is_one(document: dict[str, Any]) -> None:
     schemas = [
         *document["components"]["schemas"].values(),
         *(node["schema"] for node in nodes(document["paths"]) if "schema" in node),
-        *(node["x-event-schema"] for node in nodes(document["paths"]) if "x-event-schema" in node),
+        *(node["contentSchema"] for node in nodes(document["paths"]) if "contentSchema" in node),
     ]
     assert len(schemas) > 60
     for schema in schemas:
@@ -192,9 +180,9 @@ def test_every_schema_is_one(document: dict[str, Any]) -> None:
     assert {reference.rpartition("/")[2] for reference in references} == set(components)
 
 
-def test_the_schemas_refuse_what_the_routes_refuse() -> None:
+def test_the_schemas_refuse_what_the_routes_refuse(server: RunningServer) -> None:
     """The lists are those of `test_request_fields`, where the routes refuse them."""
-    contract = Contract(ServerConfig())
+    contract = Contract(ServerConfig(), server.models)
     chat = contract.request_validator("POST", "/v1/chat/completions")
     completion = contract.request_validator("POST", "/v1/completions")
     basis = {"model": "fake", "max_tokens": 4}
@@ -206,6 +194,11 @@ def test_the_schemas_refuse_what_the_routes_refuse() -> None:
         if completion.is_valid({**basis, "prompt": [4], **fields})
     ]
     assert passed == NO_MATTER_OF_SCHEMA
+
+
+def test_schemas_have_names_of_their_own(document: dict[str, Any]) -> None:
+    """Two types of one name would bring the paths of our modules into clients' code."""
+    assert not [name for name in document["components"]["schemas"] if "__" in name]
 
 
 def test_each_field_has_its_rule(document: dict[str, Any]) -> None:
@@ -232,7 +225,8 @@ def test_statuses(document: dict[str, Any]) -> None:
 
 def test_config_decides(tmp_path: Any) -> None:
     document = openapi_document(
-        ServerConfig(unknown_fields="ignore", max_n=3, metrics=False, api_keys_file=tmp_path / "keys")
+        ServerConfig(unknown_fields="ignore", max_n=3, metrics=False, api_keys_file=tmp_path / "keys"),
+        ModelTable(["fake"]),
     )
     schemas = document["components"]["schemas"]
     assert schemas["ChatFields"]["additionalProperties"] is True
@@ -247,10 +241,64 @@ def test_config_decides(tmp_path: Any) -> None:
     assert public == PUBLIC_PATHS
 
 
+def test_the_models_are_named() -> None:
+    one, two = (openapi_document(ServerConfig(), ModelTable(names)) for names in (["a"], ["a", "b"]))
+    assert one["components"]["schemas"]["ChatFields"]["properties"]["model"] == {"enum": ["a"]}
+    for document, may_be_missing in ((one, True), (two, False)):
+        tokenize = document["components"]["schemas"]["TokenizeText"]
+        assert ("model" not in tokenize["required"]) is may_be_missing
+        assert (None in tokenize["properties"]["model"]["enum"]) is may_be_missing
+        (parameter,) = document["paths"]["/tokenizer_info"]["get"]["parameters"]
+        assert parameter["required"] is not may_be_missing
+    (parameter,) = two["paths"]["/v1/models/{id}"]["get"]["parameters"]
+    assert parameter["schema"] == {"enum": ["a", "b"]}
+
+
+def test_the_models_bound_their_fields(server: RunningServer) -> None:
+    """At each bound the route takes what the document allows, and beyond it neither does."""
+    contract = Contract(ServerConfig(), server.models)
+    (model,) = server.models.served_models
+    room = model.max_model_len - 1
+    for path, at, beyond in [
+        ("/v1/completions", {"max_tokens": room}, {"max_tokens": room + 1}),
+        ("/v1/completions", {"prompt": [VOCAB_SIZE - 1]}, {"prompt": [VOCAB_SIZE]}),
+        ("/v1/completions", {"prompt": [[VOCAB_SIZE - 1]]}, {"prompt": [[VOCAB_SIZE]]}),
+        ("/v1/completions", {"prompt": [4] * room}, {"prompt": [4] * (room + 2)}),
+        ("/v1/completions", {"stop_token_ids": [VOCAB_SIZE - 1]}, {"stop_token_ids": [VOCAB_SIZE]}),
+        ("/v1/completions", {"logit_bias": {str(VOCAB_SIZE - 1): 1}}, {"logit_bias": {str(VOCAB_SIZE): 1}}),
+        ("/v1/completions", {"logit_bias": {"5": 1}}, {"logit_bias": {"05": 1}}),
+        ("/v1/embeddings", {"input": [4] * (room + 1)}, {"input": [4] * (room + 2)}),
+        ("/v1/embeddings", {"dimensions": model.embeddings.size}, {"dimensions": model.embeddings.size + 1}),
+        ("/detokenize", {"tokens": [259]}, {"tokens": [260]}),
+    ]:
+        for fields, status in ((at, 200), (beyond, 400)):
+            body = {**BODIES[path][0], **fields}
+            assert contract.request_validator("POST", path).is_valid(body) == (status == 200)
+            response = server.http.post(path, json=body)
+            assert response.status_code == status, response.text
+
+
+@pytest.mark.parametrize("limit", [1, 2, 10, 11, 100, 101, 258, 304, 1000, 1999])
+def test_numbers_below(limit: int) -> None:
+    pattern = re.compile(numbers_below(limit))
+    assert [number for number in range(2500) if pattern.search(str(number))] == list(range(limit))
+    assert not pattern.search("00")
+    assert not pattern.search("01")
+
+
+def test_a_model_that_loads_bounds_nothing(server: RunningServer) -> None:
+    models = ModelTable(["fake", "loads"])
+    models.serve(server.models.served_models[0])
+    schema = openapi_document(ServerConfig(), models)["components"]["schemas"]["CompletionFields"]
+    assert schema["properties"]["max_tokens"]["anyOf"][0]["maximum"] == 2**31 - 1
+
+
 def test_the_server_gives_the_document_of_its_config(start: Start) -> None:
     with start(max_n=2, unknown_fields="ignore") as server:
         given = server.http.get("/openapi.json").json()
-        assert given == openapi_document(ServerConfig(port=0, max_n=2, unknown_fields="ignore"))
+        assert given == openapi_document(
+            ServerConfig(port=0, max_n=2, unknown_fields="ignore"), server.models
+        )
 
 
 @pytest.mark.parametrize(
@@ -266,7 +314,7 @@ def test_the_server_gives_the_document_of_its_config(start: Start) -> None:
 def test_the_contract_can_be_broken(server: RunningServer, path: str, change: dict[str, Any]) -> None:
     given = next(body for _, known, body in SUCCESSES if known == path)
     response = server.http.post(path, json={"model": "fake", **given})
-    contract = Contract(ServerConfig())
+    contract = Contract(ServerConfig(), ModelTable(["fake"]))
     contract.check(response)
     broken = httpx.Response(200, json={**response.json(), **change}, request=response.request)
     with pytest.raises(jsonschema.ValidationError):
@@ -274,7 +322,7 @@ def test_the_contract_can_be_broken(server: RunningServer, path: str, change: di
 
 
 def test_the_contract_sees_statuses_events_and_requests(server: RunningServer) -> None:
-    contract = Contract(ServerConfig())
+    contract = Contract(ServerConfig(), ModelTable(["fake"]))
     whole = server.complete()
     undeclared = httpx.Response(418, json=whole.json(), request=whole.request)
     with pytest.raises(AssertionError):
@@ -288,13 +336,6 @@ def test_the_contract_sees_statuses_events_and_requests(server: RunningServer) -
     request = httpx.Request("POST", whole.request.url, json=copy.deepcopy(body))
     with pytest.raises(jsonschema.ValidationError):
         contract.check(httpx.Response(200, json=whole.json(), request=request))
-
-
-def test_ids_beyond_the_vocabulary_are_the_models_matter(server: RunningServer) -> None:
-    """The schema knows no vocabulary: what it lets pass the route refuses by name."""
-    body = {"model": "fake", "tokens": [VOCAB_SIZE]}
-    assert Contract(ServerConfig()).request_validator("POST", "/detokenize").is_valid(body)
-    assert server.http.post("/detokenize", json=body).status_code == 400
 
 
 VALUES = st.one_of(

@@ -45,11 +45,40 @@ def test_bad_json_is_refused(raw: bytes) -> None:
         parse_json_object(raw)
 
 
+def test_a_byte_order_mark_is_named() -> None:
+    with pytest.raises(RequestError, match=r"^body begins with a byte order mark"):
+        parse_json_object(b'\xef\xbb\xbf{"model": "fake"}')
+
+
 def test_good_json_is_what_it_says() -> None:
     value = {"a": ["[" * 100, '\\"{', {"b": "😀"}], "c": 1.5e300, "d": None, "e": "\u0000"}
     assert parse_json_object(json.dumps(value).encode()) == value
     deepest = b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1)
     assert parse_json_object(b'{"a":' + deepest + b"}") == {"a": json.loads(deepest)}
+
+
+@pytest.mark.parametrize(
+    ("digits", "value"),
+    [
+        ("5.0", 5),
+        ("-5.00", -5),
+        ("5e0", 5),
+        ("1.5e1", 15),
+        ("0e5", 0),
+        ("-0.0", 0),
+        ("18446744073709551615.0", 2**64 - 1),
+        ("5.5", 5.5),
+        ("1e-400", 0.0),
+        ("1e-99999999999999999999", 0.0),
+        ("9007199254740992.5", 9007199254740992.0),
+        ("1e300", 1e300),
+    ],
+)
+def test_a_number_without_a_fraction_is_an_integer(digits: str, value: float) -> None:
+    """As JSON Schema has it, and clients that know one kind of number write it."""
+    parsed = parse_json_object(f'{{"seed": {digits}}}'.encode())["seed"]
+    assert parsed == value
+    assert type(parsed) is type(value)
 
 
 def test_brackets_and_quotes_take_linear_time() -> None:

@@ -227,6 +227,7 @@ def test_bad_completion_field(server: RunningServer, fields: dict[str, Any], par
 def test_messages_say_value_limit_and_next_move(server: RunningServer) -> None:
     cases = {
         "temperature is 3; must be at most 2": {"temperature": 3},
+        "seed is 18446744073709551616; must be at most 18446744073709551615": {"seed": 2**64},
         "n is 9; server.max_n is 8: ask for fewer choices": {"n": 9},
         "'temprature' is not a field of this route: did you mean temperature?": {"temprature": 1},
         "prediction: vinfer does not use predicted outputs: leave it out": {"prediction": {}},

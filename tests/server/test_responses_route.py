@@ -380,6 +380,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"input": 3}, "input"),
     ({"input": []}, "input"),
     ({"input": ["hi"]}, "input[0]"),
+    ({"input": [{"type": "reasoning", "content": [], "summary": []}]}, "input"),
     ({"input": [HI, {"type": "item_reference", "id": "msg_1"}]}, "input[1].type"),
     ({"input": [{"type": "web_search_call", "id": "x"}]}, "input[0].type"),
     ({"input": [{"type": 3}]}, "input[0].type"),
@@ -420,6 +421,13 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"truncation": "auto"}, "truncation"),
     ({"background": True}, "background"),
     ({"messages": [HI]}, "messages"),
+    ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
+    ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
+    ({"text": {"format": {"type": "json_object", "name": "x"}}}, "text.format.name"),
+    ({"tools": [{**TOOL, "parameters": {"type": "array"}}]}, "tools[0].parameters"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "name": None}}, "tool_choice"),
+    ({"tools": [TOOL], "tool_choice": "required", "text": {"format": FORMAT}}, "tool_choice"),
 ]
 # What only the model, or another field, can say.
 NO_MATTER_OF_SCHEMA: list[tuple[dict[str, Any], str]] = [
@@ -433,18 +441,12 @@ NO_MATTER_OF_SCHEMA: list[tuple[dict[str, Any], str]] = [
     ),
     ({"max_output_tokens": 1000}, "max_output_tokens"),
     ({"input": "x" * 1000}, "input"),
-    ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
-    ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
-    ({"text": {"format": {"type": "json_object", "name": "x"}}}, "text.format.name"),
     (
         {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "robot"}}}},
         "text.format.schema",
     ),
     ({"tools": [TOOL, TOOL]}, "tools[1].name"),
-    ({"tools": [{**TOOL, "parameters": {"type": "array"}}]}, "tools[0].parameters"),
-    ({"tool_choice": "required"}, "tool_choice"),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice.name"),
-    ({"tools": [TOOL], "tool_choice": "required", "text": {"format": FORMAT}}, "tool_choice"),
 ]
 
 
@@ -460,7 +462,7 @@ def test_bad_field(server: RunningServer, fields: dict[str, Any], param: str) ->
 
 
 def test_the_schema_refuses_what_the_route_refuses() -> None:
-    schema = Contract(ServerConfig()).request_validator("POST", "/v1/responses")
+    schema = Contract(ServerConfig(), ModelTable(["fake"])).request_validator("POST", "/v1/responses")
     body = {"model": "fake", "input": "hi"}
     assert [param for fields, param in BAD_FIELDS if schema.is_valid({**body, **fields})] == []
     assert all(schema.is_valid({**body, **fields}) for fields, _ in NO_MATTER_OF_SCHEMA)

@@ -155,7 +155,7 @@ def test_refused_tokenize_field(server: RunningServer, field: str) -> None:
         ({"tokens": "a"}, "tokens"),
         ({"tokens": [4, "a"]}, "tokens[1]"),
         ({"tokens": [True]}, "tokens[0]"),
-        ({"tokens": [4.0]}, "tokens[0]"),
+        ({"tokens": [4.5]}, "tokens[0]"),
         ({"tokens": [-1]}, "tokens[0]"),
         ({"tokens": [4, VOCAB_SIZE]}, "tokens[1]"),
         ({"tokens": [10**30]}, "tokens[0]"),

@@ -16,7 +16,7 @@ from vinfer.config import ServerConfig
 from vinfer.server.model_table import ModelTable
 from vinfer.server.structured_outputs import MAX_SCHEMA_CHARS
 from vinfer.server.tool_grammar import MAX_BOUND_CALLS
-from vinfer.server.tools import MAX_TOOLS
+from vinfer.server.tools import MAX_TOOLS, parsed_arguments
 from vinfer.text.tokenizer import Tokenizer
 
 
@@ -109,6 +109,30 @@ def test_a_call(tools_server: RunningServer) -> None:
         "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'},
     }
     assert choice["message"]["content"] is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "nothing",
+        "[1]",
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        '{"a": "\\ud800"}',
+        '{"a": 1, "a": 2}',
+        '{"a":' * 900 + "1" + "}" * 900,
+        '{"a": ' + "9" * 5000 + "}",
+    ],
+)
+def test_arguments_that_are_no_sound_json_stay_text(arguments: str) -> None:
+    """A template that writes them as JSON could otherwise not be rendered, or not be encoded."""
+    assert parsed_arguments(arguments) == arguments
+
+
+def test_arguments_keep_their_numbers() -> None:
+    parsed = parsed_arguments('{"a": 5.0, "b": 5}')
+    assert isinstance(parsed, dict)
+    assert [type(value) for value in parsed.values()] == [float, int]
 
 
 def test_text_and_two_calls(tools_server: RunningServer) -> None:
@@ -332,6 +356,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no object": ({"tools": [function("f", {"type": "array"})]}, "tools[0].function.parameters"),
     "unknown field": ({"tools": [function("f", x=1)]}, "tools[0].function.x"),
     "choice": ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
+    "choice of no function": (
+        {"tools": TOOLS, "tool_choice": {"type": "function", "function": None}},
+        "tool_choice",
+    ),
     "choice of a type": ({"tools": TOOLS, "tool_choice": {"type": "auto"}}, "tool_choice"),
     "choice without name": (
         {"tools": TOOLS, "tool_choice": {"type": "function", "function": {}}},

@@ -12,6 +12,9 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from vinfer.errors import RequestError
 from vinfer.server.body_model import Body
+from vinfer.server.schema_rules import absent, all_of, any_of, having, present
+
+NonEmpty = Annotated[str, Field(min_length=1)]
 
 ImageDetail = Literal["auto", "low", "high"]
 
@@ -19,7 +22,7 @@ ImageDetail = Literal["auto", "low", "high"]
 class ImageUrl(Body):
     """Where a picture is: a data or http(s) URL. `detail` changes nothing: a model has one way to see."""
 
-    url: str = Field(min_length=1)
+    url: NonEmpty
     detail: ImageDetail = "auto"
 
 
@@ -27,24 +30,27 @@ def _string_as_url(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
+_CONTENTS = {"text", "image_url", "image"}
+
+
 class ContentPart(Body):
     """Text or a picture; the field of the same name as `type` must be there, and no other."""
 
     model_config = ConfigDict(
-        json_schema_extra={
-            "oneOf": [
-                {"properties": {"type": {"const": name}, name: {"not": {"type": "null"}}}, "required": [name]}
-                for name in ("text", "image_url", "image")
-            ]
-        }
+        json_schema_extra=any_of(
+            *(
+                all_of(having("type", name), present(name), absent(*(_CONTENTS - {name})))
+                for name in sorted(_CONTENTS)
+            )
+        )
     )
 
     type: Literal["text", "image_url", "image"]
     text: str | None = None
     image_url: Annotated[
-        ImageUrl | None, BeforeValidator(_string_as_url, json_schema_input_type=str | ImageUrl | None)
+        ImageUrl | None, BeforeValidator(_string_as_url, json_schema_input_type=NonEmpty | ImageUrl | None)
     ] = None
-    image: Annotated[str, Field(min_length=1)] | None = None
+    image: NonEmpty | None = None
 
     @property
     def is_image(self) -> bool:

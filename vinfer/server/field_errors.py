@@ -78,7 +78,12 @@ def _wrong_type(kind: str, value: Any, _ctx: Mapping[str, Any], _message: str) -
 
 
 def _limit(words: str, key: str) -> Callable[[str, Any, Mapping[str, Any], str], str]:
-    return lambda _kind, value, ctx, _message: f"is {shown(value)}; must be {words} {ctx[key]:g}"
+    return lambda _kind, value, ctx, _message: f"is {shown(value)}; must be {words} {_plain(ctx[key])}"
+
+
+def _plain(limit: float) -> str:
+    """Write a limit in all its digits: one that is rounded refuses itself."""
+    return str(int(limit)) if limit == int(limit) else f"{limit:g}"
 
 
 def _length(words: str, key: str, unit: str) -> Callable[[str, Any, Mapping[str, Any], str], str]:

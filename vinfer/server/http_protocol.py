@@ -10,6 +10,7 @@ import asyncio
 import enum
 import http
 import json
+import re
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -22,6 +23,8 @@ MIN_BODY_BYTES_PER_TIMEOUT = 1024
 # Per byte of body, the most bytes of chunked framing: six in a stream of one-byte chunks.
 MAX_FRAMING_RATIO = 8
 WRITE_STALL_SECONDS = 60.0
+
+_HTTP2_OFFER = re.compile(rb"\r\nupgrade:(?=[ \t]*h2c[ \t]*\r\n)", re.IGNORECASE)
 
 
 class _Phase(enum.Enum):
@@ -77,6 +80,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._is_idle():
             # uvicorn stops its keep-alive timer now, even for bytes that are the beginning of nothing.
             self._arm()
+            data = _without_http2_offer(data)
         super().data_received(data)
         if self.transport.is_closing():
             return
@@ -210,6 +214,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.close()
+
+
+def _without_http2_offer(data: bytes) -> bytes:
+    """Rename an offer to go on with HTTP/2: the parser would take the request's body for HTTP/2 already.
+
+    Seen where the headers come in one piece, as they do from Java's HttpClient, which makes that offer.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _HTTP2_OFFER.sub(b"\r\nx-offer:", head + end) + rest if end else data
 
 
 def _headers_too_large() -> HeadersTooLargeError:

@@ -1,7 +1,7 @@
 """`GET /openapi.json`: the API as an OpenAPI 3.1 document, made from the types and rules of the routes.
 
-Pure functions, run in a worker thread; the document depends on the server's config only. What fields ask of
-each other, and what depends on the model, no schema can say: the 400 does.
+Pure functions, run in a worker thread; the document depends on the server's config and on its models. What
+no schema can say, such as that `best_of` is at least `n`, the 400 does.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from starlette.responses import JSONResponse
 import vinfer
 from vinfer.config import ServerConfig
 from vinfer.errors import NotReadyError
+from vinfer.server import openapi_models
 from vinfer.server.auth import PUBLIC_PATHS
 from vinfer.server.fields import FieldRule, Treatment
+from vinfer.server.model_table import ModelTable
 from vinfer.server.operations import OPERATIONS, Operation
 from vinfer.server.protocol import RequestForm
 from vinfer.server.responses import ErrorBody
@@ -32,11 +34,11 @@ _IN_OPERATION_ID = str.maketrans("/.", "__", "{}")
 
 async def openapi(services: Services, request: HttpRequest) -> JSONResponse:
     """Give the document."""
-    return JSONResponse(await services.in_worker(openapi_document, services.config))
+    return JSONResponse(await services.in_worker(openapi_document, services.config, services.models))
 
 
-def openapi_document(config: ServerConfig) -> Json:
-    """Describe the API of a server with this config."""
+def openapi_document(config: ServerConfig, models: ModelTable) -> Json:
+    """Describe the API of a server with this config and these models."""
     operations = {
         route: operation
         for route, operation in OPERATIONS.items()
@@ -45,7 +47,7 @@ def openapi_document(config: ServerConfig) -> Json:
     paths: dict[str, Json] = {}
     for (method, path), operation in operations.items():
         written = paths.setdefault(path.replace(":path}", "}"), {})
-        written[method.lower()] = _operation(method, path, operation)
+        written[method.lower()] = _operation(method, path, operation, openapi_models.names(models))
     return {
         "openapi": "3.1.1",
         "info": {
@@ -58,7 +60,7 @@ def openapi_document(config: ServerConfig) -> Json:
         "components": {
             "schemas": {
                 **_answer_schemas(operations.values()),
-                **_request_schemas(operations.values(), config),
+                **_request_schemas(operations.values(), config, models),
             },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
@@ -66,7 +68,7 @@ def openapi_document(config: ServerConfig) -> Json:
     }
 
 
-def _operation(method: str, path: str, operation: Operation) -> Json:
+def _operation(method: str, path: str, operation: Operation, names: list[str]) -> Json:
     written: Json = {
         "operationId": f"{method.lower()}{path.partition(':')[0]}".translate(_IN_OPERATION_ID),
         "summary": operation.summary,
@@ -74,12 +76,13 @@ def _operation(method: str, path: str, operation: Operation) -> Json:
     }
     if path in PUBLIC_PATHS:
         written["security"] = []
-    parameters: list[Json] = [
-        {"name": name, "in": "query", "description": meaning, "schema": {"type": "string"}}
-        for name, meaning in operation.query.items()
-    ]
+    parameters: list[Json] = []
+    if operation.query_names_model:
+        about = "Id of the model; may be left out where one is served."
+        parameters.append({"name": "model", "in": "query", "description": about, "schema": {"enum": names}})
+        parameters[-1]["required"] = len(names) > 1
     if "{id:path}" in path:
-        parameters.append({"name": "id", "in": "path", "required": True, "schema": {"type": "string"}})
+        parameters.append({"name": "id", "in": "path", "required": True, "schema": {"enum": names}})
     if parameters:
         written["parameters"] = parameters
     if operation.forms:
@@ -106,18 +109,23 @@ def _responses(operation: Operation) -> Json:
 
 
 def _stream(event: type[BaseModel], *, names_events: bool) -> Json:
-    schema = _reference(event)
-    end = "each has its type for its name, and the last says how it ended"
-    if not names_events:
-        schema = {"anyOf": [schema, _reference(ErrorBody)]}
-        end = "the data of the last is [DONE]"
+    """Describe each event of a stream; Server-Sent Events as objects are OpenAPI 3.2's way to see them."""
+    data: Json = {"type": "string", "contentMediaType": "application/json"}
+    if names_events:
+        data["contentSchema"] = _reference(event)
+        about = "Each has its type for its name, and the last says how it ended."
+    else:
+        chunk = {**data, "contentSchema": {"anyOf": [_reference(event), _reference(ErrorBody)]}}
+        data = {"anyOf": [{"const": "[DONE]"}, chunk]}
+        about = "The data of the last is [DONE]."
     return {
         "schema": {
-            "type": "string",
-            "description": "With stream: true. Server-sent events; the data of each is JSON as in "
-            f"x-event-schema, {end}. Lines that begin with a colon are pings.",
-        },
-        "x-event-schema": schema,
+            "type": "object",
+            "description": "An event of the stream that `stream: true` asks for, not the stream as a whole. "
+            f"{about} Lines that begin with a colon are pings.",
+            "properties": {"event": {"type": "string"}, "data": data},
+            "required": ["data"],
+        }
     }
 
 
@@ -137,7 +145,7 @@ def _answer_schemas(operations: Iterable[Operation]) -> Json:
     return _schemas(models, "serialization")
 
 
-def _request_schemas(operations: Iterable[Operation], config: ServerConfig) -> Json:
+def _request_schemas(operations: Iterable[Operation], config: ServerConfig, models: ModelTable) -> Json:
     forms = [form for operation in operations for form in operation.forms]
     schemas = _schemas([form.fields for form in forms], "validation")
     for schema in schemas.values():
@@ -148,6 +156,7 @@ def _request_schemas(operations: Iterable[Operation], config: ServerConfig) -> J
         for name in ("n", "best_of"):
             if name in schema["properties"]:
                 schema["properties"][name]["maximum"] = config.max_n
+    openapi_models.narrow_to_models(schemas, forms, models)
     return schemas
 
 

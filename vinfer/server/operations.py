@@ -46,7 +46,7 @@ class Operation:
         forms: the forms that its body may have; none where it takes no body.
         event: what each event of a stream holds, where the route streams.
         names_events: each event has its `type` for its name, and the last says how the stream ended.
-        query: parameters of the query, each with its meaning.
+        query_names_model: the query has the parameter `model`.
         not_ready: the body of a 503 that is an answer rather than an error.
     """
 
@@ -56,7 +56,7 @@ class Operation:
     forms: tuple[RequestForm[Any], ...] = ()
     event: type[BaseModel] | None = None
     names_events: bool = False
-    query: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    query_names_model: bool = False
     not_ready: type[BaseModel] | None = None
     media_type: str = "application/json"
 
@@ -121,7 +121,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("GET", "/tokenizer_info"): Operation(
         summary="Describe a model's tokenizer, its chat template included",
-        query={"model": "Id of the model; may be left out where one is served."},
+        query_names_model=True,
         answer=responses.TokenizerInfo,
         errors=(*_MODEL, RequestError),
     ),

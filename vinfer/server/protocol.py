@@ -7,10 +7,11 @@ the config (vocabulary, max_model_len, max_n) are checked in `sampling` and `pro
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
@@ -25,6 +26,7 @@ from vinfer.server.fields import (
     FieldRule,
     applied_fields,
 )
+from vinfer.server.schema_rules import absent, all_of, any_of, having, present
 from vinfer.server.structured_outputs import ResponseFormat, StructuredOutputs, binds_form, check_one_form
 from vinfer.server.template_kwargs import ReasoningEffort, TemplateKwargs
 from vinfer.server.tools import (
@@ -46,13 +48,16 @@ MAX_PROMPTS = 256
 are tokenized."""
 
 
+_TOKEN_ID_KEY = re.compile(r"^(0|[1-9][0-9]{0,9})\Z")
+
+
 def _one_as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
 def _key_as_token_id(key: Any) -> Any:
     """JSON has only string keys; `logit_bias` means token ids by them."""
-    if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10:
+    if isinstance(key, str) and _TOKEN_ID_KEY.match(key):
         return int(key)
     raise PydanticCustomError("token_id", "is not a token id: use the id's decimal digits as the key")
 
@@ -68,7 +73,7 @@ TopP = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
-TokenIdKey = Annotated[str, Field(pattern="^[0-9]{1,10}$")]
+TokenIdKey = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,9})$")]
 
 
 class StreamOptions(Body):
@@ -76,6 +81,16 @@ class StreamOptions(Body):
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
+
+
+_NO: dict[str, Any] = {"enum": [None, False]}
+TEXT_OR_NOTHING = {"anyOf": [{"type": "null"}, {"properties": {"type": {"const": "text"}}}]}
+_UNBOUND = all_of(absent("structured_outputs"), {"properties": {"response_format": TEXT_OR_NOTHING}})
+_BOUND_TO_ONE_FORM = (
+    all_of(absent("structured_outputs"), {"properties": {"ignore_eos": _NO}}),
+    {"properties": {"response_format": TEXT_OR_NOTHING, "ignore_eos": _NO}},
+)
+_STREAM_OPTIONS = any_of(absent("stream_options"), having("stream", True))
 
 
 class SamplingFields(Body):
@@ -145,11 +160,36 @@ class ToolCall(Body):
         return {"id": self.id, "type": self.type, "function": function}
 
 
+_TEXT_CONTENT = {
+    "properties": {
+        "content": {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"properties": {"type": {"const": "text"}}}},
+            ]
+        }
+    },
+    "required": ["content"],
+}
+_NO_CALLS = {"properties": {"tool_calls": {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]}}}
+_CALLS = {"properties": {"tool_calls": {"type": "array", "minItems": 1}}, "required": ["tool_calls"]}
+
+
 class ChatMessage(Body):
     """One turn of a conversation.
 
     Clients send earlier answers back as they got them, so their empty fields are known here too.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra=any_of(
+            all_of(having("role", "system", "developer"), _TEXT_CONTENT, _NO_CALLS, absent("tool_call_id")),
+            all_of(having("role", "user"), present("content"), _NO_CALLS, absent("tool_call_id")),
+            all_of(having("role", "assistant"), _TEXT_CONTENT, absent("tool_call_id")),
+            all_of(having("role", "assistant"), absent("content", "tool_call_id"), _CALLS),
+            all_of(having("role", "tool"), _TEXT_CONTENT, _NO_CALLS, present("tool_call_id")),
+        )
+    )
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
@@ -180,8 +220,28 @@ class ChatMessage(Body):
         return message
 
 
+_NO_CALL_ASKED_FOR = {"properties": {"tool_choice": {"enum": [None, "none", "auto"]}}}
+
+
 class ChatFields(SamplingFields):
     """`POST /v1/chat/completions`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                _STREAM_OPTIONS,
+                any_of(absent("top_logprobs"), having("logprobs", True)),
+                any_of(
+                    *(all_of(form, _NO_CALL_ASKED_FOR) for form in (_UNBOUND, *_BOUND_TO_ONE_FORM)),
+                    all_of(
+                        _UNBOUND,
+                        {"properties": {"tools": {"type": "array", "minItems": 1}}, "required": ["tools"]},
+                        {"properties": {"ignore_eos": _NO}},
+                    ),
+                ),
+            ]
+        }
+    )
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
@@ -226,6 +286,19 @@ def prompts_schema(text: dict[str, Any]) -> dict[str, Any]:
 
 class CompletionFields(SamplingFields):
     """`POST /v1/completions`; `prompt` is taken apart in `prompts`, and max_tokens 0 goes with echo."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                _STREAM_OPTIONS,
+                any_of(_UNBOUND, *_BOUND_TO_ONE_FORM),
+                any_of(
+                    {"properties": {"max_tokens": {"anyOf": [{"type": "null"}, {"minimum": 1}]}}},
+                    having("echo", True),
+                ),
+            ]
+        }
+    )
 
     max_tokens: int | None = Field(None, ge=0, le=MAX_INT32)
 

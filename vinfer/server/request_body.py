@@ -6,9 +6,11 @@ thread. It does not know which fields a route has.
 
 from __future__ import annotations
 
+import decimal
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -17,6 +19,8 @@ from vinfer.errors import BodyTooLargeError, MediaTypeError, RequestError
 from vinfer.server.services import Services
 
 MAX_DEPTH = 64
+MAX_INTEGER = 2**64
+"""Numbers beyond it, written with a point or an exponent, stay doubles: no field takes such integers."""
 # Below this a parse takes less time than a hop to a thread and back.
 INLINE_PARSE_BYTES = 32 * 1024
 
@@ -41,7 +45,7 @@ async def read_json_object(request: HttpRequest, services: Services) -> dict[str
 
 
 def parse_json_object(raw: bytes) -> dict[str, Any]:
-    """Parse one JSON object strictly.
+    """Parse one JSON object strictly. JSON has one kind of number: 5.0 and 5e0 are the integer 5.
 
     Refused although Python's parser takes them: NaN and infinities (also as 1e999), duplicate keys,
     nesting beyond MAX_DEPTH, half of a surrogate pair.
@@ -53,22 +57,49 @@ def parse_json_object(raw: bytes) -> dict[str, Any]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RequestError(f"body is not UTF-8 at byte {error.start}: send JSON as UTF-8") from None
+    if text.startswith("\ufeff"):
+        raise RequestError("body begins with a byte order mark: send JSON without one")
     if not text.strip():
         raise RequestError("body is empty: send a JSON object")
+    value = parse_strictly(text, parse_float=_number)
+    if not isinstance(value, dict):
+        raise RequestError(f"body is a JSON {_kind(value)}: send a JSON object")
+    return value
+
+
+def parse_strictly(text: str, *, parse_float: Callable[[str], float]) -> Any:
+    """Parse JSON, and refuse what `parse_json_object` refuses.
+
+    Args:
+        parse_float: gives the value of a number that has a point or an exponent; see `finite`.
+
+    Raises:
+        RequestError: what is wrong and where, said of a body.
+    """
     _check_depth(text)
     try:
         value = json.loads(
-            text, object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_refuse_constant
+            text, object_pairs_hook=_unique_keys, parse_float=parse_float, parse_constant=_refuse_constant
         )
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
         raise RequestError(f"body is not JSON: {error.msg} at {where}") from None
     except ValueError:
         raise RequestError("body holds a number with too many digits: send a shorter one") from None
-    if not isinstance(value, dict):
-        raise RequestError(f"body is a JSON {_kind(value)}: send a JSON object")
     if _SURROGATE_ESCAPE.search(text):
         _check_surrogates(value)
+    return value
+
+
+def finite(digits: str) -> float:
+    """Give a number as a double.
+
+    Raises:
+        RequestError: it is too large for one.
+    """
+    value = float(digits)
+    if not math.isfinite(value):
+        raise RequestError("body holds a number too large for a double: send a smaller one")
     return value
 
 
@@ -122,11 +153,18 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return mapping
 
 
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise RequestError("body holds a number too large for a double: send a smaller one")
-    return value
+def _number(digits: str) -> float | int:
+    value = finite(digits)
+    if not value.is_integer() or abs(value) > MAX_INTEGER:
+        return value
+    # From the digits: a double has 53 bits, a seed has 64.
+    try:
+        exact = decimal.Decimal(digits)
+    except decimal.InvalidOperation:
+        # Of an exponent that has a score of digits itself: a zero, or nearly.
+        return value
+    whole = int(exact)
+    return whole if whole == exact else value
 
 
 def _refuse_constant(name: str) -> float:

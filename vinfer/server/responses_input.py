@@ -155,15 +155,27 @@ Item = Annotated[
     | Annotated[ReasoningItem, Tag("[reasoning]")],
     Discriminator(_kind),
 ]
-Items = Annotated[list[Item], Field(min_length=1)]
+_SAYS_SOMETHING: dict[str, Any] = {
+    "anyOf": [
+        {"properties": {"type": {"not": {"const": "reasoning"}}}},
+        {
+            "properties": {
+                "content": {"type": "array", "contains": {"properties": {"text": {"minLength": 1}}}},
+            },
+            "required": ["content"],
+        },
+    ]
+}
+Items = Annotated[list[Item], Field(min_length=1, json_schema_extra={"contains": _SAYS_SOMETHING})]
 InputItems = Annotated[Items, BeforeValidator(_text_as_item, json_schema_input_type=str | Items)]
 
 
-def input_messages(instructions: str | None, items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Write items as the messages of a chat completion: one turn of the model is one message."""
+def input_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Write items as the messages of a chat completion: one turn of the model is one message.
+
+    There are none where the items are reasoning without content and nothing else.
+    """
     messages: list[dict[str, Any]] = []
-    if instructions is not None:
-        messages.append({"role": "system", "content": instructions})
     thought = ""
     for item in items:
         if isinstance(item, ReasoningItem):

@@ -11,21 +11,32 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from vinfer.errors import RequestError
 from vinfer.server.body_model import Body
 from vinfer.server.field_errors import shown
 from vinfer.server.fields import RESPONSES_FIELDS
-from vinfer.server.protocol import MAX_INT32, ChatFields, RequestForm, Seed, Temperature, TopP, Unknown
+from vinfer.server.protocol import (
+    MAX_INT32,
+    TEXT_OR_NOTHING,
+    ChatFields,
+    RequestForm,
+    Seed,
+    Temperature,
+    TopP,
+    Unknown,
+)
 from vinfer.server.responses_input import InputItems, input_messages
+from vinfer.server.schema_rules import absent, all_of, any_of, having, present
 from vinfer.server.structured_outputs import MAX_DESCRIPTION_CHARS
 from vinfer.server.template_kwargs import ReasoningEffort
 from vinfer.server.tools import (
     CHOICE_WORDS,
     MAX_TOOLS,
     NAME_PATTERN,
+    Parameters,
     check_tool_choice,
     check_tools,
 )
@@ -43,7 +54,8 @@ def _checked_choice(value: Any) -> Any:
     """Tell words and objects apart here: pydantic would put the branch of a union into the error's path."""
     if isinstance(value, str) and value in CHOICE_WORDS:
         return {"type": value}
-    if isinstance(value, dict) and set(value) == {"type", "name"} and value["type"] == "function":
+    is_named = isinstance(value, dict) and set(value) == {"type", "name"} and value["name"] is not None
+    if is_named and value["type"] == "function":
         return value
     raise PydanticCustomError(
         "tool_choice",
@@ -58,7 +70,7 @@ class FlatTool(Body):
     type: Literal["function"]
     name: str = Field(pattern=NAME_PATTERN)
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Parameters | None = None
     strict: bool | None = None
 
     def as_chat(self) -> dict[str, Any]:
@@ -90,6 +102,13 @@ class FlatToolChoice(Body):
 
 class TextFormat(Body):
     """`text.format`: the form of the answer. A schema is enforced whatever `strict` says."""
+
+    model_config = ConfigDict(
+        json_schema_extra=any_of(
+            all_of(having("type", "text", "json_object"), absent("name", "description", "schema", "strict")),
+            all_of(having("type", "json_schema"), present("name", "schema")),
+        )
+    )
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = Field(None, pattern=NAME_PATTERN)
@@ -124,6 +143,24 @@ class ReasoningOptions(Body):
 class ResponsesFields(Body):
     """`POST /v1/responses`."""
 
+    model_config = ConfigDict(
+        json_schema_extra=any_of(
+            {"properties": {"tool_choice": {"enum": [None, "none", "auto"]}}},
+            {
+                "properties": {
+                    "tools": {"type": "array", "minItems": 1},
+                    "text": {
+                        "anyOf": [
+                            {"type": "null"},
+                            {"properties": {"format": TEXT_OR_NOTHING}},
+                        ]
+                    },
+                },
+                "required": ["tools"],
+            },
+        )
+    )
+
     model: str = Field(min_length=1)
     input: InputItems
     instructions: str | None = None
@@ -147,10 +184,19 @@ class ResponsesFields(Body):
     reasoning: ReasoningOptions = ReasoningOptions()
 
     def as_chat(self) -> ChatFields:
-        """Give the chat completion that asks for the same."""
+        """Give the chat completion that asks for the same.
+
+        Raises:
+            RequestError: names `input`, where nothing is said in it.
+        """
+        messages = input_messages(self.input)
+        if not messages:
+            raise RequestError("input holds only reasoning without content: send a message", param="input")
+        if self.instructions is not None:
+            messages.insert(0, {"role": "system", "content": self.instructions})
         completion = {
             "model": self.model,
-            "messages": input_messages(self.instructions, self.input),
+            "messages": messages,
             "max_completion_tokens": self.max_output_tokens,
             "temperature": self.temperature,
             "top_p": self.top_p,

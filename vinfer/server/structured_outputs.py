@@ -9,12 +9,13 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from vinfer.engine.grammar import GrammarKind, GrammarSpec
 from vinfer.errors import RequestError
 from vinfer.server.body_model import Body
 from vinfer.server.json_schema import closed
+from vinfer.server.schema_rules import absent, all_of, any_of, exactly_one_of, having, present
 
 MAX_SCHEMA_CHARS = 65_536
 """Of a JSON Schema, written without white space."""
@@ -36,12 +37,21 @@ class JsonSchemaFormat(Body):
 class ResponseFormat(Body):
     """`response_format`: the form of the answer, in OpenAI's words."""
 
+    model_config = ConfigDict(
+        json_schema_extra=any_of(
+            all_of(having("type", "text", "json_object"), absent("json_schema")),
+            all_of(having("type", "json_schema"), present("json_schema")),
+        )
+    )
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
 
 
 class StructuredOutputs(Body):
     """`structured_outputs`: the form of the answer, in vLLM's words; one of them."""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one_of(("regex", "choice", "grammar", "json")))
 
     regex: str | None = Field(None, max_length=MAX_GRAMMAR_CHARS)
     choice: Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)] | None = None

@@ -30,6 +30,15 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
 }
 
+_NUMBER = {"minimum": -MAX_TEMPLATE_NUMBER, "maximum": MAX_TEMPLATE_NUMBER}
+KWARG_SCHEMAS: Mapping[str, Mapping[str, Any]] = {
+    "boolean": {"type": "boolean"},
+    "integer": {"type": "integer", **_NUMBER},
+    "number": {"type": "number", **_NUMBER},
+    "string": {"type": "string", "maxLength": MAX_TEMPLATE_STRING_CHARS},
+}
+"""By the type that the config names, the values that a variable of that type may have."""
+
 
 def _scalar(value: Any) -> Any:
     if not isinstance(value, (bool, int, float, str)):

@@ -5,7 +5,6 @@ Knows neither how a model writes calls nor how an answer is bound to them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -15,11 +14,15 @@ from pydantic_core import PydanticCustomError
 from vinfer.errors import RequestError
 from vinfer.server.body_model import Body
 from vinfer.server.field_errors import shown
+from vinfer.server.request_body import finite, parse_strictly
 
 MAX_TOOLS = 128
 NAME_PATTERN = r"^[a-zA-Z0-9_-]{1,64}$"
 
 CHOICE_WORDS = ("none", "auto", "required")
+
+
+Parameters = Annotated[dict[str, Any], Field(json_schema_extra={"properties": {"type": {"const": "object"}}})]
 
 
 class Function(Body):
@@ -31,7 +34,7 @@ class Function(Body):
 
     name: str = Field(pattern=NAME_PATTERN)
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Parameters | None = None
     strict: bool | None = None
 
 
@@ -75,7 +78,10 @@ def _checked_choice(value: Any) -> Any:
     """Tell words and objects apart here: pydantic would put the branch of a union into the error's path."""
     if isinstance(value, str) and value in CHOICE_WORDS:
         return {"type": value}
-    if isinstance(value, dict) and set(value) == {"type", "function"} and value["type"] == "function":
+    is_named = (
+        isinstance(value, dict) and set(value) == {"type", "function"} and value["function"] is not None
+    )
+    if is_named and value["type"] == "function":
         return value
     raise PydanticCustomError(
         "tool_choice",
@@ -94,10 +100,13 @@ ToolChoiceField = Annotated[
 
 
 def parsed_arguments(arguments: str) -> dict[str, Any] | str:
-    """Parse the arguments of an earlier call; text that is no JSON object stays text, as a model wrote it."""
+    """Parse the arguments of an earlier call; text that is no JSON object stays text, as a model wrote it.
+
+    So does what a request body may not be: chat templates write it again, and nesting has no end.
+    """
     try:
-        value = json.loads(arguments)
-    except (ValueError, RecursionError):
+        value = parse_strictly(arguments, parse_float=finite)
+    except RequestError:
         return arguments
     return value if isinstance(value, dict) else arguments
 
