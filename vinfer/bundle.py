@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -254,6 +255,16 @@ class Manifest(_Frozen):
         return any(program.shape.kind == "score" for program in self.programs)
 
     @property
+    def max_features(self) -> dict[ProgramShape, int]:
+        """The most features of one picture, of each image encoder."""
+        return {
+            program.shape: spec.shape[1]
+            for program in self.programs
+            for spec in program.inputs
+            if program.shape.kind == "encode_images" and spec.name == "feature_rows"
+        }
+
+    @property
     def rows_are_slots(self) -> bool:
         """Whether decode programs run all slots in order, because slots are split over dp."""
         return self.mesh["dp"] > 1
@@ -402,10 +413,22 @@ def choose_program(
     return min(covering, key=lambda s: (s.rows * s.length, s.kv_length))
 
 
-def choose_encoder(shapes: Iterable[ProgramShape], *, rows: int) -> ProgramShape:
-    """Return the smallest image encoder that takes so many pictures, else the largest there is."""
-    encoders = sorted((s for s in shapes if s.kind == "encode_images"), key=lambda s: s.rows)
-    return next((shape for shape in encoders if shape.rows >= rows), encoders[-1])
+def choose_encoder(
+    max_features: Mapping[ProgramShape, int], num_features: Sequence[int]
+) -> tuple[ProgramShape, int]:
+    """Choose the image encoder for the first of the pictures that wait, and how many of them it takes.
+
+    It is one for pictures no larger than the first one needs, as small as takes all that are next and fit.
+
+    Args:
+        max_features: of every encoder, the most features of one picture.
+        num_features: of each picture, in the order in which they wait.
+    """
+    most = min(number for number in max_features.values() if number >= num_features[0])
+    encoders = sorted((s for s, number in max_features.items() if number == most), key=lambda s: s.rows)
+    waiting = len(list(itertools.takewhile(lambda number: number <= most, num_features)))
+    shape = next((shape for shape in encoders if shape.rows >= waiting), encoders[-1])
+    return shape, min(shape.rows, waiting)
 
 
 def bundle_key(facts: Mapping[str, object]) -> str:

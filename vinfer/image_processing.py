@@ -129,6 +129,7 @@ class Qwen2VLProcessing(_Record):
         temporal_patch_size: frames of a patch; a still picture is repeated.
         merge_size: side of the square of patches that makes one token.
         min_pixels, max_pixels: area that a picture is enlarged or shrunk to.
+        max_tokens: those of the largest encoder; a picture so long that it would take more is refused.
     """
 
     kind: Literal["qwen2_vl"] = "qwen2_vl"
@@ -137,6 +138,7 @@ class Qwen2VLProcessing(_Record):
     merge_size: int = pydantic.Field(ge=1, le=16)
     min_pixels: int = pydantic.Field(ge=1)
     max_pixels: int = pydantic.Field(ge=1)
+    max_tokens: int | None = pydantic.Field(default=None, ge=1)
 
     @property
     def factor(self) -> int:
@@ -146,7 +148,8 @@ class Qwen2VLProcessing(_Record):
     def with_max_pixels(self, max_pixels: int) -> Qwen2VLProcessing:
         """Give the record with a lower `max_pixels`, as for the reference: so that pictures fit a program."""
         limit = min(max_pixels, self.max_pixels)
-        return self.model_copy(update={"max_pixels": limit, "min_pixels": min(self.min_pixels, limit)})
+        limits = {"max_pixels": limit, "min_pixels": min(self.min_pixels, limit)}
+        return self.model_copy(update={**limits, "max_tokens": max_pixels // self.factor**2})
 
 
 ImageProcessing = Annotated[
@@ -183,7 +186,8 @@ def smart_resize(record: Qwen2VLProcessing, size: Size) -> Size:
     """Find the size nearest to `size` in multiples of `factor` whose area is within the record's limits.
 
     Raises:
-        ValueError: an aspect ratio beyond `MAX_ASPECT_RATIO`.
+        ValueError: an aspect ratio beyond `MAX_ASPECT_RATIO`, or one with which `max_pixels` is exceeded and
+            `max_tokens` too.
     """
     height, width = size
     if max(size) / min(size) > MAX_ASPECT_RATIO:
@@ -201,6 +205,12 @@ def smart_resize(record: Qwen2VLProcessing, size: Size) -> Size:
         grow = math.sqrt(record.min_pixels / (height * width))
         new_height = math.ceil(height * grow / factor) * factor
         new_width = math.ceil(width * grow / factor) * factor
+    num_tokens = new_height * new_width // factor**2
+    if record.max_tokens is not None and num_tokens > record.max_tokens:
+        raise ValueError(
+            f"the image is {width}x{height} pixels and takes {num_tokens} tokens; this server takes at most "
+            f"{record.max_tokens} per image: crop it to one less long"
+        )
     return new_height, new_width
 
 

@@ -46,6 +46,14 @@ def picture(seed: int, size: int) -> np.ndarray:
     return (coarse + 0.5 * generator.normal(size=coarse.shape)).astype(np.float32)
 
 
+def patches(seed: int, grid: tuple[int, int]) -> np.ndarray:
+    """Draw the patches of a picture of many sizes, four for each of its placeholders."""
+    generator = np.random.default_rng(seed)
+    num_patches = 4 * grid[0] * grid[1]
+    rough = generator.normal(size=(num_patches, 3 * 2 * 6 * 6))
+    return (generator.normal(size=(num_patches, 1)) + 0.5 * rough).astype(np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Asker:
     """Makes prompts for one family.
@@ -61,20 +69,28 @@ class Asker:
         """Make a prompt of pictures, by seed, and runs of text, as token ids."""
         ids: list[int] = []
         images = []
-        num_tokens = self.family.num_image_tokens
         for part in parts:
             if isinstance(part, tuple):
                 ids += part
                 continue
             ids += self.family.before
-            pixels = picture(part, self.family.image_size)
-            content_hash = hashlib.sha256(pixels.tobytes()).hexdigest()
-            images.append(
-                RequestImage(content_hash=content_hash, start=len(ids), num_tokens=num_tokens, pixels=pixels)
-            )
-            ids += [self.family.image_token_id] * num_tokens
+            image = self.image(part, start=len(ids))
+            images.append(image)
+            ids += [self.family.image_token_id] * image.num_tokens
             ids += self.family.after
         return Question(tuple(ids), images=tuple(images))
+
+    def image(self, seed: int, *, start: int) -> RequestImage:
+        """Draw a picture; those of many sizes differ in theirs too."""
+        grid = self.family.grids[seed % len(self.family.grids)] if self.family.grids else None
+        pixels = picture(seed, self.family.image_size) if grid is None else patches(seed, grid)
+        return RequestImage(
+            content_hash=hashlib.sha256(pixels.tobytes()).hexdigest(),
+            start=start,
+            num_tokens=self.family.num_image_tokens if grid is None else grid[0] * grid[1],
+            pixels=pixels,
+            token_grid=grid,
+        )
 
     def questions(self) -> dict[str, Question]:
         return {name: self.question(*parts) for name, parts in PROMPTS.items()}
@@ -85,11 +101,22 @@ class Asker:
         In two passes, or a placeholder in a random model's answer would ask for a picture.
         """
         ids = torch.tensor([asked.prompt_ids])
-        given = {}
+        given: dict[str, torch.Tensor] = {}
         if asked.images:
-            given["pixel_values"] = torch.from_numpy(np.stack([image.pixels for image in asked.images]))
-        if self.family.has_token_types:
-            given["token_type_ids"] = (ids == self.family.image_token_id).long()
+            join = np.concatenate if self.family.grids else np.stack
+            given["pixel_values"] = torch.from_numpy(join([image.pixels for image in asked.images]))
+        token_types = (ids == self.family.image_token_id).long()
+        if self.family.grids:
+            # Else those of the prompt before, where this one has no picture.
+            model.model.rope_deltas = None
+            grids = [image.token_grid for image in asked.images]
+            if grids:
+                given["image_grid_thw"] = torch.tensor(
+                    [[1, 2 * rows, 2 * columns] for rows, columns in grids]
+                )
+                given["mm_token_type_ids"] = token_types
+        elif self.family.has_token_types:
+            given["token_type_ids"] = token_types
         with torch.no_grad():
             read = model(input_ids=ids, use_cache=True, logits_to_keep=1, **given)
             answered = torch.tensor([answer.token_ids[:-1]])
@@ -109,7 +136,7 @@ class Asker:
 PROMPTS: dict[str, tuple[Part, ...]] = {
     "first": (1, TEXT[:20]),
     "middle": (TEXT[:9], 2, TEXT[9:30]),
-    "last": (TEXT[:12], 3),
+    "last": (TEXT[:22], 3),
     "two side by side": (TEXT[:3], 4, 5, TEXT[3:9]),
     "three, beyond a chunk": (TEXT[:50], 6, TEXT[50:63], 7, TEXT[63:97], 1, TEXT[97:100]),
     "the same twice": (8, TEXT[:4], 8, TEXT[4:11]),
@@ -274,6 +301,95 @@ def pictures_that_see_each_other(
     return asked
 
 
+def no_windows(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """All of the tower's layers see the whole picture."""
+    model.model.visual.fullatt_block_indexes = range(100)
+    return asked
+
+
+def larger_windows(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The tower's windows are one feature wider and higher."""
+    model.model.visual.window_size += 12
+    return asked
+
+
+_QWEN2_VL = "transformers.models.qwen2_vl.modeling_qwen2_vl"
+
+
+def another_gate(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The tower's activation is the exact function that its own stands for."""
+    for block in model.model.visual.blocks:
+        block.mlp.act = block.mlp.act_fn = torch.nn.GELU()
+    return asked
+
+
+def dropped_merger_bias(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The projection has one bias less."""
+    _parameter(model, "merger.mlp.0.bias").data.zero_()
+    return asked
+
+
+def turned_patches(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The tower takes rows for columns."""
+    visual = type(model.model.visual)
+    table = visual.rot_pos_emb
+    patch.setattr(visual, "rot_pos_emb", lambda self, grids: table(self, grids).roll(3, dims=-1))
+    return asked
+
+
+def pictures_of_one_length(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """All pictures of a prompt look at each other in the tower."""
+    patch.setattr(
+        f"{_QWEN2_VL}.torch.repeat_interleave", lambda lengths, repeats: lengths.sum(dim=0, keepdim=True)
+    )
+    return asked
+
+
+def _with_positions(
+    patch: pytest.MonkeyPatch,
+    model: PreTrainedModel,
+    change: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+) -> None:
+    of_model = type(model.model)
+    right = of_model.get_rope_index
+    patch.setattr(of_model, "get_rope_index", lambda *given, **named: change(*right(*given, **named)))
+
+
+def turned_positions(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The decoder takes rows for columns."""
+    _with_positions(patch, model, lambda positions, delta: (positions[[0, 2, 1]], delta))
+    return asked
+
+
+def moving_pictures(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """Time goes on from row to row."""
+    _with_positions(patch, model, lambda positions, delta: (positions[[1, 1, 2]], delta))
+    return asked
+
+
+def late_answer(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The answer begins one position too late."""
+    _with_positions(patch, model, lambda positions, delta: (positions, delta + 1))
+    return asked
+
+
+def positions_of_text(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """A picture counts as text does."""
+    _with_positions(
+        patch,
+        model,
+        lambda positions, delta: (torch.arange(positions.shape[-1]).expand_as(positions), delta * 0),
+    )
+    return asked
+
+
+def other_sections(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """One pair of each head rotates by rows instead of by columns."""
+    for layer in model.model.language_model.layers:
+        layer.self_attn.config.rope_parameters["mrope_section"] = [2, 4, 2]
+    return asked
+
+
 Mistake = Callable[[Question, "PreTrainedModel", pytest.MonkeyPatch], Question]
 _OF_ALL: tuple[Mistake, ...] = (wrong_picture, pictures_in_another_order, another_activation, wrong_place)
 MISTAKES: dict[str, tuple[Mistake, ...]] = {
@@ -287,6 +403,30 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
         one_way,
         one_way_in_windows,
         pictures_that_see_each_other,
+    ),
+    "qwen2-vl": (
+        wrong_picture,
+        another_gate,
+        dropped_merger_bias,
+        turned_patches,
+        pictures_of_one_length,
+        turned_positions,
+        moving_pictures,
+        late_answer,
+        positions_of_text,
+        other_sections,
+    ),
+    "qwen2-5-vl": (
+        wrong_picture,
+        another_gate,
+        dropped_merger_bias,
+        turned_patches,
+        no_windows,
+        larger_windows,
+        turned_positions,
+        late_answer,
+        positions_of_text,
+        other_sections,
     ),
 }
 

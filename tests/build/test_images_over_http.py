@@ -45,7 +45,7 @@ OTHER = {"type": "image", "image": data_url(SECOND)}
 
 
 # A family for each kind of processor.
-NAMES = ("llava", "llava-siglip", "gemma3-images")
+NAMES = ("llava", "llava-siglip", "gemma3-images", "qwen2-vl")
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.bundles(name)) for name in NAMES])
@@ -71,9 +71,10 @@ def chat(post: Post, *parts: dict[str, Any], **fields: Any) -> httpx.Response:
 
 def processor_of(name: str) -> Any:
     """Make transformers' own processor of a checkpoint, without torchvision."""
-    from transformers import Gemma3Processor, LlavaProcessor, PreTrainedTokenizerFast
+    from transformers import Gemma3Processor, LlavaProcessor, PreTrainedTokenizerFast, Qwen2VLProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     directory, family = checkpoint(name), VISION[name]
@@ -86,6 +87,23 @@ def processor_of(name: str) -> Any:
             tokenizer=PreTrainedTokenizerFast.from_pretrained(directory, extra_special_tokens=tokens),
             chat_template=template,
             image_seq_length=family.num_image_tokens,
+        )
+    if family.grids:
+        # With the limits that the bundle's largest program sets.
+        largest = family.image_size**2
+
+        class WithoutVideos(Qwen2VLProcessor):  # type: ignore[misc]
+            """Its video processor would need torchvision."""
+
+            def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+                if argument_name != "video_processor":
+                    return super().check_argument_for_proper_class(argument_name, argument)
+                return None
+
+        return WithoutVideos(
+            image_processor=Qwen2VLImageProcessorPil.from_pretrained(directory, max_pixels=largest),
+            tokenizer=PreTrainedTokenizerFast.from_pretrained(directory),
+            chat_template=template,
         )
     is_clip = family.processor["image_processor_type"] == "CLIPImageProcessor"
     image_processor = CLIPImageProcessorPil if is_clip else SiglipImageProcessorPil
@@ -204,6 +222,8 @@ def test_a_typed_placeholder_is_text(name: str, post: Post) -> None:
         ((TEXT, {"type": "image", "image": "data:image/png;base64,AAAA"}), "messages[0].content[1].image"),
         (({**ONE, "text": "both"},), "messages[0].content[0].text"),
         (({"type": "input_audio"},), "messages[0].content[0].type"),
+        (({"type": "video", "video": "https://example.com/a.mp4"},), "messages[0].content[0].type"),
+        (({"type": "video_url", "video_url": {"url": "a.mp4"}},), "messages[0].content[0].type"),
     ],
 )
 def test_what_is_refused(parts: tuple[dict[str, Any], ...], param: str, post: Post) -> None:
@@ -220,7 +240,7 @@ def test_pictures_belong_to_users(post: Post) -> None:
 
 
 def test_a_prompt_that_its_pictures_make_too_long_is_refused(post: Post) -> None:
-    long = {"type": "text", "text": "x" * 440}
+    long = {"type": "text", "text": "x" * 470}
     assert chat(post, long, max_tokens=8).status_code == 200
     answer = chat(post, ONE, OTHER, long, max_tokens=8)
     assert answer.status_code == 400
@@ -234,3 +254,33 @@ def test_capabilities_and_metrics_know_pictures(
     stats = engine_of(name).stats()
     assert stats.mm_cache_hits_total < stats.mm_cache_queries_total
     assert 0 < stats.num_images_encoded_total <= stats.mm_cache_queries_total
+
+
+@pytest.mark.bundles("qwen2-vl")
+def test_a_picture_counts_by_its_size(post_to: Callable[[str], Post]) -> None:
+    post = post_to("qwen2-vl")
+
+    def num_prompt_tokens(width: int, height: int) -> int:
+        picture = {"type": "image", "image": data_url(drawing(3, width, height))}
+        answer = chat(post, picture, max_tokens=1)
+        assert answer.status_code == 200, answer.text
+        tokens: int = answer.json()["usage"]["prompt_tokens"]
+        return tokens
+
+    least = num_prompt_tokens(24, 24)
+    assert num_prompt_tokens(36, 48) - least == 12 - 4
+    # The checkpoint allows 100 tokens, the largest program takes 64.
+    assert num_prompt_tokens(400, 400) - least == 64 - 4
+    # Shrunk pictures keep their shape: a quarter of 8 times 8 each way.
+    assert num_prompt_tokens(1600, 400) - least == 4 * 16 - 4
+
+
+@pytest.mark.bundles("qwen2-vl")
+@pytest.mark.parametrize(("width", "message"), [(2100, "aspect ratio"), (1990, "takes 112 tokens")])
+def test_a_picture_too_long_for_the_model_is_refused(
+    width: int, message: str, post_to: Callable[[str], Post]
+) -> None:
+    answer = chat(post_to("qwen2-vl"), {"type": "image", "image": data_url(drawing(3, width, 10))}, TEXT)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "messages[0].content[0].image"
+    assert message in answer.json()["error"]["message"]

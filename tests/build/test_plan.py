@@ -19,10 +19,10 @@ from vinfer.build.plan import (
     plan_build,
     resolve_mesh,
 )
-from vinfer.bundle import Platform, choose_encoder
+from vinfer.bundle import Platform, ProgramShape, choose_encoder
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.source import ResolvedSource
-from vinfer.checkpoint.vision import VisionFacts
+from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
 from vinfer.config import ModelConfig
 from vinfer.errors import ConfigError, DeviceError, VinferError
 
@@ -285,7 +285,7 @@ PICTURES = {"task": "image-text", "precompile": [{"vision": {"height": 28, "widt
 def with_images(side: int, *, num_features: int = 9, attends_both_ways: bool = False) -> Any:
     """Return a checkpoint whose pictures are squares; only their shape and number count."""
     checkpoint: Any = PaperCheckpoint()
-    encoder: Any = SimpleNamespace(num_features=num_features)
+    encoder: Any = SimpleNamespace(max_features=lambda image: num_features)
     checkpoint.vision = VisionFacts(
         decoder_type="llama",
         encoder=encoder,
@@ -305,6 +305,34 @@ def test_pictures_of_another_size_are_refused_with_the_right_one() -> None:
         check_model(plan(**PICTURES), PaperCheckpoint(), where="models[0]")  # type: ignore[arg-type]
     # The same checkpoint serves text.
     check_model(plan(), with_images(336), where="models[0]")
+
+
+def test_a_shape_for_pictures_of_many_sizes_has_sides_that_their_patches_fill() -> None:
+    checkpoint: Any = PaperCheckpoint()
+    encoder = Qwen2VLFacts(
+        num_layers=1,
+        num_heads=2,
+        hidden_size=16,
+        inner_size=32,
+        num_channels=3,
+        patch_size=14,
+        temporal_patch_size=2,
+        merge_size=2,
+        activation="quick_gelu",
+        out_size=128,
+        full_layers=(0,),
+    )
+    checkpoint.vision = dataclasses.replace(with_images(28).vision, encoder=encoder, image_shape=None)
+
+    def shaped(**vision: int) -> BuildPlan:
+        return plan(task="image-text", precompile=[{"vision": vision}])
+
+    check_model(shaped(height=56, width=280), checkpoint, where="models[0]")
+    message = r"of 3x56x300; .* multiples of 28: write vision: {channels: 3, height: 56, width: 308}"
+    with pytest.raises(ConfigError, match=message):
+        check_model(shaped(height=56, width=300), checkpoint, where="models[0]")
+    with pytest.raises(ConfigError, match=r"of 3x13x28; .* write vision: {channels: 3, height: 28, "):
+        check_model(shaped(height=13, width=28), checkpoint, where="models[0]")
 
 
 def test_a_chunk_must_hold_a_picture_that_is_seen_both_ways() -> None:
@@ -335,4 +363,20 @@ def test_an_encoder_per_vision_shape() -> None:
     built = plan(task="image-text", precompile=[{"vision": shapes}])
     names = [shape.name for shape in built.programs if shape.kind == "encode_images"]
     assert names == ["encode_images[1,3,28,28]", "encode_images[4,3,28,28]"]
-    assert [choose_encoder(built.programs, rows=rows).rows for rows in (1, 2, 4, 9)] == [1, 4, 4, 4]
+
+
+def test_the_encoder_is_as_small_as_takes_the_pictures_that_wait() -> None:
+    small, pair, large, four = (
+        ProgramShape(kind="encode_images", rows=rows, image=(3, side, side))
+        for rows, side in ((1, 28), (2, 28), (1, 56), (4, 112))
+    )
+    encoders = {four: 64, large: 16, pair: 4, small: 4}
+    chosen = {
+        (4,): (small, 1),
+        (1, 4): (pair, 2),
+        (2, 2, 2): (pair, 2),
+        (4, 5, 4): (small, 1),
+        (5, 4): (large, 1),
+        (17, 1, 64, 3, 2): (four, 4),
+    }
+    assert {waiting: choose_encoder(encoders, waiting) for waiting in chosen} == chosen

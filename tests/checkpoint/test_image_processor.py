@@ -17,7 +17,7 @@ from vinfer.checkpoint.image_processor import (
     read_siglip_processing,
 )
 from vinfer.errors import CheckpointError
-from vinfer.image_processing import IMAGE_PROCESSING, ClipProcessing, num_tokens
+from vinfer.image_processing import IMAGE_PROCESSING, ClipProcessing, Qwen2VLProcessing, num_tokens
 
 MEAN, STD = list(CLIP_MEAN), list(CLIP_STD)
 
@@ -79,6 +79,11 @@ def read_llava(path: Path) -> ClipProcessing:
     return read_clip_processing(path, patch_size=14, select_strategy="default")
 
 
+def read_qwen(path: Path, **changes: int) -> Qwen2VLProcessing:
+    tower = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2} | changes
+    return read_qwen2_vl_processing(path, **tower)
+
+
 def test_llava_is_read(tmp_path: Path) -> None:
     record = read_llava(written(tmp_path, LLAVA, image_token="<img>"))
     assert (record.shortest_edge, record.crop, record.num_image_tokens) == (336, (336, 336), 576)
@@ -109,7 +114,7 @@ def test_gemma_is_read(tmp_path: Path) -> None:
 
 
 def test_qwen_is_read(tmp_path: Path) -> None:
-    record = read_qwen2_vl_processing(written(tmp_path, QWEN))
+    record = read_qwen(written(tmp_path, QWEN))
     assert (record.min_pixels, record.max_pixels, record.resample) == (3136, 12845056, 3)
     assert num_tokens(record, (1, 1)) == 4
     assert num_tokens(record.with_max_pixels(28 * 28 * 9), (280, 280)) == 9
@@ -133,7 +138,7 @@ def test_limits_of_qwen_are_those_of_transformers(
 ) -> None:
     transformers = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
     settings = {key: value for key, value in {**QWEN, **changes}.items() if value is not None}
-    record = read_qwen2_vl_processing(written(tmp_path, settings))
+    record = read_qwen(written(tmp_path, settings))
     assert (record.min_pixels, record.max_pixels) == limits
     if "size" in settings:
         settings["size"] = dict(settings["size"])
@@ -179,4 +184,12 @@ def test_gemma_with_pan_and_scan_is_refused(tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_processor_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="preprocessor_config"):
-        read_qwen2_vl_processing(tmp_path)
+        read_qwen(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["patch_size", "temporal_patch_size", "merge_size"])
+def test_patches_that_the_tower_does_not_take_are_refused(tmp_path: Path, key: str) -> None:
+    path = written(tmp_path, {name: value for name, value in QWEN.items() if name != key})
+    assert read_qwen(path).factor == 28
+    with pytest.raises(CheckpointError, match=f"{key} = None: the vision tower of config.json has 4"):
+        read_qwen(path, **{key: 4})

@@ -58,6 +58,8 @@ NUM_PARAMETERS = {
     "distilgpt2": 81_912_576,
     "llava-1.5-7b-hf": 7_063_427_072,
     "vip-llava-7b-hf": 7_080_214_528,
+    "Qwen2-VL-2B-Instruct": 2_208_985_600,
+    "Qwen2.5-VL-7B-Instruct": 8_292_166_656,
 }
 
 # (rope type, theta, rotated dimensions of a head) per table.
@@ -88,6 +90,7 @@ ROPES = {
     "GLM-4-9B-0414": {"default": ("default", 1e4, 64)},
     "pythia-160m": {"default": ("default", 1e4, 16)},
     "gpt2": {},
+    "Qwen2-VL-2B-Instruct": {"default": ("default", 1e6, 128)},
 }
 
 # Of the first layers; those that follow repeat them.
@@ -146,6 +149,7 @@ def test_a_head_is_tied_where_the_model_has_none(name: str) -> None:
         "gemma-3-27b-it",
         "Phi-4-mini-instruct",
         "SmolLM3-3B",
+        "Qwen2-VL-2B-Instruct",
         "c4ai-command-r7b-12-2024",
         "gpt2",
         "gemma-2-9b-it",

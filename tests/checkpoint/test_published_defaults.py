@@ -19,7 +19,7 @@ from published_configs import CONFIGS, published
 from vinfer.checkpoint.family import NormalisedConfig
 from vinfer.checkpoint.normalise import normalise
 from vinfer.checkpoint.rope import RopeFacts
-from vinfer.checkpoint.vision import Gemma3Facts
+from vinfer.checkpoint.vision import Gemma3Facts, Qwen2VLFacts
 from vinfer.errors import CheckpointError
 
 # Windows are in the facts; nothing drops out in inference; GPT-2's width is worked out by its model.
@@ -79,6 +79,17 @@ def vision_facts(ours: NormalisedConfig, theirs: Any) -> list[tuple[object, ...]
     if ours.vision is None:
         return []
     encoder, tower = ours.vision.encoder, theirs.vision_config
+    if isinstance(encoder, Qwen2VLFacts):
+        rope = theirs.text_config.rope_parameters
+        return [
+            ("image_token_id", ours.vision.image_token_id, theirs.image_token_id),
+            ("activation", encoder.activation, tower.hidden_act),
+            ("num_heads", encoder.num_heads, tower.num_heads),
+            ("merge_size", encoder.merge_size, tower.spatial_merge_size),
+            ("window", encoder.window_size, window_of(tower, encoder.window_size)),
+            ("full layers", encoder.full_layers, full_layers_of(tower)),
+            ("sections", list(ours.facts.rope_sections), rope["mrope_section"]),
+        ]
     of_all: list[tuple[object, ...]] = [
         ("image_token_id", ours.vision.image_token_id, theirs.image_token_id),
         ("activation", encoder.tower.activation, tower.hidden_act),
@@ -101,6 +112,19 @@ def vision_facts(ours: NormalisedConfig, theirs: Any) -> list[tuple[object, ...]
         ("drops_first", encoder.drops_first, theirs.vision_feature_select_strategy == "default"),
         ("layers", encoder.feature_layers, (theirs.vision_feature_layer % num_states,)),
     ]
+
+
+def window_of(tower: Any, without: int) -> int:
+    """A side of a window of Qwen2.5-VL's tower in features; Qwen2-VL's has none."""
+    if tower.model_type == "qwen2_vl":
+        return without
+    side: int = tower.window_size // tower.spatial_merge_size // tower.patch_size
+    return side
+
+
+def full_layers_of(tower: Any) -> tuple[int, ...]:
+    full = getattr(tower, "fullatt_block_indexes", range(tower.depth))
+    return tuple(layer for layer in range(tower.depth) if layer in full)
 
 
 def windows(theirs: Any) -> tuple[int | None, ...]:

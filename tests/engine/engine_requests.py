@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -100,3 +100,12 @@ def make_shapes(
         embeddings=True,
         vision_shapes=[(rows, 3, 8, 8) for rows in encoders],
     )
+
+
+def make_max_features(
+    shapes: Iterable[ProgramShape], several_at_most: int = max(IMAGE_LENS.values())
+) -> dict[ProgramShape, int]:
+    """Let the narrowest image encoder take every picture of `IMAGE_LENS`, the others those up to a limit."""
+    encoders = sorted((s for s in shapes if s.kind == "encode_images"), key=lambda shape: shape.rows)
+    limits = dict.fromkeys(encoders, several_at_most)
+    return limits | {shape: max(IMAGE_LENS.values()) for shape in encoders[:1]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from engine_requests import STEPS, make_request, make_shapes
+from engine_requests import STEPS, make_max_features, make_request, make_shapes
 
 from vinfer.engine.scheduler import Schedule, Scheduler
 
@@ -390,11 +390,13 @@ def image_scheduler(
     num_slots: int = 3, num_feature_rows: int = 64, *, keeps_images_whole: bool = False
 ) -> Scheduler:
     """Return a scheduler with image encoders of one picture and of two."""
+    shapes = make_shapes(num_slots=num_slots, encoders=(1, 2))
     return Scheduler(
-        shapes=make_shapes(num_slots=num_slots, encoders=(1, 2)),
+        shapes=shapes,
         num_slots=num_slots,
         steps=STEPS,
         num_feature_rows=num_feature_rows,
+        max_features=make_max_features(shapes),
         keeps_images_whole=keeps_images_whole,
     )
 

@@ -16,6 +16,7 @@ from engine_requests import (
     MAX_MODEL_LEN,
     STEPS,
     CountingMatcher,
+    make_max_features,
     make_request,
     make_shapes,
 )
@@ -23,7 +24,7 @@ from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from vinfer.bundle import Pooling
+from vinfer.bundle import Pooling, ProgramShape
 from vinfer.engine.scheduler import Admission, Chunk, Decode, Encode, Prefill, Schedule, Scheduler
 
 NUM_FEATURE_ROWS = MAX_MODEL_LEN
@@ -57,9 +58,18 @@ class CheckingDevice:
 
     Args:
         lives: tokens after which each request ends on the device, by request id.
+        max_features: of every image encoder, the most features of one picture.
     """
 
-    def __init__(self, num_slots: int, lives: dict[str, int], *, keeps_images_whole: bool) -> None:
+    def __init__(
+        self,
+        num_slots: int,
+        lives: dict[str, int],
+        max_features: dict[ProgramShape, int],
+        *,
+        keeps_images_whole: bool,
+    ) -> None:
+        self._max_features = max_features
         self._keeps_images_whole = keeps_images_whole
         self._num_slots = num_slots
         self._lives = lives
@@ -97,7 +107,7 @@ class CheckingDevice:
         assert encode.shape.kind == "encode_images"
         assert 1 <= len(encode.images) == len(encode.rows) <= encode.shape.rows
         for image, rows in zip(encode.images, encode.rows, strict=True):
-            assert len(set(rows)) == len(rows) == image.num_tokens
+            assert len(set(rows)) == len(rows) == image.num_tokens <= self._max_features[encode.shape]
             assert all(0 <= row < NUM_FEATURE_ROWS for row in rows)
             self._features |= {row: (image.content_hash, place) for place, row in enumerate(rows)}
             self.num_encoded += 1
@@ -193,6 +203,7 @@ class SchedulerSequences(RuleBasedStateMachine):
         ),
         dispatch_cost_tokens=st.sampled_from((None, 0, 3)),
         encoders=st.sampled_from(((1,), (1, 3), (2,))),
+        several_at_most=st.sampled_from((5, 16, 30)),
         keeps_images_whole=st.booleans(),
     )
     def start(
@@ -201,9 +212,11 @@ class SchedulerSequences(RuleBasedStateMachine):
         prefill_shapes: tuple[tuple[int, int], ...],
         dispatch_cost_tokens: int | None,
         encoders: tuple[int, ...],
+        several_at_most: int,
         keeps_images_whole: bool,
     ) -> None:
         shapes = make_shapes(prefill_shapes, num_slots, encoders)
+        max_features = make_max_features(shapes, several_at_most)
         self.largest_bucket = max(shape.length for shape in shapes if shape.kind == "prefill")
         # The pictures of shared prompts must fit.
         self.keeps_images_whole = keeps_images_whole and self.largest_bucket >= IMAGE_LENS["s"]
@@ -213,6 +226,7 @@ class SchedulerSequences(RuleBasedStateMachine):
             steps=STEPS,
             dispatch_cost_tokens=dispatch_cost_tokens,
             num_feature_rows=NUM_FEATURE_ROWS,
+            max_features=max_features,
             keeps_images_whole=self.keeps_images_whole,
         )
         self.lives: dict[str, int] = {}
@@ -220,7 +234,9 @@ class SchedulerSequences(RuleBasedStateMachine):
         self.num_tokens: dict[str, int] = {}
         self.cancelled: set[str] = set()
         self.finished: list[str] = []
-        self.device = CheckingDevice(num_slots, self.lives, keeps_images_whole=self.keeps_images_whole)
+        self.device = CheckingDevice(
+            num_slots, self.lives, max_features, keeps_images_whole=self.keeps_images_whole
+        )
         self.in_flight: deque[Read] = deque()
 
     @property

@@ -137,6 +137,7 @@ def test_every_picture_is_prepared_as_by_the_reference(name: str) -> None:
     assert ours.grid is not None
     assert list(ours.grid) == grid
     assert ours.num_tokens == grid[1] * grid[2] // 4
+    assert ours.token_grid == (grid[1] // 2, grid[2] // 2)
 
 
 @pytest.mark.parametrize("size", [(30, 2000), (2000, 30)])
@@ -158,3 +159,14 @@ def test_the_longest_strips_are_prepared_or_refused(size: tuple[int, int]) -> No
     for record in (QWEN, clip(pad_to_square=True)):
         with pytest.raises(ImageError, match="crop it"):
             prepare(data, record)
+
+
+def test_a_picture_that_no_program_takes_is_refused() -> None:
+    """The limit on pixels is not one on tokens: sides are never less than one token."""
+    data = encoded(noise(10, 1500))
+    limited = QWEN.with_max_pixels(28 * 28 * 8)
+    unlimited = limited.model_copy(update={"max_tokens": None})
+    assert prepare(data, unlimited).num_tokens > 8
+    with pytest.raises(ImageError, match=r"is 10x1500 pixels and takes \d+ tokens; .* at most 8 .* crop it"):
+        prepare(data, limited)
+    assert prepare(encoded(noise(300, 400)), limited).num_tokens <= 8

@@ -42,7 +42,9 @@ _PAIRS: dict[str, Any] = {"num_slots": 4, "precompile": [{"batch_size": 2, "pref
 
 
 def _encoders(model: VisionModel, *num_pictures: int) -> list[dict[str, int]]:
-    return [
+    """One for each number of pictures; for pictures of many sizes also one for a pair of small ones."""
+    small = [{"batch_size": 2, "height": 48, "width": 36}] if model.grids else []
+    return small + [
         {"batch_size": rows, "height": model.image_size, "width": model.image_size} for rows in num_pictures
     ]
 

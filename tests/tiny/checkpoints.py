@@ -197,7 +197,9 @@ def _draw(path: str, parameter: torch.Tensor, spec: TinyModel, generator: torch.
         return noise * 0.3
     # GPT-2 stores [in, out], gpt-oss [expert, in, out].
     fan_in = parameter.shape[-2 if spec.stores_inputs_first else -1]
-    if layer in ("q_proj", "k_proj", "qkv_proj", "query_key_value", "c_attn"):
+    if parameter.ndim == 5:
+        fan_in = parameter[0].numel()
+    if layer in ("q_proj", "k_proj", "qkv", "qkv_proj", "query_key_value", "c_attn"):
         return noise * (SCORE_DEVIATION / fan_in) ** 0.5
     if layer in ("gate", "router") and "mlp" in path:
         return noise * (ROUTER_DEVIATION / parameter.shape[-1]) ** 0.5

@@ -28,7 +28,9 @@ Families with images (`llava`, `vipllava`, `gemma3`) are asked with none to thre
 middle, last, side by side and in several chunks; a chunk is 64, and their mistakes are those of an encoder:
 a picture turned or swapped with another, another layer or activation, two positions swapped, a bias
 dropped, a norm off; for Gemma 3 also those of its mask: pictures seen one way only, in all layers or in
-those with a window, or seeing each other.
+those with a window, or seeing each other. Those of `qwen2_vl` and `qwen2_5_vl` are
+of many sizes; their mistakes are also rows for columns, in the tower or in the decoder, pictures that move
+in time, an answer one position late, a pair rotated by the wrong axis, a tower's windows too large.
 
 Every tensor is drawn anew, norms, biases, sinks and routers too, so large that attention is far from
 uniform.

@@ -27,8 +27,11 @@ class VisionModel:
         num_image_tokens: placeholders of a picture.
         processor: preprocessor_config.json.
         template: the chat template.
+        grids: rows and columns of the placeholders of pictures of many sizes, the largest first; the two
+            fields before speak of that one. Empty where all are of one size.
         has_token_types: its reference must be told which tokens stand for pictures.
-        num_prompt_tokens: what a picture adds to a conversation: placeholders, what is around them.
+        num_prompt_tokens: what a picture of 64 by 48 pixels adds to a conversation: placeholders, and what is
+            around them.
     """
 
     family: str
@@ -42,6 +45,7 @@ class VisionModel:
     num_image_tokens: int
     processor: dict[str, Any]
     template: str
+    grids: tuple[tuple[int, int], ...] = ()
     has_token_types: bool = False
     num_prompt_tokens: int
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -265,11 +269,106 @@ GEMMA3 = VisionModel(
     settings={"norm_mean": 0.0, "embedding_deviation": 0.02},
 )
 
+QWEN2_VL_FACTOR = 12
+"""What sides of its pictures are multiples of."""
+_QWEN2_VL_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QWEN2_VL = VisionModel(
+    family="Qwen2VL",
+    seed=95,
+    config={
+        "text_config": {
+            **SIZES,
+            "model_type": "qwen2_vl_text",
+            # A head of 16 is 8 pairs.
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e4, "mrope_section": [2, 3, 3]},
+        },
+        "vision_config": {
+            "depth": 3,
+            "embed_dim": 48,
+            "hidden_size": SIZES["hidden_size"],
+            "mlp_ratio": 2,
+            "num_heads": 4,
+            "patch_size": QWEN2_VL_FACTOR // 2,
+        },
+        "image_token_id": _FIRST_ID + 1,
+        "video_token_id": _FIRST_ID + 3,
+        "vision_start_token_id": _FIRST_ID,
+        "vision_end_token_id": _FIRST_ID + 2,
+    },
+    special_tokens=(
+        "<|vision_start|>",
+        "<|image_pad|>",
+        "<|vision_end|>",
+        "<|video_pad|>",
+        "<|im_start|>",
+        "<|im_end|>",
+    ),
+    image_token="<|image_pad|>",
+    before=(_FIRST_ID,),
+    after=(_FIRST_ID + 2,),
+    image_size=8 * QWEN2_VL_FACTOR,
+    num_image_tokens=64,
+    grids=((8, 8), (3, 5), (1, 9), (7, 2), (4, 4), (1, 1), (5, 6), (2, 7)),
+    processor={
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2VLProcessor",
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "min_pixels": 4 * QWEN2_VL_FACTOR**2,
+        # More than the largest program takes.
+        "max_pixels": 100 * QWEN2_VL_FACTOR**2,
+        "patch_size": QWEN2_VL_FACTOR // 2,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+    },
+    template=_QWEN2_VL_TEMPLATE,
+    has_token_types=True,
+    # 64 by 48 pixels are brought to 60 by 48.
+    num_prompt_tokens=1 + 5 * 4 + 1,
+)
+
+QWEN2_5_VL = dataclasses.replace(
+    QWEN2_VL,
+    family="Qwen2_5_VL",
+    seed=96,
+    config={
+        **QWEN2_VL.config,
+        "text_config": {
+            **QWEN2_VL.config["text_config"],
+            "model_type": "qwen2_5_vl_text",
+            "num_hidden_layers": 2,
+            "tie_word_embeddings": True,
+        },
+        "tie_word_embeddings": True,
+        "vision_config": {
+            "depth": 4,
+            "hidden_size": 48,
+            "out_hidden_size": SIZES["hidden_size"],
+            "intermediate_size": 80,
+            "num_heads": 4,
+            "patch_size": QWEN2_VL_FACTOR // 2,
+            # Three squares of patches, and some pixels over.
+            "window_size": 3 * QWEN2_VL_FACTOR + 5,
+            "fullatt_block_indexes": [1, 3],
+        },
+    },
+)
+
 VISION: dict[str, VisionModel] = {
     "llava": LLAVA,
     "llava-siglip": LLAVA_SIGLIP,
     "vipllava": VIPLLAVA,
     "gemma3-images": GEMMA3,
+    "qwen2-vl": QWEN2_VL,
+    "qwen2-5-vl": QWEN2_5_VL,
 }
 VISION_MODELS: dict[str, TinyModel] = {name: model.checkpoint() for name, model in VISION.items()}
 TRAINED_MODELS = {"llava-colours": dataclasses.replace(VISION_MODELS["llava"], is_trained=True)}

@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vinfer.build.easydel_families import EASYDEL_FAMILIES
 from vinfer.build.image_features import ImageFeatures
 from vinfer.build.kv_cache import KVCache, Rows
+from vinfer.build.rope_sections import rotary_rows
 from vinfer.build.weights import Weight
 from vinfer.bundle import MESH_AXES, PartitionAxes, axis_names
 from vinfer.checkpoint.family import ModelFacts
@@ -154,7 +155,13 @@ class EasyDeLModel:
             The new kv, and the last hidden state [rows, length, hidden].
         """
         decoder = getattr(self._merge(weights), self._family.decoder)
-        self._give_rotary_tables(decoder, weights[len(self.weights) :])
+        tables = tuple(weights[len(self.weights) :])
+        position_ids = jnp.minimum(rows.positions, self.max_model_len - 1)
+        if rows.rope_positions is not None:
+            (table,) = tables
+            per_token, position_ids = rotary_rows(table, rows.rope_positions, self.facts.rope_sections)
+            tables = (per_token,)
+        self._give_rotary_tables(decoder, tables)
         masks = {window: _mask_info(rows, window) for window in {None, *self.facts.windows}}
         on_mesh = NamedSharding(self.mesh, PartitionSpec(*self.kv_axes())) if self.mesh.size > 1 else None
         cache = KVCache(kv, rows, [masks[window] for window in self.facts.windows], on_mesh)
@@ -165,7 +172,7 @@ class EasyDeLModel:
                 read = {"inputs_embeds": images.merge(self._family.embed(decoder, tokens))}
             output = decoder(
                 **read,
-                position_ids=jnp.minimum(rows.positions, self.max_model_len - 1),
+                position_ids=position_ids,
                 mask_info=masks[None],
                 past_key_values=cache,
                 mode="decode" if tokens.shape[1] == 1 else "prefill",

@@ -6,6 +6,7 @@ Runs in the build child. Reports progress through a callback; knows nothing of p
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ from vinfer.bundle import (
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.generation import GenerationFacts
 from vinfer.errors import BuildError
+from vinfer.image_processing import ImageProcessing, Qwen2VLProcessing
 
 WEIGHT_FILE_BYTES = 2 << 30
 
@@ -80,14 +82,15 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
     checkpoint.write_tokenizer(directory / "tokenizer")
     num_tokens = _num_tokens(directory / "tokenizer" / "tokenizer.json", model.vocab_size)
     kv = _kv_specs(model, plan)
-    state = state_specs(model.vocab_size, plan.num_slots)
+    rotates_by_axes = encoder is not None and bool(checkpoint.facts.rope_sections)
+    state = state_specs(model.vocab_size, plan.num_slots, has_rope_offset=rotates_by_axes)
     images = None
     if encoder is not None:
         assert vision is not None
         assert checkpoint.image_processing is not None
         images = ImageInput(
             token_id=vision.image_token_id,
-            processing=checkpoint.image_processing,
+            processing=_within_programs(checkpoint.image_processing, plan),
             weights=tuple(specs_by_name[weight.name] for weight in encoder.weights),
             features=_features_spec(plan, encoder.hidden_size),
             attends_both_ways=vision.attends_both_ways,
@@ -99,7 +102,7 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
         rows_are_slots=plan.mesh["dp"] > 1,
         images=None
         if encoder is None or images is None
-        else Images(encoder, images.features, images.attends_both_ways),
+        else Images(encoder, images.features, images.attends_both_ways, rotates_by_axes),
     )
 
     def arguments(shape: ProgramShape) -> tuple[Sequence[ArraySpec], ...]:
@@ -215,6 +218,14 @@ def _sampling_defaults(generation: GenerationFacts) -> dict[str, float | int]:
         "max_new_tokens": generation.max_new_tokens,
     }
     return {name: value for name, value in stated.items() if value is not None}
+
+
+def _within_programs(processing: ImageProcessing, plan: BuildPlan) -> ImageProcessing:
+    """Have pictures of many sizes made so small that the largest encoder takes them."""
+    if not isinstance(processing, Qwen2VLProcessing):
+        return processing
+    areas = (math.prod(shape.image[1:]) for shape in plan.programs if shape.uses_image_features)
+    return processing.with_max_pixels(max(areas))
 
 
 def _features_spec(plan: BuildPlan, hidden_size: int) -> StateSpec:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from vinfer.build.qwen2_vl_vision import Qwen2VLEncoder
 from vinfer.build.vision_tower import (
     TOWER,
     Named,
@@ -23,7 +24,7 @@ from vinfer.build.vision_tower import (
 )
 from vinfer.build.weights import Weight
 from vinfer.bundle import ArraySpec, ProgramShape
-from vinfer.checkpoint.vision import Gemma3Facts, LlavaFacts
+from vinfer.checkpoint.vision import Gemma3Facts, LlavaFacts, Qwen2VLFacts
 
 _PROJECTOR = "multi_modal_projector"
 _PROJECTOR_NORM = f"{_PROJECTOR}.projector_layernorm"
@@ -33,7 +34,6 @@ class LlavaEncoder:
     """Some hidden states of the tower side by side, through two layers; in ViP-LLaVA through a norm first."""
 
     def __init__(self, facts: LlavaFacts, weights: VisionWeights) -> None:
-        self.num_features = facts.num_features
         self.hidden_size = facts.out_size
         self._facts = facts
         joined = facts.tower.hidden_size * len(facts.feature_layers)
@@ -44,6 +44,9 @@ class LlavaEncoder:
             *weights.linear(f"{_PROJECTOR}.linear_1", joined, out, splits=1, has_bias=has_bias),
             *weights.linear(f"{_PROJECTOR}.linear_2", out, out, splits=0, has_bias=has_bias),
         )
+
+    def max_features(self, shape: ProgramShape) -> int:
+        return self._facts.max_features(shape.image)
 
     def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
         """Return the specs of what `encode` takes besides weights: pixels [rows, *image]."""
@@ -70,7 +73,6 @@ class Gemma3Encoder:
     """The tower's last hidden states, the mean of each square of them, normalised and projected."""
 
     def __init__(self, facts: Gemma3Facts, weights: VisionWeights) -> None:
-        self.num_features = facts.num_features
         self.hidden_size = facts.out_size
         self._facts = facts
         hidden = facts.tower.hidden_size
@@ -80,6 +82,9 @@ class Gemma3Encoder:
             weights.plain(f"{_PROJECTOR}.mm_soft_emb_norm.weight", (hidden,)),
             weights.plain(f"{_PROJECTOR}.mm_input_projection_weight", (hidden, facts.out_size)),
         )
+
+    def max_features(self, shape: ProgramShape) -> int:
+        return self._facts.max_features(shape.image)
 
     def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
         """Return the specs of what `encode` takes besides weights: pixels [rows, *image]."""
@@ -101,9 +106,13 @@ class Gemma3Encoder:
         return normal @ named[f"{_PROJECTOR}.mm_input_projection_weight"]
 
 
-def make_encoder(facts: LlavaFacts | Gemma3Facts, *, dtype: str, tp: int) -> LlavaEncoder | Gemma3Encoder:
+def make_encoder(
+    facts: LlavaFacts | Gemma3Facts | Qwen2VLFacts, *, dtype: str, tp: int
+) -> LlavaEncoder | Gemma3Encoder | Qwen2VLEncoder:
     """Make the encoder of some facts; `dtype` and `tp` as in `VisionWeights`."""
     weights = VisionWeights(dtype, tp)
+    if isinstance(facts, Qwen2VLFacts):
+        return Qwen2VLEncoder(facts, weights)
     if isinstance(facts, Gemma3Facts):
         return Gemma3Encoder(facts, weights)
     return LlavaEncoder(facts, weights)

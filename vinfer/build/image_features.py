@@ -20,10 +20,12 @@ class ImageFeatures:
     Attributes:
         pool: [feature rows, hidden].
         index: int32 [rows, length], the row of `pool` that stands at each position; -1 where text does.
+        rope_positions: see `Rows`.
     """
 
     pool: jax.Array
     index: jax.Array
+    rope_positions: jax.Array | None = None
 
     def spans(self, starts: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Find the run of placeholders that each position stands in: one picture, as text is around each.

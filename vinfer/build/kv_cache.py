@@ -30,11 +30,14 @@ class Rows:
         kv_length: rows of the cache that attention reads.
         spans: first and end, int32 [rows, length] each: positions that a token sees besides, whole pictures
             in a model that sees them both ways (`ImageFeatures.spans`). None where there is nothing besides.
+        rope_positions: int32 [rows, 3, length], by which tokens rotate: their time, row and column. None
+            where they rotate by their position.
     """
 
     slots: jax.Array | None
     positions: jax.Array
     kv_length: int
+    rope_positions: jax.Array | None = None
     spans: tuple[jax.Array, jax.Array] | None = None
 
     def attention_mask(self, window: int | None) -> jax.Array:

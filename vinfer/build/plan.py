@@ -27,7 +27,7 @@ from vinfer.bundle import (
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.source import ResolvedSource
-from vinfer.checkpoint.vision import VisionFacts
+from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
 from vinfer.config import (
     ALL_REMAINING_DEVICES,
     ModelConfig,
@@ -223,20 +223,39 @@ def check_images(plan: BuildPlan, vision: VisionFacts | None, *, where: str) -> 
     if vision is None:
         raise ConfigError(f"{where}.task is {IMAGE_TEXT}; the checkpoint takes no images: set task: text")
     for shape in plan.programs:
-        if shape.uses_image_features and shape.image != vision.image_shape:
-            channels, height, width = vision.image_shape
-            raise ConfigError(
-                f"{where}.precompile has a vision shape of {'x'.join(map(str, shape.image))}; the model "
-                f"takes pictures of {channels}x{height}x{width}: write vision: {{channels: {channels}, "
-                f"height: {height}, width: {width}}}"
-            )
+        if shape.uses_image_features:
+            _check_vision_shape(shape.image, vision, where=where)
+    if not vision.attends_both_ways:
+        return
     longest = max(shape.length for shape in plan.programs if shape.kind == "prefill")
-    if vision.attends_both_ways and longest < vision.encoder.num_features:
-        num_tokens = vision.encoder.num_features
+    num_tokens = max(
+        vision.encoder.max_features(shape.image) for shape in plan.programs if shape.uses_image_features
+    )
+    if longest < num_tokens:
         raise ConfigError(
             f"the longest prefill_length of {where}.precompile is {longest}; the model must see the "
             f"{num_tokens} tokens of a picture in one piece: add a prefill_length of {num_tokens} or more"
         )
+
+
+def _check_vision_shape(image: tuple[int, ...], vision: VisionFacts, *, where: str) -> None:
+    if vision.image_shape is not None and image != vision.image_shape:
+        channels, height, width = vision.image_shape
+        raise ConfigError(
+            f"{where}.precompile has a vision shape of {'x'.join(map(str, image))}; the model "
+            f"takes pictures of {channels}x{height}x{width}: write vision: {{channels: {channels}, "
+            f"height: {height}, width: {width}}}"
+        )
+    if isinstance(vision.encoder, Qwen2VLFacts):
+        channels, height, width = image
+        wanted, factor = vision.encoder.num_channels, vision.encoder.factor
+        if channels != wanted or height % factor or width % factor:
+            nearest = [max(round(side / factor), 1) * factor for side in (height, width)]
+            raise ConfigError(
+                f"{where}.precompile has a vision shape of {'x'.join(map(str, image))}; the model takes "
+                f"pictures of {wanted} channels whose height and width are multiples of {factor}: write "
+                f"vision: {{channels: {wanted}, height: {nearest[0]}, width: {nearest[1]}}}"
+            )
 
 
 def check_heads(mesh: Mapping[str, int], facts: ModelFacts, *, where: str) -> None:

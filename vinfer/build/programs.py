@@ -21,7 +21,7 @@ from vinfer.build.image_features import ImageFeatures, store
 from vinfer.build.kv_cache import Rows
 from vinfer.build.sampler import Row, keep_allowed, process_logits, sample, top_logprobs
 from vinfer.build.score import prompt_logprobs
-from vinfer.build.state import set_slot_inputs, state_fields
+from vinfer.build.state import Field, set_slot_inputs, state_fields
 from vinfer.bundle import MAX_TOP_LOGPROBS, ArraySpec, ProgramShape, num_mask_words
 
 Arrays = tuple[jax.Array, ...]
@@ -29,6 +29,8 @@ Program = Callable[[Arrays, Arrays, Arrays, Arrays], tuple[Arrays, Arrays, Array
 
 NOT_FINISHED, FINISHED_STOP, FINISHED_LENGTH = 0, 1, 2
 NO_TOKEN = -1
+NUM_ROPE_AXES = 3
+"""Time, row and column."""
 # Rows of the KV cache that copy_slot moves at once.
 COPY_ROWS = 128
 
@@ -56,17 +58,19 @@ class ImageEncoder(Protocol):
     """What the programs need of the image half of a model.
 
     Attributes:
-        num_features: placeholders that one picture takes.
         hidden_size: of the decoder.
     """
 
-    num_features: int
     hidden_size: int
+
+    def max_features(self, shape: ProgramShape) -> int:
+        """Return the most placeholders of one picture."""
+        ...
 
     def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]: ...
 
     def encode(self, weights: Arrays, *pictures: jax.Array) -> jax.Array:
-        """Return [pictures, num_features, hidden_size]."""
+        """Return [pictures, max features, hidden_size]."""
         ...
 
 
@@ -76,11 +80,13 @@ class Images:
 
     Attributes:
         attends_both_ways: each token of a picture sees all others of it; no chunk cuts a picture in two.
+        rotates_by_axes: the model's tokens rotate by time, row and column: see `Rows.rope_positions`.
     """
 
     encoder: ImageEncoder
     pool: ArraySpec
     attends_both_ways: bool = False
+    rotates_by_axes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,14 +125,14 @@ class Programs:
     def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
         """Return the specs of the `inputs` tuple."""
         if shape.kind == "set_slot":
-            return set_slot_inputs(self.model.vocab_size)
+            return set_slot_inputs(self.model.vocab_size, has_rope_offset=self._rotates_by_axes)
         if shape.kind == "copy_slot":
             return tuple(
                 ArraySpec(name=name, shape=(), dtype="int32") for name in ("source", "target", "num_rows")
             )
         if shape.kind == "encode_images":
             assert self.images is not None
-            grid = (shape.rows, self.images.encoder.num_features)
+            grid = (shape.rows, self.images.encoder.max_features(shape))
             rows = ArraySpec(name="feature_rows", shape=grid, dtype="int32")
             return (*self.images.encoder.inputs(shape), rows)
         rows = ArraySpec(name="slots", shape=(shape.rows,), dtype="int32")
@@ -156,7 +162,12 @@ class Programs:
             return (*of_chunks, ArraySpec(name="targets", shape=grid, dtype="int32"))
         if self.images is None:
             return of_chunks
-        return (*of_chunks, self.images.pool, ArraySpec(name="feature_index", shape=grid, dtype="int32"))
+        index = ArraySpec(name="feature_index", shape=grid, dtype="int32")
+        if not self._rotates_by_axes:
+            return (*of_chunks, self.images.pool, index)
+        axes = (shape.rows, NUM_ROPE_AXES, shape.length)
+        positions = ArraySpec(name="rope_positions", shape=axes, dtype="int32")
+        return (*of_chunks, self.images.pool, index, positions)
 
     def outputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
         """Return the specs of the `outputs` tuple."""
@@ -191,7 +202,7 @@ class Programs:
         slot, *values = inputs
         of_request = iter(values)
         rows = []
-        for field, array in zip(state_fields(self.model.vocab_size), state, strict=True):
+        for field, array in zip(self._fields, state, strict=True):
             row = next(of_request) if field.is_request else jnp.full(field.shape, field.initial, array.dtype)
             rows.append(array.at[slot].set(row))
         return kv, tuple(rows), ()
@@ -229,12 +240,14 @@ class Programs:
         """Write one chunk of each prompt; sample a first token where a prompt ends.
 
         Inputs: those of `_run_chunks`; with images, the pool [feature rows, hidden] and the index int32
-        [rows, length] of `ImageFeatures` after them.
+        [rows, length] of `ImageFeatures` after them, and where tokens rotate by axes, their rope_positions
+        int32 [rows, 3, length].
         """
         images = None
         if self.images is not None:
-            images = ImageFeatures(*inputs[-2:])
-            inputs = inputs[:-2]
+            num_own = 3 if self._rotates_by_axes else 2
+            images = ImageFeatures(*inputs[-num_own:])
+            inputs = inputs[:-num_own]
         kv, state, outputs, _ = self._run_chunks(shape, weights, kv, state, inputs, images)
         return kv, state, outputs
 
@@ -244,7 +257,7 @@ class Programs:
         """Write the features of some pictures into the pool, which stands in the place of the KV cache.
 
         Weights: those of the encoder only. Inputs: what `encode` takes, then feature_rows int32
-        [rows, num_features], beyond the pool's end where the row is padding.
+        [rows, max features], beyond the pool's end where a picture has no more, or the row is padding.
         """
         assert self.images is not None
         (pool,) = features
@@ -323,7 +336,13 @@ class Programs:
         spans = None
         if images is not None and self.images is not None and self.images.attends_both_ways:
             spans = images.spans(starts)
-        rows = Rows(slots=slots, positions=positions, kv_length=shape.kv_length, spans=spans)
+        rows = Rows(
+            slots=slots,
+            positions=positions,
+            kv_length=shape.kv_length,
+            rope_positions=None if images is None else images.rope_positions,
+            spans=spans,
+        )
         return self.model.forward(weights, kv, tokens, rows, images)
 
     def _decode(
@@ -357,7 +376,10 @@ class Programs:
             step, kv, row, outputs = carry
             positions = jnp.where(row["active"], row["position"], self.model.max_model_len)[:, None]
             rows = Rows(
-                slots=None if self.rows_are_slots else slots, positions=positions, kv_length=shape.kv_length
+                slots=None if self.rows_are_slots else slots,
+                positions=positions,
+                kv_length=shape.kv_length,
+                rope_positions=self._answer_rope_positions(row) if self._rotates_by_axes else None,
             )
             kv, hidden = self.model.forward(weights, kv, row["token"][:, None], rows)
             row = {**row, "position": row["position"] + row["active"]}
@@ -404,19 +426,30 @@ class Programs:
         }
         return row, (jnp.where(active, token, NO_TOKEN), finished, logprob, top_ids, top_values)
 
+    def _answer_rope_positions(self, row: Row) -> jax.Array:
+        """Return int32 [rows, 3, 1]: an answer is text, whose three positions are equal."""
+        places = row["position"] + row["rope_offset"]
+        return jnp.broadcast_to(places[:, None, None], (places.shape[0], NUM_ROPE_AXES, 1))
+
+    @property
+    def _rotates_by_axes(self) -> bool:
+        return self.images is not None and self.images.rotates_by_axes
+
+    @property
+    def _fields(self) -> tuple[Field, ...]:
+        return state_fields(self.model.vocab_size, has_rope_offset=self._rotates_by_axes)
+
     def _named(self, state: Arrays) -> Row:
-        fields = state_fields(self.model.vocab_size)
-        return {field.name: array for field, array in zip(fields, state, strict=True)}
+        return {field.name: array for field, array in zip(self._fields, state, strict=True)}
 
     def _ordered(self, row: Row) -> Arrays:
-        return tuple(row[field.name] for field in state_fields(self.model.vocab_size))
+        return tuple(row[field.name] for field in self._fields)
 
     def _gather(self, state: Arrays, slots: jax.Array) -> Row:
         return {name: array.at[slots].get(mode="clip") for name, array in self._named(state).items()}
 
     def _scatter(self, state: Arrays, slots: jax.Array, row: Row) -> Arrays:
-        fields = state_fields(self.model.vocab_size)
         return tuple(
             array.at[slots].set(row[field.name], mode="drop") if field.changes else array
-            for field, array in zip(fields, state, strict=True)
+            for field, array in zip(self._fields, state, strict=True)
         )

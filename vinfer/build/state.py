@@ -27,8 +27,13 @@ class Field:
         return not self.is_request or self.name == "remaining"
 
 
-def state_fields(vocab_size: int) -> tuple[Field, ...]:
-    """List the arrays of the state."""
+def state_fields(vocab_size: int, *, has_rope_offset: bool = False) -> tuple[Field, ...]:
+    """List the arrays of the state.
+
+    Args:
+        has_rope_offset: tokens of an answer rotate by other positions than their own: those plus an offset,
+            as their prompt's pictures take fewer positions than tokens (`vinfer.engine.rope_positions`).
+    """
 
     def own(name: str, dtype: str, initial: bool | int | float, *shape: int) -> Field:
         return Field(name, shape, dtype, initial, is_request=False)
@@ -36,6 +41,7 @@ def state_fields(vocab_size: int) -> tuple[Field, ...]:
     def of_request(name: str, dtype: str, initial: bool | int | float, *shape: int) -> Field:
         return Field(name, shape, dtype, initial, is_request=True)
 
+    offset = (of_request("rope_offset", "int32", 0),) if has_rope_offset else ()
     return (
         own("token", "int32", 0),
         own("position", "int32", 0),
@@ -57,10 +63,11 @@ def state_fields(vocab_size: int) -> tuple[Field, ...]:
         of_request("logit_bias_ids", "int32", -1, MAX_LOGIT_BIAS),
         of_request("logit_bias_values", "float32", 0.0, MAX_LOGIT_BIAS),
         of_request("prompt_mask", "bool", False, vocab_size),
+        *offset,
     )
 
 
-def state_specs(vocab_size: int, num_slots: int) -> tuple[StateSpec, ...]:
+def state_specs(vocab_size: int, num_slots: int, *, has_rope_offset: bool = False) -> tuple[StateSpec, ...]:
     """Return the state's arrays as the manifest lists them: slots are split over dp."""
     return tuple(
         StateSpec(
@@ -70,15 +77,15 @@ def state_specs(vocab_size: int, num_slots: int) -> tuple[StateSpec, ...]:
             axes=("dp", *(None for _ in field.shape)),
             initial=field.initial,
         )
-        for field in state_fields(vocab_size)
+        for field in state_fields(vocab_size, has_rope_offset=has_rope_offset)
     )
 
 
-def set_slot_inputs(vocab_size: int) -> tuple[ArraySpec, ...]:
+def set_slot_inputs(vocab_size: int, *, has_rope_offset: bool = False) -> tuple[ArraySpec, ...]:
     """Return the inputs of set_slot: the slot, then one row of every request field."""
     rows = (
         ArraySpec(name=field.name, shape=field.shape, dtype=field.dtype)
-        for field in state_fields(vocab_size)
+        for field in state_fields(vocab_size, has_rope_offset=has_rope_offset)
         if field.is_request
     )
     return (ArraySpec(name="slot", shape=(), dtype="int32"), *rows)

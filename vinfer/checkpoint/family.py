@@ -27,6 +27,8 @@ class ModelFacts:
         num_positions: the longest sequence that the checkpoint knows.
         is_tied: the LM head is the embedding.
         windows: per layer, how many positions a token sees, its own among them; None where all.
+        rope_sections: how many pairs of a head rotate by a token's place in time, by its row and by its
+            column; empty where all rotate by one position.
         is_mixture: has a router, which turns a rounding error into another expert now and then.
     """
 
@@ -40,6 +42,7 @@ class ModelFacts:
     num_positions: int
     is_tied: bool
     windows: tuple[int | None, ...]
+    rope_sections: tuple[int, ...] = ()
     is_mixture: bool = False
 
 

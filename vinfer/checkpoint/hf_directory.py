@@ -126,6 +126,8 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
 
 
 def _refuse_other_size(processing: ImageProcessing, vision: VisionFacts, directory: Path) -> None:
+    if vision.image_shape is None:
+        return
     _, height, width = vision.image_shape
     if processing.output_size not in (None, (height, width)):
         raise CheckpointError(

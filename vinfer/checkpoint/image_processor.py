@@ -172,16 +172,26 @@ def read_siglip_processing(checkpoint: Path, *, mm_tokens_per_image: int) -> Sig
     )
 
 
-def read_qwen2_vl_processing(checkpoint: Path) -> Qwen2VLProcessing:
+def read_qwen2_vl_processing(
+    checkpoint: Path, *, patch_size: int, temporal_patch_size: int, merge_size: int
+) -> Qwen2VLProcessing:
     """Read the settings of a Qwen2-VL checkpoint (`Qwen2VLImageProcessor`).
 
+    Args:
+        patch_size, temporal_patch_size, merge_size: of the vision tower, from config.json.
+
     Raises:
-        CheckpointError: a setting that is not served, or an impossible one.
+        CheckpointError: a setting that is not served, an impossible one, or patches that the tower does not
+            take.
     """
     keys, _ = _read(checkpoint, ("Qwen2VLImageProcessor",))
     _refuse_unknown(keys, {"max_pixels", "merge_size", "min_pixels", "patch_size", "temporal_patch_size"})
     if not keys.boolean("do_resize", True):
         raise keys.refusal("do_resize", "only true is served: patches must tile the picture")
+    own = {"patch_size": (14, patch_size), "temporal_patch_size": (2, temporal_patch_size)}
+    for key, (default, expected) in {**own, "merge_size": (2, merge_size)}.items():
+        if keys.integer(key, default) != expected:
+            raise keys.refusal(key, f"the vision tower of config.json has {expected}: they must be equal")
     min_pixels, max_pixels = _pixel_limits(keys)
     return _made(
         keys,
@@ -190,9 +200,9 @@ def read_qwen2_vl_processing(checkpoint: Path) -> Qwen2VLProcessing:
             values=_pixel_values(keys, CLIP_MEAN, CLIP_STD),
             # The chat template writes <|vision_start|> and <|vision_end|> around it.
             placeholder=Placeholder(marker="<|image_pad|>", repeated="<|image_pad|>"),
-            patch_size=keys.integer("patch_size", 14),
-            temporal_patch_size=keys.integer("temporal_patch_size", 2),
-            merge_size=keys.integer("merge_size", 2),
+            patch_size=patch_size,
+            temporal_patch_size=temporal_patch_size,
+            merge_size=merge_size,
             min_pixels=min_pixels,
             max_pixels=max_pixels,
         ),

@@ -76,9 +76,7 @@ _WITH_IMAGES_OR_SOUND = (
     "phi4_multimodal",
     "pixtral",
     "qwen2_5_omni",
-    "qwen2_5_vl",
     "qwen2_audio",
-    "qwen2_vl",
     "qwen3_omni_moe",
     "qwen3_vl",
     "qwen3_vl_moe",
@@ -113,7 +111,7 @@ UNSERVED_MODEL_TYPES: dict[str, str] = {
         for model_type, where in _RECURRENT.items()
     },
     **dict.fromkeys(_LATENT, "its attention is latent, and vinfer caches keys and values of heads only"),
-    **dict.fromkeys(_WITH_IMAGES_OR_SOUND, "it takes images or sound, and vinfer serves text models only"),
+    **dict.fromkeys(_WITH_IMAGES_OR_SOUND, "it takes images or sound of a kind that vinfer does not serve"),
     **dict.fromkeys(_ENCODER_DECODERS, "it is an encoder and a decoder, and vinfer serves decoders only"),
 }
 """transformers' `model_type` -> why it is refused."""

@@ -52,11 +52,14 @@ class TowerFacts:
 
 
 class EncoderFacts(Protocol):
-    """What all encoders have whose pictures are of one size."""
+    """What all encoders have."""
 
-    @property
-    def num_features(self) -> int:
-        """Features of one picture, each of which stands at one placeholder."""
+    def max_features(self, image: tuple[int, ...]) -> int:
+        """Return the most features of one picture, each of which stands at one placeholder.
+
+        Args:
+            image: (channels, height, width) of the encoder program.
+        """
         ...
 
 
@@ -84,6 +87,9 @@ class LlavaFacts:
     def num_features(self) -> int:
         return self.tower.num_positions - self.drops_first
 
+    def max_features(self, image: tuple[int, ...]) -> int:
+        return self.num_features
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Gemma3Facts:
@@ -102,6 +108,55 @@ class Gemma3Facts:
     def num_features(self) -> int:
         return self.features_per_side**2
 
+    def max_features(self, image: tuple[int, ...]) -> int:
+        return self.num_features
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Qwen2VLFacts:
+    """Qwen2-VL's tower: patches of a picture of any size, rotated by row and column, merged by squares.
+
+    Qwen2.5-VL's too, whose layers have gated feed-forwards and RMS norms, and most of them windows.
+
+    Attributes:
+        is_gated: Qwen2.5-VL's.
+        full_layers: layers in which a patch sees the whole picture; in the others only its window.
+        window_size: side of a window in features; windows lie side by side from the first row and column on.
+        hidden_size, inner_size: of the tower's layers.
+        temporal_patch_size: frames of a patch.
+        merge_size: side of the square of patches that makes one feature.
+        activation: transformers' name.
+        out_size: hidden size of the decoder.
+    """
+
+    num_layers: int
+    num_heads: int
+    hidden_size: int
+    inner_size: int
+    num_channels: int
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    activation: str
+    out_size: int
+    is_gated: bool = False
+    full_layers: tuple[int, ...]
+    window_size: int = 1
+
+    @property
+    def factor(self) -> int:
+        """What both sides of every picture are multiples of, in pixels."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in one patch."""
+        return self.num_channels * self.temporal_patch_size * self.patch_size**2
+
+    def max_features(self, image: tuple[int, ...]) -> int:
+        _, height, width = image
+        return height * width // self.factor**2
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class VisionFacts:
@@ -110,15 +165,16 @@ class VisionFacts:
     Attributes:
         decoder_type: model type of the decoder, a key of `families.FAMILIES`.
         image_token_id: the placeholder whose embedding is replaced by a feature.
-        image_shape: (channels, height, width) of a picture as the encoder takes it.
+        image_shape: (channels, height, width) of a picture as the encoder takes it; None where pictures are
+            of many sizes, and an encoder's shape says how large they may be.
         read_processing: reads the record of the checkpoint's processor files from its directory.
         attends_both_ways: the decoder lets each placeholder of a picture see all others of it, those that
             follow too; so it must see a picture whole.
     """
 
     decoder_type: str
-    encoder: LlavaFacts | Gemma3Facts
+    encoder: LlavaFacts | Gemma3Facts | Qwen2VLFacts
     image_token_id: int
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int] | None
     read_processing: Callable[[Path], ImageProcessing]
     attends_both_ways: bool = False

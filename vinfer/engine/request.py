@@ -85,13 +85,16 @@ class RequestImage:
         content_hash: the key of its features within one model.
         start: index of its first placeholder in the prompt; the others follow it.
         num_tokens: its placeholders.
-        pixels: float32 [channels, height, width], as the encoder takes them.
+        pixels: float32 [channels, height, width], as the encoder takes them; [patches, values of a patch] for
+            an encoder of pictures of any size.
+        token_grid: rows and columns of its placeholders, where the model has pictures of any size.
     """
 
     content_hash: str
     start: int
     num_tokens: int
     pixels: np.ndarray[Any, Any] = dataclasses.field(compare=False, repr=False)
+    token_grid: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ import numpy as np
 from vinfer.bundle import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec, ProgramKind, ProgramShape
 from vinfer.engine.pooling import PooledDispatch, embed_inputs
 from vinfer.engine.request import FinishReason, Request, TokenEvent, TokenLogprobs
+from vinfer.engine.rope_positions import prompt_rope_positions, rope_offset
 from vinfer.engine.scheduler import Admission, Chunk, Decode, Encode, Prefill
 
 Arrays = tuple[jax.Array, ...]
@@ -146,6 +147,7 @@ class Runner:
         self._dispatch_lock = dispatch_lock
         self._set_slot = next(shape for shape in programs if shape.kind == "set_slot")
         self._row_specs = {spec.name: spec for spec in inputs[self._set_slot]}
+        self._rotates_by_axes = "rope_offset" in self._row_specs
 
     def warm_up(self) -> None:
         """Run the smallest program of each kind with nobody taking part, and wait for them.
@@ -169,15 +171,10 @@ class Runner:
 
     def encode(self, work: Encode) -> None:
         """Enqueue the encoder over some pictures; what is enqueued later may read their features."""
-        pixel_spec, row_spec = self._inputs[work.shape]
-        pixels = np.zeros(pixel_spec.shape, np.float32)
-        # Padding goes to a row beyond the last.
-        rows = np.full(row_spec.shape, self._image_features[0].shape[0], np.int32)
-        for place, (image, own) in enumerate(zip(work.images, work.rows, strict=True)):
-            pixels[place], rows[place] = image.pixels, own
+        inputs = self._encoder_inputs(work)
         with self._dispatch_lock:
             self._image_features, _, _ = self._programs[work.shape](
-                self._image_weights, self._image_features, (), (pixels, rows)
+                self._image_weights, self._image_features, (), inputs
             )
 
     def prefill(self, work: Prefill) -> Dispatch | PooledDispatch:
@@ -209,6 +206,8 @@ class Runner:
             inputs += (targets,)
         elif self._image_features:
             inputs += (*self._image_features, _feature_index(work))
+            if self._rotates_by_axes:
+                inputs += (_rope_positions(work),)
         return self._dispatch(work.shape, owners, inputs, work.chunks)
 
     def decode(self, work: Decode) -> Dispatch:
@@ -230,6 +229,19 @@ class Runner:
             self._kv, _, (pooled,) = self._programs[work.shape](self._weights, self._kv, (), inputs)
         pooled.copy_to_host_async()
         return PooledDispatch(work.chunks, pooled)
+
+    def _encoder_inputs(self, work: Encode) -> tuple[Any, ...]:
+        """Return the encoder's inputs in their order, padded where pictures do not fill them."""
+        specs = {spec.name: spec for spec in self._inputs[work.shape]}
+        # Padding goes to a row beyond the last.
+        padding = {"feature_rows": self._image_features[0].shape[0]}
+        inputs = {name: np.full(spec.shape, padding.get(name, 0), spec.dtype) for name, spec in specs.items()}
+        for place, (image, own) in enumerate(zip(work.images, work.rows, strict=True)):
+            inputs["pixels"][place, : len(image.pixels)] = image.pixels
+            inputs["feature_rows"][place, : len(own)] = own
+            if "grids" in inputs:
+                inputs["grids"][place] = image.token_grid
+        return tuple(inputs.values())
 
     def _grammar_mask(self, rows: int, owners: Sequence[Request | None]) -> Any:
         """Return uint32 [rows, words]: the next token's mask of each owner that is bound to a grammar."""
@@ -276,6 +288,16 @@ def _feature_index(work: Prefill) -> np.ndarray[Any, Any]:
     return index
 
 
+def _rope_positions(work: Prefill) -> np.ndarray[Any, Any]:
+    """Return int32 [rows, 3, length]: time, row and column of each token."""
+    positions = np.zeros((work.shape.rows, 3, work.shape.length), np.int32)
+    for row, chunk in enumerate(work.chunks):
+        request = chunk.request
+        of_prompt = prompt_rope_positions(len(request.prompt_ids), request.images)
+        positions[row, :, : chunk.length] = of_prompt[:, chunk.start : chunk.start + chunk.length]
+    return positions
+
+
 def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> tuple[Any, ...]:
     """Return one request as the inputs of set_slot, in their order."""
     request, params = admission.request, admission.request.params
@@ -306,5 +328,6 @@ def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> tuple[A
         "logit_bias_ids": bias_ids,
         "logit_bias_values": bias_values,
         "prompt_mask": prompt_mask,
+        "rope_offset": np.int32(rope_offset(request.images)),
     }
     return tuple(values[name] for name in specs)

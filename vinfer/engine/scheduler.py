@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from vinfer.bundle import ProgramKind, ProgramShape, choose_encoder, choose_program
 from vinfer.engine.chunks import ChunkPlan, keep_whole
@@ -154,6 +154,7 @@ class Scheduler:
         dispatch_cost_tokens: see `ChunkPlan`.
         min_prefill_tokens: least that max_prefill_tokens may be, for configs with short buckets only.
         num_feature_rows: of the feature array; 0 for a model without images.
+        max_features: of every image encoder, the most features of one picture.
         keeps_images_whole: every picture lies in one chunk; none has more tokens than the largest bucket.
     """
 
@@ -166,6 +167,7 @@ class Scheduler:
         dispatch_cost_tokens: int | None = None,
         min_prefill_tokens: int = 0,
         num_feature_rows: int = 0,
+        max_features: Mapping[ProgramShape, int] | None = None,
         keeps_images_whole: bool = False,
     ) -> None:
         self._shapes = tuple(shapes)
@@ -189,7 +191,8 @@ class Scheduler:
         self._running: dict[str, _Running] = {}
         self._held = HeldPrompts()
         self.features = FeatureCache(num_feature_rows)
-        self._max_pictures = max((s.rows for s in self._shapes if s.kind == "encode_images"), default=0)
+        self._max_features = dict(max_features or {})
+        self._max_pictures = max((shape.rows for shape in self._max_features), default=0)
         self._has_just_encoded = False
         self._keeps_images_whole = keeps_images_whole
 
@@ -296,15 +299,16 @@ class Scheduler:
                 # The younger ones wait too, or they would take what the oldest waits for.
                 break
             running.holds_features = True
-        images = self.features.next_to_encode(self._max_pictures)
-        if not images:
+        waiting = self.features.next_to_encode(self._max_pictures)
+        if not waiting:
             return None
         if self._has_just_encoded and is_decoding and any(True for _ in self._due_chunks()):
             self._has_just_encoded = False
             return None
         self._has_just_encoded = True
+        shape, num_taken = choose_encoder(self._max_features, [image.num_tokens for image in waiting])
+        images = waiting[:num_taken]
         self.features.encoded(images)
-        shape = choose_encoder(self._shapes, rows=len(images))
         return Encode(shape, tuple(images), tuple(self.features.rows_of(image) for image in images))
 
     def _let_go_of_features(self, running: _Running) -> None:

@@ -36,6 +36,7 @@ class PreparedImage:
         pixels: float32 [channels, height, width]; for Qwen2-VL float32
             [patches, channels * temporal_patch_size * patch_size**2], in the order of its merged squares.
         grid: patches over time, height and width (`image_grid_thw`); only for Qwen2-VL.
+        token_grid: rows and columns of its placeholder tokens; only for Qwen2-VL.
         num_tokens: placeholder tokens in the prompt.
         content_hash: of the picture (`DecodedImage`): the key of its features, within one model.
     """
@@ -44,6 +45,7 @@ class PreparedImage:
     grid: tuple[int, int, int] | None
     num_tokens: int
     content_hash: str
+    token_grid: tuple[int, int] | None = None
 
 
 def preprocess(image: DecodedImage, record: ImageProcessing, *, param: str | None = None) -> PreparedImage:
@@ -52,18 +54,26 @@ def preprocess(image: DecodedImage, record: ImageProcessing, *, param: str | Non
     Raises:
         ImageError: a shape that the model cannot take.
     """
+    token_grid = None
     try:
         tokens = num_tokens(record, image.size)
         if isinstance(record, ClipProcessing):
             pixels, grid = _values(_clip(image.pixels, record), record.values), None
         elif isinstance(record, Qwen2VLProcessing):
             pixels, grid = _qwen2_vl(image, record)
+            token_grid = grid[1] // record.merge_size, grid[2] // record.merge_size
         else:
             resized = _resize(image.pixels, record.resize_to, record.resample)
             pixels, grid = _values(np.asarray(resized), record.values), None
     except ValueError as error:
         raise ImageError(str(error), param=param) from None
-    return PreparedImage(pixels=pixels, grid=grid, num_tokens=tokens, content_hash=image.content_hash)
+    return PreparedImage(
+        pixels=pixels,
+        grid=grid,
+        num_tokens=tokens,
+        content_hash=image.content_hash,
+        token_grid=token_grid,
+    )
 
 
 def _clip(image: Image.Image, record: ClipProcessing) -> np.ndarray:

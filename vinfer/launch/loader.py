@@ -190,6 +190,7 @@ def start_engine(
         dispatch_cost_tokens=DISPATCH_COST_TOKENS.get(manifest.platform),
         min_prefill_tokens=MIN_PREFILL_TOKENS,
         num_feature_rows=0 if manifest.images is None else manifest.images.features.shape[0],
+        max_features=manifest.max_features,
         keeps_images_whole=manifest.images is not None and manifest.images.attends_both_ways,
     )
     engine = Engine(

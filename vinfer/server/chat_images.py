@@ -97,6 +97,7 @@ def request_images(
                 start=own[0],
                 num_tokens=image.num_tokens,
                 pixels=image.pixels,
+                token_grid=image.token_grid,
             )
         )
         first += image.num_tokens

@@ -18,11 +18,27 @@ from vinfer.checkpoint.families import (
     mixtures,
     olmo,
     phi,
+    qwen2_vl,
     smollm,
     stablelm,
 )
 from vinfer.checkpoint.family import Family
 
-_GROUPS = (llama, cohere, gemma, gemma3, glm, gpt, llava, mistral, mixtures, olmo, phi, smollm, stablelm)
+_GROUPS = (
+    llama,
+    cohere,
+    gemma,
+    gemma3,
+    glm,
+    gpt,
+    llava,
+    mistral,
+    mixtures,
+    olmo,
+    phi,
+    qwen2_vl,
+    smollm,
+    stablelm,
+)
 
 FAMILIES: dict[str, Family] = {family.model_type: family for group in _GROUPS for family in group.FAMILIES}

@@ -51,7 +51,7 @@ def _qwen2(keys: ConfigKeys) -> NormalisedConfig:
         )
     # No key of this family: its q, k and v projections always have a bias, o_proj never.
     return gated_decoder(
-        keys, "qwen2", heads, windows=_qwen_windows(keys), has_bias=True, has_output_bias=False
+        keys, "qwen2", heads, windows=qwen_windows(keys), has_bias=True, has_output_bias=False
     )
 
 
@@ -61,14 +61,14 @@ def _qwen3(keys: ConfigKeys) -> NormalisedConfig:
         keys,
         "qwen3",
         read_heads(keys, default_head_dim=128, must_state_kv_heads=True),
-        windows=_qwen_windows(keys),
+        windows=qwen_windows(keys),
         has_bias=attention_bias,
         has_output_bias=attention_bias,
         has_head_norms=True,
     )
 
 
-def _qwen_windows(keys: ConfigKeys) -> tuple[int | None, ...]:
+def qwen_windows(keys: ConfigKeys) -> tuple[int | None, ...]:
     """Layers from `max_window_layers` on slide, where `use_sliding_window` is on; without it none does.
 
     A window that is null is none, whatever `use_sliding_window` says.
@@ -141,7 +141,7 @@ def gated_decoder(
     )
 
 
-_QWEN_KEYS = frozenset({"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"})
+QWEN_KEYS = frozenset({"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"})
 QWEN_HARMLESS = frozenset({"dual_chunk_attention_config"})
 """Of Qwen's models for a million tokens: how others attend beyond 262144; transformers does not read it."""
 
@@ -157,14 +157,14 @@ FAMILIES = (
     Family(
         model_type="qwen2",
         architecture="Qwen2ForCausalLM",
-        keys=_QWEN_KEYS,
+        keys=QWEN_KEYS,
         translate=_qwen2,
         harmless=QWEN_HARMLESS,
     ),
     Family(
         model_type="qwen3",
         architecture="Qwen3ForCausalLM",
-        keys=_QWEN_KEYS | {"attention_bias"},
+        keys=QWEN_KEYS | {"attention_bias"},
         translate=_qwen3,
         harmless=QWEN_HARMLESS,
     ),
