@@ -18,6 +18,7 @@ from vinfer.server.request_context import RequestContext
 from vinfer.server.sampling import num_choices, resolve_sampling
 from vinfer.server.services import Services
 from vinfer.server.tool_grammar import compile_tool_grammar
+from vinfer.server.tools import bound_tools
 from vinfer.text.reasoning import OPENING, ReasoningParser
 
 
@@ -62,10 +63,15 @@ async def prepare(services: Services, context: RequestContext, fields: ChatField
     n = num_choices(fields, model, services.config.max_n)
     prompt_ids = await services.in_worker(chat_prompt_ids, fields, model)
     grammar = await compile_grammar(services, fields, model)
+    # An answer that is bound to a form or to calls has no room for thoughts.
+    may_reason = (
+        model.answer_form.has_reasoning
+        and grammar is None
+        and not bound_tools(fields.tools, fields.tool_choice)
+    )
+    is_reasoning_open = may_reason and _ends_with_opening(model, prompt_ids)
     if grammar is None:
-        grammar = await compile_tool_grammar(services, fields, model)
-    # An answer that is bound to a form has no room for thoughts.
-    may_reason = model.answer_form.has_reasoning and grammar is None
+        grammar = await compile_tool_grammar(services, fields, model, is_reasoning_open=is_reasoning_open)
     params = resolve_sampling(fields, model, len(prompt_ids))
     generation = Generation(
         name=name,
@@ -97,7 +103,7 @@ async def prepare(services: Services, context: RequestContext, fields: ChatField
         generation=generation,
         params=params,
         may_reason=may_reason,
-        is_reasoning_open=may_reason and _ends_with_opening(model, prompt_ids),
+        is_reasoning_open=is_reasoning_open,
     )
 
 
