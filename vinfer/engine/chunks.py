@@ -33,6 +33,13 @@ class ChunkPlan:
             costs.append(cost)
             self._first.append(-first)
 
+    def last_start(self, num_tokens: int) -> int:
+        """Return where the last chunk of a prompt of `num_tokens` >= 1 begins."""
+        start = 0
+        while (length := self.next_length(num_tokens - start)) < num_tokens - start:
+            start += length
+        return start
+
     def next_length(self, num_left: int) -> int:
         """Return the tokens of the next chunk of a prompt of which `num_left` >= 1 are not prefilled yet."""
         return self._longest if num_left > self._longest else self._first[num_left]
