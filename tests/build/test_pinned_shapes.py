@@ -1,4 +1,4 @@
-"""`deterministic: true` on the real engine: tokens and logprobs equal to the last bit, alone and in any crowd."""
+"""`deterministic: true` on the real engine: the same bits of tokens and logprobs alone and in any crowd."""
 
 from __future__ import annotations
 

@@ -250,9 +250,9 @@ class ModelConfig(_Block):
     )
     deterministic: bool = Field(
         default=False,
-        description="Run every prompt and every answer through one shape of prefill and one of decode: a seeded "
-        "request has the same tokens and logprobs to the last bit whatever shares its batch. Each step costs "
-        "what it costs with all slots busy and max_model_len tokens in each.",
+        description="Run every prompt and every answer through one shape of prefill and one of decode: a "
+        "seeded request has the same tokens and logprobs to the last bit whatever shares its batch. Each "
+        "step costs what it costs with all slots busy and max_model_len tokens in each.",
     )
     max_programs: int = Field(
         default=128, ge=1, le=4096, description="Refuse a plan that needs more compiled programs than this."

@@ -45,9 +45,8 @@ def check_tool_type(route: Route) -> None:
 
 
 def check_tool_strict(route: Route) -> None:
-    """It changes no prompt."""
-    for strict in (True, False):
-        offered([tool("f", strict=strict)], f"function f  {NO_ARGUMENTS}")(route)
+    """It changes no prompt; where it is true, text is UTF-8, which this model's is not."""
+    offered([tool("f", strict=False)], f"function f  {NO_ARGUMENTS}")(route)
     assert refused(route, tools=[tool("f", strict="yes")]) == "tools[0].function.strict"
 
 
