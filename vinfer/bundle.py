@@ -265,6 +265,11 @@ class Manifest(_Frozen):
         }
 
     @property
+    def is_deterministic(self) -> bool:
+        """Whether nothing about a request's programs depends on other requests."""
+        return is_pinned(program.shape for program in self.programs)
+
+    @property
     def rows_are_slots(self) -> bool:
         """Whether decode programs run all slots in order, because slots are split over dp."""
         return self.mesh["dp"] > 1
@@ -372,6 +377,12 @@ def plan_programs(
         for kv in kv_buckets
     ]
     return tuple(shapes)
+
+
+def is_pinned(shapes: Iterable[ProgramShape]) -> bool:
+    """Say whether there is one shape of each kind, so that every request goes through the same programs."""
+    kinds = [shape.kind for shape in shapes]
+    return len(kinds) == len(set(kinds))
 
 
 def _prompt_shapes(

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from vinfer.build import plan as plan_module
 from vinfer.build.plan import (
@@ -19,11 +20,11 @@ from vinfer.build.plan import (
     plan_build,
     resolve_mesh,
 )
-from vinfer.bundle import Platform, ProgramShape, choose_encoder
+from vinfer.bundle import Platform, ProgramShape, choose_encoder, is_pinned
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
-from vinfer.config import ModelConfig
+from vinfer.config import ModelConfig, prefill_shapes
 from vinfer.errors import ConfigError, DeviceError, VinferError
 
 SOURCE = ResolvedSource("some/model", "hf", Path("some/model"), {"hub": "some/model", "commit": "abc"})
@@ -167,6 +168,36 @@ def test_as_many_programs_as_allowed_are_planned() -> None:
     assert len(plan(prompt_logprobs=True).programs) == 14
     assert len(plan(embeddings="mean").programs) == 14
     assert len(plan(embeddings="mean", prompt_logprobs=True).programs) == 18
+
+
+def test_a_deterministic_plan_has_one_shape_of_each_kind() -> None:
+    kinds = {"prompt_logprobs": True, "embeddings": "mean"}
+    one_length = {"precompile": [{"batch_size": 1, "prefill_length": 64}], **kinds}
+    pinned = plan(deterministic=True, **one_length)
+    assert {(shape.kind, shape.rows, shape.length, shape.kv_length) for shape in pinned.programs} >= {
+        ("prefill", 1, 64, 1024),
+        ("decode", 4, 4, 1024),
+    }
+    assert is_pinned(pinned.programs)
+    assert not is_pinned(plan(**one_length).programs)
+    assert pinned.key != plan(**one_length).key
+    by_default = ModelConfig.model_validate({"name": "m", "source": "s", "deterministic": True})
+    assert [tuple(shape) for shape in prefill_shapes(by_default)] == [(1, 256)]
+
+
+@pytest.mark.parametrize(
+    "precompile",
+    [
+        [{"batch_size": 1, "prefill_length": [64, 256]}],
+        [{"batch_size": [1, 2], "prefill_length": 64}],
+        [{"batch_size": 2, "prefill_length": 64}],
+        [{"batch_size": 1, "prefill_length": 64}, {"batch_size": 1}],
+    ],
+    ids=str,
+)
+def test_a_deterministic_model_takes_one_prompt_of_one_length(precompile: list[dict[str, Any]]) -> None:
+    with pytest.raises(ValidationError, match="deterministic is true and takes one prompt of one length"):
+        ModelConfig.model_validate({**BASE, "deterministic": True, "precompile": precompile})
 
 
 def test_each_pooling_has_a_key_of_its_own() -> None:

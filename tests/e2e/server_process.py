@@ -103,6 +103,11 @@ class ServerProcess:
 
     def draw(self, seed: int) -> list[str]:
         """Return the tokens of a sampled completion of one fixed prompt, by every parameter of sampling."""
+        tokens: list[str] = self.draw_logprobs(seed)["tokens"]
+        return tokens
+
+    def draw_logprobs(self, seed: int) -> dict[str, Any]:
+        """Return the tokens of `draw` and their logprobs as they were sent."""
         response = self.complete(
             prompt="The history of the railway begins",
             seed=seed,
@@ -117,9 +122,9 @@ class ServerProcess:
             logprobs=0,
         )
         assert response.status_code == 200, response.text
-        tokens: list[str] = response.json()["choices"][0]["logprobs"]["tokens"]
-        assert len(tokens) == 24
-        return tokens
+        logprobs: dict[str, Any] = response.json()["choices"][0]["logprobs"]
+        assert len(logprobs["tokens"]) == 24
+        return logprobs
 
     def metrics(self) -> dict[str, float]:
         """Return every sample of /metrics, summed over its labels."""

@@ -2,38 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from server_process import ServerProcess, wait_until
+from server_process import CONFIG, ServerProcess, started, wait_until
 
 NUM_OTHERS = 15
 OTHERS_TOKENS = 96
 
 
+@contextlib.contextmanager
+def crowd(server: ServerProcess, num_others: int) -> Iterator[None]:
+    """Keep other requests running, which began first: whatever comes next is of another slot."""
+    with ThreadPoolExecutor(num_others) as pool:
+        others = [
+            pool.submit(
+                server.complete,
+                prompt=f"Story number {place} tells of",
+                temperature=place % 3 / 2,
+                seed=place,
+                presence_penalty=place % 2,
+                max_tokens=OTHERS_TOKENS,
+                ignore_eos=True,
+            )
+            for place in range(num_others)
+        ]
+        wait_until(lambda: server.metrics()["num_requests_running"] == num_others, "the others")
+        yield
+        assert not any(other.done() for other in others)
+    for other in others:
+        assert other.result().json()["usage"]["completion_tokens"] == OTHERS_TOKENS
+
+
 def test_a_seeded_answer_is_the_same_alone_beside_one_and_among_fifteen(server: ServerProcess) -> None:
-    """The others begin first, so that the answer is of another slot each time."""
     alone = server.draw(seed=11)
     assert server.draw(seed=11) == alone
     assert server.draw(seed=12) != alone
     for num_others in (1, NUM_OTHERS):
-        with ThreadPoolExecutor(num_others) as pool:
-            others = [
-                pool.submit(
-                    server.complete,
-                    prompt=f"Story number {place} tells of",
-                    temperature=place % 3 / 2,
-                    seed=place,
-                    presence_penalty=place % 2,
-                    max_tokens=OTHERS_TOKENS,
-                    ignore_eos=True,
-                )
-                for place in range(num_others)
-            ]
-            wait_until(
-                lambda wanted=num_others: server.metrics()["num_requests_running"] == wanted,  # type: ignore[misc]
-                "the others",
-            )
+        with crowd(server, num_others):
             assert server.draw(seed=11) == alone
-            assert not any(other.done() for other in others)
-        for other in others:
-            assert other.result().json()["usage"]["completion_tokens"] == OTHERS_TOKENS
+
+
+def test_deterministic_makes_logprobs_the_same_too(tmp_path: Path) -> None:
+    """To the last digit, after a restart as well."""
+    config = tmp_path / "deterministic.yaml"
+    config.write_text(CONFIG.read_text().replace("    num_slots:", "    deterministic: true\n    num_slots:"))
+    answers = []
+    for _ in range(2):
+        with started(config) as server:
+            server.wait_until_ready()
+            (model,) = server.http.get("/v1/capabilities").json()["models"]
+            assert model["deterministic"] is True
+            answers.append(server.draw_logprobs(seed=11))
+            for num_others in (1, NUM_OTHERS):
+                with crowd(server, num_others):
+                    answers.append(server.draw_logprobs(seed=11))
+            assert server.metrics()["post_ready_compiles_total"] == 0
+            assert server.terminate() == 0, server.log
+    assert answers == [answers[0]] * 6

@@ -133,3 +133,53 @@ def test_a_round_trip_of_items(client: openai.OpenAI) -> None:
     assert second.usage is not None
     assert first.usage is not None
     assert second.usage.input_tokens > first.usage.input_tokens
+
+
+STRICT: Any = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
+
+
+def test_text_of_strict_tools_is_what_it_is_without(client: openai.OpenAI) -> None:
+    """The model makes no call of itself: no token differs."""
+    for content in ("Write two sentences about the sea.", "How is the weather in Paris?"):
+        asked: Any = {"model": MODEL, "messages": [{"role": "user", "content": content}], "temperature": 0}
+        free, bound = (
+            client.chat.completions.create(**asked, tools=tools, tool_choice="auto", max_tokens=40)
+            for tools in (TOOLS, STRICT)
+        )
+        assert free.choices[0].message.content
+        assert bound.choices[0].message == free.choices[0].message
+
+
+def test_calls_that_the_model_makes_of_strict_tools_are_valid(client: openai.OpenAI) -> None:
+    """After three examples it calls, and without `strict` writes a unit that there is none of."""
+    messages: Any = []
+    for days, city in enumerate(("Lima", "Rome", "Oslo"), 1):
+        arguments = json.dumps({"city": city, "days": days, "unit": "celsius"})
+        function = {"name": "get_weather", "arguments": arguments}
+        messages += [
+            {"role": "user", "content": f"How is the weather in {city}?"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": city, "type": "function", "function": function}],
+            },
+            {"role": "tool", "tool_call_id": city, "content": "sunny"},
+            {"role": "assistant", "content": "Sunny."},
+        ]
+    asked: Any = {
+        "model": MODEL,
+        "messages": messages + QUESTION,
+        "tools": STRICT,
+        "tool_choice": "auto",
+        "temperature": 1.0,
+        "seed": 3,
+        "max_tokens": 150,
+    }
+    called = [
+        answer.message
+        for answer in client.chat.completions.create(**asked, n=4).choices
+        if answer.finish_reason == "tool_calls"
+    ]
+    assert called
+    for message in called:
+        assert_valid(message)

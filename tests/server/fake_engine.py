@@ -228,6 +228,7 @@ def served_model(
         root="org/fake",
         fingerprint="bundle-0123",
         has_prompt_logprobs=True,
+        is_deterministic=False,
         embeddings=Embeddings(pooling="mean", size=EMBEDDING_SIZE),
         answer_form=answer_form("auto", template),
     )

@@ -1,4 +1,4 @@
-"""Objects that list their properties are closed, and nothing else changes."""
+"""Objects that list their properties are closed, what has no end gets one, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 from tiny.schemas import random_schema
 
-from vinfer.server.json_schema import closed
+from vinfer.server.json_schema import MAX_INTEGER, closed
 
 TEXT: dict[str, Any] = {"type": "string"}
 
@@ -35,6 +35,22 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"$ref": "#/$defs/x", "$defs": {"x": CLOSED}},
     ),
     "in anyOf": ({"anyOf": [listed(), TEXT]}, {"anyOf": [CLOSED, TEXT]}),
+    "an integer": (
+        {"type": "integer"},
+        {"type": "integer", "minimum": -MAX_INTEGER, "maximum": MAX_INTEGER},
+    ),
+    "an integer or nothing, from one on": (
+        {"type": ["integer", "null"], "exclusiveMinimum": 0},
+        {"type": ["integer", "null"], "exclusiveMinimum": 0, "maximum": MAX_INTEGER},
+    ),
+    "an integer up to ten": (
+        {"items": {"type": "integer", "maximum": 10}},
+        {"items": {"type": "integer", "maximum": 10, "minimum": -MAX_INTEGER}},
+    ),
+    "a form of text": (
+        {"type": "string", "format": "date-time"},
+        {"type": "string", "format": "date-time", "maxLength": 35},
+    ),
     "values of a map": (
         {"type": "object", "additionalProperties": listed()},
         {"type": "object", "additionalProperties": CLOSED},
@@ -48,6 +64,10 @@ KEPT: dict[str, dict[str, Any]] = {
     "patterns": listed(patternProperties={"^x": TEXT}),
     "more required than listed": listed(required=["a", "b"]),
     "more wanted than listed": listed(minProperties=2),
+    "numbers": {"type": ["number", "integer"]},
+    "larger than 64 bits": {"type": "integer", "minimum": 10**30, "maximum": 10**31},
+    "a form with an end": {"type": "string", "format": "uuid"},
+    "a form with a length": {"type": "string", "format": "email", "maxLength": 500},
     "all of": {"allOf": [listed(), {"properties": {"b": TEXT}}]},
     "exactly one of": {"oneOf": [listed(), {"properties": {"b": TEXT}, "required": ["b"]}]},
     "not": {"properties": {"a": {"not": listed()}}},

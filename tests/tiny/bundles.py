@@ -74,6 +74,13 @@ _FAMILY: dict[str, Any] = {
 
 BUNDLES: dict[str, dict[str, Any]] = {
     "llama": {"checkpoint": "llama", **_WIDE, "prompt_logprobs": True, "embeddings": "mean"},
+    "llama-pinned": {
+        "checkpoint": "llama",
+        "num_slots": 6,
+        "precompile": [{"batch_size": 1, "prefill_length": 32}],
+        "prompt_logprobs": True,
+        "deterministic": True,
+    },
     "llama3-rope": {"checkpoint": "llama3-rope", **_PAIRS, "embeddings": "last"},
     "qwen2": {"checkpoint": "qwen2", **_NARROW},
     "qwen3": {"checkpoint": "qwen3", **_NARROW},

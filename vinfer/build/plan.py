@@ -111,11 +111,13 @@ def plan_build(
             "vision: {height: 336, width: 336}, the size that the checkpoint's processor makes"
         )
     mesh = resolve_mesh(model, where=where, num_devices=num_devices)
+    # A sum over fewer rows, or of a shorter cache, may be rounded otherwise: one shape of each kind.
+    pinned = model.deterministic
     programs = plan_programs(
         prefill_shapes=[(shape.batch_size, shape.length) for shape in prefill_shapes(model)],
-        slot_buckets=slot_buckets(model.num_slots, mesh["dp"]),
+        slot_buckets=(model.num_slots,) if pinned else slot_buckets(model.num_slots, mesh["dp"]),
         steps=model.streaming_chunks,
-        kv_buckets=kv_buckets(model.max_model_len),
+        kv_buckets=(model.max_model_len,) if pinned else kv_buckets(model.max_model_len),
         prompt_logprobs=model.prompt_logprobs,
         embeddings=model.embeddings is not None,
         vision_shapes=vision,

@@ -195,7 +195,8 @@ class PrecompileConfig(_Block):
         strict=False,
         json_schema_extra=_one_or_list,
         description="Padded prompt lengths in tokens; one number or a list, each at most max_model_len. "
-        "Longer prompts go in chunks. Null: 64, 256 and 1024, as far as max_model_len goes.",
+        "Longer prompts go in chunks. Null: 64, 256 and 1024, as far as max_model_len goes; only 256 where "
+        "deterministic is true.",
     )
     vision: Annotated[tuple[VisionConfig, ...] | None, BeforeValidator(_one_as_list)] = Field(
         default=None,
@@ -275,6 +276,12 @@ class ModelConfig(_Block):
         ge=1,
         le=65536,
         description="Requests that may wait for a slot; beyond it 429 with Retry-After.",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="Run every prompt and every answer through one shape of prefill and one of decode: a "
+        "seeded request has the same tokens and logprobs to the last bit whatever shares its batch. Each "
+        "step costs what it costs with all slots busy and max_model_len tokens in each.",
     )
     max_programs: int = Field(
         default=128, ge=1, le=4096, description="Refuse a plan that needs more compiled programs than this."
@@ -384,6 +391,17 @@ class ModelConfig(_Block):
                 if batch_size > num_slots:
                     text = f"is {batch_size}; num_slots is {num_slots}: lower it or raise num_slots"
                     problems.append(((i, "batch_size", j), text))
+        if info.data.get("deterministic"):
+            sizes = {size for shapes in precompile for size in shapes.batch_size}
+            lengths = {length for shapes in precompile for length in shapes.prefill_length or (None,)}
+            pictures = {vision for shapes in precompile for vision in shapes.vision or ()}
+            if sizes != {1} or len(lengths) > 1 or len(pictures) > 1:
+                text = (
+                    "has more than one shape, or batches; deterministic is true and takes one prompt of one "
+                    "length, and pictures of one shape: use {batch_size: 1, prefill_length: 256} alone or "
+                    "leave out deterministic"
+                )
+                problems.append(((), text))
         if problems:
             raise _refuse(*problems)
         return precompile

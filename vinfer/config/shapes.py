@@ -10,6 +10,7 @@ from typing import NamedTuple
 from vinfer.config.schema import ModelConfig
 
 DEFAULT_PREFILL_LENGTHS = (64, 256, 1024)
+DETERMINISTIC_PREFILL_LENGTH = 256
 SMALLEST_KV_BUCKET = 256
 BUCKET_GROWTH = 4
 
@@ -32,7 +33,8 @@ class VisionShape(NamedTuple):
 
 def prefill_shapes(model: ModelConfig) -> tuple[PrefillShape, ...]:
     """Expand `precompile` into its text shapes: sorted, unique, every combination within an entry."""
-    default_lengths = tuple(min(length, model.max_model_len) for length in DEFAULT_PREFILL_LENGTHS)
+    defaults = (DETERMINISTIC_PREFILL_LENGTH,) if model.deterministic else DEFAULT_PREFILL_LENGTHS
+    default_lengths = tuple(min(length, model.max_model_len) for length in defaults)
     return tuple(
         sorted(
             {

@@ -11,7 +11,7 @@ import heapq
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
-from vinfer.bundle import ProgramKind, ProgramShape, choose_encoder, choose_program
+from vinfer.bundle import ProgramKind, ProgramShape, choose_encoder, choose_program, is_pinned
 from vinfer.engine.chunks import ChunkPlan, keep_whole
 from vinfer.engine.feature_cache import FeatureCache
 from vinfer.engine.held_prompts import HeldPrompts
@@ -138,9 +138,10 @@ class Scheduler:
     being prefilled, or a running request is bound to a grammar, a decode dispatch runs one step.
 
     Of the requests with one prompt_key the oldest prefills; the others wait for it, copy what it has written
-    and prefill the last token. Where it is cancelled halfway the next one takes its place. Its slot may have
-    ended and even have a new owner by then: the copies of a dispatch are enqueued before the dispatch, and
-    `HeldPrompts` forgets a prompt where a dispatch writes over it.
+    and prefill the last token; where the shapes are pinned they prefill the last chunk, so that every prompt
+    is cut the same way whoever shares it. Where it is cancelled halfway the next one takes its place. Its
+    slot may have ended and even have a new owner by then: the copies of a dispatch are enqueued before the
+    dispatch, and `HeldPrompts` forgets a prompt where a dispatch writes over it.
 
     A prompt with pictures is prefilled once all of them are encoded. Chunks may cut a picture in two where
     attention is causal over it; with `keeps_images_whole` none does. Where something decodes, an encoder
@@ -172,6 +173,7 @@ class Scheduler:
     ) -> None:
         self._shapes = tuple(shapes)
         self._steps = steps
+        self._is_pinned = is_pinned(self._shapes)
         prefills = [shape for shape in self._shapes if shape.kind == "prefill"]
         lengths = {shape.length for shape in prefills}
         # A shorter prompt costs no more than its last token.
@@ -388,17 +390,30 @@ class Scheduler:
             if key is not None and start == 0:
                 held = self._held.slot_of(key, preferred=running.slot)
                 if held is not None:
-                    yield self._chunk(running, len(request.prompt_ids) - 1, 1, copied_from=held)
+                    yield self._after_copy(running, held)
                     continue
             if key in prefilling:
                 continue
             if key is not None:
                 prefilling.add(key)
-            plan = self._chunk_plans.get(_kind(request))
-            assert plan is not None, f"{request.id} needs a {_kind(request)} program and the bundle has none"
-            end = start + plan.next_length(len(request.prompt_ids) - start)
-            end = keep_whole(start, end, self._whole_blocks(request))
-            yield self._chunk(running, start, end - start)
+            yield self._chunk(running, start, self._chunk_end(request, start) - start)
+
+    def _chunk_end(self, request: Request, start: int) -> int:
+        """Return where the chunk of a prompt that begins at `start` ends."""
+        plan = self._chunk_plans.get(_kind(request))
+        assert plan is not None, f"{request.id} needs a {_kind(request)} program and the bundle has none"
+        end = start + plan.next_length(len(request.prompt_ids) - start)
+        return keep_whole(start, end, self._whole_blocks(request))
+
+    def _after_copy(self, running: _Running, held: int) -> Chunk:
+        """Return what is left of a prompt whose rows another slot holds, or this one still."""
+        request, prompt_len = running.request, len(running.request.prompt_ids)
+        start = prompt_len - 1
+        if self._is_pinned:
+            start = 0
+            while (end := self._chunk_end(request, start)) < prompt_len:
+                start = end
+        return self._chunk(running, start, prompt_len - start, copied_from=held)
 
     def _has_program(self, kind: ProgramKind, *, rows: int, length: int) -> bool:
         return any(

@@ -248,6 +248,7 @@ def served_model(
         root=manifest.model.source,
         fingerprint=manifest.key,
         has_prompt_logprobs=manifest.has_prompt_logprobs,
+        is_deterministic=manifest.is_deterministic,
         embeddings=manifest.embeddings,
         answer_form=answer_form(model.tool_parser, chat_template, reasoning_parser=model.reasoning_parser),
         images=manifest.images,

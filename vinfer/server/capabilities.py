@@ -65,6 +65,7 @@ def _of_model(model: ServedModel, config: ServerConfig) -> responses.ModelCapabi
         vocab_size=model.vocab_size,
         parity_verdict=model.parity_verdict,
         prompt_logprobs=model.has_prompt_logprobs,
+        deterministic=model.is_deterministic,
         embeddings=model.embeddings,
         forms=[_of_form(path, form) for path, form in forms],
         response_formats=list(typing.get_args(ResponseFormat.model_fields["type"].annotation)),

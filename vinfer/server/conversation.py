@@ -20,6 +20,7 @@ from vinfer.server.request_context import RequestContext
 from vinfer.server.sampling import num_choices, resolve_sampling
 from vinfer.server.services import Services
 from vinfer.server.tool_grammar import compile_tool_grammar
+from vinfer.server.tools import bound_tools
 from vinfer.text.reasoning import OPENING, ReasoningParser
 
 
@@ -68,10 +69,15 @@ async def prepare(
     images = await prepare_images(services, pictures, model)
     prompt_ids = await services.in_worker(chat_prompt_ids, fields, model, images)
     grammar = await compile_grammar(services, fields, model)
+    # An answer that is bound to a form or to calls has no room for thoughts.
+    may_reason = (
+        model.answer_form.has_reasoning
+        and grammar is None
+        and not bound_tools(fields.tools, fields.tool_choice)
+    )
+    is_reasoning_open = may_reason and _ends_with_opening(model, prompt_ids)
     if grammar is None:
-        grammar = await compile_tool_grammar(services, fields, model)
-    # An answer that is bound to a form has no room for thoughts.
-    may_reason = model.answer_form.has_reasoning and grammar is None
+        grammar = await compile_tool_grammar(services, fields, model, is_reasoning_open=is_reasoning_open)
     params = resolve_sampling(fields, model, len(prompt_ids))
     generation = Generation(
         name=name,
@@ -104,7 +110,7 @@ async def prepare(
         generation=generation,
         params=params,
         may_reason=may_reason,
-        is_reasoning_open=may_reason and _ends_with_opening(model, prompt_ids),
+        is_reasoning_open=is_reasoning_open,
     )
 
 

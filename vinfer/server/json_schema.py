@@ -1,7 +1,8 @@
-"""JSON Schemas of requests: objects that leave open what else they may hold are closed.
+"""JSON Schemas of requests: objects that leave open what else they may hold are closed, digits get an end.
 
-By JSON Schema an object may have any property beside those that are listed. Nobody who lists them wants
-others, and a small model makes them up until max_tokens. Whatever satisfies the closed schema satisfies the
+By JSON Schema an object may have any property beside those that are listed, an integer any number of digits,
+and so may a fraction of a second. Nobody who lists properties wants others, nor an integer of more than 64
+bits, and a small model makes them up until max_tokens. Whatever satisfies the closed schema satisfies the
 open one.
 """
 
@@ -28,6 +29,10 @@ _COMPOSING = frozenset(
 )
 # Beside `properties` they say more about the same object.
 _OTHER_SOURCES = frozenset(("$ref", "anyOf", "patternProperties", "propertyNames", "additionalProperties"))
+MAX_INTEGER = 2**63 - 1024
+"""The largest float below 2**63: llguidance counts in floats."""
+MAX_FORMAT_CHARS = {"date-time": 35, "time": 24, "duration": 32, "email": 254, "hostname": 253, "uri": 2048}
+"""Of texts whose form has no end of its own: nanoseconds, RFC 5321, RFC 1035, what proxies take."""
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "additionalItems")
@@ -35,6 +40,8 @@ _SINGLE = ("items", "additionalProperties", "additionalItems")
 
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return a schema whose objects have no properties but those listed, unless it says more about them.
+
+    Integers without a bound get one of 64 bits, and formats a longest text.
 
     A schema that composes others (allOf, oneOf, not, if, contains and their like, or a $ref or anyOf beside
     properties) is returned as it is. `"additionalProperties": true` keeps an object open.
@@ -65,6 +72,28 @@ def _closed(part: Mapping[str, Any]) -> dict[str, Any]:
             new[key] = _closed_part(value)
     if _can_be_closed(part):
         new["additionalProperties"] = False
+    return new | _ends(part)
+
+
+def _ends(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the bounds that a part lacks."""
+    kinds = part.get("type")
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    new: dict[str, Any] = {}
+    if "integer" in kinds and "number" not in kinds:
+        low, high = (
+            [part[key] for key in keys if isinstance(part.get(key), int | float)]
+            for keys in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"))
+        )
+        if not low and all(bound >= -MAX_INTEGER for bound in high):
+            new["minimum"] = -MAX_INTEGER
+        if not high and all(bound <= MAX_INTEGER for bound in low):
+            new["maximum"] = MAX_INTEGER
+    name = part.get("format")
+    longest = MAX_FORMAT_CHARS.get(name) if isinstance(name, str) else None
+    is_plain = "string" in kinds and not {"maxLength", "minLength", "pattern"} & part.keys()
+    if longest is not None and is_plain:
+        new["maxLength"] = longest
     return new
 
 

@@ -78,6 +78,7 @@ class ServedModel:
         root: where the weights come from, as the config names it.
         grammars: compiles what requests bind their answers to.
         fingerprint: the bundle key, sent as `system_fingerprint`.
+        is_deterministic: answers do not depend on what shares the batch, to the last bit.
         has_prompt_logprobs: whether requests may score their prompts (`echo` with `logprobs`).
         embeddings: how prompts become vectors; None where the bundle has no embed programs.
         answer_form: how it writes tool calls and reasoning, and how tools are explained to it.
@@ -103,6 +104,7 @@ class ServedModel:
     root: str
     fingerprint: str
     has_prompt_logprobs: bool
+    is_deterministic: bool
     embeddings: Embeddings | None = None
     answer_form: AnswerForm = PLAIN_ANSWERS
     images: ImageInput | None = None

@@ -399,6 +399,9 @@ class ModelCapabilities(Answer):
     vocab_size: Count
     parity_verdict: ParityVerdict
     prompt_logprobs: bool = Field(description="Whether `echo` takes `logprobs`.")
+    deterministic: bool = Field(
+        description="Whether tokens and logprobs are the same whatever shares the batch."
+    )
     embeddings: Embeddings | None = Field(description="Null where the model does not embed.")
     forms: list[FormCapabilities]
     response_formats: list[str]

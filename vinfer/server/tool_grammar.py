@@ -1,99 +1,115 @@
-"""Binds answers to tool calls: from the tools that must be called to a Lark grammar of llguidance.
+"""Binds answers to tool calls: from the tools that must or may be called to a Lark grammar of llguidance.
 
-Arguments follow each tool's JSON Schema, closed as `json_schema` does it; around them stands the model's own
-format.
+Arguments follow each tool's JSON Schema, closed as `json_schema` does it. Where calls are up to the
+model, those of tools that are `strict` are bound once they begin.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from vinfer.engine.grammar import JSON_FORM, Grammar, GrammarSpec
 from vinfer.errors import RequestError
+from vinfer.server.call_rules import CallableTool, CallForm, TextForm, lark_text, may_call, must_call
 from vinfer.server.json_schema import closed
 from vinfer.server.model_table import ServedModel
 from vinfer.server.protocol import ChatFields
 from vinfer.server.services import Services
 from vinfer.server.structured_outputs import MAX_SCHEMA_CHARS, bounded_json
-from vinfer.server.tools import Tool, bound_tools
-from vinfer.text.tool_formats import ToolFormat
+from vinfer.server.tools import Tool, bound_tools, strict_tools
 
 MAX_BOUND_CALLS = 16
 """Calls in one bound answer: a small model that repeats itself comes to an end."""
 
 
-async def compile_tool_grammar(services: Services, fields: ChatFields, model: ServedModel) -> Grammar | None:
+async def compile_tool_grammar(
+    services: Services, fields: ChatFields, model: ServedModel, *, is_reasoning_open: bool
+) -> Grammar | None:
     """Return what binds the answer to tool calls; None where nothing does.
+
+    Args:
+        is_reasoning_open: the prompt ends inside of the model's thoughts.
 
     Raises:
         RequestError: names the tool whose schema cannot be enforced.
     """
-    tools = bound_tools(fields.tools, fields.tool_choice)
+    must = bound_tools(fields.tools, fields.tool_choice)
+    strict = strict_tools(fields.tools, fields.tool_choice)
     tool_format = model.answer_form.tool_format
-    if not tools or tool_format is None:
+    if tool_format is None or not (must or strict):
         return None
     is_named = fields.tool_choice is not None and fields.tool_choice.function is not None
-    max_calls = MAX_BOUND_CALLS if fields.parallel_tool_calls and not is_named else 1
-    markers = (_marker(tool_format.opening, model), _marker(tool_format.closing, model))
-    spec = await services.in_worker(tool_grammar_spec, tools, tool_format, markers, max_calls)
+    form = CallForm(
+        tool_format=tool_format,
+        opening=_marker(tool_format.opening, model),
+        closing=_marker(tool_format.closing, model),
+        max_calls=MAX_BOUND_CALLS if fields.parallel_tool_calls and not is_named else 1,
+    )
+    text = None if must else _text_form(model, is_reasoning_open=is_reasoning_open)
+    spec = await services.in_worker(tool_grammar_spec, must or list(enumerate(fields.tools)), form, text)
     try:
         return await model.grammars.compile(spec)
     except RequestError:
-        for i, tool in tools:
+        for i, tool in must or strict:
             # Which of them is it?
             await model.grammars.compile(GrammarSpec("json_schema", _schema_text(i, tool), _path(i)))
         raise
 
 
 def tool_grammar_spec(
-    tools: Sequence[tuple[int, Tool]], tool_format: ToolFormat, markers: tuple[str, str], max_calls: int
+    tools: Sequence[tuple[int, Tool]], form: CallForm, text: TextForm | None
 ) -> GrammarSpec:
-    """Write the grammar of 1 to `max_calls` calls of these tools, each with its position in the request.
+    """Write the grammar of calls of these tools, each with its position in the request.
 
     Args:
-        markers: the format's opening and closing, as Lark has them.
+        text: what may be said before calls, which then need not come; None where they must.
 
     Raises:
         RequestError: a schema is too long, or all of them together.
     """
-    opening, closing = markers
-    if tool_format.begins_with_call:
-        opening = ""
-    marked = f"{opening} {_text(tool_format.before_calls)} {{}} {_text(tool_format.after_calls)} {closing}"
-    more = f" ({json.dumps(tool_format.separator)} one){{0,{max_calls - 1}}}" if max_calls > 1 else ""
-    lines = ["%llguidance {}"]
-    if tool_format.repeats_markers:
-        lines += [f"start: one{more}", f"one: {marked.format('call')}"]
+    if text is None:
+        rules = must_call(
+            [CallableTool(i, tool.function.name, _schema_text(i, tool)) for i, tool in tools], form
+        )
     else:
-        lines += [f"start: {marked.format('calls')}", f"calls: one{more}", "one: call"]
-    lines.append("call: " + " | ".join(f"call_{i}" for i, _ in tools))
-    for i, tool in tools:
-        head = json.dumps(tool_format.call_head(tool.function.name))
-        lines += [f'call_{i}: {head} arguments_{i} "}}"', f"arguments_{i}: %json {_schema_text(i, tool)}"]
-    text = "\n".join(lines)
-    if len(text) > MAX_SCHEMA_CHARS:
+        schemas = [
+            (i, tool, _schema_text(i, tool) if tool.function.strict else _ANY_OBJECT) for i, tool in tools
+        ]
+        rules = may_call(
+            [CallableTool(i, tool.function.name, schema) for i, tool, schema in schemas], form, text
+        )
+    if len(rules) > MAX_SCHEMA_CHARS:
         raise RequestError(
-            f"tools have {len(text)} characters of JSON Schema together; the limit is {MAX_SCHEMA_CHARS}: "
+            f"tools have {len(rules)} characters of JSON Schema together; the limit is {MAX_SCHEMA_CHARS}: "
             "shorten them",
             param="tools",
         )
-    return GrammarSpec("lark", text, "tools")
-
-
-def _text(text: str) -> str:
-    """Write text as Lark has it: JSON's strings are Lark's, but for the empty one."""
-    return json.dumps(text) if text else ""
+    return GrammarSpec("lark", rules, "tools")
 
 
 def _marker(text: str, model: ServedModel) -> str:
     """Write what begins or ends calls: a control token where the model has it, which no text can be."""
     token_id = model.tokenizer.token_to_id(text)
-    return f"<[{token_id}]>" if token_id in model.tokenizer.special_ids else _text(text)
+    return f"<[{token_id}]>" if token_id in model.tokenizer.special_ids else lark_text(text)
+
+
+def _text_form(model: ServedModel, *, is_reasoning_open: bool) -> TextForm:
+    """Say what may stand before calls: all that could be written without a grammar, but for bad UTF-8."""
+    tokenizer = model.tokenizer
+    opening = model.answer_form.tool_format and tokenizer.token_to_id(model.answer_form.tool_format.opening)
+    free = sorted(tokenizer.special_ids - {opening, *model.eos_token_ids})
+    return TextForm(
+        control_tokens=f"<[{','.join(map(str, free))}]>" if free else "",
+        has_reasoning=model.answer_form.has_reasoning,
+        is_reasoning_open=is_reasoning_open,
+    )
 
 
 def _path(position: int) -> str:
     return f"tools[{position}].function.parameters"
+
+
+_ANY_OBJECT = bounded_json({"type": "object", "x-guidance": JSON_FORM}, "tools", MAX_SCHEMA_CHARS)
 
 
 def _schema_text(position: int, tool: Tool) -> str:

@@ -29,7 +29,7 @@ class Function(Body):
     """A function that the model may call; `parameters` is the JSON Schema of its arguments, an object.
 
     Without `parameters` it takes no arguments. A call that `tool_choice` asks for satisfies them whatever
-    `strict` says; a call that the model makes of itself is not bound yet, even where `strict` is true.
+    `strict` says; a call that the model makes of itself does so where `strict` is true.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -127,6 +127,13 @@ def bound_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[tuple[
     ]
 
 
+def strict_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[tuple[int, Tool]]:
+    """Return the tools whose calls are bound although none must be made, with their positions."""
+    if choice is not None and choice.type != "auto":
+        return []
+    return [(i, tool) for i, tool in enumerate(tools) if tool.function.strict]
+
+
 def check_tools(tools: Sequence[Tool]) -> None:
     """Check what tools say together, and that their arguments are objects.
 
@@ -162,6 +169,12 @@ def check_tool_choice(
     Raises:
         RequestError: names the field.
     """
+    if ignore_eos and not binds_form and strict_tools(tools, choice):
+        raise RequestError(
+            "ignore_eos does not go with strict tools: once a call is complete, only the end token may "
+            "follow; leave it out",
+            param="ignore_eos",
+        )
     if choice is None or choice.type in ("none", "auto"):
         return
     if not tools:

@@ -1,8 +1,8 @@
 """A `vinfer serve` process over a tiny real model, as the conformance cases talk to it.
 
 The bundle is the tests' own `llama` with another tokenizer file and chat template: text begins with BOS, and
-the template shows every part of a message. Two names serve it, one of them with defaults of its own. A third
-model takes pictures; it is as it was built.
+the template shows every part of a message. Two names serve it, one of them with defaults of its own and a
+form of calls that begins an answer. A third model takes pictures; it is as it was built.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ CHAT_TEMPLATE = """\
 YAML = """
 models:
   - {{name: tiny, source: {bundle}, dtype: float32, sampling: {{temperature: 1, top_p: 1}}}}
-  - {{name: other, source: {bundle}, dtype: float32, sampling: {{max_tokens: 3, temperature: 0}}}}
+  - {{name: other, source: {bundle}, dtype: float32, tool_parser: llama3_json,
+     sampling: {{max_tokens: 3, temperature: 0}}}}
   - {{name: seeing, source: {seeing}, dtype: float32, task: image-text}}
 """
 
