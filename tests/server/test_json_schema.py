@@ -21,6 +21,9 @@ def listed(**more: Any) -> dict[str, Any]:
 
 CLOSED = listed(additionalProperties=False)
 
+WIDE = {"type": "integer", "minimum": -MAX_INTEGER, "maximum": MAX_INTEGER}
+INTEGER = {"$ref": "#/$defs/integer-of-64-bits-0"}
+
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "listed": (listed(), CLOSED),
     "listed and required": (listed(required=["a"]), {**CLOSED, "required": ["a"]}),
@@ -35,17 +38,42 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"$ref": "#/$defs/x", "$defs": {"x": CLOSED}},
     ),
     "in anyOf": ({"anyOf": [listed(), TEXT]}, {"anyOf": [CLOSED, TEXT]}),
-    "an integer": (
-        {"type": "integer"},
-        {"type": "integer", "minimum": -MAX_INTEGER, "maximum": MAX_INTEGER},
+    "an integer": ({"type": "integer"}, {**INTEGER, "$defs": {"integer-of-64-bits-0": WIDE}}),
+    "integers, some alike": (
+        {
+            "$defs": {"x": TEXT},
+            "prefixItems": [
+                {"type": "integer", "title": "Age", "default": 3},
+                {"type": ["integer", "null"], "exclusiveMinimum": 0},
+                {"type": "integer", "format": "int64"},
+                {"type": "integer", "maximum": 10},
+            ],
+        },
+        {
+            "prefixItems": [{"$ref": f"#/$defs/integer-of-64-bits-{i}"} for i in (0, 1, 0, 2)],
+            "$defs": {
+                "x": TEXT,
+                "integer-of-64-bits-0": WIDE,
+                "integer-of-64-bits-1": {
+                    "type": ["integer", "null"],
+                    "exclusiveMinimum": 0,
+                    "maximum": MAX_INTEGER,
+                },
+                "integer-of-64-bits-2": {"type": "integer", "maximum": 10, "minimum": -MAX_INTEGER},
+            },
+        },
     ),
-    "an integer or nothing, from one on": (
-        {"type": ["integer", "null"], "exclusiveMinimum": 0},
-        {"type": ["integer", "null"], "exclusiveMinimum": 0, "maximum": MAX_INTEGER},
+    "an integer where references resolve otherwise": (
+        {"items": {"$id": "x", "items": {"type": "integer"}}},
+        {"items": {"$id": "x", "items": WIDE}},
     ),
-    "an integer up to ten": (
-        {"items": {"type": "integer", "maximum": 10}},
-        {"items": {"type": "integer", "maximum": 10, "minimum": -MAX_INTEGER}},
+    "an integer, and a name that is taken": (
+        {"items": {"type": "integer"}, "$defs": {"integer-of-64-bits-0": TEXT}},
+        {"items": WIDE, "$defs": {"integer-of-64-bits-0": TEXT}},
+    ),
+    "an integer, and what is not enforced": (
+        {"type": "integer", "uniqueItems": True},
+        {**WIDE, "uniqueItems": True},
     ),
     "a form of text": (
         {"type": "string", "format": "date-time"},
@@ -66,6 +94,7 @@ KEPT: dict[str, dict[str, Any]] = {
     "more wanted than listed": listed(minProperties=2),
     "numbers": {"type": ["number", "integer"]},
     "larger than 64 bits": {"type": "integer", "minimum": 10**30, "maximum": 10**31},
+    "an integer of values": {"type": "integer", "enum": [10**30]},
     "a form with an end": {"type": "string", "format": "uuid"},
     "a form with a length": {"type": "string", "format": "email", "maxLength": 500},
     "all of": {"allOf": [listed(), {"properties": {"b": TEXT}}]},

@@ -8,7 +8,8 @@ open one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # Where these stand, a narrower part could make the whole wider, or contradict another part.
@@ -33,6 +34,23 @@ MAX_INTEGER = 2**63 - 1024
 """The largest float below 2**63: llguidance counts in floats."""
 MAX_FORMAT_CHARS = {"date-time": 35, "time": 24, "duration": 32, "email": 254, "hostname": 253, "uri": 2048}
 """Of texts whose form has no end of its own: nanoseconds, RFC 5321, RFC 1035, what proxies take."""
+_INTEGER_LIMITS = frozenset(
+    ("type", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf")
+)
+# They say nothing about the value.
+_ANNOTATIONS = frozenset(
+    (
+        "title",
+        "description",
+        "default",
+        "examples",
+        "format",
+        "$comment",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+    )
+)
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "additionalItems")
@@ -41,7 +59,7 @@ _SINGLE = ("items", "additionalProperties", "additionalItems")
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return a schema whose objects have no properties but those listed, unless it says more about them.
 
-    Integers without a bound get one of 64 bits, and formats a longest text.
+    Integers without a bound get one of 64 bits, once for all that are alike, and formats a longest text.
 
     A schema that composes others (allOf, oneOf, not, if, contains and their like, or a $ref or anyOf beside
     properties) is returned as it is. `"additionalProperties": true` keeps an object open.
@@ -50,29 +68,77 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
         schema: not nested deeper than a request body may be.
     """
     try:
-        return _closed(schema)
+        new = _closed(schema)
     except _ComposingError:
         return dict(schema)
+    definitions = new.get("$defs", {})
+    if not isinstance(definitions, dict):
+        return new
+    names: dict[str, str] = {}
+    try:
+        shared = _with_shared_integers(new, names)
+    except _NestedIdError:
+        return new
+    if not names or definitions.keys() & names.values():
+        return new
+    integers = {name: json.loads(limits) for limits, name in names.items()}
+    return {**shared, "$defs": {**shared.get("$defs", {}), **integers}}
 
 
 class _ComposingError(Exception):
     """A part of the schema composes others."""
 
 
+class _NestedIdError(Exception):
+    """A part of the schema resolves its references by itself."""
+
+
 def _closed(part: Mapping[str, Any]) -> dict[str, Any]:
     if _COMPOSING & part.keys() or ("properties" in part and ("$ref" in part or "anyOf" in part)):
         raise _ComposingError
-    new = dict(part)
-    for key, value in part.items():
-        if key in _MAPS and isinstance(value, dict):
-            new[key] = {name: _closed_part(inner) for name, inner in value.items()}
-        elif key in _LISTS and isinstance(value, list):
-            new[key] = [_closed_part(inner) for inner in value]
-        elif key in _SINGLE:
-            new[key] = _closed_part(value)
+    new = _with_parts(part, _closed)
     if _can_be_closed(part):
         new["additionalProperties"] = False
     return new | _ends(part)
+
+
+def _with_parts(
+    part: Mapping[str, Any], change: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return a copy whose direct parts are changed."""
+
+    def changed(inner: Any) -> Any:
+        return change(inner) if isinstance(inner, dict) else inner
+
+    new = dict(part)
+    for key, value in part.items():
+        if key in _MAPS and isinstance(value, dict):
+            new[key] = {name: changed(inner) for name, inner in value.items()}
+        elif key in _LISTS and isinstance(value, list):
+            new[key] = [changed(inner) for inner in value]
+        elif key in _SINGLE:
+            new[key] = changed(value)
+    return new
+
+
+def _with_shared_integers(part: Mapping[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Replace integers of 64 bits by references: such a range takes llguidance milliseconds to compile.
+
+    Args:
+        names: what an integer is limited to, as JSON, to its name among the definitions; added to.
+    """
+
+    def change(inner: Mapping[str, Any]) -> dict[str, Any]:
+        if "$id" in inner:
+            raise _NestedIdError
+        return _with_shared_integers(inner, names)
+
+    is_wide = part.get("minimum") == -MAX_INTEGER or part.get("maximum") == MAX_INTEGER
+    if not is_wide or "type" not in part or not part.keys() <= _INTEGER_LIMITS | _ANNOTATIONS:
+        return _with_parts(part, change)
+    limits = {key: part[key] for key in part.keys() & _INTEGER_LIMITS}
+    name = names.setdefault(json.dumps(limits, sort_keys=True), f"integer-of-64-bits-{len(names)}")
+    return {"$ref": f"#/$defs/{name}"}
 
 
 def _ends(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +146,7 @@ def _ends(part: Mapping[str, Any]) -> dict[str, Any]:
     kinds = part.get("type")
     kinds = kinds if isinstance(kinds, list) else [kinds]
     new: dict[str, Any] = {}
-    if "integer" in kinds and "number" not in kinds:
+    if "integer" in kinds and "number" not in kinds and not {"enum", "const"} & part.keys():
         low, high = (
             [part[key] for key in keys if isinstance(part.get(key), int | float)]
             for keys in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"))
@@ -95,10 +161,6 @@ def _ends(part: Mapping[str, Any]) -> dict[str, Any]:
     if longest is not None and is_plain:
         new["maxLength"] = longest
     return new
-
-
-def _closed_part(part: Any) -> Any:
-    return _closed(part) if isinstance(part, dict) else part
 
 
 def _can_be_closed(part: Mapping[str, Any]) -> bool:
