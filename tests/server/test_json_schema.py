@@ -10,7 +10,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 from tiny.schemas import random_schema
 
-from vinfer.server.json_schema import MAX_INTEGER, closed
+from vinfer.server.json_schema import MAX_INTEGER, SMALLEST_FRACTION, closed
 
 TEXT: dict[str, Any] = {"type": "string"}
 
@@ -22,7 +22,8 @@ def listed(**more: Any) -> dict[str, Any]:
 CLOSED = listed(additionalProperties=False)
 
 WIDE = {"type": "integer", "minimum": -MAX_INTEGER, "maximum": MAX_INTEGER}
-INTEGER = {"$ref": "#/$defs/integer-of-64-bits-0"}
+FRACTION = {**WIDE, "multipleOf": SMALLEST_FRACTION}
+INTEGER = {"$ref": "#/$defs/number-of-64-bits-0"}
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "listed": (listed(), CLOSED),
@@ -38,7 +39,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"$ref": "#/$defs/x", "$defs": {"x": CLOSED}},
     ),
     "in anyOf": ({"anyOf": [listed(), TEXT]}, {"anyOf": [CLOSED, TEXT]}),
-    "an integer": ({"type": "integer"}, {**INTEGER, "$defs": {"integer-of-64-bits-0": WIDE}}),
+    "an integer": ({"type": "integer"}, {**INTEGER, "$defs": {"number-of-64-bits-0": WIDE}}),
     "integers, some alike": (
         {
             "$defs": {"x": TEXT},
@@ -50,17 +51,42 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             ],
         },
         {
-            "prefixItems": [{"$ref": f"#/$defs/integer-of-64-bits-{i}"} for i in (0, 1, 0, 2)],
+            "prefixItems": [{"$ref": f"#/$defs/number-of-64-bits-{i}"} for i in (0, 1, 0, 2)],
             "$defs": {
                 "x": TEXT,
-                "integer-of-64-bits-0": WIDE,
-                "integer-of-64-bits-1": {
+                "number-of-64-bits-0": WIDE,
+                "number-of-64-bits-1": {
                     "type": ["integer", "null"],
                     "exclusiveMinimum": 0,
                     "maximum": MAX_INTEGER,
                 },
-                "integer-of-64-bits-2": {"type": "integer", "maximum": 10, "minimum": -MAX_INTEGER},
+                "number-of-64-bits-2": {"type": "integer", "maximum": 10, "minimum": -MAX_INTEGER},
             },
+        },
+    ),
+    "numbers, with fractions or perhaps": (
+        {"prefixItems": [{"type": "number"}, {"type": ["integer", "number"], "title": "x"}]},
+        {
+            "prefixItems": [{"$ref": f"#/$defs/number-of-64-bits-{i}"} for i in (0, 1)],
+            "$defs": {
+                "number-of-64-bits-0": {**WIDE, "type": "number", "multipleOf": SMALLEST_FRACTION},
+                "number-of-64-bits-1": {
+                    **WIDE,
+                    "type": ["integer", "number"],
+                    "multipleOf": SMALLEST_FRACTION,
+                },
+            },
+        },
+    ),
+    "a number from nothing to one": (
+        {"items": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}},
+        {
+            "items": {
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "maximum": 1,
+                "multipleOf": SMALLEST_FRACTION,
+            }
         },
     ),
     "an integer where references resolve otherwise": (
@@ -68,8 +94,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"items": {"$id": "x", "items": WIDE}},
     ),
     "an integer, and a name that is taken": (
-        {"items": {"type": "integer"}, "$defs": {"integer-of-64-bits-0": TEXT}},
-        {"items": WIDE, "$defs": {"integer-of-64-bits-0": TEXT}},
+        {"items": {"type": "integer"}, "$defs": {"number-of-64-bits-0": TEXT}},
+        {"items": WIDE, "$defs": {"number-of-64-bits-0": TEXT}},
     ),
     "an integer, and what is not enforced": (
         {"type": "integer", "uniqueItems": True},
@@ -92,7 +118,9 @@ KEPT: dict[str, dict[str, Any]] = {
     "patterns": listed(patternProperties={"^x": TEXT}),
     "more required than listed": listed(required=["a", "b"]),
     "more wanted than listed": listed(minProperties=2),
-    "numbers": {"type": ["number", "integer"]},
+    "a number in a narrow place": {"type": "number", "minimum": 0, "maximum": 1e-6},
+    "a number larger than 64 bits": {"type": "number", "minimum": 1e30},
+    "a number of steps": {"type": "number", "minimum": -1, "maximum": 1, "multipleOf": 1e-12},
     "larger than 64 bits": {"type": "integer", "minimum": 10**30, "maximum": 10**31},
     "an integer of values": {"type": "integer", "enum": [10**30]},
     "a form with an end": {"type": "string", "format": "uuid"},

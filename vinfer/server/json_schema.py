@@ -1,9 +1,9 @@
 """JSON Schemas of requests: objects that leave open what else they may hold are closed, digits get an end.
 
-By JSON Schema an object may have any property beside those that are listed, an integer any number of digits,
-and so may a fraction of a second. Nobody who lists properties wants others, nor an integer of more than 64
-bits, and a small model makes them up until max_tokens. Whatever satisfies the closed schema satisfies the
-open one.
+By JSON Schema an object may have any property beside those that are listed, a number any number of digits on
+both sides of its point, and so may a fraction of a second. Nobody who lists properties wants others, nor an
+integer of more than 64 bits, and a small model makes them up until max_tokens. Whatever satisfies the closed
+schema satisfies the open one.
 """
 
 from __future__ import annotations
@@ -32,9 +32,13 @@ _COMPOSING = frozenset(
 _OTHER_SOURCES = frozenset(("$ref", "anyOf", "patternProperties", "propertyNames", "additionalProperties"))
 MAX_INTEGER = 2**63 - 1024
 """The largest float below 2**63: llguidance counts in floats."""
+SMALLEST_FRACTION = 1e-9
+"""Numbers get this many places; beside it llguidance writes no exponents, as beside any bound."""
+LEAST_ROOM = 1e-3
+"""Between the bounds of a number: in less, so few places might leave nothing."""
 MAX_FORMAT_CHARS = {"date-time": 35, "time": 24, "duration": 32, "email": 254, "hostname": 253, "uri": 2048}
 """Of texts whose form has no end of its own: nanoseconds, RFC 5321, RFC 1035, what proxies take."""
-_INTEGER_LIMITS = frozenset(
+_NUMBER_LIMITS = frozenset(
     ("type", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf")
 )
 # They say nothing about the value.
@@ -59,7 +63,8 @@ _SINGLE = ("items", "additionalProperties", "additionalItems")
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return a schema whose objects have no properties but those listed, unless it says more about them.
 
-    Integers without a bound get one of 64 bits, once for all that are alike, and formats a longest text.
+    Numbers without a bound get one of 64 bits, once for all that are alike, those with fractions nine places,
+    and formats a longest text.
 
     A schema that composes others (allOf, oneOf, not, if, contains and their like, or a $ref or anyOf beside
     properties) is returned as it is. `"additionalProperties": true` keeps an object open.
@@ -76,13 +81,13 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
         return new
     names: dict[str, str] = {}
     try:
-        shared = _with_shared_integers(new, names)
+        shared = _with_shared_numbers(new, names)
     except _NestedIdError:
         return new
     if not names or definitions.keys() & names.values():
         return new
-    integers = {name: json.loads(limits) for limits, name in names.items()}
-    return {**shared, "$defs": {**shared.get("$defs", {}), **integers}}
+    numbers = {name: json.loads(limits) for limits, name in names.items()}
+    return {**shared, "$defs": {**shared.get("$defs", {}), **numbers}}
 
 
 class _ComposingError(Exception):
@@ -121,23 +126,23 @@ def _with_parts(
     return new
 
 
-def _with_shared_integers(part: Mapping[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """Replace integers of 64 bits by references: such a range takes llguidance milliseconds to compile.
+def _with_shared_numbers(part: Mapping[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Replace numbers of 64 bits by references: such a range takes llguidance milliseconds to compile.
 
     Args:
-        names: what an integer is limited to, as JSON, to its name among the definitions; added to.
+        names: what a number is limited to, as JSON, to its name among the definitions; added to.
     """
 
     def change(inner: Mapping[str, Any]) -> dict[str, Any]:
         if "$id" in inner:
             raise _NestedIdError
-        return _with_shared_integers(inner, names)
+        return _with_shared_numbers(inner, names)
 
     is_wide = part.get("minimum") == -MAX_INTEGER or part.get("maximum") == MAX_INTEGER
-    if not is_wide or "type" not in part or not part.keys() <= _INTEGER_LIMITS | _ANNOTATIONS:
+    if not is_wide or "type" not in part or not part.keys() <= _NUMBER_LIMITS | _ANNOTATIONS:
         return _with_parts(part, change)
-    limits = {key: part[key] for key in part.keys() & _INTEGER_LIMITS}
-    name = names.setdefault(json.dumps(limits, sort_keys=True), f"integer-of-64-bits-{len(names)}")
+    limits = {key: part[key] for key in part.keys() & _NUMBER_LIMITS}
+    name = names.setdefault(json.dumps(limits, sort_keys=True), f"number-of-64-bits-{len(names)}")
     return {"$ref": f"#/$defs/{name}"}
 
 
@@ -146,7 +151,8 @@ def _ends(part: Mapping[str, Any]) -> dict[str, Any]:
     kinds = part.get("type")
     kinds = kinds if isinstance(kinds, list) else [kinds]
     new: dict[str, Any] = {}
-    if "integer" in kinds and "number" not in kinds and not {"enum", "const"} & part.keys():
+    has_fraction = "number" in kinds
+    if ("integer" in kinds or has_fraction) and not {"enum", "const"} & part.keys():
         low, high = (
             [part[key] for key in keys if isinstance(part.get(key), int | float)]
             for keys in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"))
@@ -155,6 +161,10 @@ def _ends(part: Mapping[str, Any]) -> dict[str, Any]:
             new["minimum"] = -MAX_INTEGER
         if not high and all(bound <= MAX_INTEGER for bound in low):
             new["maximum"] = MAX_INTEGER
+        has_room = not low or not high or min(high) - max(low) >= LEAST_ROOM
+        has_room &= all(abs(bound) <= MAX_INTEGER for bound in (*low, *high))
+        if has_fraction and "multipleOf" not in part and has_room:
+            new["multipleOf"] = SMALLEST_FRACTION
     name = part.get("format")
     longest = MAX_FORMAT_CHARS.get(name) if isinstance(name, str) else None
     is_plain = "string" in kinds and not {"maxLength", "minLength", "pattern"} & part.keys()
