@@ -37,7 +37,9 @@ from vinfer.bundle import (
     write_manifest,
     writing,
 )
-from vinfer.errors import BundleError
+from vinfer.config import ModelConfig
+from vinfer.errors import BundleError, ConfigError
+from vinfer.launch.bundles import find_or_build
 
 MESH = {"dp": 2, "fsdp": 1, "ep": 1, "tp": 4, "sp": 1}
 PROGRAM = "programs/set_slot.stablehlo"
@@ -435,3 +437,42 @@ def test_a_bundle_from_before_parity_reads_as_unverified(directory: Path) -> Non
     del document["parity"]
     (directory / "manifest.json").write_text(json.dumps(document))
     assert read_manifest(directory).parity is None
+
+
+@pytest.mark.parametrize(
+    ("stated", "is_refused"),
+    [
+        ({}, False),
+        ({"dtype": "bfloat16", "num_slots": 4, "max_model_len": 64}, False),
+        ({"deterministic": False}, False),
+        ({"dtype": "float32"}, True),
+        ({"num_slots": 8}, True),
+        ({"max_model_len": 32}, True),
+        ({"embeddings": "mean"}, True),
+        ({"deterministic": True}, True),
+    ],
+)
+def test_a_config_must_not_state_what_the_bundle_it_serves_is_not(
+    tmp_path: Path, stated: dict[str, object], is_refused: bool
+) -> None:
+    model = ModelConfig.model_validate({"name": "m", "source": str(tmp_path), **stated})
+    shapes = plan_programs(prefill_shapes=[(1, 16)], slot_buckets=[1, 4], steps=4, kv_buckets=[64])
+    programs = tuple(ProgramSpec(shape=shape, file="", inputs=(), outputs=()) for shape in shapes)
+    write_manifest(tmp_path, make_manifest({}).model_copy(update={"programs": programs}))
+
+    def find() -> Path:
+        return find_or_build(
+            model,
+            where="models[0]",
+            platform="cpu",
+            num_devices=8,
+            bundles_dir=tmp_path,
+            progress=lambda *_: None,
+        ).directory
+
+    if is_refused:
+        (field,) = stated
+        with pytest.raises(ConfigError, match=rf"models\[0\]\.{field} is .* was built with"):
+            find()
+    else:
+        assert find() == tmp_path

@@ -138,6 +138,8 @@ def _check_overrides(model: ModelConfig, manifest: Manifest, *, where: str) -> N
         "num_slots": manifest.num_slots,
         "max_model_len": manifest.max_model_len,
         "embeddings": pooling,
+        # One shape of each kind is no harm to who did not ask for it.
+        "deterministic": model.deterministic and manifest.is_deterministic,
     }
     for field, built in facts.items():
         stated = getattr(model, field)
