@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vinfer.server.pythonic_rules import pythonic_rules
 from vinfer.text import reasoning
@@ -62,6 +62,10 @@ class TextForm:
     is_reasoning_open: bool = False
 
 
+Keywords = Mapping[CallableTool, list[str] | None]
+"""Of each tool, the rules of its arguments in Python's form; None where they have none."""
+
+
 def lark_text(text: str) -> str:
     """Write text as Lark has it: JSON's strings are Lark's, but for the empty one."""
     return json.dumps(text) if text else ""
@@ -75,9 +79,12 @@ def must_call(tools: Sequence[CallableTool], form: CallForm) -> str:
 
 def may_call(tools: Sequence[CallableTool], form: CallForm, text: TextForm) -> str:
     """Write the grammar of free text, and at most `max_calls` calls at its end."""
-    lines = [*_start(text), *_answer(tools, form, text), *_rest(form), *_calls(tools, form)]
+    keywords: Keywords = {}
     if form.tool_format.is_pythonic:
-        lines += _pythonic(tools, form)
+        keywords = {tool: pythonic_rules(tool.schema, str(tool.position)) for tool in tools}
+    lines = [*_start(text), *_answer(form, text, keywords), *_rest(form), *_calls(tools, form)]
+    if form.tool_format.is_pythonic:
+        lines += _pythonic(form, keywords)
     return _joined(lines)
 
 
@@ -125,7 +132,7 @@ def _start(text: TextForm) -> list[str]:
     return lines
 
 
-def _answer(tools: Sequence[CallableTool], form: CallForm, text: TextForm) -> list[str]:
+def _answer(form: CallForm, text: TextForm, keywords: Keywords) -> list[str]:
     """Write text that any beginning of a call ends.
 
     A control token cuts text in two: what follows it is a `tail`, where no thoughts begin.
@@ -133,8 +140,9 @@ def _answer(tools: Sequence[CallableTool], form: CallForm, text: TextForm) -> li
     gap = _characters(form.tool_format.gap)
     excluded = [f"\\s*{re.escape(reasoning.OPENING)}{_ANY}*"] if text.has_reasoning else []
     at_start = [f"{gap}*\\{{{_ANY}*"] if form.tool_format.begins_with_call else []
-    lines = [f"TEXT: {_without(_ANY + '+', _unwritable(tools, form))}"]
-    lines.append(f"HEAD: {_without(_ANY + '+', [*excluded, *at_start, *_unwritable(tools, form)])}")
+    unwritable = _unwritable(form, keywords)
+    lines = [f"TEXT: {_without(_ANY + '+', unwritable)}"]
+    lines.append(f"HEAD: {_without(_ANY + '+', [*excluded, *at_start, *unwritable])}")
     answers, tails = ["HEAD?"], ["TEXT?"]
     if form.tool_format.begins_with_call:
         lines.append(f"GAP: /{gap}+/")
@@ -143,7 +151,7 @@ def _answer(tools: Sequence[CallableTool], form: CallForm, text: TextForm) -> li
         answers.append(f"HEAD? {form.opening} rest")
         tails.append(f"TEXT? {form.opening} rest")
     else:
-        for name, marker, following in _triggers(tools, form):
+        for name, marker, following in _triggers(form, keywords):
             first = _without(_ANY + "*", [*excluded, *at_start])
             lines += [f"first_{name}[lazy]: ({first}) {marker}", f"later_{name}[lazy]: /{_ANY}*/ {marker}"]
             answers.append(f"first_{name} {following}")
@@ -155,34 +163,31 @@ def _answer(tools: Sequence[CallableTool], form: CallForm, text: TextForm) -> li
     return [*lines, "answer: " + " | ".join(answers)]
 
 
-def _triggers(tools: Sequence[CallableTool], form: CallForm) -> list[tuple[str, str, str]]:
+def _triggers(form: CallForm, keywords: Keywords) -> list[tuple[str, str, str]]:
     """Return, per beginning of calls that is text: a name for it, what it ends with, what follows it."""
     if not form.tool_format.is_pythonic:
         return [("marker", form.opening, "rest")]
     bracket = f"/\\[{_characters(form.tool_format.gap)}*"
     found = [("object", f"{bracket}\\{{/", "unbraced_rest")]
-    for tool in tools:
-        if pythonic_rules(tool.schema, str(tool.position)) is not None:
+    for tool, rules in keywords.items():
+        if rules is not None:
             i = tool.position
             found.append((f"python_{i}", f"{bracket}{re.escape(tool.name)}\\(/", f"keywords_{i} python_rest"))
     return found
 
 
-def _unwritable(tools: Sequence[CallableTool], form: CallForm) -> list[str]:
+def _unwritable(form: CallForm, keywords: Keywords) -> list[str]:
     """Return what text must not hold: calls in Python's form of tools whose arguments have none."""
-    if not form.tool_format.is_pythonic:
-        return []
-    names = [t.name for t in tools if pythonic_rules(t.schema, str(t.position)) is None]
     gap = _characters(form.tool_format.gap)
+    names = [tool.name for tool, rules in keywords.items() if rules is None]
     return [f"{_ANY}*\\[{gap}*{re.escape(name)}\\({_ANY}*" for name in names]
 
 
-def _pythonic(tools: Sequence[CallableTool], form: CallForm) -> list[str]:
+def _pythonic(form: CallForm, keywords: Keywords) -> list[str]:
     """Write the calls that begin as Python writes them; those that follow are of the same form."""
     lines = [f"unbraced_rest: unbraced {_more(form, 'call')} {form.closing}"]
     callable_so = []
-    for tool in tools:
-        rules = pythonic_rules(tool.schema, str(tool.position))
+    for tool, rules in keywords.items():
         if rules is not None:
             lines += rules
             callable_so.append(f"{json.dumps(tool.name + '(')} keywords_{tool.position}")

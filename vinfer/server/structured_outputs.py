@@ -16,6 +16,7 @@ from vinfer.errors import RequestError
 from vinfer.server.body_model import Body
 from vinfer.server.json_schema import closed
 from vinfer.server.schema_rules import absent, all_of, any_of, exactly_one_of, having, present
+from vinfer.server.tools import NAME_PATTERN
 
 MAX_SCHEMA_CHARS = 65_536
 """Of a JSON Schema, written without white space."""
@@ -28,7 +29,7 @@ MAX_DESCRIPTION_CHARS = 4_096
 class JsonSchemaFormat(Body):
     """`response_format.json_schema`. The schema is enforced whatever `strict` says."""
 
-    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    name: str = Field(pattern=NAME_PATTERN)
     description: str | None = Field(None, max_length=MAX_DESCRIPTION_CHARS)
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
