@@ -301,6 +301,22 @@ def test_reasoning_effort_is_for_templates_that_read_it(tokenizer: Tokenizer) ->
             assert contract.request_validator("POST", path).is_valid(body) is is_read
 
 
+def test_pictures_are_for_models_that_take_them(server: RunningServer) -> None:
+    """Of this server's models none does; those that load may."""
+    loading = ModelTable(["fake", "loads"])
+    loading.serve(server.models.served_models[0])
+    for path, part in [
+        ("/v1/chat/completions", {"type": "image", "image": "data:,"}),
+        ("/v1/responses", {"type": "input_image", "image_url": "data:,"}),
+    ]:
+        field = "input" if path == "/v1/responses" else "messages"
+        body = {"model": "fake", field: [{"role": "user", "content": [part]}]}
+        for models, is_valid in ((server.models, False), (loading, True)):
+            contract = Contract(ServerConfig(), models)
+            assert contract.request_validator("POST", path).is_valid(body) is is_valid
+        assert server.http.post(path, json=body).status_code == 400
+
+
 def test_a_model_that_loads_bounds_nothing(server: RunningServer) -> None:
     models = ModelTable(["fake", "loads"])
     models.serve(server.models.served_models[0])

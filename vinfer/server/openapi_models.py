@@ -39,6 +39,7 @@ def narrow_to_models(schemas: Json, forms: Iterable[RequestForm[Any]], models: M
                 schema["properties"][field] = narrow(schema["properties"][field], served)
     if served and all(model.images is None for model in served):
         schemas["ContentPart"]["properties"]["type"]["enum"] = ["text"]
+        schemas["ImagePart"] = {"not": {}, "description": "No model of this server takes pictures."}
     if served:
         reasoning = schemas["ReasoningOptions"]["properties"]
         reasoning["effort"] = _as_effort(reasoning["effort"], served)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from vinfer.server.body_model import Body
 from vinfer.server.chat_images import Source
 from vinfer.server.content_parts import ImageDetail, check_may_have_image
 from vinfer.server.field_errors import shown
+from vinfer.server.schema_rules import any_of, having
 
 _TEXT_TYPES = ("input_text", "output_text")
 _IMAGE_TYPE = "input_image"
@@ -92,8 +93,22 @@ Parts = Annotated[list[Part], Field(min_length=1)]
 TextParts = Annotated[list[TextPart], Field(min_length=1)]
 
 
+_TEXT_CONTENT = {
+    "properties": {
+        "content": {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"properties": {"type": {"enum": list(_TEXT_TYPES)}}}},
+            ]
+        }
+    }
+}
+
+
 class MessageItem(Body):
     """What somebody said; without `type` an item is a message."""
+
+    model_config = ConfigDict(json_schema_extra=any_of(having("role", "user"), _TEXT_CONTENT))
 
     type: Annotated[Literal["message"], BeforeValidator(_item_type)] = "message"
     role: Literal["system", "developer", "user", "assistant"]
