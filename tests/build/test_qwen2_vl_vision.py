@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import torch
 from tiny.checkpoints import checkpoint
 
-from vinfer.build import qwen2_vl_vision
+from vinfer.build import vision_tower
 from vinfer.build.image_encoders import make_encoder
 from vinfer.bundle import ProgramShape
 from vinfer.checkpoint.hf_directory import open_hf_directory
@@ -29,14 +29,14 @@ GRIDS = ((3, 5), (8, 8), (1, 1))
 
 
 @pytest.mark.parametrize("name", ["qwen2-vl", "qwen2-5-vl"])
-@pytest.mark.parametrize("query_block", [qwen2_vl_vision.QUERY_BLOCK, 100])
+@pytest.mark.parametrize("query_block", [vision_tower.QUERY_BLOCK, 100])
 def test_features_are_those_of_transformers(
     query_block: int,
     name: str,
     reference_of: Callable[[str], PreTrainedModel],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(qwen2_vl_vision, "QUERY_BLOCK", query_block)
+    monkeypatch.setattr(vision_tower, "QUERY_BLOCK", query_block)
     opened = open_hf_directory(checkpoint(name))
     assert opened.vision is not None
     encoder = make_encoder(opened.vision.encoder, dtype="float32", tp=1)

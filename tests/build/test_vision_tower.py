@@ -34,7 +34,7 @@ def last_state() -> np.ndarray:
     return np.asarray(last)
 
 
-@pytest.mark.parametrize("block", [8, 16, 32])
+@pytest.mark.parametrize("block", [8, 16, 24, 32])
 def test_many_patches_look_at_all_others_block_by_block(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Gemma 3's 4096 do, whose scores would be a gigabyte."""
     whole = last_state()

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from vinfer.build.qwen2_vl_vision import Qwen2VLEncoder
 from vinfer.build.vision_tower import (
     TOWER,
-    Named,
     VisionWeights,
     activate,
     layer_norm,
     linear,
+    named_weights,
     tower_states,
 )
 from vinfer.build.weights import Weight
@@ -30,11 +30,26 @@ _PROJECTOR = "multi_modal_projector"
 _PROJECTOR_NORM = f"{_PROJECTOR}.projector_layernorm"
 
 
-class LlavaEncoder:
+class _SquareEncoder:
+    """What encoders have whose pictures are all of one size, and so have as many features."""
+
+    def __init__(self, facts: LlavaFacts | Gemma3Facts) -> None:
+        self.hidden_size = facts.out_size
+        self._num_features = facts.num_features
+
+    def max_features(self, shape: ProgramShape) -> int:
+        return self._num_features
+
+    def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
+        """Return the specs of what `encode` takes besides weights: pixels [rows, *image]."""
+        return (ArraySpec(name="pixels", shape=(shape.rows, *shape.image), dtype="float32"),)
+
+
+class LlavaEncoder(_SquareEncoder):
     """Some hidden states of the tower side by side, through two layers; in ViP-LLaVA through a norm first."""
 
     def __init__(self, facts: LlavaFacts, weights: VisionWeights) -> None:
-        self.hidden_size = facts.out_size
+        super().__init__(facts)
         self._facts = facts
         joined = facts.tower.hidden_size * len(facts.feature_layers)
         out, has_bias = facts.out_size, facts.projector_has_bias
@@ -45,13 +60,6 @@ class LlavaEncoder:
             *weights.linear(f"{_PROJECTOR}.linear_2", out, out, splits=0, has_bias=has_bias),
         )
 
-    def max_features(self, shape: ProgramShape) -> int:
-        return self._facts.max_features(shape.image)
-
-    def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
-        """Return the specs of what `encode` takes besides weights: pixels [rows, *image]."""
-        return _pixels(shape)
-
     def encode(self, weights: Sequence[jax.Array], *pictures: jax.Array) -> jax.Array:
         """Return features [pictures, num_features, hidden_size].
 
@@ -59,7 +67,7 @@ class LlavaEncoder:
             pictures: one array, pixels [pictures, channels, height, width].
         """
         (pixels,) = pictures
-        facts, named = self._facts, _named(self.weights, weights)
+        facts, named = self._facts, named_weights(self.weights, weights)
         states = tower_states(named, facts.tower, pixels, num_layers=max(facts.feature_layers))
         first = 1 if facts.drops_first else 0
         chosen = jnp.concatenate([states[layer][:, first:] for layer in facts.feature_layers], axis=-1)
@@ -69,11 +77,11 @@ class LlavaEncoder:
         return linear(named, f"{_PROJECTOR}.linear_2", inner)
 
 
-class Gemma3Encoder:
+class Gemma3Encoder(_SquareEncoder):
     """The tower's last hidden states, the mean of each square of them, normalised and projected."""
 
     def __init__(self, facts: Gemma3Facts, weights: VisionWeights) -> None:
-        self.hidden_size = facts.out_size
+        super().__init__(facts)
         self._facts = facts
         hidden = facts.tower.hidden_size
         self.weights: tuple[Weight, ...] = (
@@ -83,13 +91,6 @@ class Gemma3Encoder:
             weights.plain(f"{_PROJECTOR}.mm_input_projection_weight", (hidden, facts.out_size)),
         )
 
-    def max_features(self, shape: ProgramShape) -> int:
-        return self._facts.max_features(shape.image)
-
-    def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
-        """Return the specs of what `encode` takes besides weights: pixels [rows, *image]."""
-        return _pixels(shape)
-
     def encode(self, weights: Sequence[jax.Array], *pictures: jax.Array) -> jax.Array:
         """Return features [pictures, num_features, hidden_size].
 
@@ -97,7 +98,7 @@ class Gemma3Encoder:
             pictures: one array, pixels [pictures, channels, height, width].
         """
         (pixels,) = pictures
-        facts, named = self._facts, _named(self.weights, weights)
+        facts, named = self._facts, named_weights(self.weights, weights)
         tower = facts.tower
         *_, last = tower_states(named, tower, pixels, num_layers=tower.num_layers)
         last = layer_norm(named, f"{TOWER}.post_layernorm", last, tower.norm_epsilon)
@@ -116,14 +117,6 @@ def make_encoder(
     if isinstance(facts, Gemma3Facts):
         return Gemma3Encoder(facts, weights)
     return LlavaEncoder(facts, weights)
-
-
-def _pixels(shape: ProgramShape) -> tuple[ArraySpec, ...]:
-    return (ArraySpec(name="pixels", shape=(shape.rows, *shape.image), dtype="float32"),)
-
-
-def _named(specs: Sequence[Weight], weights: Sequence[jax.Array]) -> Named:
-    return {spec.name: array for spec, array in zip(specs, weights, strict=True)}
 
 
 def _mean_of_squares(patches: jax.Array, per_side: int, squares_per_side: int) -> jax.Array:

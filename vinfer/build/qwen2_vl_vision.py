@@ -14,16 +14,21 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from vinfer.build.vision_tower import Named, VisionWeights, activate, layer_norm, linear
+from vinfer.build.vision_tower import (
+    Named,
+    VisionWeights,
+    activate,
+    attend,
+    layer_norm,
+    linear,
+    named_weights,
+)
 from vinfer.build.weights import Part, Weight
 from vinfer.bundle import ArraySpec, ProgramShape
 from vinfer.checkpoint.vision import Qwen2VLFacts
 
-# Patches that look at all others at once: scores of 5000 patches would take 1.6 GB per picture.
-QUERY_BLOCK = 512
 _NORM_EPSILON = 1e-6
 _ROPE_THETA = 10_000.0
-_UNSEEN = -1e30
 
 
 class Qwen2VLEncoder:
@@ -54,7 +59,7 @@ class Qwen2VLEncoder:
         """
         pixels, grids = pictures
         facts = self._facts
-        named = {spec.name: array for spec, array in zip(self.weights, weights, strict=True)}
+        named = named_weights(self.weights, weights)
         kernel = named["visual.patch_embed.proj.weight"]
         hidden = pixels.astype(kernel.dtype) @ kernel.reshape(kernel.shape[0], -1).T
         num_patches = pixels.shape[1]
@@ -108,11 +113,11 @@ def _layer(
         linear(named, f"{name}.attn.{part}", normal).reshape(*normal.shape[:2], facts.num_heads, -1)
         for part in "qkv"
     )
-    seen = _attend(_rotate(query, table), _rotate(key, table), value, groups)
+    seen = attend(_rotate(query, table), _rotate(key, table), value, groups)
     hidden = hidden + linear(named, f"{name}.attn.proj", seen.reshape(hidden.shape))
     normal = _norm(named, facts, f"{name}.norm2", hidden)
     if facts.is_gated:
-        gate = _activate(linear(named, f"{name}.mlp.gate_proj", normal), facts.activation)
+        gate = activate(linear(named, f"{name}.mlp.gate_proj", normal), facts.activation)
         inner = gate * linear(named, f"{name}.mlp.up_proj", normal)
         return hidden + linear(named, f"{name}.mlp.down_proj", inner)
     inner = activate(linear(named, f"{name}.mlp.fc1", normal), facts.activation)
@@ -127,47 +132,12 @@ def _norm(named: Named, facts: Qwen2VLFacts, name: str, hidden: jax.Array) -> ja
     return named[f"{name}.weight"] * normal.astype(hidden.dtype)
 
 
-def _activate(inner: jax.Array, name: str) -> jax.Array:
-    return jax.nn.silu(inner) if name == "silu" else activate(inner, name)
-
-
 def _rotate(states: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotate heads [pictures, patches, heads, head_dim] in float32, as the reference does for every dtype."""
     cosines, sines = table
     first, second = jnp.split(states.astype(jnp.float32), 2, axis=-1)
     turned = [first * cosines - second * sines, second * cosines + first * sines]
     return jnp.concatenate(turned, axis=-1).astype(states.dtype)
-
-
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, groups: jax.Array) -> jax.Array:
-    """Let every patch see those of its group in its picture.
-
-    Args:
-        query, key, value: [pictures, patches, heads, head_dim].
-        groups: int32 [pictures, patches]; -1 of a patch that is padding.
-    """
-    scale = query.shape[-1] ** -0.5
-
-    def seen_by(some: jax.Array, own: jax.Array) -> jax.Array:
-        scores = jnp.einsum("bqhd,bkhd->bhqk", some, key, preferred_element_type=jnp.float32) * scale
-        scores = jnp.where(own[:, None, :, None] == groups[:, None, None, :], scores, _UNSEEN)
-        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-
-    pictures, length = groups.shape
-    if length <= QUERY_BLOCK:
-        return seen_by(query, groups)
-    missing = -length % QUERY_BLOCK
-    padded = jnp.pad(query, ((0, 0), (0, missing), (0, 0), (0, 0)))
-    own = jnp.pad(groups, ((0, 0), (0, missing)), constant_values=-1)
-    seen = jax.lax.map(
-        lambda block: seen_by(*block),
-        (
-            padded.reshape(pictures, -1, QUERY_BLOCK, *query.shape[2:]).swapaxes(0, 1),
-            own.reshape(pictures, -1, QUERY_BLOCK).swapaxes(0, 1),
-        ),
-    )
-    return seen.swapaxes(0, 1).reshape(padded.shape)[:, :length]
 
 
 def _list_weights(facts: Qwen2VLFacts, weights: VisionWeights) -> list[Weight]:

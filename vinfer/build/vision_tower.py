@@ -9,7 +9,7 @@ Source: transformers 5.5, `models/clip/modeling_clip.py` and `models/siglip/mode
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,8 @@ from vinfer.checkpoint.vision import TowerFacts
 
 TOWER = "vision_tower.vision_model"
 # Patches that look at all others at once: scores of all 4096 of Gemma 3 would be a gigabyte per picture.
-QUERY_BLOCK = 1024
+QUERY_BLOCK = 512
+_UNSEEN = -1e30
 
 Named = Mapping[str, jax.Array]
 
@@ -110,6 +111,10 @@ def tower_states(named: Named, facts: TowerFacts, pixels: jax.Array, *, num_laye
     return states
 
 
+def named_weights(specs: Sequence[Weight], weights: Sequence[jax.Array]) -> Named:
+    return {spec.name: array for spec, array in zip(specs, weights, strict=True)}
+
+
 def linear(named: Named, name: str, hidden: jax.Array) -> jax.Array:
     result = hidden @ named[f"{name}.weight"]
     bias = named.get(f"{name}.bias")
@@ -128,7 +133,42 @@ def layer_norm(named: Named, name: str, hidden: jax.Array, epsilon: float) -> ja
 def activate(inner: jax.Array, name: str) -> jax.Array:
     if name == "quick_gelu":
         return inner * jax.nn.sigmoid(1.702 * inner)
+    if name == "silu":
+        return jax.nn.silu(inner)
     return jax.nn.gelu(inner, approximate=name != "gelu")
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, groups: jax.Array | None = None) -> jax.Array:
+    """Let every patch of a picture see every other, `QUERY_BLOCK` of them at a time; products in float32.
+
+    Args:
+        query, key, value: [pictures, patches, heads, head_dim].
+        groups: int32 [pictures, patches]: a patch sees those of its own group only. Padding is a group too.
+
+    Returns:
+        [pictures, patches, heads, head_dim].
+    """
+    scale = query.shape[-1] ** -0.5
+
+    def seen_by(some: jax.Array, own: jax.Array | None) -> jax.Array:
+        scores = jnp.einsum("bqhd,bkhd->bhqk", some, key, preferred_element_type=jnp.float32) * scale
+        if groups is not None and own is not None:
+            scores = jnp.where(own[:, None, :, None] == groups[:, None, None, :], scores, _UNSEEN)
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+    pictures, length = query.shape[:2]
+    if length <= QUERY_BLOCK:
+        return seen_by(query, groups)
+
+    def blocks(array: jax.Array) -> jax.Array:
+        padding = ((0, 0), (0, -length % QUERY_BLOCK), *[(0, 0)] * (array.ndim - 2))
+        padded = jnp.pad(array, padding)
+        return padded.reshape(pictures, -1, QUERY_BLOCK, *array.shape[2:]).swapaxes(0, 1)
+
+    own = None if groups is None else blocks(groups)
+    seen = jax.lax.map(lambda block: seen_by(*block), (blocks(query), own)).swapaxes(0, 1)
+    return seen.reshape(pictures, -1, *query.shape[2:])[:, :length]
 
 
 def _embed(named: Named, facts: TowerFacts, pixels: jax.Array) -> jax.Array:
@@ -157,21 +197,10 @@ def _layer(named: Named, facts: TowerFacts, name: str, hidden: jax.Array) -> jax
 
 
 def _attend(named: Named, name: str, hidden: jax.Array, num_heads: int) -> jax.Array:
-    """Let every position see every other; `QUERY_BLOCK` of them at a time where that divides them."""
-    pictures, length, _ = hidden.shape
+    """Let every position see every other."""
     query, key, value = (
-        linear(named, f"{name}.{projection}", hidden).reshape(pictures, length, num_heads, -1)
+        linear(named, f"{name}.{projection}", hidden).reshape(*hidden.shape[:2], num_heads, -1)
         for projection in ("q_proj", "k_proj", "v_proj")
     )
-
-    def seen_by(some: jax.Array) -> jax.Array:
-        scores = jnp.einsum("bqhd,bkhd->bhqk", some, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores * some.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-
-    if length > QUERY_BLOCK and length % QUERY_BLOCK == 0:
-        blocks = query.reshape(pictures, -1, QUERY_BLOCK, *query.shape[2:]).swapaxes(0, 1)
-        seen = jax.lax.map(seen_by, blocks).swapaxes(0, 1)
-    else:
-        seen = seen_by(query)
+    seen = attend(query, key, value)
     return linear(named, f"{name}.out_proj", seen.reshape(hidden.shape))
