@@ -360,6 +360,42 @@ def test_text_that_must_follow_is_spelled_by_the_tokenizer_where_that_keeps_its_
         assert spelling(encode)("") == []
 
 
+def test_text_that_must_follow_is_not_begun_by_other_tokens() -> None:
+    spelled = spelling(lambda text: [ABC, *text.encode()[3:]] if text.startswith("abc") else [*text.encode()])
+    assert spelled.misspellings(b"abc") == [ord("a"), AB]
+    assert spelled.misspellings(b"abcx") == [ord("a"), AB]
+    assert spelled.misspellings(b"abx") == [AB]
+    assert spelled.misspellings(b"") == spelled.misspellings(b"a") == []
+    a_umlaut = "ä".encode()
+    assert spelled.misspellings(b"ab" + a_umlaut[:1]) == [AB]
+    assert spelled.misspellings(a_umlaut[:1]) == spelled.misspellings(a_umlaut[1:] + b"abc") == []
+    assert spelling(lambda text: [AB, *text.encode()[2:]]).misspellings(b"abc") == [ord("a")]
+
+
+def quoting(encode: Callable[[str], list[int]]) -> GrammarCompiler:
+    """Compile over bytes and the tokens ` "` and ` "x`."""
+    words = [b' "', b' "x']
+    tokens = [bytes((byte,)) for byte in range(NUM_BYTES)] + [b"<c>", b"</s>", *words]
+    made = GrammarVocabulary(tokens, special_ids={CONTROL}, eos_token_ids=(EOS,), encode=encode)
+    return GrammarCompiler(name="tiny", vocab_size=NUM_TOKENS, vocabulary=lambda: made)
+
+
+QUOTE, QUOTE_X = 258, 259
+LIST_OF_TEXT = {"prefixItems": [{"const": 1}, {"type": "string"}], "items": False, "minItems": 2}
+
+
+def test_a_model_that_must_write_a_string_is_not_let_begin_with_the_space_of_a_number() -> None:
+    """The space alone is how the tokenizer begins a number, and no spelling of a string's beginning."""
+    compiler = quoting(lambda text: [QUOTE, *text.encode()[2:]] if text[:2] == ' "' else [*text.encode()])
+    matcher = compiled(compiler, "json_schema", {"type": "array", **LIST_OF_TEXT}).matcher()
+    matcher.advance(list(b"[1,"))
+    assert allowed(matcher.mask) == {QUOTE, QUOTE_X}
+    either = {**LIST_OF_TEXT, "prefixItems": [{"const": 1}, {"type": ["string", "null"]}]}
+    matcher = compiled(compiler, "json_schema", {"type": "array", **either}).matcher()
+    matcher.advance(list(b"[1,"))
+    assert allowed(matcher.mask) == {ord(" "), QUOTE, QUOTE_X}
+
+
 def test_text_that_no_tokens_spell_is_refused() -> None:
     lacking = GrammarVocabulary([b"a", b"</s>"], special_ids=(), eos_token_ids=(1,), encode=refuse)
     with pytest.raises(ValueError, match="no token begins with byte 0x62"):

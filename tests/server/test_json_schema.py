@@ -105,6 +105,19 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"type": "string", "format": "date-time"},
         {"type": "string", "format": "date-time", "maxLength": 35},
     ),
+    "forms of text whose beginning has no end": (
+        {"prefixItems": [{"type": "string", "format": "uri"}, {"type": "string", "format": "email"}]},
+        {
+            "prefixItems": [
+                {"type": "string", "format": "uri", "maxLength": 2048, "pattern": "^[^:]{1,15}:"},
+                {"type": "string", "format": "email", "maxLength": 254, "pattern": "^[^@]{1,64}@"},
+            ]
+        },
+    ),
+    "a form of pydantic's": (
+        {"type": "string", "format": "uri", "minLength": 1, "maxLength": 2083},
+        {"type": "string", "format": "uri", "minLength": 1, "maxLength": 2083, "pattern": "^[^:]{1,15}:"},
+    ),
     "values of a map": (
         {"type": "object", "additionalProperties": listed()},
         {"type": "object", "additionalProperties": CLOSED},
@@ -124,7 +137,10 @@ KEPT: dict[str, dict[str, Any]] = {
     "larger than 64 bits": {"type": "integer", "minimum": 10**30, "maximum": 10**31},
     "an integer of values": {"type": "integer", "enum": [10**30]},
     "a form with an end": {"type": "string", "format": "uuid"},
-    "a form with a length": {"type": "string", "format": "email", "maxLength": 500},
+    "a form with a length": {"type": "string", "format": "hostname", "maxLength": 500},
+    "a form longer than its longest": {"type": "string", "format": "email", "minLength": 255},
+    "a form with a pattern": {"type": "string", "format": "uri", "pattern": "^https:"},
+    "a form of values": {"type": "string", "format": "uri", "const": "a-scheme-longer-than-15:"},
     "all of": {"allOf": [listed(), {"properties": {"b": TEXT}}]},
     "exactly one of": {"oneOf": [listed(), {"properties": {"b": TEXT}, "required": ["b"]}]},
     "not": {"properties": {"a": {"not": listed()}}},

@@ -83,21 +83,18 @@ class GrammarMatcher:
         mask: one bit per id of the model's vocabulary, in uint32 words; set where the token may come next.
 
     Args:
-        first: the compiled grammar at its start, and its mask there.
+        grammar: at its start.
         min_tokens: until so many tokens were generated, `stop_token_ids` are left out of the mask as long as
             the grammar offers anything else.
     """
 
-    def __init__(
-        self, first: LLMatcher, mask: bytes, param: str, *, min_tokens: int, stop_token_ids: Sequence[int]
-    ) -> None:
-        self._first = first
+    def __init__(self, grammar: Grammar, *, min_tokens: int, stop_token_ids: Sequence[int]) -> None:
+        self._grammar = grammar
         self._own: LLMatcher | None = None
-        self._param = param
         self._min_tokens = min_tokens
         self._stop_token_ids = tuple(stop_token_ids)
         self._num_tokens = 0
-        self.mask = self._without_early_stop(mask)
+        self.mask = self._without_early_stop(grammar.mask)
 
     def advance(self, token_ids: Sequence[int]) -> None:
         """Take generated tokens, none of which ended the request, and compute the mask of the next one.
@@ -107,28 +104,27 @@ class GrammarMatcher:
         """
         started = time.thread_time()
         if self._own is None:
-            self._own = self._first.deep_copy()
+            self._own = self._grammar.first.deep_copy()
         own = self._own
         if own.consume_tokens(list(token_ids)):
             self._num_tokens += len(token_ids)
-            mask = _fitted(own.compute_bitmask(), len(self.mask))
+            mask = _mask(own, self._grammar.vocabulary, len(self.mask))
             too_slow = time.thread_time() - started > MAX_STEP_SECONDS
             if not own.is_error() and any(mask) and not too_slow:
                 self.mask = self._without_early_stop(mask)
                 return
+        param = self._grammar.spec.param
         raise RequestError(
-            f"{self._param} cannot be followed further than {self._num_tokens} tokens within vinfer's limits"
+            f"{param} cannot be followed further than {self._num_tokens} tokens within vinfer's limits"
             f"{_reason(own)}: simplify it",
-            param=self._param,
+            param=param,
         )
 
     def _without_early_stop(self, mask: bytes) -> bytes:
         if self._num_tokens >= self._min_tokens:
             return mask
-        words = bytearray(mask)
-        for token_id in self._stop_token_ids:
-            words[token_id // 8] &= ~(1 << token_id % 8) & 0xFF
-        return bytes(words) if any(words) else mask
+        later = _without(mask, self._stop_token_ids)
+        return later if any(later) else mask
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -136,14 +132,13 @@ class Grammar:
     """A compiled grammar at its start; any thread."""
 
     spec: GrammarSpec
+    vocabulary: GrammarVocabulary
     first: LLMatcher
     mask: bytes
 
     def matcher(self, *, min_tokens: int = 0, stop_token_ids: Sequence[int] = ()) -> GrammarMatcher:
         """Begin a request; see `GrammarMatcher`."""
-        return GrammarMatcher(
-            self.first, self.mask, self.spec.param, min_tokens=min_tokens, stop_token_ids=stop_token_ids
-        )
+        return GrammarMatcher(self, min_tokens=min_tokens, stop_token_ids=stop_token_ids)
 
 
 class GrammarCompiler:
@@ -164,12 +159,12 @@ class GrammarCompiler:
         vocabulary: Callable[[], GrammarVocabulary] | None,
     ) -> None:
         self._name = name
-        self._vocabulary = vocabulary
+        self._load_vocabulary = vocabulary
         self._mask_bytes = num_mask_words(vocab_size) * _MASK_WORD_BYTES
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"grammar-{name}")
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[GrammarKind, str], Grammar] = OrderedDict()
-        self._tokenizer: LLTokenizer | None = None
+        self._loaded: tuple[GrammarVocabulary, LLTokenizer] | None = None
 
     async def compile(self, spec: GrammarSpec) -> Grammar:
         """Return a request's grammar, compiled or found again. Called on the event loop, which goes on.
@@ -196,40 +191,42 @@ class GrammarCompiler:
         grammar = self._find(spec)
         if grammar is not None:
             return grammar
-        if self._tokenizer is None:
-            self._tokenizer = self._load_tokenizer(spec)
+        if self._loaded is None:
+            self._loaded = self._load(spec)
+        vocabulary, tokenizer = self._loaded
         started = time.thread_time()
         try:
-            first = LLMatcher(self._tokenizer, _source(spec), log_level=0, limits=_limits())
+            first = LLMatcher(tokenizer, _source(spec), log_level=0, limits=_limits())
         except ValueError as error:
             raise _refused(spec, str(error)) from None
-        mask = b"" if first.is_error() else first.compute_bitmask()
+        mask = b"" if first.is_error() else _mask(first, vocabulary, self._mask_bytes)
         if first.is_error():
             raise _refused(spec, first.get_error())
         if not any(mask):
             raise _refused(spec, "no answer satisfies it")
         if time.thread_time() - started > MAX_COMPILE_SECONDS:
             raise _refused(spec, f"it takes longer than {MAX_COMPILE_SECONDS:g} s to compile")
-        grammar = Grammar(spec, first, _fitted(mask, self._mask_bytes))
+        grammar = Grammar(spec, vocabulary, first, mask)
         with self._lock:
             self._cache[spec.kind, spec.text] = grammar
             if len(self._cache) > MAX_CACHED:
                 self._cache.popitem(last=False)
         return grammar
 
-    def _load_tokenizer(self, spec: GrammarSpec) -> LLTokenizer:
-        if self._vocabulary is None:
+    def _load(self, spec: GrammarSpec) -> tuple[GrammarVocabulary, LLTokenizer]:
+        if self._load_vocabulary is None:
             raise RequestError(
                 f"{spec.param}: model {self._name} has no end token, so no answer would be complete: "
                 "leave it out",
                 param=spec.param,
             )
-        vocabulary = self._vocabulary()
-        return LLTokenizer(
+        vocabulary = self._load_vocabulary()
+        tokenizer = LLTokenizer(
             cast("TokenizerWrapper", vocabulary),
             n_vocab=len(vocabulary.tokens),
             eos_token=list(vocabulary.eos_token_ids),
         )
+        return vocabulary, tokenizer
 
 
 def _source(spec: GrammarSpec) -> str:
@@ -244,9 +241,26 @@ def _source(spec: GrammarSpec) -> str:
     return LLMatcher.grammar_from_lark(spec.text)
 
 
-def _fitted(mask: bytes, num_bytes: int) -> bytes:
-    """Give a mask the model's length: llguidance's ends with the tokenizer's ids, or an empty word later."""
-    return mask[:num_bytes].ljust(num_bytes, b"\0")
+def _mask(matcher: LLMatcher, vocabulary: GrammarVocabulary, num_bytes: int) -> bytes:
+    """Return what may come next, by ids of the model: llguidance's mask ends with the tokenizer's.
+
+    Text that must follow is spelled as the tokenizer spells it. llguidance sees to that where all tokens end
+    within this text. Where some go beyond, as ` "A` beyond ` "`, it also allows a lone space, which a model
+    writes in view of a number; made to begin a string after it, a small one writes nonsense without an end.
+    """
+    mask = matcher.compute_bitmask()[:num_bytes].ljust(num_bytes, b"\0")
+    if int.from_bytes(mask).bit_count() < 2:
+        return mask
+    return _without(mask, vocabulary.misspellings(matcher.compute_ff_bytes()))
+
+
+def _without(mask: bytes, token_ids: Sequence[int]) -> bytes:
+    if not token_ids:
+        return mask
+    words = bytearray(mask)
+    for token_id in token_ids:
+        words[token_id // 8] &= ~(1 << token_id % 8) & 0xFF
+    return bytes(words)
 
 
 def _refused(spec: GrammarSpec, reason: str) -> RequestError:

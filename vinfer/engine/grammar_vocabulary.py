@@ -6,7 +6,7 @@ the end token. Here no text is ever a control token.
 
 from __future__ import annotations
 
-import functools
+import codecs
 from collections.abc import Callable, Collection, Sequence
 
 from vinfer.errors import RequestError
@@ -39,6 +39,9 @@ class GrammarVocabulary:
         self.eos_token_ids = tuple(eos_token_ids)
         self.eos_token_id = eos_token_ids[0]
         self._encode = encode
+        special = set(self.special_token_ids)
+        self._ids = {token: i for i, token in enumerate(self.tokens) if token and i not in special}
+        self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: str) -> list[int]:
         """Spell text as ids whose bytes are exactly those of the text.
@@ -54,21 +57,31 @@ class GrammarVocabulary:
             return token_ids
         return self._by_longest_tokens(text.encode())
 
+    def misspellings(self, text: bytes) -> list[int]:
+        """Return the tokens that are a proper beginning of a text and not how it is spelled.
+
+        Args:
+            text: that must follow, maybe with more after it; it may begin or end within a character.
+        """
+        if len(text) < 2:
+            return []
+        try:
+            whole_characters, _ = codecs.utf_8_decode(text)
+        except UnicodeDecodeError:
+            return []
+        first = self(whole_characters)[:1]
+        beginnings = (text[:length] for length in range(1, min(len(text), self._longest + 1)))
+        begun = [self._ids[beginning] for beginning in beginnings if beginning in self._ids]
+        return [token_id for token_id in begun if first and token_id not in first]
+
     def _by_longest_tokens(self, text: bytes) -> list[int]:
-        ids, longest = self._ids
         token_ids: list[int] = []
         start = 0
         while start < len(text):
-            ends = range(min(start + longest, len(text)), start, -1)
-            end = next((end for end in ends if text[start:end] in ids), None)
+            ends = range(min(start + self._longest, len(text)), start, -1)
+            end = next((end for end in ends if text[start:end] in self._ids), None)
             if end is None:
                 raise ValueError(f"no token begins with byte {text[start]:#04x}")
-            token_ids.append(ids[text[start:end]])
+            token_ids.append(self._ids[text[start:end]])
             start = end
         return token_ids
-
-    @functools.cached_property
-    def _ids(self) -> tuple[dict[bytes, int], int]:
-        special = set(self.special_token_ids)
-        ids = {token: i for i, token in enumerate(self.tokens) if token and i not in special}
-        return ids, max(map(len, ids), default=0)

@@ -1,9 +1,9 @@
 """JSON Schemas of requests: objects that leave open what else they may hold are closed, digits get an end.
 
 By JSON Schema an object may have any property beside those that are listed, a number any number of digits on
-both sides of its point, and so may a fraction of a second. Nobody who lists properties wants others, nor an
-integer of more than 64 bits, and a small model makes them up until max_tokens. Whatever satisfies the closed
-schema satisfies the open one.
+both sides of its point, a fraction of a second too, and a URI a scheme of any length. Nobody who lists
+properties wants others, nor integers of more than 64 bits, and a small model makes them up until max_tokens.
+Whatever satisfies the closed schema satisfies the open one.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ LEAST_ROOM = 1e-3
 """Between the bounds of a number: in less, so few places might leave nothing."""
 MAX_FORMAT_CHARS = {"date-time": 35, "time": 24, "duration": 32, "email": 254, "hostname": 253, "uri": 2048}
 """Of texts whose form has no end of its own: nanoseconds, RFC 5321, RFC 1035, what proxies take."""
+FORMAT_STARTS = {"email": "^[^@]{1,64}@", "uri": "^[^:]{1,15}:"}
+"""What stands in front could be as long as the whole: by RFC 5321 it has 64 characters; schemes are short."""
 _NUMBER_LIMITS = frozenset(
     ("type", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf")
 )
@@ -64,7 +66,7 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return a schema whose objects have no properties but those listed, unless it says more about them.
 
     Numbers without a bound get one of 64 bits, once for all that are alike, those with fractions nine places,
-    and formats a longest text.
+    and formats an end, of their first part too.
 
     A schema that composes others (allOf, oneOf, not, if, contains and their like, or a $ref or anyOf beside
     properties) is returned as it is. `"additionalProperties": true` keeps an object open.
@@ -165,12 +167,18 @@ def _ends(part: Mapping[str, Any]) -> dict[str, Any]:
         has_room &= all(abs(bound) <= MAX_INTEGER for bound in (*low, *high))
         if has_fraction and "multipleOf" not in part and has_room:
             new["multipleOf"] = SMALLEST_FRACTION
-    name = part.get("format")
-    longest = MAX_FORMAT_CHARS.get(name) if isinstance(name, str) else None
-    is_plain = "string" in kinds and not {"maxLength", "minLength", "pattern"} & part.keys()
-    if longest is not None and is_plain:
-        new["maxLength"] = longest
+    if "string" in kinds and not {"enum", "const", "pattern"} & part.keys():
+        new |= _format_ends(part)
     return new
+
+
+def _format_ends(part: Mapping[str, Any]) -> dict[str, Any]:
+    name, least = part.get("format"), part.get("minLength", 0)
+    longest = MAX_FORMAT_CHARS.get(name) if isinstance(name, str) else None
+    if longest is None or not isinstance(least, int | float) or least > longest:
+        return {}
+    new: dict[str, Any] = {} if "maxLength" in part else {"maxLength": longest}
+    return new | ({"pattern": FORMAT_STARTS[name]} if name in FORMAT_STARTS else {})
 
 
 def _can_be_closed(part: Mapping[str, Any]) -> bool:
