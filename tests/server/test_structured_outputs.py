@@ -144,6 +144,11 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"response_format": json_schema({}, name="n" * 65)}, "response_format.json_schema.name", "pattern"),
     ({"response_format": json_schema({"type": "strin"})}, SCHEMA_PATH, "Invalid type: strin"),
     ({"response_format": json_schema({"not": {}})}, SCHEMA_PATH, "Unimplemented keys"),
+    (
+        {"response_format": json_schema({"oneOf": [{"type": "string"}, {"const": "a"}]})},
+        SCHEMA_PATH,
+        "one value might satisfy two branches of a oneOf",
+    ),
     ({"response_format": json_schema({"$ref": "http://127.0.0.1:9/"})}, SCHEMA_PATH, "does not fetch"),
     # The body's own limit.
     ({"response_format": json_schema(nested(40))}, None, "nested deeper than 64 levels"),

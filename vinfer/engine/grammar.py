@@ -37,6 +37,11 @@ MAX_STEP_SECONDS = 0.25
 """Of one CPU, for the mask of one token; a request whose grammar takes longer ends, since all others wait."""
 MAX_REASON_CHARS = 200
 
+# How messages of llguidance begin that speak of options no request has, and what they mean here.
+_REWORDED = {
+    "oneOf constraints are not supported": "one value might satisfy two branches of a oneOf (give each a "
+    "type of its own or a property with a const of its own, or use anyOf)",
+}
 _MASK_WORD_BYTES = MASK_WORD_BITS // 8
 # JSON on one line, as Python's json.dumps writes it: a small model cannot lose itself in white space.
 JSON_FORM: JsonCompileOptions = {
@@ -278,5 +283,6 @@ def _first_line(message: str) -> str:
     lines = [line.strip() for line in message.splitlines()]
     stated = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     text = (stated or lines or ["llguidance gives no reason"])[0]
+    text = next((ours for theirs, ours in _REWORDED.items() if text.startswith(theirs)), text)
     text = text if len(text) <= MAX_REASON_CHARS else text[:MAX_REASON_CHARS] + "..."
     return ascii(text)[1:-1]
