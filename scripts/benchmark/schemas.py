@@ -282,7 +282,7 @@ Why schemas were refused:
 ## What it costs
 
 **A schema's first request** waits for its grammar: {compile:.1f} ms in the median of
-{num_compiles} schemas, {slowest:.0f} ms at most, beyond what its second request takes.
+{num_compiles} schemas, {slowest:.0f} ms at most, beyond what its second request takes; below 0 is noise.
 The very first grammar of a server also reads the model's vocabulary, which is not in these figures.
 
 **A batch.** 4 bound and 4 plain requests against 8 plain ones, all of {tokens} tokens, in turns, median of
