@@ -118,6 +118,21 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"type": "string", "format": "uri", "minLength": 1, "maxLength": 2083},
         {"type": "string", "format": "uri", "minLength": 1, "maxLength": 2083, "pattern": "^[^:]{1,15}:"},
     ),
+    "what stands beside a part that composes": (
+        {"properties": {"a": {"oneOf": [listed(), {"required": ["b"]}]}, "b": listed()}},
+        {
+            "properties": {"a": {"oneOf": [listed(), {"required": ["b"]}]}, "b": CLOSED},
+            "additionalProperties": False,
+        },
+    ),
+    "what a part that composes is in": (
+        {"items": listed(properties={"a": {"not": listed()}})},
+        {"items": listed(properties={"a": {"not": listed()}}, additionalProperties=False)},
+    ),
+    "items that need not differ": (
+        {"type": "array", "items": TEXT, "uniqueItems": False},
+        {"type": "array", "items": TEXT},
+    ),
     "values of a map": (
         {"type": "object", "additionalProperties": listed()},
         {"type": "object", "additionalProperties": CLOSED},
@@ -143,7 +158,14 @@ KEPT: dict[str, dict[str, Any]] = {
     "a form of values": {"type": "string", "format": "uri", "const": "a-scheme-longer-than-15:"},
     "all of": {"allOf": [listed(), {"properties": {"b": TEXT}}]},
     "exactly one of": {"oneOf": [listed(), {"properties": {"b": TEXT}, "required": ["b"]}]},
-    "not": {"properties": {"a": {"not": listed()}}},
+    "not": {"not": listed(), "properties": {"a": listed()}},
+    "a part that composes and refers": {
+        "properties": {"a": {"oneOf": [{"$ref": "#/$defs/x"}, TEXT]}, "b": listed()},
+        "$defs": {"x": listed()},
+    },
+    "parts of a part that composes and refers": {
+        "properties": {"a": {"if": listed(), "then": {"items": [{"$ref": "#"}]}}},
+    },
     "contains": {"type": "array", "contains": listed(), "maxContains": 1},
     "a reference beside": {"$ref": "#/$defs/x", "properties": {"b": TEXT}, "$defs": {"x": listed()}},
     "a choice beside": listed(anyOf=[{"required": ["a"]}, {"properties": {"b": TEXT}}]),

@@ -68,15 +68,16 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     Numbers without a bound get one of 64 bits, once for all that are alike, those with fractions nine places,
     and formats an end, of their first part too.
 
-    A schema that composes others (allOf, oneOf, not, if, contains and their like, or a $ref or anyOf beside
-    properties) is returned as it is. `"additionalProperties": true` keeps an object open.
+    A part that composes others (allOf, oneOf, not, if, contains and their like, or a $ref or anyOf beside
+    properties) stays as it is, with all that it holds; where it refers to others, so does the whole schema.
+    `"additionalProperties": true` keeps an object open.
 
     Args:
         schema: not nested deeper than a request body may be.
     """
     try:
         new = _closed(schema)
-    except _ComposingError:
+    except _ReferringError:
         return dict(schema)
     definitions = new.get("$defs", {})
     if not isinstance(definitions, dict):
@@ -92,8 +93,8 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {**shared, "$defs": {**shared.get("$defs", {}), **numbers}}
 
 
-class _ComposingError(Exception):
-    """A part of the schema composes others."""
+class _ReferringError(Exception):
+    """A part that composes others refers to a part that could become narrower."""
 
 
 class _NestedIdError(Exception):
@@ -102,11 +103,22 @@ class _NestedIdError(Exception):
 
 def _closed(part: Mapping[str, Any]) -> dict[str, Any]:
     if _COMPOSING & part.keys() or ("properties" in part and ("$ref" in part or "anyOf" in part)):
-        raise _ComposingError
+        if _refers(part):
+            raise _ReferringError
+        return dict(part)
     new = _with_parts(part, _closed)
+    if part.get("uniqueItems") is False:
+        # Says nothing, and llguidance refuses the keyword.
+        del new["uniqueItems"]
     if _can_be_closed(part):
         new["additionalProperties"] = False
     return new | _ends(part)
+
+
+def _refers(part: Any) -> bool:
+    if isinstance(part, dict):
+        return bool({"$ref", "$dynamicRef"} & part.keys()) or any(map(_refers, part.values()))
+    return isinstance(part, list) and any(map(_refers, part))
 
 
 def _with_parts(
