@@ -345,11 +345,14 @@ def refuse(text: str) -> list[int]:
     raise RequestError("text hides a special token")
 
 
-def spelling(encode: Callable[[str], list[int]]) -> GrammarVocabulary:
-    """Return the vocabulary of these tests with a tokenizer of its own."""
+def spelling(encode: Callable[[str], list[int]], *words: bytes) -> GrammarVocabulary:
+    """Return the vocabulary of these tests, and more words, with a tokenizer of its own."""
     ours = vocabulary()
     return GrammarVocabulary(
-        ours.tokens, special_ids=ours.special_token_ids, eos_token_ids=ours.eos_token_ids, encode=encode
+        [*ours.tokens, *words],
+        special_ids=ours.special_token_ids,
+        eos_token_ids=ours.eos_token_ids,
+        encode=encode,
     )
 
 
@@ -372,21 +375,16 @@ def test_text_that_must_follow_is_not_begun_by_other_tokens() -> None:
     assert spelling(lambda text: [AB, *text.encode()[2:]]).misspellings(b"abc") == [ord("a")]
 
 
-def quoting(encode: Callable[[str], list[int]]) -> GrammarCompiler:
-    """Compile over bytes and the tokens ` "` and ` "x`."""
-    words = [b' "', b' "x']
-    tokens = [bytes((byte,)) for byte in range(NUM_BYTES)] + [b"<c>", b"</s>", *words]
-    made = GrammarVocabulary(tokens, special_ids={CONTROL}, eos_token_ids=(EOS,), encode=encode)
-    return GrammarCompiler(name="tiny", vocab_size=NUM_TOKENS, vocabulary=lambda: made)
-
-
-QUOTE, QUOTE_X = 258, 259
+QUOTE, QUOTE_X = NUM_TOKENS, NUM_TOKENS + 1
 LIST_OF_TEXT = {"prefixItems": [{"const": 1}, {"type": "string"}], "items": False, "minItems": 2}
 
 
 def test_a_model_that_must_write_a_string_is_not_let_begin_with_the_space_of_a_number() -> None:
     """The space alone is how the tokenizer begins a number, and no spelling of a string's beginning."""
-    compiler = quoting(lambda text: [QUOTE, *text.encode()[2:]] if text[:2] == ' "' else [*text.encode()])
+    spelled = spelling(
+        lambda text: [QUOTE, *text.encode()[2:]] if text[:2] == ' "' else [*text.encode()], b' "', b' "x'
+    )
+    compiler = GrammarCompiler(name="tiny", vocab_size=VOCAB_SIZE, vocabulary=lambda: spelled)
     matcher = compiled(compiler, "json_schema", {"type": "array", **LIST_OF_TEXT}).matcher()
     matcher.advance(list(b"[1,"))
     assert allowed(matcher.mask) == {QUOTE, QUOTE_X}
