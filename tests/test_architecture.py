@@ -384,7 +384,7 @@ def test_a_file_out_of_form_is_named(source: str, complaint: str) -> None:
     [
         ("vinfer.build.easydel_model", "import easydel\nfrom flax import nnx"),
         ("vinfer.build.easydel_attention", "def f():\n    import ejkernel"),
-        ("vinfer.build.export", "import jax\nfrom vinfer.bundle import MAX_LOGIT_BIAS"),
+        ("vinfer.build.export", "import jax\nfrom vinfer.bundle.manifest import MAX_LOGIT_BIAS"),
         ("vinfer.checkpoint.gguf", "import numpy\nfrom gguf import GGUFReader"),
         ("vinfer.checkpoint.source", "def f():\n    import huggingface_hub"),
         ("vinfer.parity.reference", "def f():\n    import torch, transformers"),
@@ -392,7 +392,7 @@ def test_a_file_out_of_form_is_named(source: str, complaint: str) -> None:
         ("vinfer.cli", "def serve():\n    import jax, uvicorn\n    from vinfer.build import export"),
         ("vinfer.cli", "import typing\nif typing.TYPE_CHECKING:\n    import jax"),
         ("vinfer.__main__", "from vinfer.cli import main"),
-        ("vinfer.engine.runner", "import jax\nimport jax_like\nfrom vinfer.bundle import Manifest"),
+        ("vinfer.engine.runner", "import jax\nimport jax_like\nfrom vinfer.bundle.manifest import Manifest"),
         ("vinfer.server.app", "import starlette\nfrom vinfer.engine.request import Request"),
         ("vinfer.checkpoint.tensors", "np.load(path, allow_pickle=False)\nre.compile('x')\nself.exec('x')"),
     ],

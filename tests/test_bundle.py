@@ -13,30 +13,27 @@ from typing import Any
 
 import pytest
 
-from vinfer.bundle import (
+from vinfer.bundle.certificate import ParityFigures, ParityReport, ParityThresholds
+from vinfer.bundle.directory import (
+    build_lock,
+    bundle_key,
+    is_bundle,
+    read_manifest,
+    record_parity,
+    write_manifest,
+    writing,
+)
+from vinfer.bundle.manifest import (
     FORMAT_VERSION,
     ArraySpec,
     Manifest,
     ModelCard,
-    ParityFigures,
-    ParityReport,
-    ParityThresholds,
-    ProgramShape,
     ProgramSpec,
     StateSpec,
     WeightSpec,
-    build_lock,
-    bundle_key,
-    check_fits,
-    hash_files,
-    is_bundle,
-    plan_programs,
-    read_manifest,
-    record_parity,
-    verify_files,
-    write_manifest,
-    writing,
 )
+from vinfer.bundle.programs import ProgramShape, plan_programs
+from vinfer.bundle.verification import check_fits, hash_files, verify_files
 from vinfer.config import ModelConfig
 from vinfer.errors import BundleError, ConfigError
 from vinfer.launch.bundles import find_or_build
@@ -367,7 +364,7 @@ def test_one_process_at_a_time_builds_a_bundle(
 ) -> None:
     target = tmp_path / "new" / "tiny"
     holder = (
-        "import sys; from pathlib import Path; from vinfer.bundle import build_lock\n"
+        "import sys; from pathlib import Path; from vinfer.bundle.directory import build_lock\n"
         "with build_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()\n"
     )
     # Where the real lock would wait, this one says so.

@@ -211,7 +211,7 @@ def load(directory: Path, _: int) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
 
-    from vinfer.bundle import read_manifest
+    from vinfer.bundle.directory import read_manifest
     from vinfer.engine.compilation import CompileCounter, set_compilation_cache
     from vinfer.engine.load import load_runner
 

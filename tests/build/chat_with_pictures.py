@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from PIL import Image
 
-from vinfer.bundle import read_manifest
+from vinfer.bundle.directory import read_manifest
 from vinfer.config import ModelConfig, ServerConfig
 from vinfer.launch.loader import served_model
 from vinfer.server.app import create_app

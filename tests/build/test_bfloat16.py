@@ -22,7 +22,7 @@ from tiny.engines import Question, ask
 from tiny.prompts import prompt
 from tiny.references import answer_logits, log_softmax
 
-from vinfer.bundle import read_manifest
+from vinfer.bundle.directory import read_manifest
 
 if TYPE_CHECKING:
     from vinfer.engine.engine import Engine

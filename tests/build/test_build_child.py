@@ -232,7 +232,8 @@ def is_running(pid: int) -> bool:
 COUNTING_PARENT = (
     """
 import sys
-from vinfer.bundle import FORMAT_VERSION, Manifest, ModelCard, write_manifest
+from vinfer.bundle.directory import write_manifest
+from vinfer.bundle.manifest import FORMAT_VERSION, Manifest, ModelCard
 import vinfer.launch.bundles
 
 def run_build(plan, *, directory, **_):

@@ -17,7 +17,8 @@ from tiny.engines import GREEDY, Answer, Question, ask, ask_alone
 from tiny.prompts import CROWD, prompt
 from tiny.references import answer_logits, compare, embedding, embedding_error
 
-from vinfer.bundle import Pooling, read_manifest
+from vinfer.bundle.directory import read_manifest
+from vinfer.bundle.manifest import Pooling
 
 if TYPE_CHECKING:
     from pathlib import Path

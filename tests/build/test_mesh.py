@@ -24,7 +24,7 @@ from tiny.mesh_process import BOUND
 from tiny.prompts import crowd, embedding_crowd, scored_crowd, shared_crowd
 from tiny.references import answer_logits, compare, differing_steps, embedding_error
 
-from vinfer.bundle import read_manifest
+from vinfer.bundle.directory import read_manifest
 from vinfer.engine.request import TokenLogprobs
 
 if TYPE_CHECKING:

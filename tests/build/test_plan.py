@@ -20,7 +20,8 @@ from vinfer.build.plan import (
     plan_build,
     resolve_mesh,
 )
-from vinfer.bundle import Platform, ProgramShape, choose_encoder, is_pinned
+from vinfer.bundle.manifest import Platform
+from vinfer.bundle.programs import ProgramShape, choose_encoder, is_pinned
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts

@@ -17,7 +17,7 @@ from tiny.checkpoints import checkpoint
 
 from vinfer.build import vision_tower
 from vinfer.build.image_encoders import make_encoder
-from vinfer.bundle import ProgramShape
+from vinfer.bundle.programs import ProgramShape
 from vinfer.checkpoint.hf_directory import open_hf_directory
 
 if TYPE_CHECKING:

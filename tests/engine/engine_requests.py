@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from vinfer.bundle import Pooling, ProgramShape, plan_programs
+from vinfer.bundle.manifest import Pooling
+from vinfer.bundle.programs import ProgramShape, plan_programs
 from vinfer.engine.request import Request, RequestImage, SamplingParams, TokenMatcher
 from vinfer.errors import RequestError
 

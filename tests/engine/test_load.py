@@ -16,15 +16,15 @@ import pytest
 from jax import export
 from safetensors.numpy import save_file
 
-from vinfer.bundle import (
+from vinfer.bundle.manifest import (
     FORMAT_VERSION,
     Manifest,
     ModelCard,
-    ProgramShape,
     ProgramSpec,
     StateSpec,
     WeightSpec,
 )
+from vinfer.bundle.programs import ProgramShape
 from vinfer.engine import load
 from vinfer.engine.load import load_runner
 from vinfer.engine.runner import Runner

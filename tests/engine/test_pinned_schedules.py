@@ -8,7 +8,7 @@ from engine_requests import MAX_MODEL_LEN, STEPS, make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vinfer.bundle import ProgramShape, is_pinned, plan_programs
+from vinfer.bundle.programs import ProgramShape, is_pinned, plan_programs
 from vinfer.engine.request import Request
 from vinfer.engine.scheduler import Chunk, Scheduler
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vinfer.bundle import ProgramShape, choose_program, plan_programs
+from vinfer.bundle.programs import ProgramShape, choose_program, plan_programs
 from vinfer.config.shapes import kv_buckets, slot_buckets
 
 

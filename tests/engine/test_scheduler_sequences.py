@@ -24,7 +24,8 @@ from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from vinfer.bundle import Pooling, ProgramShape
+from vinfer.bundle.manifest import Pooling
+from vinfer.bundle.programs import ProgramShape
 from vinfer.engine.scheduler import Admission, Chunk, Decode, Encode, Prefill, Schedule, Scheduler
 
 NUM_FEATURE_ROWS = MAX_MODEL_LEN

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from vinfer.bundle import ParityFigures
+from vinfer.bundle.certificate import ParityFigures
 from vinfer.engine.request import TokenLogprobs
 from vinfer.parity.figures import NOT_FINITE, compare, log_softmax
 from vinfer.parity.thresholds import default_thresholds, shortfalls

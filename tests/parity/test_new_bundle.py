@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 
 from vinfer.build.plan import build_versions
-from vinfer.bundle import (
-    FORMAT_VERSION,
-    Manifest,
-    ModelCard,
-    ParityFigures,
-    ParityReport,
-    read_manifest,
-    write_manifest,
-)
+from vinfer.bundle.certificate import ParityFigures, ParityReport
+from vinfer.bundle.directory import read_manifest, write_manifest
+from vinfer.bundle.manifest import FORMAT_VERSION, Manifest, ModelCard
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.config import Config, ModelConfig
 from vinfer.engine import compilation

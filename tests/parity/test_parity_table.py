@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vinfer.bundle import ParityFigures, ParityReport
+from vinfer.bundle.certificate import ParityFigures, ParityReport
 from vinfer.launch.parity_table import print_tables
 from vinfer.launch.verify import Verification
 from vinfer.parity.measure import Certificate, PromptFigures

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vinfer.bundle import Manifest, ProgramShape, ProgramSpec, plan_programs
+from vinfer.bundle.manifest import Manifest, ProgramSpec
+from vinfer.bundle.programs import ProgramShape, plan_programs
 from vinfer.errors import ConfigError, RequestError
 from vinfer.parity.prompts import MAX_PROMPT_LEN, Prompt, answer_len, built_in_prompts, read_prompts
 

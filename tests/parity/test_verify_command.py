@@ -21,7 +21,8 @@ from starlette.testclient import TestClient
 from tiny.bundles import build, model_config
 from tiny.checkpoints import CACHE, checkpoint
 
-from vinfer.bundle import hash_files, read_manifest, write_manifest
+from vinfer.bundle.directory import read_manifest, write_manifest
+from vinfer.bundle.verification import hash_files
 from vinfer.config import ServerConfig
 from vinfer.engine.compilation import platform_key
 from vinfer.launch.loader import served_model

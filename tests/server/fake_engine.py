@@ -17,7 +17,7 @@ from pathlib import Path
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
-from vinfer.bundle import Embeddings
+from vinfer.bundle.manifest import Embeddings
 from vinfer.engine.request import EngineStats, FinishReason, Request, TokenEvent, TokenLogprobs
 from vinfer.errors import QueueFullError, VinferError
 from vinfer.server.grammars import grammar_compiler

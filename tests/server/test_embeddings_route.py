@@ -15,7 +15,7 @@ import pytest
 from fake_engine import BOS, EMBEDDING_SIZE, VOCAB_SIZE, FakeEngine, ids_of, served_model
 from running_server import RunningServer, run
 
-from vinfer.bundle import Embeddings
+from vinfer.bundle.manifest import Embeddings
 from vinfer.config import ServerConfig
 from vinfer.engine.request import Request, TokenEvent
 from vinfer.errors import EngineError, QueueFullError

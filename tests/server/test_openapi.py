@@ -25,7 +25,7 @@ from running_server import RunningServer, Start
 from test_request_fields import BAD_CHAT_FIELDS, BAD_COMPLETION_FIELDS
 
 import vinfer
-from vinfer.bundle import ParityFigures, ParityReport, ParityThresholds
+from vinfer.bundle.certificate import ParityFigures, ParityReport, ParityThresholds
 from vinfer.config import ServerConfig
 from vinfer.server.app import METRICS_ROUTE, ROUTES
 from vinfer.server.auth import PUBLIC_PATHS

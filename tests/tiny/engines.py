@@ -17,7 +17,8 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from tiny.checkpoints import CACHE
 
-from vinfer.bundle import MAX_TOP_LOGPROBS, Pooling, read_manifest
+from vinfer.bundle.directory import read_manifest
+from vinfer.bundle.manifest import MAX_TOP_LOGPROBS, Pooling
 from vinfer.config import ModelConfig
 from vinfer.engine.compilation import platform_key, set_compilation_cache
 from vinfer.engine.engine import Engine

@@ -31,7 +31,7 @@ def main(bundle: str, directory: Path) -> None:
     from tiny.hlo import GATHERS, instructions, moved_kv_shapes
     from tiny.prompts import crowd, embedding_crowd, scored_crowd, shared_crowd
 
-    from vinfer.bundle import read_manifest
+    from vinfer.bundle.directory import read_manifest
 
     assert len(jax.devices()) == NUM_DEVICES
     engine = load_engine(directory, model_config(bundle))

@@ -9,7 +9,7 @@ from tiny.bundles import MAX_CHUNK, MAX_MODEL_LEN
 from tiny.checkpoints import NUM_TOKENS
 from tiny.engines import GREEDY, Question
 
-from vinfer.bundle import Pooling
+from vinfer.bundle.manifest import Pooling
 
 MAX_TOKENS = GREEDY.max_tokens
 

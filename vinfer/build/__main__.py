@@ -42,7 +42,7 @@ def main() -> int:
 def _build(request: dict[str, Any], events: TextIO) -> None:
     from vinfer.build.export import build_bundle
     from vinfer.build.plan import BuildPlan
-    from vinfer.bundle import ProgramShape
+    from vinfer.bundle.programs import ProgramShape
     from vinfer.checkpoint.checkpoint import open_checkpoint
     from vinfer.checkpoint.source import resolve_source
 

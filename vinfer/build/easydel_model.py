@@ -26,7 +26,7 @@ from vinfer.build.image_features import ImageFeatures
 from vinfer.build.kv_cache import KVCache, Rows
 from vinfer.build.rope_sections import rotary_rows
 from vinfer.build.weights import Weight
-from vinfer.bundle import MESH_AXES, PartitionAxes, axis_names
+from vinfer.bundle.manifest import MESH_AXES, PartitionAxes, axis_names
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.errors import BuildError
 

@@ -24,21 +24,21 @@ from vinfer.build.programs import Images, Programs
 from vinfer.build.state import state_specs
 from vinfer.build.weight_file import num_bytes, write_weight_file
 from vinfer.build.weights import Weight, in_stored_order
-from vinfer.bundle import (
+from vinfer.bundle.directory import write_manifest
+from vinfer.bundle.manifest import (
     FORMAT_VERSION,
     ArraySpec,
     Embeddings,
     ImageInput,
     Manifest,
     ModelCard,
-    ProgramShape,
     ProgramSpec,
     StateSpec,
     WeightSpec,
     argument_specs,
-    hash_files,
-    write_manifest,
 )
+from vinfer.bundle.programs import ProgramShape
+from vinfer.bundle.verification import hash_files
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.generation import GenerationFacts
 from vinfer.errors import BuildError

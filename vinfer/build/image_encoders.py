@@ -23,7 +23,8 @@ from vinfer.build.vision_tower import (
     tower_states,
 )
 from vinfer.build.weights import Weight
-from vinfer.bundle import ArraySpec, ProgramShape
+from vinfer.bundle.manifest import ArraySpec
+from vinfer.bundle.programs import ProgramShape
 from vinfer.checkpoint.vision import Gemma3Facts, LlavaFacts, Qwen2VLFacts
 
 _PROJECTOR = "multi_modal_projector"

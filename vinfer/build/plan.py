@@ -14,16 +14,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from vinfer.bundle import (
-    FORMAT_VERSION,
-    MESH_AXES,
-    Platform,
-    Pooling,
-    ProgramShape,
-    bundle_key,
-    mesh_words,
-    plan_programs,
-)
+from vinfer.bundle.directory import bundle_key
+from vinfer.bundle.manifest import FORMAT_VERSION, MESH_AXES, Platform, Pooling, mesh_words
+from vinfer.bundle.programs import ProgramShape, plan_programs
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.source import ResolvedSource
@@ -294,9 +287,12 @@ def code_hash() -> str:
     """Return a hash of the code that decides what is in a bundle."""
     package = Path(__file__).parents[1]
     files = [
-        package / "bundle.py",
         package / "image_processing.py",
-        *(file for room in ("build", "checkpoint") for file in sorted((package / room).rglob("*.py"))),
+        *(
+            file
+            for room in ("build", "bundle", "checkpoint")
+            for file in sorted((package / room).rglob("*.py"))
+        ),
     ]
     digest = hashlib.sha256()
     for file in files:

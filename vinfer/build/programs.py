@@ -22,7 +22,8 @@ from vinfer.build.kv_cache import Rows
 from vinfer.build.sampler import Row, keep_allowed, process_logits, sample, top_logprobs
 from vinfer.build.score import prompt_logprobs
 from vinfer.build.state import Field, set_slot_inputs, state_fields
-from vinfer.bundle import MAX_TOP_LOGPROBS, ArraySpec, ProgramShape, num_mask_words
+from vinfer.bundle.manifest import MAX_TOP_LOGPROBS, ArraySpec, num_mask_words
+from vinfer.bundle.programs import ProgramShape
 
 Arrays = tuple[jax.Array, ...]
 Program = Callable[[Arrays, Arrays, Arrays, Arrays], tuple[Arrays, Arrays, Arrays]]

@@ -24,7 +24,8 @@ from vinfer.build.vision_tower import (
     named_weights,
 )
 from vinfer.build.weights import Part, Weight
-from vinfer.bundle import ArraySpec, ProgramShape
+from vinfer.bundle.manifest import ArraySpec
+from vinfer.bundle.programs import ProgramShape
 from vinfer.checkpoint.vision import Qwen2VLFacts
 
 _NORM_EPSILON = 1e-6

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vinfer.bundle import MASK_WORD_BITS, MAX_TOP_LOGPROBS
+from vinfer.bundle.manifest import MASK_WORD_BITS, MAX_TOP_LOGPROBS
 
 NEG_INF = float("-inf")
 _BLOCK = 128

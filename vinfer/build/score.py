@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vinfer.build.sampler import top_logprobs
-from vinfer.bundle import MAX_TOP_LOGPROBS
+from vinfer.bundle.manifest import MAX_TOP_LOGPROBS
 
 BLOCK_ROWS = 32
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from vinfer.bundle import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec, StateSpec
+from vinfer.bundle.manifest import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec, StateSpec
 
 
 @dataclasses.dataclass(frozen=True)

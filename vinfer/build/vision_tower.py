@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vinfer.build.weights import Part, Weight
-from vinfer.bundle import PartitionAxes
+from vinfer.bundle.manifest import PartitionAxes
 from vinfer.checkpoint.vision import TowerFacts
 
 TOWER = "vision_tower.vision_model"

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from vinfer.bundle import PartitionAxes
+from vinfer.bundle.manifest import PartitionAxes
 from vinfer.errors import BuildError
 
 Array = npt.NDArray[Any]

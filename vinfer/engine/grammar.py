@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from vinfer.bundle import MASK_WORD_BITS, num_mask_words
+from vinfer.bundle.manifest import MASK_WORD_BITS, num_mask_words
 from vinfer.engine.grammar_vocabulary import GrammarVocabulary
 from vinfer.errors import RequestError
 

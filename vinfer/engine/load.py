@@ -21,7 +21,7 @@ from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from safetensors import SafetensorError, safe_open
 
-from vinfer.bundle import (
+from vinfer.bundle.manifest import (
     MESH_AXES,
     ArraySpec,
     Manifest,

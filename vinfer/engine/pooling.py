@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vinfer.bundle import ProgramShape
+from vinfer.bundle.programs import ProgramShape
 from vinfer.engine.request import Request, TokenEvent
 from vinfer.engine.scheduler import Chunk
 

@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from vinfer.bundle import MAX_LOGIT_BIAS as MAX_LOGIT_BIAS
-from vinfer.bundle import MAX_STOP_TOKEN_IDS as MAX_STOP_TOKEN_IDS
-from vinfer.bundle import MAX_TOP_LOGPROBS as MAX_TOP_LOGPROBS
-from vinfer.bundle import Pooling as Pooling
+from vinfer.bundle.manifest import MAX_LOGIT_BIAS as MAX_LOGIT_BIAS
+from vinfer.bundle.manifest import MAX_STOP_TOKEN_IDS as MAX_STOP_TOKEN_IDS
+from vinfer.bundle.manifest import MAX_TOP_LOGPROBS as MAX_TOP_LOGPROBS
+from vinfer.bundle.manifest import Pooling as Pooling
 from vinfer.errors import VinferError
 
 if TYPE_CHECKING:

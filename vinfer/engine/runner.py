@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from vinfer.bundle import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec, ProgramKind, ProgramShape
+from vinfer.bundle.manifest import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec
+from vinfer.bundle.programs import ProgramKind, ProgramShape
 from vinfer.engine.pooling import PooledDispatch, embed_inputs
 from vinfer.engine.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from vinfer.engine.rope_positions import prompt_rope_positions, rope_offset

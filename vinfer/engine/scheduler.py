@@ -11,7 +11,7 @@ import heapq
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
-from vinfer.bundle import ProgramKind, ProgramShape, choose_encoder, choose_program, is_pinned
+from vinfer.bundle.programs import ProgramKind, ProgramShape, choose_encoder, choose_program, is_pinned
 from vinfer.engine.chunks import ChunkPlan, keep_whole
 from vinfer.engine.feature_cache import FeatureCache
 from vinfer.engine.held_prompts import HeldPrompts

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vinfer.bundle import Platform
+from vinfer.bundle.manifest import Platform
 from vinfer.errors import ConfigError, DeviceError
 
 if TYPE_CHECKING:

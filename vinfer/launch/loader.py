@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vinfer.bundle import Manifest, ParityReport, Platform
+from vinfer.bundle.certificate import ParityReport
+from vinfer.bundle.manifest import Manifest, Platform
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
 from vinfer.launch.bundles import Progress, find_or_build, open_bundle

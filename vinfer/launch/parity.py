@@ -10,7 +10,9 @@ import logging
 from pathlib import Path
 
 import vinfer
-from vinfer.bundle import Manifest, ParityReport, record_parity
+from vinfer.bundle.certificate import ParityReport
+from vinfer.bundle.directory import record_parity
+from vinfer.bundle.manifest import Manifest
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters, open_checkpoint
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.config import ModelConfig

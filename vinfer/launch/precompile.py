@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vinfer.bundle import Platform, build_lock, is_bundle
+from vinfer.bundle.directory import build_lock, is_bundle
+from vinfer.bundle.manifest import Platform
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import ConfigError, DeviceError
 from vinfer.launch.bundles import FoundBundle, Progress, find_or_build, open_bundle

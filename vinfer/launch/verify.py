@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from vinfer.bundle import Manifest, Platform
+from vinfer.bundle.manifest import Manifest, Platform
 from vinfer.checkpoint.source import ResolvedSource, resolve_source
 from vinfer.config import Config
 from vinfer.errors import CheckpointError, ConfigError, ParityError

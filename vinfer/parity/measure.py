@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from vinfer.bundle import MAX_TOP_LOGPROBS, ParityFigures, ParityReport, ParityThresholds
+from vinfer.bundle.certificate import ParityFigures, ParityReport, ParityThresholds
+from vinfer.bundle.manifest import MAX_TOP_LOGPROBS
 from vinfer.engine.request import EngineClient, Request, SamplingParams, TokenLogprobs
 from vinfer.parity.figures import Logits, StepFigures, compare
 from vinfer.parity.prompts import Prompt, answer_len

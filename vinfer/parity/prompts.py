@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from vinfer.bundle import Manifest
+from vinfer.bundle.manifest import Manifest
 from vinfer.errors import ConfigError, RequestError
 
 ANSWER_LEN = 64

@@ -23,7 +23,7 @@ bfloat16 can show (mean KL 0.009 to 0.013); float16 shows it (0.005 to 0.009), a
 
 from __future__ import annotations
 
-from vinfer.bundle import ParityFigures, ParityThresholds
+from vinfer.bundle.certificate import ParityFigures, ParityThresholds
 
 _MAX_ERROR = 1e-5
 _MAX_ERROR_OF_MIXTURES = 1e-4

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vinfer.bundle import ImageInput
+from vinfer.bundle.manifest import ImageInput
 from vinfer.config import ImagesConfig
 from vinfer.engine.request import RequestImage
 from vinfer.errors import ImageError, RequestError

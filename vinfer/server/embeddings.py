@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
-from vinfer.bundle import Embeddings
+from vinfer.bundle.manifest import Embeddings
 from vinfer.engine.request import Request, SamplingParams, TokenEvent
 from vinfer.errors import EngineError, QueueFullError, RequestError
 from vinfer.server.disconnect import unless_client_leaves

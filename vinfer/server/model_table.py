@@ -11,7 +11,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from vinfer.bundle import Embeddings, ImageInput, ParityReport
+from vinfer.bundle.certificate import ParityReport
+from vinfer.bundle.manifest import Embeddings, ImageInput
 from vinfer.config import SamplingConfig, TemplateKwargType
 from vinfer.engine.grammar import GrammarCompiler
 from vinfer.engine.request import EngineClient

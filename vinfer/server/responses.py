@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vinfer.bundle import Embeddings, ParityReport
+from vinfer.bundle.certificate import ParityReport
+from vinfer.bundle.manifest import Embeddings
 from vinfer.engine.request import FinishReason
 from vinfer.server.model_table import ParityVerdict
 

@@ -22,7 +22,7 @@ from server_process import environment, started
 from tiny.checkpoints import BOS, CACHE, EOS
 from tokenizers import Tokenizer, processors
 
-from vinfer.bundle import sha256_of
+from vinfer.bundle.verification import sha256_of
 from vinfer.engine.compilation import platform_key
 from vinfer.text.byte_level import BYTE_OF_CHARACTER
 

@@ -1,0 +1,19 @@
+"""The bundle: what the build half writes and the run half reads.
+
+A bundle is a directory:
+
+    manifest.json            `manifest.Manifest`
+    weights/*.safetensors    in program layout
+    programs/*.stablehlo     `jax.export` artefacts
+    tokenizer/               tokenizer.json, special_tokens.json, chat_template.jinja
+    xla/<platform key>/      compiled code that `vinfer precompile` stored; no part of the manifest
+
+Every program is a pure function over tuples of arrays
+
+    (weights, kv, state, inputs) -> (kv, state, outputs)
+
+with kv and state donated; a program that does not touch one of the groups gets and returns an empty tuple
+for it (`ProgramShape.uses_...`). To `encode_images` the weights are those of the image encoder, and the
+features of pictures stand in the place of kv. This package knows files, names, shapes and which program
+covers a dispatch; it never imports JAX and never sees an array.
+"""

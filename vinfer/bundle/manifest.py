@@ -1,0 +1,214 @@
+"""The manifest of a bundle: every array, program and limit that the two halves agree on.
+
+Pure data: names of files, shapes and dtypes. `directory` reads and writes it, and `programs` says which
+program covers a dispatch. Never imports JAX and never sees an array.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from vinfer.bundle.certificate import ParityReport
+from vinfer.bundle.frozen import Frozen
+from vinfer.bundle.programs import ProgramShape, is_pinned
+from vinfer.image_processing import ImageProcessing
+
+FORMAT_VERSION = 2
+MESH_AXES = ("dp", "fsdp", "ep", "tp", "sp")
+
+MAX_STOP_TOKEN_IDS = 16
+MAX_LOGIT_BIAS = 300
+MAX_TOP_LOGPROBS = 20
+MASK_WORD_BITS = 32
+
+Pooling = Literal["mean", "last"]
+"""Over the hidden states of all tokens of a prompt, or that of its last one."""
+Platform = Literal["cpu", "cuda", "tpu"]
+PartitionAxes = tuple[str | tuple[str, ...] | None, ...]
+
+
+class ArraySpec(Frozen):
+    """One array: its name, global shape, dtype name and how the mesh splits it (a PartitionSpec)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: PartitionAxes = ()
+
+    def num_bytes_per_device(self, mesh: Mapping[str, int]) -> int:
+        """Return the bytes that one device holds of this array."""
+        pieces = math.prod(mesh[name] for axis in self.axes for name in axis_names(axis))
+        return math.prod(self.shape) * _dtype_bytes(self.dtype) // pieces
+
+
+class WeightSpec(ArraySpec):
+    file: str
+
+
+class StateSpec(ArraySpec):
+    initial: bool | int | float
+
+
+class ProgramSpec(Frozen):
+    shape: ProgramShape
+    file: str
+    inputs: tuple[ArraySpec, ...]
+    outputs: tuple[ArraySpec, ...]
+
+
+class ModelCard(Frozen):
+    """What a person and the API want to know of the model."""
+
+    source: str
+    architecture: str
+    task: str
+    num_parameters: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+    vocab_size: int
+    sampling_defaults: dict[str, float | int]
+
+
+class Embeddings(Frozen):
+    """What the embed programs are for.
+
+    Attributes:
+        pooling: how a prompt's hidden states become one vector.
+        size: numbers in that vector.
+    """
+
+    pooling: Pooling
+    size: int
+
+
+class ImageInput(Frozen):
+    """What a model that takes pictures needs besides its text half.
+
+    Attributes:
+        token_id: the placeholder whose embedding a feature replaces.
+        processing: how pictures are prepared, and what stands for one in a prompt.
+        weights: of the encoder.
+        features: the one array of all pictures' features, [rows, hidden].
+        attends_both_ways: each token of a picture sees all others of it, so no chunk may cut one in two.
+    """
+
+    token_id: int
+    processing: ImageProcessing
+    weights: tuple[WeightSpec, ...]
+    features: StateSpec
+    attends_both_ways: bool = False
+
+
+class Manifest(Frozen):
+    format_version: int
+    key: str
+    created: int
+    versions: dict[str, str]
+    platform: Platform
+    mesh: dict[str, int]
+    dtype: str
+    num_slots: int
+    max_model_len: int
+    model: ModelCard
+    weights: tuple[WeightSpec, ...]
+    kv: tuple[StateSpec, ...]
+    state: tuple[StateSpec, ...]
+    programs: tuple[ProgramSpec, ...]
+    images: ImageInput | None = None
+    files: dict[str, str]
+    """sha256 of every file but the manifest itself and xla/."""
+    embeddings: Embeddings | None = None
+    """Null where there are no embed programs."""
+    parity: ParityReport | None = None
+    """Null until somebody compares; neither in the key nor in the hashes."""
+
+    @property
+    def num_devices(self) -> int:
+        return math.prod(self.mesh.values())
+
+    @property
+    def has_prompt_logprobs(self) -> bool:
+        """Whether there are score programs, so that a prompt's own logprobs can be asked for."""
+        return any(program.shape.kind == "score" for program in self.programs)
+
+    @property
+    def max_features(self) -> dict[ProgramShape, int]:
+        """The most features of one picture, of each image encoder."""
+        return {
+            program.shape: spec.shape[1]
+            for program in self.programs
+            for spec in program.inputs
+            if program.shape.kind == "encode_images" and spec.name == "feature_rows"
+        }
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether nothing about a request's programs depends on other requests."""
+        return is_pinned(program.shape for program in self.programs)
+
+    @property
+    def rows_are_slots(self) -> bool:
+        """Whether decode programs run all slots in order, because slots are split over dp."""
+        return self.mesh["dp"] > 1
+
+    def num_bytes_per_device(self) -> dict[str, int]:
+        """Return bytes on each device: weights, kv_cache and state; with images also their two parts."""
+        groups: dict[str, Iterable[ArraySpec]] = {
+            "weights": self.weights,
+            "kv_cache": self.kv,
+            "state": self.state,
+        }
+        if self.images is not None:
+            groups |= {"image_weights": self.images.weights, "image_features": (self.images.features,)}
+        return {
+            name: sum(spec.num_bytes_per_device(self.mesh) for spec in specs)
+            for name, specs in groups.items()
+        }
+
+
+def argument_specs(
+    shape: ProgramShape,
+    inputs: Sequence[ArraySpec],
+    *,
+    weights: Sequence[ArraySpec],
+    kv: Sequence[ArraySpec],
+    state: Sequence[ArraySpec],
+    images: ImageInput | None,
+) -> tuple[Sequence[ArraySpec], ...]:
+    """Return the specs of a program's four arguments."""
+    if shape.uses_image_features:
+        assert images is not None
+        return images.weights, (images.features,), (), inputs
+    return (
+        weights if shape.uses_weights else (),
+        kv if shape.uses_kv else (),
+        state if shape.uses_state else (),
+        inputs,
+    )
+
+
+def num_mask_words(vocab_size: int) -> int:
+    """Return the uint32 words of a grammar mask: one bit per token, token 0 in the lowest bit of word 0."""
+    return -(-vocab_size // MASK_WORD_BITS)
+
+
+def axis_names(axis: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the mesh axis names of one entry of a PartitionSpec."""
+    if axis is None:
+        return ()
+    return (axis,) if isinstance(axis, str) else axis
+
+
+def _dtype_bytes(dtype: str) -> int:
+    if dtype == "bool":
+        return 1
+    digits = "".join(c for c in dtype if c.isdigit())
+    return int(digits) // 8
+
+
+def mesh_words(mesh: Mapping[str, int]) -> str:
+    """Say a mesh in words, such as `dp=2 tp=4`."""
+    return " ".join(f"{axis}={mesh[axis]}" for axis in MESH_AXES if mesh[axis] != 1) or "of one device (tp=1)"

@@ -1,0 +1,79 @@
+"""Whether a bundle is the one that was written, and whether it fits this process.
+
+Reads files only; the manifest says what each must be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from vinfer.bundle.directory import MANIFEST
+from vinfer.bundle.manifest import Manifest, mesh_words
+from vinfer.errors import BundleError
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(directory: Path) -> dict[str, str]:
+    """Return the sha256 of every file under `directory`, by relative path."""
+    return {
+        path.relative_to(directory).as_posix(): sha256_of(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def verify_files(directory: Path, manifest: Manifest, *, weights: bool) -> None:
+    """Check that every file of the bundle is there and has the bytes that were written.
+
+    Args:
+        weights: hash the weights too (seconds per GB); else only their presence is checked here, and their
+            headers and sizes when they are placed.
+
+    Raises:
+        BundleError: a file is missing or changed.
+    """
+    for name, expected in manifest.files.items():
+        path = directory / name
+        if not path.is_file():
+            raise BundleError(f"bundle {directory} lacks {name}: run vinfer precompile again")
+        if name.startswith("weights/") and not weights:
+            continue
+        if sha256_of(path) != expected:
+            raise BundleError(
+                f"bundle {directory}: {name} was changed after the build: run vinfer precompile again"
+            )
+
+
+def check_fits(
+    directory: Path, manifest: Manifest, *, platform: str, num_devices: int, versions: Mapping[str, str]
+) -> None:
+    """Check that a bundle was built for this process.
+
+    Args:
+        versions: of this process; jax and jaxlib must equal the bundle's.
+
+    Raises:
+        BundleError: names the field, both values and the next move.
+    """
+    facts = [
+        ("platform", manifest.platform, platform),
+        *((f"versions.{name}", manifest.versions.get(name), version) for name, version in versions.items()),
+    ]
+    for field, built_for, here in facts:
+        if built_for != here:
+            raise BundleError(
+                f"bundle {directory}: {field} is {built_for}, here it is {here}: "
+                "run vinfer precompile on this installation"
+            )
+    if manifest.num_devices > num_devices:
+        raise BundleError(
+            f"bundle {directory}: its mesh {mesh_words(manifest.mesh)} needs {manifest.num_devices} "
+            f"devices, here are {num_devices}: run vinfer precompile with a smaller mesh"
+        )
