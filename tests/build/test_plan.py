@@ -106,7 +106,7 @@ def test_other_build_code_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_code_hash_covers_what_decides_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of the build half and the seam count; the server does not."""
-    counted = ("bundle.py", "image_processing.py", "build/plan.py", "checkpoint/families/llama.py")
+    counted = ("bundle/manifest.py", "image_processing.py", "build/plan.py", "checkpoint/families/llama.py")
     for name in (*counted, "server/app.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("before")

@@ -18,7 +18,7 @@ from tiny.checkpoints import checkpoint
 from vinfer.build import vision_tower
 from vinfer.build.image_encoders import make_encoder
 from vinfer.bundle.programs import ProgramShape
-from vinfer.checkpoint.hf_directory import open_hf_directory
+from vinfer.checkpoint.hf.directory import open_hf_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vinfer.checkpoint.normalise import normalise
-from vinfer.checkpoint.rope import RopeFacts
+from vinfer.checkpoint.rope.facts import RopeFacts
 from vinfer.errors import CheckpointError
 
 GLM4: dict[str, Any] = {

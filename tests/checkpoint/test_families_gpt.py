@@ -13,7 +13,7 @@ import pytest
 
 from vinfer.checkpoint.checkpoint import open_checkpoint
 from vinfer.checkpoint.normalise import normalise
-from vinfer.checkpoint.rope import RopeFacts
+from vinfer.checkpoint.rope.facts import RopeFacts
 from vinfer.checkpoint.source import resolve_source
 from vinfer.errors import CheckpointError
 

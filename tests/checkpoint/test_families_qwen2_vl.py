@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer
 
-from vinfer.checkpoint.hf_directory import open_hf_directory
+from vinfer.checkpoint.hf.directory import open_hf_directory
 from vinfer.checkpoint.normalise import normalise
 from vinfer.checkpoint.vision import Qwen2VLFacts
 from vinfer.errors import CheckpointError

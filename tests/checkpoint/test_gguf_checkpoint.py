@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vinfer.checkpoint.checkpoint import Checkpoint
-from vinfer.checkpoint.gguf_names import unpermute_rotary_rows
-from vinfer.checkpoint.rope import RopeFacts
+from vinfer.checkpoint.gguf.names import unpermute_rotary_rows
+from vinfer.checkpoint.rope.facts import RopeFacts
 from vinfer.errors import CheckpointError
 
 Tiny = Callable[..., Any]

@@ -9,8 +9,8 @@ import pytest
 from gemma import gemma_gguf
 
 from vinfer.checkpoint.config_keys import ConfigKeys
-from vinfer.checkpoint.gguf_config import hugging_face_config
-from vinfer.checkpoint.gguf_file import open_gguf
+from vinfer.checkpoint.gguf.config import hugging_face_config
+from vinfer.checkpoint.gguf.file import open_gguf
 from vinfer.checkpoint.normalise import normalise
 from vinfer.errors import CheckpointError
 

@@ -12,8 +12,8 @@ from gguf_files import open_written, write_gguf
 from tokenizers import Tokenizer
 
 from vinfer.checkpoint.config_keys import ConfigKeys
-from vinfer.checkpoint.gguf_checkpoint import open_gguf_checkpoint
-from vinfer.checkpoint.gguf_config import hugging_face_config
+from vinfer.checkpoint.gguf.checkpoint import open_gguf_checkpoint
+from vinfer.checkpoint.gguf.config import hugging_face_config
 from vinfer.checkpoint.normalise import normalise
 from vinfer.errors import CheckpointError
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vinfer.checkpoint.gguf_file import SERVED_TYPES, open_gguf
+from vinfer.checkpoint.gguf.file import SERVED_TYPES, open_gguf
 from vinfer.errors import CheckpointError
 
 HUGE = 2**63

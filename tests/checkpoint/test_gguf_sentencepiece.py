@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
-from vinfer.checkpoint.gguf_file import open_gguf
-from vinfer.checkpoint.gguf_sentencepiece import MAX_MERGES, MAX_PIECE_CHARACTERS
-from vinfer.checkpoint.gguf_tokenizer import build_tokenizer_files
+from vinfer.checkpoint.gguf.file import open_gguf
+from vinfer.checkpoint.gguf.sentencepiece import MAX_MERGES, MAX_PIECE_CHARACTERS
+from vinfer.checkpoint.gguf.tokenizer import build_tokenizer_files
 from vinfer.errors import CheckpointError
 
 CONTROL = ["<pad>", "<eos>", "<bos>", "<start_of_turn>"]
@@ -213,7 +213,7 @@ def test_what_cannot_be_built_is_refused(changes: dict[str, Any], message: str) 
 def test_a_vocabulary_made_to_have_endless_merges_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its merges would take a hundred times the memory of the file."""
     assert MAX_MERGES > 514_000
-    monkeypatch.setattr("vinfer.checkpoint.gguf_sentencepiece.MAX_MERGES", 5)
+    monkeypatch.setattr("vinfer.checkpoint.gguf.sentencepiece.MAX_MERGES", 5)
     with pytest.raises(CheckpointError, match="more than 5 ways"):
         _tokenizer()
 

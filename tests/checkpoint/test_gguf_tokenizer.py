@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 from vinfer.checkpoint.checkpoint import Checkpoint
-from vinfer.checkpoint.gguf_tokenizer import build_tokenizer_files
+from vinfer.checkpoint.gguf.tokenizer import build_tokenizer_files
 from vinfer.errors import CheckpointError
 
 ALPHABET = sorted(ByteLevel.alphabet())

@@ -10,8 +10,8 @@ import pytest
 
 from vinfer.checkpoint.families import FAMILIES
 from vinfer.checkpoint.normalise import normalise
-from vinfer.checkpoint.rope import RopeFacts
-from vinfer.checkpoint.unserved import UNSERVED_MODEL_TYPES
+from vinfer.checkpoint.rope.facts import RopeFacts
+from vinfer.checkpoint.unsupported import UNSUPPORTED_MODEL_TYPES
 from vinfer.errors import CheckpointError
 
 LLAMA3 = {
@@ -194,16 +194,16 @@ def test_a_model_that_vinfer_cannot_serve_is_refused_for_its_reason(model_type: 
         normalise({"model_type": model_type, "state_size": 16})
 
 
-def test_unserved_types_are_spelled_as_transformers_spells_them() -> None:
+def test_unsupported_types_are_spelled_as_transformers_spells_them() -> None:
     transformers = pytest.importorskip("transformers")
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
-    assert set(UNSERVED_MODEL_TYPES) <= set(known)
-    assert not set(UNSERVED_MODEL_TYPES) & set(FAMILIES)
+    assert set(UNSUPPORTED_MODEL_TYPES) <= set(known)
+    assert not set(UNSUPPORTED_MODEL_TYPES) & set(FAMILIES)
 
 
-def test_unserved_types_are_what_transformers_says_of_them() -> None:
+def test_unsupported_types_are_what_transformers_says_of_them() -> None:
     auto = pytest.importorskip("transformers").models.auto.modeling_auto
-    images = {kind for kind, why in UNSERVED_MODEL_TYPES.items() if "images" in why}
-    encoders = {kind for kind, why in UNSERVED_MODEL_TYPES.items() if "encoder" in why}
+    images = {kind for kind, why in UNSUPPORTED_MODEL_TYPES.items() if "images" in why}
+    encoders = {kind for kind, why in UNSUPPORTED_MODEL_TYPES.items() if "encoder" in why}
     assert images <= set(auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
     assert encoders <= set(auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES) | {"whisper"}

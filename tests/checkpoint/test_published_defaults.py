@@ -18,7 +18,7 @@ from published_configs import CONFIGS, published
 
 from vinfer.checkpoint.family import NormalisedConfig
 from vinfer.checkpoint.normalise import normalise
-from vinfer.checkpoint.rope import RopeFacts
+from vinfer.checkpoint.rope.facts import RopeFacts
 from vinfer.checkpoint.vision import Gemma3Facts, Qwen2VLFacts
 from vinfer.errors import CheckpointError
 

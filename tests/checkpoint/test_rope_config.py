@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vinfer.checkpoint.config_keys import ConfigKeys
-from vinfer.checkpoint.rope import RopeFacts
-from vinfer.checkpoint.rope_config import LayerRope, read_rope, read_ropes_by_layer_type
+from vinfer.checkpoint.rope.config import LayerRope, read_rope, read_ropes_by_layer_type
+from vinfer.checkpoint.rope.facts import RopeFacts
 from vinfer.errors import CheckpointError
 
 MAX_LENGTH = 128

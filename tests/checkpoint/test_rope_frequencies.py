@@ -9,8 +9,12 @@ import math
 import numpy as np
 import pytest
 
-from vinfer.checkpoint.rope import RopeFacts
-from vinfer.checkpoint.rope_frequencies import longrope_attention_factor, yarn_attention_factor, yarn_mscale
+from vinfer.checkpoint.rope.facts import RopeFacts
+from vinfer.checkpoint.rope.frequencies import (
+    longrope_attention_factor,
+    yarn_attention_factor,
+    yarn_mscale,
+)
 from vinfer.errors import CheckpointError
 
 LONGROPE = RopeFacts(

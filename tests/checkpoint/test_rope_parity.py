@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from vinfer.checkpoint.config_keys import ConfigKeys
-from vinfer.checkpoint.rope import RopeFacts
-from vinfer.checkpoint.rope_config import LayerRope, read_rope, read_ropes_by_layer_type
+from vinfer.checkpoint.rope.config import LayerRope, read_rope, read_ropes_by_layer_type
+from vinfer.checkpoint.rope.facts import RopeFacts
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.generation import GenerationFacts
-from vinfer.checkpoint.hf_directory import open_hf_directory
+from vinfer.checkpoint.hf.directory import open_hf_directory
 from vinfer.checkpoint.layout import Shape
-from vinfer.checkpoint.rope import RopeFacts
+from vinfer.checkpoint.rope.facts import RopeFacts
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.checkpoint.vision import VisionFacts
 from vinfer.errors import CheckpointError
@@ -91,7 +91,7 @@ def open_checkpoint(source: ResolvedSource) -> Checkpoint:
     if source.kind == "hf":
         return open_hf_directory(source.path)
     if source.kind == "gguf":
-        from vinfer.checkpoint.gguf_checkpoint import open_gguf_checkpoint
+        from vinfer.checkpoint.gguf.checkpoint import open_gguf_checkpoint
 
         return open_gguf_checkpoint(source.path)
     raise CheckpointError(

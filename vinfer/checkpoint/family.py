@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.layout import EMBEDDING, HEAD, Shape
-from vinfer.checkpoint.rope import RopeFacts
+from vinfer.checkpoint.rope.facts import RopeFacts
 from vinfer.checkpoint.vision import VisionFacts
 
 ONE_ROPE = "default"

@@ -13,7 +13,7 @@ from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families import FAMILIES
 from vinfer.checkpoint.family import Family, NormalisedConfig
 from vinfer.checkpoint.key_check import refuse_unknown_keys
-from vinfer.checkpoint.unserved import UNSERVED_MODEL_TYPES
+from vinfer.checkpoint.unsupported import UNSUPPORTED_MODEL_TYPES
 
 
 def normalise(raw: Mapping[str, object], where: str = "config.json") -> NormalisedConfig:
@@ -30,9 +30,9 @@ def normalise(raw: Mapping[str, object], where: str = "config.json") -> Normalis
 
 def _family(keys: ConfigKeys) -> Family:
     model_type = keys.string("model_type")
-    if model_type in UNSERVED_MODEL_TYPES:
+    if model_type in UNSUPPORTED_MODEL_TYPES:
         raise keys.refusal(
-            "model_type", f"{UNSERVED_MODEL_TYPES[model_type]}: take a model of {', '.join(FAMILIES)}"
+            "model_type", f"{UNSUPPORTED_MODEL_TYPES[model_type]}: take a model of {', '.join(FAMILIES)}"
         )
     if model_type not in FAMILIES:
         raise keys.refusal("model_type", f"vinfer serves {', '.join(FAMILIES)}")

@@ -19,8 +19,8 @@ from vinfer.checkpoint.families.reading import (
 )
 from vinfer.checkpoint.family import ONE_ROPE, Family, NormalisedConfig
 from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, gated_mlp_shapes, norm_shapes
-from vinfer.checkpoint.rope import RopeFacts
-from vinfer.checkpoint.rope_config import LayerRope, read_rope, read_ropes_by_layer_type
+from vinfer.checkpoint.rope.config import LayerRope, read_rope, read_ropes_by_layer_type
+from vinfer.checkpoint.rope.facts import RopeFacts
 
 _GELU = {"gelu_pytorch_tanh": "gelu_pytorch_tanh", "gelu": "gelu", "gelu_new": "gelu_new"}
 _NORMS = (

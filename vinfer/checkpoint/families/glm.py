@@ -17,7 +17,7 @@ from vinfer.checkpoint.families.reading import (
 )
 from vinfer.checkpoint.family import ONE_ROPE, Family, NormalisedConfig
 from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, linear_shapes, norm_shapes
-from vinfer.checkpoint.rope_config import read_rope
+from vinfer.checkpoint.rope.config import read_rope
 
 NORMS = (
     "input_layernorm",

@@ -17,7 +17,7 @@ from vinfer.checkpoint.families.reading import (
 )
 from vinfer.checkpoint.family import ONE_ROPE, Family, ModelFacts, NormalisedConfig, TensorNames
 from vinfer.checkpoint.layout import HEAD, Shape, linear_shapes, norm_shapes
-from vinfer.checkpoint.rope_config import read_rope
+from vinfer.checkpoint.rope.config import read_rope
 
 GPT2_NAMES = TensorNames(
     embedding="transformer.wte.weight",

@@ -21,8 +21,8 @@ from vinfer.checkpoint.families.reading import (
 )
 from vinfer.checkpoint.family import ONE_ROPE, Family, NormalisedConfig
 from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, gated_mlp_shapes, norm_shapes
-from vinfer.checkpoint.rope import RopeFacts
-from vinfer.checkpoint.rope_config import read_rope
+from vinfer.checkpoint.rope.config import read_rope
+from vinfer.checkpoint.rope.facts import RopeFacts
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
 

@@ -21,7 +21,7 @@ from vinfer.checkpoint.families.reading import (
 )
 from vinfer.checkpoint.family import Family, NormalisedConfig
 from vinfer.checkpoint.layout import Shape, Shapes, gated_mlp_shapes, linear_shapes
-from vinfer.checkpoint.rope_config import read_rope
+from vinfer.checkpoint.rope.config import read_rope
 
 
 def _mixtral(keys: ConfigKeys) -> NormalisedConfig:

@@ -20,7 +20,7 @@ from vinfer.checkpoint.families.reading import (
 )
 from vinfer.checkpoint.family import Family, NormalisedConfig
 from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, gated_mlp_shapes, norm_shapes
-from vinfer.checkpoint.rope import RopeFacts
+from vinfer.checkpoint.rope.facts import RopeFacts
 
 NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 

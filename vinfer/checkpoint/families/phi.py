@@ -17,7 +17,7 @@ from vinfer.checkpoint.families.reading import (
 )
 from vinfer.checkpoint.family import Family, NormalisedConfig
 from vinfer.checkpoint.layout import decoder_shapes, linear_shapes, norm_shapes
-from vinfer.checkpoint.rope_config import read_rope
+from vinfer.checkpoint.rope.config import read_rope
 
 # Published files state the design; transformers reads none of it and computes this one.
 _DESIGN: dict[str, object] = {

@@ -24,7 +24,7 @@ from vinfer.checkpoint.family import ONE_ROPE, Family, NormalisedConfig, TensorN
 from vinfer.checkpoint.image_processor import read_qwen2_vl_processing
 from vinfer.checkpoint.key_check import refuse_unknown_keys
 from vinfer.checkpoint.layout import Shape, gated_mlp_shapes, linear_shapes, norm_shapes
-from vinfer.checkpoint.rope_config import read_rope
+from vinfer.checkpoint.rope.config import read_rope
 from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
 
 # What Qwen2VLTextConfig has by itself, where it differs from what every file must state.

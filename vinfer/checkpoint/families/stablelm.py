@@ -25,7 +25,7 @@ from vinfer.checkpoint.layout import (
     gated_mlp_shapes,
     norm_shapes,
 )
-from vinfer.checkpoint.rope_config import read_rope
+from vinfer.checkpoint.rope.config import read_rope
 
 
 def _stablelm(keys: ConfigKeys) -> NormalisedConfig:

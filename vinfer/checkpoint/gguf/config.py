@@ -1,0 +1,240 @@
+"""GGUF metadata as the config.json that transformers 5 would have for the same model.
+
+Runs in the build half, on any thread. Pure functions: what is written here goes through `normalise` like any
+other config.json. Knows how llama.cpp reads its keys, with the defaults it has for those that are absent.
+
+Source: llama.cpp, `load_hparams` of each architecture and `rope.scaling` in llama-model.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from vinfer.checkpoint.config_keys import ConfigKeys
+from vinfer.checkpoint.gguf.names import TENSOR_RULES
+from vinfer.checkpoint.layout import Shape
+
+MAX_LAYERS = 1024
+
+_KEYS = frozenset(
+    {
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.layer_norm_rms_epsilon",
+        "attention.sliding_window",
+        "attention.value_length",
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "expert_count",
+        "expert_used_count",
+        "feed_forward_length",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scaling.factor",
+        "rope.scaling.finetuned",
+        "rope.scaling.original_context_length",
+        "rope.scaling.type",
+        "tensor_data_layout",
+        "vocab_size",
+    }
+)
+"""Keys below `<architecture>.`: translated, checked, or without effect on the logits."""
+_GEMMA_KEYS = _KEYS | {"attention.sliding_window_pattern", "final_logit_softcapping", "rope.freq_base_swa"}
+
+
+def hugging_face_config(keys: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]:
+    """Translate the metadata of a whole file.
+
+    Args:
+        shapes: of all its tensors, under llama.cpp's names.
+
+    Returns:
+        A config.json of transformers 5, every fact explicit.
+
+    Raises:
+        CheckpointError: another architecture, a missing or wrong value, or a key that vinfer does not know.
+    """
+    architecture = keys.string("general.architecture")
+    if architecture not in TENSOR_RULES:
+        raise keys.refusal("general.architecture", f"vinfer serves {', '.join(TENSOR_RULES)}")
+    if keys.string("general.type", "model") != "model":
+        raise keys.refusal("general.type", "only whole models are served, no adapters and no projectors")
+    if keys.integer("split.count", 1, minimum=0) > 1:
+        raise keys.refusal(
+            "split.count", "split files are not served: merge them with llama-gguf-split --merge"
+        )
+    prefix = f"{architecture}."
+    model = ConfigKeys(
+        {key.removeprefix(prefix): value for key, value in keys.values.items() if key.startswith(prefix)},
+        f"{keys.where}: {architecture}",
+    )
+    translate = _TRANSLATE[architecture]
+    return {"vocab_size": shapes.get("token_embd.weight", (1,))[0], **translate(model, shapes)}
+
+
+def _sizes(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]:
+    """Read what all architectures have."""
+    if (
+        model.integer("expert_count", 0, minimum=0) > 0
+        or model.integer("expert_used_count", 0, minimum=0) > 0
+    ):
+        key = "expert_count" if model.values.get("expert_count") else "expert_used_count"
+        raise model.refusal(key, "mixtures of experts are not served from GGUF")
+    hidden_size, num_heads = model.integer("embedding_length"), model.integer("attention.head_count")
+    head_dim = model.integer("attention.key_length", max(hidden_size // num_heads, 1))
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if model.integer(key, head_dim) != head_dim:
+            raise model.refusal(key, f"must equal the head dimension {head_dim}")
+    return {
+        "hidden_size": hidden_size,
+        "intermediate_size": model.integer("feed_forward_length"),
+        "num_hidden_layers": model.integer("block_count", maximum=MAX_LAYERS),
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": model.integer("attention.head_count_kv", num_heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": model.integer("context_length"),
+        "rms_norm_eps": model.number("attention.layer_norm_rms_epsilon"),
+        # llama.cpp leaves the head out where it is tied.
+        "tie_word_embeddings": "output.weight" not in shapes,
+    }
+
+
+def _llama(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]:
+    return {
+        "model_type": "llama",
+        **_without_windows(model, shapes),
+        "attention_bias": "blk.0.attn_q.bias" in shapes,
+        "mlp_bias": "blk.0.ffn_up.bias" in shapes,
+    }
+
+
+def _qwen2(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]:
+    return {"model_type": "qwen2", **_without_windows(model, shapes)}
+
+
+def _qwen3(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]:
+    return {
+        "model_type": "qwen3",
+        **_without_windows(model, shapes),
+        "attention_bias": "blk.0.attn_q.bias" in shapes,
+    }
+
+
+def _without_windows(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]:
+    _refuse_unknown(model, _KEYS)
+    if model.integer("attention.sliding_window", 0, minimum=0) > 0:
+        raise model.refusal(
+            "attention.sliding_window", "sliding windows of this architecture are not served from GGUF"
+        )
+    return {
+        **_sizes(model, shapes),
+        "rope_parameters": _rope(model, model.number("rope.freq_base", 10_000.0)),
+    }
+
+
+def _gemma2(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]:
+    _refuse_unknown(model, _GEMMA_KEYS | {"attn_logit_softcapping"})
+    sizes = _gemma_sizes(model, shapes, largest=46)
+    theta = model.number("rope.freq_base", 10_000.0)
+    if model.number("rope.freq_base_swa", theta) != theta:
+        raise model.refusal("rope.freq_base_swa", f"transformers' Gemma 2 has one: rope.freq_base = {theta}")
+    return {
+        "model_type": "gemma2",
+        **sizes,
+        "sliding_window": model.integer("attention.sliding_window", 4096),
+        "layer_types": _layer_types(model, period=2),
+        "attn_logit_softcapping": model.number("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": model.number("final_logit_softcapping", 30.0),
+        "rope_parameters": _rope(model, theta),
+    }
+
+
+def _gemma3(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]:
+    _refuse_unknown(model, _GEMMA_KEYS)
+    sizes = _gemma_sizes(model, shapes, largest=62)
+    window = model.integer("attention.sliding_window", 0, minimum=0)
+    layer_types = ["full_attention"] * model.integer("block_count")
+    if window:
+        layer_types = _layer_types(model, period=6)
+    cap = "final_logit_softcapping"
+    return {
+        "model_type": "gemma3_text",
+        **sizes,
+        "sliding_window": window or None,
+        "layer_types": layer_types,
+        "final_logit_softcapping": model.number(cap) if model.has(cap) else None,
+        "rope_parameters": {
+            # Scaling is for the layers that see everything.
+            "full_attention": _rope(model, model.number("rope.freq_base", 10_000.0)),
+            "sliding_attention": {
+                "rope_type": "default",
+                "rope_theta": model.number("rope.freq_base_swa", 10_000.0),
+            },
+        },
+    }
+
+
+def _gemma_sizes(model: ConfigKeys, shapes: Mapping[str, Shape], *, largest: int) -> dict[str, object]:
+    """Read the sizes; `largest` is how many layers the 27B model of the generation has.
+
+    The files do not say what attention scores are divided by: llama.cpp goes by the number of layers.
+    """
+    sizes = _sizes(model, shapes)
+    hidden_size, num_heads = model.integer("embedding_length"), model.integer("attention.head_count")
+    is_largest = sizes["num_hidden_layers"] == largest
+    return {
+        **sizes,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "query_pre_attn_scalar": max(hidden_size // num_heads, 1) if is_largest else sizes["head_dim"],
+    }
+
+
+def _layer_types(model: ConfigKeys, *, period: int) -> list[str]:
+    """Read which layers slide: all but each so many-th, or one boolean per layer."""
+    key = "attention.sliding_window_pattern"
+    num_layers = model.integer("block_count", maximum=MAX_LAYERS)
+    stated = model.values.get(key)
+    if isinstance(stated, np.ndarray):
+        if len(stated) != num_layers or stated.dtype != np.bool_:
+            raise model.refusal(key, f"must be a number or hold one boolean for each of {num_layers} layers")
+        slides = [bool(layer) for layer in stated]
+    else:
+        period = model.integer(key, period, minimum=0)
+        slides = [period == 0 or layer % period < period - 1 for layer in range(num_layers)]
+    return ["sliding_attention" if layer else "full_attention" for layer in slides]
+
+
+def _rope(model: ConfigKeys, theta: float) -> dict[str, object]:
+    """Write `rope_parameters`. A factor without a type is linear scaling, and one of 0 is none."""
+    scaling = model.string("rope.scaling.type", "linear")
+    if scaling not in ("none", "linear"):
+        raise model.refusal("rope.scaling.type", "scaling types served: none, linear")
+    stated = model.values.get("rope.scaling.factor")
+    is_zero = isinstance(stated, int | float) and stated == 0
+    factor = 1.0 if is_zero else model.number("rope.scaling.factor", 1.0)
+    if scaling == "none" or factor == 1.0:
+        return {"rope_type": "default", "rope_theta": theta}
+    return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
+
+
+def _refuse_unknown(model: ConfigKeys, known: frozenset[str]) -> None:
+    for key in model.values:
+        if key not in known:
+            raise model.refusal(
+                key,
+                "vinfer does not know this key and cannot tell if it changes the logits: use another file",
+            )
+
+
+_TRANSLATE: dict[str, Callable[[ConfigKeys, Mapping[str, Shape]], dict[str, object]]] = {
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "llama": _llama,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+}
