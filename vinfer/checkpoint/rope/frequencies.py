@@ -1,7 +1,7 @@
 """The arithmetic of rotary embedding: inverse frequencies and attention factors of every rope type.
 
 Pure functions on NumPy and Python numbers, in transformers' order of float32 operations. Source of all:
-transformers 5.5, `modeling_rope_utils.py`. Knows no configuration file; the facts are in `rope.py`.
+transformers 5.5, `modeling_rope_utils.py`. Knows no configuration file; the facts are in `facts.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def wavelengths(theta: float, rotary_dim: int, *, num_rotated: int | None = None
     # Python scalars stay weak, so every step is float32 as in torch.
     stop = rotary_dim if num_rotated is None else 2 * num_rotated
     exponents = np.arange(0, stop, 2, dtype=np.int64).astype(np.float32) / rotary_dim
-    return np.power(np.float32(theta), exponents)
+    # But for this one: NumPy's float32 power is off by up to 4 units in the last place on some processors.
+    return np.power(np.float64(np.float32(theta)), exponents.astype(np.float64)).astype(np.float32)
 
 
 def llama3(
