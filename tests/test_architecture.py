@@ -20,14 +20,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "vinfer"
 
 EASYDEL = ("easydel", "eformer", "ejkernel", "flax")
-BUILD_ONLY = ("vinfer.build", "vinfer.checkpoint", *EASYDEL, "transformers", "torch")
+BUILD_ONLY = ("vinfer.compiler", "vinfer.checkpoint", *EASYDEL, "transformers", "torch")
 JAX = ("jax", "jaxlib")
 PICKLES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
 
 HTTP_CLIENTS = ("httpx", "httpcore", "aiohttp", "http.client", "requests", "urllib.request", "urllib3")
 
 RUN_ROOMS = ("vinfer.engine", "vinfer.images", "vinfer.server", "vinfer.text")
-BUILD_ROOMS = ("vinfer.build", "vinfer.checkpoint")
+BUILD_ROOMS = ("vinfer.compiler", "vinfer.checkpoint")
 PARITY = ("vinfer.parity",)
 SHARED = (
     "vinfer.bundle",
@@ -72,7 +72,7 @@ DIRECTIONS = (
     Rule(
         "plain Python, so that it is tested without a device", (*WITHOUT_JAX, "vinfer.engine"), JAX, ON_DEVICE
     ),
-    Rule("one adapter knows EasyDeL", ("vinfer",), EASYDEL, but_not=("vinfer.build.easydel_",)),
+    Rule("one adapter knows EasyDeL", ("vinfer",), EASYDEL, but_not=("vinfer.compiler.easydel",)),
     Rule("tensors are read without a framework", ("vinfer.checkpoint",), (*JAX, *EASYDEL, "torch")),
     Rule(
         "one room knows where weights come from",
@@ -100,7 +100,7 @@ DIRECTIONS = (
     ),
     Rule("one file opens pictures, within limits", ("vinfer",), ("PIL",), ("vinfer.images",)),
     Rule("the build half stands without the run half", BUILD_ROOMS, (*RUN_ROOMS, "starlette", "uvicorn")),
-    Rule("a source does not know what is made of it", ("vinfer.checkpoint",), ("vinfer.build",)),
+    Rule("a source does not know what is made of it", ("vinfer.checkpoint",), ("vinfer.compiler",)),
     Rule(
         "one child process knows transformers",
         ("vinfer",),
@@ -111,7 +111,7 @@ DIRECTIONS = (
     Rule(
         "the judge sees a checkpoint, requests and tokens",
         PARITY,
-        ("vinfer.build", "vinfer.server", "vinfer.text", *ON_DEVICE, *JAX),
+        ("vinfer.compiler", "vinfer.server", "vinfer.text", *ON_DEVICE, *JAX),
     ),
     Rule("commands are the top", ("vinfer",), ("vinfer.cli",), but_not=("vinfer.__main__",)),
     Rule("only commands put rooms together", ("vinfer",), ("vinfer.launch",), but_not=(*COMMANDS, *LAUNCH)),
@@ -283,7 +283,11 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
 @pytest.mark.parametrize(
     ("module", "source", "complaint"),
     [
-        ("vinfer.engine.runner", "import vinfer.build.export", "imports vinfer.build.export"),
+        (
+            "vinfer.engine.runner",
+            "import vinfer.compiler.export.bundle",
+            "imports vinfer.compiler.export.bundle",
+        ),
         ("vinfer.engine.runner", "from vinfer import checkpoint", "imports vinfer.checkpoint"),
         ("vinfer.engine.runner", "from ..checkpoint import source", "imports vinfer.checkpoint"),
         (
@@ -295,7 +299,7 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.server.app", "importlib.import_module('easydel.modules')", "imports easydel.modules"),
         ("vinfer.server.app", "__import__('easydel')", "imports easydel"),
         ("vinfer.bundle", "from vinfer.engine.request import Request", "imports vinfer.engine.request"),
-        ("vinfer.errors", "import vinfer.build", "imports vinfer.build"),
+        ("vinfer.errors", "import vinfer.compiler", "imports vinfer.compiler"),
         ("vinfer.server.metrics", "import jax.monitoring", "imports jax.monitoring"),
         ("vinfer.engine.scheduler", "import jax", "plain Python, so that"),
         ("vinfer.engine.request", "import jax", "plain Python, so that"),
@@ -305,12 +309,12 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.config.load", "def f():\n    import jax", "plain Python, so that"),
         ("vinfer.bundle", "import jaxlib", "plain Python, so that"),
         ("vinfer.text.stops", "import jax", "plain Python, so that"),
-        ("vinfer.build.export", "from flax import nnx", "one adapter knows EasyDeL"),
-        ("vinfer.build.sampler", "import ejkernel.types", "one adapter knows EasyDeL"),
+        ("vinfer.compiler.export.bundle", "from flax import nnx", "one adapter knows EasyDeL"),
+        ("vinfer.compiler.sampler", "import ejkernel.types", "one adapter knows EasyDeL"),
         ("vinfer.cli", "def f():\n    import eformer", "one adapter knows EasyDeL"),
         ("vinfer.checkpoint.gguf", "import jax.numpy", "without a framework"),
         ("vinfer.checkpoint.gguf", "import torch", "without a framework"),
-        ("vinfer.build.export", "import huggingface_hub", "where weights come from"),
+        ("vinfer.compiler.export.bundle", "import huggingface_hub", "where weights come from"),
         ("vinfer.cli", "def f():\n    from gguf import GGUFReader", "where weights come from"),
         ("vinfer.engine.engine", "import vinfer.server.sse", "never sees HTTP"),
         ("vinfer.text.tokenizer", "from vinfer.engine.request import Request", "never sees the engine"),
@@ -319,12 +323,12 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.images.source", "import urllib.request", "one function fetches"),
         ("vinfer.server.chat", "import httpx", "one function fetches"),
         ("vinfer.server.chat", "from PIL import Image", "one file opens pictures"),
-        ("vinfer.build.programs", "import vinfer.images", "without the run half"),
-        ("vinfer.build.programs", "import vinfer.server", "without the run half"),
+        ("vinfer.compiler.programs", "import vinfer.images", "without the run half"),
+        ("vinfer.compiler.programs", "import vinfer.server", "without the run half"),
         ("vinfer.checkpoint.source", "from vinfer.engine import request", "without the run half"),
-        ("vinfer.checkpoint.source", "from vinfer.build import export", "what is made of it"),
+        ("vinfer.checkpoint.source", "from vinfer.compiler import export", "what is made of it"),
         ("vinfer.parity.measure", "def f():\n    import torch", "one child process knows transformers"),
-        ("vinfer.build.export", "import transformers", "one child process knows transformers"),
+        ("vinfer.compiler.export.bundle", "import transformers", "one child process knows transformers"),
         ("vinfer.engine.engine", "from vinfer.parity import figures", "does not know its judge"),
         ("vinfer.checkpoint.source", "import vinfer.parity.prompts", "does not know its judge"),
         ("vinfer.parity.measure", "from vinfer.engine import runner", "the judge sees"),
@@ -332,7 +336,7 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.parity.reference", "import torch", "out of each other's process"),
         ("vinfer.launch.parity", "import jax", "out of each other's process"),
         ("vinfer.server.app", "from vinfer.cli import main", "commands are the top"),
-        ("vinfer.build.export", "import pickle", "runs code when it is read"),
+        ("vinfer.compiler.export.bundle", "import pickle", "runs code when it is read"),
         ("vinfer.checkpoint.source", "def f():\n    from marshal import loads", "runs code when it is read"),
         ("vinfer.cli", "import numpy", "answers at once"),
         ("vinfer.cli", "try:\n    import uvicorn\nfinally:\n    pass", "answers at once"),
@@ -382,14 +386,14 @@ def test_a_file_out_of_form_is_named(source: str, complaint: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("vinfer.build.easydel_model", "import easydel\nfrom flax import nnx"),
-        ("vinfer.build.easydel_attention", "def f():\n    import ejkernel"),
-        ("vinfer.build.export", "import jax\nfrom vinfer.bundle.manifest import MAX_LOGIT_BIAS"),
+        ("vinfer.compiler.easydel.model", "import easydel\nfrom flax import nnx"),
+        ("vinfer.compiler.easydel.corrections", "def f():\n    import ejkernel"),
+        ("vinfer.compiler.export.bundle", "import jax\nfrom vinfer.bundle.manifest import MAX_LOGIT_BIAS"),
         ("vinfer.checkpoint.gguf", "import numpy\nfrom gguf import GGUFReader"),
         ("vinfer.checkpoint.source", "def f():\n    import huggingface_hub"),
         ("vinfer.parity.reference", "def f():\n    import torch, transformers"),
         ("vinfer.parity.measure", "from vinfer.engine.request import EngineClient"),
-        ("vinfer.cli", "def serve():\n    import jax, uvicorn\n    from vinfer.build import export"),
+        ("vinfer.cli", "def serve():\n    import jax, uvicorn\n    from vinfer.compiler import export"),
         ("vinfer.cli", "import typing\nif typing.TYPE_CHECKING:\n    import jax"),
         ("vinfer.__main__", "from vinfer.cli import main"),
         ("vinfer.engine.runner", "import jax\nimport jax_like\nfrom vinfer.bundle.manifest import Manifest"),

@@ -99,8 +99,8 @@ def write(directory: Path, num_layers: int) -> None:
     """Write the checkpoint, one tensor at a time."""
     import numpy as np
 
-    from vinfer.build.weight_file import write_weight_file
-    from vinfer.build.weights import Part, Weight
+    from vinfer.compiler.export.weight_file import write_weight_file
+    from vinfer.compiler.weights import Part, Weight
 
     checkpoint = directory / "checkpoint"
     checkpoint.mkdir()

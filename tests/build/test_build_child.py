@@ -19,9 +19,9 @@ pytest.importorskip("torch", reason="tiny checkpoints are written by transformer
 from tiny.bundles import model_config
 from tiny.checkpoints import checkpoint
 
-from vinfer.build.child import run_build
-from vinfer.build.plan import BuildPlan, plan_build
 from vinfer.checkpoint.source import resolve_source
+from vinfer.compiler.child import run_build
+from vinfer.compiler.plan import BuildPlan, plan_build
 from vinfer.config import ModelConfig
 from vinfer.errors import BuildError, CheckpointError
 from vinfer.launch.bundles import find_or_build
@@ -110,7 +110,7 @@ print("a banner at start-up")
 
 class Talker:
     def find_spec(self, name, *_):
-        if name == "vinfer.build.export":
+        if name == "vinfer.compiler.export.bundle":
             print('{"done": true}')
             os.write(1, b"half a line")
             subprocess.run(["echo", "a program"])
@@ -152,7 +152,7 @@ def build_children(pid: int) -> list[int]:
     return [
         child
         for child in children(pid)
-        if b"vinfer.build" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        if b"vinfer.compiler" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
     ]
 
 
@@ -275,8 +275,8 @@ import sys
 from pathlib import Path
 from tiny.bundles import model_config
 from tiny.engines import Question, ask, load_engine
-from vinfer.build.child import run_build
-from vinfer.build.plan import plan_build
+from vinfer.compiler.child import run_build
+from vinfer.compiler.plan import plan_build
 from vinfer.checkpoint.checkpoint import open_checkpoint
 from vinfer.checkpoint.source import resolve_source
 from vinfer.errors import CheckpointError

@@ -1,4 +1,4 @@
-"""Each correction of EasyDeL in `vinfer.build.easydel_model`, held to the fact that makes it necessary.
+"""Each correction of EasyDeL in `vinfer.compiler.easydel.model`, held to the fact that makes it necessary.
 
 A test that fails here says that EasyDeL has changed: take the correction out, and the test with it.
 """

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vinfer.build.mixture import Experts, block_size, max_blocks, mix, route
+from vinfer.compiler.mixture import Experts, block_size, max_blocks, mix, route
 
 HIDDEN, INNER = 24, 40
 Array = npt.NDArray[np.float32]

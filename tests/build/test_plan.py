@@ -10,8 +10,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from vinfer.build import plan as plan_module
-from vinfer.build.plan import (
+from vinfer.bundle.manifest import Platform
+from vinfer.bundle.programs import ProgramShape, choose_encoder, is_pinned
+from vinfer.checkpoint.family import ModelFacts
+from vinfer.checkpoint.source import ResolvedSource
+from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
+from vinfer.compiler import plan as plan_module
+from vinfer.compiler.plan import (
     BuildPlan,
     MemoryPlan,
     build_versions,
@@ -20,11 +25,6 @@ from vinfer.build.plan import (
     plan_build,
     resolve_mesh,
 )
-from vinfer.bundle.manifest import Platform
-from vinfer.bundle.programs import ProgramShape, choose_encoder, is_pinned
-from vinfer.checkpoint.family import ModelFacts
-from vinfer.checkpoint.source import ResolvedSource
-from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
 from vinfer.config import ModelConfig, prefill_shapes
 from vinfer.errors import ConfigError, DeviceError, VinferError
 
@@ -106,7 +106,12 @@ def test_other_build_code_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_code_hash_covers_what_decides_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of the build half and the seam count; the server does not."""
-    counted = ("bundle/manifest.py", "image_processing.py", "build/plan.py", "checkpoint/families/llama.py")
+    counted = (
+        "bundle/manifest.py",
+        "image_processing.py",
+        "compiler/plan.py",
+        "checkpoint/families/llama.py",
+    )
     for name in (*counted, "server/app.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("before")

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import torch
 from tiny.checkpoints import checkpoint
 
-from vinfer.build import vision_tower
-from vinfer.build.image_encoders import make_encoder
 from vinfer.bundle.programs import ProgramShape
 from vinfer.checkpoint.hf.directory import open_hf_directory
+from vinfer.compiler.vision import tower as vision_tower
+from vinfer.compiler.vision.encoders import make_encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

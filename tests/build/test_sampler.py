@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats  # type: ignore[import-untyped]
 
-from vinfer.build.sampler import (
+from vinfer.compiler.sampler import (
     _inverse_cdf,
     _truncate,
     keep_allowed,
@@ -26,7 +26,7 @@ from vinfer.build.sampler import (
     sample,
     top_logprobs,
 )
-from vinfer.build.state import state_specs
+from vinfer.compiler.state import state_specs
 
 VOCAB = 300  # no multiple of the 128 of a block
 FALSE_ALARM_ODDS = 1e-6

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vinfer.build import vision_tower
-from vinfer.build.vision_tower import VisionWeights, tower_states
 from vinfer.checkpoint.vision import TowerFacts
+from vinfer.compiler.vision import tower as vision_tower
+from vinfer.compiler.vision.tower import VisionWeights, tower_states
 
 FACTS = TowerFacts(
     is_clip=False,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from vinfer.build.weight_file import num_bytes, write_weight_file
-from vinfer.build.weights import Part, Weight, in_stored_order
+from vinfer.compiler.export.weight_file import num_bytes, write_weight_file
+from vinfer.compiler.weights import Part, Weight, in_stored_order
 from vinfer.errors import BuildError
 
 DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

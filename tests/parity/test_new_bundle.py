@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from vinfer.build.plan import build_versions
 from vinfer.bundle.certificate import ParityFigures, ParityReport
 from vinfer.bundle.directory import read_manifest, write_manifest
 from vinfer.bundle.manifest import FORMAT_VERSION, Manifest, ModelCard
 from vinfer.checkpoint.source import ResolvedSource
+from vinfer.compiler.plan import build_versions
 from vinfer.config import Config, ModelConfig
 from vinfer.engine import compilation
 from vinfer.errors import ReferenceUnavailableError

@@ -17,14 +17,14 @@ from typing import Any
 from tiny.bundles import build
 
 import vinfer.launch.bundles
-from vinfer.build.export import build_bundle
-from vinfer.build.plan import BuildPlan
 from vinfer.checkpoint.checkpoint import open_checkpoint
 from vinfer.checkpoint.source import resolve_source
+from vinfer.compiler.export.bundle import build_bundle
+from vinfer.compiler.plan import BuildPlan
 
 
 def run_build(plan: BuildPlan, *, directory: Path, progress: Callable[..., None], **_: Any) -> None:
-    """Stand in for `vinfer.build.child.run_build`."""
+    """Stand in for `vinfer.compiler.child.run_build`."""
     build_bundle(plan, open_checkpoint(resolve_source(plan.source)), directory, progress)
 
 

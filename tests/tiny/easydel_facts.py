@@ -1,4 +1,4 @@
-"""Measures what the corrections in `vinfer.build.easydel_model` correct, and prints it as one JSON object.
+"""Measures what the corrections in `vinfer.compiler.easydel.model` correct, and prints it as one JSON object.
 
     python -m tiny.easydel_facts imports               what importing EasyDeL does, without our import
     python -m tiny.easydel_facts models CHECKPOINT     what its models do where one correction is left out
@@ -56,10 +56,11 @@ def model_facts(directory: Path) -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from vinfer.build import easydel_model, kv_cache
     from vinfer.checkpoint.checkpoint import open_checkpoint
     from vinfer.checkpoint.family import ONE_ROPE
     from vinfer.checkpoint.source import resolve_source
+    from vinfer.compiler import kv_cache
+    from vinfer.compiler.easydel import model as easydel_model
 
     checkpoint = open_checkpoint(resolve_source(str(directory)))
     max_model_len, num_slots, length = 32, 3, 8

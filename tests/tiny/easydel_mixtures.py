@@ -32,7 +32,7 @@ def _errors(family: str, config_class: str, block_class: str, sizes: Sizes, hidd
     from easydel.layers.moe import MoEMethods
     from flax import nnx
 
-    from vinfer.build.easydel_mixtures import compute_exactly
+    from vinfer.compiler.easydel.mixtures import compute_exactly
 
     modeling = importlib.import_module(f"easydel.modules.{family}.modeling_{family}")
     config = getattr(modeling, config_class)(

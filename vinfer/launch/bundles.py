@@ -10,13 +10,13 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from vinfer.build.child import run_build
-from vinfer.build.plan import BuildPlan, MemoryPlan, build_versions, check_model, plan_build
 from vinfer.bundle.directory import build_lock, is_bundle, read_manifest, writing
 from vinfer.bundle.manifest import Manifest, Platform, mesh_words
 from vinfer.bundle.verification import check_fits, verify_files
 from vinfer.checkpoint.checkpoint import open_checkpoint
 from vinfer.checkpoint.source import ResolvedSource, resolve_source
+from vinfer.compiler.child import run_build
+from vinfer.compiler.plan import BuildPlan, MemoryPlan, build_versions, check_model, plan_build
 from vinfer.config import ModelConfig
 from vinfer.errors import BundleError, ConfigError, DeviceError
 

@@ -1,7 +1,8 @@
 """The model families that vinfer serves, by transformers' `model_type`; one rule per fact in each file.
 
-To add one: translate its config.json here, name its EasyDeL classes in `build.easydel_families`, add a tiny
-checkpoint to `tests/tiny/families`, and let the parity matrix (`scripts/parity`) say whether it is right.
+To add one: translate its config.json here, name its EasyDeL classes in `compiler.easydel.families`, add a
+tiny checkpoint to `tests/tiny/families`, and let the parity matrix (`scripts/parity`) say whether it is
+right.
 """
 
 from __future__ import annotations

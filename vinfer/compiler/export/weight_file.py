@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vinfer.build.weights import Array, Read, Weight
+from vinfer.compiler.weights import Array, Read, Weight
 
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -12,8 +12,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from vinfer.build.qwen2_vl_vision import Qwen2VLEncoder
-from vinfer.build.vision_tower import (
+from vinfer.bundle.manifest import ArraySpec
+from vinfer.bundle.programs import ProgramShape
+from vinfer.checkpoint.vision import Gemma3Facts, LlavaFacts, Qwen2VLFacts
+from vinfer.compiler.vision.qwen2_vl import Qwen2VLEncoder
+from vinfer.compiler.vision.tower import (
     TOWER,
     VisionWeights,
     activate,
@@ -22,10 +25,7 @@ from vinfer.build.vision_tower import (
     named_weights,
     tower_states,
 )
-from vinfer.build.weights import Weight
-from vinfer.bundle.manifest import ArraySpec
-from vinfer.bundle.programs import ProgramShape
-from vinfer.checkpoint.vision import Gemma3Facts, LlavaFacts, Qwen2VLFacts
+from vinfer.compiler.weights import Weight
 
 _PROJECTOR = "multi_modal_projector"
 _PROJECTOR_NORM = f"{_PROJECTOR}.projector_layernorm"

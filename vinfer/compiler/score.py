@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vinfer.build.sampler import top_logprobs
 from vinfer.bundle.manifest import MAX_TOP_LOGPROBS
+from vinfer.compiler.sampler import top_logprobs
 
 BLOCK_ROWS = 32
 

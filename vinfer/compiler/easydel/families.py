@@ -10,17 +10,22 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vinfer.build.easydel_cohere import correct_cohere2
-from vinfer.build.easydel_gemma import cap_attention_logits, scaled_embeddings
-from vinfer.build.easydel_glm import correct_glm4
-from vinfer.build.easydel_gpt import correct_gpt2, correct_gpt_neox
-from vinfer.build.easydel_mixtures import compute_mixtures_exactly
-from vinfer.build.easydel_olmo import ROPES as OLMO3_ROPES
-from vinfer.build.easydel_olmo import give_each_norm_its_size, rotate_by_layer_type
-from vinfer.build.easydel_phi import mask_once
-from vinfer.build.easydel_stablelm import correct_stablelm
-from vinfer.build.weights import Part
 from vinfer.checkpoint.family import ONE_ROPE
+from vinfer.compiler.easydel.corrections import (
+    OLMO3_ROPES,
+    cap_attention_logits,
+    correct_cohere2,
+    correct_glm4,
+    correct_gpt2,
+    correct_gpt_neox,
+    correct_stablelm,
+    give_each_norm_its_size,
+    mask_once,
+    rotate_by_layer_type,
+    scaled_embeddings,
+)
+from vinfer.compiler.easydel.mixtures import compute_mixtures_exactly
+from vinfer.compiler.weights import Part
 
 Parts = tuple[Part, ...]
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from vinfer.build.weights import Part, Weight
 from vinfer.bundle.manifest import PartitionAxes
 from vinfer.checkpoint.vision import TowerFacts
+from vinfer.compiler.weights import Part, Weight
 
 TOWER = "vision_tower.vision_model"
 # Patches that look at all others at once: scores of all 4096 of Gemma 3 would be a gigabyte per picture.

@@ -290,7 +290,7 @@ def code_hash() -> str:
         package / "image_processing.py",
         *(
             file
-            for room in ("build", "bundle", "checkpoint")
+            for room in ("bundle", "checkpoint", "compiler")
             for file in sorted((package / room).rglob("*.py"))
         ),
     ]

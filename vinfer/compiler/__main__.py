@@ -1,4 +1,4 @@
-"""The build child: `python -m vinfer.build FD < request.json`.
+"""The build child: `python -m vinfer.compiler FD < request.json`.
 
 Runs in a process of its own, with JAX on the CPU and as many forced host devices as the mesh has; exits when
 the bundle is written. The pipe FD carries one JSON document per line (progress, then the result). Standard
@@ -40,11 +40,11 @@ def main() -> int:
 
 
 def _build(request: dict[str, Any], events: TextIO) -> None:
-    from vinfer.build.export import build_bundle
-    from vinfer.build.plan import BuildPlan
     from vinfer.bundle.programs import ProgramShape
     from vinfer.checkpoint.checkpoint import open_checkpoint
     from vinfer.checkpoint.source import resolve_source
+    from vinfer.compiler.export.bundle import build_bundle
+    from vinfer.compiler.plan import BuildPlan
 
     def progress(phase: str, done: int, total: int) -> None:
         _say(events, phase=phase, done=done, total=total)

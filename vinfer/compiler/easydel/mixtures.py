@@ -11,7 +11,7 @@ for every family (`tests/tiny/easydel_mixtures.py` measures it, in float32):
 - DENSE_MOE normalises weights that `norm_topk_prob: false` leaves alone, takes gpt-oss's softmax twice, and
   gathers whole experts per token.
 
-So we keep EasyDeL's weights, router and activations, and `vinfer.build.mixture` does the rest.
+So we keep EasyDeL's weights, router and activations, and `vinfer.compiler.mixture` does the rest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from vinfer.build.mixture import Experts, mix, route
+from vinfer.compiler.mixture import Experts, mix, route
 
 
 def compute_mixtures_exactly(module: Any) -> None:

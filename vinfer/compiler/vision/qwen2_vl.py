@@ -14,7 +14,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from vinfer.build.vision_tower import (
+from vinfer.bundle.manifest import ArraySpec
+from vinfer.bundle.programs import ProgramShape
+from vinfer.checkpoint.vision import Qwen2VLFacts
+from vinfer.compiler.vision.tower import (
     Named,
     VisionWeights,
     activate,
@@ -23,10 +26,7 @@ from vinfer.build.vision_tower import (
     linear,
     named_weights,
 )
-from vinfer.build.weights import Part, Weight
-from vinfer.bundle.manifest import ArraySpec
-from vinfer.bundle.programs import ProgramShape
-from vinfer.checkpoint.vision import Qwen2VLFacts
+from vinfer.compiler.weights import Part, Weight
 
 _NORM_EPSILON = 1e-6
 _ROPE_THETA = 10_000.0

@@ -17,13 +17,6 @@ from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
-from vinfer.build.easydel_model import EasyDeLModel
-from vinfer.build.image_encoders import make_encoder
-from vinfer.build.plan import BuildPlan
-from vinfer.build.programs import Images, Programs
-from vinfer.build.state import state_specs
-from vinfer.build.weight_file import num_bytes, write_weight_file
-from vinfer.build.weights import Weight, in_stored_order
 from vinfer.bundle.directory import write_manifest
 from vinfer.bundle.manifest import (
     FORMAT_VERSION,
@@ -41,6 +34,14 @@ from vinfer.bundle.programs import ProgramShape
 from vinfer.bundle.verification import hash_files
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.generation import GenerationFacts
+from vinfer.compiler.easydel.model import EasyDeLModel
+from vinfer.compiler.export.weight_file import num_bytes, write_weight_file
+from vinfer.compiler.model import Images
+from vinfer.compiler.plan import BuildPlan
+from vinfer.compiler.programs import Programs
+from vinfer.compiler.state import state_specs
+from vinfer.compiler.vision.encoders import make_encoder
+from vinfer.compiler.weights import Weight, in_stored_order
 from vinfer.errors import BuildError
 from vinfer.image_processing import ImageProcessing, Qwen2VLProcessing
 

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vinfer.build.embed import pooled_sum
-from vinfer.build.image_features import ImageFeatures, store
-from vinfer.build.kv_cache import Rows
-from vinfer.build.sampler import Row, keep_allowed, process_logits, sample, top_logprobs
-from vinfer.build.score import prompt_logprobs
-from vinfer.build.state import Field, set_slot_inputs, state_fields
 from vinfer.bundle.manifest import MAX_TOP_LOGPROBS, ArraySpec, num_mask_words
 from vinfer.bundle.programs import ProgramShape
+from vinfer.compiler.kv_cache import Rows
+from vinfer.compiler.model import Arrays, Images, Model
+from vinfer.compiler.sampler import Row, keep_allowed, process_logits, sample, top_logprobs
+from vinfer.compiler.score import prompt_logprobs
+from vinfer.compiler.state import Field, set_slot_inputs, state_fields
+from vinfer.compiler.vision.features import ImageFeatures, store
 
-Arrays = tuple[jax.Array, ...]
 Program = Callable[[Arrays, Arrays, Arrays, Arrays], tuple[Arrays, Arrays, Arrays]]
 
 NOT_FINISHED, FINISHED_STOP, FINISHED_LENGTH = 0, 1, 2
@@ -34,60 +32,6 @@ NUM_ROPE_AXES = 3
 """Time, row and column."""
 # Rows of the KV cache that copy_slot moves at once.
 COPY_ROWS = 128
-
-
-class Model(Protocol):
-    """What the programs need of a model."""
-
-    max_model_len: int
-    vocab_size: int
-    hidden_size: int
-
-    def forward(
-        self,
-        weights: Arrays,
-        kv: Arrays,
-        tokens: jax.Array,
-        rows: Rows,
-        images: ImageFeatures | None = None,
-    ) -> tuple[Arrays, jax.Array]: ...
-
-    def logits(self, weights: Arrays, hidden: jax.Array) -> jax.Array: ...
-
-
-class ImageEncoder(Protocol):
-    """What the programs need of the image half of a model.
-
-    Attributes:
-        hidden_size: of the decoder.
-    """
-
-    hidden_size: int
-
-    def max_features(self, shape: ProgramShape) -> int:
-        """Return the most placeholders of one picture."""
-        ...
-
-    def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]: ...
-
-    def encode(self, weights: Arrays, *pictures: jax.Array) -> jax.Array:
-        """Return [pictures, max features, hidden_size]."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """The image half of a bundle: its encoder, and where features lie (see `ImageFeatures`).
-
-    Attributes:
-        attends_both_ways: each token of a picture sees all others of it; no chunk cuts a picture in two.
-        rotates_by_axes: the model's tokens rotate by time, row and column: see `Rows.rope_positions`.
-    """
-
-    encoder: ImageEncoder
-    pool: ArraySpec
-    attends_both_ways: bool = False
-    rotates_by_axes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -454,3 +398,23 @@ class Programs:
             array.at[slots].set(row[field.name], mode="drop") if field.changes else array
             for field, array in zip(self._fields, state, strict=True)
         )
+
+
+def pooled_sum(hidden: jax.Array, pooled_from: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Sum the hidden states of the tokens that count: a chunk's part of an embedding.
+
+    Mean and last-token pooling are one sum over different tokens, so one program serves both and a prompt of
+    any length: the host adds the parts of its chunks.
+
+    Args:
+        hidden: [rows, length, hidden], after the final norm, padded.
+        pooled_from: int32 [rows], the first token that counts.
+        lengths: int32 [rows], tokens of the chunk; those that count end there.
+
+    Returns:
+        float32 [rows, hidden]; zero where no token counts.
+    """
+    places = jnp.arange(hidden.shape[1], dtype=jnp.int32)
+    counts = (places >= pooled_from[:, None]) & (places < lengths[:, None])
+    # A product would let what padding holds through where that is not finite.
+    return jnp.sum(jnp.where(counts[:, :, None], hidden.astype(jnp.float32), 0.0), axis=1)

@@ -1,8 +1,8 @@
-"""EasyDeL as a compiler front end; besides this file only its neighbours named `easydel_*` import it.
+"""A model of EasyDeL as pure functions of its weights.
 
 Takes a normalised checkpoint config, builds the EasyDeL module without its weights, and offers what the
 programs need: the list of weights with their PartitionSpecs and sources, a forward pass over our KV cache,
-and the LM head. What holds for every family stands here; corrections of one family are in its own file.
+and the LM head. What holds for every family is here; `corrections` and `mixtures` mend single families.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vinfer.build.easydel_families import EASYDEL_FAMILIES
-from vinfer.build.image_features import ImageFeatures
-from vinfer.build.kv_cache import KVCache, Rows
-from vinfer.build.rope_sections import rotary_rows
-from vinfer.build.weights import Weight
 from vinfer.bundle.manifest import MESH_AXES, PartitionAxes, axis_names
 from vinfer.checkpoint.family import ModelFacts
+from vinfer.compiler.easydel.families import EASYDEL_FAMILIES
+from vinfer.compiler.kv_cache import KVCache, Rows
+from vinfer.compiler.vision.features import ImageFeatures
+from vinfer.compiler.weights import Weight
 from vinfer.errors import BuildError
 
 
@@ -279,3 +278,34 @@ def _fit(
                 pieces *= sizes[name]
         axes.append(kept if len(kept) > 1 else kept[0] if kept else None)
     return tuple(axes)
+
+
+def rotary_rows(
+    table: jax.Array, positions: jax.Array, sections: Sequence[int]
+) -> tuple[jax.Array, jax.Array]:
+    """Make a table with a row per token, for a model whose tokens rotate by time, row and column (M-RoPE).
+
+    Each pair of a head belongs to one of the three, in sections, so a token's row is made of three rows of
+    the usual table.
+
+    Source: transformers 5.5, `apply_multimodal_rotary_pos_emb` in `models/qwen2_vl/modeling_qwen2_vl.py`.
+
+    Args:
+        table: float32 [max_model_len, rotary_dim], cosines, then sines.
+        positions: int32 [rows, axes, length]; those beyond the table, of padding, are taken for its last.
+        sections: pairs that rotate by each axis; rotary_dim / 2 together.
+
+    Returns:
+        float32 [rows * length, rotary_dim], and where each token finds its row, int32 [rows, length].
+    """
+    rows, _, length = positions.shape
+    half = table.shape[1] // 2
+    pieces: list[jax.Array] = []
+    for first_column in (0, half):
+        start = first_column
+        for axis, num_pairs in enumerate(sections):
+            columns = table[:, start : start + num_pairs]
+            pieces.append(columns.at[positions[:, axis]].get(mode="clip"))
+            start += num_pairs
+    per_token = jnp.concatenate(pieces, axis=-1).reshape(rows * length, 2 * half)
+    return per_token, jnp.arange(rows * length, dtype=jnp.int32).reshape(rows, length)

@@ -17,8 +17,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from vinfer.build.plan import BuildPlan
 from vinfer.child_process import how_it_ended
+from vinfer.compiler.plan import BuildPlan
 from vinfer.errors import BuildError, CheckpointError
 
 Progress = Callable[[str, int, int], None]
@@ -46,7 +46,7 @@ def run_build(
         log_path.open("w") as log,
         tempfile.TemporaryDirectory(prefix="vinfer-build-") as scratch,
         subprocess.Popen(  # noqa: S603 - this interpreter and our own module
-            [sys.executable, "-m", "vinfer.build", str(child_fd)],
+            [sys.executable, "-m", "vinfer.compiler", str(child_fd)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

@@ -1,1 +1,0 @@
-"""The build half: an EasyDeL module becomes pure programs in a bundle."""
