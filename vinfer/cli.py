@@ -83,8 +83,8 @@ def serve(
     from vinfer.launch.loader import Loader
     from vinfer.launch.terminal import ProgressLines, configure_logging, greet
     from vinfer.server.app import create_app
+    from vinfer.server.http.serve import bind, check_exposure, run_server
     from vinfer.server.model_table import ModelTable
-    from vinfer.server.serve import bind, check_exposure, run_server
 
     named = {"server.host": host, "server.port": port}
     settings = [*(overrides or ()), *(f"{k}={json.dumps(v)}" for k, v in named.items() if v is not None)]

@@ -13,7 +13,7 @@ pytest.importorskip("torch", reason="tiny checkpoints are written by transformer
 from tiny.engines import GREEDY, Answer, Question, ask, ask_alone
 from tiny.prompts import prompt
 
-from vinfer.server.sampling import choice_seed
+from vinfer.server.generate.sampling import choice_seed
 
 if TYPE_CHECKING:
     from vinfer.engine.engine import Engine

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from server_process import MODEL, ServerProcess, smollm2_file
 
-from vinfer.server.token_bytes import token_bytes
+from vinfer.text.token_bytes import token_bytes
 from vinfer.text.tokenizer import Tokenizer
 
 # On both sides of every prefill length and of the smallest KV bucket, and odd ones.

@@ -9,8 +9,8 @@ import httpx
 from jsonschema import Draft202012Validator
 
 from vinfer.config import ServerConfig
+from vinfer.server.document.openapi import openapi_document
 from vinfer.server.model_table import ModelTable
-from vinfer.server.openapi import openapi_document
 
 # What takes seconds to check item by item.
 MAX_CHECKED_BYTES = 200_000

@@ -9,8 +9,8 @@ from fake_engine import FakeEngine, byte_tokenizer, served_model
 
 from vinfer.config import ServerConfig
 from vinfer.server.app import create_app
+from vinfer.server.http.serve import bind, run_server
 from vinfer.server.model_table import ModelTable
-from vinfer.server.serve import bind, run_server
 
 if __name__ == "__main__":
     config = ServerConfig(drain_timeout_seconds=float(sys.argv[2]))

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from vinfer.bundle.manifest import Embeddings
 from vinfer.engine.request import EngineStats, FinishReason, Request, TokenEvent, TokenLogprobs
 from vinfer.errors import QueueFullError, VinferError
-from vinfer.server.grammars import grammar_compiler
+from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.server.model_table import SamplingDefaults, ServedModel
 from vinfer.text.answer_form import answer_form
 from vinfer.text.chat_template import ChatTemplate

@@ -16,8 +16,8 @@ from fake_engine import FakeEngine
 
 from vinfer.config import ServerConfig
 from vinfer.server.app import create_app
+from vinfer.server.http.serve import bind, run_server
 from vinfer.server.model_table import ModelTable
-from vinfer.server.serve import bind, run_server
 
 
 @dataclasses.dataclass

@@ -11,7 +11,7 @@ from running_server import RunningServer, Start
 
 from vinfer.errors import ConfigError
 from vinfer.server.app import METRICS_ROUTE, ROUTES
-from vinfer.server.auth import PUBLIC_PATHS, Authenticator
+from vinfer.server.http.auth import PUBLIC_PATHS, Authenticator
 
 PROTECTED = sorted({path for _, path, _ in (*ROUTES, METRICS_ROUTE)} - PUBLIC_PATHS)
 DISGUISES = [

@@ -13,9 +13,9 @@ from running_server import RunningServer, Start, run
 
 import vinfer
 from vinfer.config import ServerConfig
-from vinfer.server import tokenizer_protocol
+from vinfer.server.document.operations import OPERATIONS
+from vinfer.server.fields import tokenization
 from vinfer.server.model_table import ModelTable
-from vinfer.server.operations import OPERATIONS
 from vinfer.text.tokenizer import Tokenizer
 
 MAYBE_NEUTRAL = [
@@ -140,8 +140,8 @@ def test_limits_tried_elsewhere(server: RunningServer, model: dict[str, Any]) ->
     limits = model["limits"]
     tried = {limit for limit, _, _ in (*CHAT_LIMITS, *COMPLETION_LIMITS)}
     # `test_bounds` of the tokenization routes tries these two.
-    assert limits["max_tokenize_chars"] == tokenizer_protocol.MAX_PROMPT_CHARS
-    assert limits["max_detokenize_tokens"] == tokenizer_protocol.MAX_TOKENS
+    assert limits["max_tokenize_chars"] == tokenization.MAX_PROMPT_CHARS
+    assert limits["max_detokenize_tokens"] == tokenization.MAX_TOKENS
     # More entries than this vocabulary has tokens: the number is looked at first.
     num = limits["max_logit_bias"]
     assert refusal(server.chat(logit_bias={str(i): 1 for i in range(num)})) == "logit_bias.260"

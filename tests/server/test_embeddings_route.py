@@ -19,8 +19,8 @@ from vinfer.bundle.manifest import Embeddings
 from vinfer.config import ServerConfig
 from vinfer.engine.request import Request, TokenEvent
 from vinfer.errors import EngineError, QueueFullError
+from vinfer.server.fields.completions import MAX_PROMPTS
 from vinfer.server.model_table import ModelTable
-from vinfer.server.protocol import MAX_PROMPTS
 from vinfer.text.tokenizer import Tokenizer
 
 Vector = npt.NDArray[np.float64]

@@ -131,7 +131,7 @@ def test_deadline(start: Start) -> None:
 
 
 def test_pings_while_nothing_comes(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vinfer.server.answer.PING_SECONDS", 0.05)
+    monkeypatch.setattr("vinfer.server.generate.answer.PING_SECONDS", 0.05)
     server.engine.seconds_per_event = 0.3
     text = server.chat(stream=True, max_tokens=1).text
     assert text.count(": ping\n\n") >= 2
@@ -198,7 +198,7 @@ def test_a_model_that_does_not_load_ends_the_server() -> None:
 def test_a_dead_engine_is_seen_and_then_ends_the_server(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vinfer.server.serve.DEAD_ENGINE_SECONDS", 0.5)
+    monkeypatch.setattr("vinfer.server.http.serve.DEAD_ENGINE_SECONDS", 0.5)
     with start() as server:
         server.engine.is_alive = False
         assert server.http.get("/health").status_code == 503

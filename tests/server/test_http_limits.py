@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from running_server import RunningServer, Start
 
-from vinfer.server import http_protocol
+from vinfer.server.http import uvicorn_protocol
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 GET = b"GET /liveness HTTP/1.1\r\nHost: x\r\n"
@@ -172,7 +172,7 @@ def test_the_body_of_a_request_that_offers_http2_is_read(
 
 
 def test_a_client_that_does_not_read_is_cut_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "WRITE_STALL_SECONDS", 0.5)
+    monkeypatch.setattr(uvicorn_protocol, "WRITE_STALL_SECONDS", 0.5)
     # Far more than the kernel's buffers take, and not all of it at once.
     body = {"model": "fake", "prompt": [4], "max_tokens": 20_000, "stream": True, "logprobs": 20}
     with start(max_model_len=30_000) as server:

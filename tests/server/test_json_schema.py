@@ -10,7 +10,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 from tiny.schemas import random_schema
 
-from vinfer.server.json_schema import MAX_INTEGER, SMALLEST_FRACTION, closed
+from vinfer.server.constrain.json_schema import MAX_INTEGER, SMALLEST_FRACTION, closed
 
 TEXT: dict[str, Any] = {"type": "string"}
 

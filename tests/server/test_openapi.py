@@ -28,12 +28,12 @@ import vinfer
 from vinfer.bundle.certificate import ParityFigures, ParityReport, ParityThresholds
 from vinfer.config import ServerConfig
 from vinfer.server.app import METRICS_ROUTE, ROUTES
-from vinfer.server.auth import PUBLIC_PATHS
-from vinfer.server.fields import Treatment
+from vinfer.server.document.openapi import openapi_document
+from vinfer.server.document.openapi_models import numbers_below
+from vinfer.server.document.operations import OPERATIONS
+from vinfer.server.fields.treatment import Treatment
+from vinfer.server.http.auth import PUBLIC_PATHS
 from vinfer.server.model_table import ModelTable
-from vinfer.server.openapi import openapi_document
-from vinfer.server.openapi_models import numbers_below
-from vinfer.server.operations import OPERATIONS
 from vinfer.text.tokenizer import Tokenizer
 
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}

@@ -9,7 +9,7 @@ import pytest
 from running_server import RunningServer
 
 from vinfer.errors import RequestError
-from vinfer.server.request_body import MAX_DEPTH, parse_json_object
+from vinfer.server.http.body import MAX_DEPTH, parse_json_object
 
 BAD_JSON = {
     "empty": b"",

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 from running_server import RunningServer, Start
 
-from vinfer.server.fields import CHAT_FIELDS, COMPLETION_FIELDS, FieldRule, Treatment
-from vinfer.server.protocol import CHAT, COMPLETION, COUNT_MESSAGES, COUNT_TEXT, RequestForm
-from vinfer.server.tokenizer_protocol import DETOKENIZE, TOKENIZE_MESSAGES, TOKENIZE_TEXT
+from vinfer.server.fields.chat import CHAT
+from vinfer.server.fields.completions import COMPLETION
+from vinfer.server.fields.count import COUNT_MESSAGES, COUNT_TEXT
+from vinfer.server.fields.form import RequestForm
+from vinfer.server.fields.tokenization import DETOKENIZE, TOKENIZE_MESSAGES, TOKENIZE_TEXT
+from vinfer.server.fields.treatment import CHAT_FIELDS, COMPLETION_FIELDS, FieldRule, Treatment
 
 ACCEPTED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 # The contract's list of chat fields, whatever becomes of each.

@@ -19,9 +19,9 @@ from test_request_fields import assert_refused, of_treatment
 from test_structured_outputs import follows
 
 from vinfer.config import ServerConfig
-from vinfer.server.fields import RESPONSES_FIELDS, Treatment
+from vinfer.server.fields.responses import RESPONSES
+from vinfer.server.fields.treatment import RESPONSES_FIELDS, Treatment
 from vinfer.server.model_table import ModelTable
-from vinfer.server.responses_protocol import RESPONSES
 from vinfer.text.tokenizer import Tokenizer
 
 TOOL = {

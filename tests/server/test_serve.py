@@ -8,8 +8,8 @@ import pytest
 
 from vinfer.config import SamplingConfig, ServerConfig
 from vinfer.errors import BindError, ConfigError
+from vinfer.server.http.serve import bind, check_exposure
 from vinfer.server.model_table import SamplingDefaults
-from vinfer.server.serve import bind, check_exposure
 
 
 def test_a_taken_port_is_named() -> None:

@@ -13,12 +13,11 @@ from running_server import RunningServer, events, wait_until
 from vinfer.engine.grammar import GrammarSpec
 from vinfer.engine.request import Request
 from vinfer.errors import RequestError
-from vinfer.server.structured_outputs import (
+from vinfer.server.constrain.grammars import MAX_SCHEMA_CHARS, grammar_spec
+from vinfer.server.fields.structured_outputs import (
     MAX_CHOICES,
     MAX_GRAMMAR_CHARS,
-    MAX_SCHEMA_CHARS,
     StructuredOutputs,
-    grammar_spec,
 )
 
 PROPERTIES = {"b": {"type": "integer"}, "a": {"enum": ["x", "y"]}}

@@ -25,8 +25,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import processors
 
 from vinfer.config import ServerConfig
-from vinfer.server import tokenizer_protocol
-from vinfer.server.fields import TOKENIZE_MESSAGES_FIELDS, Treatment
+from vinfer.server.fields import tokenization
+from vinfer.server.fields.treatment import TOKENIZE_MESSAGES_FIELDS, Treatment
 from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 
@@ -168,7 +168,7 @@ def test_bad_detokenize_field(server: RunningServer, fields: dict[str, Any], par
 
 
 def test_bounds(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    num_chars, num_tokens = tokenizer_protocol.MAX_PROMPT_CHARS, tokenizer_protocol.MAX_TOKENS
+    num_chars, num_tokens = tokenization.MAX_PROMPT_CHARS, tokenization.MAX_TOKENS
     with start() as server:
         fits = tokenize(server, prompt="a" * num_chars)
         assert fits.json()["count"] == num_chars

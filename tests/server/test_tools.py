@@ -13,10 +13,10 @@ from running_server import RunningServer, Start, events, run
 from test_structured_outputs import follows
 
 from vinfer.config import ServerConfig
+from vinfer.server.constrain.grammars import MAX_SCHEMA_CHARS
+from vinfer.server.constrain.tool_grammar import MAX_BOUND_CALLS
+from vinfer.server.fields.tools import MAX_TOOLS, parsed_arguments
 from vinfer.server.model_table import ModelTable
-from vinfer.server.structured_outputs import MAX_SCHEMA_CHARS
-from vinfer.server.tool_grammar import MAX_BOUND_CALLS
-from vinfer.server.tools import MAX_TOOLS, parsed_arguments
 from vinfer.text.tokenizer import Tokenizer
 
 

@@ -9,8 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_tokenizers import no_decoder, write_tokenizer
 
-from vinfer.server.token_bytes import token_bytes
-from vinfer.text.byte_tokens import byte_of_token
+from vinfer.text.token_bytes import byte_of_token, token_bytes
 from vinfer.text.tokenizer import Tokenizer
 
 

@@ -26,7 +26,7 @@ from vinfer.engine.grammar import Grammar, GrammarKind, GrammarMatcher, GrammarS
 from vinfer.engine.request import Request, RequestImage, SamplingParams, TokenLogprobs
 from vinfer.launch.bundles import open_bundle
 from vinfer.launch.loader import start_engine
-from vinfer.server.grammars import grammar_compiler
+from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.text.tokenizer import Tokenizer
 
 GREEDY = SamplingParams(max_tokens=64, temperature=0.0, top_logprobs=MAX_TOP_LOGPROBS)

@@ -21,7 +21,7 @@ from vinfer.errors import BundleError, EngineError, VinferError
 from vinfer.launch.bundles import Progress, find_or_build, open_bundle
 from vinfer.launch.devices import device_memory_bytes, local_devices
 from vinfer.launch.parity import check_new_bundle
-from vinfer.server.grammars import grammar_compiler
+from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.server.model_table import ModelTable, SamplingDefaults, ServedModel
 from vinfer.text.answer_form import answer_form
 from vinfer.text.chat_template import load_chat_template

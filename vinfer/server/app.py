@@ -16,23 +16,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from vinfer.config import ServerConfig
-from vinfer.server import (
-    capabilities,
-    chat,
-    completions,
-    embeddings,
-    health,
-    models,
-    openapi,
-    responses_route,
-    tokenization,
-)
-from vinfer.server.auth import Authenticator
-from vinfer.server.error_responses import error_response
-from vinfer.server.gate import Gate
+from vinfer.server.document import capabilities, openapi
+from vinfer.server.http.auth import Authenticator
+from vinfer.server.http.context import RequestContext
+from vinfer.server.http.errors import error_response
+from vinfer.server.http.gate import Gate
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ModelTable
-from vinfer.server.request_context import RequestContext
+from vinfer.server.routes import chat, completions, embeddings, health, models, responses, tokenization
 from vinfer.server.services import Deadlines, Services
 
 Handler = Callable[[Services, HttpRequest], Coroutine[Any, Any, Any]]
@@ -40,7 +31,7 @@ Handler = Callable[[Services, HttpRequest], Coroutine[Any, Any, Any]]
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/chat/completions", chat.chat_completions),
     ("POST", "/v1/completions", completions.completions),
-    ("POST", "/v1/responses", responses_route.responses),
+    ("POST", "/v1/responses", responses.responses),
     ("POST", "/v1/embeddings", embeddings.embeddings),
     ("POST", "/v1/count_tokens", models.count_tokens),
     ("GET", "/v1/models", models.list_models),

@@ -15,8 +15,7 @@ import codecs
 from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
-from vinfer.text.byte_level import BYTE_OF_CHARACTER
-from vinfer.text.byte_tokens import byte_of_token
+from vinfer.text.token_bytes import BYTE_OF_CHARACTER, byte_of_token
 from vinfer.text.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"

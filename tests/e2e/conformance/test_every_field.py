@@ -1,8 +1,8 @@
 """Every request field over HTTP to a real engine: each applied one has its exact effect, each refused a 400.
 
 The cases are tables by the model that types a body and the path of a field in it. They are compared with
-those models and with the tables of `vinfer.server.fields`, so a field that is added to either fails here
-until it has a case.
+those models and with the tables of `vinfer.server.fields.treatment`, so a field that is added to either fails
+here until it has a case.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from sampling_cases import DRAWN, GREEDY, SAMPLING_CASES
 from tiny_server import MODEL, Talk
 from tool_cases import TOOL_CASES
 
-from vinfer.server.body_model import Body
-from vinfer.server.fields import Treatment
-from vinfer.server.operations import OPERATIONS
-from vinfer.server.protocol import RequestForm
+from vinfer.server.document.operations import OPERATIONS
+from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.form import RequestForm
+from vinfer.server.fields.treatment import Treatment
 
 FORMS: dict[str, tuple[str, RequestForm[Any]]] = {
     form.fields.__name__: (path, form)

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, processors
 
 from vinfer.bundle.verification import sha256_of
 from vinfer.engine.compilation import platform_key
-from vinfer.text.byte_level import BYTE_OF_CHARACTER
+from vinfer.text.token_bytes import BYTE_OF_CHARACTER
 
 MODEL, OTHER, SEEING = "tiny", "other", "seeing"
 OTHER_MAX_TOKENS = 3

@@ -1,0 +1,1 @@
+"""Constrained answers: from schemas, grammars and tools to what the engine enforces."""

@@ -1,0 +1,1 @@
+"""What the server says about itself: OpenAPI and capabilities, made from the types that parse bodies."""

@@ -1,0 +1,427 @@
+"""The bodies that routes answer with, as types: `/openapi.json` is made from them.
+
+Most routes write plain dicts; the tests hold every body that any of them sends against its type here, so
+that neither can change alone. Requests are in `fields/`, what `/v1/responses` answers in `response_types`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vinfer.bundle.certificate import ParityReport
+from vinfer.bundle.manifest import Embeddings
+from vinfer.engine.request import FinishReason
+from vinfer.server.model_table import ParityVerdict
+
+
+class Answer(BaseModel):
+    """What a body is, and every object in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+ChatFinishReason = FinishReason | Literal["tool_calls"]
+Count = Annotated[int, Field(ge=0)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+class ErrorDetails(Answer):
+    """What went wrong, in OpenAI's words; `param` is the path of the field."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Answer):
+    """Every answer that is not a success."""
+
+    error: ErrorDetails
+
+
+class CachedTokens(Answer):
+    """Of the prompt."""
+
+    cached_tokens: Count
+
+
+class Usage(Answer):
+    """Tokens and time of one request."""
+
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+    prompt_tokens_details: CachedTokens
+    tokens_per_second: float = Field(ge=0)
+    processing_time: float = Field(ge=0, description="Seconds since the request arrived.")
+
+
+class TopLogprob(Answer):
+    """One token that could have been."""
+
+    token: str
+    logprob: float
+    bytes: list[Byte]
+
+
+class TokenLogprob(TopLogprob):
+    """One generated token."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Answer):
+    """Logprobs of a chat completion's tokens."""
+
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class AnsweredFunction(Answer):
+    """The function that is called; `arguments` is JSON text as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class AnsweredCall(Answer):
+    """A tool call."""
+
+    id: str
+    type: Literal["function"]
+    function: AnsweredFunction
+
+
+class AnswerMessage(Answer):
+    """What the model said; `tool_calls` where there are any, and then `content` may be null."""
+
+    role: Literal["assistant"]
+    content: str | None
+    reasoning_content: str = Field("", description="What it thought before; left out where it did not.")
+    tool_calls: Annotated[list[AnsweredCall], Field(min_length=1)] = []
+    refusal: None
+    annotations: Annotated[list[None], Field(max_length=0)]
+
+
+class ChatChoice(Answer):
+    """One of `n` answers."""
+
+    index: Count
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: ChatFinishReason
+
+
+class _Head(Answer):
+    id: str
+    created: Count
+    model: str
+    system_fingerprint: str = Field(description="Key of the bundle.")
+
+
+class ChatCompletion(_Head):
+    """A whole chat completion."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class FunctionDelta(Answer):
+    """More of a called function: its name once, then its arguments."""
+
+    name: str | None = None
+    arguments: str
+
+
+class CallDelta(Answer):
+    """What a streamed tool call has gained; `id` and `type` come with its name."""
+
+    index: Count
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
+class MessageDelta(Answer):
+    """What a streamed message has gained."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str = ""
+    reasoning_content: str = ""
+    tool_calls: Annotated[list[CallDelta], Field(min_length=1)] = []
+    refusal: None = None
+
+
+class ChatChunkChoice(Answer):
+    """What one of `n` streamed answers has gained."""
+
+    index: Count
+    delta: MessageDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: ChatFinishReason | None
+
+
+class ChatChunk(_Head):
+    """One event of a streamed chat completion; `usage` where stream_options asks for it."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+
+
+class ParallelLogprobs(Answer):
+    """Logprobs of a plain completion's tokens; all four lists are equally long."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None] = Field(description="Null for the first token of an echoed prompt.")
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[Count]
+
+
+class CompletionChunkChoice(Answer):
+    """What one of the streamed completions has gained."""
+
+    index: Count
+    text: str
+    logprobs: ParallelLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class CompletionChoice(CompletionChunkChoice):
+    """One of the completions: `n` for each prompt, in order."""
+
+    finish_reason: FinishReason
+
+
+class Completion(_Head):
+    """Whole completions."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class CompletionChunk(_Head):
+    """One event of streamed completions; `usage` where stream_options asks for it."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None = None
+
+
+class Embedding(Answer):
+    """One input as a vector of length 1."""
+
+    object: Literal["embedding"]
+    index: Count
+    embedding: list[float] | str = Field(description="Numbers, or base64 of little-endian float32.")
+
+
+class EmbeddingUsage(Answer):
+    """Tokens of all inputs."""
+
+    prompt_tokens: Count
+    total_tokens: Count
+
+
+class EmbeddingList(Answer):
+    """The inputs as vectors, in order."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+class TokenCount(Answer):
+    """How many tokens a text or a conversation is."""
+
+    model: str
+    count: Count
+
+
+class Tokenized(Answer):
+    """Token ids, and how the vocabulary spells them where that was asked for."""
+
+    count: Count
+    max_model_len: Count
+    tokens: list[Count]
+    token_strs: list[str] | None
+
+
+class Detokenized(Answer):
+    """The text of token ids."""
+
+    prompt: str
+
+
+class AddedToken(Answer):
+    """A token added to the vocabulary, in the words of transformers."""
+
+    content: str
+    lstrip: bool
+    normalized: bool
+    rstrip: bool
+    single_word: bool
+    special: bool
+
+
+class TokenizerInfo(Answer):
+    """A tokenizer, in the words of transformers' tokenizer_config.json; `added_tokens_decoder` is by id."""
+
+    model: str
+    tokenizer_class: str
+    model_max_length: Count
+    vocab_size: Count
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    additional_special_tokens: list[str]
+    added_tokens_decoder: dict[str, AddedToken]
+    chat_template: str | None = Field(description="Jinja source.")
+
+
+class ModelInfo(Answer):
+    """A model that serves; `parity` is its comparison with transformers."""
+
+    id: str
+    object: Literal["model"]
+    created: Count
+    owned_by: str
+    permission: Annotated[list[None], Field(max_length=0)]
+    root: str
+    max_model_len: Count
+    parity_verdict: ParityVerdict
+    parity: ParityReport | None
+
+
+class ModelList(Answer):
+    """The models that serve."""
+
+    object: Literal["list"]
+    data: list[ModelInfo]
+
+
+class Liveness(Answer):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+class ModelProgress(Answer):
+    """How far one model is: `done` of `total` pieces of work in `phase`."""
+
+    name: str
+    phase: str
+    done: Count
+    total: Count
+
+
+class Readiness(Answer):
+    """How far the server is."""
+
+    phase: str
+    done: Count
+    total: Count
+    models: list[ModelProgress]
+
+
+class Health(Answer):
+    """`ok`, or the phase that the server is in."""
+
+    status: str
+
+
+class Version(Answer):
+    """Which vinfer this is."""
+
+    version: str
+
+
+class RefusedField(Answer):
+    """A field that is a 400: why, and which values ask for nothing and pass; null always does."""
+
+    field: str
+    reason: str
+    neutral: list[Any]
+
+
+class FormCapabilities(Answer):
+    """What becomes of each field of one form that a route's body may have; any other field is unknown."""
+
+    path: str
+    required: list[str]
+    applied: list[str]
+    refused: list[RefusedField]
+    accepted: list[str] = Field(description="Accepted without effect.")
+
+
+class SamplingDefaultValues(Answer):
+    """What a request gets that leaves a field out."""
+
+    n: Count
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+
+
+class RequestLimits(Answer):
+    """The largest numbers that a request may ask for; bounds of single fields are in `/openapi.json`."""
+
+    max_n: Count
+    max_top_logprobs: Count
+    max_logit_bias: Count
+    max_stop: Count
+    max_stop_string_chars: Count
+    max_stop_token_ids: Count = Field(description="Besides the model's own end tokens.")
+    max_prompts: Count = Field(description="In one request to /v1/completions or /v1/embeddings.")
+    max_tokenize_chars: Count
+    max_detokenize_tokens: Count
+    max_images: Count = Field(description="In one request; 0 where the model takes none.")
+
+
+class ModelCapabilities(Answer):
+    """What one model serves."""
+
+    id: str
+    task: str
+    architecture: str
+    max_model_len: Count
+    num_slots: Count
+    vocab_size: Count
+    parity_verdict: ParityVerdict
+    prompt_logprobs: bool = Field(description="Whether `echo` takes `logprobs`.")
+    deterministic: bool = Field(
+        description="Whether tokens and logprobs are the same whatever shares the batch."
+    )
+    embeddings: Embeddings | None = Field(description="Null where the model does not embed.")
+    forms: list[FormCapabilities]
+    response_formats: list[str]
+    chat_template_kwargs: dict[str, str] = Field(
+        description="What requests may set: what the config allows and the chat template reads, with types."
+    )
+    reasoning_effort: bool = Field(description="Whether the chat template reads it; else it is a 400.")
+    limits: RequestLimits
+    sampling_defaults: SamplingDefaultValues
+    default_max_tokens: dict[str, Count | None] = Field(
+        description="By route; null for all the room that the prompt leaves."
+    )
+
+
+class Capabilities(Answer):
+    """What the server and each model that serves can do."""
+
+    version: str
+    unknown_fields: Literal["refuse", "ignore"]
+    max_body_bytes: Count
+    request_timeout_seconds: float
+    models: list[ModelCapabilities]

@@ -1,0 +1,119 @@
+"""`GET /v1/capabilities`: what each model serves, said from the tables that the routes work by.
+
+Event loop. It lists no field and no limit of its own.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+
+import vinfer
+from vinfer.config import ServerConfig
+from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
+from vinfer.server.document import answers
+from vinfer.server.document.operations import OPERATIONS
+from vinfer.server.fields.chat import CHAT
+from vinfer.server.fields.completions import MAX_PROMPTS
+from vinfer.server.fields.count import COUNT_MESSAGES
+from vinfer.server.fields.embeddings import EMBEDDING
+from vinfer.server.fields.form import RequestForm
+from vinfer.server.fields.responses import RESPONSES
+from vinfer.server.fields.sampling import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS, SamplingFields
+from vinfer.server.fields.structured_outputs import ResponseFormat
+from vinfer.server.fields.template_kwargs import reads_reasoning_effort, settable_kwargs
+from vinfer.server.fields.tokenization import MAX_PROMPT_CHARS, MAX_TOKENS, TOKENIZE_MESSAGES
+from vinfer.server.fields.treatment import Treatment
+from vinfer.server.generate.sampling import default_max_tokens
+from vinfer.server.model_table import ServedModel
+from vinfer.server.services import Services
+
+# What a model without a chat template does not take.
+_CONVERSATIONS: tuple[RequestForm[Any], ...] = (CHAT, RESPONSES, COUNT_MESSAGES, TOKENIZE_MESSAGES)
+
+
+async def capabilities(services: Services, request: HttpRequest) -> JSONResponse:
+    """Say per model what becomes of every field, and the limits."""
+    config = services.config
+    body = answers.Capabilities(
+        version=vinfer.__version__,
+        unknown_fields=config.unknown_fields,
+        max_body_bytes=config.max_body_bytes,
+        request_timeout_seconds=config.request_timeout_seconds,
+        models=[_of_model(model, config) for model in services.models.served_models],
+    )
+    return JSONResponse(body.model_dump())
+
+
+def _of_model(model: ServedModel, config: ServerConfig) -> answers.ModelCapabilities:
+    forms = list(_forms(model))
+    sampling = model.sampling
+    return answers.ModelCapabilities(
+        id=model.name,
+        task=model.task,
+        architecture=model.architecture,
+        max_model_len=model.max_model_len,
+        num_slots=model.engine.stats().num_slots,
+        vocab_size=model.vocab_size,
+        parity_verdict=model.parity_verdict,
+        prompt_logprobs=model.has_prompt_logprobs,
+        deterministic=model.is_deterministic,
+        embeddings=model.embeddings,
+        forms=[_of_form(path, form) for path, form in forms],
+        response_formats=list(typing.get_args(ResponseFormat.model_fields["type"].annotation)),
+        chat_template_kwargs=settable_kwargs(model),
+        reasoning_effort=reads_reasoning_effort(model),
+        limits=answers.RequestLimits(
+            max_n=config.max_n,
+            max_top_logprobs=MAX_TOP_LOGPROBS,
+            max_logit_bias=MAX_LOGIT_BIAS,
+            max_stop=MAX_STOP_STRINGS,
+            max_stop_string_chars=MAX_STOP_STRING_CHARS,
+            max_stop_token_ids=MAX_STOP_TOKEN_IDS - len(model.eos_token_ids),
+            max_prompts=MAX_PROMPTS,
+            max_tokenize_chars=MAX_PROMPT_CHARS,
+            max_detokenize_tokens=MAX_TOKENS,
+            max_images=0 if model.images is None else config.images.max_per_request,
+        ),
+        sampling_defaults=answers.SamplingDefaultValues(
+            **{name: getattr(sampling, name) for name in answers.SamplingDefaultValues.model_fields}
+        ),
+        default_max_tokens={
+            path: default_max_tokens(form.fields, model)
+            for path, form in forms
+            if issubclass(form.fields, SamplingFields)
+        },
+    )
+
+
+def _forms(model: ServedModel) -> Iterator[tuple[str, RequestForm[Any]]]:
+    """Give every form of every route that this model takes, with the route's path."""
+    for (_, path), operation in OPERATIONS.items():
+        for form in operation.forms:
+            if form in _CONVERSATIONS and model.chat_template is None:
+                continue
+            if form is EMBEDDING and model.embeddings is None:
+                continue
+            yield path, form
+
+
+def _of_form(path: str, form: RequestForm[Any]) -> answers.FormCapabilities:
+    def treated(treatment: Treatment) -> list[str]:
+        return [field for field, rule in form.rules.items() if rule.treatment is treatment]
+
+    return answers.FormCapabilities(
+        path=path,
+        required=[name for name, field in form.fields.model_fields.items() if field.is_required()],
+        applied=treated(Treatment.APPLIED),
+        refused=[
+            answers.RefusedField(
+                field=field, reason=form.rules[field].reason, neutral=list(form.rules[field].neutral)
+            )
+            for field in treated(Treatment.REFUSED)
+        ],
+        accepted=treated(Treatment.ACCEPTED),
+    )

@@ -1,0 +1,194 @@
+"""`GET /openapi.json`: the API as an OpenAPI 3.1 document, made from the types and rules of the routes.
+
+Pure functions, run in a worker thread; the document depends on the server's config and on its models. What
+no schema can say, such as that `best_of` is at least `n`, the 400 does.
+"""
+
+from __future__ import annotations
+
+import http
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+
+import vinfer
+from vinfer.config import ServerConfig
+from vinfer.errors import NotReadyError
+from vinfer.server.document import openapi_models
+from vinfer.server.document.answers import ErrorBody
+from vinfer.server.document.operations import OPERATIONS, Operation
+from vinfer.server.fields.form import RequestForm
+from vinfer.server.fields.treatment import FieldRule, Treatment
+from vinfer.server.http.auth import PUBLIC_PATHS
+from vinfer.server.model_table import ModelTable
+from vinfer.server.services import Services
+
+Json = dict[str, Any]
+
+_IN_OPERATION_ID = str.maketrans("/.", "__", "{}")
+
+
+async def openapi(services: Services, request: HttpRequest) -> JSONResponse:
+    """Give the document."""
+    return JSONResponse(await services.in_worker(openapi_document, services.config, services.models))
+
+
+def openapi_document(config: ServerConfig, models: ModelTable) -> Json:
+    """Describe the API of a server with this config and these models."""
+    operations = {
+        route: operation
+        for route, operation in OPERATIONS.items()
+        if config.metrics or route != ("GET", "/metrics")
+    }
+    paths: dict[str, Json] = {}
+    for (method, path), operation in operations.items():
+        written = paths.setdefault(path.replace(":path}", "}"), {})
+        written[method.lower()] = _operation(method, path, operation, openapi_models.names(models))
+    return {
+        "openapi": "3.1.1",
+        "info": {
+            "title": "vinfer",
+            "version": vinfer.__version__,
+            "description": "Every request field is applied, refused by name, or accepted without effect.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {
+            "schemas": {
+                **_answer_schemas(operations.values()),
+                **_request_schemas(operations.values(), config, models),
+            },
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [] if config.api_keys_file is None else [{"key": []}],
+    }
+
+
+def _operation(method: str, path: str, operation: Operation, names: list[str]) -> Json:
+    written: Json = {
+        "operationId": f"{method.lower()}{path.partition(':')[0]}".translate(_IN_OPERATION_ID),
+        "summary": operation.summary,
+        "responses": _responses(operation),
+    }
+    if path in PUBLIC_PATHS:
+        written["security"] = []
+    parameters: list[Json] = []
+    if operation.query_names_model:
+        about = "Id of the model; may be left out where one is served."
+        parameters.append({"name": "model", "in": "query", "description": about, "schema": {"enum": names}})
+        parameters[-1]["required"] = len(names) > 1
+    if "{id:path}" in path:
+        parameters.append({"name": "id", "in": "path", "required": True, "schema": {"enum": names}})
+    if parameters:
+        written["parameters"] = parameters
+    if operation.forms:
+        schemas = [_reference(form.fields) for form in operation.forms]
+        schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+        written["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return written
+
+
+def _responses(operation: Operation) -> Json:
+    if operation.answer is not None:
+        schema = _reference(operation.answer)
+    else:
+        schema = {"type": "object" if operation.media_type == "application/json" else "string"}
+    content: Json = {operation.media_type: {"schema": schema}}
+    if operation.event is not None:
+        content["text/event-stream"] = _stream(operation.event, names_events=operation.names_events)
+    answers: dict[str, Json] = {"200": {"description": "OK", "content": content}}
+    for status in sorted({error.status for error in operation.errors}):
+        answers[str(status)] = _answer(status, ErrorBody)
+    if operation.not_ready is not None:
+        answers[str(NotReadyError.status)] = _answer(NotReadyError.status, operation.not_ready)
+    return answers
+
+
+def _stream(event: type[BaseModel], *, names_events: bool) -> Json:
+    """Describe each event of a stream; Server-Sent Events as objects are OpenAPI 3.2's way to see them."""
+    data: Json = {"type": "string", "contentMediaType": "application/json"}
+    if names_events:
+        data["contentSchema"] = _reference(event)
+        about = "Each has its type for its name, and the last says how it ended."
+    else:
+        chunk = {**data, "contentSchema": {"anyOf": [_reference(event), _reference(ErrorBody)]}}
+        data = {"anyOf": [{"const": "[DONE]"}, chunk]}
+        about = "The data of the last is [DONE]."
+    return {
+        "schema": {
+            "type": "object",
+            "description": "An event of the stream that `stream: true` asks for, not the stream as a whole. "
+            f"{about} Lines that begin with a colon are pings.",
+            "properties": {"event": {"type": "string"}, "data": data},
+            "required": ["data"],
+        }
+    }
+
+
+def _answer(status: int, body: type[BaseModel]) -> Json:
+    content = {"application/json": {"schema": _reference(body)}}
+    return {"description": http.HTTPStatus(status).phrase, "content": content}
+
+
+def _reference(model: type[BaseModel]) -> Json:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _answer_schemas(operations: Iterable[Operation]) -> Json:
+    models: list[type[BaseModel]] = [ErrorBody]
+    for operation in operations:
+        models += [model for model in (operation.answer, operation.event) if model is not None]
+    return _schemas(models, "serialization")
+
+
+def _request_schemas(operations: Iterable[Operation], config: ServerConfig, models: ModelTable) -> Json:
+    forms = [form for operation in operations for form in operation.forms]
+    schemas = _schemas([form.fields for form in forms], "validation")
+    for schema in schemas.values():
+        schema["additionalProperties"] = config.unknown_fields == "ignore"
+    for form in forms:
+        schema = schemas[form.fields.__name__]
+        schema["properties"] = _properties(schema, form)
+        for name in ("n", "best_of"):
+            if name in schema["properties"]:
+                schema["properties"][name]["maximum"] = config.max_n
+    openapi_models.narrow_to_models(schemas, forms, models)
+    return schemas
+
+
+def _properties(schema: Json, form: RequestForm[Any]) -> Json:
+    """Write what a body may hold: a null counts as left out, whatever the field."""
+    properties: Json = {}
+    for name, rule in form.rules.items():
+        if rule.treatment is not Treatment.APPLIED:
+            properties[name] = _without_effect(rule)
+        elif name in schema["required"]:
+            properties[name] = schema["properties"][name]
+        else:
+            properties[name] = _or_null(schema["properties"][name])
+    return properties
+
+
+def _without_effect(rule: FieldRule) -> Json:
+    if rule.treatment is Treatment.ACCEPTED:
+        return {"description": "Accepted without effect."}
+    return {"description": f"Refused: {rule.reason}.", "enum": [None, *rule.neutral]}
+
+
+def _or_null(schema: Json) -> Json:
+    if {"type": "null"} in schema.get("anyOf", ()):
+        return schema
+    about: Json = {key: schema.pop(key) for key in ("default", "title", "description") if key in schema}
+    return {"anyOf": [schema, {"type": "null"}], **about}
+
+
+def _schemas(models: Sequence[type[BaseModel]], mode: Literal["validation", "serialization"]) -> Json:
+    _, written = models_json_schema(
+        [(model, mode) for model in models], ref_template="#/components/schemas/{model}"
+    )
+    schemas: Json = written["$defs"]
+    return schemas

@@ -1,0 +1,152 @@
+"""What the models of this server make of the request schemas: their names, and bounds that no type knows.
+
+Pure functions, in a worker thread. A bound is that of the model which allows most, for a schema cannot tell
+models apart; while one still loads, nobody knows it and nothing is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from vinfer.server.fields.form import RequestForm
+from vinfer.server.fields.template_kwargs import KWARG_SCHEMAS, reads_reasoning_effort, settable_kwargs
+from vinfer.server.fields.treatment import Treatment
+from vinfer.server.model_table import ModelTable, ServedModel
+
+Json = dict[str, Any]
+Narrow = Callable[[Json, Sequence[ServedModel]], Json]
+
+
+def names(models: ModelTable) -> list[str]:
+    """List what a request may name, in the order of the config."""
+    return [status.name for status in models.statuses]
+
+
+def narrow_to_models(schemas: Json, forms: Iterable[RequestForm[Any]], models: ModelTable) -> None:
+    """Write the models' names and bounds into the schemas of request bodies."""
+    known = names(models)
+    loaded = models.served_models
+    served = loaded if len(loaded) == len(known) else ()
+    for form in forms:
+        schema = schemas[form.fields.__name__]
+        _name_models(schema, known)
+        if not served:
+            continue
+        for field, narrow in _NARROW.items():
+            rule = form.rules.get(field)
+            if rule is not None and rule.treatment is Treatment.APPLIED:
+                schema["properties"][field] = narrow(schema["properties"][field], served)
+    if served and all(model.images is None for model in served):
+        schemas["ContentPart"]["properties"]["type"]["enum"] = ["text"]
+        schemas["ImagePart"] = {"not": {}, "description": "No model of this server takes pictures."}
+    if served:
+        reasoning = schemas["ReasoningOptions"]["properties"]
+        reasoning["effort"] = _as_effort(reasoning["effort"], served)
+
+
+def _name_models(schema: Json, known: list[str]) -> None:
+    required: list[str] = schema.setdefault("required", [])
+    if len(known) > 1 and "model" not in required:
+        required.append("model")
+    schema["properties"]["model"] = {"enum": known if "model" in required else [*known, None]}
+
+
+def _bounded(schema: Json, *, maximum: int, max_items: int | None = None) -> Json:
+    """Copy a schema with an upper bound for its integers, and one for its arrays of them."""
+
+    def bounded(part: Any) -> Any:
+        if isinstance(part, list):
+            return [bounded(inner) for inner in part]
+        return _bounded(part, maximum=maximum, max_items=max_items) if isinstance(part, dict) else part
+
+    copy = {key: bounded(part) for key, part in schema.items()}
+    if copy.get("type") == "integer":
+        copy["maximum"] = min(maximum, copy.get("maximum", maximum))
+    if max_items is not None and copy.get("items", {}).get("type") == "integer":
+        copy["maxItems"] = min(max_items, copy.get("maxItems", max_items))
+    return copy
+
+
+def _as_new_tokens(schema: Json, served: Sequence[ServedModel]) -> Json:
+    # A prompt has at least one token.
+    return _bounded(schema, maximum=max(model.max_model_len for model in served) - 1)
+
+
+def _as_model_ids(schema: Json, served: Sequence[ServedModel]) -> Json:
+    return _bounded(schema, maximum=max(model.vocab_size for model in served) - 1)
+
+
+def _as_prompt(schema: Json, served: Sequence[ServedModel]) -> Json:
+    return _bounded(
+        schema,
+        maximum=max(model.vocab_size for model in served) - 1,
+        max_items=max(model.max_model_len for model in served),
+    )
+
+
+def _as_tokenizer_ids(schema: Json, served: Sequence[ServedModel]) -> Json:
+    return _bounded(schema, maximum=max(model.tokenizer.vocab_size for model in served) - 1)
+
+
+def _as_biases(schema: Json, served: Sequence[ServedModel]) -> Json:
+    known: Json = dict(schema["anyOf"][0])
+    (bias,) = known["patternProperties"].values()
+    keys = numbers_below(max(model.vocab_size for model in served))
+    return {**schema, "anyOf": [{**known, "patternProperties": {keys: bias}}, {"type": "null"}]}
+
+
+def numbers_below(limit: int) -> str:
+    """Give the pattern of the decimal numbers from 0 to `limit` - 1, without leading zeros."""
+    largest = str(limit - 1)
+    parts = ["0", largest]
+    if len(largest) > 1:
+        parts.append(f"[1-9][0-9]{{0,{len(largest) - 2}}}")
+    for i, digit in enumerate(largest):
+        least = "1" if i == 0 else "0"
+        if digit > least:
+            parts.append(f"{largest[:i]}[{least}-{int(digit) - 1}][0-9]{{{len(largest) - i - 1}}}")
+    return f"^({'|'.join(parts)})$"
+
+
+def _as_dimensions(schema: Json, served: Sequence[ServedModel]) -> Json:
+    sizes = [model.embeddings.size for model in served if model.embeddings is not None]
+    return _bounded(schema, maximum=max(sizes)) if sizes else schema
+
+
+def _as_kwargs(schema: Json, served: Sequence[ServedModel]) -> Json:
+    kinds: dict[str, set[str]] = {}
+    for model in served:
+        for name, kind in settable_kwargs(model).items():
+            kinds.setdefault(name, set()).add(kind)
+    known = {
+        "type": "object",
+        "properties": {
+            name: {"anyOf": [KWARG_SCHEMAS[kind] for kind in sorted(theirs)]}
+            for name, theirs in kinds.items()
+        },
+        "additionalProperties": False,
+    }
+    return {**schema, "anyOf": [known, {"type": "null"}]}
+
+
+def _as_effort(schema: Json, served: Sequence[ServedModel]) -> Json:
+    if any(reads_reasoning_effort(model) for model in served):
+        return schema
+    return {"type": "null", "description": "The chat template does not read it."}
+
+
+_NARROW: Mapping[str, Narrow] = {
+    "max_tokens": _as_new_tokens,
+    "max_completion_tokens": _as_new_tokens,
+    "max_output_tokens": _as_new_tokens,
+    "min_tokens": _as_new_tokens,
+    "stop_token_ids": _as_model_ids,
+    "logit_bias": _as_biases,
+    "prompt": _as_prompt,
+    "input": _as_prompt,
+    "tokens": _as_tokenizer_ids,
+    "dimensions": _as_dimensions,
+    "chat_template_kwargs": _as_kwargs,
+    "reasoning_effort": _as_effort,
+}

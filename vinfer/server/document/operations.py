@@ -1,0 +1,151 @@
+"""What each route takes and gives, for `/openapi.json` and `/v1/capabilities`; routes are by method and path.
+
+The forms of a body are those that the routes parse with. A test holds the table against `app.ROUTES`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from vinfer.errors import (
+    AuthenticationError,
+    BodyTooLargeError,
+    HeadersTooLargeError,
+    MediaTypeError,
+    ModelNotFoundError,
+    NotReadyError,
+    QueueFullError,
+    RequestError,
+    RequestTimeoutError,
+    VinferError,
+)
+from vinfer.server.document import answers, response_types
+from vinfer.server.fields.chat import CHAT
+from vinfer.server.fields.completions import COMPLETION
+from vinfer.server.fields.count import COUNT_MESSAGES, COUNT_TEXT
+from vinfer.server.fields.embeddings import EMBEDDING
+from vinfer.server.fields.form import RequestForm
+from vinfer.server.fields.responses import RESPONSES
+from vinfer.server.fields.tokenization import DETOKENIZE, TOKENIZE_MESSAGES, TOKENIZE_TEXT
+
+_ANY_ROUTE = (RequestTimeoutError, HeadersTooLargeError, VinferError)
+_MODEL = (*_ANY_ROUTE, AuthenticationError, ModelNotFoundError, NotReadyError)
+_BODY = (*_MODEL, RequestError, BodyTooLargeError, MediaTypeError)
+_GENERATION = (*_BODY, QueueFullError)
+_PLAIN = (*_ANY_ROUTE, AuthenticationError, NotReadyError)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One route.
+
+    Attributes:
+        answer: its body; None where that is described by `media_type` alone.
+        errors: what it may refuse or fail with, each with its status.
+        forms: the forms that its body may have; none where it takes no body.
+        event: what each event of a stream holds, where the route streams.
+        names_events: each event has its `type` for its name, and the last says how the stream ended.
+        query_names_model: the query has the parameter `model`.
+        not_ready: the body of a 503 that is an answer rather than an error.
+    """
+
+    summary: str
+    answer: type[BaseModel] | None
+    errors: tuple[type[VinferError], ...]
+    forms: tuple[RequestForm[Any], ...] = ()
+    event: type[BaseModel] | None = None
+    names_events: bool = False
+    query_names_model: bool = False
+    not_ready: type[BaseModel] | None = None
+    media_type: str = "application/json"
+
+
+OPERATIONS: Mapping[tuple[str, str], Operation] = {
+    ("POST", "/v1/chat/completions"): Operation(
+        summary="Answer a conversation, whole or streamed",
+        forms=(CHAT,),
+        answer=answers.ChatCompletion,
+        event=answers.ChatChunk,
+        errors=_GENERATION,
+    ),
+    ("POST", "/v1/completions"): Operation(
+        summary="Complete one or more prompts, whole or streamed",
+        forms=(COMPLETION,),
+        answer=answers.Completion,
+        event=answers.CompletionChunk,
+        errors=_GENERATION,
+    ),
+    ("POST", "/v1/responses"): Operation(
+        summary="Answer a conversation with items, whole or as events; nothing is kept",
+        forms=(RESPONSES,),
+        answer=response_types.Response,
+        event=response_types.ResponseEvent,
+        names_events=True,
+        errors=_GENERATION,
+    ),
+    ("POST", "/v1/embeddings"): Operation(
+        summary="Turn one or more texts into vectors",
+        forms=(EMBEDDING,),
+        answer=answers.EmbeddingList,
+        errors=_GENERATION,
+    ),
+    ("POST", "/v1/count_tokens"): Operation(
+        summary="Count the tokens of a text or a conversation",
+        forms=(COUNT_TEXT, COUNT_MESSAGES),
+        answer=answers.TokenCount,
+        errors=_BODY,
+    ),
+    ("GET", "/v1/models"): Operation(
+        summary="List the models that serve", answer=answers.ModelList, errors=_PLAIN
+    ),
+    ("GET", "/v1/models/{id:path}"): Operation(
+        summary="Describe one model; its id may hold slashes", answer=answers.ModelInfo, errors=_MODEL
+    ),
+    ("GET", "/v1/capabilities"): Operation(
+        summary="Say per model what is applied, refused and accepted without effect, and the limits",
+        answer=answers.Capabilities,
+        errors=_PLAIN,
+    ),
+    ("POST", "/tokenize"): Operation(
+        summary="Give the token ids of a text or a conversation, as they would be generated from",
+        forms=(TOKENIZE_TEXT, TOKENIZE_MESSAGES),
+        answer=answers.Tokenized,
+        errors=_BODY,
+    ),
+    ("POST", "/detokenize"): Operation(
+        summary="Give the text of token ids", forms=(DETOKENIZE,), answer=answers.Detokenized, errors=_BODY
+    ),
+    ("GET", "/tokenizer_info"): Operation(
+        summary="Describe a model's tokenizer, its chat template included",
+        query_names_model=True,
+        answer=answers.TokenizerInfo,
+        errors=(*_MODEL, RequestError),
+    ),
+    ("GET", "/liveness"): Operation(
+        summary="Say that the process answers", answer=answers.Liveness, errors=_ANY_ROUTE
+    ),
+    ("GET", "/readiness"): Operation(
+        summary="Say whether every model serves, else how far they are",
+        answer=answers.Readiness,
+        not_ready=answers.Readiness,
+        errors=_ANY_ROUTE,
+    ),
+    ("GET", "/health"): Operation(
+        summary="Say whether every model serves",
+        answer=answers.Health,
+        not_ready=answers.Health,
+        errors=_ANY_ROUTE,
+    ),
+    ("GET", "/version"): Operation(summary="Say which vinfer this is", answer=answers.Version, errors=_PLAIN),
+    ("GET", "/openapi.json"): Operation(summary="Give this document", answer=None, errors=_PLAIN),
+    ("GET", "/metrics"): Operation(
+        summary="Give Prometheus its numbers",
+        answer=None,
+        media_type="text/plain",
+        errors=(*_ANY_ROUTE, AuthenticationError),
+    ),
+}

@@ -1,0 +1,276 @@
+"""The body and the events that `/v1/responses` answers with, as types: `/openapi.json` is made from them.
+
+As `answers`, which has the bodies of the other routes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, RootModel
+
+from vinfer.server.document.answers import Answer, Count
+
+Nothing = Annotated[list[None], Field(max_length=0)]
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+
+class OutputText(Answer):
+    """What was said."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: Nothing
+    logprobs: Nothing
+
+
+class ReasoningText(Answer):
+    """What was thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class OutputMessage(Answer):
+    """A message of the model; without content while it begins."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    status: ItemStatus
+    content: Annotated[list[OutputText], Field(max_length=1)]
+
+
+class OutputReasoning(Answer):
+    """What the model thought before it went on."""
+
+    id: str
+    type: Literal["reasoning"]
+    status: ItemStatus
+    summary: Nothing
+    content: Annotated[list[ReasoningText], Field(max_length=1)]
+
+
+class OutputCall(Answer):
+    """A function that the model calls; `arguments` is JSON text as the model wrote it."""
+
+    id: str
+    type: Literal["function_call"]
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: str
+
+
+OutputItem = Annotated[OutputMessage | OutputReasoning | OutputCall, Field(discriminator="type")]
+
+
+class ResponseFailure(Answer):
+    """Why a response failed."""
+
+    code: Literal["server_error"]
+    message: str
+
+
+class IncompleteDetails(Answer):
+    """Why a response ended early: its tokens were used up."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class AnsweredReasoning(Answer):
+    """`reasoning` of the request."""
+
+    effort: Effort | None
+    summary: None
+
+
+class AnsweredFormat(Answer):
+    """`text.format` of the request."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str = ""
+    description: str = ""
+    schema_: dict[str, Any] = Field({}, alias="schema")
+    strict: bool = False
+
+
+class AnsweredText(Answer):
+    """`text` of the request."""
+
+    format: AnsweredFormat
+
+
+class AnsweredTool(Answer):
+    """One of `tools` of the request."""
+
+    type: Literal["function"]
+    name: str
+    description: str | None
+    parameters: dict[str, Any] | None
+    strict: bool | None
+
+
+class AnsweredChoice(Answer):
+    """`tool_choice` of the request, where it names a function."""
+
+    type: Literal["function"]
+    name: str
+
+
+class InputTokensDetails(Answer):
+    """Of the input."""
+
+    cached_tokens: Count
+    cache_write_tokens: Count
+
+
+class OutputTokensDetails(Answer):
+    """Of the output."""
+
+    reasoning_tokens: Count = Field(description="Of the thoughts, counted as a text by themselves.")
+
+
+class ResponseUsage(Answer):
+    """Tokens of one response."""
+
+    input_tokens: Count
+    input_tokens_details: InputTokensDetails
+    output_tokens: Count
+    output_tokens_details: OutputTokensDetails
+    total_tokens: Count
+
+
+class Response(Answer):
+    """A response, with what its request asked for; nothing of it is kept."""
+
+    id: str
+    object: Literal["response"]
+    created_at: Count
+    completed_at: Count | None
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    background: Literal[False]
+    error: ResponseFailure | None
+    incomplete_details: IncompleteDetails | None
+    instructions: str | None
+    max_output_tokens: Count | None
+    metadata: dict[str, str]
+    model: str
+    output: list[OutputItem]
+    parallel_tool_calls: bool
+    previous_response_id: None
+    reasoning: AnsweredReasoning
+    store: Literal[False]
+    temperature: float
+    text: AnsweredText
+    tool_choice: Literal["none", "auto", "required"] | AnsweredChoice
+    tools: list[AnsweredTool]
+    top_logprobs: Literal[0]
+    top_p: float
+    truncation: Literal["disabled"]
+    usage: ResponseUsage | None = Field(description="Null until it has ended.")
+
+
+class _Event(Answer):
+    sequence_number: Count
+
+
+class LifecycleEvent(_Event):
+    """The response as it is by now; the last event is one of these."""
+
+    type: Literal[
+        "response.created",
+        "response.in_progress",
+        "response.completed",
+        "response.incomplete",
+        "response.failed",
+    ]
+    response: Response
+
+
+class ItemEvent(_Event):
+    """An item begins, or has ended."""
+
+    type: Literal["response.output_item.added", "response.output_item.done"]
+    output_index: Count
+    item: OutputItem
+
+
+class _OfItem(_Event):
+    item_id: str
+    output_index: Count
+
+
+class PartEvent(_OfItem):
+    """A part of an item begins, or has ended."""
+
+    type: Literal["response.content_part.added", "response.content_part.done"]
+    content_index: Count
+    part: Annotated[OutputText | ReasoningText, Field(discriminator="type")]
+
+
+class TextDelta(_OfItem):
+    """More was said."""
+
+    type: Literal["response.output_text.delta"]
+    content_index: Count
+    delta: str
+    logprobs: Nothing
+
+
+class TextDone(_OfItem):
+    """All that was said."""
+
+    type: Literal["response.output_text.done"]
+    content_index: Count
+    text: str
+    logprobs: Nothing
+
+
+class ReasoningDelta(_OfItem):
+    """More was thought."""
+
+    type: Literal["response.reasoning_text.delta"]
+    content_index: Count
+    delta: str
+
+
+class ReasoningDone(_OfItem):
+    """All that was thought."""
+
+    type: Literal["response.reasoning_text.done"]
+    content_index: Count
+    text: str
+
+
+class ArgumentsDelta(_OfItem):
+    """More of a call's arguments."""
+
+    type: Literal["response.function_call_arguments.delta"]
+    delta: str
+
+
+class ArgumentsDone(_OfItem):
+    """All of a call's arguments."""
+
+    type: Literal["response.function_call_arguments.done"]
+    name: str
+    arguments: str
+
+
+_Events = (
+    LifecycleEvent
+    | ItemEvent
+    | PartEvent
+    | TextDelta
+    | TextDone
+    | ReasoningDelta
+    | ReasoningDone
+    | ArgumentsDelta
+    | ArgumentsDone
+)
+
+
+class ResponseEvent(RootModel[Annotated[_Events, Field(discriminator="type")]]):
+    """One event of a streamed response."""

@@ -1,0 +1,110 @@
+"""The applied fields of `/v1/chat/completions`, typed and limited.
+
+Limits that depend on the model or the config are checked in `generate.sampling` and `generate.prompts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from vinfer.engine.request import MAX_TOP_LOGPROBS
+from vinfer.errors import RequestError
+from vinfer.server.fields.form import RequestForm, Unknown
+from vinfer.server.fields.messages import ChatMessage, check_continuation, check_messages
+from vinfer.server.fields.rules import absent, all_of, any_of, having
+from vinfer.server.fields.sampling import (
+    MAX_INT32,
+    NULL_OR_FALSE,
+    ONE_CONSTRAINT,
+    STREAM_OPTIONS_NEED_STREAM,
+    UNCONSTRAINED,
+    SamplingFields,
+    check_sampling,
+)
+from vinfer.server.fields.structured_outputs import binds_form
+from vinfer.server.fields.template_kwargs import ReasoningEffort, TemplateKwargs
+from vinfer.server.fields.tools import (
+    Tool,
+    ToolChoiceField,
+    Tools,
+    callable_tools,
+    check_tool_choice,
+    check_tools,
+)
+from vinfer.server.fields.treatment import CHAT_FIELDS
+
+_NO_CALL_ASKED_FOR = {"properties": {"tool_choice": {"enum": [None, "none", "auto"]}}}
+
+
+class ChatFields(SamplingFields):
+    """`POST /v1/chat/completions`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                STREAM_OPTIONS_NEED_STREAM,
+                any_of(absent("top_logprobs"), having("logprobs", True)),
+                any_of(
+                    *(all_of(form, _NO_CALL_ASKED_FOR) for form in (UNCONSTRAINED, *ONE_CONSTRAINT)),
+                    all_of(
+                        UNCONSTRAINED,
+                        {"properties": {"tools": {"type": "array", "minItems": 1}}, "required": ["tools"]},
+                        {"properties": {"ignore_eos": NULL_OR_FALSE}},
+                    ),
+                ),
+            ]
+        }
+    )
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] = ["text"]
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template_kwargs: TemplateKwargs = {}
+    reasoning_effort: ReasoningEffort | None = None
+    tools: Tools = []
+    tool_choice: ToolChoiceField | None = None
+    parallel_tool_calls: bool = True
+
+    @property
+    def callable_tools(self) -> list[Tool]:
+        """The tools that this answer may call."""
+        return callable_tools(self.tools, self.tool_choice)
+
+
+CHAT = RequestForm(ChatFields, CHAT_FIELDS)
+
+
+def parse_chat(body: Mapping[str, Any], unknown: Unknown) -> ChatFields:
+    """Check the body of a chat completion.
+
+    Raises:
+        RequestError: names the first bad field.
+    """
+    fields = CHAT.parse(body, unknown)
+    check_messages(fields.messages, "messages")
+    check_sampling(fields)
+    both = (fields.max_tokens, fields.max_completion_tokens)
+    if None not in both and both[0] != both[1]:
+        raise RequestError(
+            f"max_tokens is {both[0]} and max_completion_tokens is {both[1]}: send one of them",
+            param="max_tokens",
+        )
+    if fields.top_logprobs is not None and not fields.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+    if fields.continue_final_message:
+        check_continuation(fields.messages, fields.add_generation_prompt)
+    check_tools(fields.tools)
+    check_tool_choice(
+        fields.tools,
+        fields.tool_choice,
+        binds_form=binds_form(fields.response_format, fields.structured_outputs),
+        ignore_eos=fields.ignore_eos,
+    )
+    return fields

@@ -1,0 +1,99 @@
+"""The applied fields of `/v1/completions`, typed and limited.
+
+Limits that depend on the model or the config are checked in `generate.sampling` and `generate.prompts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, WithJsonSchema
+
+from vinfer.engine.request import MAX_TOP_LOGPROBS
+from vinfer.errors import RequestError
+from vinfer.server.fields.form import RequestForm, Unknown
+from vinfer.server.fields.rules import any_of, having
+from vinfer.server.fields.sampling import (
+    MAX_INT32,
+    ONE_CONSTRAINT,
+    STREAM_OPTIONS_NEED_STREAM,
+    UNCONSTRAINED,
+    SamplingFields,
+    check_sampling,
+)
+from vinfer.server.fields.treatment import COMPLETION_FIELDS
+
+MAX_PROMPTS = 256
+"""Prompts of `/v1/completions` or inputs of `/v1/embeddings` in one request; more are refused before they
+are tokenized."""
+
+
+_TOKEN_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+
+
+def prompts_schema(text: dict[str, Any]) -> dict[str, Any]:
+    """Describe a text, token ids, or several of these; `text` describes the one.
+
+    `generate.prompts` takes apart what is sent.
+    """
+    return {
+        "anyOf": [
+            text,
+            _TOKEN_IDS_SCHEMA,
+            {
+                "type": "array",
+                "items": {"anyOf": [text, _TOKEN_IDS_SCHEMA]},
+                "minItems": 1,
+                "maxItems": MAX_PROMPTS,
+            },
+        ]
+    }
+
+
+class CompletionFields(SamplingFields):
+    """`POST /v1/completions`; `generate.prompts` takes `prompt` apart, and max_tokens 0 goes with echo."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                STREAM_OPTIONS_NEED_STREAM,
+                any_of(UNCONSTRAINED, *ONE_CONSTRAINT),
+                any_of(
+                    {"properties": {"max_tokens": {"anyOf": [{"type": "null"}, {"minimum": 1}]}}},
+                    having("echo", True),
+                ),
+            ]
+        }
+    )
+
+    max_tokens: int | None = Field(None, ge=0, le=MAX_INT32)
+
+    prompt: Annotated[Any, WithJsonSchema(prompts_schema({"type": "string"}))]
+    best_of: int | None = Field(None, ge=1)
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    echo: bool = False
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the logprobs of the prompt's own tokens are wanted."""
+        return self.echo and self.logprobs is not None
+
+
+COMPLETION = RequestForm(CompletionFields, COMPLETION_FIELDS)
+
+
+def parse_completion(body: Mapping[str, Any], unknown: Unknown) -> CompletionFields:
+    """Check the body of a plain completion, all but its prompt.
+
+    Raises:
+        RequestError: names the first bad field.
+    """
+    fields = COMPLETION.parse(body, unknown)
+    check_sampling(fields)
+    if fields.max_tokens == 0 and not fields.echo:
+        raise RequestError(
+            "max_tokens is 0; must be at least 1 without echo: true, which answers with the prompt",
+            param="max_tokens",
+        )
+    return fields

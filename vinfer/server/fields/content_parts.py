@@ -1,0 +1,101 @@
+"""One part of a message's content, in the forms that clients send: text, or a picture.
+
+Parsed as `messages`. A picture comes as OpenAI's `image_url`, an object or a string, or as `image`, the form
+of the original vInference server. `generate.images` fetches what is at its address.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from vinfer.errors import RequestError
+from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.rules import absent, all_of, any_of, having, present
+
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+ImageDetail = Literal["auto", "low", "high"]
+
+ImageSource = tuple[str, str]
+"""The URL of an image, and the path of the field that holds it in the request's body."""
+
+
+class ImageUrl(Body):
+    """Where a picture is: a data or http(s) URL. `detail` changes nothing: a model has one way to see."""
+
+    url: NonEmpty
+    detail: ImageDetail = "auto"
+
+
+def _string_as_url(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
+_CONTENTS = {"text", "image_url", "image"}
+
+
+class ContentPart(Body):
+    """Text or a picture; the field of the same name as `type` must be there, and no other."""
+
+    model_config = ConfigDict(
+        json_schema_extra=any_of(
+            *(
+                all_of(having("type", name), present(name), absent(*(_CONTENTS - {name})))
+                for name in sorted(_CONTENTS)
+            )
+        )
+    )
+
+    type: Literal["text", "image_url", "image"]
+    text: str | None = None
+    image_url: Annotated[
+        ImageUrl | None, BeforeValidator(_string_as_url, json_schema_input_type=NonEmpty | ImageUrl | None)
+    ] = None
+    image: NonEmpty | None = None
+
+    @property
+    def is_image(self) -> bool:
+        return self.type != "text"
+
+    def image_source(self, here: str) -> ImageSource:
+        """Return a picture's URL and the path of the field that holds it; `here` is the part's own path."""
+        if self.image_url is not None:
+            return self.image_url.url, f"{here}.image_url.url"
+        assert self.image is not None
+        return self.image, f"{here}.image"
+
+    def as_template_input(self) -> dict[str, Any]:
+        """Give the part as chat templates take it: of a picture they need to know that it is there."""
+        return {"type": "image"} if self.is_image else {"type": "text", "text": self.text}
+
+    def check(self, here: str, role: str) -> None:
+        """Check that the part holds what its type says, and that its role may send it.
+
+        Raises:
+            RequestError: names the part's field.
+        """
+        for name in ("text", "image_url", "image"):
+            is_there = getattr(self, name) is not None
+            if is_there and name != self.type:
+                raise RequestError(
+                    f"{here}.{name} is set and {here}.type is {self.type}: leave it out",
+                    param=f"{here}.{name}",
+                )
+            if not is_there and name == self.type:
+                raise RequestError(f"{here}.{name} is missing: send it", param=f"{here}.{name}")
+        if self.is_image:
+            check_may_have_image(role, here)
+
+
+def check_may_have_image(role: str, here: str) -> None:
+    """Check that a message may have a picture; `here` is the path of its part.
+
+    Raises:
+        RequestError: names the part.
+    """
+    if role != "user":
+        raise RequestError(
+            f"{here} is a picture in a message of role {role}; pictures belong to user messages", param=here
+        )

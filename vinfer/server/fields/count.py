@@ -1,0 +1,47 @@
+"""The applied fields of `/v1/count_tokens`, typed and limited."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.form import RequestForm, Unknown
+from vinfer.server.fields.messages import ChatMessage, check_messages
+from vinfer.server.fields.treatment import COUNT_FIELDS
+
+
+class CountText(Body):
+    """`POST /v1/count_tokens` of a text."""
+
+    model: str = Field(min_length=1)
+    conversation: str
+
+
+class CountMessages(Body):
+    """`POST /v1/count_tokens` of a conversation."""
+
+    model: str = Field(min_length=1)
+    conversation: list[ChatMessage] = Field(min_length=1)
+
+
+COUNT_TEXT = RequestForm(CountText, COUNT_FIELDS)
+
+
+COUNT_MESSAGES = RequestForm(CountMessages, COUNT_FIELDS)
+
+
+def parse_count(body: Mapping[str, Any], unknown: Unknown) -> CountText | CountMessages:
+    """Check the body of a token count.
+
+    Raises:
+        RequestError: names the first bad field.
+    """
+    # Told apart here: pydantic would put the branch of a union into the error's path.
+    if isinstance(body.get("conversation"), str):
+        return COUNT_TEXT.parse(body, unknown)
+    fields = COUNT_MESSAGES.parse(body, unknown)
+    check_messages(fields.conversation, "conversation")
+    return fields

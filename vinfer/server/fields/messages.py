@@ -1,0 +1,150 @@
+"""The messages of a conversation: their types, and what each role may carry.
+
+Runs on the event loop or, for large bodies, in a worker thread.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from vinfer.errors import RequestError
+from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.content_parts import ContentPart
+from vinfer.server.fields.rules import absent, all_of, any_of, having, present
+from vinfer.server.fields.tools import parsed_arguments
+
+
+def _text_as_part(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+ContentParts = Annotated[list[ContentPart], Field(min_length=1)]
+
+
+class CalledFunction(Body):
+    """A function the model called in an earlier turn; `arguments` is JSON text."""
+
+    name: str = Field(min_length=1)
+    arguments: str
+
+
+class ToolCall(Body):
+    """A tool call of an earlier assistant turn."""
+
+    id: str = Field(min_length=1)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+    def as_template_input(self) -> dict[str, Any]:
+        """Give the call with its arguments parsed, as chat templates are written for."""
+        function = {"name": self.function.name, "arguments": parsed_arguments(self.function.arguments)}
+        return {"id": self.id, "type": self.type, "function": function}
+
+
+_TEXT_CONTENT = {
+    "properties": {
+        "content": {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"properties": {"type": {"const": "text"}}}},
+            ]
+        }
+    },
+    "required": ["content"],
+}
+
+
+_NO_CALLS = {"properties": {"tool_calls": {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]}}}
+
+
+_CALLS = {"properties": {"tool_calls": {"type": "array", "minItems": 1}}, "required": ["tool_calls"]}
+
+
+class ChatMessage(Body):
+    """One turn of a conversation.
+
+    Clients send earlier answers back as they got them, so their empty fields are known here too.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra=any_of(
+            all_of(having("role", "system", "developer"), _TEXT_CONTENT, _NO_CALLS, absent("tool_call_id")),
+            all_of(having("role", "user"), present("content"), _NO_CALLS, absent("tool_call_id")),
+            all_of(having("role", "assistant"), _TEXT_CONTENT, absent("tool_call_id")),
+            all_of(having("role", "assistant"), absent("content", "tool_call_id"), _CALLS),
+            all_of(having("role", "tool"), _TEXT_CONTENT, _NO_CALLS, present("tool_call_id")),
+        )
+    )
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[
+        ContentParts | None, BeforeValidator(_text_as_part, json_schema_input_type=str | ContentParts | None)
+    ] = None
+    name: str | None = Field(None, min_length=1, max_length=256)
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = Field(None, min_length=1)
+    reasoning_content: str | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    def as_template_input(self) -> dict[str, Any]:
+        """Give the message as `ChatTemplate.render` takes it."""
+        message: dict[str, Any] = {"role": self.role, "content": None}
+        if self.content is not None:
+            # To a template that only knows strings, one text part and a string are the same thing.
+            parts = [part.as_template_input() for part in self.content]
+            is_text = len(parts) == 1 and not self.content[0].is_image
+            message["content"] = parts[0]["text"] if is_text else parts
+        if self.tool_calls:
+            message["tool_calls"] = [call.as_template_input() for call in self.tool_calls]
+        for key in ("name", "tool_call_id", "reasoning_content"):
+            if getattr(self, key) is not None:
+                message[key] = getattr(self, key)
+        return message
+
+
+def check_messages(messages: list[ChatMessage], path: str) -> None:
+    """Check what each role must and must not carry.
+
+    Raises:
+        RequestError: names the message's field.
+    """
+    for i, message in enumerate(messages):
+        here = f"{path}[{i}]"
+        if message.content is None and not (message.role == "assistant" and message.tool_calls):
+            raise RequestError(
+                f"{here}.content is missing: send a string or content parts", param=f"{here}.content"
+            )
+        for j, part in enumerate(message.content or ()):
+            part.check(f"{here}.content[{j}]", message.role)
+        if message.tool_calls and message.role != "assistant":
+            raise RequestError(
+                f"{here}.tool_calls is set; only assistant messages have tool calls",
+                param=f"{here}.tool_calls",
+            )
+        if (message.tool_call_id is not None) != (message.role == "tool"):
+            raise RequestError(
+                f"{here}.tool_call_id belongs to every tool message and to no other",
+                param=f"{here}.tool_call_id",
+            )
+
+
+def check_continuation(messages: list[ChatMessage], add_generation_prompt: bool | None) -> None:
+    """Check that the last message can be gone on with.
+
+    Raises:
+        RequestError: names `continue_final_message`.
+    """
+    if add_generation_prompt:
+        raise RequestError(
+            "continue_final_message and add_generation_prompt exclude each other: send one of them",
+            param="continue_final_message",
+        )
+    if messages[-1].role != "assistant":
+        raise RequestError(
+            "continue_final_message needs an assistant message at the end", param="continue_final_message"
+        )

@@ -1,0 +1,110 @@
+"""Turns pydantic's error list into one RequestError: the path, the value, the limit, the next move.
+
+Pure functions on the event loop or in a worker thread. It knows no route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from vinfer.errors import RequestError
+from vinfer.server.http.body import printable
+
+_KINDS: Mapping[type, str] = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+    dict: "an object",
+}
+
+_EXPECTED: Mapping[str, str] = {
+    "bool_type": "a boolean",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "string_type": "a string",
+    "list_type": "an array",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+
+
+def field_path(location: Sequence[str | int]) -> str:
+    """Write a location as clients know it: `messages[0].content[1].type`."""
+    path = ""
+    for step in location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        # In brackets stands no field: pydantic's mark of a mapping's key, our names of what a union holds.
+        elif not (step.startswith("[") and step.endswith("]")):
+            path += f".{step[:64]}" if path else step[:64]
+    return path
+
+
+def request_error(error: ValidationError) -> RequestError:
+    """Report the first problem of a body."""
+    problem = error.errors(include_url=False)[0]
+    path = field_path(problem["loc"])
+    describe = _DESCRIPTIONS.get(problem["type"], _other)
+    if problem["type"] in _EXPECTED:
+        describe = _wrong_type
+    return RequestError(
+        f"{path} {describe(problem['type'], problem.get('input'), problem.get('ctx', {}), problem['msg'])}",
+        param=path,
+    )
+
+
+def shown(value: Any) -> str:
+    """Show a client's value in a message: short, and without control characters."""
+    if isinstance(value, str):
+        return printable(value)
+    if value is None or isinstance(value, (bool, list, dict)):
+        return _KINDS[type(value)]
+    return str(value)[:40]
+
+
+def _wrong_type(kind: str, value: Any, _ctx: Mapping[str, Any], _message: str) -> str:
+    found = (
+        f"the number {value}"[:60] if kind == "int_from_float" else _KINDS.get(type(value), "of another type")
+    )
+    return f"is {found}; must be {_EXPECTED[kind]}"
+
+
+def _limit(words: str, key: str) -> Callable[[str, Any, Mapping[str, Any], str], str]:
+    return lambda _kind, value, ctx, _message: f"is {shown(value)}; must be {words} {_plain(ctx[key])}"
+
+
+def _plain(limit: float) -> str:
+    """Write a limit in all its digits: one that is rounded refuses itself."""
+    return str(int(limit)) if limit == int(limit) else f"{limit:g}"
+
+
+def _length(words: str, key: str, unit: str) -> Callable[[str, Any, Mapping[str, Any], str], str]:
+    return lambda _kind, value, ctx, _message: f"has {len(value)} {unit}; must have {words} {ctx[key]}"
+
+
+def _other(_kind: str, _value: Any, _ctx: Mapping[str, Any], message: str) -> str:
+    return message
+
+
+_DESCRIPTIONS: Mapping[str, Callable[[str, Any, Mapping[str, Any], str], str]] = {
+    "missing": lambda *_: "is missing: send it",
+    "extra_forbidden": lambda *_: "is not a known field: leave it out",
+    "literal_error": lambda _kind, value, ctx, _message: f"is {shown(value)}; must be {ctx['expected']}",
+    "greater_than": _limit("more than", "gt"),
+    "greater_than_equal": _limit("at least", "ge"),
+    "less_than": _limit("less than", "lt"),
+    "less_than_equal": _limit("at most", "le"),
+    "too_short": _length("at least", "min_length", "items"),
+    "too_long": _length("at most", "max_length", "items"),
+    "string_too_short": _length("at least", "min_length", "characters"),
+    "string_too_long": _length("at most", "max_length", "characters"),
+    "finite_number": lambda *_: "is not a finite number: send one",
+}

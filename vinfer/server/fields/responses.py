@@ -1,0 +1,268 @@
+"""The applied fields of `/v1/responses`, typed and bounded, and the chat completion that asks for the same.
+
+As `chat`, and on the same threads. What depends on the model is checked as the fields of that completion;
+`in_own_words` names them as this route does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from vinfer.errors import RequestError
+from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.chat import ChatFields
+from vinfer.server.fields.form import RequestForm, Unknown
+from vinfer.server.fields.problems import shown
+from vinfer.server.fields.responses_input import InputItems, input_messages
+from vinfer.server.fields.rules import absent, all_of, any_of, having, present
+from vinfer.server.fields.sampling import MAX_INT32, TEXT_OR_NOTHING, Seed, Temperature, TopP
+from vinfer.server.fields.structured_outputs import MAX_DESCRIPTION_CHARS
+from vinfer.server.fields.template_kwargs import ReasoningEffort
+from vinfer.server.fields.tools import (
+    CHOICE_WORDS,
+    MAX_TOOLS,
+    NAME_PATTERN,
+    Parameters,
+    check_tool_choice,
+    check_tools,
+)
+from vinfer.server.fields.treatment import RESPONSES_FIELDS
+
+
+def _no_summary(value: Any) -> Any:
+    if value is not None:
+        raise PydanticCustomError(
+            "summary", "asks for a summary; thoughts are given as they are: leave it out"
+        )
+    return value
+
+
+def _checked_choice(value: Any) -> Any:
+    """Tell words and objects apart here: pydantic would put the branch of a union into the error's path."""
+    if isinstance(value, str) and value in CHOICE_WORDS:
+        return {"type": value}
+    is_named = isinstance(value, dict) and set(value) == {"type", "name"} and value["name"] is not None
+    if is_named and value["type"] == "function":
+        return value
+    raise PydanticCustomError(
+        "tool_choice",
+        'is {value}; must be none, auto, required or {{"type": "function", "name": ...}}',
+        {"value": shown(value)},
+    )
+
+
+class FlatTool(Body):
+    """A function that the model may call; see `tools.Function`."""
+
+    type: Literal["function"]
+    name: str = Field(pattern=NAME_PATTERN)
+    description: str | None = None
+    parameters: Parameters | None = None
+    strict: bool | None = None
+
+    def as_chat(self) -> dict[str, Any]:
+        """Give the tool as chat completions have it."""
+        return {"type": self.type, "function": self.model_dump(exclude={"type"})}
+
+
+class NamedFlatChoice(Body):
+    """`tool_choice` as an object: this function, exactly once."""
+
+    type: Literal["function"]
+    name: str = Field(min_length=1)
+
+
+class FlatToolChoice(Body):
+    """Which tools must or may be called; `name` goes with the type `function` and no other."""
+
+    type: Literal["none", "auto", "required", "function"]
+    name: str | None = Field(None, min_length=1)
+
+    def as_chat(self) -> Any:
+        """Give the choice as chat completions have it."""
+        return self.type if self.name is None else {"type": self.type, "function": {"name": self.name}}
+
+    def as_answer(self) -> Any:
+        """Give the choice as it was sent."""
+        return self.type if self.name is None else {"type": self.type, "name": self.name}
+
+
+class TextFormat(Body):
+    """`text.format`: the form of the answer. A schema is enforced whatever `strict` says."""
+
+    model_config = ConfigDict(
+        json_schema_extra=any_of(
+            all_of(having("type", "text", "json_object"), absent("name", "description", "schema", "strict")),
+            all_of(having("type", "json_schema"), present("name", "schema")),
+        )
+    )
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = Field(None, pattern=NAME_PATTERN)
+    description: str | None = Field(None, max_length=MAX_DESCRIPTION_CHARS)
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+    def as_chat(self) -> dict[str, Any]:
+        """Give the form as chat completions have it."""
+        schema = self.model_dump(by_alias=True, exclude={"type"}, exclude_none=True)
+        return {"type": self.type, "json_schema": schema} if schema else {"type": self.type}
+
+    def as_answer(self) -> dict[str, Any]:
+        """Give the form as it was sent."""
+        return self.model_dump(by_alias=True, exclude_none=True)
+
+
+class TextOptions(Body):
+    """`text`: how the answer is written. The medium verbosity is what a model has by itself."""
+
+    format: TextFormat | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class ReasoningOptions(Body):
+    """`reasoning`: how the model thinks before it answers."""
+
+    effort: ReasoningEffort | None = None
+    summary: Annotated[None, BeforeValidator(_no_summary)] = None
+
+
+class ResponsesFields(Body):
+    """`POST /v1/responses`."""
+
+    model_config = ConfigDict(
+        json_schema_extra=any_of(
+            {"properties": {"tool_choice": {"enum": [None, "none", "auto"]}}},
+            {
+                "properties": {
+                    "tools": {"type": "array", "minItems": 1},
+                    "text": {"anyOf": [{"type": "null"}, {"properties": {"format": TEXT_OR_NOTHING}}]},
+                },
+                "required": ["tools"],
+            },
+        )
+    )
+
+    model: str = Field(min_length=1)
+    input: InputItems
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    seed: Seed | None = None
+    stream: bool = False
+    text: TextOptions = TextOptions()
+    tools: Annotated[list[FlatTool], Field(max_length=MAX_TOOLS)] = []
+    tool_choice: (
+        Annotated[
+            FlatToolChoice,
+            BeforeValidator(
+                _checked_choice, json_schema_input_type=Literal["none", "auto", "required"] | NamedFlatChoice
+            ),
+        ]
+        | None
+    ) = None
+    parallel_tool_calls: bool = True
+    reasoning: ReasoningOptions = ReasoningOptions()
+
+    def as_chat(self) -> ChatFields:
+        """Give the chat completion that asks for the same.
+
+        Raises:
+            RequestError: names `input`, where nothing is said in it.
+        """
+        messages = input_messages(self.input)
+        if not messages:
+            raise RequestError("input holds only reasoning without content: send a message", param="input")
+        if self.instructions is not None:
+            messages.insert(0, {"role": "system", "content": self.instructions})
+        completion = {
+            "model": self.model,
+            "messages": messages,
+            "max_completion_tokens": self.max_output_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": self.seed,
+            # Whatever the config says: a response has one answer.
+            "n": 1,
+            "response_format": None if self.text.format is None else self.text.format.as_chat(),
+            "tools": [tool.as_chat() for tool in self.tools],
+            "tool_choice": None if self.tool_choice is None else self.tool_choice.as_chat(),
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "reasoning_effort": self.reasoning.effort,
+        }
+        return ChatFields.model_validate(completion)
+
+
+RESPONSES = RequestForm(ResponsesFields, RESPONSES_FIELDS)
+
+# What chat completions call a field, and what it is called here.
+_NAMES = (
+    (re.compile("response_format or structured_outputs"), "text.format"),
+    (re.compile(r"\btools\[(\d+)\]\.function\."), r"tools[\1]."),
+    (re.compile(r"\btool_choice\.function\."), "tool_choice."),
+    (re.compile(r"\bresponse_format\.json_schema\."), "text.format."),
+    (re.compile(r"\bresponse_format\b"), "text.format"),
+    (re.compile(r"\bmax(_completion)?_tokens\b"), "max_output_tokens"),
+    (re.compile(r"\breasoning_effort\b"), "reasoning.effort"),
+    (re.compile(r"^messages\b"), "input"),
+)
+
+
+@contextlib.contextmanager
+def in_own_words() -> Iterator[None]:
+    """Have errors of a chat completion name the fields of this route.
+
+    Raises:
+        RequestError: as it was raised, but for the names.
+    """
+    try:
+        yield
+    except RequestError as error:
+        if error.param is None:
+            raise
+        raise type(error)(_named(error.message), param=_named(error.param)) from None
+
+
+def _named(text: str) -> str:
+    for name, own_name in _NAMES:
+        text = name.sub(own_name, text)
+    return text
+
+
+def parse_responses(body: Mapping[str, Any], unknown: Unknown) -> tuple[ResponsesFields, ChatFields]:
+    """Check the body of a response, and write the chat completion that asks for the same.
+
+    Raises:
+        RequestError: names the first bad field.
+    """
+    fields = RESPONSES.parse(body, unknown)
+    form = fields.text.format
+    if form is not None:
+        _check_format(form)
+    completion = fields.as_chat()
+    with in_own_words():
+        check_tools(completion.tools)
+        check_tool_choice(
+            completion.tools,
+            completion.tool_choice,
+            binds_form=form is not None and form.type != "text",
+            ignore_eos=False,
+        )
+    return fields, completion
+
+
+def _check_format(form: TextFormat) -> None:
+    own = {"name": form.name, "schema": form.schema_, "description": form.description, "strict": form.strict}
+    for key, value in own.items():
+        path = f"text.format.{key}"
+        if form.type != "json_schema" and value is not None:
+            raise RequestError(f"{path} needs type json_schema: leave it out or change the type", param=path)
+        if form.type == "json_schema" and key in ("name", "schema") and value is None:
+            raise RequestError(f"{path} is missing: send it", param=path)

@@ -1,0 +1,244 @@
+"""The input items of `/v1/responses`, typed, and the messages that they are.
+
+As `chat`, and on the same threads. Clients send the items of earlier answers back as they got them, so
+what those have besides is known here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
+
+from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.content_parts import ImageDetail, ImageSource, check_may_have_image
+from vinfer.server.fields.problems import shown
+from vinfer.server.fields.rules import any_of, having
+
+_TEXT_TYPES = ("input_text", "output_text")
+_IMAGE_TYPE = "input_image"
+_ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
+
+
+def _text_as_part(content: Any) -> Any:
+    return [{"type": "input_text", "text": content}] if isinstance(content, str) else content
+
+
+def _text_as_item(value: Any) -> Any:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+def _text_type(kind: Any) -> Any:
+    if isinstance(kind, str) and kind not in _TEXT_TYPES:
+        raise PydanticCustomError(
+            "part",
+            "is {kind}; text goes into input_text parts, and pictures into input_image parts of messages",
+            {"kind": shown(kind)},
+        )
+    return kind
+
+
+def _item_type(kind: Any) -> Any:
+    if isinstance(kind, str) and kind != "message":
+        raise PydanticCustomError(
+            "item",
+            "is {kind}; nothing is kept between requests, and only functions are called: send {kinds}",
+            {"kind": shown(kind), "kinds": ", ".join(_ITEM_TYPES)},
+        )
+    return kind
+
+
+Nothing = Annotated[list[Any], Field(max_length=0)]
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class TextPart(Body):
+    """A text in a message, or what a function returned."""
+
+    type: Annotated[Literal["input_text", "output_text"], BeforeValidator(_text_type)]
+    text: str
+    annotations: Nothing | None = None
+    logprobs: Nothing | None = None
+
+    def as_chat(self) -> dict[str, Any]:
+        return {"type": "text", "text": self.text}
+
+
+class ImagePart(Body):
+    """A picture in a user's message: a data or http(s) URL."""
+
+    type: Literal["input_image"]
+    image_url: str = Field(min_length=1)
+    detail: ImageDetail = "auto"
+    file_id: None = None
+
+    def as_chat(self) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": self.image_url}
+
+
+def _part_kind(part: Any) -> str:
+    """Tell parts apart; what is neither is refused as a text would be."""
+    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    return f"[{_IMAGE_TYPE}]" if kind == _IMAGE_TYPE else "[text]"
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("[text]")] | Annotated[ImagePart, Tag(f"[{_IMAGE_TYPE}]")],
+    Discriminator(_part_kind),
+]
+Parts = Annotated[list[Part], Field(min_length=1)]
+TextParts = Annotated[list[TextPart], Field(min_length=1)]
+
+
+_TEXT_CONTENT = {
+    "properties": {
+        "content": {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"properties": {"type": {"enum": list(_TEXT_TYPES)}}}},
+            ]
+        }
+    }
+}
+
+
+class MessageItem(Body):
+    """What somebody said; without `type` an item is a message."""
+
+    model_config = ConfigDict(json_schema_extra=any_of(having("role", "user"), _TEXT_CONTENT))
+
+    type: Annotated[Literal["message"], BeforeValidator(_item_type)] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[Parts, BeforeValidator(_text_as_part, json_schema_input_type=str | Parts)]
+    id: str | None = None
+    status: Status | None = None
+    phase: None = None
+
+
+class FunctionCallItem(Body):
+    """A function that the model called; `arguments` is JSON text."""
+
+    type: Literal["function_call"]
+    call_id: str = Field(min_length=1)
+    name: str = Field(min_length=1)
+    arguments: str
+    id: str | None = None
+    status: Status | None = None
+
+
+class FunctionCallOutputItem(Body):
+    """What a function that was called returned."""
+
+    type: Literal["function_call_output"]
+    call_id: str = Field(min_length=1)
+    output: Annotated[TextParts, BeforeValidator(_text_as_part, json_schema_input_type=str | TextParts)]
+    id: str | None = None
+    status: Status | None = None
+
+
+class ReasoningPart(Body):
+    """A part of what the model thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class ReasoningItem(Body):
+    """What the model thought before it answered; it belongs to the message or the call that follows."""
+
+    type: Literal["reasoning"]
+    content: list[ReasoningPart] | None = None
+    summary: Nothing = []
+    encrypted_content: None = None
+    id: str | None = None
+    status: Status | None = None
+
+
+def _kind(item: Any) -> str:
+    """Tell items apart; what is none of them is refused as a message would be."""
+    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
+    return f"[{kind}]" if kind in _ITEM_TYPES else "[message]"
+
+
+Item = Annotated[
+    Annotated[MessageItem, Tag("[message]")]
+    | Annotated[FunctionCallItem, Tag("[function_call]")]
+    | Annotated[FunctionCallOutputItem, Tag("[function_call_output]")]
+    | Annotated[ReasoningItem, Tag("[reasoning]")],
+    Discriminator(_kind),
+]
+_SAYS_SOMETHING: dict[str, Any] = {
+    "anyOf": [
+        {"properties": {"type": {"not": {"const": "reasoning"}}}},
+        {
+            "properties": {
+                "content": {"type": "array", "contains": {"properties": {"text": {"minLength": 1}}}}
+            },
+            "required": ["content"],
+        },
+    ]
+}
+Items = Annotated[list[Item], Field(min_length=1, json_schema_extra={"contains": _SAYS_SOMETHING})]
+InputItems = Annotated[Items, BeforeValidator(_text_as_item, json_schema_input_type=str | Items)]
+
+
+def input_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Write items as the messages of a chat completion: one turn of the model is one message.
+
+    There are none where the items are reasoning without content and nothing else.
+    """
+    messages: list[dict[str, Any]] = []
+    thought = ""
+    for item in items:
+        if isinstance(item, ReasoningItem):
+            thought += "".join(part.text for part in item.content or ())
+            continue
+        goes_on = isinstance(item, FunctionCallItem) or (
+            isinstance(item, MessageItem) and item.role == "assistant"
+        )
+        if thought and not goes_on:
+            messages.append(_unspoken(thought))
+            thought = ""
+        if isinstance(item, FunctionCallItem):
+            if thought or not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "reasoning_content": thought or None})
+            function = {"name": item.name, "arguments": item.arguments}
+            messages[-1].setdefault("tool_calls", []).append({"id": item.call_id, "function": function})
+        elif isinstance(item, FunctionCallOutputItem):
+            messages.append(
+                {
+                    "role": "tool",
+                    "content": [part.as_chat() for part in item.output],
+                    "tool_call_id": item.call_id,
+                }
+            )
+        else:
+            said = {"role": item.role, "content": [part.as_chat() for part in item.content]}
+            messages.append({**said, "reasoning_content": thought or None})
+        thought = ""
+    return [*messages, _unspoken(thought)] if thought else messages
+
+
+def _unspoken(thought: str) -> dict[str, Any]:
+    """Write thoughts that nothing followed."""
+    return {"role": "assistant", "content": "", "reasoning_content": thought}
+
+
+def input_images(items: Sequence[Item]) -> list[ImageSource]:
+    """Find the pictures of items, in order.
+
+    Raises:
+        RequestError: names a picture that is in a message of somebody else than the user.
+    """
+    sources = []
+    for i, item in enumerate(items):
+        if not isinstance(item, MessageItem):
+            continue
+        for j, part in enumerate(item.content):
+            if isinstance(part, ImagePart):
+                here = f"input[{i}].content[{j}]"
+                check_may_have_image(item.role, here)
+                sources.append((part.image_url, f"{here}.image_url"))
+    return sources

@@ -1,0 +1,115 @@
+"""The sampling fields that chat and plain completions share, typed and limited.
+
+Parsed on the event loop or, for large bodies, in a worker thread. Limits that depend on the model or the
+config (vocabulary, max_model_len, max_n) are checked in `generate.sampling`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
+from vinfer.errors import RequestError
+from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.rules import absent, all_of, any_of, having
+from vinfer.server.fields.structured_outputs import ResponseFormat, StructuredOutputs, check_one_form
+
+MAX_INT32 = 2**31 - 1
+MAX_STOP_STRINGS = 4
+MAX_STOP_STRING_CHARS = 1024
+MAX_CACHE_SALT_CHARS = 256
+
+
+_TOKEN_ID_KEY = re.compile(r"^(0|[1-9][0-9]{0,9})\Z")
+
+
+def _one_as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _key_as_token_id(key: Any) -> Any:
+    """JSON has only string keys; `logit_bias` means token ids by them."""
+    if isinstance(key, str) and _TOKEN_ID_KEY.match(key):
+        return int(key)
+    raise PydanticCustomError("token_id", "is not a token id: use the id's decimal digits as the key")
+
+
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
+TokenIdKey = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,9})$")]
+
+
+class StreamOptions(Body):
+    """What a stream carries besides text."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+NULL_OR_FALSE: dict[str, Any] = {"enum": [None, False]}
+TEXT_OR_NOTHING = {"anyOf": [{"type": "null"}, {"properties": {"type": {"const": "text"}}}]}
+UNCONSTRAINED = all_of(absent("structured_outputs"), {"properties": {"response_format": TEXT_OR_NOTHING}})
+ONE_CONSTRAINT = (
+    all_of(absent("structured_outputs"), {"properties": {"ignore_eos": NULL_OR_FALSE}}),
+    {"properties": {"response_format": TEXT_OR_NOTHING, "ignore_eos": NULL_OR_FALSE}},
+)
+STREAM_OPTIONS_NEED_STREAM = any_of(absent("stream_options"), having("stream", True))
+
+
+class SamplingFields(Body):
+    """What chat and plain completions share; None stands for "left out"."""
+
+    model: str = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    # Clients of other servers send -1 for "off" as well as 0.
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT32)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    n: int | None = Field(None, ge=1)
+    seed: Seed | None = None
+    stop: Annotated[
+        StopStrings, BeforeValidator(_one_as_list, json_schema_input_type=StopString | StopStrings)
+    ] = []
+    stop_token_ids: list[TokenId] = Field([], max_length=MAX_STOP_TOKEN_IDS)
+    logit_bias: dict[
+        Annotated[int, BeforeValidator(_key_as_token_id, json_schema_input_type=TokenIdKey)],
+        Annotated[float, Field(ge=-100, le=100)],
+    ] = Field({}, max_length=MAX_LOGIT_BIAS, json_schema_extra={"additionalProperties": False})
+    min_tokens: int = Field(0, ge=0, le=MAX_INT32)
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
+    cache_salt: str | None = Field(None, min_length=1, max_length=MAX_CACHE_SALT_CHARS)
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def includes_continuous_usage(self) -> bool:
+        """Whether every chunk of a stream carries the usage so far."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+
+def check_sampling(fields: SamplingFields) -> None:
+    if fields.stream_options is not None and not fields.stream:
+        raise RequestError("stream_options needs stream: true", param="stream_options")
+    check_one_form(fields.response_format, fields.structured_outputs, ignore_eos=fields.ignore_eos)

@@ -1,0 +1,96 @@
+"""The fields that bind an answer to a form: `response_format` and `structured_outputs`, typed and bounded.
+
+They become one `GrammarSpec`; what that allows is `vinfer.engine.grammar`'s matter.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from vinfer.errors import RequestError
+from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.rules import absent, all_of, any_of, exactly_one_of, having, present
+from vinfer.server.fields.tools import NAME_PATTERN
+
+MAX_GRAMMAR_CHARS = 16_384
+"""Of a regular expression or a Lark grammar, and of all choices together as JSON."""
+MAX_CHOICES = 1_000
+MAX_DESCRIPTION_CHARS = 4_096
+
+
+class JsonSchemaFormat(Body):
+    """`response_format.json_schema`. The schema is enforced whatever `strict` says."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    description: str | None = Field(None, max_length=MAX_DESCRIPTION_CHARS)
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """`response_format`: the form of the answer, in OpenAI's words."""
+
+    model_config = ConfigDict(
+        json_schema_extra=any_of(
+            all_of(having("type", "text", "json_object"), absent("json_schema")),
+            all_of(having("type", "json_schema"), present("json_schema")),
+        )
+    )
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(Body):
+    """`structured_outputs`: the form of the answer, in vLLM's words; one of them."""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one_of(("regex", "choice", "grammar", "json")))
+
+    regex: str | None = Field(None, max_length=MAX_GRAMMAR_CHARS)
+    choice: Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)] | None = None
+    grammar: str | None = Field(None, max_length=MAX_GRAMMAR_CHARS)
+    json_: dict[str, Any] | None = Field(None, alias="json")
+
+
+def binds_form(response_format: ResponseFormat | None, structured_outputs: StructuredOutputs | None) -> bool:
+    """Say whether one of the fields binds the answer."""
+    return structured_outputs is not None or (response_format is not None and response_format.type != "text")
+
+
+def check_one_form(
+    response_format: ResponseFormat | None, structured_outputs: StructuredOutputs | None, *, ignore_eos: bool
+) -> None:
+    """Check what the fields say together.
+
+    Raises:
+        RequestError: names the field that is one too many, or missing.
+    """
+    if response_format is not None:
+        has_schema = response_format.json_schema is not None
+        if has_schema != (response_format.type == "json_schema"):
+            raise RequestError(
+                "response_format.json_schema is missing: send it"
+                if not has_schema
+                else "response_format.json_schema needs type json_schema: leave it out or change the type",
+                param="response_format.json_schema",
+            )
+    if structured_outputs is not None:
+        num_forms = len(structured_outputs.model_dump(exclude_none=True))
+        if num_forms != 1:
+            raise RequestError(
+                f"structured_outputs has {num_forms} of regex, choice, grammar and json: send one",
+                param="structured_outputs",
+            )
+        if binds_form(response_format, None):
+            raise RequestError(
+                "structured_outputs and response_format exclude each other: send one of them",
+                param="structured_outputs",
+            )
+    if ignore_eos and binds_form(response_format, structured_outputs):
+        raise RequestError(
+            "ignore_eos does not go with response_format or structured_outputs: once the answer is complete, "
+            "only the end token may follow; leave it out",
+            param="ignore_eos",
+        )

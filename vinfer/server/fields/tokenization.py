@@ -1,0 +1,82 @@
+"""The applied fields of `/tokenize` and `/detokenize`, typed and bounded, in vLLM's shapes.
+
+As `chat`, and on the same threads. `generate.prompts` compares ids with the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.form import RequestForm, Unknown
+from vinfer.server.fields.messages import ChatMessage, check_continuation, check_messages
+from vinfer.server.fields.sampling import TokenId
+from vinfer.server.fields.template_kwargs import ReasoningEffort, TemplateKwargs
+from vinfer.server.fields.tools import Tools, check_tools
+from vinfer.server.fields.treatment import DETOKENIZE_FIELDS, TOKENIZE_MESSAGES_FIELDS, TOKENIZE_TEXT_FIELDS
+
+# Half a second of a worker thread, and answers whose JSON is written in less than a tenth of one.
+MAX_PROMPT_CHARS = 1 << 20
+MAX_TOKENS = 1 << 18
+
+
+class TokenizeText(Body):
+    """`POST /tokenize` of a text; without `model`, the only one that is served."""
+
+    model: str | None = Field(None, min_length=1)
+    prompt: str = Field(max_length=MAX_PROMPT_CHARS)
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class TokenizeMessages(Body):
+    """`POST /tokenize` of a conversation."""
+
+    model: str | None = Field(None, min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1)
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template_kwargs: TemplateKwargs = {}
+    reasoning_effort: ReasoningEffort | None = None
+    tools: Tools = []
+    return_token_strs: bool = False
+
+
+class DetokenizeFields(Body):
+    """`POST /detokenize`."""
+
+    model: str | None = Field(None, min_length=1)
+    tokens: list[TokenId] = Field(max_length=MAX_TOKENS)
+
+
+TOKENIZE_TEXT = RequestForm(TokenizeText, TOKENIZE_TEXT_FIELDS)
+TOKENIZE_MESSAGES = RequestForm(TokenizeMessages, TOKENIZE_MESSAGES_FIELDS)
+DETOKENIZE = RequestForm(DetokenizeFields, DETOKENIZE_FIELDS)
+
+
+def parse_tokenize(body: Mapping[str, Any], unknown: Unknown) -> TokenizeText | TokenizeMessages:
+    """Check the body of a tokenization.
+
+    Raises:
+        RequestError: names the first bad field.
+    """
+    if body.get("messages") is None:
+        return TOKENIZE_TEXT.parse(body, unknown)
+    fields = TOKENIZE_MESSAGES.parse(body, unknown)
+    check_messages(fields.messages, "messages")
+    check_tools(fields.tools)
+    if fields.continue_final_message:
+        check_continuation(fields.messages, fields.add_generation_prompt)
+    return fields
+
+
+def parse_detokenize(body: Mapping[str, Any], unknown: Unknown) -> DetokenizeFields:
+    """Check the body of a detokenization, all but the range of its ids.
+
+    Raises:
+        RequestError: names the first bad field.
+    """
+    return DETOKENIZE.parse(body, unknown)

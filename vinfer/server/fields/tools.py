@@ -1,0 +1,199 @@
+"""`tools` and `tool_choice`: typed, bounded, and checked against each other.
+
+Knows neither how a model writes calls nor how an answer is bound to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from vinfer.errors import RequestError
+from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.problems import shown
+from vinfer.server.http.body import finite, parse_strictly
+
+MAX_TOOLS = 128
+NAME_PATTERN = r"^[a-zA-Z0-9_-]{1,64}$"
+
+CHOICE_WORDS = ("none", "auto", "required")
+
+
+Parameters = Annotated[dict[str, Any], Field(json_schema_extra={"properties": {"type": {"const": "object"}}})]
+
+
+class Function(Body):
+    """A function that the model may call; `parameters` is the JSON Schema of its arguments, an object.
+
+    Without `parameters` it takes no arguments. A call that `tool_choice` asks for satisfies them whatever
+    `strict` says; a call that the model makes of itself does so where `strict` is true.
+    """
+
+    name: str = Field(pattern=NAME_PATTERN)
+    description: str | None = None
+    parameters: Parameters | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    """A tool; only functions are served."""
+
+    type: Literal["function"]
+    function: Function
+
+    def as_template_input(self) -> dict[str, Any]:
+        """Give the tool as chat templates know it."""
+        function: dict[str, Any] = {
+            "name": self.function.name,
+            "description": self.function.description or "",
+        }
+        function["parameters"] = self.function.parameters or {"type": "object", "properties": {}}
+        return {"type": "function", "function": function}
+
+
+class NamedFunction(Body):
+    """The function that must be called."""
+
+    name: str = Field(min_length=1)
+
+
+class ToolChoice(Body):
+    """Which tools must or may be called; `function` goes with its type and no other."""
+
+    type: Literal["none", "auto", "required", "function"]
+    function: NamedFunction | None = None
+
+
+class NamedToolChoice(Body):
+    """`tool_choice` as an object: this function, exactly once."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+def _checked_choice(value: Any) -> Any:
+    """Tell words and objects apart here: pydantic would put the branch of a union into the error's path."""
+    if isinstance(value, str) and value in CHOICE_WORDS:
+        return {"type": value}
+    is_named = (
+        isinstance(value, dict) and set(value) == {"type", "function"} and value["function"] is not None
+    )
+    if is_named and value["type"] == "function":
+        return value
+    raise PydanticCustomError(
+        "tool_choice",
+        'is {value}; must be none, auto, required or {{"type": "function", "function": {{"name": ...}}}}',
+        {"value": shown(value)},
+    )
+
+
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
+ToolChoiceField = Annotated[
+    ToolChoice,
+    BeforeValidator(
+        _checked_choice, json_schema_input_type=Literal["none", "auto", "required"] | NamedToolChoice
+    ),
+]
+
+
+def parsed_arguments(arguments: str) -> dict[str, Any] | str:
+    """Parse the arguments of an earlier call; text that is no JSON object stays text, as a model wrote it.
+
+    So does what a request body may not be: chat templates write it again, and nesting has no end.
+    """
+    try:
+        value = parse_strictly(arguments, parse_float=finite)
+    except RequestError:
+        return arguments
+    return value if isinstance(value, dict) else arguments
+
+
+def callable_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[Tool]:
+    """Return the tools that an answer may call."""
+    return [] if choice is not None and choice.type == "none" else list(tools)
+
+
+def bound_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[tuple[int, Tool]]:
+    """Return the tools one of which must be called, with their positions; empty where none must."""
+    if choice is None or choice.type in ("none", "auto"):
+        return []
+    return [
+        (i, tool)
+        for i, tool in enumerate(tools)
+        if choice.function is None or choice.function.name == tool.function.name
+    ]
+
+
+def strict_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[tuple[int, Tool]]:
+    """Return the tools whose calls are bound although none must be made, with their positions."""
+    if choice is not None and choice.type != "auto":
+        return []
+    return [(i, tool) for i, tool in enumerate(tools) if tool.function.strict]
+
+
+def check_tools(tools: Sequence[Tool]) -> None:
+    """Check what tools say together, and that their arguments are objects.
+
+    Raises:
+        RequestError: names the tool's field.
+    """
+    first_by_name: dict[str, int] = {}
+    for i, tool in enumerate(tools):
+        path = f"tools[{i}].function"
+        first = first_by_name.setdefault(tool.function.name, i)
+        if first != i:
+            raise RequestError(
+                f"{path}.name is {shown(tool.function.name)}, which is tools[{first}].function.name too: "
+                "names must be unique",
+                param=f"{path}.name",
+            )
+        kind = (tool.function.parameters or {}).get("type", "object")
+        if kind != "object":
+            raise RequestError(
+                f"{path}.parameters.type is {shown(kind)}; must be 'object': arguments have names",
+                param=f"{path}.parameters",
+            )
+
+
+def check_tool_choice(
+    tools: Sequence[Tool], choice: ToolChoice | None, *, binds_form: bool, ignore_eos: bool
+) -> None:
+    """Check what `tool_choice` asks of the other fields.
+
+    Args:
+        binds_form: `response_format` or `structured_outputs` binds the answer.
+
+    Raises:
+        RequestError: names the field.
+    """
+    if ignore_eos and not binds_form and strict_tools(tools, choice):
+        raise RequestError(
+            "ignore_eos does not go with strict tools: once a call is complete, only the end token may "
+            "follow; leave it out",
+            param="ignore_eos",
+        )
+    if choice is None or choice.type in ("none", "auto"):
+        return
+    if not tools:
+        raise RequestError("tool_choice needs tools: send them or leave it out", param="tool_choice")
+    if not bound_tools(tools, choice):
+        name = "" if choice.function is None else choice.function.name
+        raise RequestError(
+            f"tool_choice.function.name is {shown(name)}, which is none of tools: name one of them",
+            param="tool_choice.function.name",
+        )
+    if binds_form:
+        raise RequestError(
+            "tool_choice asks for a call, response_format or structured_outputs for another form: "
+            "send one of them",
+            param="tool_choice",
+        )
+    if ignore_eos:
+        raise RequestError(
+            "ignore_eos does not go with a tool_choice that asks for a call: once the call is complete, only "
+            "the end token may follow; leave it out",
+            param="ignore_eos",
+        )

@@ -1,0 +1,228 @@
+"""What vinfer does with each request field of the OpenAI API: applied, refused, or accepted without effect.
+
+One table per route; the other files here type the applied fields, and a test compares both. Nothing here runs
+anything: it only sorts the keys of a parsed body.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from vinfer.errors import RequestError
+from vinfer.server.http.body import printable
+
+
+class Treatment(enum.Enum):
+    APPLIED = "applied"
+    REFUSED = "refused"
+    ACCEPTED = "accepted without effect"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FieldRule:
+    """How one field is treated.
+
+    Attributes:
+        reason: why it is refused and what to do instead.
+        neutral: values of a refused field that ask for nothing, as clients send them; null always is.
+    """
+
+    treatment: Treatment
+    reason: str = ""
+    neutral: tuple[Any, ...] = ()
+
+
+APPLIED = FieldRule(Treatment.APPLIED)
+ACCEPTED = FieldRule(Treatment.ACCEPTED)
+
+
+def refused(reason: str, *neutral: Any) -> FieldRule:
+    """Make the rule of a field that asks for something vinfer does not do."""
+    return FieldRule(Treatment.REFUSED, reason, neutral)
+
+
+_SAMPLING_FIELDS: Mapping[str, FieldRule] = {
+    "model": APPLIED,
+    "max_tokens": APPLIED,
+    "temperature": APPLIED,
+    "top_p": APPLIED,
+    "n": APPLIED,
+    "stop": APPLIED,
+    "stop_token_ids": APPLIED,
+    "seed": APPLIED,
+    "presence_penalty": APPLIED,
+    "frequency_penalty": APPLIED,
+    "logit_bias": APPLIED,
+    "logprobs": APPLIED,
+    "stream": APPLIED,
+    "stream_options": APPLIED,
+    "top_k": APPLIED,
+    "min_p": APPLIED,
+    "repetition_penalty": APPLIED,
+    "min_tokens": APPLIED,
+    "ignore_eos": APPLIED,
+    "skip_special_tokens": APPLIED,
+    "response_format": APPLIED,
+    "structured_outputs": APPLIED,
+    "priority": APPLIED,
+    "cache_salt": APPLIED,
+    "user": ACCEPTED,
+    "metadata": ACCEPTED,
+    "store": ACCEPTED,
+    "service_tier": ACCEPTED,
+    "safety_identifier": ACCEPTED,
+    "prompt_cache_key": ACCEPTED,
+}
+
+CHAT_FIELDS: Mapping[str, FieldRule] = {
+    **_SAMPLING_FIELDS,
+    "messages": APPLIED,
+    "max_completion_tokens": APPLIED,
+    "top_logprobs": APPLIED,
+    "modalities": APPLIED,
+    "add_generation_prompt": APPLIED,
+    "continue_final_message": APPLIED,
+    "tools": APPLIED,
+    "tool_choice": APPLIED,
+    "parallel_tool_calls": APPLIED,
+    "reasoning_effort": APPLIED,
+    "chat_template_kwargs": APPLIED,
+    "chat_template": refused("a template is never taken from a request: leave it out"),
+    "functions": refused("the old form of tools: use tools", []),
+    "function_call": refused("the old form of tool_choice: use tools and tool_choice", "none", "auto"),
+    "audio": refused("vinfer serves no audio: leave it out"),
+    "prediction": refused("vinfer does not use predicted outputs: leave it out"),
+    "web_search_options": refused("vinfer does not search the web: leave it out"),
+}
+
+COMPLETION_FIELDS: Mapping[str, FieldRule] = {
+    **_SAMPLING_FIELDS,
+    "prompt": APPLIED,
+    "best_of": APPLIED,
+    "echo": APPLIED,
+    "suffix": refused("vinfer does not fill in the middle: leave it out", ""),
+}
+
+_STATELESS = "vinfer keeps nothing between requests: send the whole conversation as input"
+_OPENAIS_CACHE = "it steers OpenAI's prompt cache: leave it out"
+
+RESPONSES_FIELDS: Mapping[str, FieldRule] = {
+    "model": APPLIED,
+    "input": APPLIED,
+    "instructions": APPLIED,
+    "max_output_tokens": APPLIED,
+    "temperature": APPLIED,
+    "top_p": APPLIED,
+    "seed": APPLIED,
+    "stream": APPLIED,
+    "text": APPLIED,
+    "tools": APPLIED,
+    "tool_choice": APPLIED,
+    "parallel_tool_calls": APPLIED,
+    "reasoning": APPLIED,
+    "user": ACCEPTED,
+    "metadata": ACCEPTED,
+    "store": ACCEPTED,
+    "service_tier": ACCEPTED,
+    "safety_identifier": ACCEPTED,
+    "prompt_cache_key": ACCEPTED,
+    "previous_response_id": refused(_STATELESS),
+    "conversation": refused(_STATELESS),
+    "prompt": refused("vinfer keeps no prompts: send instructions and input"),
+    "background": refused("an answer is given at once or as a stream: leave it out", False),
+    "background_options": refused("an answer is given at once or as a stream: leave it out", {}),
+    "include": refused("an answer has no such parts: leave it out", []),
+    "top_logprobs": refused("this route gives no logprobs: use /v1/chat/completions", 0),
+    "truncation": refused("an input that is too long is refused, never cut: leave it out", "disabled"),
+    "context_management": refused("an input is never changed: leave it out", []),
+    "max_tool_calls": refused("it limits OpenAI's own tools, which vinfer does not have: leave it out"),
+    "stream_options": refused(
+        "streams are not padded, and end with their usage: leave it out", {}, {"include_obfuscation": False}
+    ),
+    "prompt_cache_retention": refused(_OPENAIS_CACHE),
+    "prompt_cache_options": refused(_OPENAIS_CACHE, {}),
+    "moderation": refused("vinfer moderates nothing: leave it out"),
+    "access_programs": refused("it is a matter of OpenAI's own models: leave it out", {}),
+    "image": refused("vinfer takes no images: leave it out", {}),
+}
+
+EMBEDDING_FIELDS: Mapping[str, FieldRule] = {
+    "model": APPLIED,
+    "input": APPLIED,
+    "encoding_format": APPLIED,
+    "dimensions": APPLIED,
+    "user": ACCEPTED,
+}
+
+COUNT_FIELDS: Mapping[str, FieldRule] = {"model": APPLIED, "conversation": APPLIED}
+
+_ONE_OF_BOTH = "prompt and messages exclude each other: send one of them"
+
+TOKENIZE_TEXT_FIELDS: Mapping[str, FieldRule] = {
+    "model": APPLIED,
+    "prompt": APPLIED,
+    "add_special_tokens": APPLIED,
+    "return_token_strs": APPLIED,
+    "messages": refused(_ONE_OF_BOTH),
+}
+
+_NO_MEDIA = "vinfer tokenizes text only: leave it out"
+
+TOKENIZE_MESSAGES_FIELDS: Mapping[str, FieldRule] = {
+    "model": APPLIED,
+    "messages": APPLIED,
+    "return_token_strs": APPLIED,
+    "prompt": refused(_ONE_OF_BOTH),
+    "add_special_tokens": refused("the chat template writes a prompt's special tokens: leave it out", False),
+    # A conversation becomes the prompt that the chat route makes of it, so these are treated as there.
+    **{
+        key: CHAT_FIELDS[key]
+        for key in (
+            "add_generation_prompt",
+            "continue_final_message",
+            "tools",
+            "chat_template_kwargs",
+            "reasoning_effort",
+            "chat_template",
+        )
+    },
+    "media_io_kwargs": refused(_NO_MEDIA, {}),
+    "mm_processor_kwargs": refused(_NO_MEDIA, {}),
+}
+
+DETOKENIZE_FIELDS: Mapping[str, FieldRule] = {"model": APPLIED, "tokens": APPLIED}
+
+
+def applied_fields(
+    body: Mapping[str, Any], rules: Mapping[str, FieldRule], unknown: Literal["refuse", "ignore"]
+) -> dict[str, Any]:
+    """Keep the fields that are applied; null counts as left out.
+
+    Raises:
+        RequestError: a field is refused, or unknown where unknown fields are.
+    """
+    applied = {}
+    for key, value in body.items():
+        rule = rules.get(key)
+        if rule is None:
+            if unknown == "refuse":
+                raise RequestError(_unknown_message(key, rules), param=key[:128])
+        elif value is None or rule.treatment is Treatment.ACCEPTED:
+            continue
+        elif rule.treatment is Treatment.APPLIED:
+            applied[key] = value
+        # `==` alone would let 0 pass for False and the other way round.
+        elif not any(type(value) is type(neutral) and value == neutral for neutral in rule.neutral):
+            raise RequestError(f"{key}: {rule.reason}", param=key)
+    return applied
+
+
+def _unknown_message(key: str, rules: Mapping[str, FieldRule]) -> str:
+    known = [name for name, rule in rules.items() if rule.treatment is Treatment.APPLIED]
+    near = difflib.get_close_matches(key[:64], known, n=1)
+    next_move = f"did you mean {near[0]}?" if near else "leave it out"
+    return f"{printable(key)} is not a field of this route: {next_move}"

@@ -1,0 +1,130 @@
+"""From a started generation to an HTTP response, streamed or whole, in whatever shape the route gives it.
+
+Runs on the event loop. Both forms fold the same deltas, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Any, Protocol
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
+
+from vinfer.server.fields.sampling import SamplingFields
+from vinfer.server.generate.generation import ChoiceDelta, Generation
+from vinfer.server.generate.sse import PING_SECONDS, Chunks, EventStream
+from vinfer.server.http.context import RequestContext
+from vinfer.server.http.disconnect import unless_client_leaves
+from vinfer.server.services import Services
+
+
+class AnswerShape(Protocol):
+    """How a route writes its answer."""
+
+    def opening_chunks(self, num_choices: int) -> Iterator[dict[str, Any]]:
+        """Write what a stream begins with, before any token."""
+        ...
+
+    def delta_chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
+        """Write what a choice has gained."""
+        ...
+
+    def usage_chunk(self) -> dict[str, Any]:
+        """Write the chunk without choices that a stream may end with."""
+        ...
+
+    def body(self, choices: Sequence[ChoiceDelta]) -> dict[str, Any]:
+        """Write the whole answer, all but its usage."""
+        ...
+
+
+def usage(generation: Generation) -> dict[str, Any]:
+    """Count what a generation has used so far; the last two fields are vInference's."""
+    num_prompt_tokens = generation.num_prompt_tokens
+    num_completion_tokens = generation.num_completion_tokens
+    seconds = time.monotonic() - generation.arrival_seconds
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_completion_tokens,
+        "total_tokens": num_prompt_tokens + num_completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": generation.num_cached_tokens},
+        "tokens_per_second": num_completion_tokens / seconds if seconds > 0 else 0.0,
+        "processing_time": seconds,
+    }
+
+
+async def answer(
+    services: Services,
+    request: HttpRequest,
+    fields: SamplingFields,
+    generation: Generation,
+    shape: AnswerShape,
+) -> ASGIApp | JSONResponse:
+    """Start a generation and answer with it.
+
+    Raises:
+        VinferError: the engine does not take or finish it.
+        ClientLeftError: the client closed the connection.
+    """
+    generation.start()
+    if fields.stream:
+        return EventStream(services, generation, _chunks(fields, generation, shape))
+    choices = await whole_choices(services, request, generation)
+    return JSONResponse({**shape.body(choices), "usage": usage(generation)})
+
+
+async def whole_choices(
+    services: Services, request: HttpRequest, generation: Generation
+) -> list[ChoiceDelta]:
+    """Wait until a started generation has ended, and close it.
+
+    Raises:
+        VinferError: the engine does not finish it.
+        ClientLeftError: the client closed the connection.
+    """
+    try:
+        return await unless_client_leaves(request.receive, _run_to_end(services, request, generation))
+    finally:
+        await generation.close()
+
+
+async def deltas_or_pings(generation: Generation) -> AsyncGenerator[ChoiceDelta | None, None]:
+    """Give what a started generation brings as it comes; None where a stream must not stay silent."""
+    while not generation.is_done:
+        deltas = await generation.next_deltas(PING_SECONDS)
+        if not deltas:
+            yield None
+        for delta in deltas:
+            yield delta
+
+
+async def _run_to_end(services: Services, request: HttpRequest, generation: Generation) -> list[ChoiceDelta]:
+    choices = [ChoiceDelta(index) for index in range(generation.num_choices)]
+    context = RequestContext.of(request.scope)
+    async with services.deadlines.limit(time.monotonic() - context.arrival_seconds):
+        async for delta in deltas_or_pings(generation):
+            if delta is not None:
+                choices[delta.index].extend(delta)
+    return choices
+
+
+async def _chunks(fields: SamplingFields, generation: Generation, shape: AnswerShape) -> Chunks:
+    def with_usage(chunk: dict[str, Any]) -> dict[str, Any]:
+        if fields.includes_continuous_usage:
+            return {**chunk, "usage": usage(generation)}
+        # OpenAI's chunks say null before the one that has it.
+        return {**chunk, "usage": None} if fields.includes_usage else chunk
+
+    for chunk in shape.opening_chunks(generation.num_choices):
+        yield with_usage(chunk)
+    async for delta in deltas_or_pings(generation):
+        if delta is None:
+            yield None
+            continue
+        for chunk in shape.delta_chunks(delta):
+            yield with_usage(chunk)
+    if fields.includes_usage:
+        yield {**shape.usage_chunk(), "usage": usage(generation)}

@@ -1,0 +1,68 @@
+"""The prompt in front of its completion, as `echo` of `/v1/completions` asks for it.
+
+Runs in worker threads: offsets take a pass over the prompt. Knows neither HTTP nor the engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from vinfer.errors import RequestError
+from vinfer.server.fields.completions import CompletionFields
+from vinfer.server.generate.prompts import PromptIds
+from vinfer.server.model_table import ServedModel
+from vinfer.text.detokenizer import Detokenizer
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Echo:
+    """One prompt as it is given back.
+
+    Attributes:
+        text: as it was sent; of token ids, what they decode to.
+        offsets: where in the text each token begins. A token inside a character begins where that does.
+        scores: whether the tokens' logprobs are given back too.
+    """
+
+    text: str
+    token_ids: PromptIds
+    offsets: tuple[int, ...]
+    scores: bool
+
+
+def echoes(fields: CompletionFields, prompts: Sequence[PromptIds], model: ServedModel) -> list[Echo]:
+    """Return the echo of each prompt; none where none was asked for.
+
+    Raises:
+        RequestError: logprobs of the prompt are wanted and the model was not built for them.
+    """
+    if not fields.echo:
+        return []
+    if fields.scores_prompt and not model.has_prompt_logprobs:
+        raise RequestError(
+            f"echo with logprobs needs prompt logprobs, which model {model.name} was built without: set "
+            f"models[{model.position}].prompt_logprobs: true and serve again, or leave out echo or logprobs",
+            param="echo",
+        )
+    sent = fields.prompt if isinstance(fields.prompt, list) else [fields.prompt]
+    texts = [item if isinstance(item, str) else None for item in sent]
+    # A flat list of ids is one prompt.
+    texts = texts if len(texts) == len(prompts) else [None]
+    return [_echo(fields, ids, text, model) for ids, text in zip(prompts, texts, strict=True)]
+
+
+def _echo(fields: CompletionFields, token_ids: PromptIds, sent: str | None, model: ServedModel) -> Echo:
+    detokenizer = Detokenizer(model.tokenizer, skip_special_tokens=fields.skip_special_tokens)
+    pieces: list[str] = []
+    offsets: list[int] = []
+    offset = 0
+    for token_id in token_ids:
+        offsets.append(offset)
+        pieces.append(detokenizer.push((token_id,)))
+        offset += len(pieces[-1])
+    if fields.max_tokens == 0:
+        # Else the completion may end the character that the prompt began.
+        pieces.append(detokenizer.flush())
+    text = "".join(pieces) if sent is None else sent
+    return Echo(text, token_ids, tuple(min(place, len(text)) for place in offsets), fields.scores_prompt)

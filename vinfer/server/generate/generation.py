@@ -1,0 +1,322 @@
+"""One HTTP request's completions: submits them to the engine, turns token events into text, cancels them.
+
+Runs on the event loop; one small task per choice takes events from the engine, one consumer takes what
+has gathered. A consumer that is slow (its client is) finds more in one delta, not more deltas: what waits
+is bounded by max_tokens. It knows neither HTTP nor the form of the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+from vinfer.engine.grammar import Grammar
+from vinfer.engine.request import (
+    FinishReason,
+    Request,
+    RequestImage,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprobs,
+)
+from vinfer.errors import EngineError
+from vinfer.server.generate.sampling import choice_seed
+from vinfer.server.metrics import ServerMetrics
+from vinfer.server.model_table import ServedModel
+from vinfer.text.text_stream import TextStream
+
+# Enough for the longest character and the space before it.
+PROMPT_TAIL_LEN = 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GeneratedToken:
+    """A token of the answer and its logprobs, where they were asked for."""
+
+    id: int
+    logprobs: TokenLogprobs
+
+
+@dataclasses.dataclass(slots=True)
+class ChoiceDelta:
+    """What one choice has gained since it was last looked at; folded together, a whole choice."""
+
+    index: int
+    text: str = ""
+    tokens: list[GeneratedToken] = dataclasses.field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    prompt_logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
+    """Of the next tokens of the prompt, where it is scored; all of them come before the first token."""
+    sum_logprobs: float = 0.0
+    num_logprobs: int = 0
+    """Over all tokens that count as usage, the stop token too; 0 where no logprobs were asked for."""
+
+    @property
+    def mean_logprob(self) -> float:
+        """How likely the model finds its own answer, per token; 0 for an answer without tokens."""
+        return self.sum_logprobs / max(self.num_logprobs, 1)
+
+    def extend(self, later: ChoiceDelta) -> None:
+        """Append what came after."""
+        self.text += later.text
+        self.tokens += later.tokens
+        self.prompt_logprobs += later.prompt_logprobs
+        self.sum_logprobs += later.sum_logprobs
+        self.num_logprobs += later.num_logprobs
+        self.finish_reason = later.finish_reason
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PromptJob:
+    """One prompt and how its completions are sampled; `params.seed` is that of its first completion.
+
+    Attributes:
+        scores_prompt: the logprobs of the prompt's own tokens are wanted.
+        grammar: what binds each of its completions; None for anything.
+        priority: of each of its completions while it waits for a slot.
+        cache_salt: the prompt shares KV rows only with prompts of the same salt.
+        images: its pictures.
+    """
+
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    scores_prompt: bool = False
+    grammar: Grammar | None = None
+    priority: int = 0
+    cache_salt: str | None = None
+    images: tuple[RequestImage, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TextRules:
+    """How tokens become text.
+
+    Attributes:
+        shown_special_ids: special tokens that are shown though others are not: they mark parts of an answer.
+        continues_prompt: the text goes on where the prompt ends, so a leading space belongs to it.
+        lists_stop_token: a stop token is among the tokens of the answer, though never in its text.
+    """
+
+    stop: tuple[str, ...] = ()
+    skip_special_tokens: bool = True
+    shown_special_ids: frozenset[int] = frozenset()
+    continues_prompt: bool = False
+    lists_stop_token: bool = False
+
+
+class _Choice:
+    """One completion as it runs."""
+
+    def __init__(self, index: int, request: Request, text: TextStream) -> None:
+        self.index = index
+        self.request = request
+        self.text = text
+        self.num_tokens = 0
+        self.num_cached_tokens = 0
+        self.last_token_seconds = 0.0
+        self.is_finished = False
+
+
+class Generation:
+    """All completions of one HTTP request: `n` for each prompt, in order.
+
+    Args:
+        name: prefix of the engine's request ids.
+        arrival_seconds: time.monotonic() when the HTTP request arrived.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        model: ServedModel,
+        jobs: Sequence[PromptJob],
+        n: int,
+        rules: TextRules,
+        arrival_seconds: float,
+        metrics: ServerMetrics,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.arrival_seconds = arrival_seconds
+        self.num_prompt_tokens = sum(len(job.prompt_ids) for job in jobs)
+        self._metrics = metrics
+        self._rules = rules
+        self._n = n
+        # Prompts are equal where their pictures are too: these compare by content and place.
+        first_with: dict[tuple[object, ...], int] = {}
+        prompt_keys = [
+            f"{name}/{job.cache_salt}/{first_with.setdefault((job.prompt_ids, job.images), i)}"
+            for i, job in enumerate(jobs)
+        ]
+        self._choices = [
+            _start_of_choice(
+                f"{name}-{i * n + j}", i * n + j, j, job, prompt_keys[i], rules, model, arrival_seconds
+            )
+            for i, job in enumerate(jobs)
+            for j in range(n)
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+        self._gathered: dict[int, ChoiceDelta] = {}
+        self._news = asyncio.Event()
+        self._failure: Exception | None = None
+
+    @property
+    def num_choices(self) -> int:
+        return len(self._choices)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return sum(choice.num_tokens for choice in self._choices)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Of the prompts' tokens, those that some choice of the prompt took over from another request."""
+        cached = [choice.num_cached_tokens for choice in self._choices]
+        return sum(max(cached[first : first + self._n]) for first in range(0, len(cached), self._n))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every choice has finished and all its text was taken."""
+        return not self._gathered and all(choice.is_finished for choice in self._choices)
+
+    def start(self) -> None:
+        """Submit every choice, or none.
+
+        Raises:
+            QueueFullError: too many requests wait.
+            NotReadyError: the engine stops.
+            EngineError: the engine is dead.
+        """
+        submitted: list[tuple[_Choice, AsyncIterator[TokenEvent]]] = []
+        try:
+            for choice in self._choices:
+                events = self.model.engine.submit(choice.request)
+                submitted.append((choice, events))
+        except Exception:
+            self._cancel(choice for choice, _ in submitted)
+            raise
+        self._tasks = [asyncio.create_task(self._run(choice, events)) for choice, events in submitted]
+
+    async def next_deltas(self, timeout_seconds: float) -> list[ChoiceDelta]:
+        """Wait for news; empty where none came in time.
+
+        Raises:
+            VinferError: the engine failed a choice; what came before it has been given out.
+        """
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._news.wait()
+        except TimeoutError:
+            return []
+        deltas = list(self._gathered.values())
+        self._gathered = {}
+        if self._failure is None:
+            self._news.clear()
+        elif not deltas:
+            raise self._failure
+        return deltas
+
+    async def close(self) -> None:
+        """Cancel what still runs. Safe to call twice, and before `start`."""
+        self._cancel(choice for choice in self._choices if not choice.is_finished)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _cancel(self, choices: Iterable[_Choice]) -> None:
+        for choice in choices:
+            self.model.engine.cancel(choice.request.id)
+
+    async def _run(self, choice: _Choice, events: AsyncIterator[TokenEvent]) -> None:
+        try:
+            async for event in events:
+                self._take(choice, event)
+                if choice.is_finished:
+                    return
+            raise EngineError("the engine ended a request without a result")
+        except Exception as error:  # noqa: BLE001  handed to the consumer, which raises it
+            self._failure = self._failure or error
+            self._news.set()
+
+    def _take(self, choice: _Choice, event: TokenEvent) -> None:
+        if event.error is not None:
+            raise event.error
+        ends_with_stop_token = event.finish_reason == "stop"
+        text = choice.text.push(
+            event.token_ids, ends_with_stop_token=ends_with_stop_token, is_last=event.is_last
+        )
+        finish_reason: FinishReason | None = "stop" if text.stopped else event.finish_reason
+        delta = ChoiceDelta(choice.index, text.text, finish_reason=finish_reason)
+        delta.prompt_logprobs = list(event.prompt_logprobs)
+        choice.num_cached_tokens += event.num_cached_tokens
+        if event.logprobs is not None:
+            is_last_hidden = ends_with_stop_token and not self._rules.lists_stop_token
+            num_shown = min(text.num_tokens, len(event.token_ids) - is_last_hidden)
+            tokens = zip(event.token_ids, event.logprobs, strict=True)
+            delta.tokens = [GeneratedToken(*token) for token in tokens][: max(num_shown, 0)]
+            counted = event.logprobs[: text.num_tokens]
+            delta.sum_logprobs = sum(logprobs.logprob for logprobs in counted)
+            delta.num_logprobs = len(counted)
+        if event.queue_seconds is not None:
+            self._metrics.observe_queue(self.model.name, event.queue_seconds)
+        self._observe(choice, text.num_tokens, finish_reason)
+        choice.is_finished = finish_reason is not None
+        if text.stopped and not event.is_last:
+            self.model.engine.cancel(choice.request.id)
+        if delta.text or delta.tokens or delta.prompt_logprobs or choice.is_finished:
+            if choice.index in self._gathered:
+                self._gathered[choice.index].extend(delta)
+            else:
+                self._gathered[choice.index] = delta
+            self._news.set()
+
+    def _observe(self, choice: _Choice, num_tokens: int, finish_reason: FinishReason | None) -> None:
+        now = time.monotonic()
+        name = self.model.name
+        if num_tokens:
+            if choice.num_tokens == 0:
+                self._metrics.observe_first_token(name, now - self.arrival_seconds)
+            else:
+                self._metrics.observe_tokens(name, num_tokens, now - choice.last_token_seconds)
+            choice.last_token_seconds = now
+            choice.num_tokens += num_tokens
+        if finish_reason is not None:
+            self._metrics.observe_finish(name, finish_reason, now - self.arrival_seconds)
+
+
+def _start_of_choice(
+    request_id: str,
+    index: int,
+    index_in_prompt: int,
+    job: PromptJob,
+    prompt_key: str,
+    rules: TextRules,
+    model: ServedModel,
+    arrival_seconds: float,
+) -> _Choice:
+    params = dataclasses.replace(job.params, seed=choice_seed(job.params.seed, index_in_prompt))
+    grammar = job.grammar
+    request = Request(
+        id=request_id,
+        prompt_ids=job.prompt_ids,
+        params=params,
+        arrival_seconds=arrival_seconds,
+        scores_prompt=job.scores_prompt,
+        prompt_key=prompt_key,
+        images=job.images,
+        grammar=None
+        if grammar is None
+        else grammar.matcher(min_tokens=params.min_tokens, stop_token_ids=params.stop_token_ids),
+        priority=job.priority,
+    )
+    text = TextStream(
+        model.tokenizer,
+        stop=rules.stop,
+        skip_special_tokens=rules.skip_special_tokens,
+        shown_special_ids=rules.shown_special_ids,
+        prompt_tail=job.prompt_ids[-PROMPT_TAIL_LEN:] if rules.continues_prompt else (),
+    )
+    return _Choice(index, request, text)

@@ -1,0 +1,126 @@
+"""The pictures of a conversation: found, fetched, decoded and prepared, before its prompt is written.
+
+Event loop; decoding and preparing go to worker threads, fetching is the loop's own. `vinfer.images` is loaded
+where it is used: a server of text alone loads neither NumPy nor Pillow for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vinfer.bundle.manifest import ImageInput
+from vinfer.config import ImagesConfig
+from vinfer.engine.request import RequestImage
+from vinfer.errors import ImageError, RequestError
+from vinfer.image_processing import ImageProcessing
+from vinfer.server.fields.content_parts import ImageSource
+from vinfer.server.fields.messages import ChatMessage
+from vinfer.server.model_table import ServedModel
+from vinfer.server.services import Services
+
+if TYPE_CHECKING:
+    from vinfer.images import PreparedImage
+
+
+def image_sources(messages: Sequence[ChatMessage], path: str) -> list[ImageSource]:
+    """Find the pictures of messages, in order; `path` is the messages' own."""
+    return [
+        part.image_source(f"{path}[{i}].content[{j}]")
+        for i, message in enumerate(messages)
+        for j, part in enumerate(message.content or ())
+        if part.is_image
+    ]
+
+
+async def prepare_images(
+    services: Services, sources: Sequence[ImageSource], model: ServedModel
+) -> tuple[PreparedImage, ...]:
+    """Prepare every picture of a conversation, in order.
+
+    Raises:
+        ImageError: too many pictures, or one that cannot be had, decoded or taken by the model.
+        RequestError: the model takes none.
+    """
+    if not sources:
+        return ()
+    images = _image_input(model, sources[0][1])
+    limits = services.config.images
+    if len(sources) > limits.max_per_request:
+        raise ImageError(
+            f"the request has {len(sources)} pictures; server.images.max_per_request is "
+            f"{limits.max_per_request}: send fewer",
+            param=sources[limits.max_per_request][1],
+        )
+
+    from vinfer.images import is_remote
+
+    async def prepare(source: str, param: str) -> PreparedImage:
+        if is_remote(source, param=param):
+            data = await services.image_fetcher.fetch(source, param=param)
+            return await services.in_worker(_from_file, data, limits, images.processing, param)
+        return await services.in_worker(_from_data_url, source, limits, images.processing, param)
+
+    tasks = [asyncio.create_task(prepare(*source)) for source in sources]
+    try:
+        return tuple(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def request_images(
+    prompt_ids: Sequence[int], images: Sequence[PreparedImage], model: ServedModel
+) -> tuple[RequestImage, ...]:
+    """Say where in a prompt each picture stands: its placeholders are one run of tokens.
+
+    Raises:
+        RequestError: the tokenizer made other tokens of the placeholders.
+    """
+    if not images:
+        return ()
+    token_id = _image_input(model, None).token_id
+    places = [place for place, found in enumerate(prompt_ids) if found == token_id]
+    placed = []
+    first = 0
+    for image in images:
+        own = places[first : first + image.num_tokens]
+        if len(own) != image.num_tokens or own[-1] - own[0] != image.num_tokens - 1:
+            break
+        placed.append(
+            RequestImage(
+                content_hash=image.content_hash,
+                start=own[0],
+                num_tokens=image.num_tokens,
+                pixels=image.pixels,
+                token_grid=image.token_grid,
+            )
+        )
+        first += image.num_tokens
+    if len(placed) != len(images) or first != len(places):
+        raise RequestError(
+            "the messages' pictures and what the tokenizer made of their placeholders do not match",
+            param="messages",
+        )
+    return tuple(placed)
+
+
+def _image_input(model: ServedModel, param: str | None) -> ImageInput:
+    if model.images is None:
+        raise RequestError(
+            f"{param} is a picture; model {model.name} takes only text: use text parts", param=param
+        )
+    return model.images
+
+
+def _from_file(data: bytes, limits: ImagesConfig, record: ImageProcessing, param: str) -> PreparedImage:
+    from vinfer.images import decode_image, preprocess
+
+    return preprocess(decode_image(data, limits, param=param), record, param=param)
+
+
+def _from_data_url(source: str, limits: ImagesConfig, record: ImageProcessing, param: str) -> PreparedImage:
+    from vinfer.images import preprocess, read_data_url
+
+    return preprocess(read_data_url(source, limits, param=param), record, param=param)

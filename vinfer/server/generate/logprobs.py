@@ -1,0 +1,115 @@
+"""Tokens' logprobs in OpenAI's two forms: chat's list of entries, completions' parallel lists.
+
+Pure functions on the event loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from vinfer.engine.request import TokenLogprobs
+from vinfer.server.generate.echo import Echo
+from vinfer.server.generate.generation import GeneratedToken
+from vinfer.text.token_bytes import token_bytes
+from vinfer.text.tokenizer import Tokenizer
+
+# JSON has no infinities; OpenAI uses this value for "as good as impossible".
+LEAST_LOGPROB = -9999.0
+
+
+def chat_logprobs(
+    tokens: Sequence[GeneratedToken], tokenizer: Tokenizer, top_logprobs: int
+) -> dict[str, Any]:
+    """Write tokens as `choices[].logprobs` of chat completions."""
+    return {
+        "content": [
+            {
+                **_entry(token.id, token.logprobs.logprob, tokenizer),
+                "top_logprobs": [
+                    _entry(token_id, logprob, tokenizer)
+                    for token_id, logprob in _top(token.logprobs, top_logprobs)
+                ],
+            }
+            for token in tokens
+        ],
+        "refusal": None,
+    }
+
+
+class CompletionLogprobs:
+    """Writes the tokens of one choice, in pieces, as `choices[].logprobs` of plain completions.
+
+    `top_logprobs` holds the token itself too, as OpenAI's does, so up to one entry more than asked for.
+
+    Args:
+        text_offset: where in the choice's text its completion begins.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, top_logprobs: int, text_offset: int = 0) -> None:
+        self._tokenizer = tokenizer
+        self._top_logprobs = top_logprobs
+        self._text_offset = text_offset
+
+    def write_prompt(self, echo: Echo, logprobs: Sequence[TokenLogprobs]) -> dict[str, list[Any]]:
+        """Write an echoed prompt.
+
+        Args:
+            logprobs: of every token but the first, which has nothing before it and null for its logprob.
+        """
+        written = _nothing()
+        for token_id, its_logprobs, offset in zip(
+            echo.token_ids, (None, *logprobs), echo.offsets, strict=True
+        ):
+            self._append(written, token_id, its_logprobs, offset)
+        return written
+
+    def write(self, tokens: Sequence[GeneratedToken]) -> dict[str, list[Any]]:
+        """Write the next tokens of the completion."""
+        written = _nothing()
+        for token in tokens:
+            self._append(written, token.id, token.logprobs, self._text_offset)
+            self._text_offset += len(token_bytes(self._tokenizer, token.id).decode("utf-8", "ignore"))
+        return written
+
+    def _append(
+        self, written: dict[str, list[Any]], token_id: int, logprobs: TokenLogprobs | None, offset: int
+    ) -> None:
+        label = _label(token_bytes(self._tokenizer, token_id))
+        logprob = top = None
+        if logprobs is not None:
+            logprob = _finite(logprobs.logprob)
+            # The best last and the token itself before all: where two spell alike, the likelier one stays.
+            alternatives = {
+                _label(token_bytes(self._tokenizer, other)): _finite(alternative)
+                for other, alternative in reversed(_top(logprobs, self._top_logprobs))
+            }
+            top = {label: logprob, **alternatives} if self._top_logprobs else None
+        for key, value in zip(written, (label, logprob, top, offset), strict=True):
+            written[key].append(value)
+
+
+def _nothing() -> dict[str, list[Any]]:
+    return {key: [] for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
+
+
+def _entry(token_id: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    raw = token_bytes(tokenizer, token_id)
+    return {"token": _label(raw), "logprob": _finite(logprob), "bytes": list(raw)}
+
+
+def _top(logprobs: TokenLogprobs, num: int) -> list[tuple[int, float]]:
+    return list(zip(logprobs.top_ids, logprobs.top_logprobs, strict=True))[:num]
+
+
+def _label(raw: bytes) -> str:
+    """Write a token as text; part of a character as OpenAI does: `bytes:\\xe2\\x82`."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def _finite(logprob: float) -> float:
+    return logprob if math.isfinite(logprob) else LEAST_LOGPROB

@@ -1,0 +1,100 @@
+"""One choice's text taken apart into what a chat message has fields for: reasoning, content, tool calls.
+
+Event loop; whole and streamed answers go through the same reader. Knows how neither of them is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from vinfer.server.fields.tools import Tool
+from vinfer.text.answer_form import AnswerForm
+from vinfer.text.call_events import CallArguments, CallStart, Event, Reasoning, Text
+from vinfer.text.reasoning import ReasoningParser
+from vinfer.text.tool_calls import ToolCallParser
+
+
+@dataclasses.dataclass(slots=True)
+class AnswerCall:
+    """A tool call of an answer; `arguments` is JSON text as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+    def as_answer(self) -> dict[str, Any]:
+        """Give the call as a whole message has it."""
+        return {
+            "id": self.id,
+            "type": "function",
+            "function": {"name": self.name, "arguments": self.arguments},
+        }
+
+
+class MessageReader:
+    """Reads one choice as its text comes; `reasoning`, `content` and `calls` are what it has read so far.
+
+    Args:
+        tools: those that may be called; without any, nothing is a call.
+        is_parallel: several calls may be given out; what comes with a second one is dropped where not.
+        reasoning: splits off what the model thinks; None where it answers at once.
+    """
+
+    def __init__(
+        self,
+        form: AnswerForm,
+        tools: Sequence[Tool],
+        *,
+        is_parallel: bool,
+        reasoning: ReasoningParser | None = None,
+    ) -> None:
+        self.reasoning = ""
+        self.content = ""
+        self._reasoning = reasoning
+        self.calls: list[AnswerCall] = []
+        self._is_parallel = is_parallel
+        self._is_over = False
+        self._form = form.tool_format
+        self._parser = None
+        if tools and self._form is not None:
+            self._parser = ToolCallParser(self._form, {tool.function.name for tool in tools})
+
+    def push(self, text: str, *, is_last: bool) -> list[dict[str, Any]]:
+        """Take more text and give each piece of the message as a streamed delta has it."""
+        deltas = []
+        for event in self._events(text, is_last=is_last):
+            self._is_over = self._is_over or (
+                isinstance(event, CallStart) and bool(self.calls) and not self._is_parallel
+            )
+            if not self._is_over:
+                deltas.append(self._delta(event))
+        return deltas
+
+    def _events(self, text: str, *, is_last: bool) -> list[Event]:
+        parts: list[Text | Reasoning] = [Text(text)] if text else []
+        if self._reasoning is not None:
+            parts = self._reasoning.push(text) + (self._reasoning.finish() if is_last else [])
+        if self._parser is None:
+            return list(parts)
+        events: list[Event] = []
+        for part in parts:
+            events += self._parser.push(part.text) if isinstance(part, Text) else [part]
+        return events + (self._parser.finish() if is_last else [])
+
+    def _delta(self, event: Event) -> dict[str, Any]:
+        if isinstance(event, Text):
+            self.content += event.text
+            return {"content": event.text}
+        if isinstance(event, Reasoning):
+            self.reasoning += event.text
+            return {"reasoning_content": event.text}
+        if isinstance(event, CallStart):
+            assert self._form is not None
+            call = AnswerCall(self._form.new_id(), event.name)
+            self.calls.append(call)
+            return {"tool_calls": [{"index": len(self.calls) - 1, **call.as_answer()}]}
+        assert isinstance(event, CallArguments)
+        self.calls[-1].arguments += event.text
+        return {"tool_calls": [{"index": len(self.calls) - 1, "function": {"arguments": event.text}}]}

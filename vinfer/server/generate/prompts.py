@@ -1,0 +1,260 @@
+"""From request fields to prompt token ids: chat templates, tokenization, and prompts sent as token ids.
+
+Runs in worker threads: templates and tokenizers take milliseconds to seconds of CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vinfer.errors import ContextLengthError, RequestError
+from vinfer.server.fields.chat import ChatFields
+from vinfer.server.fields.completions import MAX_PROMPTS, CompletionFields
+from vinfer.server.fields.count import CountMessages, CountText
+from vinfer.server.fields.embeddings import EmbeddingFields
+from vinfer.server.fields.messages import ChatMessage
+from vinfer.server.fields.template_kwargs import template_kwargs
+from vinfer.server.fields.tokenization import DetokenizeFields, TokenizeMessages, TokenizeText
+from vinfer.server.fields.tools import Tool
+from vinfer.server.model_table import ServedModel
+from vinfer.text.control_tokens import RenderedPrompt
+from vinfer.text.image_placeholders import expand_placeholders
+from vinfer.text.tool_formats import HERMES
+from vinfer.text.tool_prompt import with_tools_as_text
+
+if TYPE_CHECKING:
+    from vinfer.images import PreparedImage
+
+PromptIds = tuple[int, ...]
+
+
+def chat_prompt_ids(
+    fields: ChatFields | TokenizeMessages, model: ServedModel, images: Sequence[PreparedImage] = ()
+) -> PromptIds:
+    """Render a conversation through the model's template and tokenize it.
+
+    Args:
+        images: the conversation's pictures, in order.
+
+    Raises:
+        RequestError: the model has no template, or the template refuses the conversation.
+    """
+    add_generation_prompt = fields.add_generation_prompt
+    if add_generation_prompt is None:
+        add_generation_prompt = not fields.continue_final_message
+    return _render(
+        model,
+        fields.messages,
+        images,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=fields.continue_final_message,
+        kwargs=template_kwargs(model, fields.chat_template_kwargs, fields.reasoning_effort),
+        tools=fields.callable_tools if isinstance(fields, ChatFields) else fields.tools,
+    )
+
+
+def completion_prompt_ids(fields: CompletionFields, model: ServedModel) -> list[PromptIds]:
+    """Take `prompt` apart: a string, strings, token ids, or lists of token ids.
+
+    An empty text stands for the beginning-of-sequence token where the model has one.
+
+    Raises:
+        RequestError: names the item that is none of these, empty, or not in the vocabulary.
+    """
+    return [ids for _, ids in _taken_apart(fields.prompt, "prompt", model, _text_ids)]
+
+
+def embedding_prompt_ids(fields: EmbeddingFields, model: ServedModel) -> list[PromptIds]:
+    """Take `input` apart as `prompt` of a completion; an empty text is refused.
+
+    Raises:
+        RequestError: names the item that is no prompt, empty, or not in the vocabulary.
+        ContextLengthError: names the item that is longer than the model.
+    """
+    limit = model.max_model_len
+    prompts = []
+    for path, prompt_ids in _taken_apart(fields.input, "input", model, _embedded_text_ids):
+        if len(prompt_ids) > limit:
+            raise ContextLengthError(
+                f"{path} has {len(prompt_ids)} tokens; max_model_len is {limit}: "
+                f"shorten it or raise models[{model.position}].max_model_len",
+                param=path,
+            )
+        prompts.append(prompt_ids)
+    return prompts
+
+
+def count_prompt_tokens(
+    fields: CountText | CountMessages, model: ServedModel, images: Sequence[PreparedImage] = ()
+) -> int:
+    """Count a text without template or BOS, or a conversation as it would be generated from.
+
+    Raises:
+        RequestError: the template refuses the conversation.
+    """
+    if isinstance(fields, CountText):
+        return len(model.tokenizer.encode(fields.conversation, add_special_tokens=False))
+    conversation = fields.conversation
+    prompt_ids = _render(
+        model, conversation, images, add_generation_prompt=True, continue_final_message=False, kwargs={}
+    )
+    return len(prompt_ids)
+
+
+def tokenized_ids(
+    fields: TokenizeText | TokenizeMessages, model: ServedModel, images: Sequence[PreparedImage] = ()
+) -> PromptIds:
+    """Tokenize a text as `/v1/completions` does, or a conversation as `/v1/chat/completions` does.
+
+    So special-token strings are special tokens in a text, whose author writes the whole prompt, and plain
+    text in a message.
+
+    Raises:
+        RequestError: the model has no template, or the template refuses the conversation.
+    """
+    if isinstance(fields, TokenizeMessages):
+        return chat_prompt_ids(fields, model, images)
+    return tuple(model.tokenizer.encode(fields.prompt, add_special_tokens=fields.add_special_tokens))
+
+
+def detokenized_text(fields: DetokenizeFields, model: ServedModel) -> str:
+    """Decode token ids, special tokens shown as they are spelled.
+
+    Raises:
+        RequestError: names the first id without a token.
+    """
+    num_ids = model.tokenizer.vocab_size
+    for i, token_id in enumerate(fields.tokens):
+        if token_id >= num_ids:
+            raise RequestError(
+                f"tokens[{i}] is {token_id}; the tokenizer's ids end at {num_ids - 1}: leave it out",
+                param=f"tokens[{i}]",
+            )
+    return model.tokenizer.decode(fields.tokens, skip_special_tokens=False)
+
+
+def _render(
+    model: ServedModel,
+    messages: list[ChatMessage],
+    images: Sequence[PreparedImage],
+    *,
+    add_generation_prompt: bool,
+    continue_final_message: bool,
+    kwargs: Mapping[str, Any],
+    tools: Sequence[Tool] = (),
+) -> PromptIds:
+    if model.chat_template is None:
+        raise RequestError(f"model {model.name} has no chat template: use /v1/completions", param="messages")
+    form = model.answer_form
+    if tools and form.tool_format is None:
+        raise RequestError(
+            f"tools: models[{model.position}].tool_parser is none, so model {model.name} takes no tools: "
+            "leave them out or change the key",
+            param="tools",
+        )
+    inputs = [message.as_template_input() for message in messages]
+    offered = [tool.as_template_input() for tool in tools]
+    if form.has_tools_as_text:
+        inputs = with_tools_as_text(
+            inputs, offered, form.tool_format or HERMES, shows_system=model.chat_template.shows_system
+        )
+        offered = []
+    rendered = model.chat_template.render(
+        inputs, add_generation_prompt=add_generation_prompt, tools=offered or None, **kwargs
+    )
+    if continue_final_message:
+        rendered = _cut_after_final_message(rendered, messages[-1])
+    if model.images is not None:
+        rendered = expand_placeholders(
+            rendered,
+            model.images.processing.placeholder,
+            [image.num_tokens for image in images],
+            model.tokenizer.control_tokens,
+        )
+    return tuple(model.tokenizer.encode_prompt(rendered))
+
+
+def _cut_after_final_message(rendered: RenderedPrompt, final: ChatMessage) -> RenderedPrompt:
+    """Drop what the template puts after the last message, so that the model goes on writing it."""
+    content = final.as_template_input()["content"]
+    if not isinstance(content, str):
+        content = "\n".join(part["text"] for part in content or () if part["type"] == "text")
+    # Many templates strip a message's text.
+    for text in (content, content.strip()):
+        start = rendered.text.rfind(text)
+        if text and start >= 0:
+            end = start + len(text)
+            spans = tuple(span for span in rendered.control_spans if span[1] <= end)
+            return dataclasses.replace(rendered, text=rendered.text[:end], control_spans=spans)
+    raise RequestError(
+        "continue_final_message: the model's chat template does not show the last message's text as it is",
+        param="continue_final_message",
+    )
+
+
+def _taken_apart(
+    sent: Any, name: str, model: ServedModel, text_ids: Callable[[str, str, ServedModel], PromptIds]
+) -> Iterator[tuple[str, PromptIds]]:
+    """Give the path and the ids of each prompt of a field.
+
+    Args:
+        text_ids: (text, path, model) -> ids.
+    """
+    if isinstance(sent, str):
+        yield name, text_ids(sent, name, model)
+        return
+    if not isinstance(sent, list):
+        raise _not_a_prompt(name)
+    if not sent:
+        raise RequestError(f"{name} is empty: send text or token ids", param=name)
+    if type(sent[0]) is int:
+        yield name, _checked_ids(sent, name, model)
+        return
+    if len(sent) > MAX_PROMPTS:
+        raise RequestError(
+            f"{name} has {len(sent)} prompts; the limit is {MAX_PROMPTS}: send several requests", param=name
+        )
+    for i, item in enumerate(sent):
+        path = f"{name}[{i}]"
+        if isinstance(item, str):
+            yield path, text_ids(item, path, model)
+        elif isinstance(item, list):
+            yield path, _checked_ids(item, path, model)
+        else:
+            raise _not_a_prompt(path)
+
+
+def _embedded_text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
+    token_ids = tuple(model.tokenizer.encode(text, add_special_tokens=True)) if text else ()
+    if not token_ids:
+        raise RequestError(f"{path} is empty: send text or token ids", param=path)
+    return token_ids
+
+
+def _text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
+    token_ids = tuple(model.tokenizer.encode(text, add_special_tokens=True))
+    if token_ids:
+        return token_ids
+    if model.bos_token_id is None:
+        raise RequestError(f"{path} is empty: send text or token ids", param=path)
+    return (model.bos_token_id,)
+
+
+def _checked_ids(token_ids: list[Any], path: str, model: ServedModel) -> PromptIds:
+    if not token_ids:
+        raise RequestError(f"{path} is empty: send text or token ids", param=path)
+    for i, token_id in enumerate(token_ids):
+        if type(token_id) is not int or not 0 <= token_id < model.vocab_size:
+            raise RequestError(
+                f"{path}[{i}] is not a token id; ids are integers from 0 to {model.vocab_size - 1}",
+                param=f"{path}[{i}]",
+            )
+    return tuple(token_ids)
+
+
+def _not_a_prompt(path: str) -> RequestError:
+    return RequestError(
+        f"{path} must be a string, an array of strings, of token ids, or of arrays of token ids", param=path
+    )

@@ -1,0 +1,175 @@
+"""Turns checked request fields, the model's defaults and the prompt's length into SamplingParams.
+
+Pure functions on the event loop. It knows neither HTTP nor text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import TypeVar
+
+from vinfer.engine.request import MAX_STOP_TOKEN_IDS, SamplingParams
+from vinfer.errors import ContextLengthError, RequestError
+from vinfer.server.fields.chat import ChatFields
+from vinfer.server.fields.completions import CompletionFields
+from vinfer.server.fields.sampling import SamplingFields
+from vinfer.server.model_table import ServedModel
+
+# OpenAI's default of `/v1/completions`.
+COMPLETION_MAX_TOKENS = 16
+NUM_SEEDS = 2**64
+
+T = TypeVar("T")
+
+
+def num_choices(fields: SamplingFields, model: ServedModel, max_n: int) -> int:
+    """Give the number of choices per prompt.
+
+    Raises:
+        RequestError: more than `server.max_n`.
+    """
+    n = model.sampling.n if fields.n is None else fields.n
+    if n > max_n:
+        raise RequestError(f"n is {n}; server.max_n is {max_n}: ask for fewer choices", param="n")
+    return n
+
+
+def num_candidates(fields: CompletionFields, n: int, max_n: int) -> int:
+    """Give the number of completions to generate per prompt, of which the best `n` are returned.
+
+    Raises:
+        RequestError: best_of is less than `n`, more than `server.max_n`, or more than `n` in a stream.
+    """
+    best_of = n if fields.best_of is None else fields.best_of
+    if best_of < n:
+        raise RequestError(f"best_of is {best_of} and n is {n}: best_of must be at least n", param="best_of")
+    if best_of > max_n:
+        raise RequestError(
+            f"best_of is {best_of}; server.max_n is {max_n}: ask for fewer candidates", param="best_of"
+        )
+    if fields.stream and best_of > n:
+        raise RequestError(
+            f"best_of is {best_of} and n is {n}: which are the best is known at the end, so leave out stream",
+            param="best_of",
+        )
+    return best_of
+
+
+def default_max_tokens(fields: type[SamplingFields], model: ServedModel) -> int | None:
+    """Give what a request without max_tokens gets; None stands for all the room that its prompt leaves."""
+    if model.sampling.max_tokens is None and issubclass(fields, CompletionFields):
+        return COMPLETION_MAX_TOKENS
+    return model.sampling.max_tokens
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """Give each choice a seed of its own; choice 0 has the request's, so that n=1 equals the first of n=2.
+
+    Args:
+        seed: the request's; a negative one counts as its 64-bit two's complement.
+    """
+    if choice == 0:
+        return seed % NUM_SEEDS
+    digest = hashlib.sha256(f"{seed % NUM_SEEDS}:{choice}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def resolve_sampling(
+    fields: ChatFields | CompletionFields, model: ServedModel, prompt_len: int
+) -> SamplingParams:
+    """Apply defaults, and check what depends on the model.
+
+    The result holds the seed of choice 0, drawn where the client sent none.
+
+    Raises:
+        RequestError: the prompt leaves no room, max_tokens does not fit, or a token id is out of range.
+    """
+    defaults = model.sampling
+    max_tokens = _max_tokens(fields, model, prompt_len)
+    if fields.min_tokens > max_tokens:
+        raise RequestError(
+            f"min_tokens is {fields.min_tokens}; at most {max_tokens} tokens are generated: lower it",
+            param="min_tokens",
+        )
+    top_k = _either(fields.top_k, defaults.top_k)
+    seed = secrets.randbits(64) if fields.seed is None else fields.seed
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=_either(fields.temperature, defaults.temperature),
+        top_k=max(top_k, 0),
+        top_p=_either(fields.top_p, defaults.top_p),
+        min_p=_either(fields.min_p, defaults.min_p),
+        repetition_penalty=_either(fields.repetition_penalty, defaults.repetition_penalty),
+        presence_penalty=_either(fields.presence_penalty, defaults.presence_penalty),
+        frequency_penalty=_either(fields.frequency_penalty, defaults.frequency_penalty),
+        seed=choice_seed(seed, 0),
+        stop_token_ids=_stop_token_ids(fields, model),
+        min_tokens=fields.min_tokens,
+        logit_bias=_logit_bias(fields, model),
+        top_logprobs=_top_logprobs(fields),
+    )
+
+
+def _either(sent: T | None, default: T) -> T:
+    return default if sent is None else sent
+
+
+def _max_tokens(fields: ChatFields | CompletionFields, model: ServedModel, prompt_len: int) -> int:
+    limit = model.max_model_len
+    room = limit - prompt_len
+    # Nothing is generated after an echoed prompt with max_tokens 0, so it may fill the model.
+    if room < (0 if fields.max_tokens == 0 else 1):
+        raise ContextLengthError(
+            f"prompt has {prompt_len} tokens; max_model_len is {limit}: "
+            f"shorten it or raise models[{model.position}].max_model_len",
+            param="messages" if isinstance(fields, ChatFields) else "prompt",
+        )
+    name, sent = "max_tokens", fields.max_tokens
+    if isinstance(fields, ChatFields) and fields.max_completion_tokens is not None:
+        name, sent = "max_completion_tokens", fields.max_completion_tokens
+    if sent is None:
+        default = default_max_tokens(type(fields), model)
+        return room if default is None else min(default, room)
+    if sent > room:
+        raise ContextLengthError(
+            f"{name} is {sent} and the prompt has {prompt_len} tokens; max_model_len is {limit}: "
+            f"lower it to {room} or raise models[{model.position}].max_model_len",
+            param=name,
+        )
+    return sent
+
+
+def _stop_token_ids(fields: SamplingFields, model: ServedModel) -> tuple[int, ...]:
+    for i, token_id in enumerate(fields.stop_token_ids):
+        if token_id >= model.vocab_size:
+            raise _not_a_token(f"stop_token_ids[{i}]", token_id, model)
+    eos = () if fields.ignore_eos else model.eos_token_ids
+    stop_token_ids = tuple(dict.fromkeys((*eos, *fields.stop_token_ids)))
+    if len(stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        raise RequestError(
+            f"stop_token_ids and the model's {len(eos)} end tokens are {len(stop_token_ids)} together; "
+            f"the limit is {MAX_STOP_TOKEN_IDS}: send fewer",
+            param="stop_token_ids",
+        )
+    return stop_token_ids
+
+
+def _logit_bias(fields: SamplingFields, model: ServedModel) -> tuple[tuple[int, float], ...]:
+    for token_id in fields.logit_bias:
+        if token_id >= model.vocab_size:
+            raise _not_a_token(f"logit_bias.{token_id}", token_id, model)
+    return tuple(fields.logit_bias.items())
+
+
+def _not_a_token(path: str, token_id: int, model: ServedModel) -> RequestError:
+    return RequestError(
+        f"{path} is token {token_id}; the vocabulary has {model.vocab_size} tokens: use a smaller id",
+        param=path,
+    )
+
+
+def _top_logprobs(fields: ChatFields | CompletionFields) -> int | None:
+    if isinstance(fields, ChatFields):
+        return (fields.top_logprobs or 0) if fields.logprobs else None
+    return fields.logprobs

@@ -1,0 +1,102 @@
+"""Server-sent events: one generation as a stream of JSON chunks that has an end, come what may.
+
+Runs on the event loop. `send` waits while the client's connection is full, and new text gathers in the
+generation meanwhile. It does not know what a chunk holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from vinfer.server.generate.generation import Generation
+from vinfer.server.http.context import RequestContext
+from vinfer.server.http.disconnect import unless_client_leaves
+from vinfer.server.http.errors import error_object
+from vinfer.server.http.gate import log_failure
+from vinfer.server.services import Services
+
+PING_SECONDS = 10.0
+"""A comment goes out after so long a silence: proxies close quiet connections."""
+
+_PING = b": ping\n\n"
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+Chunks = AsyncGenerator[dict[str, Any] | None, None]
+"""Chunks to send as they come; None stands for a ping."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Framing:
+    """How chunks become events.
+
+    Attributes:
+        names_events: each has its chunk's `type` for its name.
+        end: what follows the last chunk.
+        failure: (error, request id) -> the last chunk of a stream that fails.
+    """
+
+    names_events: bool = False
+    end: bytes = b"data: [DONE]\n\n"
+    failure: Callable[[Exception, str], dict[str, Any]] = error_object
+
+    def event(self, chunk: dict[str, Any]) -> bytes:
+        """Write one chunk."""
+        name = f"event: {chunk['type']}\n" if self.names_events else ""
+        text = json.dumps(chunk, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return f"{name}data: {text}\n\n".encode()
+
+
+UNNAMED = Framing()
+"""That of both kinds of completions."""
+
+
+class EventStream:
+    """An ASGI response that streams a started generation and closes it in the end."""
+
+    def __init__(
+        self, services: Services, generation: Generation, chunks: Chunks, framing: Framing = UNNAMED
+    ) -> None:
+        self._framing = framing
+        self._services = services
+        self._generation = generation
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream.
+
+        Raises:
+            ClientLeftError: the client closed the connection.
+        """
+        context = RequestContext.of(scope)
+        try:
+            await unless_client_leaves(receive, self._send_all(context, send))
+        finally:
+            await self._generation.close()
+
+    async def _send_all(self, context: RequestContext, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        try:
+            elapsed_seconds = time.monotonic() - context.arrival_seconds
+            async with self._services.deadlines.limit(elapsed_seconds), contextlib.aclosing(self._chunks):
+                async for chunk in self._chunks:
+                    await send(_body(_PING if chunk is None else self._framing.event(chunk)))
+        except Exception as error:  # noqa: BLE001  the status has been sent: whatever it is becomes an event
+            context.failed = True
+            log_failure(error, context.request_id)
+            await send(_body(self._framing.event(self._framing.failure(error, context.request_id))))
+        await send({"type": "http.response.body", "body": self._framing.end, "more_body": False})
+
+
+def _body(event: bytes) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": event, "more_body": True}

@@ -1,0 +1,168 @@
+"""Binds the port and runs uvicorn until a signal, a dead engine or a model that did not load.
+
+Main thread. The port is bound before anything heavy starts, so a taken one is known at once and probes
+get answers while models load. On a first SIGTERM or SIGINT the server drains, on a second it quits.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import logging
+import signal
+import socket
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from vinfer.config import ServerConfig
+from vinfer.errors import BindError, ConfigError
+from vinfer.server.http.uvicorn_protocol import BoundedHttpProtocol
+from vinfer.server.services import Services
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 2048
+# Between an engine's death and the end of the process: time for probes to see it.
+DEAD_ENGINE_SECONDS = 2.0
+TICKS_PER_SECOND = 10
+
+
+def check_exposure(config: ServerConfig, *, insecure: bool) -> None:
+    """Refuse to serve beyond this machine without API keys.
+
+    Raises:
+        ConfigError: `server.host` is not a loopback address and there are no keys.
+    """
+    if config.api_keys_file is not None or insecure or _is_loopback(config.host):
+        return
+    raise ConfigError(
+        f"server.host is {config.host} and server.api_keys_file is not set: anyone who can reach this "
+        "machine could use it; set server.api_keys_file, or pass --insecure"
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Bind a listening socket; port 0 takes any free one.
+
+    Raises:
+        BindError: the address is taken, not ours, or the port is privileged.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+        try:
+            # Only over connections that are closing, not over a live listener.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            # Now, so that two servers cannot both hold the port until one of them listens.
+            sock.listen(BACKLOG)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as error:
+        reason = error.strerror or "unknown address"
+        raise BindError(
+            f"cannot listen on {host}:{port}: {reason}: stop what uses it or choose another server.port"
+        ) from None
+    return sock
+
+
+def run_server(app: Starlette, config: ServerConfig, sock: socket.socket) -> int:
+    """Serve until told to stop, and give the process's exit code.
+
+    0 after a drain, 128 + signal number where a second signal cut it short, an error's own code where a
+    model did not load, 1 where an engine died.
+
+    Args:
+        app: from `create_app`.
+        sock: from `bind`; closed when this returns.
+    """
+    services: Services = app.state.services
+    # uvicorn takes anything callable here, and says `type`.
+    protocol: Any = functools.partial(
+        BoundedHttpProtocol, receive_timeout_seconds=config.header_timeout_seconds
+    )
+    server = _DrainingServer(
+        uvicorn.Config(
+            app,
+            http=protocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            # Our own access log has neither paths nor queries of the client's.
+            access_log=False,
+            # A proxy's word on the client's address is of no use to us.
+            proxy_headers=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=config.keep_alive_seconds,  # type: ignore[arg-type]
+            timeout_graceful_shutdown=1,
+        ),
+        services,
+        config.drain_timeout_seconds,
+    )
+    server.run(sockets=[sock])
+    return server.exit_code
+
+
+class _DrainingServer(uvicorn.Server):
+    """uvicorn that goes on listening while it drains, so that probes and clients get a 503."""
+
+    def __init__(self, config: uvicorn.Config, services: Services, drain_timeout_seconds: float) -> None:
+        super().__init__(config)
+        self.exit_code = 0
+        self._services = services
+        self._num_drain_ticks = 0
+        self._max_drain_ticks = round(drain_timeout_seconds * TICKS_PER_SECOND)
+        self._num_dead_ticks = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain on the first signal, quit on the second. uvicorn's own would die of the signal afterwards."""
+        if self._services.models.draining:
+            logger.warning("%s again: quitting now", signal.Signals(sig).name)
+            self.exit_code = 128 + sig
+            self.should_exit = self.force_exit = True
+        else:
+            logger.info("%s: draining", signal.Signals(sig).name)
+            self._services.models.drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look at what may end the server; called ten times a second."""
+        models = self._services.models
+        if models.failure is not None:
+            self.exit_code = models.failure.exit_code
+            self.should_exit = True
+        elif models.draining:
+            self._drain()
+        elif models.dead:
+            self._num_dead_ticks += 1
+            if self._num_dead_ticks >= DEAD_ENGINE_SECONDS * TICKS_PER_SECOND:
+                logger.error("the engine of %s has died: ending the process", ", ".join(models.dead))
+                self.exit_code = 1
+                models.drain()
+        return await super().on_tick(counter)
+
+    def _drain(self) -> None:
+        if not self.server_state.tasks:
+            self.should_exit = True
+        elif self._num_drain_ticks == self._max_drain_ticks:
+            logger.warning("drain timeout: ending %d requests", len(self.server_state.tasks))
+            self._services.deadlines.expire_all()
+        elif self._num_drain_ticks > self._max_drain_ticks + TICKS_PER_SECOND:
+            # Clients that do not read their last event are not waited for.
+            self.should_exit = True
+        self._num_drain_ticks += 1
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""The routes: one handler each, from a request to an answer."""

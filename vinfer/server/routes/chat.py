@@ -1,0 +1,126 @@
+"""`POST /v1/chat/completions`. Event loop; templates and tokenization go to worker threads."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
+
+from vinfer.server.fields.chat import parse_chat
+from vinfer.server.generate.answer import answer
+from vinfer.server.generate.conversation import Conversation, prepare
+from vinfer.server.generate.generation import ChoiceDelta, GeneratedToken
+from vinfer.server.generate.images import image_sources
+from vinfer.server.generate.logprobs import chat_logprobs
+from vinfer.server.generate.message_reader import MessageReader
+from vinfer.server.http.body import read_json_object
+from vinfer.server.http.context import RequestContext
+from vinfer.server.services import Services
+
+
+async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp | JSONResponse:
+    """Answer a conversation.
+
+    Raises:
+        VinferError: the request is refused or fails.
+        ClientLeftError: the client closed the connection.
+    """
+    context = RequestContext.of(request.scope)
+    body = await read_json_object(request, services)
+    fields = parse_chat(body, services.config.unknown_fields)
+    pictures = image_sources(fields.messages, "messages")
+    conversation = await prepare(services, context, fields, pictures, f"chatcmpl-{uuid.uuid4().hex}")
+    shape = ChatShape(conversation)
+    return await answer(services, request, fields, conversation.generation, shape)
+
+
+class ChatShape:
+    """Writes chat completions and their chunks."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        self._fields = conversation.fields
+        self._model = conversation.model
+        self._created = int(time.time())
+        self._readers: dict[int, MessageReader] = {}
+
+    def opening_chunks(self, num_choices: int) -> Iterator[dict[str, Any]]:
+        """Write each choice's role."""
+        for index in range(num_choices):
+            yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
+
+    def delta_chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
+        """Write each piece of the message that new text makes, then the end, as chunks."""
+        reader = self._readers.get(delta.index)
+        if reader is None:
+            reader = self._readers[delta.index] = self._conversation.reader()
+        logprobs = self._logprobs(delta.tokens)
+        for piece in reader.push(delta.text, is_last=delta.finish_reason is not None):
+            yield self._chunk(delta.index, piece, logprobs=logprobs)
+            logprobs = None
+        if logprobs is not None and delta.tokens:
+            # Tokens of which nothing can be shown yet.
+            yield self._chunk(delta.index, {"content": ""}, logprobs=logprobs)
+        if delta.finish_reason is not None:
+            yield self._chunk(delta.index, {}, finish_reason=_finish_reason(delta, reader))
+
+    def usage_chunk(self) -> dict[str, Any]:
+        """Write a chunk without choices."""
+        return {**self._head("chat.completion.chunk"), "choices": []}
+
+    def body(self, choices: Sequence[ChoiceDelta]) -> dict[str, Any]:
+        """Write the whole completion."""
+        return {
+            **self._head("chat.completion"),
+            "choices": [self._whole_choice(choice) for choice in choices],
+        }
+
+    def _whole_choice(self, choice: ChoiceDelta) -> dict[str, Any]:
+        reader = self._conversation.reader()
+        reader.push(choice.text, is_last=True)
+        message: dict[str, Any] = {"role": "assistant", "content": reader.content}
+        if reader.reasoning:
+            message["reasoning_content"] = reader.reasoning
+        if reader.calls:
+            message["content"] = reader.content or None
+            message["tool_calls"] = [call.as_answer() for call in reader.calls]
+        return {
+            "index": choice.index,
+            "message": {**message, "refusal": None, "annotations": []},
+            "logprobs": self._logprobs(choice.tokens),
+            "finish_reason": _finish_reason(choice, reader),
+        }
+
+    def _logprobs(self, tokens: Sequence[GeneratedToken]) -> dict[str, Any] | None:
+        if not self._fields.logprobs:
+            return None
+        return chat_logprobs(tokens, self._model.tokenizer, self._fields.top_logprobs or 0)
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        *,
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self._conversation.generation.name,
+            "object": kind,
+            "created": self._created,
+            "model": self._model.name,
+            "system_fingerprint": self._model.fingerprint,
+        }
+
+
+def _finish_reason(choice: ChoiceDelta, reader: MessageReader) -> str | None:
+    return "tool_calls" if choice.finish_reason == "stop" and reader.calls else choice.finish_reason

@@ -1,0 +1,211 @@
+"""`POST /v1/completions`. Event loop; tokenization goes to worker threads."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
+
+from vinfer.engine.grammar import Grammar
+from vinfer.engine.request import TokenLogprobs
+from vinfer.server.constrain.grammars import compile_grammar
+from vinfer.server.fields.completions import CompletionFields, parse_completion
+from vinfer.server.generate.answer import answer
+from vinfer.server.generate.echo import Echo, echoes
+from vinfer.server.generate.generation import ChoiceDelta, Generation, PromptJob, TextRules
+from vinfer.server.generate.logprobs import CompletionLogprobs
+from vinfer.server.generate.prompts import PromptIds, completion_prompt_ids
+from vinfer.server.generate.sampling import num_candidates, num_choices, resolve_sampling
+from vinfer.server.http.body import read_json_object
+from vinfer.server.http.context import RequestContext
+from vinfer.server.model_table import ServedModel
+from vinfer.server.services import Services
+
+
+async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSONResponse:
+    """Complete one or more prompts.
+
+    Raises:
+        VinferError: the request is refused or fails.
+        ClientLeftError: the client closed the connection.
+    """
+    context = RequestContext.of(request.scope)
+    body = await read_json_object(request, services)
+    fields = parse_completion(body, services.config.unknown_fields)
+    model = services.models.serving(fields.model)
+    context.model_name = model.name
+    n = num_choices(fields, model, services.config.max_n)
+    best_of = num_candidates(fields, n, services.config.max_n)
+    prompts = await services.in_worker(completion_prompt_ids, fields, model)
+    grammar = await compile_grammar(services, fields, model)
+    jobs = _jobs(fields, model, prompts, grammar, is_ranked=best_of > n)
+    echoed = await services.in_worker(echoes, fields, prompts, model)
+    shape = CompletionShape(fields, model, echoed, n=n, best_of=best_of)
+    generation = Generation(
+        name=shape.id,
+        model=model,
+        jobs=jobs,
+        n=best_of,
+        rules=TextRules(
+            stop=tuple(fields.stop),
+            skip_special_tokens=fields.skip_special_tokens,
+            continues_prompt=True,
+            # Harnesses that score an echoed prompt ask for one token and cut one entry off the end.
+            lists_stop_token=fields.echo,
+        ),
+        arrival_seconds=context.arrival_seconds,
+        metrics=services.metrics,
+    )
+    return await answer(services, request, fields, generation, shape)
+
+
+def _jobs(
+    fields: CompletionFields,
+    model: ServedModel,
+    prompts: Sequence[PromptIds],
+    grammar: Grammar | None,
+    *,
+    is_ranked: bool,
+) -> list[PromptJob]:
+    jobs = []
+    for prompt_ids in prompts:
+        params = resolve_sampling(fields, model, len(prompt_ids))
+        if is_ranked and params.top_logprobs is None:
+            params = dataclasses.replace(params, top_logprobs=0)
+        jobs.append(
+            PromptJob(
+                prompt_ids=prompt_ids,
+                params=params,
+                scores_prompt=fields.scores_prompt,
+                grammar=grammar,
+                priority=fields.priority,
+                cache_salt=fields.cache_salt,
+            )
+        )
+    return jobs
+
+
+def _best(candidates: Sequence[ChoiceDelta], *, n: int, best_of: int) -> list[ChoiceDelta]:
+    """Keep of each prompt's `best_of` candidates the `n` with the highest mean logprob, the best first.
+
+    Candidates that are equal, or all of them where `n` are wanted, keep their order.
+    """
+    if best_of == n:
+        return list(candidates)
+    kept: list[ChoiceDelta] = []
+    for first in range(0, len(candidates), best_of):
+        ranked = sorted(candidates[first : first + best_of], key=lambda choice: -choice.mean_logprob)
+        kept += ranked[:n]
+    return [dataclasses.replace(choice, index=index) for index, choice in enumerate(kept)]
+
+
+class CompletionShape:
+    """Writes completions and their chunks.
+
+    Args:
+        prompts: the echoes of the prompts; none where nothing is echoed.
+        n: choices that each prompt is answered with.
+        best_of: choices that each prompt has.
+    """
+
+    def __init__(
+        self, fields: CompletionFields, model: ServedModel, prompts: Sequence[Echo], *, n: int, best_of: int
+    ) -> None:
+        self.id = f"cmpl-{uuid.uuid4().hex}"
+        self._top_logprobs = fields.logprobs
+        self._model = model
+        self._created = int(time.time())
+        self._prompts = prompts
+        self._n = n
+        self._best_of = best_of
+        self._writers: dict[int, _ChoiceWriter] = {}
+
+    def opening_chunks(self, num_choices: int) -> Iterator[dict[str, Any]]:
+        """Write nothing: a completion has no role."""
+        return iter(())
+
+    def delta_chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
+        """Write new text and, with the last of it, the end; an echoed prompt comes whole."""
+        writer = self._writer(delta.index)
+        writer.take(delta)
+        if not writer.waits_for_prompt:
+            yield {**self._head(), "choices": [writer.write(delta)]}
+
+    def usage_chunk(self) -> dict[str, Any]:
+        """Write a chunk without choices."""
+        return {**self._head(), "choices": []}
+
+    def body(self, choices: Sequence[ChoiceDelta]) -> dict[str, Any]:
+        """Write the whole completion."""
+        best = _best(choices, n=self._n, best_of=self._best_of)
+        return {**self._head(), "choices": [self._whole_choice(choice) for choice in best]}
+
+    def _whole_choice(self, choice: ChoiceDelta) -> dict[str, Any]:
+        writer = self._writer(choice.index)
+        writer.take(choice)
+        return writer.write(choice)
+
+    def _writer(self, index: int) -> _ChoiceWriter:
+        if index not in self._writers:
+            echo = self._prompts[index // self._n] if self._prompts else None
+            self._writers[index] = _ChoiceWriter(self._model, self._top_logprobs, echo)
+        return self._writers[index]
+
+    def _head(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._model.name,
+            "system_fingerprint": self._model.fingerprint,
+        }
+
+
+class _ChoiceWriter:
+    """Writes one choice in pieces, the first of them with the echoed prompt in front.
+
+    Args:
+        top_logprobs: None for no logprobs.
+        echo: None where the prompt is not echoed.
+    """
+
+    def __init__(self, model: ServedModel, top_logprobs: int | None, echo: Echo | None) -> None:
+        self._echo = echo
+        self._prompt_logprobs: list[TokenLogprobs] = []
+        self._logprobs: CompletionLogprobs | None = None
+        if top_logprobs is not None:
+            text_offset = 0 if echo is None else len(echo.text)
+            self._logprobs = CompletionLogprobs(model.tokenizer, top_logprobs, text_offset)
+
+    def take(self, delta: ChoiceDelta) -> None:
+        """Keep what a delta has of the prompt."""
+        self._prompt_logprobs += delta.prompt_logprobs
+
+    @property
+    def waits_for_prompt(self) -> bool:
+        """Whether a prompt that is to be echoed with logprobs is not scored to its end."""
+        echo = self._echo
+        return echo is not None and echo.scores and len(self._prompt_logprobs) < len(echo.token_ids) - 1
+
+    def write(self, delta: ChoiceDelta) -> dict[str, Any]:
+        """Write what the choice has gained."""
+        text = delta.text
+        logprobs = None if self._logprobs is None else self._logprobs.write(delta.tokens)
+        if self._echo is not None:
+            text = self._echo.text + text
+            if self._logprobs is not None and logprobs is not None:
+                of_prompt = self._logprobs.write_prompt(self._echo, self._prompt_logprobs)
+                logprobs = {key: of_prompt[key] + values for key, values in logprobs.items()}
+            self._echo = None
+        return {
+            "index": delta.index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": delta.finish_reason,
+        }

@@ -1,0 +1,184 @@
+"""`POST /v1/embeddings`: texts or token ids to vectors of length 1.
+
+Event loop; tokenization and what grows with the answer go to worker threads. Each input is a request of its
+own to the engine, which ends with its prompt and shares queue, slots and dispatches with everything else.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+
+from vinfer.bundle.manifest import Embeddings
+from vinfer.engine.request import Request, SamplingParams, TokenEvent
+from vinfer.errors import EngineError, QueueFullError, RequestError
+from vinfer.server.fields.embeddings import EMBEDDING, EmbeddingFields
+from vinfer.server.generate.prompts import PromptIds, embedding_prompt_ids
+from vinfer.server.http.body import read_json_object
+from vinfer.server.http.context import RequestContext
+from vinfer.server.http.disconnect import unless_client_leaves
+from vinfer.server.model_table import ServedModel
+from vinfer.server.services import Services
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+_NOTHING_TO_SAMPLE = SamplingParams(max_tokens=0, temperature=0.0)
+
+
+async def embeddings(services: Services, request: HttpRequest) -> JSONResponse:
+    """Embed one or more inputs.
+
+    Raises:
+        VinferError: the request is refused or fails.
+        ClientLeftError: the client closed the connection.
+    """
+    context = RequestContext.of(request.scope)
+    body = await read_json_object(request, services)
+    fields = EMBEDDING.parse(body, services.config.unknown_fields)
+    model = services.models.serving(fields.model)
+    context.model_name = model.name
+    facts = _embeddings_of(model)
+    size = _num_dimensions(fields, model, facts)
+    prompts = await services.in_worker(embedding_prompt_ids, fields, model)
+    name = f"embd-{uuid.uuid4().hex}"
+    requests = [
+        Request(
+            id=f"{name}-{i}",
+            prompt_ids=prompt_ids,
+            params=_NOTHING_TO_SAMPLE,
+            arrival_seconds=context.arrival_seconds,
+            pooling=facts.pooling,
+        )
+        for i, prompt_ids in enumerate(prompts)
+    ]
+    async with services.deadlines.limit(time.monotonic() - context.arrival_seconds):
+        pooled = await unless_client_leaves(request.receive, _pooled(services, model, requests))
+    return await services.in_worker(_answer, fields, model, prompts, pooled, size)
+
+
+def _embeddings_of(model: ServedModel) -> Embeddings:
+    if model.embeddings is None:
+        raise RequestError(
+            f"model {model.name} was built without embeddings: set models[{model.position}].embeddings: mean "
+            "(or last) and serve again",
+            param="model",
+        )
+    return model.embeddings
+
+
+def _num_dimensions(fields: EmbeddingFields, model: ServedModel, facts: Embeddings) -> int:
+    if fields.dimensions is None:
+        return facts.size
+    if fields.dimensions > facts.size:
+        raise RequestError(
+            f"dimensions is {fields.dimensions}; the embeddings of model {model.name} have {facts.size}: "
+            "lower it or leave it out",
+            param="dimensions",
+        )
+    return fields.dimensions
+
+
+async def _pooled(
+    services: Services, model: ServedModel, requests: Sequence[Request]
+) -> list[tuple[bytes, ...]]:
+    """Have the engine serve requests, and return the parts that each one's hidden states come in.
+
+    No more of them are submitted at once than there are slots: there may be more inputs than the queue is
+    long, and others want to get in too.
+
+    Raises:
+        QueueFullError: the queue has no room for the first.
+    """
+    num_slots = model.engine.stats().num_slots
+    waiting = deque(requests)
+    submitted: deque[tuple[Request, AsyncIterator[TokenEvent]]] = deque()
+    pooled = []
+    try:
+        while waiting or submitted:
+            while waiting and len(submitted) < num_slots:
+                try:
+                    submitted.append((waiting[0], model.engine.submit(waiting[0])))
+                except QueueFullError:
+                    if not submitted:
+                        raise
+                    break
+                waiting.popleft()
+            pooled.append(await _parts(services, model, submitted[0][1]))
+            submitted.popleft()
+    finally:
+        for request, _ in submitted:
+            model.engine.cancel(request.id)
+    return pooled
+
+
+async def _parts(
+    services: Services, model: ServedModel, stream: AsyncIterator[TokenEvent]
+) -> tuple[bytes, ...]:
+    parts: tuple[bytes, ...] = ()
+    async for event in stream:
+        if event.error is not None:
+            raise event.error
+        if event.queue_seconds is not None:
+            services.metrics.observe_queue(model.name, event.queue_seconds)
+        parts += event.pooled
+        if event.is_last:
+            return parts
+    raise EngineError("the engine ended a request without a result")
+
+
+def _answer(
+    fields: EmbeddingFields,
+    model: ServedModel,
+    prompts: Sequence[PromptIds],
+    pooled: Sequence[tuple[bytes, ...]],
+    size: int,
+) -> JSONResponse:
+    num_tokens = sum(map(len, prompts))
+    return JSONResponse(
+        {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": i, "embedding": _written(_vector(parts, size), fields)}
+                for i, parts in enumerate(pooled)
+            ],
+            "model": model.name,
+            "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        }
+    )
+
+
+def _vector(parts: Sequence[bytes], size: int) -> npt.NDArray[np.float32]:
+    """Return float32 [size] of length 1: mean and sum differ by a factor, which is gone in it.
+
+    A vector of zeros stays one.
+
+    Args:
+        parts: see `TokenEvent.pooled`.
+        size: numbers to keep, from the first on.
+    """
+    # A server of text alone does not load it for this; a model's engine has loaded it long before.
+    import numpy as np
+
+    chunks = np.stack([np.frombuffer(part, np.float32) for part in parts])
+    kept = chunks.sum(axis=0, dtype=np.float64)[:size]
+    norm = np.linalg.norm(kept)
+    if not np.isfinite(norm):
+        raise EngineError("the model's hidden states are not finite: try a dtype of a wider range")
+    if norm:
+        kept = kept / norm
+    return np.asarray(kept, np.float32)
+
+
+def _written(vector: npt.NDArray[np.float32], fields: EmbeddingFields) -> Any:
+    if fields.encoding_format == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return vector.tolist()

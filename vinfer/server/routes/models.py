@@ -1,0 +1,63 @@
+"""`GET /v1/models`, `GET /v1/models/{id}` and `POST /v1/count_tokens`: what is served, and token counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+
+from vinfer.server.fields.count import CountMessages, parse_count
+from vinfer.server.generate.images import image_sources, prepare_images
+from vinfer.server.generate.prompts import count_prompt_tokens
+from vinfer.server.http.body import read_json_object
+from vinfer.server.http.context import RequestContext
+from vinfer.server.model_table import ServedModel
+from vinfer.server.services import Services
+
+
+async def list_models(services: Services, request: HttpRequest) -> JSONResponse:
+    """List the models that serve, in the order of the config."""
+    models = [_model_object(model) for model in services.models.served_models]
+    return JSONResponse({"object": "list", "data": models})
+
+
+async def show_model(services: Services, request: HttpRequest) -> JSONResponse:
+    """Describe one model; its id may hold slashes.
+
+    Raises:
+        ModelNotFoundError: there is no such model.
+        NotReadyError: it is still loading.
+    """
+    return JSONResponse(_model_object(services.models.serving(request.path_params["id"])))
+
+
+async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse:
+    """Count the tokens of a text or a conversation, without generating.
+
+    Raises:
+        RequestError: the request is refused.
+    """
+    body = await read_json_object(request, services)
+    fields = parse_count(body, services.config.unknown_fields)
+    model = services.models.serving(fields.model)
+    RequestContext.of(request.scope).model_name = model.name
+    messages = fields.conversation if isinstance(fields, CountMessages) else ()
+    images = await prepare_images(services, image_sources(messages, "conversation"), model)
+    count = await services.in_worker(count_prompt_tokens, fields, model, images)
+    return JSONResponse({"model": model.name, "count": count})
+
+
+def _model_object(model: ServedModel) -> dict[str, Any]:
+    parity = model.parity
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "easydel",
+        "permission": [],
+        "root": model.root,
+        "max_model_len": model.max_model_len,
+        "parity_verdict": model.parity_verdict,
+        "parity": None if parity is None else parity.model_dump(),
+    }

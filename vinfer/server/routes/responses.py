@@ -1,0 +1,152 @@
+"""`POST /v1/responses`, without a memory: a conversation in, output items out, whole or as events.
+
+Event loop; templates and tokenization go to worker threads. Generates what the same chat completion would.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
+
+from vinfer.server.fields.responses import ResponsesFields, in_own_words, parse_responses
+from vinfer.server.fields.responses_input import input_images
+from vinfer.server.generate.answer import deltas_or_pings, whole_choices
+from vinfer.server.generate.conversation import Conversation, prepare
+from vinfer.server.generate.generation import ChoiceDelta
+from vinfer.server.generate.response_items import Json, ResponseItems
+from vinfer.server.generate.sse import Chunks, EventStream, Framing
+from vinfer.server.http.body import read_json_object
+from vinfer.server.http.context import RequestContext
+from vinfer.server.http.errors import error_object
+from vinfer.server.services import Services
+
+
+async def responses(services: Services, request: HttpRequest) -> ASGIApp | JSONResponse:
+    """Answer a conversation with items.
+
+    Raises:
+        VinferError: the request is refused or fails.
+        ClientLeftError: the client closed the connection.
+    """
+    context = RequestContext.of(request.scope)
+    body = await read_json_object(request, services)
+    fields, completion = parse_responses(body, services.config.unknown_fields)
+    with in_own_words():
+        pictures = input_images(fields.input)
+        conversation = await prepare(services, context, completion, pictures, f"resp_{uuid.uuid4().hex}")
+    answer = ResponseAnswer(services, fields, conversation)
+    generation = conversation.generation
+    generation.start()
+    if fields.stream:
+        framing = Framing(names_events=True, end=b"", failure=answer.failed_event)
+        return EventStream(services, generation, answer.events(), framing)
+    (choice,) = await whole_choices(services, request, generation)
+    answer.delta_events(choice)
+    return JSONResponse(await answer.whole())
+
+
+class ResponseAnswer:
+    """Writes one response and its events."""
+
+    def __init__(self, services: Services, fields: ResponsesFields, conversation: Conversation) -> None:
+        self._services = services
+        self._fields = fields
+        self._conversation = conversation
+        self._reader = conversation.reader()
+        self._items = ResponseItems()
+        self._created = int(time.time())
+        self._status = "in_progress"
+        self._num_events = 0
+
+    async def events(self) -> Chunks:
+        """Give every event as it comes."""
+        for kind in ("response.created", "response.in_progress"):
+            yield self._numbered({"type": kind, "response": self._written()})
+        async for delta in deltas_or_pings(self._conversation.generation):
+            if delta is None:
+                yield None
+                continue
+            for event in self.delta_events(delta):
+                yield self._numbered(event)
+        yield self._numbered({"type": f"response.{self._status}", "response": await self.whole()})
+
+    def delta_events(self, delta: ChoiceDelta) -> list[Json]:
+        """Take what the answer has gained and give its events."""
+        events: list[Json] = []
+        for piece in self._reader.push(delta.text, is_last=delta.finish_reason is not None):
+            events += self._items.push(piece)
+        if delta.finish_reason is not None:
+            self._status = "incomplete" if delta.finish_reason == "length" else "completed"
+            events += self._items.finish(self._status)
+        return events
+
+    async def whole(self) -> Json:
+        """Write the response that has ended."""
+        return {**self._written(), "usage": await self._usage()}
+
+    def failed_event(self, error: Exception, request_id: str) -> Json:
+        """Give the last event of a stream that fails."""
+        self._status = "failed"
+        known = error_object(error, request_id)["error"]
+        response = {**self._written(), "error": {"code": "server_error", "message": known["message"]}}
+        return self._numbered({"type": "response.failed", "response": response})
+
+    def _numbered(self, event: Json) -> Json:
+        self._num_events += 1
+        return {**event, "sequence_number": self._num_events - 1}
+
+    def _written(self) -> Json:
+        fields, params = self._fields, self._conversation.params
+        form, choice = fields.text.format, fields.tool_choice
+        is_incomplete = self._status == "incomplete"
+        return {
+            "id": self._conversation.generation.name,
+            "object": "response",
+            "created_at": self._created,
+            "completed_at": int(time.time()) if self._status == "completed" else None,
+            "status": self._status,
+            "background": False,
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if is_incomplete else None,
+            "instructions": fields.instructions,
+            "max_output_tokens": fields.max_output_tokens,
+            "metadata": {},
+            "model": self._conversation.model.name,
+            "output": self._items.written(),
+            "parallel_tool_calls": fields.parallel_tool_calls,
+            "previous_response_id": None,
+            "reasoning": {"effort": fields.reasoning.effort, "summary": None},
+            "store": False,
+            "temperature": params.temperature,
+            "text": {"format": {"type": "text"} if form is None else form.as_answer()},
+            "tool_choice": "auto" if choice is None else choice.as_answer(),
+            "tools": [tool.model_dump() for tool in fields.tools],
+            "top_logprobs": 0,
+            "top_p": params.top_p,
+            "truncation": "disabled",
+            "usage": None,
+        }
+
+    async def _usage(self) -> Json:
+        generation = self._conversation.generation
+        num_input, num_output = generation.num_prompt_tokens, generation.num_completion_tokens
+        return {
+            "input_tokens": num_input,
+            "input_tokens_details": {"cached_tokens": generation.num_cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": num_output,
+            "output_tokens_details": {"reasoning_tokens": await self._num_reasoning_tokens(num_output)},
+            "total_tokens": num_input + num_output,
+        }
+
+    async def _num_reasoning_tokens(self, num_output: int) -> int:
+        """Count what the model thought as if it were a text by itself: its tokens are not kept."""
+        thought = self._items.reasoning
+        if not thought:
+            return 0
+        encode = self._conversation.model.tokenizer.encode
+        token_ids = await self._services.in_worker(encode, thought, add_special_tokens=False)
+        return min(len(token_ids), num_output)

@@ -1,0 +1,109 @@
+"""`POST /tokenize`, `POST /detokenize`, `GET /tokenizer_info`: text to ids and back, in vLLM's shapes.
+
+Event loop; whatever grows with the text, answers included, is made in worker threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+
+from vinfer.server.fields.tokenization import (
+    DetokenizeFields,
+    TokenizeMessages,
+    TokenizeText,
+    parse_detokenize,
+    parse_tokenize,
+)
+from vinfer.server.generate.images import image_sources, prepare_images
+from vinfer.server.generate.prompts import detokenized_text, tokenized_ids
+from vinfer.server.http.body import read_json_object
+from vinfer.server.model_table import ServedModel
+from vinfer.server.services import Services
+
+if TYPE_CHECKING:
+    from vinfer.images import PreparedImage
+
+
+async def tokenize(services: Services, request: HttpRequest) -> JSONResponse:
+    """Give the token ids of a text or a conversation, as they would be generated from.
+
+    Raises:
+        RequestError: the request is refused.
+    """
+    body = await read_json_object(request, services)
+    fields = parse_tokenize(body, services.config.unknown_fields)
+    model = services.models.serving_or_only(fields.model)
+    messages = fields.messages if isinstance(fields, TokenizeMessages) else ()
+    images = await prepare_images(services, image_sources(messages, "messages"), model)
+    return await services.in_worker(_tokenized, fields, model, images)
+
+
+async def detokenize(services: Services, request: HttpRequest) -> JSONResponse:
+    """Give the text of token ids.
+
+    Raises:
+        RequestError: the request is refused.
+    """
+    body = await read_json_object(request, services)
+    fields = parse_detokenize(body, services.config.unknown_fields)
+    return await services.in_worker(_detokenized, fields, services.models.serving_or_only(fields.model))
+
+
+async def tokenizer_info(services: Services, request: HttpRequest) -> JSONResponse:
+    """Describe a model's tokenizer; the query `?model=NAME` says whose, where several are served.
+
+    Raises:
+        RequestError: several models are served and none is named.
+        NotReadyError: the model is still loading.
+    """
+    model = services.models.serving_or_only(request.query_params.get("model"))
+    return await services.in_worker(_info, model)
+
+
+def _tokenized(
+    fields: TokenizeText | TokenizeMessages, model: ServedModel, images: Sequence[PreparedImage]
+) -> JSONResponse:
+    token_ids = tokenized_ids(fields, model, images)
+    id_to_token = model.tokenizer.id_to_token
+    return JSONResponse(
+        {
+            "count": len(token_ids),
+            "max_model_len": model.max_model_len,
+            "tokens": token_ids,
+            "token_strs": list(map(id_to_token, token_ids)) if fields.return_token_strs else None,
+        }
+    )
+
+
+def _detokenized(fields: DetokenizeFields, model: ServedModel) -> JSONResponse:
+    return JSONResponse({"prompt": detokenized_text(fields, model)})
+
+
+def _info(model: ServedModel) -> JSONResponse:
+    """Write the tokenizer with the names of transformers' tokenizer_config.json, as vLLM does."""
+    tokenizer = model.tokenizer
+    named = tokenizer.special_tokens
+    added: dict[str, dict[str, Any]] = {
+        str(token_id): token for token_id, token in sorted(tokenizer.added_tokens.items())
+    }
+    return JSONResponse(
+        {
+            "model": model.name,
+            # The class of transformers that reads any tokenizer.json.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": model.max_model_len,
+            "vocab_size": tokenizer.vocab_size,
+            **named,
+            "additional_special_tokens": [
+                token["content"]
+                for token in added.values()
+                if token["special"] and token["content"] not in named.values()
+            ],
+            "added_tokens_decoder": added,
+            "chat_template": None if model.chat_template is None else model.chat_template.source,
+        }
+    )
