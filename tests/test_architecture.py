@@ -105,7 +105,7 @@ DIRECTIONS = (
         "one child process knows transformers",
         ("vinfer",),
         ("torch", "transformers"),
-        but_not=("vinfer.parity.reference", "vinfer.parity.corrections"),
+        but_not=("vinfer.parity.reference", "vinfer.parity.reference"),
     ),
     Rule("what is judged does not know its judge", (*RUN_ROOMS, *BUILD_ROOMS, *SHARED), PARITY),
     Rule(

@@ -12,7 +12,7 @@ import threading
 from typing import Literal
 
 from vinfer.engine.request import FinishReason, Request, TokenEvent
-from vinfer.engine.scheduler import Admission, Decode, Prefill
+from vinfer.engine.schedule import Admission, Decode, Prefill
 
 VOCABULARY = 1000
 GUARD_SECONDS = 30.0

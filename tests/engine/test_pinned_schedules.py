@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from vinfer.bundle.programs import ProgramShape, is_pinned, plan_programs
 from vinfer.engine.request import Request
-from vinfer.engine.scheduler import Chunk, Scheduler
+from vinfer.engine.schedule import Chunk
+from vinfer.engine.scheduler import Scheduler
 
 LENGTH = 8
 NUM_SLOTS = 3

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from engine_requests import STEPS, make_max_features, make_request, make_shapes
 
-from vinfer.engine.scheduler import Schedule, Scheduler
+from vinfer.engine.schedule import Schedule
+from vinfer.engine.scheduler import Scheduler
 
 
 def make_scheduler(

@@ -26,7 +26,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from vinfer.bundle.manifest import Pooling
 from vinfer.bundle.programs import ProgramShape
-from vinfer.engine.scheduler import Admission, Chunk, Decode, Encode, Prefill, Schedule, Scheduler
+from vinfer.engine.schedule import Admission, Chunk, Decode, Encode, Prefill, Schedule
+from vinfer.engine.scheduler import Scheduler
 
 NUM_FEATURE_ROWS = MAX_MODEL_LEN
 """As few as there may be."""

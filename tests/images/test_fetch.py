@@ -18,7 +18,7 @@ from tiny.pictures import encoded, noise
 from vinfer.config import ImagesConfig
 from vinfer.errors import ImageError
 from vinfer.images import ImageFetcher
-from vinfer.images.addresses import is_public
+from vinfer.images.fetch import is_public
 
 PNG = encoded(noise(6, 5))
 

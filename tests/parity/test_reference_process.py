@@ -14,7 +14,7 @@ from tiny.checkpoints import checkpoint
 from vinfer.checkpoint.checkpoint import open_checkpoint
 from vinfer.checkpoint.source import ResolvedSource, resolve_source
 from vinfer.errors import CheckpointError, ReferenceUnavailableError
-from vinfer.parity import memory, reference_process
+from vinfer.parity import reference_process
 from vinfer.parity.reference_process import require_memory, require_packages
 
 pytest.importorskip("torch", reason="the reference is transformers with torch")
@@ -106,16 +106,16 @@ def test_a_containers_limit_counts(
     limit: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   5 kB\n")
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(reference_process, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(reference_process, "_CGROUP", tmp_path)
     if limit is not None:
         (tmp_path / "memory.max").write_text(limit + "\n")
         (tmp_path / "memory.current").write_text("1500\n")
         (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300\n")
-    assert memory.available_memory_bytes() == expected
+    assert reference_process.available_memory_bytes() == expected
 
 
 def test_where_nothing_is_known_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert memory.available_memory_bytes() is None
+    monkeypatch.setattr(reference_process, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(reference_process, "_CGROUP", tmp_path)
+    assert reference_process.available_memory_bytes() is None

@@ -19,7 +19,7 @@ from test_tools import CITY, function, say
 from vinfer.engine.grammar import GrammarMatcher
 from vinfer.text.answer_form import AnswerForm
 from vinfer.text.tokenizer import Tokenizer
-from vinfer.text.tool_formats import FORMATS, HERMES, PYTHONIC
+from vinfer.text.tool_calls.formats import FORMATS, HERMES, PYTHONIC
 
 STRICT = function("get_weather", CITY, strict=True)
 LOOSE = function("find", {"type": "object", "properties": {"id": {"type": "integer"}}}, strict=False)

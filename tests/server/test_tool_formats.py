@@ -20,7 +20,7 @@ from vinfer.text.answer_form import AnswerForm, answer_form
 from vinfer.text.chat_template import ChatTemplate
 from vinfer.text.control_tokens import ControlTokens
 from vinfer.text.tokenizer import Tokenizer
-from vinfer.text.tool_formats import FORMATS, HERMES, LLAMA3_JSON, MISTRAL, PYTHONIC, ToolFormat
+from vinfer.text.tool_calls.formats import FORMATS, HERMES, LLAMA3_JSON, MISTRAL, PYTHONIC, ToolFormat
 
 CALLS = [("get_weather", '{"city": "Oslo"}'), ("get_time", "{}")]
 TEMPLATES = Path(__file__).parents[1] / "text" / "chat_templates"

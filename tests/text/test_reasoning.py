@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vinfer.text.call_events import Reasoning
 from vinfer.text.reasoning import ReasoningParser
+from vinfer.text.tool_calls.events import Reasoning
 
 
 def read(pieces: list[str], *, is_open: bool = False) -> tuple[str, str]:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vinfer.text.call_events import CallArguments, CallStart, Text
-from vinfer.text.tool_calls import ToolCallParser
-from vinfer.text.tool_formats import FORMATS
+from vinfer.text.tool_calls.events import CallArguments, CallStart, Text
+from vinfer.text.tool_calls.formats import FORMATS
+from vinfer.text.tool_calls.parser import ToolCallParser
 
 NAMES = ("add", "get_weather", "f-1")
 

@@ -19,7 +19,7 @@ from tiny.models import TinyModel
 from tiny.vision_models import TRAINED_MODELS, VISION_MODELS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from vinfer.parity.corrections import correct
+from vinfer.parity.reference import correct_model
 
 if TYPE_CHECKING:
     import torch
@@ -157,7 +157,7 @@ def reference(name: str, dtype: str = "float32") -> PreTrainedModel:
     model: PreTrainedModel = auto.from_pretrained(
         checkpoint(name), dtype=getattr(torch, dtype), attn_implementation="eager", local_files_only=True
     )
-    correct(model)
+    correct_model(model)
     return model.eval()
 
 

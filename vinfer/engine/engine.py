@@ -16,7 +16,8 @@ from collections import deque
 from vinfer.engine.pooling import PooledDispatch
 from vinfer.engine.request import EngineStats, Request, TokenEvent
 from vinfer.engine.runner import Dispatch, Runner
-from vinfer.engine.scheduler import Schedule, Scheduler
+from vinfer.engine.schedule import Schedule
+from vinfer.engine.scheduler import Scheduler
 from vinfer.engine.stream import Delivery, TokenStream, deliver_all
 from vinfer.errors import EngineError, NotReadyError, QueueFullError, RequestError, VinferError
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from vinfer.bundle.programs import ProgramShape
 from vinfer.engine.request import Request, TokenEvent
-from vinfer.engine.scheduler import Chunk
+from vinfer.engine.schedule import Chunk
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from vinfer.bundle.programs import ProgramKind, ProgramShape
 from vinfer.engine.pooling import PooledDispatch, embed_inputs
 from vinfer.engine.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from vinfer.engine.rope_positions import prompt_rope_positions, rope_offset
-from vinfer.engine.scheduler import Admission, Chunk, Decode, Encode, Prefill
+from vinfer.engine.schedule import Admission, Chunk, Decode, Encode, Prefill
 
 Arrays = tuple[jax.Array, ...]
 _COPY_SLOT = ProgramShape(kind="copy_slot")

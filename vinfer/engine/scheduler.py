@@ -14,44 +14,39 @@ from collections.abc import Iterable, Iterator, Mapping
 from vinfer.bundle.programs import ProgramKind, ProgramShape, choose_encoder, choose_program, is_pinned
 from vinfer.engine.chunks import ChunkPlan, keep_whole
 from vinfer.engine.feature_cache import FeatureCache
-from vinfer.engine.held_prompts import HeldPrompts
-from vinfer.engine.request import Request, RequestImage
+from vinfer.engine.request import Request
+from vinfer.engine.schedule import Admission, Chunk, Decode, Encode, Prefill, Schedule
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Admission:
-    """Write a request's row into its slot."""
+class HeldPrompts:
+    """Which slots hold the KV rows of which shared prompt: where a sibling can copy from.
 
-    slot: int
-    request: Request
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Chunk:
-    """Some tokens of one prompt.
-
-    Attributes:
-        copied_from: the slot that holds the prompt's rows before `start`; they are copied from there first,
-            or stay where they are in the same slot. None where this request has prefilled them itself.
-        feature_rows: of each token, the row of the feature array that takes its place, or -1; empty where
-            the request has no pictures.
+    Slots by `Request.prompt_key`, in the order in which work is enqueued. A slot goes on holding a prompt
+    after its request has ended, until another prompt is written into it. The last row of a prompt counts as
+    not
+    held: every request prefills its prompt's last token itself, under its own seed.
     """
 
-    slot: int
-    request: Request
-    start: int
-    length: int
-    copied_from: int | None = None
-    feature_rows: tuple[int, ...] = ()
+    def __init__(self) -> None:
+        self._keys: dict[int, str] = {}
 
-    @property
-    def is_final(self) -> bool:
-        return self.start + self.length == len(self.request.prompt_ids)
+    def key_of(self, slot: int) -> str | None:
+        return self._keys.get(slot)
 
-    @property
-    def samples(self) -> bool:
-        """Whether the first token of the answer comes of it."""
-        return self.is_final and self.request.params.max_tokens > 0
+    def slot_of(self, key: str, preferred: int) -> int | None:
+        """Return a slot that holds a prompt, `preferred` where that one does; None where none does."""
+        if self._keys.get(preferred) == key:
+            return preferred
+        return next((slot for slot, held in self._keys.items() if held == key), None)
+
+    def hold(self, slot: int, key: str) -> None:
+        """Say that the whole prompt is in the slot."""
+        self._keys[slot] = key
+
+    def overwrite(self, slot: int, key: str | None) -> None:
+        """Say that a prompt is about to be written; over the same prompt nothing changes."""
+        if key is None or self._keys.get(slot) != key:
+            self._keys.pop(slot, None)
 
 
 _PROMPT_KINDS: tuple[ProgramKind, ...] = ("prefill", "score", "embed")
@@ -62,46 +57,6 @@ def _kind(request: Request) -> ProgramKind:
     if request.pooling is not None:
         return "embed"
     return "score" if request.scores_prompt else "prefill"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Encode:
-    """One dispatch of the image encoder; `rows[i]` are the rows of the feature array for `images[i]`."""
-
-    shape: ProgramShape
-    images: tuple[RequestImage, ...]
-    rows: tuple[tuple[int, ...], ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Prefill:
-    """One prefill dispatch; a score or embed dispatch where its requests ask for that (`_kind`)."""
-
-    shape: ProgramShape
-    chunks: tuple[Chunk, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Decode:
-    """One multi-step decode dispatch; `owners[i]` is the request whose tokens row i yields."""
-
-    shape: ProgramShape
-    slots: tuple[int, ...]
-    owners: tuple[Request, ...]
-    step_limit: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Schedule:
-    """Work in the order in which it must be enqueued: admissions, encode, prefills, decode."""
-
-    admissions: tuple[Admission, ...] = ()
-    encode: Encode | None = None
-    prefills: tuple[Prefill, ...] = ()
-    decode: Decode | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.admissions or self.encode or self.prefills or self.decode)
 
 
 @dataclasses.dataclass(slots=True)

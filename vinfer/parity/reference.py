@@ -7,6 +7,7 @@ that hold no pickle. Ends when its standard input does, or its parent.
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import os
@@ -22,7 +23,6 @@ from vinfer.checkpoint.family import ONE_ROPE
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.child_process import end_with_parent
 from vinfer.errors import CheckpointError, ReferenceUnavailableError, VinferError
-from vinfer.parity.corrections import correct
 from vinfer.parity.figures import Logits
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def load(source: ResolvedSource) -> PreTrainedModel:
         trust_remote_code=False,
         use_safetensors=True,
     )
-    correct(model)
+    correct_model(model)
     return model.eval()
 
 
@@ -133,6 +133,29 @@ _ODDITIES = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 def _say(events: TextIO, **message: Any) -> None:
     events.write(json.dumps(message) + "\n")
+
+
+def correct_model(model: PreTrainedModel) -> None:
+    """Correct a loaded model where transformers 5.5.4 itself is wrong."""
+    if model.config.model_type == "olmo3" and model.config.rope_parameters["rope_type"] != "default":
+        _unscale_sliding_layers(model)
+
+
+def _unscale_sliding_layers(model: PreTrainedModel) -> None:
+    """Rotate the sliding layers of OLMo 3 by an unscaled table: see `vinfer.checkpoint.families.olmo`."""
+    from transformers.models.olmo3.modeling_olmo3 import Olmo3RotaryEmbedding
+
+    config = copy.deepcopy(model.config)
+    config.rope_parameters = {"rope_type": "default", "rope_theta": config.rope_parameters["rope_theta"]}
+    for layer, layer_type in zip(model.model.layers, config.layer_types, strict=True):
+        if layer_type == "sliding_attention":
+            layer.unscaled_rotary = Olmo3RotaryEmbedding(config)
+            layer.register_forward_pre_hook(_rotate_unscaled, with_kwargs=True)
+
+
+def _rotate_unscaled(layer: Any, arguments: Any, options: dict[str, Any]) -> Any:
+    options["position_embeddings"] = layer.unscaled_rotary(arguments[0], options["position_ids"])
+    return arguments, options
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import dataclasses
 from vinfer.text import reasoning
 from vinfer.text.chat_template import ChatTemplate
 from vinfer.text.tokenizer import Tokenizer
-from vinfer.text.tool_formats import FORMATS, HERMES, ToolFormat, format_of_template
+from vinfer.text.tool_calls.formats import FORMATS, HERMES, ToolFormat, format_of_template
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import enum
 
-from vinfer.text.call_events import Reasoning, Text
 from vinfer.text.marker import split_at_marker
+from vinfer.text.tool_calls.events import Reasoning, Text
 
 OPENING = "<think>"
 CLOSING = "</think>"

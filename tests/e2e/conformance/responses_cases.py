@@ -11,7 +11,7 @@ from routes import PROMPT, Route
 from tiny_server import EOS_ID, MAX_MODEL_LEN, MODEL, OTHER, OTHER_MAX_TOKENS
 from tool_cases import CALLS, CHOICE_OF_TWO, NO_ARGUMENTS, OFFERED, WRITTEN_CHOICE
 
-from vinfer.text.tool_formats import HERMES
+from vinfer.text.tool_calls.formats import HERMES
 
 Case = Callable[[Route], None]
 

@@ -10,7 +10,7 @@ from routes import Route
 from sampling_cases import GREEDY
 from tiny_server import EOS_ID, MODEL, OTHER
 
-from vinfer.text.tool_formats import HERMES, LLAMA3_JSON
+from vinfer.text.tool_calls.formats import HERMES, LLAMA3_JSON
 
 Case = Callable[[Route], None]
 

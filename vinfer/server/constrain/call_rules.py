@@ -1,7 +1,7 @@
 """Lark rules of llguidance for answers with tool calls: calls that must come, or text that may lead to calls.
 
 Pure functions of a `ToolFormat`, each tool's JSON Schema as text, and how the format's markers are written.
-Where free text ends and calls begin is what `vinfer.text.tool_calls` takes for a beginning: its first
+Where free text ends and calls begin is what `vinfer.text.tool_calls.parser` takes for a beginning: its first
 marker, the opening brace of an answer where a format begins with a call.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from vinfer.server.constrain.pythonic_rules import pythonic_rules
 from vinfer.text import reasoning
-from vinfer.text.tool_formats import ToolFormat
+from vinfer.text.tool_calls.formats import ToolFormat
 
 _ANY = "(?s:.)"
 

@@ -1,6 +1,6 @@
 """Lark rules of a call's arguments as Python writes them: `city="Oslo", days=2)`, each bound to its schema.
 
-Values are JSON, which `vinfer.text.pythonic_call` reads as Python's literals. Pure functions.
+Values are JSON, which `vinfer.text.tool_calls.pythonic_call` reads as Python's literals. Pure functions.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from typing import Any
 
 from vinfer.server.fields.tools import Tool
 from vinfer.text.answer_form import AnswerForm
-from vinfer.text.call_events import CallArguments, CallStart, Event, Reasoning, Text
 from vinfer.text.reasoning import ReasoningParser
-from vinfer.text.tool_calls import ToolCallParser
+from vinfer.text.tool_calls.events import CallArguments, CallStart, Event, Reasoning, Text
+from vinfer.text.tool_calls.parser import ToolCallParser
 
 
 @dataclasses.dataclass(slots=True)

@@ -21,8 +21,8 @@ from vinfer.server.fields.tools import Tool
 from vinfer.server.model_table import ServedModel
 from vinfer.text.control_tokens import RenderedPrompt
 from vinfer.text.image_placeholders import expand_placeholders
-from vinfer.text.tool_formats import HERMES
-from vinfer.text.tool_prompt import with_tools_as_text
+from vinfer.text.tool_calls.formats import HERMES
+from vinfer.text.tool_calls.prompt import with_tools_as_text
 
 if TYPE_CHECKING:
     from vinfer.images import PreparedImage

@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from vinfer.text.call_events import CallArguments, CallStart, Event
+from vinfer.text.tool_calls.events import CallArguments, CallStart, Event
 
 _ARGUMENT_KEYS = ("arguments", "parameters")
 

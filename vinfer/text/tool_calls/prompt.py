@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from vinfer.text.tool_formats import ToolFormat
+from vinfer.text.tool_calls.formats import ToolFormat
 
 Message = dict[str, Any]
 

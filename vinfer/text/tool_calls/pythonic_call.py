@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Collection
 from typing import Any
 
-from vinfer.text.call_events import CallArguments, CallStart, Event
-from vinfer.text.json_call import json_text
+from vinfer.text.tool_calls.events import CallArguments, CallStart, Event
+from vinfer.text.tool_calls.json_call import json_text
 
 MAX_BODY_CHARS = 16_384
 """Between the parentheses; what is longer is text."""

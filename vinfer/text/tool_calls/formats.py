@@ -1,6 +1,6 @@
 """How models write tool calls: one row per format, and which one a chat template speaks.
 
-Pure data. `tool_calls` parses by it, `tool_prompt` explains it to models whose template knows no tools, and
+Pure data. `parser` parses by it, `prompt` explains it to models whose template knows no tools, and
 the server binds answers to it.
 """
 

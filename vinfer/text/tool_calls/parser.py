@@ -9,11 +9,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection
 
-from vinfer.text.call_events import CallStart, Event, Text
-from vinfer.text.json_call import JsonCall
 from vinfer.text.marker import split_at_marker
-from vinfer.text.pythonic_call import PythonicCall, is_name_character
-from vinfer.text.tool_formats import ToolFormat
+from vinfer.text.tool_calls.events import CallStart, Event, Text
+from vinfer.text.tool_calls.formats import ToolFormat
+from vinfer.text.tool_calls.json_call import JsonCall
+from vinfer.text.tool_calls.pythonic_call import PythonicCall, is_name_character
 
 _PIECE_LEN = 64
 
