@@ -232,3 +232,8 @@ def served_model(
         embeddings=Embeddings(pooling="mean", size=EMBEDDING_SIZE),
         answer_form=answer_form("auto", template),
     )
+
+
+# The prompt of a chat of "hi", and the first token of its answer.
+PROMPT_IDS = (IM_START, *ids_of("user\nhi"), IM_END, IM_START, *ids_of("assistant\n"))
+START = sum(PROMPT_IDS)

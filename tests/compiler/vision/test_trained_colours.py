@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the model is trained with torch")
 
-from chat_with_pictures import data_url
+from chat_with_images import data_url
 from tiny.colours import COLOURS, QUESTION, coloured_picture
 
 FIRST_HELD_OUT, NUM_HELD_OUT = 1_000_000, 120

@@ -12,7 +12,7 @@ import pytest
 from vinfer.config import Config, MeshConfig, SamplingConfig, load_config
 from vinfer.errors import ConfigError
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 MINIMAL = "models: [{name: m, source: org/m}]\n"
 
 # The first screen of the design, word for word.

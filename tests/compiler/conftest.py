@@ -117,7 +117,7 @@ def post_to(
     bundle_of: Callable[[str], Path], engine_of: Callable[[str], Engine]
 ) -> Iterator[Callable[[str], Callable[..., httpx.Response]]]:
     """Return what sends a body to a server over a bundle."""
-    from chat_with_pictures import server_over
+    from chat_with_images import server_over
     from tiny.bundles import model_config
 
     with ExitStack() as servers:

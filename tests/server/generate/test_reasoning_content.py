@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fake_engine import EOS, TEMPLATE, FakeEngine, ids_of, served_model
 from running_server import RunningServer, events, run
-from test_tools import CALL, TOOLS
+from tool_requests import CALL, TOOLS
 
 from vinfer.config import ServerConfig
 from vinfer.server.model_table import ModelTable

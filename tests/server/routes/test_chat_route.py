@@ -6,11 +6,8 @@ import hashlib
 from typing import Any
 
 import pytest
-from fake_engine import EOS, IM_END, IM_START, ids_of, letters
+from fake_engine import EOS, IM_END, IM_START, PROMPT_IDS, START, ids_of, letters
 from running_server import RunningServer, events
-
-PROMPT_IDS = (IM_START, *ids_of("user\nhi"), IM_END, IM_START, *ids_of("assistant\n"))
-START = sum(PROMPT_IDS)
 
 
 def streamed_text(chunks: list[Any], index: int = 0) -> str:

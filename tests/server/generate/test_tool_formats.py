@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import pytest
 from fake_engine import EOS, IM_START, TEMPLATE, FakeEngine, ids_of, served_model
 from running_server import RunningServer, run
-from test_structured_outputs import follows
-from test_tools import TIME, TOOLS, WEATHER, prompt_text
+from tool_requests import TIME, TOOLS, WEATHER, WITH_CONTROL_TOKEN, follows, prompt_text, serving
 
 from vinfer.config import ServerConfig
 from vinfer.engine.grammar import GrammarMatcher
@@ -23,15 +21,7 @@ from vinfer.text.tokenizer import Tokenizer
 from vinfer.text.tool_calls.formats import FORMATS, HERMES, LLAMA3_JSON, MISTRAL, PYTHONIC, ToolFormat
 
 CALLS = [("get_weather", '{"city": "Oslo"}'), ("get_time", "{}")]
-TEMPLATES = Path(__file__).parents[1] / "text" / "chat_templates"
-# `[TOOL_CALLS]` is a control token of Mistral's vocabularies; this one stands for it.
-WITH_CONTROL_TOKEN = dataclasses.replace(MISTRAL, opening="<|im_start|>")
-
-
-def serving(tokenizer: Tokenizer, form: AnswerForm) -> Any:
-    engine, models = FakeEngine(max_model_len=2048), ModelTable(["fake"])
-    models.serve(dataclasses.replace(served_model(engine, tokenizer), answer_form=form))
-    return run(ServerConfig(port=0), models, engine)
+TEMPLATES = Path(__file__).parents[2] / "text" / "chat_templates"
 
 
 @pytest.fixture(scope="module", params=sorted(FORMATS))

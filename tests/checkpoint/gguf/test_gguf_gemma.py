@@ -141,7 +141,7 @@ def test_gemma_3_270m_goes_on_as_it_should_in_transformers(tmp_path: Path) -> No
         with torch.inference_mode():
             logits = model(torch.tensor([ids + answer_ids])).logits[0]
         assert logits[len(ids) - 1 : -1].argmax(-1).tolist() == answer_ids, prompt
-    ids = tokenizer.encode((Path(__file__).parents[2] / "LICENSE").read_text()).ids[:1200]
+    ids = tokenizer.encode((Path(__file__).parents[3] / "LICENSE").read_text()).ids[:1200]
     with torch.inference_mode():
         logits = model(torch.tensor([ids])).logits[0]
     losses = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")

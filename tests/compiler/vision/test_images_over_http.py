@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch", reason="answers are compared with those of transformers")
 
 import httpx
-from chat_with_pictures import data_url, server_over
+from chat_with_images import data_url, server_over
 from PIL import Image
 from tiny.bundles import model_config
 from tiny.checkpoints import checkpoint

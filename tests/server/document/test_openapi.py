@@ -21,8 +21,8 @@ from fake_engine import VOCAB_SIZE, FakeEngine, served_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from refusals import BAD_CHAT_FIELDS, BAD_COMPLETION_FIELDS
 from running_server import RunningServer, Start
-from test_request_fields import BAD_CHAT_FIELDS, BAD_COMPLETION_FIELDS
 
 import vinfer
 from vinfer.bundle.certificate import ParityFigures, ParityReport, ParityThresholds

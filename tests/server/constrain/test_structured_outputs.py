@@ -7,11 +7,11 @@ import threading
 from typing import Any
 
 import pytest
-from fake_engine import EOS, IM_END, ids_of
+from fake_engine import IM_END, ids_of
 from running_server import RunningServer, events, wait_until
+from tool_requests import follows
 
 from vinfer.engine.grammar import GrammarSpec
-from vinfer.engine.request import Request
 from vinfer.errors import RequestError
 from vinfer.server.constrain.grammars import MAX_SCHEMA_CHARS, grammar_spec
 from vinfer.server.fields.structured_outputs import (
@@ -31,18 +31,6 @@ SCHEMA = {
 
 def json_schema(schema: Any, **fields: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, **fields}}
-
-
-def follows(request: Request, text: str) -> bool:
-    """Whether the request's grammar takes a text and may end there."""
-    matcher = request.grammar
-    assert matcher is not None
-    for token in [*ids_of(text), EOS]:
-        if not matcher.mask[token // 8] >> token % 8 & 1:
-            return False
-        if token != EOS:
-            matcher.advance([token])
-    return True
 
 
 FORMS: dict[str, tuple[dict[str, Any], str, str]] = {

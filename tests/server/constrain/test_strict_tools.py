@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 from fake_engine import EOS, IM_START, ids_of
 from running_server import RunningServer
-from test_structured_outputs import follows
-from test_tool_formats import WITH_CONTROL_TOKEN, serving
-from test_tools import CITY, function, say
+from tool_requests import CITY, WITH_CONTROL_TOKEN, follows, function, say, serving
 
 from vinfer.engine.grammar import GrammarMatcher
 from vinfer.text.answer_form import AnswerForm

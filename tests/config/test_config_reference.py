@@ -10,7 +10,7 @@ from typing import Any
 from vinfer.config import json_schema, reference_table
 from vinfer.config.problems import known_keys
 
-SCHEMA_FILE = Path(__file__).parents[1] / "configs/vinfer.schema.json"
+SCHEMA_FILE = Path(__file__).parents[2] / "configs/vinfer.schema.json"
 
 
 def fields() -> dict[str, dict[str, Any]]:

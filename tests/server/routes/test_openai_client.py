@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from fake_engine import letters
+from fake_engine import START, letters
 from running_server import RunningServer
-from test_chat_route import START
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ pytest.importorskip("torch", reason="tiny checkpoints are written by transformer
 
 from tiny.checkpoints import checkpoint
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 OF_TORCH = ("torch", "torchgen", "functorch")
 
 

@@ -11,12 +11,11 @@ import openai
 import pydantic
 import pytest
 from contract import Contract
-from fake_engine import EOS, TEMPLATE, FakeEngine, ids_of, letters, served_model
+from fake_engine import EOS, START, TEMPLATE, FakeEngine, ids_of, letters, served_model
 from openai.types.responses import ResponseCompletedEvent, ResponseStreamEvent
+from refusals import assert_refused, of_treatment
 from running_server import RunningServer, run
-from test_chat_route import START
-from test_request_fields import assert_refused, of_treatment
-from test_structured_outputs import follows
+from tool_requests import follows
 
 from vinfer.config import ServerConfig
 from vinfer.server.fields.responses import RESPONSES

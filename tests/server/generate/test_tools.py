@@ -10,7 +10,17 @@ import openai
 import pytest
 from fake_engine import EOS, IM_END, FakeEngine, ids_of, served_model
 from running_server import RunningServer, Start, events, run
-from test_structured_outputs import follows
+from tool_requests import (
+    CALL,
+    CITY,
+    TIME,
+    TOOLS,
+    WEATHER,
+    follows,
+    function,
+    prompt_text,
+    say,
+)
 
 from vinfer.config import ServerConfig
 from vinfer.server.constrain.grammars import MAX_SCHEMA_CHARS
@@ -19,18 +29,7 @@ from vinfer.server.fields.tools import MAX_TOOLS, parsed_arguments
 from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 
-
-def function(name: str, parameters: Any = None, **fields: Any) -> dict[str, Any]:
-    schema = {} if parameters is None else {"parameters": parameters}
-    return {"type": "function", "function": {"name": name, **schema, **fields}}
-
-
-CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-WEATHER = function("get_weather", CITY, description="Weather of a city")
-TIME = function("get_time")
-TOOLS = [WEATHER, TIME]
 NAMED = {"type": "function", "function": {"name": "get_time"}}
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
 TIME_CALL = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
 
 
@@ -46,57 +45,6 @@ def tools_server(roomy_server: RunningServer) -> RunningServer:
     roomy_server.engine.reset()
     roomy_server.engine.max_model_len = 2048
     return roomy_server
-
-
-def prompt_text(server: RunningServer, tokenizer: Tokenizer) -> str:
-    (request,) = server.engine.requests
-    return tokenizer.decode(request.prompt_ids, skip_special_tokens=False)
-
-
-def say(server: RunningServer, text: str, **fields: Any) -> dict[str, Any]:
-    """Let the model say something, whole and streamed; both must be the same choice."""
-    server.engine.script = [*ids_of(text), EOS]
-    body = {"tools": TOOLS, "max_tokens": 500, **fields}
-    response = server.chat(**body)
-    assert response.status_code == 200, response.text
-    choice: dict[str, Any] = response.json()["choices"][0]
-    for tokens_per_event in (1, 7, 500):
-        server.engine.tokens_per_event = tokens_per_event
-        chunks = events(server.chat(**body, stream=True).text)
-        assert without_ids(folded(chunks)) == without_ids(choice)
-    return choice
-
-
-def folded(chunks: list[Any]) -> dict[str, Any]:
-    """Fold a stream as clients do."""
-    message: dict[str, Any] = {"role": "assistant", "content": ""}
-    calls: list[dict[str, Any]] = []
-    finish_reason = None
-    for chunk in chunks:
-        (choice,) = chunk["choices"]
-        finish_reason = choice["finish_reason"] or finish_reason
-        message["content"] += choice["delta"].get("content") or ""
-        for delta in choice["delta"].get("tool_calls", ()):
-            if delta["index"] == len(calls):
-                assert delta["function"]["arguments"] == ""
-                calls.append({key: delta[key] for key in ("id", "type", "function")})
-            else:
-                assert set(delta) == {"index", "function"}
-                calls[delta["index"]]["function"]["arguments"] += delta["function"]["arguments"]
-    if calls:
-        message |= {"content": message["content"] or None, "tool_calls": calls}
-    message |= {"refusal": None, "annotations": []}
-    return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-
-
-def without_ids(choice: dict[str, Any]) -> dict[str, Any]:
-    message = dict(choice["message"])
-    if "tool_calls" in message:
-        ids = [call["id"] for call in message["tool_calls"]]
-        assert len(set(ids)) == len(ids)
-        assert all(call_id.startswith("call_") for call_id in ids)
-        message["tool_calls"] = [call["function"] for call in message["tool_calls"]]
-    return {**choice, "message": message}
 
 
 def test_a_call(tools_server: RunningServer) -> None:

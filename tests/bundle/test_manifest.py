@@ -1,0 +1,85 @@
+"""What is written is what is read; anything else is no manifest."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from written_bundle import PROGRAM, WEIGHTS, make_manifest
+
+from vinfer.bundle.directory import (
+    is_bundle,
+    read_manifest,
+)
+from vinfer.bundle.manifest import (
+    FORMAT_VERSION,
+)
+from vinfer.bundle.verification import check_fits, hash_files, verify_files
+from vinfer.errors import BundleError
+
+
+def test_a_manifest_reads_back_as_it_was_written(directory: Path) -> None:
+    manifest = read_manifest(directory)
+    assert manifest == make_manifest(hash_files(directory))
+    assert [type(spec.initial) for spec in manifest.state] == [bool, int, float]
+    assert set(manifest.files) == {PROGRAM, WEIGHTS, "tokenizer/tokenizer.json"}
+    assert is_bundle(directory)
+    verify_files(directory, manifest, weights=True)
+    check_fits(directory, manifest, platform="cpu", num_devices=8, versions={"jax": "0.9.2"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flavour": "sweet"}, r"flavour: Extra inputs are not permitted; run vinfer precompile again"),
+        ({"mesh": {"dp": "many"}}, r"mesh\.dp: .*; run vinfer precompile again"),
+        ({"platform": "abacus"}, r"platform: .*'cpu', 'cuda' or 'tpu'.*; run vinfer precompile again"),
+        (
+            {"format_version": 99},
+            rf"format_version is 99, this vinfer reads {FORMAT_VERSION}: run vinfer precompile again",
+        ),
+        ({"format_version": None}, r"format_version is None"),
+    ],
+    ids=str,
+)
+def test_a_manifest_of_another_kind_is_refused(directory: Path, change: dict[str, Any], message: str) -> None:
+    path = directory / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(BundleError, match=re.escape(str(path)) + ": " + message):
+        read_manifest(directory)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b'{"format_version"', b"\xff\xfe", b"cut in half"])
+def test_a_broken_manifest_is_refused(directory: Path, content: bytes) -> None:
+    path = directory / "manifest.json"
+    path.write_bytes(path.read_bytes()[:200] if content == b"cut in half" else content)
+    with pytest.raises(BundleError, match="run vinfer precompile again"):
+        read_manifest(directory)
+
+
+def test_a_directory_without_manifest_is_no_bundle(tmp_path: Path) -> None:
+    assert not is_bundle(tmp_path)
+    with pytest.raises(BundleError, match=r"is no bundle: it has no manifest\.json"):
+        read_manifest(tmp_path)
+
+
+def test_bytes_per_device_follow_the_mesh() -> None:
+    manifest = make_manifest({})
+    assert manifest.num_devices == 8
+    # w: 16*8*2 bytes over dp*fsdp*tp = 8, norm: 8*4 bytes on every device; k: 4*64*4*2 bfloat16 over dp*tp;
+    # state over dp: 4 bools, 64 int32, 4 float32.
+    assert manifest.num_bytes_per_device() == {
+        "weights": 256 // 8 + 32,
+        "kv_cache": 4096 // 8,
+        "state": (4 + 256 + 16) // 2,
+    }
+
+
+def test_a_bundle_from_before_parity_reads_as_unverified(directory: Path) -> None:
+    document = json.loads((directory / "manifest.json").read_text())
+    del document["parity"]
+    (directory / "manifest.json").write_text(json.dumps(document))
+    assert read_manifest(directory).parity is None

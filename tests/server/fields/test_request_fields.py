@@ -1,0 +1,131 @@
+"""Every field of the API contract is applied, refused or accepted; every bound holds; errors name fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from refusals import BAD_CHAT_FIELDS, BAD_COMPLETION_FIELDS, TOOL_CALL, USER, assert_refused, of_treatment
+from running_server import RunningServer, Start
+
+from vinfer.server.fields.chat import CHAT
+from vinfer.server.fields.completions import COMPLETION
+from vinfer.server.fields.count import COUNT_MESSAGES, COUNT_TEXT
+from vinfer.server.fields.form import RequestForm
+from vinfer.server.fields.tokenization import DETOKENIZE, TOKENIZE_MESSAGES, TOKENIZE_TEXT
+from vinfer.server.fields.treatment import CHAT_FIELDS, COMPLETION_FIELDS, Treatment
+
+ACCEPTED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+# The contract's list of chat fields, whatever becomes of each.
+CONTRACT = {
+    *("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop"),
+    *("stop_token_ids", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs"),
+    *("top_logprobs", "stream", "stream_options", "response_format", "tools", "tool_choice"),
+    *("parallel_tool_calls", "reasoning_effort", "top_k", "min_p", "repetition_penalty", "min_tokens"),
+    *("ignore_eos", "structured_outputs", "skip_special_tokens", "chat_template_kwargs"),
+    *("add_generation_prompt", "continue_final_message", "priority", "cache_salt", "audio", "modalities"),
+    *("prediction", "web_search_options", "functions"),
+}
+
+
+def test_the_table_treats_every_field_of_the_contract() -> None:
+    assert set(CHAT_FIELDS) >= CONTRACT | ACCEPTED
+    assert of_treatment(CHAT_FIELDS, Treatment.ACCEPTED) == ACCEPTED
+    assert of_treatment(COMPLETION_FIELDS, Treatment.ACCEPTED) == ACCEPTED
+
+
+@pytest.mark.parametrize(
+    "form",
+    [CHAT, COMPLETION, COUNT_TEXT, COUNT_MESSAGES, TOKENIZE_TEXT, TOKENIZE_MESSAGES, DETOKENIZE],
+    ids=lambda form: form.fields.__name__,
+)
+def test_applied_fields_are_the_typed_ones(form: RequestForm[Any]) -> None:
+    assert of_treatment(dict(form.rules), Treatment.APPLIED) == set(form.fields.model_fields)
+
+
+@pytest.mark.parametrize("field", sorted(of_treatment(CHAT_FIELDS, Treatment.REFUSED)))
+def test_refused_chat_field(server: RunningServer, field: str) -> None:
+    assert_refused(server.chat(**{field: {"some": "thing"}}), field, field)
+    assert server.chat(**{field: None}).status_code == 200
+    for neutral in CHAT_FIELDS[field].neutral:
+        assert server.chat(**{field: neutral}).status_code == 200
+
+
+@pytest.mark.parametrize("field", sorted(of_treatment(COMPLETION_FIELDS, Treatment.REFUSED)))
+def test_refused_completion_field(server: RunningServer, field: str) -> None:
+    assert_refused(server.complete(**{field: {"some": "thing"}}), field, field)
+
+
+@pytest.mark.parametrize("field", sorted(ACCEPTED))
+def test_accepted_field_changes_nothing(server: RunningServer, field: str) -> None:
+    plain = server.chat().json()["choices"]
+    assert server.chat(**{field: {"anything": 1}}).json()["choices"] == plain
+
+
+@pytest.mark.parametrize(("fields", "param"), BAD_CHAT_FIELDS)
+def test_bad_chat_field(server: RunningServer, fields: dict[str, Any], param: str) -> None:
+    assert_refused(server.chat(**fields), param)
+    assert server.engine.requests == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "messages": [
+                {"role": role, "content": "x"} for role in ("system", "developer", "user", "assistant")
+            ]
+        },
+        {"messages": [USER, {"role": "assistant", "tool_calls": [TOOL_CALL]}]},
+        {"messages": [USER, {"role": "tool", "content": "4", "tool_call_id": "c"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 2}]},
+        {"messages": [{"role": "user", "content": "nul \u0000 and emoji \U0001f600"}]},
+        {"temperature": 0, "top_p": 1, "top_k": -1, "n": 1, "seed": -1, "stop": "x"},
+        {"max_tokens": 3, "max_completion_tokens": 3},
+        {"modalities": ["text"], "response_format": {"type": "text"}},
+        {"logprobs": True, "top_logprobs": 0},
+        {"min_tokens": 4},
+    ],
+)
+def test_good_chat_fields(server: RunningServer, fields: dict[str, Any]) -> None:
+    response = server.chat(**fields)
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(("fields", "param"), BAD_COMPLETION_FIELDS)
+def test_bad_completion_field(server: RunningServer, fields: dict[str, Any], param: str) -> None:
+    assert_refused(server.complete(**fields), param)
+    assert server.engine.requests == []
+
+
+def test_messages_say_value_limit_and_next_move(server: RunningServer) -> None:
+    cases = {
+        "temperature is 3; must be at most 2": {"temperature": 3},
+        "seed is 18446744073709551616; must be at most 18446744073709551615": {"seed": 2**64},
+        "n is 9; server.max_n is 8: ask for fewer choices": {"n": 9},
+        "'temprature' is not a field of this route: did you mean temperature?": {"temprature": 1},
+        "prediction: vinfer does not use predicted outputs: leave it out": {"prediction": {}},
+        "messages is missing: send it": {"messages": None},
+        "max_tokens is a boolean; must be an integer": {"max_tokens": True},
+    }
+    found = {server.chat(**fields).json()["error"]["message"]: fields for fields in cases.values()}
+    assert found == cases
+
+
+def test_prompt_that_does_not_fit(server: RunningServer) -> None:
+    too_long = server.complete(prompt=[4] * 128)
+    assert_refused(
+        too_long,
+        "prompt",
+        "prompt has 128 tokens; max_model_len is 128: shorten it or raise models[0].max_model_len",
+    )
+    assert_refused(server.complete(prompt=[4] * 120, max_tokens=9), "max_tokens", "lower it to 8")
+    assert server.complete(prompt=[4] * 120, max_tokens=8).status_code == 200
+    # A default is clamped to what is left.
+    assert server.complete(prompt=[4] * 120, max_tokens=None).json()["usage"]["completion_tokens"] == 8
+
+
+def test_unknown_fields_can_be_ignored(start: Start) -> None:
+    with start(unknown_fields="ignore") as server:
+        assert server.chat(mood="good", messages=[{**USER, "mood": "good"}]).status_code == 200
+        assert_refused(server.chat(prediction={"type": "content"}), "prediction")
