@@ -31,7 +31,7 @@ OVERRIDES = ("models[0].prompt_logprobs=true", "models[0].embeddings=mean", "mod
 COMPILES = "vinfer:post_ready_compiles_total"
 READY_SECONDS = 1800
 PROGRAM_SECONDS = 1800
-PAGE = ROOT / "docs" / "clients.md"
+PAGE = ROOT / "docs" / "reports" / "clients.md"
 
 
 def main(description: str | None) -> int:

@@ -1,4 +1,4 @@
-"""Rows to docs/clients.md."""
+"""Rows to docs/reports/clients.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEAD = """\
 
 Written by `scripts/clients`; do not edit. Clients as they are published, of the versions of
 `requirements/clients.txt` and of `scripts/client_runs/node/package-lock.json`, against `vinfer serve` with
-SmolLM2-135M-Instruct ([configs/smollm2.yaml](../configs/smollm2.yaml), with `prompt_logprobs` and
+SmolLM2-135M-Instruct ([configs/smollm2.yaml](../../configs/smollm2.yaml), with `prompt_logprobs` and
 `embeddings`), over HTTP and greedy unless a seed is named.
 
 A row has passed if nothing was raised *and* the answer is right: text and calls are those of the same request

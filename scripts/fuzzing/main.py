@@ -17,7 +17,7 @@ from fuzzing.page import failures, page
 from fuzzing.tally import tally
 from fuzzing.tiny import complaints_about_health, tiny_server
 
-PAGE = ROOT / "docs" / "fuzzing.md"
+PAGE = ROOT / "docs" / "reports" / "fuzzing.md"
 CASES = 10_000
 
 

@@ -60,7 +60,7 @@ def failures(tally: Tally, health: list[str], *, min_cases: int) -> list[str]:
 
 
 def page(tally: Tally, *, version: str, seed: int, minutes: float) -> str:
-    """Write docs/fuzzing.md."""
+    """Write docs/reports/fuzzing.md."""
     num_complaints: Counter[str] = Counter()
     for complaint, num in tally.complaints.items():
         num_complaints[complaint.route] += num

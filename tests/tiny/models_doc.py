@@ -1,4 +1,4 @@
-"""docs/models.md, written by the parity matrix: which families are served, and how they were proven right."""
+"""docs/reports/models.md, written by the parity matrix: which families are served, and how they were proven right."""
 
 from __future__ import annotations
 
