@@ -98,7 +98,7 @@ DIRECTIONS = (
         HTTP_CLIENTS,
         ("vinfer.images.fetch", "vinfer.checkpoint.hub"),
     ),
-    Rule("one file opens pictures, within limits", ("vinfer",), ("PIL",), ("vinfer.images",)),
+    Rule("one file opens images, within limits", ("vinfer",), ("PIL",), ("vinfer.images",)),
     Rule("the build half stands without the run half", BUILD_ROOMS, (*RUN_ROOMS, "starlette", "uvicorn")),
     Rule("a source does not know what is made of it", ("vinfer.checkpoint",), ("vinfer.compiler",)),
     Rule(
@@ -322,7 +322,7 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.images.decode", "import jax", "plain Python, so that"),
         ("vinfer.images.source", "import urllib.request", "one function fetches"),
         ("vinfer.server.routes.chat", "import httpx", "one function fetches"),
-        ("vinfer.server.routes.chat", "from PIL import Image", "one file opens pictures"),
+        ("vinfer.server.routes.chat", "from PIL import Image", "one file opens images"),
         ("vinfer.compiler.programs", "import vinfer.images", "without the run half"),
         ("vinfer.compiler.programs", "import vinfer.server", "without the run half"),
         ("vinfer.checkpoint.source", "from vinfer.engine import request", "without the run half"),

@@ -15,7 +15,7 @@ traceback, an address or another request's text. This module imports nothing of 
       ReferenceUnavailableError     exit 9   transformers cannot run here, so nothing was compared
       RequestError                  400      a field of one request
         ContextLengthError          400      more tokens than max_model_len
-        ImageError                  400      a picture that cannot be fetched, decoded or used
+        ImageError                  400      an image that cannot be fetched, decoded or used
         AuthenticationError         401
         NotFoundError               404      unknown route
           ModelNotFoundError        404

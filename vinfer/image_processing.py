@@ -1,9 +1,9 @@
-"""How a model wants its pictures: the image-processing record that the build writes and the server reads.
+"""How a model wants its images: the image-processing record that the build writes and the server reads.
 
 One record per model, made from the checkpoint's processor files by `vinfer.checkpoint.image_processor` and
 kept in the bundle as JSON (`ImageProcessing` is a pydantic union: `IMAGE_PROCESSING.validate_json`). The
 arithmetic of sizes and token counts is here too, because both halves need it: the build for its shapes, the
-server for its prompts. Plain Python: no arrays and no pictures (`vinfer.images` has those).
+server for its prompts. Plain Python: no arrays and no images (`vinfer.images` has those).
 
 Sizes are (height, width) in pixels everywhere.
 
@@ -35,12 +35,12 @@ class _Frozen(pydantic.BaseModel):
 
 
 class Placeholder(_Frozen):
-    """The text that stands for one picture in a rendered prompt.
+    """The text that stands for one image in a rendered prompt.
 
     Attributes:
-        marker: what the chat template writes once per picture.
+        marker: what the chat template writes once per image.
         before: what replaces the marker ahead of the image tokens: white space around a token, or nothing.
-        repeated: the token whose embeddings the picture's features replace.
+        repeated: the token whose embeddings the image's features replace.
         after: what follows the image tokens, likewise.
     """
 
@@ -77,7 +77,7 @@ class _Record(_Frozen):
 
     @property
     def output_size(self) -> Size | None:
-        """What every picture becomes; None where that depends on the picture."""
+        """What every image becomes; None where that depends on the image."""
         return None
 
 
@@ -88,8 +88,8 @@ class ClipProcessing(_Record):
         pad_to_square: pad to a square in the mean colour first.
         shortest_edge: side that the shorter edge is resized to; None with `resize_to`, or for no resizing.
         resize_to: fixed size to resize to instead.
-        crop: what every picture becomes; pictures that are smaller are padded with black.
-        num_image_tokens: placeholder tokens of a picture (`clip_num_tokens`).
+        crop: what every image becomes; images that are smaller are padded with black.
+        num_image_tokens: placeholder tokens of an image (`clip_num_tokens`).
     """
 
     kind: Literal["clip"] = "clip"
@@ -108,8 +108,8 @@ class SiglipProcessing(_Record):
     """SigLIP as Gemma 3 uses it: resize to one size, whatever the aspect ratio; no pan and scan.
 
     Attributes:
-        resize_to: what every picture becomes.
-        num_image_tokens: placeholder tokens of a picture: Gemma 3's `mm_tokens_per_image`.
+        resize_to: what every image becomes.
+        num_image_tokens: placeholder tokens of an image: Gemma 3's `mm_tokens_per_image`.
     """
 
     kind: Literal["siglip"] = "siglip"
@@ -122,14 +122,14 @@ class SiglipProcessing(_Record):
 
 
 class Qwen2VLProcessing(_Record):
-    """Qwen2-VL: resize to a multiple of the patch grid near the picture's own size, cut into patches.
+    """Qwen2-VL: resize to a multiple of the patch grid near the image's own size, cut into patches.
 
     Attributes:
         patch_size: side of a patch in pixels.
-        temporal_patch_size: frames of a patch; a still picture is repeated.
+        temporal_patch_size: frames of a patch; a still image is repeated.
         merge_size: side of the square of patches that makes one token.
-        min_pixels, max_pixels: area that a picture is enlarged or shrunk to.
-        max_tokens: those of the largest encoder; a picture so long that it would take more is refused.
+        min_pixels, max_pixels: area that an image is enlarged or shrunk to.
+        max_tokens: those of the largest encoder; an image so long that it would take more is refused.
     """
 
     kind: Literal["qwen2_vl"] = "qwen2_vl"
@@ -142,11 +142,11 @@ class Qwen2VLProcessing(_Record):
 
     @property
     def factor(self) -> int:
-        """What both sides of a resized picture are multiples of."""
+        """What both sides of a resized image are multiples of."""
         return self.patch_size * self.merge_size
 
     def with_max_pixels(self, max_pixels: int) -> Qwen2VLProcessing:
-        """Give the record with a lower `max_pixels`, as for the reference: so that pictures fit a program."""
+        """Give the record with a lower `max_pixels`, as for the reference: so that images fit a program."""
         limit = min(max_pixels, self.max_pixels)
         limits = {"max_pixels": limit, "min_pixels": min(self.min_pixels, limit)}
         return self.model_copy(update={**limits, "max_tokens": max_pixels // self.factor**2})
@@ -161,7 +161,7 @@ IMAGE_PROCESSING: pydantic.TypeAdapter[ClipProcessing | SiglipProcessing | Qwen2
 
 
 def num_tokens(record: ImageProcessing, size: Size) -> int:
-    """Count the placeholder tokens of a picture of this size, without what surrounds them.
+    """Count the placeholder tokens of an image of this size, without what surrounds them.
 
     Raises:
         ValueError: an aspect ratio that the model cannot take.
@@ -173,7 +173,7 @@ def num_tokens(record: ImageProcessing, size: Size) -> int:
 
 
 def grid(record: Qwen2VLProcessing, size: Size) -> tuple[int, int, int]:
-    """Count the patches of a picture over time, height and width (`image_grid_thw`).
+    """Count the patches of an image over time, height and width (`image_grid_thw`).
 
     Raises:
         ValueError: an aspect ratio that the model cannot take.
@@ -220,10 +220,10 @@ def clip_num_tokens(
     select_strategy: Literal["default", "full"] = "default",
     num_additional_tokens: int = 1,
 ) -> int:
-    """Count LLaVA's tokens of a picture: one per patch, and the class token unless `default` drops it.
+    """Count LLaVA's tokens of an image: one per patch, and the class token unless `default` drops it.
 
     Args:
-        size: of the picture after cropping.
+        size: of the image after cropping.
         num_additional_tokens: what the encoder puts before the patches: 1 for CLIP's class token.
     """
     height, width = size

@@ -59,8 +59,8 @@ class Endpoint:
         content = {"messages": [{"role": "user", "content": prompt}]} if self.is_chat else {"prompt": prompt}
         return {"model": self.model, **content, "stream": True, **fields}
 
-    def body_with_picture(self, prompt: str, url: str, **fields: Any) -> dict[str, Any]:
-        """Return a body of chat completions that asks for a stream about the picture of a data URL."""
+    def body_with_image(self, prompt: str, url: str, **fields: Any) -> dict[str, Any]:
+        """Return a body of chat completions that asks for a stream about the image of a data URL."""
         parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": prompt}]
         message = {"role": "user", "content": parts}
         return {"model": self.model, "messages": [message], "stream": True, **fields}

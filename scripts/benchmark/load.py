@@ -26,7 +26,7 @@ WORDS = (
     "home water room mother area money story fact month lot right study book eye job word business"
 )
 
-PICTURE_SIDE = 64
+IMAGE_SIDE = 64
 
 # Asked for in this order until the server takes one: peers do not know every field of ours.
 DIALECTS: tuple[dict[str, Any], ...] = (
@@ -88,8 +88,8 @@ class Prompts:
         return f"{' '.join(words)} {next(self._numbers)}:"
 
 
-class Pictures:
-    """An endless row of pictures that differ, so that no cache of features helps anyone."""
+class Images:
+    """An endless row of images that differ, so that no cache of features helps anyone."""
 
     def __init__(self) -> None:
         # Of this process's own: a server may have seen those of an earlier run.
@@ -97,9 +97,9 @@ class Pictures:
 
     def next(self) -> str:
         """Return the data URL of a PNG file of noise."""
-        rows = b"".join(b"\0" + self._random.randbytes(3 * PICTURE_SIDE) for _ in range(PICTURE_SIDE))
+        rows = b"".join(b"\0" + self._random.randbytes(3 * IMAGE_SIDE) for _ in range(IMAGE_SIDE))
         # Eight bits per channel, three channels.
-        header = struct.pack(">IIBBBBB", PICTURE_SIDE, PICTURE_SIDE, 8, 2, 0, 0, 0)
+        header = struct.pack(">IIBBBBB", IMAGE_SIDE, IMAGE_SIDE, 8, 2, 0, 0, 0)
         chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
         file = b"\x89PNG\r\n\x1a\n" + b"".join(
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -148,7 +148,7 @@ async def run_load(
     """Keep `streams` requests open until each stream has made `rounds` of them.
 
     Args:
-        image_streams: requests with a new picture each, kept open beside them and counted by no figure.
+        image_streams: requests with a new image each, kept open beside them and counted by no figure.
 
     Raises:
         BenchError: any request failed.
@@ -158,15 +158,15 @@ async def run_load(
         return [await complete(endpoint, endpoint.body(prompts.next(), **fields)) for _ in range(rounds)]
 
     async def one_image() -> None:
-        body = endpoint.body_with_picture(prompts.next(), pictures.next(), **fields)
+        body = endpoint.body_with_image(prompts.next(), new_images.next(), **fields)
         await complete(endpoint, body)
 
     async def one_image_stream() -> None:
         while True:
             await one_image()
 
-    pictures = Pictures()
-    # As many as will come, so that the load begins beside a server that has seen pictures.
+    new_images = Images()
+    # As many as will come, so that the load begins beside a server that has seen images.
     await asyncio.gather(*(one_image() for _ in range(image_streams)))
     images = [asyncio.create_task(one_image_stream()) for _ in range(image_streams)]
     started, cpu_started = time.perf_counter(), time.process_time()

@@ -84,7 +84,7 @@ def _parse(description: str | None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="N",
-        help="measure chat beside N streams that send a new picture each time, and without, in turns",
+        help="measure chat beside N streams that send a new image each time, and without, in turns",
     )
     add("--chat", action="store_true", help="use /v1/chat/completions instead of /v1/completions")
     add("--model", help="model id; the first of /v1/models where left out")
@@ -92,7 +92,7 @@ def _parse(description: str | None) -> argparse.Namespace:
     arguments = parser.parse_args()
     if bool(arguments.pair) + arguments.against_greedy + bool(arguments.beside_images) > 1:
         parser.error("--pair, --against-greedy and --beside-images compare different things: use one of them")
-    # Pictures are parts of messages.
+    # Images are parts of messages.
     arguments.chat |= bool(arguments.beside_images)
     return arguments
 

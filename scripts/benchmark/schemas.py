@@ -119,7 +119,7 @@ async def compile_seconds(server: Server, schemas: Sequence[Schema]) -> list[flo
 class Cost:
     """Mean seconds of a request: of each group of a mixed run, and of a plain run."""
 
-    bound: float
+    constrained: float
     beside: float
     plain: float
 
@@ -128,10 +128,10 @@ async def cost_of_grammar(server: Server, repeats: int) -> Cost:
     """Time 4 bound and 4 plain requests against 8 plain ones, in turns; the median of each."""
     runs: dict[str, list[float]] = {"bound": [], "beside": [], "plain": []}
     for _ in range(repeats + 1):
-        for num_bound in (GROUP, 0):
-            bound, others = await _timed(server, num_bound)
-            if num_bound:
-                runs["bound"].append(bound)
+        for num_constrained in (GROUP, 0):
+            constrained, others = await _timed(server, num_constrained)
+            if num_constrained:
+                runs["bound"].append(constrained)
                 runs["beside"].append(others)
             else:
                 runs["plain"].append(others)
@@ -139,9 +139,9 @@ async def cost_of_grammar(server: Server, repeats: int) -> Cost:
     return Cost(**{name: statistics.median(seconds[1:]) for name, seconds in runs.items()})
 
 
-async def _timed(server: Server, num_bound: int) -> tuple[float, float]:
+async def _timed(server: Server, num_constrained: int) -> tuple[float, float]:
     async def one(place: int) -> float:
-        form = {"structured_outputs": COMPARED_FORM} if place < num_bound else {"ignore_eos": True}
+        form = {"structured_outputs": COMPARED_FORM} if place < num_constrained else {"ignore_eos": True}
         started = time.perf_counter()
         response = await server.post(seed=place, max_tokens=NUM_COMPARED_TOKENS, **form)
         response.raise_for_status()
@@ -151,8 +151,9 @@ async def _timed(server: Server, num_bound: int) -> tuple[float, float]:
         return time.perf_counter() - started
 
     seconds = await asyncio.gather(*(one(place) for place in range(2 * GROUP)))
-    bound = seconds[:num_bound]
-    return (statistics.fmean(bound) if bound else 0.0), statistics.fmean(seconds[num_bound:])
+    constrained = seconds[:num_constrained]
+    free = statistics.fmean(seconds[num_constrained:])
+    return (statistics.fmean(constrained) if constrained else 0.0), free
 
 
 def main(description: str | None) -> int:
@@ -243,8 +244,8 @@ def _report(
         tokens=NUM_COMPARED_TOKENS,
         repeats=arguments.repeats,
         plain=cost.plain,
-        bound=cost.bound,
-        bound_ratio=cost.bound / cost.plain,
+        constrained=cost.constrained,
+        constrained_ratio=cost.constrained / cost.plain,
         beside=cost.beside,
         beside_ratio=cost.beside / cost.plain,
         machine=f"{platform.machine()}, Python {platform.python_version()}",
@@ -291,7 +292,7 @@ The very first grammar of a server also reads the model's vocabulary, which is n
 | requests | seconds each | against 8 plain |
 |---|---|---|
 | 8 plain | {plain:.2f} | 1 |
-| 4 bound, beside 4 plain | {bound:.2f} | {bound_ratio:.2f} |
+| 4 bound, beside 4 plain | {constrained:.2f} | {constrained_ratio:.2f} |
 | 4 plain, beside 4 bound | {beside:.2f} | {beside_ratio:.2f} |
 
 Machine: {machine}.

@@ -1,4 +1,4 @@
-"""A server over a real bundle, in this process and without a port; pictures as clients send them."""
+"""A server over a real bundle, in this process and without a port; images as clients send them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ pytest.importorskip("torch", reason="tiny checkpoints are written by transformer
 from tiny.bundles import BUNDLES
 from tiny.engines import Answer, Question, ask
 from tiny.hlo import moved_kv_shapes
-from tiny.mesh_process import BOUND
+from tiny.mesh_process import CONSTRAINED
 from tiny.prompts import crowd, embedding_crowd, scored_crowd, shared_crowd
 from tiny.references import answer_logits, compare, differing_steps, embedding_error
 
@@ -57,7 +57,7 @@ class MeshRun:
     shared: list[Answer]
     scored: list[Answer]
     embedded: list[Answer]
-    bound: list[str]
+    constrained: list[str]
     collectives: dict[str, dict[str, int]]
     moved_kv: dict[str, list[list[int]]]
 
@@ -117,8 +117,8 @@ def mesh_run(request: pytest.FixtureRequest, bundle_of: Callable[[str], Path]) -
 
 def test_grammars_hold_on_a_mesh(mesh_run: MeshRun) -> None:
     """Rows that are slots, where these are split over dp, have their masks by slot."""
-    assert len(mesh_run.bound) == 4
-    assert all(re.fullmatch(BOUND, text) for text in mesh_run.bound), mesh_run.bound
+    assert len(mesh_run.constrained) == 4
+    assert all(re.fullmatch(CONSTRAINED, text) for text in mesh_run.constrained), mesh_run.constrained
 
 
 def test_a_mesh_answers_as_transformers_does(

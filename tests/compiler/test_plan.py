@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from vinfer.bundle.manifest import Platform
-from vinfer.bundle.programs import ProgramShape, choose_encoder, is_pinned
+from vinfer.bundle.programs import ProgramShape, choose_encoder, is_single_shape
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
@@ -179,14 +179,14 @@ def test_as_many_programs_as_allowed_are_planned() -> None:
 def test_a_deterministic_plan_has_one_shape_of_each_kind() -> None:
     kinds = {"prompt_logprobs": True, "embeddings": "mean"}
     one_length = {"precompile": [{"batch_size": 1, "prefill_length": 64}], **kinds}
-    pinned = plan(deterministic=True, **one_length)
-    assert {(shape.kind, shape.rows, shape.length, shape.kv_length) for shape in pinned.programs} >= {
+    single_shape = plan(deterministic=True, **one_length)
+    assert {(shape.kind, shape.rows, shape.length, shape.kv_length) for shape in single_shape.programs} >= {
         ("prefill", 1, 64, 1024),
         ("decode", 4, 4, 1024),
     }
-    assert is_pinned(pinned.programs)
-    assert not is_pinned(plan(**one_length).programs)
-    assert pinned.key != plan(**one_length).key
+    assert is_single_shape(single_shape.programs)
+    assert not is_single_shape(plan(**one_length).programs)
+    assert single_shape.key != plan(**one_length).key
     by_default = ModelConfig.model_validate({"name": "m", "source": "s", "deterministic": True})
     assert [tuple(shape) for shape in prefill_shapes(by_default)] == [(1, 256)]
 
@@ -316,11 +316,11 @@ def test_more_positions_than_the_model_knows_are_refused() -> None:
         check_model(plan(max_model_len=2049), checkpoint, where="models[0]")
 
 
-PICTURES = {"task": "image-text", "precompile": [{"vision": {"height": 28, "width": 28}}]}
+IMAGES = {"task": "image-text", "precompile": [{"vision": {"height": 28, "width": 28}}]}
 
 
 def with_images(side: int, *, num_features: int = 9, attends_both_ways: bool = False) -> Any:
-    """Return a checkpoint whose pictures are squares; only their shape and number count."""
+    """Return a checkpoint whose images are squares; only their shape and number count."""
     checkpoint: Any = PaperCheckpoint()
     encoder: Any = SimpleNamespace(max_features=lambda image: num_features)
     checkpoint.vision = VisionFacts(
@@ -334,17 +334,17 @@ def with_images(side: int, *, num_features: int = 9, attends_both_ways: bool = F
     return checkpoint
 
 
-def test_pictures_of_another_size_are_refused_with_the_right_one() -> None:
-    check_model(plan(**PICTURES), with_images(28), where="models[0]")
-    with pytest.raises(ConfigError, match=r"of 3x28x28; the model takes pictures of 3x336x336: write vision"):
-        check_model(plan(**PICTURES), with_images(336), where="models[0]")
+def test_images_of_another_size_are_refused_with_the_right_one() -> None:
+    check_model(plan(**IMAGES), with_images(28), where="models[0]")
+    with pytest.raises(ConfigError, match=r"of 3x28x28; the model takes images of 3x336x336: write vision"):
+        check_model(plan(**IMAGES), with_images(336), where="models[0]")
     with pytest.raises(ConfigError, match=r"the checkpoint takes no images: set task: text"):
-        check_model(plan(**PICTURES), PaperCheckpoint(), where="models[0]")  # type: ignore[arg-type]
+        check_model(plan(**IMAGES), PaperCheckpoint(), where="models[0]")  # type: ignore[arg-type]
     # The same checkpoint serves text.
     check_model(plan(), with_images(336), where="models[0]")
 
 
-def test_a_shape_for_pictures_of_many_sizes_has_sides_that_their_patches_fill() -> None:
+def test_a_shape_for_images_of_many_sizes_has_sides_that_their_patches_fill() -> None:
     checkpoint: Any = PaperCheckpoint()
     encoder = Qwen2VLFacts(
         num_layers=1,
@@ -372,14 +372,14 @@ def test_a_shape_for_pictures_of_many_sizes_has_sides_that_their_patches_fill() 
         check_model(shaped(height=13, width=28), checkpoint, where="models[0]")
 
 
-def test_a_chunk_must_hold_a_picture_that_is_seen_both_ways() -> None:
-    built = plan(task="image-text", precompile=[{"prefill_length": [32, 64]}, *PICTURES["precompile"]])
+def test_a_chunk_must_hold_an_image_that_is_seen_both_ways() -> None:
+    built = plan(task="image-text", precompile=[{"prefill_length": [32, 64]}, *IMAGES["precompile"]])
     longest = max(shape.length for shape in built.programs if shape.kind == "prefill")
     fitting = with_images(28, num_features=longest, attends_both_ways=True)
     check_model(built, fitting, where="models[0]")
     check_model(built, with_images(28, num_features=longest + 1), where="models[0]")
     too_large = with_images(28, num_features=longest + 1, attends_both_ways=True)
-    with pytest.raises(ConfigError, match=rf"is {longest}; .*{longest + 1} tokens of a picture.*: add a"):
+    with pytest.raises(ConfigError, match=rf"is {longest}; .*{longest + 1} tokens of an image.*: add a"):
         check_model(built, too_large, where="models[0]")
 
 
@@ -389,7 +389,7 @@ def test_a_chunk_must_hold_a_picture_that_is_seen_both_ways() -> None:
 def test_features_take_what_the_config_says_and_at_least_the_longest_prompt(
     image_cache_bytes: int, expected: int
 ) -> None:
-    built = plan(**PICTURES, image_cache_bytes=image_cache_bytes)
+    built = plan(**IMAGES, image_cache_bytes=image_cache_bytes)
     memory = check_model(built, with_images(28), where="models[0]")
     assert memory.image_features_bytes == expected
     assert memory.total_bytes == memory.weights_bytes + memory.kv_cache_bytes + expected
@@ -402,7 +402,7 @@ def test_an_encoder_per_vision_shape() -> None:
     assert names == ["encode_images[1,3,28,28]", "encode_images[4,3,28,28]"]
 
 
-def test_the_encoder_is_as_small_as_takes_the_pictures_that_wait() -> None:
+def test_the_encoder_is_as_small_as_takes_the_images_that_wait() -> None:
     small, pair, large, four = (
         ProgramShape(kind="encode_images", rows=rows, image=(3, side, side))
         for rows, side in ((1, 28), (2, 28), (1, 56), (4, 112))

@@ -74,7 +74,7 @@ def test_the_first_screen_of_the_design(yaml_file: Path) -> None:
     )
 
 
-def test_defaults_bind_loopback_and_bound_every_queue(yaml_file: Path) -> None:
+def test_defaults_bind_loopback_and_limit_every_queue(yaml_file: Path) -> None:
     config = load(yaml_file, MINIMAL)
     server, (model,) = config.server, config.models
     assert (server.host, server.port, server.metrics, server.unknown_fields) == (

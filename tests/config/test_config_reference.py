@@ -45,7 +45,7 @@ def test_every_field_has_a_description_and_a_default_or_is_required() -> None:
         assert ("default" in field) != (name in required), name
 
 
-def test_every_number_has_bounds() -> None:
+def test_every_number_has_limits() -> None:
     for name, field in fields().items():
         for choice in field.get("anyOf", [field]):
             if choice.get("type") in ("integer", "number"):

@@ -57,7 +57,7 @@ def assert_valid(message: Any) -> list[str]:
 
 @pytest.mark.parametrize("temperature", [0, 1.5])
 @pytest.mark.parametrize("choice", ["required", NAMED])
-def test_bound_calls_are_valid(client: openai.OpenAI, choice: Any, temperature: float) -> None:
+def test_constrained_calls_are_valid(client: openai.OpenAI, choice: Any, temperature: float) -> None:
     """Whole, several choices at once and streamed: at a high temperature a free answer would be noise."""
     fields: Any = {
         "model": MODEL,
@@ -142,12 +142,12 @@ def test_text_of_strict_tools_is_what_it_is_without(client: openai.OpenAI) -> No
     """The model makes no call of itself: no token differs."""
     for content in ("Write two sentences about the sea.", "How is the weather in Paris?"):
         asked: Any = {"model": MODEL, "messages": [{"role": "user", "content": content}], "temperature": 0}
-        free, bound = (
+        free, constrained = (
             client.chat.completions.create(**asked, tools=tools, tool_choice="auto", max_tokens=40)
             for tools in (TOOLS, STRICT)
         )
         assert free.choices[0].message.content
-        assert bound.choices[0].message == free.choices[0].message
+        assert constrained.choices[0].message == free.choices[0].message
 
 
 def test_calls_that_the_model_makes_of_strict_tools_are_valid(client: openai.OpenAI) -> None:

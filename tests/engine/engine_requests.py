@@ -14,7 +14,7 @@ from vinfer.errors import RequestError
 MAX_MODEL_LEN = 64
 STEPS = 4
 IMAGE_LENS = {"p": 3, "q": 5, "r": 9, "s": 16, "t": 30}
-"""Tokens of a picture by its content."""
+"""Tokens of an image by its content."""
 
 
 def make_request(
@@ -53,7 +53,7 @@ def make_request(
 
 
 def make_image(content_hash: str, start: int = 0) -> RequestImage:
-    """Return a picture without pixels: nothing here looks at them."""
+    """Return an image without pixels: nothing here looks at them."""
     return RequestImage(
         content_hash=content_hash,
         start=start,
@@ -90,7 +90,7 @@ def make_shapes(
     """Return compiled programs: decode for 1 and for all slots, the cache read to 8, 16 or 64 rows.
 
     Args:
-        encoders: pictures of each image encoder.
+        encoders: images of each image encoder.
     """
     return plan_programs(
         prefill_shapes=prefill_shapes,
@@ -106,7 +106,7 @@ def make_shapes(
 def make_max_features(
     shapes: Iterable[ProgramShape], several_at_most: int = max(IMAGE_LENS.values())
 ) -> dict[ProgramShape, int]:
-    """Let the narrowest image encoder take every picture of `IMAGE_LENS`, the others those up to a limit."""
+    """Let the narrowest image encoder take every image of `IMAGE_LENS`, the others those up to a limit."""
     encoders = sorted((s for s in shapes if s.kind == "encode_images"), key=lambda shape: shape.rows)
     limits = dict.fromkeys(encoders, several_at_most)
     return limits | {shape: max(IMAGE_LENS.values()) for shape in encoders[:1]}

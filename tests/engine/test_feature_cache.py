@@ -15,7 +15,7 @@ def encode_all(cache: FeatureCache) -> list[str]:
     return [image.content_hash for image in images]
 
 
-def test_a_picture_is_encoded_once_for_all_who_bring_it() -> None:
+def test_an_image_is_encoded_once_for_all_who_bring_it() -> None:
     cache = FeatureCache(20)
     assert cache.pin([P, Q])
     assert cache.pin([Q, Q])
@@ -31,7 +31,7 @@ def test_a_picture_is_encoded_once_for_all_who_bring_it() -> None:
     cache.check_integrity()
 
 
-def test_each_picture_has_rows_of_its_own() -> None:
+def test_each_image_has_rows_of_its_own() -> None:
     cache = FeatureCache(20)
     assert cache.pin([P, Q, R])
     rows = [row for image in (P, Q, R) for row in cache.rows_of(image)]
@@ -68,7 +68,7 @@ def test_what_is_pinned_is_never_given_away() -> None:
     cache.check_integrity()
 
 
-def test_who_leaves_before_the_encoder_takes_the_picture_along() -> None:
+def test_who_leaves_before_the_encoder_takes_the_image_along() -> None:
     cache = FeatureCache(20)
     assert cache.pin([P])
     assert cache.pin([P, Q])

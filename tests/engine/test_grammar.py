@@ -313,7 +313,7 @@ def test_the_event_loop_goes_on_while_a_grammar_is_compiled() -> None:
     assert texts(asyncio.run(main())) == {"x"}
 
 
-def test_a_model_without_an_end_token_binds_nothing() -> None:
+def test_a_model_without_an_end_token_constrains_nothing() -> None:
     compiler = GrammarCompiler(name="tiny", vocab_size=VOCAB_SIZE, vocabulary=None)
     with pytest.raises(RequestError, match=r"the\.field: model tiny has no end token"):
         compiled(compiler, "regex", "x")

@@ -24,8 +24,8 @@ def test_text_counts_on_all_axes_together() -> None:
     assert rope_offset(()) == 0
 
 
-def test_a_picture_counts_its_rows_and_columns_from_where_it_begins() -> None:
-    """Two tokens, a picture of 2 rows and 3 columns, one token, a picture of one token."""
+def test_an_image_counts_its_rows_and_columns_from_where_it_begins() -> None:
+    """Two tokens, an image of 2 rows and 3 columns, one token, an image of one token."""
     images = (image(2, 2, 3), image(9, 1, 1))
     positions = prompt_rope_positions(10, images)
     assert positions.dtype == np.int32
@@ -49,7 +49,7 @@ def test_random_prompts_have_the_positions_of_transformers(seed: int) -> None:
     for _ in range(generator.integers(1, 5)):
         rows, columns = (int(side) for side in generator.integers(1, 9, 2))
         images.append(image(len(token_types), rows, columns))
-        # Something always stands between two pictures: transformers takes them for one else.
+        # Something always stands between two images: transformers takes them for one else.
         token_types += [1] * rows * columns + [0] * int(generator.integers(1, 6))
     if generator.integers(2):
         token_types = token_types[: images[-1].start + images[-1].num_tokens]

@@ -390,7 +390,7 @@ def test_a_request_without_tokens_ends_with_its_prompt() -> None:
 def image_scheduler(
     num_slots: int = 3, num_feature_rows: int = 64, *, keeps_images_whole: bool = False
 ) -> Scheduler:
-    """Return a scheduler with image encoders of one picture and of two."""
+    """Return a scheduler with image encoders of one image and of two."""
     shapes = make_shapes(num_slots=num_slots, encoders=(1, 2))
     return Scheduler(
         shapes=shapes,
@@ -403,13 +403,13 @@ def image_scheduler(
 
 
 def encoded(schedule: Schedule) -> tuple[int, list[str]] | None:
-    """Return (pictures of the program, content of each) of the encoder dispatch."""
+    """Return (images of the program, content of each) of the encoder dispatch."""
     if schedule.encode is None:
         return None
     return schedule.encode.shape.rows, [image.content_hash for image in schedule.encode.images]
 
 
-def test_a_prompt_is_prefilled_once_its_pictures_are_encoded() -> None:
+def test_a_prompt_is_prefilled_once_its_images_are_encoded() -> None:
     scheduler = image_scheduler()
     scheduler.submit(make_request("a", 14, images=[(0, "p"), (4, "q"), (10, "p")]))
     first = scheduler.schedule()
@@ -425,7 +425,7 @@ def test_a_prompt_is_prefilled_once_its_pictures_are_encoded() -> None:
     scheduler.check_integrity()
 
 
-def test_no_chunk_cuts_a_picture_that_is_seen_both_ways() -> None:
+def test_no_chunk_cuts_an_image_that_is_seen_both_ways() -> None:
     scheduler = image_scheduler(keeps_images_whole=True)
     scheduler.submit(make_request("a", 21, images=[(1, "q"), (7, "p"), (13, "q")]))
     assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 0, 7)])]
@@ -434,10 +434,10 @@ def test_no_chunk_cuts_a_picture_that_is_seen_both_ways() -> None:
 
 
 @pytest.mark.parametrize(("images", "is_shared"), [([(3, "q")], False), ([(2, "q")], True)])
-def test_a_prompt_that_ends_in_such_a_picture_is_not_shared(
+def test_a_prompt_that_ends_in_such_an_image_is_not_shared(
     images: list[tuple[int, str]], is_shared: bool
 ) -> None:
-    """Its last token alone would be a piece of the picture."""
+    """Its last token alone would be a piece of the image."""
     scheduler = image_scheduler(keeps_images_whole=True)
     for name in ("a", "b"):
         scheduler.submit(make_request(name, 8, key="shared", images=images))
@@ -447,7 +447,7 @@ def test_a_prompt_that_ends_in_such_a_picture_is_not_shared(
     assert [(chunk.request.id, chunk.length) for chunk in chunks] == [("a", 8), ("b", 1 if is_shared else 8)]
 
 
-def test_text_is_not_held_up_by_pictures_and_nobody_waits_for_two_dispatches_of_them() -> None:
+def test_text_is_not_held_up_by_images_and_nobody_waits_for_two_dispatches_of_them() -> None:
     """Where something decodes, encoder and prefills take turns."""
     scheduler = image_scheduler(num_slots=5)
     scheduler.submit(make_request("old", 2, max_tokens=50))
@@ -467,10 +467,10 @@ def test_text_is_not_held_up_by_pictures_and_nobody_waits_for_two_dispatches_of_
     assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 8, 8)])]
 
 
-def test_pictures_wait_for_room_in_order_of_arrival() -> None:
+def test_images_wait_for_room_in_order_of_arrival() -> None:
     scheduler = image_scheduler(num_feature_rows=32)
-    for name, picture in (("a", "t"), ("b", "s"), ("c", "p")):
-        scheduler.submit(make_request(name, 31, images=[(0, picture)]))
+    for name, image in (("a", "t"), ("b", "s"), ("c", "p")):
+        scheduler.submit(make_request(name, 31, images=[(0, image)]))
     assert encoded(scheduler.schedule()) == (1, ["t"])
     # 30 of 32 rows are a's until its prompt is prefilled; c, which would not fit either, is behind b.
     while not scheduler.schedule().prefills[-1].chunks[-1].is_final:

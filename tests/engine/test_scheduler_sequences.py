@@ -39,7 +39,7 @@ SHARED_LENS = {"a": 3, "b": 9, "c": 17, "d": 40}
 """Prompts that several requests have, by key; the first is too short to be worth a copy."""
 
 SHARED_IMAGES: dict[str, tuple[tuple[int, str], ...]] = {"c": ((2, "q"),), "d": ((0, "s"), (37, "p"))}
-"""The pictures in them; the last one of "d" ends its prompt."""
+"""The images in them; the last one of "d" ends its prompt."""
 
 
 @dataclasses.dataclass
@@ -60,7 +60,7 @@ class CheckingDevice:
 
     Args:
         lives: tokens after which each request ends on the device, by request id.
-        max_features: of every image encoder, the most features of one picture.
+        max_features: of every image encoder, the most features of one image.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class SchedulerSequences(RuleBasedStateMachine):
         shapes = make_shapes(prefill_shapes, num_slots, encoders)
         max_features = make_max_features(shapes, several_at_most)
         self.largest_bucket = max(shape.length for shape in shapes if shape.kind == "prefill")
-        # The pictures of shared prompts must fit.
+        # The images of shared prompts must fit.
         self.keeps_images_whole = keeps_images_whole and self.largest_bucket >= IMAGE_LENS["s"]
         self.scheduler = Scheduler(
             shapes=shapes,
@@ -252,7 +252,7 @@ class SchedulerSequences(RuleBasedStateMachine):
         purpose=st.sampled_from((None, None, None, "score", "mean", "last")),
         has_grammar=st.booleans(),
         priority=st.integers(-1, 1),
-        pictures=st.lists(st.sampled_from(sorted(IMAGE_LENS)), max_size=3),
+        image_names=st.lists(st.sampled_from(sorted(IMAGE_LENS)), max_size=3),
     )
     def submit(
         self,
@@ -262,20 +262,20 @@ class SchedulerSequences(RuleBasedStateMachine):
         purpose: Literal["score"] | Pooling | None,
         has_grammar: bool,
         priority: int = 0,
-        pictures: Sequence[str] = (),
+        image_names: Sequence[str] = (),
     ) -> None:
         name = f"request-{len(self.lives)}"
         key = prompt if isinstance(prompt, str) else None
         prompt_len = SHARED_LENS[prompt] if isinstance(prompt, str) else prompt
         images = list(SHARED_IMAGES.get(prompt, ())) if isinstance(prompt, str) else []
         if key is None:
-            for picture in pictures:
+            for image_name in image_names:
                 start = images[-1][0] + IMAGE_LENS[images[-1][1]] + 1 if images else 0
-                fits = not self.keeps_images_whole or IMAGE_LENS[picture] <= self.largest_bucket
-                if fits and start + IMAGE_LENS[picture] <= prompt_len:
-                    images.append((start, picture))
+                fits = not self.keeps_images_whole or IMAGE_LENS[image_name] <= self.largest_bucket
+                if fits and start + IMAGE_LENS[image_name] <= prompt_len:
+                    images.append((start, image_name))
         if images:
-            # Prompts with pictures are neither scored nor embedded.
+            # Prompts with images are neither scored nor embedded.
             purpose = None
         pooling = None if purpose == "score" else purpose
         max_tokens = 0 if pooling else min(max_tokens, MAX_MODEL_LEN - prompt_len)
@@ -315,7 +315,7 @@ class SchedulerSequences(RuleBasedStateMachine):
 
     @rule()
     def step(self) -> None:
-        while self.scheduler.is_bound and self.in_flight:
+        while self.scheduler.is_constrained and self.in_flight:
             self.read()
         schedule = self.scheduler.schedule()
         num_padded = sum(prefill.shape.rows * prefill.shape.length for prefill in schedule.prefills)
@@ -355,7 +355,7 @@ class SchedulerSequences(RuleBasedStateMachine):
                 self.read()
             assert before != self.progress(), f"nothing moves; left are {self.unfinished}"
         event(f"some prompt was copied: {self.device.num_copies > 0}")
-        event(f"some picture was encoded again: {self.device.num_encoded > len(IMAGE_LENS)}")
+        event(f"some image was encoded again: {self.device.num_encoded > len(IMAGE_LENS)}")
         for name in self.finished:
             assert self.num_tokens[name] == self.lives[name]
         assert self.scheduler.num_running == self.scheduler.num_waiting == 0

@@ -1,4 +1,4 @@
-"""Hostile and odd picture files: each is a short refusal or the picture that the reference would get."""
+"""Hostile and odd image files: each is a short refusal or the image that the reference would get."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from tiny.hostile_pictures import HOSTILE_LIMITS, HOSTILE_PICTURES
-from tiny.pictures import animated, data_url, encoded, every_kind, exif_turned, noise
+from tiny.hostile_images import HOSTILE_IMAGES, HOSTILE_LIMITS
+from tiny.images import animated, data_url, encoded, every_kind, exif_turned, noise
 
 from vinfer.config import ImagesConfig
 from vinfer.errors import ImageError, RequestError
@@ -37,7 +37,7 @@ def test_every_kind_becomes_the_rgb_of_the_reference(name: str) -> None:
     assert ours.pixels.tobytes() == reference.tobytes()
 
 
-def test_exif_turns_the_picture() -> None:
+def test_exif_turns_the_image() -> None:
     assert decode_image(exif_turned(), LIMITS).size == (31, 17)
 
 
@@ -53,10 +53,10 @@ def no_memory_is_kept() -> Iterator[None]:
     assert peak - before < 80 * 2**20
 
 
-@pytest.mark.parametrize("name", HOSTILE_PICTURES)
+@pytest.mark.parametrize("name", HOSTILE_IMAGES)
 @pytest.mark.usefixtures("no_memory_is_kept")
 def test_a_hostile_file_is_refused_at_once(name: str) -> None:
-    data, reason = HOSTILE_PICTURES[name]
+    data, reason = HOSTILE_IMAGES[name]
     started = time.monotonic()
     with pytest.raises(ImageError, match=reason) as refused:
         decode_image(data, LIMITS, param="messages[0].content[1].image_url.url")
@@ -79,7 +79,7 @@ def test_a_bomb_of_pixels_costs_no_memory() -> None:
     before = peak_mib()
     for name in ("png bomb", "gif bomb", "webp bomb", "jpeg bomb", "thousand frame webp"):
         with pytest.raises(ImageError):
-            decode_image(HOSTILE_PICTURES[name][0], LIMITS)
+            decode_image(HOSTILE_IMAGES[name][0], LIMITS)
     assert peak_mib() - before < 64
 
 
@@ -107,8 +107,8 @@ def test_the_size_of_a_webp_is_that_of_pillow(options: dict[str, object]) -> Non
     assert webp_size(data) == (37, 21)
 
 
-def test_hashes_tell_pictures_apart_and_files_not() -> None:
-    """Same bytes in another shape or palette were one picture to vLLM (CVE-2025-46722)."""
+def test_hashes_tell_images_apart_and_files_not() -> None:
+    """Same bytes in another shape or palette were one image to vLLM (CVE-2025-46722)."""
     flat = bytes(range(36))
     shapes = [Image.frombytes("RGB", size, flat) for size in ((2, 6), (6, 2), (3, 4), (4, 3), (12, 1))]
     palettes = []
@@ -116,15 +116,15 @@ def test_hashes_tell_pictures_apart_and_files_not() -> None:
         image = Image.frombytes("P", (4, 4), bytes(i % 4 for i in range(16)))
         image.putpalette([(i * 40 + shift * 7) % 256 for i in range(12)])
         palettes.append(image)
-    pictures = [*shapes, *palettes]
-    hashes = [decode_image(encoded(image), LIMITS).content_hash for image in pictures]
-    assert len(set(hashes)) == len(pictures)
-    again = [decode_image(encoded(image, compress_level=1), LIMITS).content_hash for image in pictures]
+    images = [*shapes, *palettes]
+    hashes = [decode_image(encoded(image), LIMITS).content_hash for image in images]
+    assert len(set(hashes)) == len(images)
+    again = [decode_image(encoded(image, compress_level=1), LIMITS).content_hash for image in images]
     assert again == hashes
 
 
 @given(st.sampled_from(sorted(KINDS)), st.data())
-def test_a_damaged_file_is_a_picture_or_a_refusal(name: str, data: st.DataObject) -> None:
+def test_a_damaged_file_is_an_image_or_a_refusal(name: str, data: st.DataObject) -> None:
     """Whatever decoders raise over it."""
     damaged = bytearray(KINDS[name])
     for _ in range(data.draw(st.integers(1, 4))):

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from tiny.pictures import encoded, noise
+from tiny.images import encoded, noise
 
 from vinfer.config import ImagesConfig
 from vinfer.errors import ImageError
@@ -80,11 +80,11 @@ def names(**addresses: list[str]) -> Callable[[str, int], Awaitable[list[str]]]:
 
 
 def fetcher(**limits: Any) -> ImageFetcher:
-    """One that may connect to the canary under the name `pictures.test`."""
+    """One that may connect to the canary under the name `images.test`."""
     settings = ImagesConfig(**{"allow_remote": True, "timeout_seconds": 3.0, **limits})
     return ImageFetcher(
         settings,
-        resolve=names(pictures_test=["127.0.0.1"], other_test=["127.0.0.1"], inside_test=["127.0.0.2"]),
+        resolve=names(images_test=["127.0.0.1"], other_test=["127.0.0.1"], inside_test=["127.0.0.2"]),
         may_connect=lambda address: address == "127.0.0.1",
     )
 
@@ -181,14 +181,14 @@ def test_an_address_outside_is_public(address: str) -> None:
     assert is_public(address)
 
 
-def test_a_picture_is_fetched_from_the_pinned_address_under_its_name() -> None:
+def test_an_image_is_fetched_from_the_pinned_address_under_its_name() -> None:
     async def run() -> None:
         async with canary() as listener:
-            url = f"http://Pictures.test:{listener.port}/a b.png?x=1#part".replace(" ", "%20")
+            url = f"http://Images.test:{listener.port}/a b.png?x=1#part".replace(" ", "%20")
             assert await fetcher().fetch(url) == PNG
             [head] = listener.heads
             assert head.startswith("GET /a%20b.png?x=1 HTTP/1.1\r\n")
-            assert f"\r\nHost: pictures.test:{listener.port}\r\n" in head
+            assert f"\r\nHost: images.test:{listener.port}\r\n" in head
             assert "ookie" not in head
             assert "uthorization" not in head
 
@@ -199,7 +199,7 @@ def test_urls_are_off_unless_asked_for() -> None:
     async def run() -> None:
         async with canary() as listener:
             with pytest.raises(ImageError, match="allow_remote"):
-                await fetcher(allow_remote=False).fetch(f"http://pictures.test:{listener.port}/x.png")
+                await fetcher(allow_remote=False).fetch(f"http://images.test:{listener.port}/x.png")
             assert listener.num_connections == 0
 
     asyncio.run(run())
@@ -252,7 +252,7 @@ def test_redirects_are_followed_through_the_same_door() -> None:
             async with canary() as listener:
                 first = answer(b"", "302 Found", Location=location.format(port=listener.port))
                 listener.replies = [first, answer()]
-                assert await fetcher().fetch(f"http://pictures.test:{listener.port}/x.png") == PNG
+                assert await fetcher().fetch(f"http://images.test:{listener.port}/x.png") == PNG
                 assert listener.heads[1].startswith("GET /y.png ")
 
     asyncio.run(run())
@@ -264,14 +264,14 @@ def test_redirects_are_followed_through_the_same_door() -> None:
         "http://127.0.0.1:{port}/",
         "http://inside.test:{port}/",
         "http://[::ffff:127.0.0.1]:{port}/",
-        "http://pictures.test\\@127.0.0.1:{port}/",
-        "http://u:p@pictures.test:{port}/",
+        "http://images.test\\@127.0.0.1:{port}/",
+        "http://u:p@images.test:{port}/",
         "//169.254.169.254/latest/meta-data",
         "file:///etc/passwd",
-        "gopher://pictures.test:{port}/",
+        "gopher://images.test:{port}/",
         "data:image/png;base64,AAAA",
         "http://unknown.test/",
-        "http://pictures.test:99999/",
+        "http://images.test:99999/",
         "http:///x",
         "",
     ],
@@ -281,7 +281,7 @@ def test_a_redirect_to_elsewhere_is_not_followed(location: str) -> None:
         async with canary() as listener:
             listener.replies = [answer(b"", "302 Found", Location=location.format(port=listener.port))]
             with pytest.raises(ImageError):
-                await fetcher().fetch(f"http://pictures.test:{listener.port}/x.png")
+                await fetcher().fetch(f"http://images.test:{listener.port}/x.png")
             # The empty one leads to itself, until there were too many.
             assert listener.num_connections == (1 if location else 4)
 
@@ -292,10 +292,10 @@ def test_three_redirects_are_followed_and_no_more() -> None:
     async def run() -> None:
         onward = answer(b"", "307 Temporary Redirect", Location="/on.png")
         async with canary(onward, onward, onward, answer()) as listener:
-            assert await fetcher().fetch(f"http://pictures.test:{listener.port}/x.png") == PNG
+            assert await fetcher().fetch(f"http://images.test:{listener.port}/x.png") == PNG
         async with canary(onward, onward, onward, onward, answer()) as listener:
             with pytest.raises(ImageError):
-                await fetcher().fetch(f"http://pictures.test:{listener.port}/x.png")
+                await fetcher().fetch(f"http://images.test:{listener.port}/x.png")
             assert listener.num_connections == 4
 
     asyncio.run(run())
@@ -319,7 +319,7 @@ def test_a_bad_answer_is_one_refusal(reply: bytes) -> None:
     async def run() -> None:
         async with canary(reply) as listener:
             with pytest.raises(ImageError, match="could not be fetched") as refused:
-                await fetcher(max_bytes=4096).fetch(f"http://pictures.test:{listener.port}/x.png", param="p")
+                await fetcher(max_bytes=4096).fetch(f"http://images.test:{listener.port}/x.png", param="p")
             assert refused.value.param == "p"
             assert str(listener.port) not in refused.value.message
 
@@ -334,7 +334,7 @@ def test_time_runs_over_the_whole_fetch() -> None:
             listener.pause_seconds = 0.05
             started = time.monotonic()
             with pytest.raises(ImageError):
-                await fetcher(timeout_seconds=0.3).fetch(f"http://pictures.test:{listener.port}/x.png")
+                await fetcher(timeout_seconds=0.3).fetch(f"http://images.test:{listener.port}/x.png")
             assert time.monotonic() - started < 1
 
     asyncio.run(run())
@@ -345,7 +345,7 @@ def test_only_so_many_fetches_run_at_once() -> None:
         async with canary(answer()) as listener:
             listener.pause_seconds = 0.3
             shared = fetcher(max_fetches=2)
-            url = f"http://pictures.test:{listener.port}/x.png"
+            url = f"http://images.test:{listener.port}/x.png"
             tasks = [asyncio.create_task(shared.fetch(url)) for _ in range(6)]
             await asyncio.sleep(0.2)
             begun = listener.num_connections
@@ -360,7 +360,7 @@ def test_proxies_of_the_environment_are_ignored(monkeypatch: pytest.MonkeyPatch)
         async with canary() as listener, canary() as proxy:
             for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
                 monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
-            assert await fetcher().fetch(f"http://pictures.test:{listener.port}/x.png") == PNG
+            assert await fetcher().fetch(f"http://images.test:{listener.port}/x.png") == PNG
             assert proxy.num_connections == 0
 
     asyncio.run(run())
@@ -379,10 +379,10 @@ def test_tls_is_spoken_with_the_name_not_the_address() -> None:
         server = await asyncio.start_server(listen, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(ImageError):
-            await fetcher().fetch(f"https://pictures.test:{port}/x.png")
+            await fetcher().fetch(f"https://images.test:{port}/x.png")
         server.close()
         [hello] = hellos
-        assert b"pictures.test" in hello
+        assert b"images.test" in hello
         assert b"127.0.0.1" not in hello
 
     asyncio.run(run())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny.pictures import encoded, every_kind, noise
+from tiny.images import encoded, every_kind, noise
 
 from vinfer.config import ImagesConfig
 from vinfer.errors import ImageError
@@ -103,13 +103,13 @@ def loaded(data: bytes) -> Image.Image:
     return image
 
 
-def pictures() -> Iterator[tuple[str, bytes]]:
+def images() -> Iterator[tuple[str, bytes]]:
     for width, height in SIZES:
         yield f"{width}x{height}", encoded(noise(width, height))
     yield from every_kind().items()
 
 
-PICTURES = dict(pictures())
+IMAGES = dict(images())
 
 
 def assert_equal(ours: np.ndarray, reference: np.ndarray) -> None:
@@ -119,9 +119,9 @@ def assert_equal(ours: np.ndarray, reference: np.ndarray) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-@pytest.mark.parametrize("name", PICTURES)
-def test_every_picture_is_prepared_as_by_the_reference(name: str) -> None:
-    data = PICTURES[name]
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_image_is_prepared_as_by_the_reference(name: str) -> None:
+    data = IMAGES[name]
     image = loaded(data)
     for record in (
         clip(),
@@ -161,7 +161,7 @@ def test_the_longest_strips_are_prepared_or_refused(size: tuple[int, int]) -> No
             prepare(data, record)
 
 
-def test_a_picture_that_no_program_takes_is_refused() -> None:
+def test_an_image_that_no_program_takes_is_refused() -> None:
     """The limit on pixels is not one on tokens: sides are never less than one token."""
     data = encoded(noise(10, 1500))
     limited = QWEN.with_max_pixels(28 * 28 * 8)

@@ -1,4 +1,4 @@
-"""One marker of the template per picture becomes as many tokens as the picture has features."""
+"""One marker of the template per image becomes as many tokens as the image has features."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ def test_text_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(("text", "counts"), [("a", [1]), ("<image>", []), ("<image><image>", [1])])
-def test_as_many_markers_as_pictures(text: str, counts: list[int]) -> None:
-    with pytest.raises(RequestError, match=r"shows . of . pictures"):
+def test_as_many_markers_as_images(text: str, counts: list[int]) -> None:
+    with pytest.raises(RequestError, match=r"shows . of . images"):
         expand_placeholders(TOKENS.unmark(text, None), LLAVA, counts, TOKENS)

@@ -41,16 +41,16 @@ _NARROW: dict[str, Any] = {
 _PAIRS: dict[str, Any] = {"num_slots": 4, "precompile": [{"batch_size": 2, "prefill_length": 32}]}
 
 
-def _encoders(model: VisionModel, *num_pictures: int) -> list[dict[str, int]]:
-    """One for each number of pictures; for pictures of many sizes also one for a pair of small ones."""
+def _encoders(model: VisionModel, *num_images: int) -> list[dict[str, int]]:
+    """One for each number of images; for images of many sizes also one for a pair of small ones."""
     small = [{"batch_size": 2, "height": 48, "width": 36}] if model.grids else []
     return small + [
-        {"batch_size": rows, "height": model.image_size, "width": model.image_size} for rows in num_pictures
+        {"batch_size": rows, "height": model.image_size, "width": model.image_size} for rows in num_images
     ]
 
 
 def _with_images(name: str) -> dict[str, Any]:
-    """A bundle whose feature array is as small as may be, so that pictures make room for each other."""
+    """A bundle whose feature array is as small as may be, so that images make room for each other."""
     return {
         "checkpoint": name,
         **_PAIRS,

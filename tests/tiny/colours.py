@@ -1,4 +1,4 @@
-"""Pictures of a coloured square on noise, and the training that makes a tiny LLaVA name the colour.
+"""Images of a coloured square on noise, and the training that makes a tiny LLaVA name the colour.
 
 Seconds of CPU. The questions and the preparation are those of the served model: `vinfer.images`' own.
 """
@@ -32,8 +32,8 @@ MAX_NAME_LEN = max(map(len, COLOURS))
 STEPS, BATCH, RATE = 160, 16, 1e-3
 
 
-def coloured_picture(seed: int) -> tuple[str, Image.Image]:
-    """Draw a picture and name its colour; sizes, places and shades vary."""
+def coloured_image(seed: int) -> tuple[str, Image.Image]:
+    """Draw an image and name its colour; sizes, places and shades vary."""
     generator = np.random.default_rng(seed)
     name = list(COLOURS)[generator.integers(len(COLOURS))]
     height, width = generator.integers(36, 70, size=2)
@@ -49,10 +49,10 @@ def coloured_picture(seed: int) -> tuple[str, Image.Image]:
     return name, Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def prepared(picture: Image.Image) -> np.ndarray:
+def prepared(image: Image.Image) -> np.ndarray:
     """Return pixels as the server would give them to the encoder."""
-    content_hash = hashlib.sha256(picture.tobytes()).hexdigest()
-    return preprocess(DecodedImage(pixels=picture, content_hash=content_hash), PROCESSING).pixels
+    content_hash = hashlib.sha256(image.tobytes()).hexdigest()
+    return preprocess(DecodedImage(pixels=image, content_hash=content_hash), PROCESSING).pixels
 
 
 def train_on_colours(model: PreTrainedModel, directory: Path) -> None:
@@ -71,12 +71,12 @@ def train_on_colours(model: PreTrainedModel, directory: Path) -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=STEPS, pct_start=0.2)
     for step in range(STEPS):
-        drawn = [coloured_picture(step * BATCH + place) for place in range(BATCH)]
+        drawn = [coloured_image(step * BATCH + place) for place in range(BATCH)]
         answers = [names[name] + [end] * (MAX_NAME_LEN + 1 - len(names[name])) for name, _ in drawn]
         ids = torch.tensor([prompt + answer for answer in answers])
         labels = ids.clone()
         labels[:, : len(prompt)] = -100
-        pixels = torch.from_numpy(np.stack([prepared(picture) for _, picture in drawn]))
+        pixels = torch.from_numpy(np.stack([prepared(image) for _, image in drawn]))
         loss = model(input_ids=ids, pixel_values=pixels, labels=labels).loss
         optimiser.zero_grad()
         loss.backward()

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 NUM_DEVICES = 4
-BOUND = "[a-f]{3}-[0-9]{2}"
+CONSTRAINED = "[a-f]{3}-[0-9]{2}"
 """What half of the crowd is bound to the second time; 64 tokens are more than enough."""
 
 
@@ -42,8 +42,8 @@ def main(bundle: str, directory: Path) -> None:
     embedded = ask(engine, embedding_crowd()) if manifest.embeddings is not None else []
     binder = Binder(directory)
     params = dataclasses.replace(GREEDY, stop_token_ids=manifest.model.eos_token_ids)
-    grammar = binder.grammar("regex", BOUND)
-    bound = ask(
+    grammar = binder.grammar("regex", CONSTRAINED)
+    constrained = ask(
         engine,
         [
             Question(question.prompt_ids, params, grammar=grammar if place % 2 else None)
@@ -67,7 +67,7 @@ def main(bundle: str, directory: Path) -> None:
         "pooled": [
             [np.frombuffer(part, np.float32).tolist() for part in answer.pooled] for answer in embedded
         ],
-        "bound": [binder.text(answer) for answer in bound[1::2]],
+        "bound": [binder.text(answer) for answer in constrained[1::2]],
         "collectives": {
             name: collections.Counter(
                 i.opcode for i in instructions(text) if i.opcode in (*GATHERS, "all-reduce")

@@ -1,4 +1,4 @@
-"""docs/reports/models.md, written by the parity matrix: which families are served, and how they were proven right."""
+"""docs/reports/models.md: which families are supported, and how the parity matrix proved them right."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ against transformers' own logits in float32 (torch {torch}, eager attention, no 
   one bucket for the rest). Random logits lie nearer to each other than those of text, so this is harder
   than a trained model.
 
-Families with images (`llava`, `vipllava`, `gemma3`) are asked with none to three pictures, first, in the
+Families with images (`llava`, `vipllava`, `gemma3`) are asked with none to three images, first, in the
 middle, last, side by side and in several chunks; a chunk is 64, and their mistakes are those of an encoder:
-a picture turned or swapped with another, another layer or activation, two positions swapped, a bias
-dropped, a norm off; for Gemma 3 also those of its mask: pictures seen one way only, in all layers or in
+an image turned or swapped with another, another layer or activation, two positions swapped, a bias
+dropped, a norm off; for Gemma 3 also those of its mask: images seen one way only, in all layers or in
 those with a window, or seeing each other. Those of `qwen2_vl` and `qwen2_5_vl` are
-of many sizes; their mistakes are also rows for columns, in the tower or in the decoder, pictures that move
+of many sizes; their mistakes are also rows for columns, in the tower or in the decoder, images that move
 in time, an answer one position late, a pair rotated by the wrong axis, a tower's windows too large.
 
 Every tensor is drawn anew, norms, biases, sinks and routers too, so large that attention is far from

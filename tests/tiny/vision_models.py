@@ -17,20 +17,20 @@ _FIRST_ID = 258
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionModel:
-    """A tiny random checkpoint that takes pictures.
+    """A tiny random checkpoint that takes images.
 
     Attributes:
-        special_tokens: what its tokenizer has for pictures.
+        special_tokens: what its tokenizer has for images.
         image_token: the placeholder, one of them.
-        before, after: ids of what the processor writes around a picture's placeholders.
-        image_size: side of a picture, as its encoder takes it.
-        num_image_tokens: placeholders of a picture.
+        before, after: ids of what the processor writes around an image's placeholders.
+        image_size: side of an image, as its encoder takes it.
+        num_image_tokens: placeholders of an image.
         processor: preprocessor_config.json.
         template: the chat template.
-        grids: rows and columns of the placeholders of pictures of many sizes, the largest first; the two
+        grids: rows and columns of the placeholders of images of many sizes, the largest first; the two
             fields before speak of that one. Empty where all are of one size.
-        has_token_types: its reference must be told which tokens stand for pictures.
-        num_prompt_tokens: what a picture of 64 by 48 pixels adds to a conversation: placeholders, and what is
+        has_token_types: its reference must be told which tokens stand for images.
+        num_prompt_tokens: what an image of 64 by 48 pixels adds to a conversation: placeholders, and what is
             around them.
     """
 
@@ -139,7 +139,7 @@ LLAVA = VisionModel(
     num_prompt_tokens=NUM_IMAGE_TOKENS + len("\n"),
 )
 
-# SigLIP in front of Qwen2, all of whose features are taken; its processor makes squares of all pictures.
+# SigLIP in front of Qwen2, all of whose features are taken; its processor makes squares of all images.
 LLAVA_SIGLIP = VisionModel(
     family="Llava",
     seed=91,
@@ -270,7 +270,7 @@ GEMMA3 = VisionModel(
 )
 
 QWEN2_VL_FACTOR = 12
-"""What sides of its pictures are multiples of."""
+"""What sides of its images are multiples of."""
 _QWEN2_VL_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"

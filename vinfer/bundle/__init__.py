@@ -14,6 +14,6 @@ Every program is a pure function over tuples of arrays
 
 with kv and state donated; a program that does not touch one of the groups gets and returns an empty tuple
 for it (`ProgramShape.uses_...`). To `encode_images` the weights are those of the image encoder, and the
-features of pictures stand in the place of kv. This package knows files, names, shapes and which program
+features of images stand in the place of kv. This package knows files, names, shapes and which program
 covers a dispatch; it never imports JAX and never sees an array.
 """

@@ -12,7 +12,7 @@ from typing import Literal
 
 from vinfer.bundle.certificate import ParityReport
 from vinfer.bundle.frozen import Frozen
-from vinfer.bundle.programs import ProgramShape, is_pinned
+from vinfer.bundle.programs import ProgramShape, is_single_shape
 from vinfer.image_processing import ImageProcessing
 
 FORMAT_VERSION = 2
@@ -85,14 +85,14 @@ class Embeddings(Frozen):
 
 
 class ImageInput(Frozen):
-    """What a model that takes pictures needs besides its text half.
+    """What a model that takes images needs besides its text half.
 
     Attributes:
         token_id: the placeholder whose embedding a feature replaces.
-        processing: how pictures are prepared, and what stands for one in a prompt.
+        processing: how images are prepared, and what stands for one in a prompt.
         weights: of the encoder.
-        features: the one array of all pictures' features, [rows, hidden].
-        attends_both_ways: each token of a picture sees all others of it, so no chunk may cut one in two.
+        features: the one array of all images' features, [rows, hidden].
+        attends_both_ways: each token of an image sees all others of it, so no chunk may cut one in two.
     """
 
     token_id: int
@@ -136,7 +136,7 @@ class Manifest(Frozen):
 
     @property
     def max_features(self) -> dict[ProgramShape, int]:
-        """The most features of one picture, of each image encoder."""
+        """The most features of one image, of each image encoder."""
         return {
             program.shape: spec.shape[1]
             for program in self.programs
@@ -147,7 +147,7 @@ class Manifest(Frozen):
     @property
     def is_deterministic(self) -> bool:
         """Whether nothing about a request's programs depends on other requests."""
-        return is_pinned(program.shape for program in self.programs)
+        return is_single_shape(program.shape for program in self.programs)
 
     @property
     def rows_are_slots(self) -> bool:

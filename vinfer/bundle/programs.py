@@ -18,11 +18,11 @@ class ProgramShape(Frozen):
     """What makes one compiled program different from another.
 
     Attributes:
-        rows: prompts of a prefill, score or embed, slots of a decode dispatch, pictures of encode_images; 0
+        rows: prompts of a prefill, score or embed, slots of a decode dispatch, images of encode_images; 0
             for set_slot and copy_slot.
         length: padded prompt tokens of a prefill, score or embed, most steps of a decode dispatch; else 0.
         kv_length: rows of the KV cache that attention reads; 0 where there is none.
-        image: (channels, height, width) of each picture of encode_images; else empty.
+        image: (channels, height, width) of each image of encode_images; else empty.
     """
 
     kind: ProgramKind
@@ -106,7 +106,7 @@ def plan_programs(
     return tuple(shapes)
 
 
-def is_pinned(shapes: Iterable[ProgramShape]) -> bool:
+def is_single_shape(shapes: Iterable[ProgramShape]) -> bool:
     """Say whether there is one shape of each kind, so that every request goes through the same programs."""
     kinds = [shape.kind for shape in shapes]
     return len(kinds) == len(set(kinds))
@@ -154,13 +154,13 @@ def choose_program(
 def choose_encoder(
     max_features: Mapping[ProgramShape, int], num_features: Sequence[int]
 ) -> tuple[ProgramShape, int]:
-    """Choose the image encoder for the first of the pictures that wait, and how many of them it takes.
+    """Choose the image encoder for the first of the images that wait, and how many of them it takes.
 
-    It is one for pictures no larger than the first one needs, as small as takes all that are next and fit.
+    It is one for images no larger than the first one needs, as small as takes all that are next and fit.
 
     Args:
-        max_features: of every encoder, the most features of one picture.
-        num_features: of each picture, in the order in which they wait.
+        max_features: of every encoder, the most features of one image.
+        num_features: of each image, in the order in which they wait.
     """
     most = min(number for number in max_features.values() if number >= num_features[0])
     encoders = sorted((s for s, number in max_features.items() if number == most), key=lambda s: s.rows)

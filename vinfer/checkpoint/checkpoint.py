@@ -54,7 +54,7 @@ class Checkpoint(Protocol):
 
     @property
     def image_processing(self) -> ImageProcessing | None:
-        """How pictures are prepared; None for a model without images."""
+        """How images are prepared; None for a model without images."""
         ...
 
     @property

@@ -59,7 +59,7 @@ _HARMLESS_KEYS = frozenset(
         # How arrays are passed in and out, not what they hold.
         "data_format",
         "device",
-        "do_convert_rgb",  # every picture is RGB when it gets there
+        "do_convert_rgb",  # every image is RGB when it gets there
         "disable_grouping",
         "input_data_format",
         "return_tensors",
@@ -159,7 +159,7 @@ def read_siglip_processing(checkpoint: Path, *, mm_tokens_per_image: int) -> Sig
         lambda: SiglipProcessing(
             resample=_resample(keys, _BILINEAR),
             values=_pixel_values(keys, SIGLIP_MEAN, SIGLIP_STD),
-            # Gemma 3's processor writes these around each picture, whatever the chat template does.
+            # Gemma 3's processor writes these around each image, whatever the chat template does.
             placeholder=Placeholder(
                 marker="<start_of_image>",
                 before="\n\n<start_of_image>",
@@ -187,7 +187,7 @@ def read_qwen2_vl_processing(
     keys, _ = _read(checkpoint, ("Qwen2VLImageProcessor",))
     _refuse_unknown(keys, {"max_pixels", "merge_size", "min_pixels", "patch_size", "temporal_patch_size"})
     if not keys.boolean("do_resize", True):
-        raise keys.refusal("do_resize", "only true is served: patches must tile the picture")
+        raise keys.refusal("do_resize", "only true is served: patches must tile the image")
     own = {"patch_size": (14, patch_size), "temporal_patch_size": (2, temporal_patch_size)}
     for key, (default, expected) in {**own, "merge_size": (2, merge_size)}.items():
         if keys.integer(key, default) != expected:

@@ -58,7 +58,7 @@ class TokenizerFiles:
     def with_placeholder(
         self, placeholder: Placeholder, *, image_token_id: int, where: str
     ) -> TokenizerFiles:
-        """Make what stands for a picture special, so that a user who types it has written plain text.
+        """Make what stands for an image special, so that a user who types it has written plain text.
 
         Raises:
             CheckpointError: the tokenizer has no token for it, or another one than config.json names.
@@ -69,7 +69,7 @@ class TokenizerFiles:
         for token in tokens:
             if tokenizer.token_to_id(token) is None:
                 raise CheckpointError(
-                    f"{where}: tokenizer.json has no token {token!r}, which stands for a picture: "
+                    f"{where}: tokenizer.json has no token {token!r}, which stands for an image: "
                     "tokenizer and processor files do not belong together"
                 )
         found = tokenizer.token_to_id(placeholder.repeated)

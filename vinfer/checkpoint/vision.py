@@ -1,4 +1,4 @@
-"""The image half of a model in our terms: its encoder, its placeholder token, and how pictures are prepared.
+"""The image half of a model in our terms: its encoder, its placeholder token, and how images are prepared.
 
 Runs in the build half, on any thread. Knows no model family; `families/` fills these in.
 """
@@ -55,7 +55,7 @@ class EncoderFacts(Protocol):
     """What all encoders have."""
 
     def max_features(self, image: tuple[int, ...]) -> int:
-        """Return the most features of one picture, each of which stands at one placeholder.
+        """Return the most features of one image, each of which stands at one placeholder.
 
         Args:
             image: (channels, height, width) of the encoder program.
@@ -96,7 +96,7 @@ class Gemma3Facts:
     """A vision tower, the mean over squares of its patches, a norm and a projection.
 
     Attributes:
-        features_per_side: squares along a side of the picture; they divide the tower's patches.
+        features_per_side: squares along a side of the image; they divide the tower's patches.
         out_size: hidden size of the decoder.
     """
 
@@ -114,13 +114,13 @@ class Gemma3Facts:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Qwen2VLFacts:
-    """Qwen2-VL's tower: patches of a picture of any size, rotated by row and column, merged by squares.
+    """Qwen2-VL's tower: patches of an image of any size, rotated by row and column, merged by squares.
 
     Qwen2.5-VL's too, whose layers have gated feed-forwards and RMS norms, and most of them windows.
 
     Attributes:
         is_gated: Qwen2.5-VL's.
-        full_layers: layers in which a patch sees the whole picture; in the others only its window.
+        full_layers: layers in which a patch sees the whole image; in the others only its window.
         window_size: side of a window in features; windows lie side by side from the first row and column on.
         hidden_size, inner_size: of the tower's layers.
         temporal_patch_size: frames of a patch.
@@ -145,7 +145,7 @@ class Qwen2VLFacts:
 
     @property
     def factor(self) -> int:
-        """What both sides of every picture are multiples of, in pixels."""
+        """What both sides of every image are multiples of, in pixels."""
         return self.patch_size * self.merge_size
 
     @property
@@ -165,11 +165,11 @@ class VisionFacts:
     Attributes:
         decoder_type: model type of the decoder, a key of `families.FAMILIES`.
         image_token_id: the placeholder whose embedding is replaced by a feature.
-        image_shape: (channels, height, width) of a picture as the encoder takes it; None where pictures are
+        image_shape: (channels, height, width) of an image as the encoder takes it; None where images are
             of many sizes, and an encoder's shape says how large they may be.
         read_processing: reads the record of the checkpoint's processor files from its directory.
-        attends_both_ways: the decoder lets each placeholder of a picture see all others of it, those that
-            follow too; so it must see a picture whole.
+        attends_both_ways: the decoder lets each placeholder of an image see all others of it, those that
+            follow too; so it must see an image whole.
     """
 
     decoder_type: str

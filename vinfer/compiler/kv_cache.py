@@ -28,7 +28,7 @@ class Rows:
         positions: int32 [rows, length], the position of every token in its slot; `max_model_len` where
             nothing may be written (padding, idle slots).
         kv_length: rows of the cache that attention reads.
-        spans: first and end, int32 [rows, length] each: positions that a token sees besides, whole pictures
+        spans: first and end, int32 [rows, length] each: positions that a token sees besides, whole images
             in a model that sees them both ways (`ImageFeatures.spans`). None where there is nothing besides.
         rope_positions: int32 [rows, 3, length], by which tokens rotate: their time, row and column. None
             where they rotate by their position.

@@ -47,13 +47,13 @@ class ImageEncoder(Protocol):
     hidden_size: int
 
     def max_features(self, shape: ProgramShape) -> int:
-        """Return the most placeholders of one picture."""
+        """Return the most placeholders of one image."""
         ...
 
     def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]: ...
 
-    def encode(self, weights: Arrays, *pictures: jax.Array) -> jax.Array:
-        """Return [pictures, max features, hidden_size]."""
+    def encode(self, weights: Arrays, *images: jax.Array) -> jax.Array:
+        """Return [images, max features, hidden_size]."""
         ...
 
 
@@ -62,7 +62,7 @@ class Images:
     """The image half of a bundle: its encoder, and where features lie (see `ImageFeatures`).
 
     Attributes:
-        attends_both_ways: each token of a picture sees all others of it; no chunk cuts a picture in two.
+        attends_both_ways: each token of an image sees all others of it; no chunk cuts an image in two.
         rotates_by_axes: the model's tokens rotate by time, row and column: see `Rows.rope_positions`.
     """
 

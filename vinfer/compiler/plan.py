@@ -52,7 +52,7 @@ class BuildPlan:
     programs: tuple[ProgramShape, ...]
     embeddings: Pooling | None
     image_cache_bytes: int = 0
-    """Of the features of pictures; 0 for a model without images."""
+    """Of the features of images; 0 for a model without images."""
 
     @property
     def takes_images(self) -> bool:
@@ -105,12 +105,12 @@ def plan_build(
         )
     mesh = resolve_mesh(model, where=where, num_devices=num_devices)
     # A sum over fewer rows, or of a shorter cache, may be rounded otherwise: one shape of each kind.
-    pinned = model.deterministic
+    is_single_shape = model.deterministic
     programs = plan_programs(
         prefill_shapes=[(shape.batch_size, shape.length) for shape in prefill_shapes(model)],
-        slot_buckets=(model.num_slots,) if pinned else slot_buckets(model.num_slots, mesh["dp"]),
+        slot_buckets=(model.num_slots,) if is_single_shape else slot_buckets(model.num_slots, mesh["dp"]),
         steps=model.streaming_chunks,
-        kv_buckets=(model.max_model_len,) if pinned else kv_buckets(model.max_model_len),
+        kv_buckets=(model.max_model_len,) if is_single_shape else kv_buckets(model.max_model_len),
         prompt_logprobs=model.prompt_logprobs,
         embeddings=model.embeddings is not None,
         vision_shapes=vision,
@@ -185,7 +185,7 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
 
     Raises:
         ConfigError: the mesh does not divide the heads, max_model_len exceeds what the model knows, or the
-            model's pictures are others than the plan's.
+            model's images are others than the plan's.
     """
     facts = checkpoint.facts
     check_heads(plan.mesh, facts, where=where)
@@ -212,7 +212,7 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
 
 
 def check_images(plan: BuildPlan, vision: VisionFacts | None, *, where: str) -> None:
-    """Refuse image-text for a model that takes none, and shapes that its pictures do not fit."""
+    """Refuse image-text for a model that takes none, and shapes that its images do not fit."""
     if not plan.takes_images:
         return
     if vision is None:
@@ -229,7 +229,7 @@ def check_images(plan: BuildPlan, vision: VisionFacts | None, *, where: str) -> 
     if longest < num_tokens:
         raise ConfigError(
             f"the longest prefill_length of {where}.precompile is {longest}; the model must see the "
-            f"{num_tokens} tokens of a picture in one piece: add a prefill_length of {num_tokens} or more"
+            f"{num_tokens} tokens of an image in one piece: add a prefill_length of {num_tokens} or more"
         )
 
 
@@ -238,7 +238,7 @@ def _check_vision_shape(image: tuple[int, ...], vision: VisionFacts, *, where: s
         channels, height, width = vision.image_shape
         raise ConfigError(
             f"{where}.precompile has a vision shape of {'x'.join(map(str, image))}; the model "
-            f"takes pictures of {channels}x{height}x{width}: write vision: {{channels: {channels}, "
+            f"takes images of {channels}x{height}x{width}: write vision: {{channels: {channels}, "
             f"height: {height}, width: {width}}}"
         )
     if isinstance(vision.encoder, Qwen2VLFacts):
@@ -248,7 +248,7 @@ def _check_vision_shape(image: tuple[int, ...], vision: VisionFacts, *, where: s
             nearest = [max(round(side / factor), 1) * factor for side in (height, width)]
             raise ConfigError(
                 f"{where}.precompile has a vision shape of {'x'.join(map(str, image))}; the model takes "
-                f"pictures of {wanted} channels whose height and width are multiples of {factor}: write "
+                f"images of {wanted} channels whose height and width are multiples of {factor}: write "
                 f"vision: {{channels: {wanted}, height: {nearest[0]}, width: {nearest[1]}}}"
             )
 

@@ -199,15 +199,15 @@ class Programs:
     def _encode_images(
         self, weights: Arrays, features: Arrays, state: Arrays, inputs: Arrays
     ) -> tuple[Arrays, Arrays, Arrays]:
-        """Write the features of some pictures into the pool, which stands in the place of the KV cache.
+        """Write the features of some images into the pool, which stands in the place of the KV cache.
 
         Weights: those of the encoder only. Inputs: what `encode` takes, then feature_rows int32
-        [rows, max features], beyond the pool's end where a picture has no more, or the row is padding.
+        [rows, max features], beyond the pool's end where an image has no more, or the row is padding.
         """
         assert self.images is not None
         (pool,) = features
-        *pictures, rows = inputs
-        return (store(pool, self.images.encoder.encode(weights, *pictures), rows),), state, ()
+        *images, rows = inputs
+        return (store(pool, self.images.encoder.encode(weights, *images), rows),), state, ()
 
     def _score(
         self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays

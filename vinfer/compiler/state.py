@@ -32,7 +32,7 @@ def state_fields(vocab_size: int, *, has_rope_offset: bool = False) -> tuple[Fie
 
     Args:
         has_rope_offset: tokens of an answer rotate by other positions than their own: those plus an offset,
-            as their prompt's pictures take fewer positions than tokens (`vinfer.engine.rope_positions`).
+            as their prompt's images take fewer positions than tokens (`vinfer.engine.rope_positions`).
     """
 
     def own(name: str, dtype: str, initial: bool | int | float, *shape: int) -> Field:

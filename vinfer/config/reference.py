@@ -56,12 +56,12 @@ def _type(field: dict[str, Any]) -> str:
         return " or ".join(_type(choice) for choice in field["anyOf"] if choice.get("type") != "null")
     if field["type"] == "array":
         return f"list of {_type(field['items'])}"
-    lower = _bound(field, "minimum", "≥ ") or _bound(field, "exclusiveMinimum", "> ")
-    upper = _bound(field, "maximum", "≤ ")
+    lower = _limit(field, "minimum", "≥ ") or _limit(field, "exclusiveMinimum", "> ")
+    upper = _limit(field, "maximum", "≤ ")
     return ", ".join(part for part in (_TYPE_NAMES.get(field["type"], field["type"]), lower, upper) if part)
 
 
-def _bound(field: dict[str, Any], key: str, sign: str) -> str:
+def _limit(field: dict[str, Any], key: str, sign: str) -> str:
     # The bound of int32 keeps arrays safe; nobody chooses by it.
     return f"{sign}{field[key]}" if key in field and field[key] != 2**31 - 1 else ""
 

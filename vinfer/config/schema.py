@@ -290,7 +290,7 @@ class ModelConfig(_Block):
         default=2**28,
         ge=1,
         le=2**40,
-        description="Bytes on each device for the features of pictures, so that one that comes again is not "
+        description="Bytes on each device for the features of images, so that one that comes again is not "
         "encoded again; never less than the longest prompt can hold. Only for task image-text.",
     )
     precompile: tuple[PrecompileConfig, ...] = Field(
@@ -394,11 +394,11 @@ class ModelConfig(_Block):
         if info.data.get("deterministic"):
             sizes = {size for shapes in precompile for size in shapes.batch_size}
             lengths = {length for shapes in precompile for length in shapes.prefill_length or (None,)}
-            pictures = {vision for shapes in precompile for vision in shapes.vision or ()}
-            if sizes != {1} or len(lengths) > 1 or len(pictures) > 1:
+            images = {vision for shapes in precompile for vision in shapes.vision or ()}
+            if sizes != {1} or len(lengths) > 1 or len(images) > 1:
                 text = (
                     "has more than one shape, or batches; deterministic is true and takes one prompt of one "
-                    "length, and pictures of one shape: use {batch_size: 1, prefill_length: 256} alone or "
+                    "length, and images of one shape: use {batch_size: 1, prefill_length: 256} alone or "
                     "leave out deterministic"
                 )
                 problems.append(((), text))

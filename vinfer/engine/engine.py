@@ -139,7 +139,7 @@ class Engine:
         num_unread = len(self._in_flight)
         held: list[Delivery] = []
         try:
-            if self._scheduler.is_bound:
+            if self._scheduler.is_constrained:
                 for _ in range(num_unread):
                     held += self._read_oldest()
             num_overlapping = len(self._in_flight)

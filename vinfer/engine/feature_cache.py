@@ -1,8 +1,8 @@
-"""Which rows of the devices' feature array hold which picture: encoded once, kept while there is room.
+"""Which rows of the devices' feature array hold which image: encoded once, kept while there is room.
 
-Pure Python bookkeeping in the order in which work is enqueued, for the scheduler. A picture is known by the
-hash of its content. Rows belong to pictures of requests that are being prefilled (they are *pinned*), and to
-pictures of earlier requests, of which the one not asked for the longest makes room first. Rows may be given
+Pure Python bookkeeping in the order in which work is enqueued, for the scheduler. An image is known by the
+hash of its content. Rows belong to images of requests that are being prefilled (they are *pinned*), and to
+images of earlier requests, of which the one not asked for the longest makes room first. Rows may be given
 away at once: what still reads them was enqueued before what overwrites them.
 """
 
@@ -28,7 +28,7 @@ class FeatureCache:
         num_rows: at least as many as one prompt can have placeholders, or a request might wait for ever.
 
     Attributes:
-        num_queries: pictures that requests brought.
+        num_queries: images that requests brought.
         num_hits: those of them that were there already, or about to be.
     """
 
@@ -47,7 +47,7 @@ class FeatureCache:
         return 1 - len(self._free) / self._num_rows if self._num_rows else 0.0
 
     def pin(self, images: Sequence[RequestImage]) -> bool:
-        """Hold rows for all pictures of a request, or for none where there is no room yet.
+        """Hold rows for all images of a request, or for none where there is no room yet.
 
         Returns:
             Whether the rows are held.
@@ -67,7 +67,7 @@ class FeatureCache:
         return True
 
     def unpin(self, images: Sequence[RequestImage]) -> None:
-        """Let go of a request's pictures: all that reads them is enqueued, or the request is gone."""
+        """Let go of a request's images: all that reads them is enqueued, or the request is gone."""
         for image in images:
             held = self._held[image.content_hash]
             held.num_pins -= 1
@@ -76,11 +76,11 @@ class FeatureCache:
                 self._forget(image.content_hash)
 
     def next_to_encode(self, at_most: int) -> list[RequestImage]:
-        """Return pictures that wait for the encoder, in the order in which they came."""
+        """Return images that wait for the encoder, in the order in which they came."""
         return list(self._waiting.values())[:at_most]
 
     def encoded(self, images: Sequence[RequestImage]) -> None:
-        """Say that the encoding of these pictures is planned: what comes later may read it."""
+        """Say that the encoding of these images is planned: what comes later may read it."""
         for image in images:
             del self._waiting[image.content_hash]
 
@@ -88,7 +88,7 @@ class FeatureCache:
         return not any(image.content_hash in self._waiting for image in images)
 
     def rows_of(self, image: RequestImage) -> tuple[int, ...]:
-        """Return the rows of a pinned picture, one per placeholder."""
+        """Return the rows of a pinned image, one per placeholder."""
         return self._held[image.content_hash].rows
 
     def check_integrity(self) -> None:

@@ -79,15 +79,15 @@ class TokenMatcher(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RequestImage:
-    """One picture of a prompt.
+    """One image of a prompt.
 
     Attributes:
         content_hash: the key of its features within one model.
         start: index of its first placeholder in the prompt; the others follow it.
         num_tokens: its placeholders.
         pixels: float32 [channels, height, width], as the encoder takes them; [patches, values of a patch] for
-            an encoder of pictures of any size.
-        token_grid: rows and columns of its placeholders, where the model has pictures of any size.
+            an encoder of images of any size.
+        token_grid: rows and columns of its placeholders, where the model has images of any size.
     """
 
     content_hash: str
@@ -111,7 +111,7 @@ class Request:
             one that came before. None shares with nobody.
         grammar: what binds the answer; None for anything.
         priority: while requests wait, the lowest goes first; equal ones in order of arrival.
-        images: pictures in the order of their placeholders; only where the bundle has an image encoder, and
+        images: images in the order of their placeholders; only where the bundle has an image encoder, and
             not in a prompt that is scored.
     """
 
@@ -185,7 +185,7 @@ class EngineStats:
     num_encode_dispatches_total: int = 0
     num_images_encoded_total: int = 0
     mm_cache_queries_total: int = 0
-    """Pictures of requests, and of them those whose features were there already."""
+    """Images of requests, and of them those whose features were there already."""
     mm_cache_hits_total: int = 0
     mm_cache_usage_fraction: float = 0.0
 

@@ -1,8 +1,8 @@
 """By what tokens rotate in a model that knows three positions of each: time, row and column (M-RoPE).
 
-Pure functions, NumPy only. Text counts on all three together. A picture stands still in time, its rows and
+Pure functions, NumPy only. Text counts on all three together. An image stands still in time, its rows and
 columns count from where it begins, and what follows it goes on behind the larger of the two: so a prompt with
-pictures takes fewer positions than it has tokens, and its answer's positions are off by the difference.
+images takes fewer positions than it has tokens, and its answer's positions are off by the difference.
 
 Source: transformers 5.5, `get_rope_index` in `models/qwen2_vl/modeling_qwen2_vl.py`.
 """
@@ -40,7 +40,7 @@ def prompt_rope_positions(prompt_len: int, images: Sequence[RequestImage]) -> np
 
 
 def rope_offset(images: Sequence[RequestImage]) -> int:
-    """Return what is added to the place of a token of the answer: 0 without pictures, else less."""
+    """Return what is added to the place of a token of the answer: 0 without images, else less."""
     return sum(max(image.token_grid) - image.num_tokens for image in images if image.token_grid is not None)
 
 

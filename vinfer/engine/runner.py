@@ -171,7 +171,7 @@ class Runner:
             _, self._state, _ = self._programs[self._set_slot]((), (), self._state, values)
 
     def encode(self, work: Encode) -> None:
-        """Enqueue the encoder over some pictures; what is enqueued later may read their features."""
+        """Enqueue the encoder over some images; what is enqueued later may read their features."""
         inputs = self._encoder_inputs(work)
         with self._dispatch_lock:
             self._image_features, _, _ = self._programs[work.shape](
@@ -232,7 +232,7 @@ class Runner:
         return PooledDispatch(work.chunks, pooled)
 
     def _encoder_inputs(self, work: Encode) -> tuple[Any, ...]:
-        """Return the encoder's inputs in their order, padded where pictures do not fill them."""
+        """Return the encoder's inputs in their order, padded where images do not fill them."""
         specs = {spec.name: spec for spec in self._inputs[work.shape]}
         # Padding goes to a row beyond the last.
         padding = {"feature_rows": self._image_features[0].shape[0]}
@@ -247,11 +247,11 @@ class Runner:
     def _grammar_mask(self, rows: int, owners: Sequence[Request | None]) -> Any:
         """Return uint32 [rows, words]: the next token's mask of each owner that is bound to a grammar."""
         open_mask = self._open_masks[rows]
-        bound = {i: o.grammar.mask for i, o in enumerate(owners) if o is not None and o.grammar is not None}
-        if not bound:
+        masks = {i: o.grammar.mask for i, o in enumerate(owners) if o is not None and o.grammar is not None}
+        if not masks:
             return open_mask
         mask = np.full(open_mask.shape, ALL_ALLOWED, np.uint32)
-        for row, allowed in bound.items():
+        for row, allowed in masks.items():
             mask[row] = np.frombuffer(allowed, "<u4")
         return mask
 

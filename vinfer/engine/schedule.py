@@ -27,7 +27,7 @@ class Chunk:
         copied_from: the slot that holds the prompt's rows before `start`; they are copied from there first,
             or stay where they are in the same slot. None where this request has prefilled them itself.
         feature_rows: of each token, the row of the feature array that takes its place, or -1; empty where
-            the request has no pictures.
+            the request has no images.
     """
 
     slot: int

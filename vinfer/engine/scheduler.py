@@ -11,7 +11,7 @@ import heapq
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
-from vinfer.bundle.programs import ProgramKind, ProgramShape, choose_encoder, choose_program, is_pinned
+from vinfer.bundle.programs import ProgramKind, ProgramShape, choose_encoder, choose_program, is_single_shape
 from vinfer.engine.chunks import ChunkPlan, keep_whole
 from vinfer.engine.feature_cache import FeatureCache
 from vinfer.engine.request import Request
@@ -67,7 +67,7 @@ class _Running:
     num_dispatched: int = 0
     """Tokens that dispatches so far can have sampled at most; the first one comes from prefill."""
     holds_features: bool = False
-    """Its pictures have rows of the feature array; from before they are encoded until it is prefilled."""
+    """Its images have rows of the feature array; from before they are encoded until it is prefilled."""
 
     @property
     def is_prefilled(self) -> bool:
@@ -98,7 +98,7 @@ class Scheduler:
     slot may have ended and even have a new owner by then: the copies of a dispatch are enqueued before the
     dispatch, and `HeldPrompts` forgets a prompt where a dispatch writes over it.
 
-    A prompt with pictures is prefilled once all of them are encoded. Chunks may cut a picture in two where
+    A prompt with images is prefilled once all of them are encoded. Chunks may cut an image in two where
     attention is causal over it; with `keeps_images_whole` none does. Where something decodes, an encoder
     dispatch takes the place of the prefills, and only every other time while prompts are due: neither
     starves, and a running request waits for one.
@@ -110,8 +110,8 @@ class Scheduler:
         dispatch_cost_tokens: see `ChunkPlan`.
         min_prefill_tokens: least that max_prefill_tokens may be, for configs with short buckets only.
         num_feature_rows: of the feature array; 0 for a model without images.
-        max_features: of every image encoder, the most features of one picture.
-        keeps_images_whole: every picture lies in one chunk; none has more tokens than the largest bucket.
+        max_features: of every image encoder, the most features of one image.
+        keeps_images_whole: every image lies in one chunk; none has more tokens than the largest bucket.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Scheduler:
     ) -> None:
         self._shapes = tuple(shapes)
         self._steps = steps
-        self._is_pinned = is_pinned(self._shapes)
+        self._is_single_shape = is_single_shape(self._shapes)
         prefills = [shape for shape in self._shapes if shape.kind == "prefill"]
         lengths = {shape.length for shape in prefills}
         # A shorter prompt costs no more than its last token.
@@ -149,7 +149,7 @@ class Scheduler:
         self._held = HeldPrompts()
         self.features = FeatureCache(num_feature_rows)
         self._max_features = dict(max_features or {})
-        self._max_pictures = max((shape.rows for shape in self._max_features), default=0)
+        self._max_images = max((shape.rows for shape in self._max_features), default=0)
         self._has_just_encoded = False
         self._keeps_images_whole = keeps_images_whole
 
@@ -162,7 +162,7 @@ class Scheduler:
         return len(self._running)
 
     @property
-    def is_bound(self) -> bool:
+    def is_constrained(self) -> bool:
         """Whether a running request is bound to a grammar: then all tokens are read before `schedule`."""
         return any(running.request.grammar is not None for running in self._running.values())
 
@@ -248,7 +248,7 @@ class Scheduler:
         return [(image.start, image.start + image.num_tokens) for image in request.images]
 
     def _plan_encode(self, *, is_decoding: bool) -> Encode | None:
-        """Choose pictures for the encoder, those of the oldest prompts first."""
+        """Choose images for the encoder, those of the oldest prompts first."""
         for running in self._running.values():
             if running.is_prefilled or running.holds_features or not running.request.images:
                 continue
@@ -256,7 +256,7 @@ class Scheduler:
                 # The younger ones wait too, or they would take what the oldest waits for.
                 break
             running.holds_features = True
-        waiting = self.features.next_to_encode(self._max_pictures)
+        waiting = self.features.next_to_encode(self._max_images)
         if not waiting:
             return None
         if self._has_just_encoded and is_decoding and any(True for _ in self._due_chunks()):
@@ -274,7 +274,7 @@ class Scheduler:
             running.holds_features = False
 
     def _sees_images(self, running: _Running) -> bool:
-        """Whether every picture of a prompt is encoded before what is planned now."""
+        """Whether every image of a prompt is encoded before what is planned now."""
         images = running.request.images
         return not images or (running.holds_features and self.features.are_encoded(images))
 
@@ -282,7 +282,7 @@ class Scheduler:
         request = running.request
         rows: tuple[int, ...] = ()
         if request.images:
-            assert not request.scores_prompt, f"{request.id}: score programs take no pictures"
+            assert not request.scores_prompt, f"{request.id}: score programs take no images"
             placed = [-1] * len(request.prompt_ids)
             for image in request.images:
                 placed[image.start : image.start + image.num_tokens] = self.features.rows_of(image)
@@ -364,7 +364,7 @@ class Scheduler:
         """Return what is left of a prompt whose rows another slot holds, or this one still."""
         request, prompt_len = running.request, len(running.request.prompt_ids)
         start = prompt_len - 1
-        if self._is_pinned:
+        if self._is_single_shape:
             start = 0
             while (end := self._chunk_end(request, start)) < prompt_len:
                 start = end
@@ -394,7 +394,7 @@ class Scheduler:
             return None
         is_idle = not self._waiting and all(running.is_prefilled for running in self._running.values())
         most = max(running.num_left for running in rows)
-        step_limit = min(self._steps if is_idle and not self.is_bound else 1, most)
+        step_limit = min(self._steps if is_idle and not self.is_constrained else 1, most)
         kv_length = max(r.max_kv_len + min(step_limit, r.num_left) for r in rows)
         shape = choose_program(self._shapes, "decode", rows=len(rows), length=step_limit, kv_length=kv_length)
         for running in rows:

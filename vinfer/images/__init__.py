@@ -1,4 +1,4 @@
-"""Pictures of a request: read, fetched, decoded within limits, made into arrays as the model wants them.
+"""Images of a request: read, fetched, decoded within limits, made into arrays as the model wants them.
 
 Part of the run half; imports neither JAX, torch nor transformers. The whole of it from outside:
 
@@ -10,7 +10,7 @@ Part of the run half; imports neither JAX, torch nor transformers. The whole of 
 
 `limits` is the config's `server.images`, `record` a `vinfer.image_processing` record and `param` the path of
 the request's field, such as `messages[0].content[1].image_url.url`. All raise `ImageError`, a 400, whose
-message holds nothing of the picture, of this machine or of the network.
+message holds nothing of the image, of this machine or of the network.
 """
 
 from __future__ import annotations

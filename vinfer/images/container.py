@@ -1,6 +1,6 @@
-"""What the first bytes of a picture file say, before any decoder sees it.
+"""What the first bytes of an image file say, before any decoder sees it.
 
-Pure functions over bytes, each bounded by the file's length. Pillow allocates some pictures while it opens
+Pure functions over bytes, each bounded by the file's length. Pillow allocates some images while it opens
 them, and can be kept busy by a small file of many frames or scans; those are found here.
 """
 
@@ -67,5 +67,5 @@ def _color_table_bytes(data: bytes, flags_at: int) -> int:
 
 
 def jpeg_num_scans(data: bytes) -> int:
-    """Count a JPEG's scans, each of which costs a pass over the picture; in entropy-coded data none shows."""
+    """Count a JPEG's scans, each of which costs a pass over the image; in entropy-coded data none shows."""
     return data.count(b"\xff\xda")

@@ -1,4 +1,4 @@
-"""Bytes to an RGB picture, within limits; the only place that opens pictures.
+"""Bytes to an RGB image, within limits; the only place that opens images.
 
 Runs on worker threads: Pillow lets go of the interpreter while it decodes. Sizes are checked before pixels
 are allocated. What comes out is what the reference gets (`load_image` of transformers): the first frame,
@@ -26,11 +26,11 @@ MAX_JPEG_SCANS = 100
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """One picture.
+    """One image.
 
     Attributes:
         pixels: mode RGB.
-        content_hash: sha256 over mode, size and pixels, in hex: equal for equal pictures, whatever the file.
+        content_hash: sha256 over mode, size and pixels, in hex: equal for equal images, whatever the file.
     """
 
     pixels: Image.Image
@@ -55,7 +55,7 @@ def decode_image(data: bytes, limits: ImagesConfig, *, param: str | None = None)
         )
     kind = sniff_format(data)
     if kind is None:
-        raise ImageError("the image is not a PNG, JPEG, WebP or GIF picture: convert it", param=param)
+        raise ImageError("the image is not a PNG, JPEG, WebP or GIF image: convert it", param=param)
     try:
         rgb = _decode(data, kind, limits, param)
         return DecodedImage(pixels=rgb, content_hash=_content_hash(rgb))
@@ -65,9 +65,9 @@ def decode_image(data: bytes, limits: ImagesConfig, *, param: str | None = None)
         refusal = _too_many_pixels(limits, param)
     except Exception:
         # Decoders raise anything over a damaged file, and their messages hold addresses and paths.
-        logger.debug("a %s picture cannot be decoded", kind, exc_info=True)
+        logger.debug("a %s image cannot be decoded", kind, exc_info=True)
         refusal = ImageError(
-            f"the image is a damaged {kind} picture: it cannot be decoded; save it again", param=param
+            f"the image is a damaged {kind} image: it cannot be decoded; save it again", param=param
         )
     # Out here it does not hold the decoder's frames, and with them the file, for as long as it lives.
     raise refusal

@@ -1,4 +1,4 @@
-"""Fetches the picture behind a URL, from public addresses only; the one place that sends requests for users.
+"""Fetches the image behind a URL, from public addresses only; the one place that sends requests for users.
 
 Runs on the event loop. The client learns that a fetch failed, the log why: else the server would be a port
 scanner. What keeps it from being led astray:

@@ -1,4 +1,4 @@
-"""A picture to the array that a model's encoder takes, as the reference's Pillow processors make it.
+"""An image to the array that a model's encoder takes, as the reference's Pillow processors make it.
 
 Runs on worker threads; NumPy and Pillow only. Follows `image_processing_pil_*.py` of transformers 5.5 step
 by step, because a resampling step rounds to bytes and the order of the steps shows.
@@ -38,7 +38,7 @@ class PreparedImage:
         grid: patches over time, height and width (`image_grid_thw`); only for Qwen2-VL.
         token_grid: rows and columns of its placeholder tokens; only for Qwen2-VL.
         num_tokens: placeholder tokens in the prompt.
-        content_hash: of the picture (`DecodedImage`): the key of its features, within one model.
+        content_hash: of the image (`DecodedImage`): the key of its features, within one model.
     """
 
     pixels: np.ndarray
@@ -49,7 +49,7 @@ class PreparedImage:
 
 
 def preprocess(image: DecodedImage, record: ImageProcessing, *, param: str | None = None) -> PreparedImage:
-    """Resize, crop, rescale and normalise one picture.
+    """Resize, crop, rescale and normalise one image.
 
     Raises:
         ImageError: a shape that the model cannot take.
@@ -116,7 +116,7 @@ def _resize(image: Image.Image, size: Size, resample: int) -> Image.Image:
 
 
 def _resize_centre(image: Image.Image, size: Size, record: ClipProcessing) -> np.ndarray:
-    """Resize only what a centre crop of the resized picture keeps.
+    """Resize only what a centre crop of the resized image keeps.
 
     Equal to resizing and cropping up to the rounding of coordinates, a step of 1/255 here and there.
     """
@@ -142,7 +142,7 @@ def _centre_crop(image: np.ndarray, size: Size) -> np.ndarray:
         return image[top : top + crop_height, left : left + crop_width]
     padded_height, padded_width = max(height, crop_height), max(width, crop_width)
     padded = np.zeros((padded_height, padded_width, image.shape[2]), image.dtype)
-    # An odd pixel of padding goes before the picture, an odd pixel of cropping after it.
+    # An odd pixel of padding goes before the image, an odd pixel of cropping after it.
     above, before = math.ceil((padded_height - height) / 2), math.ceil((padded_width - width) / 2)
     padded[above : above + height, before : before + width] = image
     top, left = top + above, left + before

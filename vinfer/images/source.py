@@ -33,9 +33,9 @@ def is_remote(source: str, *, param: str | None = None) -> bool:
 
 
 def read_data_url(source: str, limits: ImagesConfig, *, param: str | None = None) -> DecodedImage:
-    """Decode the picture in a data URL: `data:image/<png, jpeg, webp or gif>;base64,<standard base64>`.
+    """Decode the image in a data URL: `data:image/<png, jpeg, webp or gif>;base64,<standard base64>`.
 
-    The declared type must be one of these, but what the picture is, its bytes decide.
+    The declared type must be one of these, but what the image is, its bytes decide.
 
     Raises:
         ImageError: another form, type or alphabet, or as `decode_image`.
@@ -52,7 +52,7 @@ def read_data_url(source: str, limits: ImagesConfig, *, param: str | None = None
             param=param,
         )
     if not parameters or parameters[-1] != "base64":
-        raise ImageError("the image is a data URL without ;base64: encode the picture in base64", param=param)
+        raise ImageError("the image is a data URL without ;base64: encode the image in base64", param=param)
     encoded = source[len(head) + 1 :]
     if len(encoded) // 4 * 3 - encoded[-2:].count("=") > limits.max_bytes:
         raise ImageError(

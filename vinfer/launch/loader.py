@@ -223,7 +223,7 @@ def served_model(
         )
     chat_template = load_chat_template(directory / "tokenizer", tokenizer)
     if manifest.images is not None:
-        # Here, on the loader's thread: the first picture would have the event loop wait for it.
+        # Here, on the loader's thread: the first image would have the event loop wait for it.
         importlib.import_module("vinfer.images")
     return ServedModel(
         name=model.name,

@@ -1,9 +1,9 @@
 """Which figures pass, and why these. The only place that says so.
 
 float32: both sides compute the same function with other orders of summation. The largest error over the tiny
-checkpoints of the parity matrix (docs/reports/models.md) is 5e-6 of the logit scale. A mixture of experts amplifies
-errors where its router hardly prefers one expert to another. A greedy token is wrong where the reference
-prefers another one by more than that.
+checkpoints of the parity matrix (docs/reports/models.md) is 5e-6 of the logit scale. A mixture of experts
+amplifies errors where its router hardly prefers one expert to another. A greedy token is wrong where the
+reference prefers another one by more than that.
 
 bfloat16 and float16: the bundle rounds weights, activations and cache, the reference does not, so tokens
 may differ where the best two are near each other. Measured on tiny Llama (two kinds of RoPE), Qwen2 and

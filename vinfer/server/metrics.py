@@ -37,7 +37,7 @@ _ENGINE_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("kv_cache_usage_perc", "Fraction of the KV cache in use, 0 to 1.", lambda s: s.kv_cache_usage_fraction),
     (
         "mm_cache_usage_perc",
-        "Fraction of the features' room that holds pictures, 0 to 1.",
+        "Fraction of the features' room that holds images, 0 to 1.",
         lambda s: s.mm_cache_usage_fraction,
     ),
 )
@@ -52,11 +52,11 @@ _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = 
         lambda s: s.num_overlapped_dispatches_total,
     ),
     ("num_encode_dispatches", "Image encoders dispatched.", lambda s: s.num_encode_dispatches_total),
-    ("num_images_encoded", "Pictures encoded.", lambda s: s.num_images_encoded_total),
-    ("mm_cache_queries", "Pictures that requests brought.", lambda s: s.mm_cache_queries_total),
+    ("num_images_encoded", "Images encoded.", lambda s: s.num_images_encoded_total),
+    ("mm_cache_queries", "Images that requests brought.", lambda s: s.mm_cache_queries_total),
     (
         "mm_cache_hits",
-        "Pictures of requests whose features were there already.",
+        "Images of requests whose features were there already.",
         lambda s: s.mm_cache_hits_total,
     ),
 )

@@ -83,7 +83,7 @@ class ServedModel:
         has_prompt_logprobs: whether requests may score their prompts (`echo` with `logprobs`).
         embeddings: how prompts become vectors; None where the bundle has no embed programs.
         answer_form: how it writes tool calls and reasoning, and how tools are explained to it.
-        images: how pictures become part of a prompt; None where the model takes none.
+        images: how images become part of a prompt; None where the model takes none.
         parity: how the bundle compares with transformers; None where nobody has compared.
     """
 

@@ -81,7 +81,7 @@ class Services:
 
     @functools.cached_property
     def image_fetcher(self) -> ImageFetcher:
-        """What fetches pictures by URL; made for the first one."""
+        """What fetches images by URL; made for the first one."""
         from vinfer.images import ImageFetcher
 
         return ImageFetcher(self.config.images)

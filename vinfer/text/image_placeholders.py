@@ -1,6 +1,6 @@
-"""Puts as many placeholder tokens into a rendered chat as its pictures have features.
+"""Puts as many placeholder tokens into a rendered chat as its images have features.
 
-Pure functions of strings, run on worker threads. Knows neither token ids nor pictures.
+Pure functions of strings, run on worker threads. Knows neither token ids nor images.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ def expand_placeholders(
     num_tokens: Sequence[int],
     control_tokens: ControlTokens,
 ) -> RenderedPrompt:
-    """Replace each marker that the template wrote by the tokens of its picture, in order.
+    """Replace each marker that the template wrote by the tokens of its image, in order.
 
     A marker that a user typed is no control token and stays text.
 
     Args:
-        num_tokens: of each picture.
+        num_tokens: of each image.
 
     Raises:
-        RequestError: the template did not write one marker per picture.
+        RequestError: the template did not write one marker per image.
     """
     markers = [
         span for span in rendered.control_spans if rendered.text[span[0] : span[1]] == placeholder.marker
     ]
     if len(markers) != len(num_tokens):
         raise RequestError(
-            f"the model's chat template shows {len(markers)} of {len(num_tokens)} pictures: "
+            f"the model's chat template shows {len(markers)} of {len(num_tokens)} images: "
             "send them in other messages, or one by one",
             param="messages",
         )

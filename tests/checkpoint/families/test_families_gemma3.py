@@ -68,7 +68,7 @@ def test_the_decoder_is_that_of_text_models_under_its_own_rules() -> None:
     assert "lm_head.weight" not in found.shapes
 
 
-def test_a_picture_is_seen_whole_and_both_ways() -> None:
+def test_an_image_is_seen_whole_and_both_ways() -> None:
     vision = normalise(GEMMA3).vision
     assert vision is not None
     assert vision.attends_both_ways
@@ -207,7 +207,7 @@ def test_every_layout_of_names_is_read(layout: Callable[[str], str], write: Call
     assert (processing.resize_to, processing.num_image_tokens) == ((26, 26), 9)
 
 
-def test_all_tokens_of_a_picture_become_special(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_all_tokens_of_an_image_become_special(write: Callable[..., Path], tmp_path: Path) -> None:
     open_hf_directory(write()).write_tokenizer(tmp_path / "tokenizer")
     special = json.loads((tmp_path / "tokenizer" / "special_tokens.json").read_text())
     tokens = {"<start_of_image>", "<image_soft_token>", "<end_of_image>"}
@@ -218,7 +218,7 @@ def test_a_tokenizer_that_lacks_one_is_refused(write: Callable[..., Path]) -> No
     directory = write()
     file = directory / "tokenizer.json"
     file.write_text(file.read_text().replace("<end_of_image>", "<end>"))
-    with pytest.raises(CheckpointError, match="no token '<end_of_image>', which stands for a picture"):
+    with pytest.raises(CheckpointError, match="no token '<end_of_image>', which stands for an image"):
         open_hf_directory(directory)
 
 
@@ -227,7 +227,7 @@ def test_a_tokenizer_that_lacks_one_is_refused(write: Callable[..., Path]) -> No
     [
         (
             {"size": {"height": 26, "width": 28}},
-            r"makes pictures of \(26, 28\), the vision tower.*\(26, 26\)",
+            r"makes images of \(26, 28\), the vision tower.*\(26, 26\)",
         ),
         ({"image_seq_length": 16}, "image_seq_length = 16: config.json has mm_tokens_per_image = 9"),
         ({"do_pan_and_scan": True}, "do_pan_and_scan = True: is not served"),

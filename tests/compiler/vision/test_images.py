@@ -1,4 +1,4 @@
-"""Prompts with pictures: every family says what transformers says, wherever they stand, alone or not."""
+"""Prompts with images: every family says what transformers says, wherever they stand, alone or not."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TEXT = prompt(150)
 Part = int | tuple[int, ...]
 
 
-def picture(seed: int, size: int) -> np.ndarray:
+def drawn(seed: int, size: int) -> np.ndarray:
     """Draw pixels as a processor would make them: rough and smooth, around 0."""
     generator = np.random.default_rng(seed)
     coarse = generator.normal(size=(3, 5, 5)).repeat(size // 5, axis=1).repeat(size // 5, axis=2)
@@ -47,7 +47,7 @@ def picture(seed: int, size: int) -> np.ndarray:
 
 
 def patches(seed: int, grid: tuple[int, int]) -> np.ndarray:
-    """Draw the patches of a picture of many sizes, four for each of its placeholders."""
+    """Draw the patches of an image of many sizes, four for each of its placeholders."""
     generator = np.random.default_rng(seed)
     num_patches = 4 * grid[0] * grid[1]
     rough = generator.normal(size=(num_patches, 3 * 2 * 6 * 6))
@@ -66,7 +66,7 @@ class Asker:
     family: VisionModel
 
     def question(self, *parts: Part) -> Question:
-        """Make a prompt of pictures, by seed, and runs of text, as token ids."""
+        """Make a prompt of images, by seed, and runs of text, as token ids."""
         ids: list[int] = []
         images = []
         for part in parts:
@@ -81,9 +81,9 @@ class Asker:
         return Question(tuple(ids), images=tuple(images))
 
     def image(self, seed: int, *, start: int) -> RequestImage:
-        """Draw a picture; those of many sizes differ in theirs too."""
+        """Draw an image; those of many sizes differ in theirs too."""
         grid = self.family.grids[seed % len(self.family.grids)] if self.family.grids else None
-        pixels = picture(seed, self.family.image_size) if grid is None else patches(seed, grid)
+        pixels = drawn(seed, self.family.image_size) if grid is None else patches(seed, grid)
         return RequestImage(
             content_hash=hashlib.sha256(pixels.tobytes()).hexdigest(),
             start=start,
@@ -96,9 +96,9 @@ class Asker:
         return {name: self.question(*parts) for name, parts in PROMPTS.items()}
 
     def reference_logits(self, model: PreTrainedModel, asked: Question, answer: Answer) -> Logits:
-        """Return float32 [steps, vocab]: transformers sees pictures and prompt, then the whole answer.
+        """Return float32 [steps, vocab]: transformers sees images and prompt, then the whole answer.
 
-        In two passes, or a placeholder in a random model's answer would ask for a picture.
+        In two passes, or a placeholder in a random model's answer would ask for an image.
         """
         ids = torch.tensor([asked.prompt_ids])
         given: dict[str, torch.Tensor] = {}
@@ -107,7 +107,7 @@ class Asker:
             given["pixel_values"] = torch.from_numpy(join([image.pixels for image in asked.images]))
         token_types = (ids == self.family.image_token_id).long()
         if self.family.grids:
-            # Else those of the prompt before, where this one has no picture.
+            # Else those of the prompt before, where this one has no image.
             model.model.rope_deltas = None
             grids = [image.token_grid for image in asked.images]
             if grids:
@@ -192,14 +192,14 @@ def test_answers_are_those_of_transformers(
     assert {phase: error for phase, error in errors.items() if error > TOLERANCE} == {}
 
 
-def wrong_picture(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """The last picture stands on its head."""
+def wrong_image(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """The last image stands on its head."""
     *others, last = asked.images
     turned = dataclasses.replace(last, pixels=last.pixels[:, ::-1].copy())
     return dataclasses.replace(asked, images=(*others, turned))
 
 
-def pictures_in_another_order(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+def images_in_another_order(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
     """Each stands where another should."""
     pixels = [image.pixels for image in asked.images]
     images = tuple(
@@ -269,7 +269,7 @@ _GEMMA3 = "transformers.models.gemma3.modeling_gemma3"
 
 
 def one_way(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """A picture's tokens do not see those that follow."""
+    """An image's tokens do not see those that follow."""
     from transformers.models.gemma3 import modeling_gemma3
 
     mask = modeling_gemma3.token_type_ids_mask_function
@@ -290,10 +290,10 @@ def one_way_in_windows(asked: Question, model: PreTrainedModel, patch: pytest.Mo
     return asked
 
 
-def pictures_that_see_each_other(
+def images_that_see_each_other(
     asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch
 ) -> Question:
-    """All pictures of a prompt are one."""
+    """All images of a prompt are one."""
     from transformers.models.gemma3 import modeling_gemma3
 
     mask = modeling_gemma3.token_type_ids_mask_function
@@ -302,7 +302,7 @@ def pictures_that_see_each_other(
 
 
 def no_windows(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """All of the tower's layers see the whole picture."""
+    """All of the tower's layers see the whole image."""
     model.model.visual.fullatt_block_indexes = range(100)
     return asked
 
@@ -337,8 +337,8 @@ def turned_patches(asked: Question, model: PreTrainedModel, patch: pytest.Monkey
     return asked
 
 
-def pictures_of_one_length(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """All pictures of a prompt look at each other in the tower."""
+def images_of_one_length(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+    """All images of a prompt look at each other in the tower."""
     patch.setattr(
         f"{_QWEN2_VL}.torch.repeat_interleave", lambda lengths, repeats: lengths.sum(dim=0, keepdim=True)
     )
@@ -361,7 +361,7 @@ def turned_positions(asked: Question, model: PreTrainedModel, patch: pytest.Monk
     return asked
 
 
-def moving_pictures(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
+def moving_images(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
     """Time goes on from row to row."""
     _with_positions(patch, model, lambda positions, delta: (positions[[1, 1, 2]], delta))
     return asked
@@ -374,7 +374,7 @@ def late_answer(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPat
 
 
 def positions_of_text(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """A picture counts as text does."""
+    """An image counts as text does."""
     _with_positions(
         patch,
         model,
@@ -391,7 +391,7 @@ def other_sections(asked: Question, model: PreTrainedModel, patch: pytest.Monkey
 
 
 Mistake = Callable[[Question, "PreTrainedModel", pytest.MonkeyPatch], Question]
-_OF_ALL: tuple[Mistake, ...] = (wrong_picture, pictures_in_another_order, another_activation, wrong_place)
+_OF_ALL: tuple[Mistake, ...] = (wrong_image, images_in_another_order, another_activation, wrong_place)
 MISTAKES: dict[str, tuple[Mistake, ...]] = {
     "llava": (*_OF_ALL, another_layer, dropped_projector_bias, wrong_first_norm),
     "llava-siglip": (*_OF_ALL, dropped_projector_bias, dropped_patch_bias),
@@ -402,22 +402,22 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
         wrong_soft_norm,
         one_way,
         one_way_in_windows,
-        pictures_that_see_each_other,
+        images_that_see_each_other,
     ),
     "qwen2-vl": (
-        wrong_picture,
+        wrong_image,
         another_gate,
         dropped_merger_bias,
         turned_patches,
-        pictures_of_one_length,
+        images_of_one_length,
         turned_positions,
-        moving_pictures,
+        moving_images,
         late_answer,
         positions_of_text,
         other_sections,
     ),
     "qwen2-5-vl": (
-        wrong_picture,
+        wrong_image,
         another_gate,
         dropped_merger_bias,
         turned_patches,
@@ -448,7 +448,7 @@ def _parameter(model: PreTrainedModel, ending: str) -> torch.Tensor:
     return next(parameter for name, parameter in model.named_parameters() if name.endswith(ending))
 
 
-def test_no_mix_of_pictures_compiles_anything(asker: Asker, engine: Engine) -> None:
+def test_no_mix_of_images_compiles_anything(asker: Asker, engine: Engine) -> None:
     counter = CompileCounter()
     counter.mark_ready()
     mixed = [
@@ -469,7 +469,7 @@ def test_no_mix_of_pictures_compiles_anything(asker: Asker, engine: Engine) -> N
 def test_in_a_crowd_as_alone(
     asker: Asker, engine: Engine, alone: dict[str, Answer], model: PreTrainedModel
 ) -> None:
-    """More requests than slots, with and without pictures."""
+    """More requests than slots, with and without images."""
     questions = asker.questions()
     crowd = [*questions, *questions]
     for name, answer in zip(crowd, ask(engine, [questions[name] for name in crowd]), strict=True):
@@ -477,7 +477,7 @@ def test_in_a_crowd_as_alone(
         assert differing_steps(logits, alone[name], answer) == []
 
 
-def test_the_same_picture_in_fifty_requests_is_encoded_once(asker: Asker, engine: Engine) -> None:
+def test_the_same_image_in_fifty_requests_is_encoded_once(asker: Asker, engine: Engine) -> None:
     before = engine.stats()
     asked = [asker.question(1000, TEXT[: 5 + place]) for place in range(50)]
     ask(engine, [_short(each) for each in asked])
@@ -496,7 +496,7 @@ def test_text_never_runs_the_encoder(asker: Asker, engine: Engine) -> None:
 def test_a_full_feature_array_makes_room(
     asker: Asker, engine: Engine, alone: dict[str, Answer], model: PreTrainedModel
 ) -> None:
-    """More pictures than the array holds, then one of the first again."""
+    """More images than the array holds, then one of the first again."""
     ask(engine, [_short(asker.question(2000 + seed, 3000 + seed, TEXT[:5])) for seed in range(15)])
     before = engine.stats()
     assert 0.9 < before.mm_cache_usage_fraction <= 1
@@ -507,8 +507,8 @@ def test_a_full_feature_array_makes_room(
     assert differing_steps(logits, alone["first"], again) == []
 
 
-def test_choices_share_a_prompt_with_pictures(asker: Asker, engine: Engine, alone: dict[str, Answer]) -> None:
-    """A sibling copies the rows, features among them; its last token may stand for a picture itself."""
+def test_choices_share_a_prompt_with_images(asker: Asker, engine: Engine, alone: dict[str, Answer]) -> None:
+    """A sibling copies the rows, features among them; its last token may stand for an image itself."""
     for name in ("last", "three, beyond a chunk"):
         asked = asker.questions()[name]
         shared = dataclasses.replace(asked, prompt_key=f"shared {asker.name} {name}")

@@ -1,4 +1,4 @@
-"""Pictures in chat completions: what a bundle answers over HTTP is what transformers says to the file."""
+"""Images in chat completions: what a bundle answers over HTTP is what transformers says to the file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Post = Callable[..., httpx.Response]
 
 
 def drawing(seed: int, width: int = 64, height: int = 48) -> Image.Image:
-    """Draw a picture larger than the model's, and not square."""
+    """Draw an image larger than the model's, and not square."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (6, 8, 3), np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -158,7 +158,7 @@ def test_the_answer_is_that_of_transformers(
     assert post("/tokenize", messages=messages(*parts)).json()["count"] == prompt_len
 
 
-def test_every_form_of_a_picture_is_the_same_picture(post: Post) -> None:
+def test_every_form_of_an_image_is_the_same_image(post: Post) -> None:
     answers = {chat(post, part, TEXT).json()["choices"][0]["message"]["content"] for part in (ONE, AS_STRING)}
     answers.add(chat(post, AS_IMAGE, TEXT).json()["choices"][0]["message"]["content"])
     assert len(answers) == 1
@@ -178,11 +178,11 @@ class GivenFile:
         return base64.b64decode(data_url(self.image).partition(",")[2])
 
 
-def test_a_fetched_picture_is_the_same_picture(
+def test_a_fetched_image_is_the_same_image(
     name: str, post: Post, bundle_of: Callable[[str], Path], engine_of: Callable[[str], Engine]
 ) -> None:
     fetcher = GivenFile(FIRST)
-    url = "https://pictures.example/cat.png"
+    url = "https://images.example/cat.png"
     with server_over(
         bundle_of(name), model_config(name), engine_of(name), image_fetcher=fetcher
     ) as fetching_post:
@@ -192,7 +192,7 @@ def test_a_fetched_picture_is_the_same_picture(
     assert fetched.json()["choices"] == sent.json()["choices"]
 
 
-def test_choices_of_one_picture_share_its_prompt(post: Post) -> None:
+def test_choices_of_one_image_share_its_prompt(post: Post) -> None:
     body = chat(post, ONE, TEXT, n=2).json()
     first, second = (choice["message"]["content"] for choice in body["choices"])
     assert first == second == chat(post, ONE, TEXT).json()["choices"][0]["message"]["content"]
@@ -204,8 +204,8 @@ def test_a_typed_placeholder_is_text(name: str, post: Post) -> None:
     family = VISION[name]
     typed = {"type": "text", "text": f"{' '.join(family.special_tokens)} is what I typed"}
     alone = chat(post, typed).json()["usage"]["prompt_tokens"]
-    with_picture = chat(post, ONE, typed).json()["usage"]["prompt_tokens"]
-    assert with_picture - alone == family.num_prompt_tokens
+    with_image = chat(post, ONE, typed).json()["usage"]["prompt_tokens"]
+    assert with_image - alone == family.num_prompt_tokens
 
 
 @pytest.mark.parametrize(
@@ -232,14 +232,14 @@ def test_what_is_refused(parts: tuple[dict[str, Any], ...], param: str, post: Po
     assert answer.json()["error"]["param"] == param
 
 
-def test_pictures_belong_to_users(post: Post) -> None:
+def test_images_belong_to_users(post: Post) -> None:
     turns = [{"role": "system", "content": [ONE]}, {"role": "user", "content": "hi"}]
     answer = post("/v1/chat/completions", messages=turns)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "messages[0].content[0]"
 
 
-def test_a_prompt_that_its_pictures_make_too_long_is_refused(post: Post) -> None:
+def test_a_prompt_that_its_images_make_too_long_is_refused(post: Post) -> None:
     long = {"type": "text", "text": "x" * 470}
     assert chat(post, long, max_tokens=8).status_code == 200
     answer = chat(post, ONE, OTHER, long, max_tokens=8)
@@ -247,7 +247,7 @@ def test_a_prompt_that_its_pictures_make_too_long_is_refused(post: Post) -> None
     assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
-def test_capabilities_and_metrics_know_pictures(
+def test_capabilities_and_metrics_know_images(
     name: str, post: Post, engine_of: Callable[[str], Engine]
 ) -> None:
     chat(post, ONE, TEXT)
@@ -257,12 +257,12 @@ def test_capabilities_and_metrics_know_pictures(
 
 
 @pytest.mark.bundles("qwen2-vl")
-def test_a_picture_counts_by_its_size(post_to: Callable[[str], Post]) -> None:
+def test_an_image_counts_by_its_size(post_to: Callable[[str], Post]) -> None:
     post = post_to("qwen2-vl")
 
     def num_prompt_tokens(width: int, height: int) -> int:
-        picture = {"type": "image", "image": data_url(drawing(3, width, height))}
-        answer = chat(post, picture, max_tokens=1)
+        part = {"type": "image", "image": data_url(drawing(3, width, height))}
+        answer = chat(post, part, max_tokens=1)
         assert answer.status_code == 200, answer.text
         tokens: int = answer.json()["usage"]["prompt_tokens"]
         return tokens
@@ -271,13 +271,13 @@ def test_a_picture_counts_by_its_size(post_to: Callable[[str], Post]) -> None:
     assert num_prompt_tokens(36, 48) - least == 12 - 4
     # The checkpoint allows 100 tokens, the largest program takes 64.
     assert num_prompt_tokens(400, 400) - least == 64 - 4
-    # Shrunk pictures keep their shape: a quarter of 8 times 8 each way.
+    # Shrunk images keep their shape: a quarter of 8 times 8 each way.
     assert num_prompt_tokens(1600, 400) - least == 4 * 16 - 4
 
 
 @pytest.mark.bundles("qwen2-vl")
 @pytest.mark.parametrize(("width", "message"), [(2100, "aspect ratio"), (1990, "takes 112 tokens")])
-def test_a_picture_too_long_for_the_model_is_refused(
+def test_an_image_too_long_for_the_model_is_refused(
     width: int, message: str, post_to: Callable[[str], Post]
 ) -> None:
     answer = chat(post_to("qwen2-vl"), {"type": "image", "image": data_url(drawing(3, width, 10))}, TEXT)

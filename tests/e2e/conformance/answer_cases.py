@@ -149,7 +149,7 @@ def check_continuous_usage(route: Route) -> None:
     assert len(set(counts)) > 2
 
 
-def bound(fields: dict[str, Any], texts: Collection[str], **sampling: Any) -> Case:
+def constrained(fields: dict[str, Any], texts: Collection[str], **sampling: Any) -> Case:
     """Make the case of a form: of all that it allows the model takes what it likes most, token by token."""
 
     def check(route: Route) -> None:
@@ -184,26 +184,26 @@ def json_schema(**fields: Any) -> dict[str, Any]:
 def check_response_format_type(route: Route) -> None:
     """`json_object` makes an object of what would be braces without end; `text` binds nothing."""
     braces = {"logit_bias": {str(route.talk.ids("}")[0]): 100.0}}
-    bound({"response_format": {"type": "json_object"}}, ["{}"], **braces)(route)
+    constrained({"response_format": {"type": "json_object"}}, ["{}"], **braces)(route)
     (answer,) = route.ask(**GREEDY, **braces, response_format={"type": "text"})
     assert (answer.text, answer.finish_reason) == ("}" * 10, "length")
 
 
 def check_schema_name(route: Route) -> None:
     """It says nothing about the answer, but must be a name."""
-    bound(json_schema(name="another-name_1"), OF_SCHEMA)(route)
+    constrained(json_schema(name="another-name_1"), OF_SCHEMA)(route)
     assert route.refusal(**json_schema(name="no name")) == "response_format.json_schema.name"
 
 
 def check_schema_description(route: Route) -> None:
-    bound(json_schema(description="of people"), OF_SCHEMA)(route)
+    constrained(json_schema(description="of people"), OF_SCHEMA)(route)
     assert route.refusal(**json_schema(description=3)) == "response_format.json_schema.description"
 
 
 def check_schema_strict(route: Route) -> None:
     """The schema holds whatever it says."""
     for strict in (True, False):
-        bound(json_schema(strict=strict), OF_SCHEMA)(route)
+        constrained(json_schema(strict=strict), OF_SCHEMA)(route)
     assert route.refusal(**json_schema(strict="yes")) == "response_format.json_schema.strict"
 
 
@@ -240,14 +240,14 @@ ANSWER_CASES: dict[str, Case] = {
     "response_format.type": check_response_format_type,
     "response_format.json_schema.name": check_schema_name,
     "response_format.json_schema.description": check_schema_description,
-    "response_format.json_schema.schema": bound(json_schema(), OF_SCHEMA),
+    "response_format.json_schema.schema": constrained(json_schema(), OF_SCHEMA),
     "response_format.json_schema.strict": check_schema_strict,
-    "structured_outputs.regex": bound(
+    "structured_outputs.regex": constrained(
         structured(regex="[ab]{2}c?d"), [f"{a}{b}{c}d" for a in "ab" for b in "ab" for c in ("", "c")]
     ),
-    "structured_outputs.choice": bound(structured(choice=["north", "south"]), ["north", "south"]),
-    "structured_outputs.grammar": bound(
+    "structured_outputs.choice": constrained(structured(choice=["north", "south"]), ["north", "south"]),
+    "structured_outputs.grammar": constrained(
         structured(grammar='start: ("k" | "l") MORE\nMORE: "mm" | "n"'), ["kmm", "kn", "lmm", "ln"]
     ),
-    "structured_outputs.json": bound(structured(json=SCHEMA), OF_SCHEMA),
+    "structured_outputs.json": constrained(structured(json=SCHEMA), OF_SCHEMA),
 }

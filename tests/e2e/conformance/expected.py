@@ -24,7 +24,7 @@ class Expected:
     """Answers of the reference to what requests ask.
 
     Args:
-        model, seeing: of text and of pictures; float32, on the CPU.
+        model, seeing: of text and of images; float32, on the CPU.
     """
 
     def __init__(self, model: PreTrainedModel, seeing: PreTrainedModel, talk: Talk) -> None:
@@ -49,14 +49,14 @@ class Expected:
         mean: Array = hidden[0].double().numpy().mean(axis=0)
         return mean / np.linalg.norm(mean)
 
-    def seen(self, ids: list[int], pictures: Sequence[Image.Image], *, num_tokens: int) -> list[int]:
-        """Return the likeliest tokens after a prompt whose placeholders stand for these pictures."""
+    def seen(self, ids: list[int], images: Sequence[Image.Image], *, num_tokens: int) -> list[int]:
+        """Return the likeliest tokens after a prompt whose placeholders stand for these images."""
         import torch
         from tiny.checkpoints import checkpoint
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
         processor = CLIPImageProcessorPil.from_pretrained(checkpoint("llava"))
-        pixels = processor(list(pictures), return_tensors="pt")["pixel_values"]
+        pixels = processor(list(images), return_tensors="pt")["pixel_values"]
         found: list[int] = []
         with torch.no_grad():
             for _ in range(num_tokens):

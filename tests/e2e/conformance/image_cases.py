@@ -1,4 +1,4 @@
-"""Cases of the fields that bring pictures: the answer is transformers' to the very same pixels."""
+"""Cases of the fields that bring images: the answer is transformers' to the very same pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tiny_server import EOS_ID, MODEL, SEEING
 Case = Callable[[Route], None]
 Part = dict[str, Any]
 WriteParts = Callable[[Image.Image], list[Part]]
-"""Parts of one picture, in each of the ways that must mean the same."""
+"""Parts of one image, in each of the ways that must mean the same."""
 
 NUM_TOKENS = 6
 QUESTION = "What is it?"
@@ -30,12 +30,12 @@ CONVERSATIONS = {
 }
 
 
-def picture(seed: int) -> Image.Image:
+def drawn(seed: int) -> Image.Image:
     drawn = np.random.default_rng(seed).integers(0, 256, (30, 30, 3), np.uint8)
     return Image.fromarray(drawn)
 
 
-PICTURES = (picture(1), picture(2))
+IMAGES = (drawn(1), drawn(2))
 
 
 def data_url(image: Image.Image) -> str:
@@ -45,7 +45,7 @@ def data_url(image: Image.Image) -> str:
 
 
 def check_seen(route: Route, image: Image.Image, part: Part) -> None:
-    """Check what a picture in front of a question becomes: the prompt's ids, their count, or the answer."""
+    """Check what an image in front of a question becomes: the prompt's ids, their count, or the answer."""
     talk = route.talk
     path, field = CONVERSATIONS[route.form]
     text_type = "input_text" if route.form == "ResponsesFields" else "text"
@@ -63,7 +63,7 @@ def check_seen(route: Route, image: Image.Image, part: Part) -> None:
         assert talk.post(path, body)["tokens"] == ids
         return
     tokens = route.expected.seen(ids, [image], num_tokens=NUM_TOKENS)
-    assert EOS_ID not in tokens, "this picture ends the answer: take another seed"
+    assert EOS_ID not in tokens, "this image ends the answer: take another seed"
     answer = talk.text([token for token in tokens if token != LLAVA.image_token_id])
     if route.form == "ResponsesFields":
         response = talk.post(path, {**body, "temperature": 0, "max_output_tokens": NUM_TOKENS})
@@ -85,7 +85,7 @@ def refused(route: Route, part: Part, *, model: str = SEEING, role: str = "user"
 
 
 def seen(place: str, write: Callable[[str], list[Part]]) -> Case:
-    """Make the case of a field that holds a picture's URL.
+    """Make the case of a field that holds an image's URL.
 
     Args:
         place: path of the field in its part, as errors name it.
@@ -93,14 +93,14 @@ def seen(place: str, write: Callable[[str], list[Part]]) -> Case:
     """
 
     def check(route: Route) -> None:
-        for image in PICTURES:
+        for image in IMAGES:
             for part in write(data_url(image)):
                 check_seen(route, image, part)
         (bad, *_) = write("data:image/png;base64,AAAA")
         assert refused(route, bad) == place
         (remote, *_) = write("https://example.com/a.png")
         assert refused(route, remote) == place
-        (good, *_) = write(data_url(PICTURES[0]))
+        (good, *_) = write(data_url(IMAGES[0]))
         assert refused(route, good, model=MODEL) == place
         assert refused(route, good, role="system") == ""
 
@@ -108,7 +108,7 @@ def seen(place: str, write: Callable[[str], list[Part]]) -> Case:
 
 
 def without_effect(place: str, write: Callable[[str, str], Part]) -> Case:
-    """Make the case of `detail`: a model has one way to look at a picture.
+    """Make the case of `detail`: a model has one way to look at an image.
 
     Args:
         write: a URL and a detail to a part.
@@ -116,8 +116,8 @@ def without_effect(place: str, write: Callable[[str, str], Part]) -> Case:
 
     def check(route: Route) -> None:
         for detail in ("auto", "low", "high"):
-            check_seen(route, PICTURES[0], write(data_url(PICTURES[0]), detail))
-        assert refused(route, write(data_url(PICTURES[0]), "fine")) == place
+            check_seen(route, IMAGES[0], write(data_url(IMAGES[0]), detail))
+        assert refused(route, write(data_url(IMAGES[0]), "fine")) == place
 
     return check
 
@@ -144,8 +144,8 @@ def _input_image_with_detail(url: str, detail: str) -> Part:
 
 def check_file_id(route: Route) -> None:
     """There are no files: null is taken, as clients send it."""
-    part = {"type": "input_image", "image_url": data_url(PICTURES[0])}
-    check_seen(route, PICTURES[0], {**part, "file_id": None})
+    part = {"type": "input_image", "image_url": data_url(IMAGES[0])}
+    check_seen(route, IMAGES[0], {**part, "file_id": None})
     assert refused(route, {**part, "file_id": "file-1"}) == "file_id"
 
 

@@ -71,7 +71,7 @@ def empty(key: str, nothing: Any, something: Any) -> Case:
 
 
 def check_part_type(route: Route) -> None:
-    """A text part is text, a picture has cases of its own; any other kind is refused by its place."""
+    """A text part is text, an image has cases of its own; any other kind is refused by its place."""
     path, field = CONVERSATIONS[route.form]
     shown([{"role": "user", "content": [{"type": "text", "text": "one part"}]}], "user: one part")(route)
     audio = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}

@@ -315,13 +315,13 @@ def check_tool_strict(route: Route) -> None:
     """Text of strict tools is UTF-8: of the tokens that this model likes best those that can be so."""
     offered([tool("f", strict=False)], f"function f  {NO_ARGUMENTS}|")(route)
     fields = {"input": [USER], "temperature": 0, "max_output_tokens": 40}
-    (free, bound) = (
+    (free, constrained) = (
         asked(route, **fields, tools=[tool("f", strict=strict)])["output"][0]["content"][0]["text"]
         for strict in (False, True)
     )
     assert "\ufffd" in free
     # What ends the answer may end it inside of a character.
-    assert "\ufffd" not in bound[:-1]
+    assert "\ufffd" not in constrained[:-1]
     assert refused(route, tools=[tool("f", strict="yes")]) == "tools[0].strict"
 
 

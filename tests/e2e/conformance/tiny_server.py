@@ -2,7 +2,7 @@
 
 The bundle is the tests' own `llama` with another tokenizer file and chat template: text begins with BOS, and
 the template shows every part of a message. Two names serve it, one of them with defaults of its own and a
-form of calls that begins an answer. A third model takes pictures; it is as it was built.
+form of calls that begins an answer. A third model takes images; it is as it was built.
 """
 
 from __future__ import annotations

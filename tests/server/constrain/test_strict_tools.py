@@ -41,7 +41,7 @@ def thinking_server(tokenizer: Tokenizer) -> Iterator[RunningServer]:
         yield server
 
 
-def bound(server: RunningServer, **fields: Any) -> Any:
+def constrained(server: RunningServer, **fields: Any) -> Any:
     """Return the engine's request for these tools."""
     server.engine.reset()
     server.engine.max_model_len = 2048
@@ -53,10 +53,10 @@ def bound(server: RunningServer, **fields: Any) -> Any:
 
 def check(server: RunningServer, texts: dict[str, bool], **fields: Any) -> None:
     for text, expected in texts.items():
-        assert follows(bound(server, **fields), text) is expected, text
+        assert follows(constrained(server, **fields), text) is expected, text
 
 
-def test_text_is_free_and_calls_are_bound(server: Any) -> None:
+def test_text_is_free_and_calls_are_constrained(server: Any) -> None:
     form = server.tool_format
     # In the text a call begins with its marker, also where an answer may begin without.
     lead = f"Let me see. {form.opening if form.begins_with_call else ''}"
@@ -80,7 +80,7 @@ def test_text_is_free_and_calls_are_bound(server: Any) -> None:
     check(server, {form.written([GOOD]): True, form.written([GOOD, GOOD]): False}, parallel_tool_calls=False)
 
 
-def test_what_is_bound_is_read_as_a_call(server: Any) -> None:
+def test_what_is_constrained_is_read_as_a_call(server: Any) -> None:
     """Whole and streamed."""
     server.engine.reset()
     server.engine.max_model_len = 2048
@@ -92,11 +92,11 @@ def test_what_is_bound_is_read_as_a_call(server: Any) -> None:
         assert choice["finish_reason"] == "tool_calls"
 
 
-def test_without_a_strict_tool_nothing_is_bound(server: Any) -> None:
-    assert bound(server, tools=[LOOSE]).grammar is None
-    assert bound(server, tools=[function("f", CITY)]).grammar is None
-    assert bound(server, tool_choice="none").grammar is None
-    assert bound(server, tools=[STRICT]).grammar is not None
+def test_without_a_strict_tool_nothing_is_constrained(server: Any) -> None:
+    assert constrained(server, tools=[LOOSE]).grammar is None
+    assert constrained(server, tools=[function("f", CITY)]).grammar is None
+    assert constrained(server, tool_choice="none").grammar is None
+    assert constrained(server, tools=[STRICT]).grammar is not None
 
 
 def test_thoughts_stay_free(thinking_server: RunningServer) -> None:
@@ -128,7 +128,7 @@ def test_control_tokens(tokenizer: Tokenizer, form: Any) -> None:
     """A marker that is one begins a call; the others are what they are without a grammar."""
     other = min(tokenizer.special_ids - {EOS, IM_START, *ids_of("</s><|im_end|>")})
     with serving(tokenizer, AnswerForm(tool_format=form)) as server:
-        matcher = bound(server).grammar
+        matcher = constrained(server).grammar
         assert matcher is not None
         opening = [IM_START] if form is WITH_CONTROL_TOKEN else ids_of(form.opening)
         for token in (*ids_of("So"), other, *ids_of(" "), other, *opening):
@@ -189,7 +189,7 @@ def test_calls_as_python_writes_them(tokenizer: Tokenizer) -> None:
 def test_strings_of_python_calls_mean_what_they_say_as_json(tokenizer: Tokenizer) -> None:
     """Escapes that Python reads in another way than JSON must not be written."""
     with serving(tokenizer, AnswerForm(tool_format=PYTHONIC)) as server:
-        matcher = bound(server).grammar
+        matcher = constrained(server).grammar
         for token in ids_of('[get_weather(city="\\'):
             matcher.advance([token])
         assert allows(matcher, ids_of("n")[0])

@@ -52,7 +52,7 @@ FORMS: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize("route", ["chat", "complete"])
 @pytest.mark.parametrize("name", FORMS)
-def test_an_answer_is_bound(server: RunningServer, name: str, route: str) -> None:
+def test_an_answer_is_constrained(server: RunningServer, name: str, route: str) -> None:
     fields, good, bad = FORMS[name]
     for text, expected in ((good, True), (bad, False)):
         server.engine.reset()
@@ -87,7 +87,7 @@ def test_min_tokens_is_the_grammar_s_matter(server: RunningServer) -> None:
     assert follows(server.engine.requests[1], "aa")
 
 
-def test_a_bound_answer_is_streamed_and_ends_with_stop(server: RunningServer) -> None:
+def test_a_constrained_answer_is_streamed_and_ends_with_stop(server: RunningServer) -> None:
     server.engine.script = [*ids_of("no"), IM_END]
     fields = {"structured_outputs": {"choice": ["yes", "no"]}}
     chunks = events(server.chat(**fields, stream=True).text)
@@ -228,7 +228,7 @@ def test_a_grammar_that_fails_midway_is_an_error_of_its_field(server: RunningSer
     assert response.json()["error"]["param"] == "structured_outputs.regex"
 
 
-def test_a_client_that_leaves_a_bound_stream_cancels_it(server: RunningServer) -> None:
+def test_a_client_that_leaves_a_constrained_stream_cancels_it(server: RunningServer) -> None:
     server.engine.seconds_per_event = 0.05
     body = {
         "model": "fake",

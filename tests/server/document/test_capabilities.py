@@ -139,7 +139,7 @@ def test_completion_limit(
 def test_limits_tried_elsewhere(server: RunningServer, model: dict[str, Any]) -> None:
     limits = model["limits"]
     tried = {limit for limit, _, _ in (*CHAT_LIMITS, *COMPLETION_LIMITS)}
-    # `test_bounds` of the tokenization routes tries these two.
+    # `test_limits` of the tokenization routes tries these two.
     assert limits["max_tokenize_chars"] == tokenization.MAX_PROMPT_CHARS
     assert limits["max_detokenize_tokens"] == tokenization.MAX_TOKENS
     # More entries than this vocabulary has tokens: the number is looked at first.

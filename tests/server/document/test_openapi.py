@@ -255,7 +255,7 @@ def test_the_models_are_named() -> None:
     assert parameter["schema"] == {"enum": ["a", "b"]}
 
 
-def test_the_models_bound_their_fields(server: RunningServer) -> None:
+def test_the_models_limit_their_fields(server: RunningServer) -> None:
     """At each bound the route takes what the document allows, and beyond it neither does."""
     contract = Contract(ServerConfig(), server.models)
     (model,) = server.models.served_models
@@ -301,7 +301,7 @@ def test_reasoning_effort_is_for_templates_that_read_it(tokenizer: Tokenizer) ->
             assert contract.request_validator("POST", path).is_valid(body) is is_read
 
 
-def test_pictures_are_for_models_that_take_them(server: RunningServer) -> None:
+def test_images_are_for_models_that_take_them(server: RunningServer) -> None:
     """Of this server's models none does; those that load may."""
     loading = ModelTable(["fake", "loads"])
     loading.serve(server.models.served_models[0])
@@ -317,7 +317,7 @@ def test_pictures_are_for_models_that_take_them(server: RunningServer) -> None:
         assert server.http.post(path, json=body).status_code == 400
 
 
-def test_a_model_that_loads_bounds_nothing(server: RunningServer) -> None:
+def test_a_model_that_loads_limits_nothing(server: RunningServer) -> None:
     models = ModelTable(["fake", "loads"])
     models.serve(server.models.served_models[0])
     schema = openapi_document(ServerConfig(), models)["components"]["schemas"]["CompletionFields"]

@@ -62,7 +62,7 @@ def test_calls_come_after_thoughts_not_in_them(thinking_server: RunningServer) -
     assert len(message["tool_calls"]) == 1
 
 
-def test_a_bound_answer_is_no_thought(thinking_server: RunningServer) -> None:
+def test_a_constrained_answer_is_no_thought(thinking_server: RunningServer) -> None:
     text = '{"a": "<think>"}'
     assert say(thinking_server, text, response_format={"type": "json_object"})["content"] == text
 

@@ -31,7 +31,7 @@ def form_server(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Iterato
         yield server
 
 
-def test_bound_answers_are_of_the_format(form_server: Any, tokenizer: Tokenizer) -> None:
+def test_constrained_answers_are_of_the_format(form_server: Any, tokenizer: Tokenizer) -> None:
     tool_format: ToolFormat = form_server.tool_format
     two = tool_format.written(CALLS)
     one = tool_format.written(CALLS[:1])

@@ -24,7 +24,7 @@ from tool_requests import (
 
 from vinfer.config import ServerConfig
 from vinfer.server.constrain.grammars import MAX_SCHEMA_CHARS
-from vinfer.server.constrain.tool_grammar import MAX_BOUND_CALLS
+from vinfer.server.constrain.tool_grammar import MAX_CONSTRAINED_CALLS
 from vinfer.server.fields.tools import MAX_TOOLS, parsed_arguments
 from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
@@ -144,14 +144,14 @@ def test_each_choice_has_its_calls_and_all_logprobs(tools_server: RunningServer)
         assert "".join(tokens) == CALL
 
 
-BOUND: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
+CONSTRAINED: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     "required": (
         {"tool_choice": "required"},
-        [CALL, TIME_CALL, f"{CALL}\n{TIME_CALL}", "\n".join([TIME_CALL] * MAX_BOUND_CALLS)],
+        [CALL, TIME_CALL, f"{CALL}\n{TIME_CALL}", "\n".join([TIME_CALL] * MAX_CONSTRAINED_CALLS)],
         [
             "Hi",
             CALL[:-1],
-            "\n".join([TIME_CALL] * (MAX_BOUND_CALLS + 1)),
+            "\n".join([TIME_CALL] * (MAX_CONSTRAINED_CALLS + 1)),
             CALL.replace('"Oslo"', "1"),
             CALL.replace('"city"', '"town"'),
             CALL.replace('"Oslo"', '"Oslo", "x": 1'),
@@ -167,9 +167,9 @@ BOUND: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", BOUND)
-def test_an_answer_is_bound_to_calls(tools_server: RunningServer, name: str) -> None:
-    fields, good, bad = BOUND[name]
+@pytest.mark.parametrize("name", CONSTRAINED)
+def test_an_answer_is_constrained_to_calls(tools_server: RunningServer, name: str) -> None:
+    fields, good, bad = CONSTRAINED[name]
     for text, expected in [*((text, True) for text in good), *((text, False) for text in bad)]:
         tools_server.engine.reset()
         assert tools_server.chat(tools=TOOLS, **fields).status_code == 200

@@ -209,7 +209,7 @@ PIXEL = "data:image/png;base64,iVBORw0KGgo="
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/count_tokens", "/tokenize"])
-def test_a_model_of_text_refuses_pictures_before_it_looks_at_them(
+def test_a_model_of_text_refuses_images_before_it_looks_at_them(
     path: str, part: dict[str, Any], param: str, server: RunningServer
 ) -> None:
     field = "conversation" if path == "/v1/count_tokens" else "messages"

@@ -374,9 +374,9 @@ def test_accepted_field_changes_nothing(server: RunningServer, field: str) -> No
 
 
 HI = {"role": "user", "content": "hi"}
-PICTURE = {"type": "input_image", "image_url": "data:,"}
+IMAGE = {"type": "input_image", "image_url": "data:,"}
 BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
-    ({"input": [{"role": "system", "content": [PICTURE]}]}, "input[0].content[0]"),
+    ({"input": [{"role": "system", "content": [IMAGE]}]}, "input[0].content[0]"),
     ({"input": None}, "input"),
     ({"input": 3}, "input"),
     ({"input": []}, "input"),
@@ -432,7 +432,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
 ]
 # What only the model, or another field, can say.
 NO_MATTER_OF_SCHEMA: list[tuple[dict[str, Any], str]] = [
-    ({"input": [{"role": "user", "content": [PICTURE]}]}, "input[0].content[0].image_url"),
+    ({"input": [{"role": "user", "content": [IMAGE]}]}, "input[0].content[0].image_url"),
     ({"max_output_tokens": 1000}, "max_output_tokens"),
     ({"input": "x" * 1000}, "input"),
     (

@@ -167,7 +167,7 @@ def test_bad_detokenize_field(server: RunningServer, fields: dict[str, Any], par
     assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
 
 
-def test_bounds(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     num_chars, num_tokens = tokenization.MAX_PROMPT_CHARS, tokenization.MAX_TOKENS
     with start() as server:
         fits = tokenize(server, prompt="a" * num_chars)

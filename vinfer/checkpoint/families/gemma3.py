@@ -1,4 +1,4 @@
-"""Gemma 3 with images: a SigLIP vision tower in front of Gemma 3's decoder, which sees a picture both ways.
+"""Gemma 3 with images: a SigLIP vision tower in front of Gemma 3's decoder, which sees an image both ways.
 
 Source: transformers 5.5, `models/gemma3/{configuration,modeling}_gemma3.py`.
 """

@@ -1,4 +1,4 @@
-"""Qwen2-VL and 2.5-VL: a tower for pictures of any size before a Qwen2 that rotates by time, row and column.
+"""Qwen2-VL and 2.5-VL: a tower for images of any size before a Qwen2 that rotates by time, row and column.
 
 Published files have the decoder's keys beside `vision_config`; transformers 5 writes them into `text_config`.
 
@@ -271,7 +271,7 @@ FAMILIES = tuple(
         architecture=architecture,
         keys=QWEN_KEYS | {"image_token_id", "text_config", "vision_config"},
         translate=_qwen2_vl,
-        # Of videos, and what the chat template writes around a picture.
+        # Of videos, and what the chat template writes around an image.
         harmless=frozenset(
             {"video_token_id", "vision_end_token_id", "vision_start_token_id", "vision_token_id"}
         ),

@@ -122,7 +122,7 @@ def _tower_shapes(tower: TowerFacts) -> dict[str, Shape]:
 
 
 def _head_shapes(tower: TowerFacts) -> dict[str, Shape]:
-    """List SigLIP's pooling head, which makes one vector of a picture and is not used here."""
+    """List SigLIP's pooling head, which makes one vector of an image and is not used here."""
     hidden = tower.hidden_size
     head = {
         "probe": (1, 1, hidden),

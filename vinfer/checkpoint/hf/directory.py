@@ -131,7 +131,7 @@ def _refuse_other_size(processing: ImageProcessing, vision: VisionFacts, directo
     _, height, width = vision.image_shape
     if processing.output_size not in (None, (height, width)):
         raise CheckpointError(
-            f"{directory}: the image processor makes pictures of {processing.output_size}, the vision tower "
+            f"{directory}: the image processor makes images of {processing.output_size}, the vision tower "
             f"of config.json takes {(height, width)} (height, width): they do not belong together"
         )
 

@@ -64,7 +64,7 @@ def cap_attention_logits(module: Any) -> None:
 
 
 def scaled_embeddings(decoder: Any, tokens: Any) -> Any:
-    """Embed tokens as `Gemma3TextScaledWordEmbedding` of transformers does; it scales no picture's features.
+    """Embed tokens as `Gemma3TextScaledWordEmbedding` of transformers does; it scales no image's features.
 
     `modules/gemma3/modeling_gemma3.py::Gemma3TextModel.forward` scales what it looks up itself, and takes
     `inputs_embeds` as they are.

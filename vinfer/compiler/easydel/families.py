@@ -104,7 +104,7 @@ class EasyDeLFamily:
         head: EasyDeL's path of the LM head, without `.kernel`.
         ropes: name of a rotary table -> attribute of the decoder that caches it.
         parts: (EasyDeL's path, shape) -> where its values come from.
-        embed: (decoder, tokens) -> what enters the first layer, for features of pictures to be put into.
+        embed: (decoder, tokens) -> what enters the first layer, for features of images to be put into.
         correct: changes the module after it was built; every change with its upstream fact.
     """
 

@@ -222,7 +222,7 @@ def _sampling_defaults(generation: GenerationFacts) -> dict[str, float | int]:
 
 
 def _within_programs(processing: ImageProcessing, plan: BuildPlan) -> ImageProcessing:
-    """Have pictures of many sizes made so small that the largest encoder takes them."""
+    """Have images of many sizes made so small that the largest encoder takes them."""
     if not isinstance(processing, Qwen2VLProcessing):
         return processing
     areas = (math.prod(shape.image[1:]) for shape in plan.programs if shape.uses_image_features)
@@ -230,7 +230,7 @@ def _within_programs(processing: ImageProcessing, plan: BuildPlan) -> ImageProce
 
 
 def _features_spec(plan: BuildPlan, hidden_size: int) -> StateSpec:
-    """Describe the array of all pictures' features: whole on every device, as the embeddings it joins."""
+    """Describe the array of all images' features: whole on every device, as the embeddings it joins."""
     shape = (plan.num_feature_rows(hidden_size), hidden_size)
     return StateSpec(name="image_features", shape=shape, dtype=plan.dtype, axes=(None, None), initial=0)
 

@@ -1,4 +1,4 @@
-"""Encoders of pictures in plain XLA: a vision tower and what brings it to the decoder's width.
+"""Encoders of images in plain XLA: a vision tower and what brings it to the decoder's width.
 
 Functions of their weights, which are named as in the checkpoint. Know neither EasyDeL nor the decoder.
 
@@ -32,7 +32,7 @@ _PROJECTOR_NORM = f"{_PROJECTOR}.projector_layernorm"
 
 
 class _SquareEncoder:
-    """What encoders have whose pictures are all of one size, and so have as many features."""
+    """What encoders have whose images are all of one size, and so have as many features."""
 
     def __init__(self, facts: LlavaFacts | Gemma3Facts) -> None:
         self.hidden_size = facts.out_size
@@ -61,13 +61,13 @@ class LlavaEncoder(_SquareEncoder):
             *weights.linear(f"{_PROJECTOR}.linear_2", out, out, splits=0, has_bias=has_bias),
         )
 
-    def encode(self, weights: Sequence[jax.Array], *pictures: jax.Array) -> jax.Array:
-        """Return features [pictures, num_features, hidden_size].
+    def encode(self, weights: Sequence[jax.Array], *images: jax.Array) -> jax.Array:
+        """Return features [images, num_features, hidden_size].
 
         Args:
-            pictures: one array, pixels [pictures, channels, height, width].
+            images: one array, pixels [images, channels, height, width].
         """
-        (pixels,) = pictures
+        (pixels,) = images
         facts, named = self._facts, named_weights(self.weights, weights)
         states = tower_states(named, facts.tower, pixels, num_layers=max(facts.feature_layers))
         first = 1 if facts.drops_first else 0
@@ -92,13 +92,13 @@ class Gemma3Encoder(_SquareEncoder):
             weights.plain(f"{_PROJECTOR}.mm_input_projection_weight", (hidden, facts.out_size)),
         )
 
-    def encode(self, weights: Sequence[jax.Array], *pictures: jax.Array) -> jax.Array:
-        """Return features [pictures, num_features, hidden_size].
+    def encode(self, weights: Sequence[jax.Array], *images: jax.Array) -> jax.Array:
+        """Return features [images, num_features, hidden_size].
 
         Args:
-            pictures: one array, pixels [pictures, channels, height, width].
+            images: one array, pixels [images, channels, height, width].
         """
-        (pixels,) = pictures
+        (pixels,) = images
         facts, named = self._facts, named_weights(self.weights, weights)
         tower = facts.tower
         *_, last = tower_states(named, tower, pixels, num_layers=tower.num_layers)
@@ -121,7 +121,7 @@ def make_encoder(
 
 
 def _mean_of_squares(patches: jax.Array, per_side: int, squares_per_side: int) -> jax.Array:
-    """Average patches [pictures, per_side**2, hidden] over squares, in float32."""
+    """Average patches [images, per_side**2, hidden] over squares, in float32."""
     side = per_side // squares_per_side
     grid = patches.astype(jnp.float32).reshape(
         patches.shape[0], squares_per_side, side, squares_per_side, side, -1

@@ -1,7 +1,7 @@
-"""Where the features of pictures lie on the devices, and how they take the place of placeholder tokens.
+"""Where the features of images lie on the devices, and how they take the place of placeholder tokens.
 
-One array holds the features of all pictures that are in use or were lately, one per row; the host decides
-which rows belong to which picture (`vinfer.engine.feature_cache`). Knows neither models nor encoders.
+One array holds the features of all images that are in use or were lately, one per row; the host decides
+which rows belong to which image (`vinfer.engine.feature_cache`). Knows neither models nor encoders.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ImageFeatures:
     rope_positions: jax.Array | None = None
 
     def spans(self, starts: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Find the run of placeholders that each position stands in: one picture, as text is around each.
+        """Find the run of placeholders that each position stands in: one image, as text is around each.
 
         Args:
             starts: int32 [rows], position of the first token of each row.
@@ -55,7 +55,7 @@ class ImageFeatures:
 
 
 def store(pool: jax.Array, features: jax.Array, rows: jax.Array) -> jax.Array:
-    """Write features [pictures, per picture, hidden] to rows, int32 [pictures, per picture].
+    """Write features [images, per image, hidden] to rows, int32 [images, per image].
 
     A row beyond the end of the pool is written nowhere: padding of a dispatch.
     """

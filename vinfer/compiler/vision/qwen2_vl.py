@@ -1,7 +1,7 @@
-"""The vision towers of Qwen2-VL and Qwen2.5-VL in plain XLA: patches of pictures of any size to features.
+"""The vision towers of Qwen2-VL and Qwen2.5-VL in plain XLA: patches of images of any size to features.
 
-A function of its weights, which are named as in the checkpoint. A program takes pictures of up to so many
-patches; what a picture does not fill is padding that nothing looks at. Knows neither EasyDeL nor the decoder.
+A function of its weights, which are named as in the checkpoint. A program takes images of up to so many
+patches; what an image does not fill is padding that nothing looks at. Knows neither EasyDeL nor the decoder.
 
 Source: transformers 5.5, `models/{qwen2_vl,qwen2_5_vl}/modeling_*.py`.
 """
@@ -51,14 +51,14 @@ class Qwen2VLEncoder:
             ArraySpec(name="grids", shape=(shape.rows, 2), dtype="int32"),
         )
 
-    def encode(self, weights: Sequence[jax.Array], *pictures: jax.Array) -> jax.Array:
-        """Return features [pictures, max features, hidden_size]; those beyond a picture's own mean nothing.
+    def encode(self, weights: Sequence[jax.Array], *images: jax.Array) -> jax.Array:
+        """Return features [images, max features, hidden_size]; those beyond an image's own mean nothing.
 
         Args:
-            pictures: pixels [pictures, patches, values of a patch], the patches of each feature one after the
-                other, and grids int32 [pictures, 2], rows and columns of features; 0 where a row is padding.
+            images: pixels [images, patches, values of a patch], the patches of each feature one after the
+                other, and grids int32 [images, 2], rows and columns of features; 0 where a row is padding.
         """
-        pixels, grids = pictures
+        pixels, grids = images
         facts = self._facts
         named = named_weights(self.weights, weights)
         kernel = named["visual.patch_embed.proj.weight"]
@@ -82,7 +82,7 @@ class Qwen2VLEncoder:
 
 
 def _places(grids: jax.Array, num_patches: int, merge_size: int) -> tuple[jax.Array, jax.Array]:
-    """Return row and column of each patch, int32 [pictures, patches], in the order of merged squares."""
+    """Return row and column of each patch, int32 [images, patches], in the order of merged squares."""
     patch = jnp.arange(num_patches, dtype=jnp.int32)[None, :]
     square, within = patch // merge_size**2, patch % merge_size**2
     squares_per_row = jnp.maximum(grids[:, 1:], 1)
@@ -92,7 +92,7 @@ def _places(grids: jax.Array, num_patches: int, merge_size: int) -> tuple[jax.Ar
 
 
 def _rotary_table(rows: jax.Array, columns: jax.Array, *, head_dim: int) -> tuple[jax.Array, jax.Array]:
-    """Return cosines and sines, float32 [pictures, patches, 1, head_dim / 2]: half by row, half by column."""
+    """Return cosines and sines, float32 [images, patches, 1, head_dim / 2]: half by row, half by column."""
     exponents = jnp.arange(0, head_dim // 2, 2, dtype=jnp.float32) / (head_dim // 2)
     frequencies = 1.0 / _ROPE_THETA**exponents
     angles = jnp.concatenate(
@@ -134,7 +134,7 @@ def _norm(named: Named, facts: Qwen2VLFacts, name: str, hidden: jax.Array) -> ja
 
 
 def _rotate(states: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate heads [pictures, patches, heads, head_dim] in float32, as the reference does for every dtype."""
+    """Rotate heads [images, patches, heads, head_dim] in float32, as the reference does for every dtype."""
     cosines, sines = table
     first, second = jnp.split(states.astype(jnp.float32), 2, axis=-1)
     turned = [first * cosines - second * sines, second * cosines + first * sines]

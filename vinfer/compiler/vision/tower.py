@@ -19,7 +19,7 @@ from vinfer.checkpoint.vision import TowerFacts
 from vinfer.compiler.weights import Part, Weight
 
 TOWER = "vision_tower.vision_model"
-# Patches that look at all others at once: scores of all 4096 of Gemma 3 would be a gigabyte per picture.
+# Patches that look at all others at once: scores of all 4096 of Gemma 3 would be a gigabyte per image.
 QUERY_BLOCK = 512
 _UNSEEN = -1e30
 
@@ -97,10 +97,10 @@ def tower_states(named: Named, facts: TowerFacts, pixels: jax.Array, *, num_laye
     """Return what enters the first layer and what leaves each of the first `num_layers`.
 
     Args:
-        pixels: [pictures, channels, height, width].
+        pixels: [images, channels, height, width].
 
     Returns:
-        Arrays [pictures, positions, hidden], CLIP's class token first.
+        Arrays [images, positions, hidden], CLIP's class token first.
     """
     hidden = _embed(named, facts, pixels)
     if facts.is_clip:
@@ -139,14 +139,14 @@ def activate(inner: jax.Array, name: str) -> jax.Array:
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, groups: jax.Array | None = None) -> jax.Array:
-    """Let every patch of a picture see every other, `QUERY_BLOCK` of them at a time; products in float32.
+    """Let every patch of an image see every other, `QUERY_BLOCK` of them at a time; products in float32.
 
     Args:
-        query, key, value: [pictures, patches, heads, head_dim].
-        groups: int32 [pictures, patches]: a patch sees those of its own group only. Padding is a group too.
+        query, key, value: [images, patches, heads, head_dim].
+        groups: int32 [images, patches]: a patch sees those of its own group only. Padding is a group too.
 
     Returns:
-        [pictures, patches, heads, head_dim].
+        [images, patches, heads, head_dim].
     """
     scale = query.shape[-1] ** -0.5
 
@@ -157,32 +157,32 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, groups: jax.Array
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
-    pictures, length = query.shape[:2]
+    images, length = query.shape[:2]
     if length <= QUERY_BLOCK:
         return seen_by(query, groups)
 
     def blocks(array: jax.Array) -> jax.Array:
         padding = ((0, 0), (0, -length % QUERY_BLOCK), *[(0, 0)] * (array.ndim - 2))
         padded = jnp.pad(array, padding)
-        return padded.reshape(pictures, -1, QUERY_BLOCK, *array.shape[2:]).swapaxes(0, 1)
+        return padded.reshape(images, -1, QUERY_BLOCK, *array.shape[2:]).swapaxes(0, 1)
 
     own = None if groups is None else blocks(groups)
     seen = jax.lax.map(lambda block: seen_by(*block), (blocks(query), own)).swapaxes(0, 1)
-    return seen.reshape(pictures, -1, *query.shape[2:])[:, :length]
+    return seen.reshape(images, -1, *query.shape[2:])[:, :length]
 
 
 def _embed(named: Named, facts: TowerFacts, pixels: jax.Array) -> jax.Array:
     """Cut into patches, project each, put a class token first, add positions."""
     kernel = named[f"{TOWER}.embeddings.patch_embedding.weight"]
     hidden, channels, patch, _ = kernel.shape
-    pictures, side = pixels.shape[0], facts.patches_per_side
-    # A patch that the picture's edge would cut is left out, as by the convolution of the reference.
+    images, side = pixels.shape[0], facts.patches_per_side
+    # A patch that the image's edge would cut is left out, as by the convolution of the reference.
     kept = pixels[:, :, : side * patch, : side * patch].astype(kernel.dtype)
-    squares = kept.reshape(pictures, channels, side, patch, side, patch).transpose(0, 2, 4, 1, 3, 5)
-    patches = squares.reshape(pictures, side * side, -1) @ kernel.reshape(hidden, -1).T
+    squares = kept.reshape(images, channels, side, patch, side, patch).transpose(0, 2, 4, 1, 3, 5)
+    patches = squares.reshape(images, side * side, -1) @ kernel.reshape(hidden, -1).T
     if facts.is_clip:
         of_class = named[f"{TOWER}.embeddings.class_embedding"].astype(patches.dtype)
-        patches = jnp.concatenate([jnp.broadcast_to(of_class, (pictures, 1, hidden)), patches], axis=1)
+        patches = jnp.concatenate([jnp.broadcast_to(of_class, (images, 1, hidden)), patches], axis=1)
     else:
         patches += named[f"{TOWER}.embeddings.patch_embedding.bias"]
     return patches + named[f"{TOWER}.embeddings.position_embedding.weight"][None]

@@ -84,10 +84,10 @@ def grammar_spec(
 def _as_json(
     kind: GrammarKind, value: Mapping[str, Any] | list[str], path: str, max_chars: int
 ) -> GrammarSpec:
-    return GrammarSpec(kind, bounded_json(value, path, max_chars), path)
+    return GrammarSpec(kind, limited_json(value, path, max_chars), path)
 
 
-def bounded_json(value: Mapping[str, Any] | list[str], path: str, max_chars: int) -> str:
+def limited_json(value: Mapping[str, Any] | list[str], path: str, max_chars: int) -> str:
     """Write a value without white space.
 
     Raises:

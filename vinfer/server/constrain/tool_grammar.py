@@ -18,14 +18,14 @@ from vinfer.server.constrain.call_rules import (
     may_call,
     must_call,
 )
-from vinfer.server.constrain.grammars import MAX_SCHEMA_CHARS, bounded_json
+from vinfer.server.constrain.grammars import MAX_SCHEMA_CHARS, limited_json
 from vinfer.server.constrain.json_schema import closed
 from vinfer.server.fields.chat import ChatFields
-from vinfer.server.fields.tools import Tool, bound_tools, strict_tools
+from vinfer.server.fields.tools import Tool, required_tools, strict_tools
 from vinfer.server.model_table import ServedModel
 from vinfer.server.services import Services
 
-MAX_BOUND_CALLS = 16
+MAX_CONSTRAINED_CALLS = 16
 """Calls in one bound answer: a small model that repeats itself comes to an end."""
 
 
@@ -40,7 +40,7 @@ async def compile_tool_grammar(
     Raises:
         RequestError: names the tool whose schema cannot be enforced.
     """
-    must = bound_tools(fields.tools, fields.tool_choice)
+    must = required_tools(fields.tools, fields.tool_choice)
     strict = strict_tools(fields.tools, fields.tool_choice)
     tool_format = model.answer_form.tool_format
     if tool_format is None or not (must or strict):
@@ -50,7 +50,7 @@ async def compile_tool_grammar(
         tool_format=tool_format,
         opening=_marker(tool_format.opening, model),
         closing=_marker(tool_format.closing, model),
-        max_calls=MAX_BOUND_CALLS if fields.parallel_tool_calls and not is_named else 1,
+        max_calls=MAX_CONSTRAINED_CALLS if fields.parallel_tool_calls and not is_named else 1,
     )
     text = None if must else _text_form(model, is_reasoning_open=is_reasoning_open)
     spec = await services.in_worker(tool_grammar_spec, must or list(enumerate(fields.tools)), form, text)
@@ -116,9 +116,9 @@ def _path(position: int) -> str:
     return f"tools[{position}].function.parameters"
 
 
-_ANY_OBJECT = bounded_json({"type": "object", "x-guidance": JSON_FORM}, "tools", MAX_SCHEMA_CHARS)
+_ANY_OBJECT = limited_json({"type": "object", "x-guidance": JSON_FORM}, "tools", MAX_SCHEMA_CHARS)
 
 
 def _schema_text(position: int, tool: Tool) -> str:
     schema = closed({"type": "object", "properties": {}, **(tool.function.parameters or {})})
-    return bounded_json({**schema, "x-guidance": JSON_FORM}, _path(position), MAX_SCHEMA_CHARS)
+    return limited_json({**schema, "x-guidance": JSON_FORM}, _path(position), MAX_SCHEMA_CHARS)

@@ -39,7 +39,7 @@ def narrow_to_models(schemas: Json, forms: Iterable[RequestForm[Any]], models: M
                 schema["properties"][field] = narrow(schema["properties"][field], served)
     if served and all(model.images is None for model in served):
         schemas["ContentPart"]["properties"]["type"]["enum"] = ["text"]
-        schemas["ImagePart"] = {"not": {}, "description": "No model of this server takes pictures."}
+        schemas["ImagePart"] = {"not": {}, "description": "No model of this server takes images."}
     if served:
         reasoning = schemas["ReasoningOptions"]["properties"]
         reasoning["effort"] = _as_effort(reasoning["effort"], served)
@@ -52,15 +52,15 @@ def _name_models(schema: Json, known: list[str]) -> None:
     schema["properties"]["model"] = {"enum": known if "model" in required else [*known, None]}
 
 
-def _bounded(schema: Json, *, maximum: int, max_items: int | None = None) -> Json:
+def _limited(schema: Json, *, maximum: int, max_items: int | None = None) -> Json:
     """Copy a schema with an upper bound for its integers, and one for its arrays of them."""
 
-    def bounded(part: Any) -> Any:
+    def limited(part: Any) -> Any:
         if isinstance(part, list):
-            return [bounded(inner) for inner in part]
-        return _bounded(part, maximum=maximum, max_items=max_items) if isinstance(part, dict) else part
+            return [limited(inner) for inner in part]
+        return _limited(part, maximum=maximum, max_items=max_items) if isinstance(part, dict) else part
 
-    copy = {key: bounded(part) for key, part in schema.items()}
+    copy = {key: limited(part) for key, part in schema.items()}
     if copy.get("type") == "integer":
         copy["maximum"] = min(maximum, copy.get("maximum", maximum))
     if max_items is not None and copy.get("items", {}).get("type") == "integer":
@@ -70,15 +70,15 @@ def _bounded(schema: Json, *, maximum: int, max_items: int | None = None) -> Jso
 
 def _as_new_tokens(schema: Json, served: Sequence[ServedModel]) -> Json:
     # A prompt has at least one token.
-    return _bounded(schema, maximum=max(model.max_model_len for model in served) - 1)
+    return _limited(schema, maximum=max(model.max_model_len for model in served) - 1)
 
 
 def _as_model_ids(schema: Json, served: Sequence[ServedModel]) -> Json:
-    return _bounded(schema, maximum=max(model.vocab_size for model in served) - 1)
+    return _limited(schema, maximum=max(model.vocab_size for model in served) - 1)
 
 
 def _as_prompt(schema: Json, served: Sequence[ServedModel]) -> Json:
-    return _bounded(
+    return _limited(
         schema,
         maximum=max(model.vocab_size for model in served) - 1,
         max_items=max(model.max_model_len for model in served),
@@ -86,7 +86,7 @@ def _as_prompt(schema: Json, served: Sequence[ServedModel]) -> Json:
 
 
 def _as_tokenizer_ids(schema: Json, served: Sequence[ServedModel]) -> Json:
-    return _bounded(schema, maximum=max(model.tokenizer.vocab_size for model in served) - 1)
+    return _limited(schema, maximum=max(model.tokenizer.vocab_size for model in served) - 1)
 
 
 def _as_biases(schema: Json, served: Sequence[ServedModel]) -> Json:
@@ -111,7 +111,7 @@ def numbers_below(limit: int) -> str:
 
 def _as_dimensions(schema: Json, served: Sequence[ServedModel]) -> Json:
     sizes = [model.embeddings.size for model in served if model.embeddings is not None]
-    return _bounded(schema, maximum=max(sizes)) if sizes else schema
+    return _limited(schema, maximum=max(sizes)) if sizes else schema
 
 
 def _as_kwargs(schema: Json, served: Sequence[ServedModel]) -> Json:

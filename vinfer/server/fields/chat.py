@@ -24,7 +24,7 @@ from vinfer.server.fields.sampling import (
     SamplingFields,
     check_sampling,
 )
-from vinfer.server.fields.structured_outputs import binds_form
+from vinfer.server.fields.structured_outputs import constrains_answer
 from vinfer.server.fields.template_kwargs import ReasoningEffort, TemplateKwargs
 from vinfer.server.fields.tools import (
     Tool,
@@ -104,7 +104,7 @@ def parse_chat(body: Mapping[str, Any], unknown: Unknown) -> ChatFields:
     check_tool_choice(
         fields.tools,
         fields.tool_choice,
-        binds_form=binds_form(fields.response_format, fields.structured_outputs),
+        constrains_answer=constrains_answer(fields.response_format, fields.structured_outputs),
         ignore_eos=fields.ignore_eos,
     )
     return fields

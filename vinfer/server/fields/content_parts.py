@@ -1,6 +1,6 @@
-"""One part of a message's content, in the forms that clients send: text, or a picture.
+"""One part of a message's content, in the forms that clients send: text, or an image.
 
-Parsed as `messages`. A picture comes as OpenAI's `image_url`, an object or a string, or as `image`, the form
+Parsed as `messages`. An image comes as OpenAI's `image_url`, an object or a string, or as `image`, the form
 of the original vInference server. `generate.images` fetches what is at its address.
 """
 
@@ -23,7 +23,7 @@ ImageSource = tuple[str, str]
 
 
 class ImageUrl(Body):
-    """Where a picture is: a data or http(s) URL. `detail` changes nothing: a model has one way to see."""
+    """Where an image is: a data or http(s) URL. `detail` changes nothing: a model has one way to see."""
 
     url: NonEmpty
     detail: ImageDetail = "auto"
@@ -37,7 +37,7 @@ _CONTENTS = {"text", "image_url", "image"}
 
 
 class ContentPart(Body):
-    """Text or a picture; the field of the same name as `type` must be there, and no other."""
+    """Text or an image; the field of the same name as `type` must be there, and no other."""
 
     model_config = ConfigDict(
         json_schema_extra=any_of(
@@ -60,14 +60,14 @@ class ContentPart(Body):
         return self.type != "text"
 
     def image_source(self, here: str) -> ImageSource:
-        """Return a picture's URL and the path of the field that holds it; `here` is the part's own path."""
+        """Return an image's URL and the path of the field that holds it; `here` is the part's own path."""
         if self.image_url is not None:
             return self.image_url.url, f"{here}.image_url.url"
         assert self.image is not None
         return self.image, f"{here}.image"
 
     def as_template_input(self) -> dict[str, Any]:
-        """Give the part as chat templates take it: of a picture they need to know that it is there."""
+        """Give the part as chat templates take it: of an image they need to know that it is there."""
         return {"type": "image"} if self.is_image else {"type": "text", "text": self.text}
 
     def check(self, here: str, role: str) -> None:
@@ -90,12 +90,12 @@ class ContentPart(Body):
 
 
 def check_may_have_image(role: str, here: str) -> None:
-    """Check that a message may have a picture; `here` is the path of its part.
+    """Check that a message may have an image; `here` is the path of its part.
 
     Raises:
         RequestError: names the part.
     """
     if role != "user":
         raise RequestError(
-            f"{here} is a picture in a message of role {role}; pictures belong to user messages", param=here
+            f"{here} is an image in a message of role {role}; images belong to user messages", param=here
         )

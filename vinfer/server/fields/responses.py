@@ -252,7 +252,7 @@ def parse_responses(body: Mapping[str, Any], unknown: Unknown) -> tuple[Response
         check_tool_choice(
             completion.tools,
             completion.tool_choice,
-            binds_form=form is not None and form.type != "text",
+            constrains_answer=form is not None and form.type != "text",
             ignore_eos=False,
         )
     return fields, completion

@@ -34,7 +34,7 @@ def _text_type(kind: Any) -> Any:
     if isinstance(kind, str) and kind not in _TEXT_TYPES:
         raise PydanticCustomError(
             "part",
-            "is {kind}; text goes into input_text parts, and pictures into input_image parts of messages",
+            "is {kind}; text goes into input_text parts, and images into input_image parts of messages",
             {"kind": shown(kind)},
         )
     return kind
@@ -67,7 +67,7 @@ class TextPart(Body):
 
 
 class ImagePart(Body):
-    """A picture in a user's message: a data or http(s) URL."""
+    """An image in a user's message: a data or http(s) URL."""
 
     type: Literal["input_image"]
     image_url: str = Field(min_length=1)
@@ -227,10 +227,10 @@ def _unspoken(thought: str) -> dict[str, Any]:
 
 
 def input_images(items: Sequence[Item]) -> list[ImageSource]:
-    """Find the pictures of items, in order.
+    """Find the images of items, in order.
 
     Raises:
-        RequestError: names a picture that is in a message of somebody else than the user.
+        RequestError: names an image that is in a message of somebody else than the user.
     """
     sources = []
     for i, item in enumerate(items):

@@ -54,8 +54,10 @@ class StructuredOutputs(Body):
     json_: dict[str, Any] | None = Field(None, alias="json")
 
 
-def binds_form(response_format: ResponseFormat | None, structured_outputs: StructuredOutputs | None) -> bool:
-    """Say whether one of the fields binds the answer."""
+def constrains_answer(
+    response_format: ResponseFormat | None, structured_outputs: StructuredOutputs | None
+) -> bool:
+    """Say whether one of the fields constrains the answer."""
     return structured_outputs is not None or (response_format is not None and response_format.type != "text")
 
 
@@ -83,12 +85,12 @@ def check_one_form(
                 f"structured_outputs has {num_forms} of regex, choice, grammar and json: send one",
                 param="structured_outputs",
             )
-        if binds_form(response_format, None):
+        if constrains_answer(response_format, None):
             raise RequestError(
                 "structured_outputs and response_format exclude each other: send one of them",
                 param="structured_outputs",
             )
-    if ignore_eos and binds_form(response_format, structured_outputs):
+    if ignore_eos and constrains_answer(response_format, structured_outputs):
         raise RequestError(
             "ignore_eos does not go with response_format or structured_outputs: once the answer is complete, "
             "only the end token may follow; leave it out",

@@ -116,7 +116,7 @@ def callable_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[Too
     return [] if choice is not None and choice.type == "none" else list(tools)
 
 
-def bound_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[tuple[int, Tool]]:
+def required_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[tuple[int, Tool]]:
     """Return the tools one of which must be called, with their positions; empty where none must."""
     if choice is None or choice.type in ("none", "auto"):
         return []
@@ -159,17 +159,17 @@ def check_tools(tools: Sequence[Tool]) -> None:
 
 
 def check_tool_choice(
-    tools: Sequence[Tool], choice: ToolChoice | None, *, binds_form: bool, ignore_eos: bool
+    tools: Sequence[Tool], choice: ToolChoice | None, *, constrains_answer: bool, ignore_eos: bool
 ) -> None:
     """Check what `tool_choice` asks of the other fields.
 
     Args:
-        binds_form: `response_format` or `structured_outputs` binds the answer.
+        constrains_answer: `response_format` or `structured_outputs` binds the answer.
 
     Raises:
         RequestError: names the field.
     """
-    if ignore_eos and not binds_form and strict_tools(tools, choice):
+    if ignore_eos and not constrains_answer and strict_tools(tools, choice):
         raise RequestError(
             "ignore_eos does not go with strict tools: once a call is complete, only the end token may "
             "follow; leave it out",
@@ -179,13 +179,13 @@ def check_tool_choice(
         return
     if not tools:
         raise RequestError("tool_choice needs tools: send them or leave it out", param="tool_choice")
-    if not bound_tools(tools, choice):
+    if not required_tools(tools, choice):
         name = "" if choice.function is None else choice.function.name
         raise RequestError(
             f"tool_choice.function.name is {shown(name)}, which is none of tools: name one of them",
             param="tool_choice.function.name",
         )
-    if binds_form:
+    if constrains_answer:
         raise RequestError(
             "tool_choice asks for a call, response_format or structured_outputs for another form: "
             "send one of them",

@@ -13,7 +13,7 @@ from vinfer.server.constrain.grammars import compile_grammar
 from vinfer.server.constrain.tool_grammar import compile_tool_grammar
 from vinfer.server.fields.chat import ChatFields
 from vinfer.server.fields.content_parts import ImageSource
-from vinfer.server.fields.tools import bound_tools
+from vinfer.server.fields.tools import required_tools
 from vinfer.server.generate.generation import Generation, PromptJob, TextRules
 from vinfer.server.generate.images import prepare_images, request_images
 from vinfer.server.generate.message_reader import MessageReader
@@ -56,13 +56,13 @@ async def prepare(
     services: Services,
     context: RequestContext,
     fields: ChatFields,
-    pictures: Sequence[ImageSource],
+    sources: Sequence[ImageSource],
     name: str,
 ) -> Conversation:
     """Render the prompt, compile what binds the answers, and resolve how they are sampled.
 
     Args:
-        pictures: of the conversation, in order.
+        sources: of the conversation, in order.
         name: prefix of the engine's request ids.
 
     Raises:
@@ -71,14 +71,14 @@ async def prepare(
     model = services.models.serving(fields.model)
     context.model_name = model.name
     n = num_choices(fields, model, services.config.max_n)
-    images = await prepare_images(services, pictures, model)
+    images = await prepare_images(services, sources, model)
     prompt_ids = await services.in_worker(chat_prompt_ids, fields, model, images)
     grammar = await compile_grammar(services, fields, model)
     # An answer that is bound to a form or to calls has no room for thoughts.
     may_reason = (
         model.answer_form.has_reasoning
         and grammar is None
-        and not bound_tools(fields.tools, fields.tool_choice)
+        and not required_tools(fields.tools, fields.tool_choice)
     )
     is_reasoning_open = may_reason and _ends_with_opening(model, prompt_ids)
     if grammar is None:

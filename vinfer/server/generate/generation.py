@@ -77,7 +77,7 @@ class PromptJob:
         grammar: what binds each of its completions; None for anything.
         priority: of each of its completions while it waits for a slot.
         cache_salt: the prompt shares KV rows only with prompts of the same salt.
-        images: its pictures.
+        images: its images.
     """
 
     prompt_ids: tuple[int, ...]
@@ -145,7 +145,7 @@ class Generation:
         self._metrics = metrics
         self._rules = rules
         self._n = n
-        # Prompts are equal where their pictures are too: these compare by content and place.
+        # Prompts are equal where their images are too: these compare by content and place.
         first_with: dict[tuple[object, ...], int] = {}
         prompt_keys = [
             f"{name}/{job.cache_salt}/{first_with.setdefault((job.prompt_ids, job.images), i)}"

@@ -1,4 +1,4 @@
-"""The pictures of a conversation: found, fetched, decoded and prepared, before its prompt is written.
+"""The images of a conversation: found, fetched, decoded and prepared, before its prompt is written.
 
 Event loop; decoding and preparing go to worker threads, fetching is the loop's own. `vinfer.images` is loaded
 where it is used: a server of text alone loads neither NumPy nor Pillow for it.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def image_sources(messages: Sequence[ChatMessage], path: str) -> list[ImageSource]:
-    """Find the pictures of messages, in order; `path` is the messages' own."""
+    """Find the images of messages, in order; `path` is the messages' own."""
     return [
         part.image_source(f"{path}[{i}].content[{j}]")
         for i, message in enumerate(messages)
@@ -37,10 +37,10 @@ def image_sources(messages: Sequence[ChatMessage], path: str) -> list[ImageSourc
 async def prepare_images(
     services: Services, sources: Sequence[ImageSource], model: ServedModel
 ) -> tuple[PreparedImage, ...]:
-    """Prepare every picture of a conversation, in order.
+    """Prepare every image of a conversation, in order.
 
     Raises:
-        ImageError: too many pictures, or one that cannot be had, decoded or taken by the model.
+        ImageError: too many images, or one that cannot be had, decoded or taken by the model.
         RequestError: the model takes none.
     """
     if not sources:
@@ -49,7 +49,7 @@ async def prepare_images(
     limits = services.config.images
     if len(sources) > limits.max_per_request:
         raise ImageError(
-            f"the request has {len(sources)} pictures; server.images.max_per_request is "
+            f"the request has {len(sources)} images; server.images.max_per_request is "
             f"{limits.max_per_request}: send fewer",
             param=sources[limits.max_per_request][1],
         )
@@ -73,7 +73,7 @@ async def prepare_images(
 def request_images(
     prompt_ids: Sequence[int], images: Sequence[PreparedImage], model: ServedModel
 ) -> tuple[RequestImage, ...]:
-    """Say where in a prompt each picture stands: its placeholders are one run of tokens.
+    """Say where in a prompt each image stands: its placeholders are one run of tokens.
 
     Raises:
         RequestError: the tokenizer made other tokens of the placeholders.
@@ -100,7 +100,7 @@ def request_images(
         first += image.num_tokens
     if len(placed) != len(images) or first != len(places):
         raise RequestError(
-            "the messages' pictures and what the tokenizer made of their placeholders do not match",
+            "the messages' images and what the tokenizer made of their placeholders do not match",
             param="messages",
         )
     return tuple(placed)
@@ -109,7 +109,7 @@ def request_images(
 def _image_input(model: ServedModel, param: str | None) -> ImageInput:
     if model.images is None:
         raise RequestError(
-            f"{param} is a picture; model {model.name} takes only text: use text parts", param=param
+            f"{param} is an image; model {model.name} takes only text: use text parts", param=param
         )
     return model.images
 

@@ -36,7 +36,7 @@ def chat_prompt_ids(
     """Render a conversation through the model's template and tokenize it.
 
     Args:
-        images: the conversation's pictures, in order.
+        images: the conversation's images, in order.
 
     Raises:
         RequestError: the model has no template, or the template refuses the conversation.

@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 
 from vinfer.config import ServerConfig
 from vinfer.errors import BindError, ConfigError
-from vinfer.server.http.uvicorn_protocol import BoundedHttpProtocol
+from vinfer.server.http.uvicorn_protocol import LimitedHttpProtocol
 from vinfer.server.services import Services
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def run_server(app: Starlette, config: ServerConfig, sock: socket.socket) -> int
     services: Services = app.state.services
     # uvicorn takes anything callable here, and says `type`.
     protocol: Any = functools.partial(
-        BoundedHttpProtocol, receive_timeout_seconds=config.header_timeout_seconds
+        LimitedHttpProtocol, receive_timeout_seconds=config.header_timeout_seconds
     )
     server = _DrainingServer(
         uvicorn.Config(

@@ -33,7 +33,7 @@ class _Phase(enum.Enum):
     RECEIVED = "received"
 
 
-class BoundedHttpProtocol(HttpToolsProtocol):
+class LimitedHttpProtocol(HttpToolsProtocol):
     """HTTP/1.1 on one connection, within limits.
 
     - Headers: at most MAX_HEADER_BYTES and MAX_NUM_HEADERS (431), complete within the timeout (408).

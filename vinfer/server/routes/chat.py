@@ -33,8 +33,8 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
     context = RequestContext.of(request.scope)
     body = await read_json_object(request, services)
     fields = parse_chat(body, services.config.unknown_fields)
-    pictures = image_sources(fields.messages, "messages")
-    conversation = await prepare(services, context, fields, pictures, f"chatcmpl-{uuid.uuid4().hex}")
+    sources = image_sources(fields.messages, "messages")
+    conversation = await prepare(services, context, fields, sources, f"chatcmpl-{uuid.uuid4().hex}")
     shape = ChatShape(conversation)
     return await answer(services, request, fields, conversation.generation, shape)
 

@@ -36,8 +36,8 @@ async def responses(services: Services, request: HttpRequest) -> ASGIApp | JSONR
     body = await read_json_object(request, services)
     fields, completion = parse_responses(body, services.config.unknown_fields)
     with in_own_words():
-        pictures = input_images(fields.input)
-        conversation = await prepare(services, context, completion, pictures, f"resp_{uuid.uuid4().hex}")
+        sources = input_images(fields.input)
+        conversation = await prepare(services, context, completion, sources, f"resp_{uuid.uuid4().hex}")
     answer = ResponseAnswer(services, fields, conversation)
     generation = conversation.generation
     generation.start()

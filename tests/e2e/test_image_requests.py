@@ -1,4 +1,4 @@
-"""Pictures sent to a server process: one encoder run each, no compiles, and nothing hostile costs it."""
+"""Images sent to a server process: one encoder run each, no compiles, and nothing hostile costs it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ pytest.importorskip("torch", reason="tiny checkpoints are written by transformer
 
 from server_process import ServerProcess, bench, environment, started
 from tiny.bundles import build
-from tiny.hostile_pictures import HOSTILE_LIMITS, HOSTILE_PICTURES
-from tiny.pictures import animated, data_url, encoded, noise
+from tiny.hostile_images import HOSTILE_IMAGES, HOSTILE_LIMITS
+from tiny.images import animated, data_url, encoded, noise
 
 MAX_PER_REQUEST = 4
 YAML = """
@@ -35,7 +35,7 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    yaml = tmp_path_factory.mktemp("pictures") / "seeing.yaml"
+    yaml = tmp_path_factory.mktemp("images") / "seeing.yaml"
     yaml.write_text(YAML.format(bundle=build("llava"), **HOSTILE_LIMITS))
     with started(yaml, env=environment()) as server:
         server.wait_until_ready()
@@ -44,8 +44,8 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         assert server.terminate() == 0, server.log
 
 
-def body(pictures: Sequence[str], text: str = "What is it?", **fields: Any) -> dict[str, Any]:
-    parts = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
+def body(images: Sequence[str], text: str = "What is it?", **fields: Any) -> dict[str, Any]:
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in images]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
     greedy = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
     return {"model": "seeing", "messages": messages, **greedy, **fields}
@@ -70,7 +70,7 @@ def texts(answer: httpx.Response) -> list[str]:
     return [choice["message"]["content"] for choice in answer.json()["choices"]]
 
 
-def picture(seed: int) -> str:
+def image(seed: int) -> str:
     return data_url(encoded(noise(40, 33, seed=seed)))
 
 
@@ -79,9 +79,9 @@ def resident_bytes(server: ServerProcess) -> int:
     return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) * 1024
 
 
-def test_a_picture_in_fifty_requests_is_encoded_once(seeing: ServerProcess) -> None:
+def test_an_image_in_fifty_requests_is_encoded_once(seeing: ServerProcess) -> None:
     before = seeing.metrics()
-    one = picture(1)
+    one = image(1)
     answers = post_all(seeing, [body([one], f"Question {i}?") for i in range(50)])
     assert [answer.status_code for answer in answers] == [200] * 50
     after = seeing.metrics()
@@ -99,8 +99,8 @@ def test_text_never_runs_the_encoder(seeing: ServerProcess) -> None:
         assert after[name] == before[name]
 
 
-def test_any_mix_of_pictures_compiles_nothing_and_changes_no_answer(seeing: ServerProcess) -> None:
-    """Every number of pictures, new ones and known ones, sampled and bound, at every number at once."""
+def test_any_mix_of_images_compiles_nothing_and_changes_no_answer(seeing: ServerProcess) -> None:
+    """Every number of images, new ones and known ones, sampled and bound, at every number at once."""
     seeds = itertools.count(100)
     knobs: list[dict[str, Any]] = [
         {},
@@ -110,9 +110,9 @@ def test_any_mix_of_pictures_compiles_nothing_and_changes_no_answer(seeing: Serv
         {"logprobs": True, "top_logprobs": 3},
     ]
     bodies = [
-        body([picture(next(seeds)) for _ in range(num_pictures)], "x" * (7 * num_pictures + 1), **fields)
+        body([image(next(seeds)) for _ in range(num_images)], "x" * (7 * num_images + 1), **fields)
         for fields in knobs
-        for num_pictures in range(MAX_PER_REQUEST + 1)
+        for num_images in range(MAX_PER_REQUEST + 1)
     ]
     alone = [texts(post(seeing, sent)) for sent in bodies]
     assert [texts(answer) for answer in post_all(seeing, bodies)] == alone
@@ -122,7 +122,7 @@ def test_any_mix_of_pictures_compiles_nothing_and_changes_no_answer(seeing: Serv
 @pytest.fixture
 def costs_no_memory(seeing: ServerProcess) -> Iterator[None]:
     """The process is no larger afterwards than before; the first test of all has warmed its allocators."""
-    post_all(seeing, [body([picture(seed)]) for seed in range(16)])
+    post_all(seeing, [body([image(seed)]) for seed in range(16)])
     before = resident_bytes(seeing)
     yield
     assert resident_bytes(seeing) - before < 48 * MIB
@@ -141,7 +141,7 @@ def assert_refused(answer: httpx.Response, param: str) -> str:
 @pytest.mark.usefixtures("costs_no_memory")
 def test_hostile_files_are_refused_and_cost_nothing(seeing: ServerProcess) -> None:
     for _ in range(3):
-        for name, (data, reason) in HOSTILE_PICTURES.items():
+        for name, (data, reason) in HOSTILE_IMAGES.items():
             answer = post(seeing, body([data_url(data)]))
             message = assert_refused(answer, "messages[0].content[0].image_url.url")
             assert re.search(reason, message) or not data, name
@@ -150,9 +150,9 @@ def test_hostile_files_are_refused_and_cost_nothing(seeing: ServerProcess) -> No
 
 
 def test_a_hostile_file_costs_nobody_else(seeing: ServerProcess) -> None:
-    good = body([picture(7)])
+    good = body([image(7)])
     alone = texts(post(seeing, good))
-    hostile = [body([data_url(data)]) for data, _ in HOSTILE_PICTURES.values()]
+    hostile = [body([data_url(data)]) for data, _ in HOSTILE_IMAGES.values()]
     answers = post_all(seeing, [*hostile, *[good] * 8])
     assert {answer.status_code for answer in answers[: len(hostile)]} == {400}
     assert [texts(answer) for answer in answers[len(hostile) :]] == [alone] * 8
@@ -181,22 +181,22 @@ def test_no_inner_address_is_asked(seeing: ServerProcess) -> None:
     assert len(messages) == 1
 
 
-def test_too_many_pictures_are_refused(seeing: ServerProcess) -> None:
-    answer = post(seeing, body([picture(seed) for seed in range(MAX_PER_REQUEST + 1)]))
+def test_too_many_images_are_refused(seeing: ServerProcess) -> None:
+    answer = post(seeing, body([image(seed) for seed in range(MAX_PER_REQUEST + 1)]))
     message = assert_refused(answer, f"messages[0].content[{MAX_PER_REQUEST}].image_url.url")
     assert "max_per_request" in message
 
 
-def test_a_client_that_leaves_takes_its_picture_along(seeing: ServerProcess) -> None:
+def test_a_client_that_leaves_takes_its_image_along(seeing: ServerProcess) -> None:
     with (
         pytest.raises(httpx.ReadTimeout),
         httpx.Client(base_url=seeing.url, timeout=httpx.Timeout(60, read=0.02)) as client,
     ):
-        client.post("/v1/chat/completions", json=body([picture(seed) for seed in range(4)], max_tokens=300))
-    assert post(seeing, body([picture(0)])).status_code == 200
+        client.post("/v1/chat/completions", json=body([image(seed) for seed in range(4)], max_tokens=300))
+    assert post(seeing, body([image(0)])).status_code == 200
 
 
-def test_the_benchmark_measures_text_beside_pictures(seeing: ServerProcess) -> None:
+def test_the_benchmark_measures_text_beside_images(seeing: ServerProcess) -> None:
     before = seeing.metrics()["num_images_encoded_total"]
     short = ("--streams", "2", "--rounds", "2", "--repeats", "1", "--new-tokens", "9", "--prompt-words", "9")
     done = bench("--url", seeing.url, "--beside-images", "2", *short)

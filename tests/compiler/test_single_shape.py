@@ -40,18 +40,18 @@ def questions(binder: Binder) -> list[Question]:
     letters = binder.grammar("regex", "[a-z]{20}")
     made = []
     for place, length in enumerate(LENGTHS * 2):
-        is_bound = place % 4 == 3
+        is_constrained = place % 4 == 3
         params = dataclasses.replace(
             SAMPLED if place % 3 else GREEDY,
             seed=place,
             max_tokens=12 + place,
-            stop_token_ids=(EOS,) if is_bound else (),
+            stop_token_ids=(EOS,) if is_constrained else (),
         )
         made.append(
             Question(
                 prompt(length, seed=place),
                 params,
-                grammar=letters if is_bound else None,
+                grammar=letters if is_constrained else None,
                 scores_prompt=place % 5 == 4,
                 joins_after=(0, 3, 1)[place % 3],
             )

@@ -141,14 +141,14 @@ def test_choices_expressions_and_grammars_hold_exactly(engine: Engine, binder: B
 
 def test_a_crowd_says_what_each_one_says_alone(engine: Engine, binder: Binder) -> None:
     """Bound and free requests in one batch, greedy and seeded; the free ones join and outlast the others."""
-    bound = form_questions(binder)
+    constrained = form_questions(binder)
     free = [
         Question(
             prompt(40 + place), params(place, max_tokens=50, temperature=float(place % 2), stop_token_ids=())
         )
-        for place in range(len(bound))
+        for place in range(len(constrained))
     ]
-    mixed = [question for pair in zip(bound, free, strict=True) for question in pair]
+    mixed = [question for pair in zip(constrained, free, strict=True) for question in pair]
     alone, together = ask_alone(engine, mixed), ask(engine, mixed)
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
     assert [answer.finish_reason for answer in together] == [answer.finish_reason for answer in alone]
@@ -170,19 +170,20 @@ def test_logprobs_are_of_the_raw_logits(engine: Engine, binder: Binder) -> None:
     grammar = binder.grammar("regex", "[a-f]{4}")
     start = prompt(20)
     greedy = dataclasses.replace(GREEDY, stop_token_ids=(EOS,))
-    bound = ask(engine, [Question(start, greedy, grammar=grammar)])[0]
-    assert len(bound.logprobs) == len(bound.token_ids)
-    for place, logprobs in enumerate(bound.logprobs):
-        so_far = (*start, *bound.token_ids[:place])
+    constrained = ask(engine, [Question(start, greedy, grammar=grammar)])[0]
+    assert len(constrained.logprobs) == len(constrained.token_ids)
+    for place, logprobs in enumerate(constrained.logprobs):
+        so_far = (*start, *constrained.token_ids[:place])
         free = ask(engine, [Question(so_far, dataclasses.replace(GREEDY, max_tokens=1))])[0].logprobs[0]
         assert logprobs.top_ids == free.top_ids
         np.testing.assert_allclose(logprobs.top_logprobs, free.top_logprobs, atol=1e-4)
         known = dict(zip(free.top_ids, free.top_logprobs, strict=True))
-        token = bound.token_ids[place]
+        token = constrained.token_ids[place]
         assert logprobs.logprob == pytest.approx(known.get(token, logprobs.logprob), abs=1e-4)
     # What the grammar allowed was not what the model wanted.
     assert any(
-        logprobs.top_ids[0] != token for logprobs, token in zip(bound.logprobs, bound.token_ids, strict=True)
+        logprobs.top_ids[0] != token
+        for logprobs, token in zip(constrained.logprobs, constrained.token_ids, strict=True)
     )
 
 

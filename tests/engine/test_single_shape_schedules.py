@@ -8,7 +8,7 @@ from engine_requests import MAX_MODEL_LEN, STEPS, make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vinfer.bundle.programs import ProgramShape, is_pinned, plan_programs
+from vinfer.bundle.programs import ProgramShape, is_single_shape, plan_programs
 from vinfer.engine.request import Request
 from vinfer.engine.schedule import Chunk
 from vinfer.engine.scheduler import Scheduler
@@ -18,7 +18,7 @@ NUM_SLOTS = 3
 SHARED_LENS = {"a": 5, "b": 8, "c": 17, "d": 40}
 
 
-def pinned_shapes(**kinds: bool) -> tuple[ProgramShape, ...]:
+def single_shapes(**kinds: bool) -> tuple[ProgramShape, ...]:
     return plan_programs(
         prefill_shapes=[(1, LENGTH)],
         slot_buckets=(NUM_SLOTS,),
@@ -39,7 +39,7 @@ class Seen:
 
 def run(requests: list[Request], joins_at: list[int]) -> dict[str, Seen]:
     """Carry requests out, each submitted before its step; copied rows must be filled like a prompt alone."""
-    scheduler = Scheduler(shapes=pinned_shapes(prompt_logprobs=True), num_slots=NUM_SLOTS, steps=STEPS)
+    scheduler = Scheduler(shapes=single_shapes(prompt_logprobs=True), num_slots=NUM_SLOTS, steps=STEPS)
     seen = {request.id: Seen() for request in requests}
     filled: dict[int, list[tuple[int, int]]] = {}
     left = {request.id: request.params.max_tokens for request in requests}
@@ -111,7 +111,7 @@ def test_every_request_goes_through_what_it_goes_through_alone(
 
 def test_equal_prompts_share_whole_chunks() -> None:
     """Of 17 tokens 16 are copied, as of 40 tokens 32; the last chunk is prefilled as it is alone."""
-    scheduler = Scheduler(shapes=pinned_shapes(), num_slots=NUM_SLOTS, steps=STEPS)
+    scheduler = Scheduler(shapes=single_shapes(), num_slots=NUM_SLOTS, steps=STEPS)
     for name in ("first", "second"):
         scheduler.submit(make_request(name, 40, key="key"))
     chunks = []
@@ -121,9 +121,11 @@ def test_equal_prompts_share_whole_chunks() -> None:
     assert [(chunk.start, chunk.length, chunk.copied_from) for chunk in of_second] == [(32, 8, 0)]
 
 
-def test_shapes_are_pinned_where_each_kind_has_one() -> None:
-    assert is_pinned(pinned_shapes(prompt_logprobs=True, embeddings=True))
-    assert not is_pinned(
+def test_there_is_a_single_shape_where_each_kind_has_one() -> None:
+    assert is_single_shape(single_shapes(prompt_logprobs=True, embeddings=True))
+    assert not is_single_shape(
         plan_programs(prefill_shapes=[(1, 8)], slot_buckets=(1, 2), steps=1, kv_buckets=(8,))
     )
-    assert not is_pinned(plan_programs(prefill_shapes=[(2, 8)], slot_buckets=(2,), steps=1, kv_buckets=(8,)))
+    assert not is_single_shape(
+        plan_programs(prefill_shapes=[(2, 8)], slot_buckets=(2,), steps=1, kv_buckets=(8,))
+    )

@@ -87,15 +87,15 @@ def test_others_share_the_batch_and_go_back_to_many_steps_when_the_grammar_is_do
 
     async def main(engine: Engine) -> tuple[list[TokenEvent], list[TokenEvent]]:
         plain = engine.submit(make_request("plain", (100,), max_tokens=30))
-        bound = engine.submit(make_request("bound", (10,), max_tokens=4, grammar=CountingMatcher()))
-        both = asyncio.gather(events(plain), events(bound))
+        constrained = engine.submit(make_request("bound", (10,), max_tokens=4, grammar=CountingMatcher()))
+        both = asyncio.gather(events(plain), events(constrained))
         return await asyncio.wait_for(both, GUARD_SECONDS)
 
     with running(runner) as engine:
-        plain, bound = asyncio.run(main(engine))
+        plain, constrained = asyncio.run(main(engine))
         engine.stop()
     assert tokens(plain) == list(range(101, 131))
-    assert tokens(bound) == [11, 12, 13, 14]
+    assert tokens(constrained) == [11, 12, 13, 14]
     asked = in_order(runner.log)
     # Far fewer dispatches than tokens: one step each only while the grammar was there.
     assert asked.count("decode") <= 4 + -(-29 // STEPS) + 1
@@ -126,8 +126,8 @@ def test_a_cancelled_request_is_advanced_no_more_and_frees_its_slot() -> None:
     runner, matcher = FakeRunner(num_readable=2), CountingMatcher()
 
     async def main(engine: Engine) -> list[TokenEvent]:
-        bound = engine.submit(make_request("bound", (10,), max_tokens=50, grammar=matcher))
-        assert tokens([await anext(bound)])[:1] == [11]
+        constrained = engine.submit(make_request("bound", (10,), max_tokens=50, grammar=matcher))
+        assert tokens([await anext(constrained)])[:1] == [11]
         runner.wait_until_blocked()
         engine.cancel("bound")
         runner.let_through()
@@ -147,18 +147,18 @@ def test_who_has_finished_gets_the_end_though_the_next_work_fails(
     runner = FakeRunner(num_readable=0, fails_at=fails_at)
 
     async def main(engine: Engine) -> tuple[list[TokenEvent], list[TokenEvent]]:
-        bound = engine.submit(make_request("bound", (10,), max_tokens=50, grammar=CountingMatcher()))
+        constrained = engine.submit(make_request("bound", (10,), max_tokens=50, grammar=CountingMatcher()))
         # Ends with the token of the dispatch before the one that fails.
         short = engine.submit(make_request("short", (20,), max_tokens=2))
         runner.wait_until_blocked()
         late = engine.submit(make_request("late", (30,)))
         runner.let_through()
-        found = await asyncio.wait_for(asyncio.gather(events(bound), events(short)), GUARD_SECONDS)
+        found = await asyncio.wait_for(asyncio.gather(events(constrained), events(short)), GUARD_SECONDS)
         await asyncio.wait_for(events(late), GUARD_SECONDS)
         return found
 
     with running(runner) as engine:
-        bound, short = asyncio.run(main(engine))
+        constrained, short = asyncio.run(main(engine))
         assert not engine.is_alive
-    assert bound[-1].error is not None
+    assert constrained[-1].error is not None
     assert (tokens(short), short[-1].finish_reason) == ([21, 22], "length")

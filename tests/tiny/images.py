@@ -1,4 +1,4 @@
-"""Pictures of every kind that reaches a server, drawn from a seed."""
+"""Images of every kind that reaches a server, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def noise(width: int, height: int, *, seed: int = 0) -> Image.Image:
-    """A picture in which every pixel and every crop is different."""
+    """An image in which every pixel and every crop is different."""
     drawn = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(drawn)
 

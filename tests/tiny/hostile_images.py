@@ -1,4 +1,4 @@
-"""Picture files that must be refused: bombs, odd formats, damaged and endless ones; nothing of vinfer."""
+"""Image files that must be refused: bombs, odd formats, damaged and endless ones; nothing of vinfer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import struct
 import zlib
 
 from PIL import Image
-from tiny.pictures import animated, encoded, noise
+from tiny.images import animated, encoded, noise
 
 HOSTILE_LIMITS = {"max_pixels": 1_000_000, "max_frames": 50, "max_bytes": 2**20}
 """Of `server.images`, by which they are refused."""
@@ -57,7 +57,7 @@ def text_bomb() -> bytes:
     return whole[:33] + chunk + whole[33:]
 
 
-HOSTILE_PICTURES = {
+HOSTILE_IMAGES = {
     "empty": (b"", "not a PNG"),
     "text": (b"hello", "not a PNG"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a PNG"),
