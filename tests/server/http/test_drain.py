@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-HERE = Path(__file__).parent
+SERVER_TESTS = Path(__file__).parents[1]
 STREAM = {"model": "fake", "prompt": [4], "stream": True}
 
 
@@ -23,11 +23,11 @@ def server_process(
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     command = [
         sys.executable,
-        str(HERE / "drain_process.py"),
+        str(SERVER_TESTS / "drain_process.py"),
         str(tmp_path / "t"),
         str(drain_timeout_seconds),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    environment = {**os.environ, "PYTHONPATH": str(SERVER_TESTS)}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
