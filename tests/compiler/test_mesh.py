@@ -200,7 +200,9 @@ def test_no_program_gathers_the_kv_cache(mesh_run: MeshRun) -> None:
     assert {name: moved for name, moved in mesh_run.moved_kv.items() if moved} == {}
     # The reader of HLO sees this program's communication at all.
     if BUNDLES[mesh_run.name]["mesh"].get("tp", 1) > 1:
-        assert all(sum(counts.values()) for counts in mesh_run.collectives.values())
+        # copy_slot moves rows of each device's own part, and needs no other.
+        silent = {name for name, counts in mesh_run.collectives.items() if not sum(counts.values())}
+        assert silent == {"copy_slot"}
 
 
 GATHERED = """
