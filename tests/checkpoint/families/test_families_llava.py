@@ -273,7 +273,7 @@ def test_the_placeholder_becomes_special(write: Callable[..., Path], tmp_path: P
 @pytest.mark.parametrize(
     ("image_token", "changes", "message"),
     [
-        ("<image>", {}, "no token '<image>'"),
+        ("<picture>", {}, "no token '<image>'"),
         ("<image>", {"image_token_index": 257}, "image token 257; '<image>' is token 258"),
     ],
 )
