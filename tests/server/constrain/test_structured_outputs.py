@@ -158,8 +158,12 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
         "structured_outputs",
         "exclude each other",
     ),
-    ({"ignore_eos": True, "response_format": {"type": "json_object"}}, "ignore_eos", "does not go with"),
-    ({"ignore_eos": True, **outputs(regex="a")}, "ignore_eos", "does not go with"),
+    (
+        {"ignore_eos": True, "response_format": {"type": "json_object"}},
+        "ignore_eos",
+        "cannot be combined with",
+    ),
+    ({"ignore_eos": True, **outputs(regex="a")}, "ignore_eos", "cannot be combined with"),
 ]
 
 
