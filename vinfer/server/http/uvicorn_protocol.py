@@ -227,7 +227,7 @@ def _without_http2_offer(data: bytes) -> bytes:
 
 def _headers_too_large() -> HeadersTooLargeError:
     return HeadersTooLargeError(
-        f"the headers exceed {MAX_HEADER_BYTES} bytes or {MAX_NUM_HEADERS} in number: send fewer or shorter ones"
+        f"the headers exceed {MAX_HEADER_BYTES} bytes or number more than {MAX_NUM_HEADERS}: send fewer"
     )
 
 
