@@ -21,7 +21,7 @@ REASONS: tuple[tuple[str, str], ...] = (
     (r"^best_of is N", "one field is compared with another"),
     (r"^max_tokens is N and max_completion_tokens", "two fields must be equal"),
     (r"names must be unique", "a field of items that must differ"),
-    (r"is none of tools", "one field must be found in another"),
+    (r"is not in tools", "one field must be found in another"),
     (r"^logit_bias\.N is token N", "keys are text: a schema cannot compare them with a number"),
     (r"^stop_token_ids and the model's", "the model's own end tokens count too"),
     (r"^continue_final_message", "what the last message is, and what the chat template makes of it"),

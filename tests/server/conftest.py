@@ -1,4 +1,4 @@
-"""Servers over a fake engine; the shared one is reset between tests."""
+"""Servers with a fake engine; the shared one is reset between tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def start(tokenizer: Tokenizer) -> Start:
-    """Start a server of its own with other settings than the defaults."""
+    """Start a separate server with settings other than the defaults."""
 
     def start_server(*, max_model_len: int = 128, **settings: Any) -> Any:
         engine = FakeEngine(max_model_len=max_model_len)
@@ -40,6 +40,6 @@ def shared_server(start: Start) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def server(shared_server: RunningServer) -> RunningServer:
-    """The server most tests talk to; its engine is as new."""
+    """The server that most tests use; its engine has been reset."""
     shared_server.engine.reset()
     return shared_server

@@ -1,4 +1,4 @@
-"""Holds every answer that a test gets against `/openapi.json` of the server that gave it."""
+"""Checks every answer that a test gets against `/openapi.json` of the server that sent it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vinfer.config import ServerConfig
 from vinfer.server.document.openapi import openapi_document
 from vinfer.server.model_table import ModelTable
 
-# What takes seconds to check item by item.
+# Fields that take seconds to check item by item.
 MAX_CHECKED_BYTES = 200_000
 # The smallest body of each form of each route, in the order of the forms.
 HI = [{"role": "user", "content": "hi"}]
@@ -29,14 +29,14 @@ ERROR = {"$ref": "#/components/schemas/ErrorBody"}
 
 
 class Contract:
-    """The document, and whether bodies are as it says."""
+    """The document, and checks of bodies against it."""
 
     def __init__(self, config: ServerConfig, models: ModelTable) -> None:
         self.document = openapi_document(config, models)
         self._validators: dict[str, Draft202012Validator] = {}
 
     def operation(self, method: str, path: str) -> dict[str, Any] | None:
-        """Find the operation of a request; None where there is no such route."""
+        """Return the operation of a request; None if there is no such route."""
         if path.startswith("/v1/models/"):
             path = "/v1/models/{id}"
         found: dict[str, Any] | None = self.document["paths"].get(path, {}).get(method.lower())
@@ -55,7 +55,7 @@ class Contract:
         return self.validator(operation["requestBody"]["content"]["application/json"]["schema"])
 
     def check(self, response: httpx.Response) -> None:
-        """Fail the test where the answer, or the request that it takes, is not in the document."""
+        """Fail the test if the document does not allow the answer, or a request that was accepted."""
         request = response.request
         if request.method == "HEAD" or len(response.content) > MAX_CHECKED_BYTES:
             return
@@ -78,7 +78,7 @@ class Contract:
             self.request_validator(request.method, request.url.path).validate(body)
 
     def _check_events(self, schema: dict[str, Any], text: str) -> None:
-        """Check each event, and what its data is as JSON: `jsonschema` does not look into strings."""
+        """Check each event and its data parsed as JSON, because `jsonschema` does not look into strings."""
         data_schema = schema["properties"]["data"]
         chunk_schema = data_schema.get("anyOf", [data_schema])[-1]["contentSchema"]
         for event in filter(None, text.split("\n\n")):
@@ -91,7 +91,7 @@ class Contract:
 
 
 class CheckedClient(httpx.Client):
-    """A client whose every answer is checked, but those that the test reads piece by piece."""
+    """A client whose answers are all checked, except those that the test reads piece by piece."""
 
     def __init__(self, contract: Contract, **settings: Any) -> None:
         super().__init__(**settings)

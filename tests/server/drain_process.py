@@ -1,4 +1,4 @@
-"""A server process over a fake engine, for tests that send it signals; prints its port."""
+"""A server process with a fake engine, for tests that send it signals; prints its port."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """An engine whose tokens are arithmetic, so that expected text is worked out by hand.
 
-Token i of a completion is letter number `(sum of the prompt's ids + seed if sampled + i) mod 26`, 'A' is 0.
-With `script` set, its ids are generated instead. Ids are those of `byte_tokenizer`: 4 + byte.
+Token i of a completion is letter number `(sum of the prompt's ids + seed if sampled + i) mod 26`; 'A' is 0.
+If `script` is set, its ids are generated instead. Ids are those of `byte_tokenizer`: 4 + byte.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ BOS, EOS, IM_START, IM_END = range(4)
 FIRST_BYTE = 4
 VOCAB_SIZE = FIRST_BYTE + 256
 EMBEDDING_SIZE = 8
-# A user turn "hi" costs: <|im_start|> + "user\n" + "hi" + <|im_end|> + <|im_start|> + "assistant\n".
+# A user turn "hi" becomes: <|im_start|> + "user\n" + "hi" + <|im_end|> + <|im_start|> + "assistant\n".
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    # Only where a request sets them.
+    # Only if a request sets them.
     "{% if enable_thinking %}T{% endif %}{{ style }}{{ depth }}{{ reasoning_effort }}"
 )
 
 
 def ids_of(text: str) -> list[int]:
-    """Spell a text as token ids: one per byte."""
+    """Return a text as token ids: one per byte."""
     return [FIRST_BYTE + byte for byte in text.encode()]
 
 
 def letters(start: int, num: int) -> str:
-    """Say what the engine generates for a prompt whose ids sum up to `start`."""
+    """Return the text that the engine generates for a prompt whose ids add up to `start`."""
     return "".join(chr(ord("A") + (start + i) % 26) for i in range(num))
 
 
@@ -73,7 +73,7 @@ def byte_tokenizer(directory: Path) -> Tokenizer:
 
 @dataclasses.dataclass
 class FakeEngine:
-    """See the module; the fields are switches, and what the tests look at afterwards."""
+    """See the module. Some fields are switches; tests inspect the others afterwards."""
 
     max_model_len: int = 128
     script: list[int] | None = None
@@ -126,19 +126,19 @@ class FakeEngine:
         )
 
     def wait_until_cancelled(self, num: int) -> None:
-        """Wait until so many requests were cancelled."""
+        """Wait until this many requests have been cancelled."""
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.cancelled) >= num, timeout=20)
 
     def wait_until_submitted(self, num: int) -> None:
-        """Wait until so many requests came."""
+        """Wait until this many requests have been submitted."""
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.requests) >= num, timeout=20)
 
     async def _events(self, request: Request, num_cached_tokens: int) -> AsyncIterator[TokenEvent]:
         tokens, finish_reason = self._completion(request)
         if request.scores_prompt:
-            # In two pieces where there are two, as a prompt of two chunks is scored.
+            # In two pieces if possible, like a prompt that is scored in two chunks.
             scored = [_logprobs(token, request.params.top_logprobs or 0) for token in request.prompt_ids[1:]]
             for piece in (scored[:1], scored[1:]):
                 yield TokenEvent(prompt_logprobs=tuple(piece))
@@ -172,7 +172,7 @@ class FakeEngine:
             )
 
     async def _pooled_events(self, request: Request) -> AsyncIterator[TokenEvent]:
-        """Give the sum of [id, 1, 0, ..., 0] over the tokens that count, in two parts as of two chunks."""
+        """Yield the sum of [id, 1, 0, ..., 0] over the counted tokens, in two parts like two chunks."""
         if self.is_stuck:
             await asyncio.sleep(3600)
         if isinstance(self.failure, VinferError):
@@ -196,14 +196,14 @@ class FakeEngine:
 
 
 def _logprobs(token: int, num: int) -> TokenLogprobs:
-    """The token itself has -0.5; the next ids follow at -1.5, -2.5, ..."""
+    """Return -0.5 for the token itself, and -1.5, -2.5, ... for the next ids."""
     return TokenLogprobs(-0.5, tuple(token + i for i in range(num)), tuple(-0.5 - i for i in range(num)))
 
 
 def served_model(
     engine: FakeEngine, tokenizer: Tokenizer, name: str = "fake", *, chat_template: str | None = TEMPLATE
 ) -> ServedModel:
-    """Put a fake engine behind a name."""
+    """Return a model that is served by a fake engine."""
     template = None
     if chat_template is not None:
         template = ChatTemplate(
@@ -234,6 +234,6 @@ def served_model(
     )
 
 
-# The prompt of a chat of "hi", and the first token of its answer.
+# The prompt of a chat with the message "hi", and the first token of its answer.
 PROMPT_IDS = (IM_START, *ids_of("user\nhi"), IM_END, IM_START, *ids_of("assistant\n"))
 START = sum(PROMPT_IDS)

@@ -1,4 +1,4 @@
-"""A real uvicorn server in a thread, and what tests need to talk to it."""
+"""A real uvicorn server in a thread, and what tests need to use it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vinfer.server.model_table import ModelTable
 
 @dataclasses.dataclass
 class RunningServer:
-    """A server to talk to; `http` holds every answer against the server's own /openapi.json."""
+    """A running server; `http` checks every answer against the server's own /openapi.json."""
 
     url: str
     port: int
@@ -44,7 +44,7 @@ class RunningServer:
 
 @contextlib.contextmanager
 def run(config: ServerConfig, models: ModelTable, engine: FakeEngine) -> Iterator[RunningServer]:
-    """Serve in a thread; ends by a drain, and fails the test where the server does not end."""
+    """Serve in a thread; drain at the end, and fail the test if the server does not stop."""
     app = create_app(config, models, compile_count=lambda: 0)
     sock = bind("127.0.0.1", 0)
     port = sock.getsockname()[1]
@@ -63,14 +63,14 @@ Start = Callable[..., contextlib.AbstractContextManager[RunningServer]]
 
 
 def events(text: str) -> list[Any]:
-    """Take a stream apart; its last event must be [DONE]."""
+    """Parse the events of a stream; the last one must be [DONE]."""
     assert text.endswith("data: [DONE]\n\n")
     lines = [line for line in text.split("\n\n") if line and not line.startswith(":")]
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what the server does after its client has the answer."""
+    """Wait for what the server does after its client gets the answer."""
     until = time.monotonic() + 20
     while not condition() and time.monotonic() < until:
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Tools, requests with them, and what their answers must be, for every test of tool calls."""
+"""Tools, requests with them, and their expected answers, for every test of tool calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vinfer.text.tool_calls.formats import MISTRAL
 
 
 def follows(request: Request, text: str) -> bool:
-    """Whether the request's grammar takes a text and may end there."""
+    """Return whether the request's grammar accepts a text and may end there."""
     matcher = request.grammar
     assert matcher is not None
     for token in [*ids_of(text), EOS]:
@@ -54,7 +54,7 @@ def prompt_text(server: RunningServer, tokenizer: Tokenizer) -> str:
 
 
 def say(server: RunningServer, text: str, **fields: Any) -> dict[str, Any]:
-    """Let the model say something, whole and streamed; both must be the same choice."""
+    """Make the model say something, whole and streamed; both must be the same choice."""
     server.engine.script = [*ids_of(text), EOS]
     body = {"tools": TOOLS, "max_tokens": 500, **fields}
     response = server.chat(**body)

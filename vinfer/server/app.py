@@ -1,4 +1,4 @@
-"""The route table, and the app put together from its parts. Knows every route and nothing about any."""
+"""The route table, and the app assembled from its parts. Knows that routes exist, not what they do."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def create_app(
     """Build the app; models may become ready later.
 
     Args:
-        compile_count: how many programs were compiled since the server was ready, for `/metrics`.
+        compile_count: returns how many programs were compiled after the server was ready, for `/metrics`.
 
     Raises:
         ConfigError: the key file cannot be read.
@@ -90,7 +90,7 @@ def create_app(
         exception_handlers={HTTPException: _refuse},
         lifespan=lifespan,
     )
-    # `/v1/models/` is no route, and a redirect of a POST loses its body with many clients.
+    # `/v1/models/` is not a route, and many clients lose the body when a POST is redirected.
     app.router.redirect_slashes = False
     app.state.services = services
     return app

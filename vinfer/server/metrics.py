@@ -1,7 +1,7 @@
-"""Prometheus metrics: what the server observes itself, and what it asks the engines at each scrape.
+"""Prometheus metrics: what the server observes itself, and what it reads from the engines at each scrape.
 
-One registry per app, so that two apps in one process do not meet. Observed on the event loop. Label
-values come from the config and from fixed sets only, so their number is bounded.
+Each app has its own registry, so that two apps in one process do not share metrics. Values are observed on
+the event loop. Label values come only from the config and from fixed sets, so their number is limited.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ ITL_BUCKETS = (
 
 _ENGINE_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("num_requests_running", "Requests that hold a slot.", lambda s: s.num_requests_running),
-    ("num_requests_waiting", "Requests that wait for a slot.", lambda s: s.num_requests_waiting),
+    ("num_requests_waiting", "Requests waiting for a slot.", lambda s: s.num_requests_waiting),
     ("num_slots", "Requests that can be decoded together.", lambda s: s.num_slots),
     ("kv_cache_usage_perc", "Fraction of the KV cache in use, 0 to 1.", lambda s: s.kv_cache_usage_fraction),
     (
         "mm_cache_usage_perc",
-        "Fraction of the features' room that holds images, 0 to 1.",
+        "Fraction of the image feature cache in use, 0 to 1.",
         lambda s: s.mm_cache_usage_fraction,
     ),
 )
@@ -48,15 +48,15 @@ _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = 
     ("num_decode_dispatches", "Decode programs dispatched.", lambda s: s.num_decode_dispatches_total),
     (
         "num_overlapped_dispatches",
-        "Dispatches enqueued before the tokens of the one before had been read.",
+        "Dispatches enqueued before the tokens of the previous dispatch had been read.",
         lambda s: s.num_overlapped_dispatches_total,
     ),
-    ("num_encode_dispatches", "Image encoders dispatched.", lambda s: s.num_encode_dispatches_total),
+    ("num_encode_dispatches", "Image encoder programs dispatched.", lambda s: s.num_encode_dispatches_total),
     ("num_images_encoded", "Images encoded.", lambda s: s.num_images_encoded_total),
-    ("mm_cache_queries", "Images that requests brought.", lambda s: s.mm_cache_queries_total),
+    ("mm_cache_queries", "Images in requests.", lambda s: s.mm_cache_queries_total),
     (
         "mm_cache_hits",
-        "Images of requests whose features were there already.",
+        "Images in requests whose features were already cached.",
         lambda s: s.mm_cache_hits_total,
     ),
 )
@@ -66,7 +66,7 @@ class ServerMetrics:
     """The metrics of one app.
 
     Args:
-        compile_count: how many programs were compiled after the server was ready; 0 is the promise.
+        compile_count: returns how many programs were compiled after the server was ready; must stay 0.
     """
 
     def __init__(self, models: ModelTable, compile_count: Callable[[], int]) -> None:
@@ -94,47 +94,47 @@ class ServerMetrics:
         )
         self._success = Counter(
             "vinfer:request_success",
-            "Completions that ran to their end.",
+            "Completions that finished normally.",
             ["model_name", "finished_reason"],
             registry=self._registry,
         )
         self._requests = Counter(
             "vinfer:requests",
-            "HTTP requests to /v1 routes by how they ended.",
+            "HTTP requests to /v1 routes by outcome.",
             ["model_name", "outcome"],
             registry=self._registry,
         )
 
     def observe_queue(self, model_name: str, seconds: float) -> None:
-        """Count the time from arrival to a slot of a completion."""
+        """Observe a completion's time from arrival to a slot."""
         self._queue.labels(model_name).observe(seconds)
 
     def observe_first_token(self, model_name: str, seconds: float) -> None:
-        """Count the time from arrival to the first token of a completion."""
+        """Observe a completion's time from arrival to its first token."""
         self._ttft.labels(model_name).observe(seconds)
 
     def observe_tokens(self, model_name: str, num_tokens: int, seconds: float) -> None:
-        """Count tokens that came together, `seconds` after the ones before."""
+        """Observe tokens that arrived together, `seconds` after the previous ones."""
         inter_token = self._itl.labels(model_name)
         for _ in range(num_tokens):
             inter_token.observe(seconds / num_tokens)
 
     def observe_finish(self, model_name: str, finish_reason: str, seconds: float) -> None:
-        """Count a completion that ended by itself, `seconds` after its arrival."""
+        """Count a completion that finished normally, `seconds` after its arrival."""
         self._e2e.labels(model_name).observe(seconds)
         self._success.labels(model_name, finish_reason).inc()
 
     def count_request(self, model_name: str, outcome: str) -> None:
-        """Count an HTTP request; `model_name` is empty where it never reached a model."""
+        """Count an HTTP request; `model_name` is empty if the request never reached a model."""
         self._requests.labels(model_name, outcome).inc()
 
     def render(self) -> bytes:
-        """Write all metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
 class _EngineCollector(Collector):
-    """Asks the engines for their numbers at each scrape."""
+    """Reads the engines' stats at each scrape."""
 
     def __init__(self, models: ModelTable, compile_count: Callable[[], int]) -> None:
         self._models = models

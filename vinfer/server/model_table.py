@@ -1,4 +1,4 @@
-"""The models of this process: how far each one is, and what serves it once it is ready.
+"""The models of this process: how far each one has loaded, and what serves it once it is ready.
 
 Loader threads write, the event loop reads; one lock makes that safe. It knows neither HTTP nor how a
 model is loaded.
@@ -26,10 +26,10 @@ ParityVerdict = Literal["passed", "failed", "unverified"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingDefaults:
-    """What a request that leaves a sampling field out gets; the values here are OpenAI's.
+    """The values of sampling fields that a request leaves out; the defaults here are OpenAI's.
 
     Attributes:
-        max_tokens: None stands for all the room the prompt leaves (16 for `/v1/completions`).
+        max_tokens: None means all the room that the prompt leaves (16 for `/v1/completions`).
     """
 
     max_tokens: int | None = None
@@ -44,17 +44,17 @@ class SamplingDefaults:
 
     @classmethod
     def resolve(cls, config: SamplingConfig, generation_config: Mapping[str, Any]) -> SamplingDefaults:
-        """Choose per field: the `sampling` block, else the checkpoint's generation_config, else OpenAI.
+        """Resolve each field: the `sampling` block, else the checkpoint's generation_config, else OpenAI's.
 
         Args:
-            config: the `sampling` block; a null field says nothing.
+            config: the `sampling` block; a null field is unset.
             generation_config: the checkpoint's, with Hugging Face's names; other keys are ignored.
         """
         chosen: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             theirs = "max_new_tokens" if field.name == "max_tokens" else field.name
             value = getattr(config, field.name)
-            # `n` is a matter between client and server; a checkpoint has no say in it.
+            # `n` is between client and server; the checkpoint does not decide it.
             if value is None and field.name != "n":
                 value = generation_config.get(theirs)
             if value is not None:
@@ -68,23 +68,23 @@ class ServedModel:
 
     Attributes:
         name: id in the API.
-        task: what prompts may hold, as in the config.
+        task: what prompts may contain, as in the config.
         architecture: the checkpoint's model class, such as `LlamaForCausalLM`.
         position: index in the config's `models` list, for messages such as `models[0].max_model_len`.
-        chat_template: None where the checkpoint has none; then only `/v1/completions` answers.
+        chat_template: None if the checkpoint has none; conversations are then refused.
         chat_template_kwargs: the template's variables that requests may set, with their types.
         eos_token_ids: ids that end a completion unless the client asks to ignore them.
-        vocab_size: prompt ids, stop ids and biased ids lie below it.
+        vocab_size: prompt ids, stop ids and biased ids must be smaller.
         created: when the bundle was built, in seconds since the epoch.
         root: where the weights come from, as the config names it.
-        grammars: compiles what requests bind their answers to.
+        grammars: compiles the grammars that constrain answers.
         fingerprint: the bundle key, sent as `system_fingerprint`.
-        is_deterministic: answers do not depend on what shares the batch, to the last bit.
+        is_deterministic: answers are the same to the last bit, whatever shares the batch.
         has_prompt_logprobs: whether requests may score their prompts (`echo` with `logprobs`).
-        embeddings: how prompts become vectors; None where the bundle has no embed programs.
-        answer_form: how it writes tool calls and reasoning, and how tools are explained to it.
-        images: how images become part of a prompt; None where the model takes none.
-        parity: how the bundle compares with transformers; None where nobody has compared.
+        embeddings: how prompts become vectors; None if the bundle has no embed programs.
+        answer_form: how the model writes tool calls and reasoning, and how tools are described to it.
+        images: how images become part of a prompt; None if the model takes none.
+        parity: how the bundle compares with transformers; None if it was never compared.
     """
 
     name: str
@@ -118,7 +118,7 @@ class ServedModel:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatus:
-    """How far one model is: `done` of `total` pieces of work in `phase`."""
+    """One model's progress: `done` of `total` units of work in `phase`."""
 
     name: str
     phase: str = "waiting"
@@ -137,23 +137,23 @@ class ModelTable:
         self._draining = False
 
     def report(self, name: str, phase: str, done: int = 0, total: int = 0) -> None:
-        """Say how far a model is."""
+        """Record a model's progress."""
         with self._lock:
             self._statuses[name] = ModelStatus(name=name, phase=phase, done=done, total=total)
 
     def serve(self, model: ServedModel) -> None:
-        """Put a loaded model to work."""
+        """Make a loaded model available to requests."""
         with self._lock:
             self._served[model.name] = model
             self._statuses[model.name] = ModelStatus(name=model.name, phase="ready", done=1, total=1)
 
     def fail(self, name: str, error: VinferError) -> None:
-        """Say that a model will not be ready; `run_server` then ends with the error's exit code."""
+        """Record that a model failed to load; `run_server` then returns the error's exit code."""
         with self._lock:
             self._statuses[name] = dataclasses.replace(self._statuses[name], phase="failed", error=error)
 
     def drain(self) -> None:
-        """Take no more requests; those that run go on."""
+        """Accept no more requests; running ones continue."""
         self._draining = True
 
     @property
@@ -183,17 +183,17 @@ class ModelTable:
 
     @property
     def ready(self) -> bool:
-        """Whether every model serves and new requests are welcome."""
+        """Whether every model is being served and new requests are accepted."""
         with self._lock:
             all_loaded = len(self._served) == len(self._statuses)
         return all_loaded and not self._draining and not self.dead
 
     def serving_or_only(self, name: str | None) -> ServedModel:
-        """Give the model that answers for `name`; None stands for the only one there is.
+        """Return the model called `name`; None means the only one there is.
 
         Raises:
-            RequestError: there are several, and none is named.
-            ModelNotFoundError, NotReadyError: as `serving`.
+            RequestError: there are several models and `name` is None.
+            ModelNotFoundError, NotReadyError: see `serving`.
         """
         if name is None:
             name, *others = self._statuses
@@ -205,11 +205,11 @@ class ModelTable:
         return self.serving(name)
 
     def serving(self, name: str) -> ServedModel:
-        """Give the model that answers for `name`.
+        """Return the model called `name`.
 
         Raises:
             ModelNotFoundError: the config has no such name.
-            NotReadyError: it is loading, its engine has died, or the server drains.
+            NotReadyError: the model is loading, its engine has died, or the server is draining.
         """
         with self._lock:
             known = list(self._statuses)

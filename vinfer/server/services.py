@@ -1,6 +1,6 @@
 """What every route handler is given: the config, the models, the worker threads, metrics and deadlines.
 
-Built once by `create_app` and used on the event loop. It knows no route.
+Built once by `create_app` and used on the event loop. It knows no routes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Deadlines:
-    """The end times of the requests in flight; a drain that takes too long moves them all to now."""
+    """The deadlines of the requests in flight; a drain that takes too long moves them all to now."""
 
     def __init__(self, max_seconds: float) -> None:
         self._max_seconds = max_seconds
@@ -41,14 +41,14 @@ class Deadlines:
 
     @contextlib.asynccontextmanager
     async def limit(self, elapsed_seconds: float) -> AsyncIterator[None]:
-        """Bound what runs inside to the rest of a request's time.
+        """Limit what runs inside to the time that a request has left.
 
         Args:
             elapsed_seconds: how long ago the request arrived.
 
         Raises:
-            RequestTimeoutError: the time is over.
-            NotReadyError: the server ends before the request did.
+            RequestTimeoutError: the time is up.
+            NotReadyError: the server shut down before the request was finished.
         """
         timeout = asyncio.timeout(max(self._max_seconds - elapsed_seconds, 0.0))
         try:
@@ -81,7 +81,7 @@ class Services:
 
     @functools.cached_property
     def image_fetcher(self) -> ImageFetcher:
-        """What fetches images by URL; made for the first one."""
+        """The fetcher of images by URL, built when it is first needed."""
         from vinfer.images import ImageFetcher
 
         return ImageFetcher(self.config.images)

@@ -1,4 +1,4 @@
-"""Objects that list their properties are closed, what has no end gets one, and nothing else changes."""
+"""Objects that list their properties are closed, values of any length get a limit, nothing else changes."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_kept(case: str) -> None:
 
 
 def opened(schema: dict[str, Any]) -> dict[str, Any]:
-    """Let every object leave open what else it may hold."""
+    """Open every object to other properties."""
 
     def without(part: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in part.items() if key != "additionalProperties"}
@@ -196,7 +196,7 @@ def opened(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_what_satisfies_the_closed_schema_satisfies_the_open_one() -> None:
-    """Shown on objects with a property too many, which are what the closed schema refuses."""
+    """Checked with objects that have an extra property, which is what the closed schema refuses."""
     draw = random.Random(3)
     num_refused = 0
     for _ in range(200):

@@ -1,6 +1,6 @@
-"""Strict tools where calls are up to the model: text stays free, a call that begins is bound; every format.
+"""Strict tools with optional calls, in every format: text is free, but a call is constrained once it begins.
 
-What a grammar allows is asked of llguidance itself, over the tokenizer of the tests.
+llguidance itself decides what a grammar allows, with the tokenizer of the tests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LOOSE = function("find", {"type": "object", "properties": {"id": {"type": "integ
 TOOLS = [STRICT, LOOSE]
 GOOD = ("get_weather", '{"city": "Oslo"}')
 WRONG = ("get_weather", '{"town": "Oslo"}')
-# What `parameters` say binds only the calls of strict tools.
+# `parameters` constrain only the calls of strict tools.
 ANY_OBJECT = ("find", '{"id": "x", "other": [1]}')
 
 
@@ -58,7 +58,7 @@ def check(server: RunningServer, texts: dict[str, bool], **fields: Any) -> None:
 
 def test_text_is_free_and_calls_are_constrained(server: Any) -> None:
     form = server.tool_format
-    # In the text a call begins with its marker, also where an answer may begin without.
+    # In text a call begins with its marker, even if an answer may begin with a call that has none.
     lead = f"Let me see. {form.opening if form.begins_with_call else ''}"
     check(
         server,
@@ -125,7 +125,7 @@ def allows(matcher: GrammarMatcher, token: int) -> bool:
 
 @pytest.mark.parametrize("form", [WITH_CONTROL_TOKEN, HERMES], ids=["marker", "text"])
 def test_control_tokens(tokenizer: Tokenizer, form: Any) -> None:
-    """A marker that is one begins a call; the others are what they are without a grammar."""
+    """A control token that is a marker begins a call; the others behave as they do without a grammar."""
     other = min(tokenizer.special_ids - {EOS, IM_START, *ids_of("</s><|im_end|>")})
     with serving(tokenizer, AnswerForm(tool_format=form)) as server:
         matcher = constrained(server).grammar
@@ -141,7 +141,7 @@ def test_control_tokens(tokenizer: Tokenizer, form: Any) -> None:
 
 
 def test_calls_as_python_writes_them(tokenizer: Tokenizer) -> None:
-    """Keyword arguments in the order of the schema; a schema without such a form has objects only."""
+    """Keyword arguments in the order of the schema; a schema that has no such form allows objects only."""
     trip = {
         "type": "object",
         "properties": {
@@ -187,7 +187,7 @@ def test_calls_as_python_writes_them(tokenizer: Tokenizer) -> None:
 
 
 def test_strings_of_python_calls_mean_what_they_say_as_json(tokenizer: Tokenizer) -> None:
-    """Escapes that Python reads in another way than JSON must not be written."""
+    """Escapes that Python reads differently from JSON must not be written."""
     with serving(tokenizer, AnswerForm(tool_format=PYTHONIC)) as server:
         matcher = constrained(server).grammar
         for token in ids_of('[get_weather(city="\\'):

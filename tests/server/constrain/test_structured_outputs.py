@@ -1,4 +1,4 @@
-"""`response_format` and `structured_outputs` over HTTP: what they ask of the engine, and every refusal."""
+"""`response_format` and `structured_outputs` over HTTP: what they send to the engine, and every refusal."""
 
 from __future__ import annotations
 
@@ -158,8 +158,12 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
         "structured_outputs",
         "exclude each other",
     ),
-    ({"ignore_eos": True, "response_format": {"type": "json_object"}}, "ignore_eos", "does not go with"),
-    ({"ignore_eos": True, **outputs(regex="a")}, "ignore_eos", "does not go with"),
+    (
+        {"ignore_eos": True, "response_format": {"type": "json_object"}},
+        "ignore_eos",
+        "cannot be combined with",
+    ),
+    ({"ignore_eos": True, **outputs(regex="a")}, "ignore_eos", "cannot be combined with"),
 ]
 
 
@@ -181,7 +185,7 @@ def test_a_bad_form_is_a_400_that_names_the_field(
 
 
 def test_hostile_schemas_keep_nobody_waiting(server: RunningServer) -> None:
-    """Each takes a second of a thread of its own; who needs no compile is served meanwhile."""
+    """Each takes a second of its own thread; requests that need no compile are answered meanwhile."""
     known = {"structured_outputs": {"choice": ["known"]}}
     assert server.chat(**known).status_code == 200
     statuses: list[int] = []
@@ -205,7 +209,7 @@ def test_hostile_schemas_keep_nobody_waiting(server: RunningServer) -> None:
 
 
 def test_a_schema_that_is_too_long_is_refused() -> None:
-    """The bodies of the shared server may not be that long."""
+    """Tested without the shared server, which does not accept bodies that long."""
 
     def spec_of(num_chars: int) -> GrammarSpec | None:
         return grammar_spec(None, StructuredOutputs(json={"const": "x" * (num_chars - 12)}))

@@ -1,4 +1,4 @@
-"""`/v1/capabilities` does not lie: each field and limit that it names is tried on its route."""
+"""`/v1/capabilities` tells the truth: each field and limit that it names is tried on its route."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def test_each_form_does_what_it_says_with_each_field(server: RunningServer, mode
     for form in model["forms"]:
         assert post(server, form).status_code == 200
         for field in form["applied"]:
-            # No field takes this, so one that is read says so.
+            # No field accepts this value, so a field that is read is refused.
             param = refusal(post(server, form, **{field: {"some": "thing"}}))
             assert param.split(".")[0] == field, (form["path"], field, param)
         for refused in form["refused"]:
             field = refused["field"]
             response = post(server, form, **{field: {"some": "thing"}})
-            # The one field that decides which form a body has.
+            # This field decides which form a body has.
             if (form["path"], field) == ("/tokenize", "messages"):
                 continue
             assert refusal(response) == field
@@ -142,11 +142,11 @@ def test_limits_tried_elsewhere(server: RunningServer, model: dict[str, Any]) ->
     # `test_limits` of the tokenization routes tries these two.
     assert limits["max_tokenize_chars"] == tokenization.MAX_PROMPT_CHARS
     assert limits["max_detokenize_tokens"] == tokenization.MAX_TOKENS
-    # More entries than this vocabulary has tokens: the number is looked at first.
+    # More entries than this vocabulary has tokens: the number of entries is checked first.
     num = limits["max_logit_bias"]
     assert refusal(server.chat(logit_bias={str(i): 1 for i in range(num)})) == "logit_bias.260"
     assert refusal(server.chat(logit_bias={str(i): 1 for i in range(num + 1)})) == "logit_bias"
-    # This model takes none; `test_images_over_http` has one that does.
+    # This model takes no images; `test_images_over_http` has one that does.
     assert limits["max_images"] == 0
     elsewhere = {"max_tokenize_chars", "max_detokenize_tokens", "max_logit_bias", "max_images"}
     assert set(limits) == {*tried, *elsewhere}

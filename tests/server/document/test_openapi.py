@@ -1,7 +1,7 @@
-"""`/openapi.json` is the server: the same routes, the same bounds, and bodies as it says.
+"""`/openapi.json` matches the server: the same routes, the same limits, and bodies as it describes them.
 
-Every answer that any test of this directory gets through `RunningServer.http` is held against the document
-(`contract.py`); here are the document's form, a success of each route, and proof that the check can fail.
+Every answer that a test of `tests/server` gets through `RunningServer.http` is checked against the document
+(`contract.py`). The tests here cover the document's form, a success of each route, and checks that fail.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vinfer.text.tokenizer import Tokenizer
 
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 LOGPROBS: dict[str, Any] = {"logprobs": True, "top_logprobs": 2}
-# A success of each route: its body, or the query.
+# A successful request for each route: its body or its query.
 SUCCESSES: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/v1/chat/completions", {"messages": HI, "n": 2, **LOGPROBS}),
     ("POST", "/v1/chat/completions", {"messages": HI, "max_tokens": 3, **LOGPROBS, **STREAM}),
@@ -144,7 +144,7 @@ def test_model_with_a_parity_report(start: Start) -> None:
 
 
 def test_form(document: dict[str, Any]) -> None:
-    """What the OpenAPI 3.1 specification asks of each object that the document has."""
+    """What the OpenAPI 3.1 specification requires of each object in the document."""
     assert set(document) == {"openapi", "info", "paths", "components", "security"}
     assert document["openapi"].startswith("3.1.")
     assert document["info"]["version"] == vinfer.__version__
@@ -177,12 +177,12 @@ def test_every_schema_is_one(document: dict[str, Any]) -> None:
     references = {node["$ref"] for node in nodes(document) if isinstance(node.get("$ref"), str)}
     components = document["components"]["schemas"]
     assert references <= {f"#/components/schemas/{name}" for name in components}
-    # And none that nothing leads to.
+    # No schema is unused.
     assert {reference.rpartition("/")[2] for reference in references} == set(components)
 
 
 def test_the_schemas_refuse_what_the_routes_refuse(server: RunningServer) -> None:
-    """The lists are those of `test_request_fields`, where the routes refuse them."""
+    """The lists are in `refusals.py`; `test_request_fields` shows that the routes refuse them."""
     contract = Contract(ServerConfig(), server.models)
     chat = contract.request_validator("POST", "/v1/chat/completions")
     completion = contract.request_validator("POST", "/v1/completions")
@@ -198,7 +198,7 @@ def test_the_schemas_refuse_what_the_routes_refuse(server: RunningServer) -> Non
 
 
 def test_schemas_have_names_of_their_own(document: dict[str, Any]) -> None:
-    """Two types of one name would bring the paths of our modules into clients' code."""
+    """Two types with the same name would put our module paths into clients' code."""
     assert not [name for name in document["components"]["schemas"] if "__" in name]
 
 
@@ -256,7 +256,7 @@ def test_the_models_are_named() -> None:
 
 
 def test_the_models_limit_their_fields(server: RunningServer) -> None:
-    """At each bound the route takes what the document allows, and beyond it neither does."""
+    """At each limit both the document and the route accept a value; beyond it both refuse it."""
     contract = Contract(ServerConfig(), server.models)
     (model,) = server.models.served_models
     room = model.max_model_len - 1
@@ -288,7 +288,7 @@ def test_numbers_below(limit: int) -> None:
 
 
 def test_reasoning_effort_is_for_templates_that_read_it(tokenizer: Tokenizer) -> None:
-    """That the route refuses it elsewhere is tested with the template's other variables."""
+    """`test_template_kwargs` tests that the route refuses it if the template does not read it."""
     for template, is_read in (("{{ messages }}", False), ("{{ messages }}{{ reasoning_effort }}", True)):
         models = ModelTable(["fake"])
         models.serve(served_model(FakeEngine(), tokenizer, chat_template=template))
@@ -302,7 +302,7 @@ def test_reasoning_effort_is_for_templates_that_read_it(tokenizer: Tokenizer) ->
 
 
 def test_images_are_for_models_that_take_them(server: RunningServer) -> None:
-    """Of this server's models none does; those that load may."""
+    """No model on this server takes images; one that is still loading might."""
     loading = ModelTable(["fake", "loads"])
     loading.serve(server.models.served_models[0])
     for path, part in [
@@ -392,7 +392,7 @@ VALUES = st.one_of(
 def test_any_body_gets_an_answer_of_the_contract(
     server: RunningServer, path: str, form: int, data: st.DataObject
 ) -> None:
-    """`server.http` checks the answer, and that the document allows each body that the route takes."""
+    """`server.http` checks the answer, and that the document allows each body that the route accepts."""
     rules = OPERATIONS["POST", path].forms[form].rules
     changes = data.draw(st.dictionaries(st.sampled_from([*rules, "mood"]), VALUES, max_size=3))
     body = {**BODIES[path][form], **changes}

@@ -1,4 +1,4 @@
-"""Every field of the API contract is applied, refused or accepted; every bound holds; errors name fields."""
+"""Every field of the API contract is applied, refused or accepted; every limit holds; errors name fields."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vinfer.server.fields.tokenization import DETOKENIZE, TOKENIZE_MESSAGES, TOK
 from vinfer.server.fields.treatment import CHAT_FIELDS, COMPLETION_FIELDS, Treatment
 
 ACCEPTED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-# The contract's list of chat fields, whatever becomes of each.
+# The contract's list of chat fields, however each is treated.
 CONTRACT = {
     *("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop"),
     *("stop_token_ids", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs"),
@@ -121,7 +121,7 @@ def test_prompt_that_does_not_fit(server: RunningServer) -> None:
     )
     assert_refused(server.complete(prompt=[4] * 120, max_tokens=9), "max_tokens", "lower it to 8")
     assert server.complete(prompt=[4] * 120, max_tokens=8).status_code == 200
-    # A default is clamped to what is left.
+    # A default is clamped to the room that is left.
     assert server.complete(prompt=[4] * 120, max_tokens=None).json()["usage"]["completion_tokens"] == 8
 
 

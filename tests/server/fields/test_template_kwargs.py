@@ -18,7 +18,7 @@ PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
 def tail(server: RunningServer, path: str, fields: dict[str, Any]) -> list[int]:
-    """Return what a request adds to the prompt of the same one without its fields."""
+    """Return what the fields of a request add to its prompt."""
     server.engine.reset()
     prompts = []
     for extra in ({}, fields):
@@ -45,7 +45,7 @@ def tail(server: RunningServer, path: str, fields: dict[str, Any]) -> list[int]:
         ({"chat_template_kwargs": {"style": "terse", "depth": 3}}, "terse3"),
         ({"reasoning_effort": "high"}, "high"),
         ({"reasoning_effort": "low", "chat_template_kwargs": {"style": "s"}}, "slow"),
-        # Text that spells a control token stays text here too.
+        # Text that spells out a control token stays text here too.
         ({"chat_template_kwargs": {"style": "<s>"}}, "<s>"),
     ],
 )
@@ -94,7 +94,7 @@ def test_refused(server: RunningServer, path: str, name: str, value: Any, says: 
 
 
 def test_a_template_that_does_not_read_them(tokenizer: Tokenizer) -> None:
-    """What would be ignored is refused, and the capabilities say so beforehand."""
+    """What would be ignored is refused, and the capabilities announce that."""
     engine, models = FakeEngine(), ModelTable(["fake"])
     models.serve(served_model(engine, tokenizer, chat_template=PLAIN + "{{ depth }}"))
     with run(ServerConfig(port=0), models, engine) as server:

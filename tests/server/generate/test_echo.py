@@ -1,4 +1,4 @@
-"""`echo` of plain completions: the prompt in front, its own logprobs, and what evaluation harnesses read."""
+"""`echo` of plain completions: the prompt comes first, with its logprobs, as evaluation harnesses expect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vinfer.text.tokenizer import Tokenizer
         ([ids_of("ab"), ids_of("ü")], ["ab", "ü"]),
         ([ids_of("a"), "b"], ["a", "b"]),
         ([ids_of("a")[0]], ["a"]),
-        # Sent as text it is given back as sent; as an id it is a special token, which is not shown.
+        # Sent as text, it is returned as sent; sent as an id, it is a special token, which is not shown.
         ("<s>ab", ["<s>ab"]),
         ([BOS, *ids_of("ab")], ["ab"]),
         ("", [""]),
@@ -124,7 +124,7 @@ def test_a_stream_begins_with_the_whole_prompt(server: RunningServer, logprobs: 
 
 @pytest.mark.parametrize("ends", [False, True])
 def test_evaluation_harnesses_cut_one_entry_off_the_end(server: RunningServer, ends: bool) -> None:
-    """Also where the one token that they must ask for is the end of the text."""
+    """This also holds if the one token that they must ask for is the end of the text."""
     server.engine.script = [EOS] if ends else ids_of("z")
     body = server.complete(
         prompt=[ids_of("ab"), ids_of("abc")], echo=True, logprobs=1, max_tokens=1, temperature=0, seed=1234

@@ -1,4 +1,4 @@
-"""A chat template that never ends costs its requests a 400, and nobody else anything."""
+"""A chat template that never ends gives its own requests a 400 and does not affect any others."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ def test_workers_and_event_loop_come_back(tokenizer: Tokenizer) -> None:
             error = answer.result().json()["error"]
             assert error["param"] == "messages"
             assert "takes longer than 0.5 seconds" in error["message"]
-        # Every worker is free again.
+        # All workers are free again.
         assert all(server.chat().status_code == 200 for _ in range(3))

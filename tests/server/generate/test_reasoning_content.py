@@ -1,4 +1,4 @@
-"""`reasoning_content` over HTTP, whole and streamed, beside tools and bound answers."""
+"""`reasoning_content` over HTTP, whole and streamed, with tools and with constrained answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def thinking_server(tokenizer: Tokenizer) -> Iterator[RunningServer]:
 
 
 def say(server: RunningServer, text: str, **fields: Any) -> dict[str, Any]:
-    """Return the whole message; the streamed one must say the same."""
+    """Return the whole message; the streamed one must be the same."""
     server.engine.script = [*ids_of(text), EOS]
     message: dict[str, Any] = server.chat(max_tokens=500, **fields).json()["choices"][0]["message"]
     chunks = events(server.chat(max_tokens=500, stream=True, **fields).text)
@@ -68,7 +68,7 @@ def test_a_constrained_answer_is_no_thought(thinking_server: RunningServer) -> N
 
 
 def test_a_template_that_opens_the_tag(tokenizer: Tokenizer) -> None:
-    # The prompt is closed by an end tag in another branch, as the templates of such models have it.
+    # An end tag in another branch closes the prompt, as in the templates of such models.
     template = TEMPLATE.replace("assistant\n", "assistant\n<think>\n") + "{# </think> #}"
     with serving(tokenizer, template) as server:
         message = say(server, "Hm.</think>Hi")

@@ -1,4 +1,4 @@
-"""Each format of tool calls over HTTP: bound answers, control tokens as markers, which template has which."""
+"""Each tool call format over HTTP: constrained answers, control tokens as markers, and its templates."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_constrained_answers_are_of_the_format(form_server: Any, tokenizer: Toke
     assert [
         (call["function"]["name"], call["function"]["arguments"]) for call in choice["message"]["tool_calls"]
     ] == CALLS
-    # What explains the tools shows the form that is read.
+    # The text that describes the tools shows the form that is parsed.
     example = tool_format.written([("<function-name>", "<args-json-object>")])
     assert example in prompt_text_of(form_server, tokenizer)
 
@@ -75,7 +75,7 @@ def test_a_marker_that_is_a_control_token(tokenizer: Tokenizer) -> None:
         assert message["content"] == "So"
         assert message["tool_calls"][0]["function"]["name"] == "get_time"
         assert len(message["tool_calls"][0]["id"]) == 9
-        # Without tools it is a control token like any other.
+        # Without tools it is an ordinary control token.
         assert server.chat(max_tokens=100).json()["choices"][0]["message"]["content"] == f"So{body}"
 
 
@@ -105,7 +105,7 @@ TAUGHT = "{{ tools | tojson }} %s {{ messages[0].content }}"
         (TAUGHT % "[TOOL_CALLS]", MISTRAL),
         (TAUGHT % "[func_name1(params_name1=params_value1)]", PYTHONIC),
         (TAUGHT % "<|python_tag|>", LLAMA3_JSON),
-        # Formats that are none of ours, and templates without tools: explained in text.
+        # Unsupported formats and templates without tools: the tools are described in text.
         (TAUGHT % "[TOOL_CALLS]name[ARGS]", None),
         (TAUGHT % "<tool_call><function=name>", None),
         (TAUGHT % "<|tool|>", None),

@@ -1,4 +1,4 @@
-"""Tools over HTTP: what the prompt says, what the answer is bound to, what becomes of it, every refusal."""
+"""Tools over HTTP: the prompt, how the answer is constrained and parsed, and every refusal."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def roomy_server(start: Start) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def tools_server(roomy_server: RunningServer) -> RunningServer:
-    """A server with room for prompts that explain tools; its engine is as new."""
+    """A server with room for prompts that describe tools; its engine has been reset."""
     roomy_server.engine.reset()
     roomy_server.engine.max_model_len = 2048
     return roomy_server
@@ -73,7 +73,7 @@ def test_a_call(tools_server: RunningServer) -> None:
     ],
 )
 def test_arguments_that_are_no_sound_json_stay_text(arguments: str) -> None:
-    """A template that writes them as JSON could otherwise not be rendered, or not be encoded."""
+    """Otherwise a template that writes them as JSON could fail to render, or its output to encode."""
     assert parsed_arguments(arguments) == arguments
 
 
@@ -178,7 +178,7 @@ def test_an_answer_is_constrained_to_calls(tools_server: RunningServer, name: st
 
 
 def test_references_of_a_schema_are_its_own(tools_server: RunningServer) -> None:
-    """Each schema is a document of its own: `#` is its root, not that of the grammar."""
+    """Each schema is a separate document: `#` is its root, not that of the grammar."""
     schema = {
         "type": "object",
         "properties": {"p": {"$ref": "#/$defs/point"}},

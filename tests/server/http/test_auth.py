@@ -1,4 +1,4 @@
-"""API keys: nothing answers without one but the three probes, however the request is dressed up."""
+"""API keys: only the three probes answer without one, however the request is disguised."""
 
 from __future__ import annotations
 

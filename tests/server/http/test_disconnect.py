@@ -1,4 +1,4 @@
-"""A client that leaves frees its slots, however and whenever it leaves."""
+"""A client that disconnects frees its slots, however and whenever it does so."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def close(sock: socket.socket, how: str) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     if how == "half-close":
         sock.shutdown(socket.SHUT_WR)
-        # The server gives up on it too.
+        # The server closes its side too.
         while sock.recv(65536):
             pass
     sock.close()

@@ -1,4 +1,4 @@
-"""Signals, in a process of its own: drain, drain timeout, second signal, idle."""
+"""Signals, in a separate process: drain, drain timeout, second signal, idle."""
 
 from __future__ import annotations
 

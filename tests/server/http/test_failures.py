@@ -1,4 +1,4 @@
-"""What goes wrong is said in OpenAI's form, with the right status and headers, and nothing leaks."""
+"""Errors have OpenAI's form and the right status and headers, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_deadline(start: Start) -> None:
         stream = server.chat(stream=True).text.strip().split("\n\n")
         assert json.loads(stream[-2].removeprefix("data: "))["error"]["code"] == "request_timeout"
         assert stream[-1] == "data: [DONE]"
-        # The last bytes reach a client before what the server does after them.
+        # The client gets the last bytes before the server has finished its work.
         server.engine.wait_until_cancelled(2)
 
 
@@ -245,7 +245,7 @@ def test_the_log_holds_no_text_of_the_clients(
         lines = [record.getMessage() for record in ours() if record.name == "vinfer.access"]
         return sorted(line.split()[:3] for line in lines)
 
-    # A line is written after the client has its answer.
+    # The line is written after the client gets its answer.
     wait_until(lambda: len(access()) == 5)
     assert access() == [
         ["GET", "other", "404"],

@@ -24,7 +24,7 @@ def impatient(start: Start) -> Iterator[RunningServer]:
 
 
 def exchange(port: int, *pieces: bytes, pause_seconds: float = 0.0) -> bytes:
-    """Send the pieces and read until the server closes."""
+    """Send the pieces and read until the server closes the connection."""
     received = b""
     with socket.create_connection(("127.0.0.1", port), 20) as sock:
         for i, piece in enumerate(pieces):
@@ -133,7 +133,7 @@ def test_idle_connections_are_closed_and_live_ones_are_not(impatient: RunningSer
     start = time.monotonic()
     assert exchange(impatient.port, GET + b"\r\n").count(b"HTTP/1.1 200") == 1
     assert time.monotonic() - start >= 0.4
-    # Answered before its body was there: the connection must not stay for ever.
+    # Answered before its body arrived: the connection must not stay open forever.
     early = b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
     assert status_of(exchange(impatient.port, early, b"{}", pause_seconds=0.2)) == 404
 
@@ -158,7 +158,7 @@ def test_an_offer_of_http2_is_ignored(server: RunningServer) -> None:
 def test_the_body_of_a_request_that_offers_http2_is_read(
     server: RunningServer, upgrade: bytes, chunked: bool
 ) -> None:
-    """Java's HttpClient offers it with whatever it sends first; the parser took the body for HTTP/2 then."""
+    """Java's HttpClient offers it with its first request; the parser then took the body for HTTP/2."""
     body = b'{"model": "fake", "messages": [{"role": "user", "content": "Upgrade: h2c"}], "max_tokens": 2}'
     offer = b"Connection: Upgrade, HTTP2-Settings\r\n" + upgrade + b"HTTP2-Settings: AAMAAABk\r\n"
     if chunked:
@@ -173,7 +173,7 @@ def test_the_body_of_a_request_that_offers_http2_is_read(
 
 def test_a_client_that_does_not_read_is_cut_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn_protocol, "WRITE_STALL_SECONDS", 0.5)
-    # Far more than the kernel's buffers take, and not all of it at once.
+    # Far more than the kernel's buffers hold, and not all of it at once.
     body = {"model": "fake", "prompt": [4], "max_tokens": 20_000, "stream": True, "logprobs": 20}
     with start(max_model_len=30_000) as server:
         server.engine.tokens_per_event = 50
@@ -185,5 +185,5 @@ def test_a_client_that_does_not_read_is_cut_off(start: Start, monkeypatch: pytes
             sock.connect(("127.0.0.1", server.port))
             sock.sendall(head + content)
             server.engine.wait_until_cancelled(1)
-        # Whoever reads is served meanwhile.
+        # A client that reads is served meanwhile.
         assert server.complete().status_code == 200

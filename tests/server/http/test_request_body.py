@@ -1,4 +1,4 @@
-"""Bodies that are not one well-formed JSON object of bounded size are refused, and the server goes on."""
+"""Bodies that are not one well-formed JSON object of limited size are refused, and the server continues."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def test_good_json_is_what_it_says() -> None:
     ],
 )
 def test_a_number_without_a_fraction_is_an_integer(digits: str, value: float) -> None:
-    """As JSON Schema has it, and clients that know one kind of number write it."""
+    """JSON Schema defines it so, and clients with only one kind of number write it so."""
     parsed = parse_json_object(f'{{"seed": {digits}}}'.encode())["seed"]
     assert parsed == value
     assert type(parsed) is type(value)
 
 
 def test_brackets_and_quotes_take_linear_time() -> None:
-    # Quadratic, this would run for hours: a megabyte of quotes, each the start of a string without an end.
+    # In quadratic time this would run for hours: a megabyte of quotes, each starting an unterminated string.
     for raw in (b'"' + b'\\"' * 500_000, b'{"a": "' + b"\\" * 1_000_001):
         with pytest.raises(RequestError):
             parse_json_object(raw)

@@ -17,7 +17,7 @@ def test_a_taken_port_is_named() -> None:
         port = sock.getsockname()[1]
         with pytest.raises(BindError, match=rf"127\.0\.0\.1:{port}: .*another server\.port"):
             bind("127.0.0.1", port)
-    # Free again, although it was just in use.
+    # The port is free again, although it was just in use.
     bind("127.0.0.1", port).close()
 
 

@@ -69,7 +69,7 @@ def test_golden_stream(server: RunningServer) -> None:
         ([{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}], True),
         ([], False),
     ]
-    assert chunks[-1]["usage"]["completion_tokens"] == 3  # the end token counts and is not shown
+    assert chunks[-1]["usage"]["completion_tokens"] == 3  # the end token counts but is not shown
 
 
 def test_stream_says_what_the_whole_answer_says(server: RunningServer) -> None:

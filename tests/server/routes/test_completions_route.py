@@ -36,7 +36,7 @@ def test_forms_of_prompt(server: RunningServer, prompt: Any, sums: list[int]) ->
 def test_choices_of_a_batch_are_ordered_by_prompt(server: RunningServer) -> None:
     body = server.complete(prompt=[[4], [5]], n=2, best_of=2, temperature=1, seed=0, max_tokens=1).json()
     assert [request.prompt_ids for request in server.engine.requests] == [(4,), (4,), (5,), (5,)]
-    # A prompt of a batch gets the seeds it would get alone.
+    # A prompt in a batch gets the same seeds as alone.
     seeds = [request.params.seed for request in server.engine.requests]
     assert seeds[:2] == seeds[2:]
     assert seeds[0] == 0
@@ -45,7 +45,7 @@ def test_choices_of_a_batch_are_ordered_by_prompt(server: RunningServer) -> None
 
 @pytest.mark.parametrize("sent", [{}, {"logprobs": 0}])
 def test_best_of_keeps_the_highest_mean_logprobs(server: RunningServer, sent: dict[str, Any]) -> None:
-    """By the mean, not the sum: the stop string makes answers of different lengths."""
+    """The mean counts, not the sum: the stop string makes answers of different lengths."""
     server.engine.logprob_of = {ids_of(letter)[0]: -((7 * i) % 26) / 3 for i, letter in enumerate(ALPHABET)}
     asked: dict[str, Any] = {
         "prompt": [[4], [5]],
@@ -74,7 +74,7 @@ def test_best_of_keeps_the_highest_mean_logprobs(server: RunningServer, sent: di
     assert [choice["text"] for choice in body["choices"]] == expected
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
     assert all((choice["logprobs"] is None) == (not sent) for choice in body["choices"])
-    # What was generated counts, not what was returned.
+    # Usage counts what was generated, not what was returned.
     assert body["usage"]["completion_tokens"] > 4 * 5
     assert [request.params.top_logprobs for request in requests] == [0] * 16
 
@@ -100,13 +100,13 @@ def test_priority_and_cache_salt_reach_the_engine(server: RunningServer, chat: b
     requests = server.engine.requests
     assert [request.priority for request in requests] == [-3, -3, 0, 0]
     keys = [request.prompt_key or "" for request in requests]
-    # The salt isolates prompts from those of other salts, not choices from each other.
+    # The salt isolates prompts from those with other salts, not choices from each other.
     assert keys[0] == keys[1]
     assert ["tenant a" in key for key in keys] == [True, True, False, False]
 
 
 def test_choices_and_equal_prompts_share_one_prefill(server: RunningServer) -> None:
-    """Within one HTTP request only: what others have sent must not be felt."""
+    """Only within one HTTP request: what other clients have sent must have no effect."""
     for _ in range(2):
         server.complete(prompt=[[4, 5], [6], [4, 5]], n=2, max_tokens=1)
     keys = [request.prompt_key for request in server.engine.requests]

@@ -1,4 +1,4 @@
-"""`/v1/embeddings`: its vectors worked out by hand, both encodings, limits, and the official client."""
+"""`/v1/embeddings`: vectors worked out by hand, both encodings, limits, and the official client."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def embed(server: RunningServer, **fields: Any) -> httpx.Response:
 
 
 def vector(token_ids: list[int], size: int = EMBEDDING_SIZE) -> Vector:
-    """What the fake engine's sums come to: the mean of [id, 1, 0, ...], as long as 1."""
+    """Return the vector of the fake engine's sums: the mean of [id, 1, 0, ...], L2-normalized."""
     whole = np.zeros(EMBEDDING_SIZE)
     whole[:2] = (sum(token_ids), len(token_ids))
     return np.asarray(whole[:size] / np.linalg.norm(whole[:size]))
@@ -162,7 +162,7 @@ def test_a_full_queue_is_429(server: RunningServer) -> None:
 
 
 class ShortQueue(FakeEngine):
-    """Takes `room` requests at once and no more; `in_flight` are the numbers of those when each came."""
+    """Accepts at most `room` requests at once; `in_flight` has how many there were when each arrived."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class ShortQueue(FakeEngine):
 
 @pytest.mark.parametrize(("room", "most"), [(1, 1), (3, 3), (80, 4)])
 def test_more_inputs_than_the_queue_has_room_for(tokenizer: Tokenizer, room: int, most: int) -> None:
-    """The fake engine has four slots; nobody who sends many inputs takes more of the queue than that."""
+    """The fake engine has four slots; a request with many inputs must not take more of the queue."""
     engine, models = ShortQueue(room), ModelTable(["fake"])
     models.serve(served_model(engine, tokenizer))
     with run(ServerConfig(port=0), models, engine) as server:
@@ -212,7 +212,7 @@ def test_a_client_that_leaves_cancels_all(server: RunningServer) -> None:
 
 
 def test_no_vector_holds_what_json_cannot(server: RunningServer) -> None:
-    """Of [0, 1, 0, ...] the first number alone has no direction; a model whose states overflow fails."""
+    """The first number of [0, 1, 0, ...] alone has no direction; a model whose states overflow fails."""
     assert vectors(embed(server, input=[0]))[0].tolist()[:2] == [0, 1]
     assert vectors(embed(server, input=[0], dimensions=1))[0].tolist() == [0]
     server.engine.pooled_scale = float("inf")
@@ -220,7 +220,7 @@ def test_no_vector_holds_what_json_cannot(server: RunningServer) -> None:
 
 
 def test_the_official_client(server: RunningServer) -> None:
-    """It asks for base64 where nobody says otherwise."""
+    """It requests base64 by default."""
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         default = client.embeddings.create(model="fake", input=["ab", "c"], user="somebody")
         numbers = client.embeddings.create(model="fake", input=["ab", "c"], encoding_format="float")

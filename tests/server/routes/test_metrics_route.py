@@ -1,4 +1,4 @@
-"""The metrics a scrape gives: they parse, they count, and their labels are bounded."""
+"""The metrics of a scrape: they parse, they count, and the number of their labels is limited."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_metrics(start: Start) -> None:
         server.chat(model="unknown-" + "x" * 50)
         server.engine.queue_full = True
         server.chat()
-        # Requests are counted after the client has its answer.
+        # Requests are counted after the client gets its answer.
         succeeded = ("vinfer:requests_total", frozenset({"fake", "success"}))
         wait_until(lambda: scrape(server).get(succeeded) == 2)
         wait_until(lambda: ("vinfer:requests_total", frozenset({"fake", "queue_full"})) in scrape(server))

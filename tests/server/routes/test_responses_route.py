@@ -37,7 +37,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 FORMAT = {"type": "json_schema", "name": "form", "schema": SCHEMA, "strict": True}
-# Shows everything that a message can hold.
+# Shows everything that a message can contain.
 FULL_TEMPLATE = (
     '{#- <tool_call> "name" #}{% for t in tools or [] %}{{ t.function.name }}{% endfor %}'
     "{% for m in messages %}[{{ m.role }}: {{ m.content }}"
@@ -61,7 +61,7 @@ def roomy_server(tokenizer: Tokenizer) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def thinking(roomy_server: RunningServer) -> RunningServer:
-    """A server with room, of a model that may think; its engine is as new."""
+    """A server with room and a model that may reason; its engine has been reset."""
     roomy_server.engine.reset()
     roomy_server.engine.max_model_len = 4096
     return roomy_server
@@ -88,7 +88,7 @@ def answered(server: RunningServer, **fields: Any) -> dict[str, Any]:
 
 
 def streamed(server: RunningServer, **fields: Any) -> list[dict[str, Any]]:
-    """Return the events of a stream, whose names are their types and whose numbers count them."""
+    """Return the events of a stream, which must be named after their types and numbered in order."""
     response = post(server, stream=True, **fields)
     assert response.headers["content-type"].startswith("text/event-stream")
     found = []
@@ -101,7 +101,7 @@ def streamed(server: RunningServer, **fields: Any) -> list[dict[str, Any]]:
 
 
 def without_ids(response: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what is new each time."""
+    """Return a response without what is new each time."""
     items = [
         {key: value for key, value in item.items() if key not in ("id", "call_id")}
         for item in response["output"]
@@ -111,7 +111,7 @@ def without_ids(response: dict[str, Any]) -> dict[str, Any]:
 
 
 def say(server: RunningServer, text: str, **fields: Any) -> dict[str, Any]:
-    """Let the model say something, whole and streamed; both must be the same response."""
+    """Make the model say something, whole and streamed; both must be the same response."""
     server.engine.script = [*ids_of(text), EOS]
     whole = answered(server, **fields)
     server.engine.requests.clear()
@@ -430,7 +430,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"tools": [TOOL], "tool_choice": {"type": "function", "name": None}}, "tool_choice"),
     ({"tools": [TOOL], "tool_choice": "required", "text": {"format": FORMAT}}, "tool_choice"),
 ]
-# What only the model, or another field, can say.
+# Problems that depend on the model or on another field.
 NO_MATTER_OF_SCHEMA: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"role": "user", "content": [IMAGE]}]}, "input[0].content[0].image_url"),
     ({"max_output_tokens": 1000}, "max_output_tokens"),
@@ -446,7 +446,7 @@ NO_MATTER_OF_SCHEMA: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("fields", "param"), [*BAD_FIELDS, *NO_MATTER_OF_SCHEMA])
 def test_bad_field(server: RunningServer, fields: dict[str, Any], param: str) -> None:
-    """Errors never name what only chat completions have."""
+    """Errors never name fields that only chat completions have."""
     response = post(server, **fields)
     assert_refused(response, param)
     message = response.json()["error"]["message"]
@@ -498,7 +498,7 @@ def test_openai_create(client: openai.OpenAI, thinking: RunningServer) -> None:
 
 
 def test_openai_tool_round_trip(client: openai.OpenAI, thinking: RunningServer) -> None:
-    """What the client sends back is its answer's items, as its README has it."""
+    """The client sends back its answer's items, as its README shows."""
     thinking.engine.script = [*ids_of(f"<think>Hm</think>Wait.{CALL}"), EOS]
     conversation: list[Any] = [{"role": "user", "content": "Weather in Oslo?"}]
     tools: Any = [{**TOOL, "strict": True}]
@@ -548,7 +548,7 @@ def test_openai_validates_every_event(client: openai.OpenAI, thinking: RunningSe
 
 
 def test_the_template_of_the_shared_server_is_the_chat_routes(server: RunningServer) -> None:
-    """One prompt, whichever route it comes by."""
+    """Both routes render the same prompt."""
     answered(server, max_output_tokens=1)
     server.chat(max_tokens=1)
     first, second = server.engine.requests

@@ -85,7 +85,7 @@ def test_special_tokens_in_a_message_are_text(server: RunningServer) -> None:
 
 
 def test_add_special_tokens(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """A tokenizer whose post-processor begins each text with BOS, as Llama's does."""
+    """The tokenizer's post-processor begins each text with BOS, as Llama's does."""
     directory = tmp_path / "tokenizer"
     directory.mkdir()
     fast = FastTokenizer.from_str(tokenizer._fast.to_str())
@@ -98,7 +98,7 @@ def test_add_special_tokens(tmp_path: Path, tokenizer: Tokenizer) -> None:
         assert tokenize(server, prompt="a").json()["tokens"] == [BOS, *ids_of("a")]
         assert tokenize(server, prompt="a", add_special_tokens=True).json()["tokens"] == [BOS, *ids_of("a")]
         assert tokenize(server, prompt="a", add_special_tokens=False).json()["tokens"] == ids_of("a")
-        # The template writes what a conversation has.
+        # In a conversation the template writes the special tokens.
         assert tokenize(server, messages=[HI]).json()["tokens"][0] == IM_START
 
 

@@ -1,8 +1,8 @@
-"""Lark rules of llguidance for answers with tool calls: calls that must come, or text that may lead to calls.
+"""Lark rules for llguidance: answers that must be tool calls, or free text that calls may follow.
 
 Pure functions of a `ToolFormat`, each tool's JSON Schema as text, and how the format's markers are written.
-Where free text ends and calls begin is what `vinfer.text.tool_calls.parser` takes for a beginning: its first
-marker, the opening brace of an answer where a format begins with a call.
+Free text ends where `vinfer.text.tool_calls.parser` sees the beginning of a call. That is the first marker
+or, in a format that begins with a call, the opening brace of an answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ANY = "(?s:.)"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CallableTool:
-    """A tool as rules have it; `position` is its place in the request, `schema` that of its arguments."""
+    """A tool in the rules; `position` is its index in the request, `schema` is that of its arguments."""
 
     position: int
     name: str
@@ -33,7 +33,7 @@ class CallForm:
     """How calls are written and read.
 
     Attributes:
-        opening, closing: the format's markers as Lark has them: text, or a control token.
+        opening, closing: the format's markers in Lark: text, or a control token.
         max_calls: at least 1.
     """
 
@@ -52,9 +52,9 @@ class TextForm:
     """What may be written before calls.
 
     Attributes:
-        control_tokens: those that text may hold, as Lark has them; empty for none.
-        has_reasoning: the answer may begin with thoughts, which are free.
-        is_reasoning_open: it begins inside of them.
+        control_tokens: those that text may contain, in Lark; empty for none.
+        has_reasoning: the answer may begin with reasoning, which is not constrained.
+        is_reasoning_open: the answer begins inside the reasoning.
     """
 
     control_tokens: str = ""
@@ -63,11 +63,11 @@ class TextForm:
 
 
 Keywords = Mapping[CallableTool, list[str] | None]
-"""Of each tool, the rules of its arguments in Python's form; None where they have none."""
+"""For each tool, the rules of its arguments in Python's form; None if they have no such form."""
 
 
 def lark_text(text: str) -> str:
-    """Write text as Lark has it: JSON's strings are Lark's, but for the empty one."""
+    """Write text in Lark, whose strings are JSON's, except for the empty one."""
     return json.dumps(text) if text else ""
 
 
@@ -78,7 +78,7 @@ def must_call(tools: Sequence[CallableTool], form: CallForm) -> str:
 
 
 def may_call(tools: Sequence[CallableTool], form: CallForm, text: TextForm) -> str:
-    """Write the grammar of free text, and at most `max_calls` calls at its end."""
+    """Write the grammar of free text with at most `max_calls` calls at its end."""
     keywords: Keywords = {}
     if form.tool_format.is_pythonic:
         keywords = {tool: pythonic_rules(tool.schema, str(tool.position)) for tool in tools}
@@ -116,7 +116,7 @@ def _calls(tools: Sequence[CallableTool], form: CallForm) -> list[str]:
 
 
 def _start(text: TextForm) -> list[str]:
-    """Write an answer with its thoughts: those end with the first closing tag, whatever is in them."""
+    """Write an answer with its reasoning, which ends at the first closing tag, whatever it contains."""
     if not text.has_reasoning:
         return ["start: answer"]
     tail = "tail?" if text.control_tokens else ""
@@ -133,9 +133,9 @@ def _start(text: TextForm) -> list[str]:
 
 
 def _answer(form: CallForm, text: TextForm, keywords: Keywords) -> list[str]:
-    """Write text that any beginning of a call ends.
+    """Write text that ends where a call begins.
 
-    A control token cuts text in two: what follows it is a `tail`, where no thoughts begin.
+    A control token splits text in two: what follows it is a `tail`, in which no reasoning begins.
     """
     gap = _characters(form.tool_format.gap)
     excluded = [f"\\s*{re.escape(reasoning.OPENING)}{_ANY}*"] if text.has_reasoning else []
@@ -164,7 +164,7 @@ def _answer(form: CallForm, text: TextForm, keywords: Keywords) -> list[str]:
 
 
 def _triggers(form: CallForm, keywords: Keywords) -> list[tuple[str, str, str]]:
-    """Return, per beginning of calls that is text: a name for it, what it ends with, what follows it."""
+    """Return, for each text that begins calls, a name for it, what it ends with, and what follows it."""
     if not form.tool_format.is_pythonic:
         return [("marker", form.opening, "rest")]
     bracket = f"/\\[{_characters(form.tool_format.gap)}*"
@@ -177,14 +177,14 @@ def _triggers(form: CallForm, keywords: Keywords) -> list[tuple[str, str, str]]:
 
 
 def _unwritable(form: CallForm, keywords: Keywords) -> list[str]:
-    """Return what text must not hold: calls in Python's form of tools whose arguments have none."""
+    """Return what text must not contain: Python calls of tools whose arguments have no Python form."""
     gap = _characters(form.tool_format.gap)
     names = [tool.name for tool, rules in keywords.items() if rules is None]
     return [f"{_ANY}*\\[{gap}*{re.escape(name)}\\({_ANY}*" for name in names]
 
 
 def _pythonic(form: CallForm, keywords: Keywords) -> list[str]:
-    """Write the calls that begin as Python writes them; those that follow are of the same form."""
+    """Write the calls that begin in Python's form; those that follow have the same form."""
     lines = [f"unbraced_rest: unbraced {_more(form, 'call')} {form.closing}"]
     callable_so = []
     for tool, rules in keywords.items():
@@ -200,10 +200,10 @@ def _pythonic(form: CallForm, keywords: Keywords) -> list[str]:
 
 
 def _characters(characters: str) -> str:
-    """Write a set of characters as a regular expression has it."""
+    """Write a set of characters as a regular expression."""
     return "[" + "".join(f"\\x{ord(character):02x}" for character in characters) + "]"
 
 
 def _without(pattern: str, excluded: Sequence[str]) -> str:
-    """Write the texts of one expression that are of none of the others."""
+    """Write an expression of the texts that match one pattern and none of the others."""
     return " & ".join([f"/{pattern}/", *(f"~/{other}/" for other in excluded)])

@@ -1,4 +1,4 @@
-"""From checked fields to a compiled grammar, off the event loop; and the compiler of a model's grammars."""
+"""Compiles checked fields to a grammar, off the event loop, and builds a model's grammar compiler."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from vinfer.text.token_bytes import token_bytes
 from vinfer.text.tokenizer import Tokenizer
 
 MAX_SCHEMA_CHARS = 65_536
-"""Of a JSON Schema, written without white space."""
+"""The limit of a JSON Schema, written without whitespace."""
 
 
 def grammar_compiler(
     name: str, tokenizer: Tokenizer, *, vocab_size: int, eos_token_ids: Sequence[int]
 ) -> GrammarCompiler:
-    """Make the compiler of one model; the vocabulary is read when the first grammar comes.
+    """Build the grammar compiler of one model; the vocabulary is read when the first grammar is compiled.
 
     Args:
-        vocab_size: of the model, at least the tokenizer's.
+        vocab_size: the model's, which is at least the tokenizer's.
     """
     ends = [token_id for token_id in eos_token_ids if token_id < tokenizer.vocab_size]
 
@@ -43,7 +43,7 @@ def grammar_compiler(
 
 
 async def compile_grammar(services: Services, fields: SamplingFields, model: ServedModel) -> Grammar | None:
-    """Return what binds the answer; None where nothing does.
+    """Return the grammar that constrains the answer; None if nothing does.
 
     Raises:
         RequestError: names the field that cannot be enforced.
@@ -57,7 +57,7 @@ async def compile_grammar(services: Services, fields: SamplingFields, model: Ser
 def grammar_spec(
     response_format: ResponseFormat | None, structured_outputs: StructuredOutputs | None
 ) -> GrammarSpec | None:
-    """Return what binds the answer, None for nothing. Large schemas take milliseconds.
+    """Return what constrains the answer; None if nothing does. Large schemas take milliseconds.
 
     Raises:
         RequestError: a schema or the choices are too long.
@@ -88,12 +88,12 @@ def _as_json(
 
 
 def limited_json(value: Mapping[str, Any] | list[str], path: str, max_chars: int) -> str:
-    """Write a value without white space.
+    """Return a value as JSON without whitespace.
 
     Raises:
-        RequestError: names the field at `path`, where that is longer than `max_chars` characters.
+        RequestError: the JSON is longer than `max_chars` characters; names the field at `path`.
     """
-    # Keys stay in order: an answer has its properties in the schema's.
+    # Keys keep their order: an answer has its properties in the schema's order.
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if len(text) > max_chars:
         raise RequestError(

@@ -1,8 +1,8 @@
-"""JSON Schemas of requests: objects that leave open what else they may hold are closed, digits get an end.
+"""Closes the JSON Schemas of requests: open objects are closed, and values of any length get a limit.
 
-By JSON Schema an object may have any property beside those that are listed, a number any number of digits on
-both sides of its point, a fraction of a second too, and a URI a scheme of any length. Nobody who lists
-properties wants others, nor integers of more than 64 bits, and a small model makes them up until max_tokens.
+JSON Schema allows an object to have unlisted properties. A number may have any number of digits on both sides
+of its point, as may a fraction of a second, and a URI's scheme may have any length. Nobody who lists
+properties wants others, or integers of more than 64 bits, but a small model makes them up until max_tokens.
 Whatever satisfies the closed schema satisfies the open one.
 """
 
@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Where these stand, a narrower part could make the whole wider, or contradict another part.
+# With these keywords, narrowing a part could widen the whole or contradict another part.
 _COMPOSING = frozenset(
     (
         "allOf",
@@ -28,22 +28,22 @@ _COMPOSING = frozenset(
         "$dynamicRef",
     )
 )
-# Beside `properties` they say more about the same object.
+# Next to `properties`, these say more about the same object.
 _OTHER_SOURCES = frozenset(("$ref", "anyOf", "patternProperties", "propertyNames", "additionalProperties"))
 MAX_INTEGER = 2**63 - 1024
-"""The largest float below 2**63: llguidance counts in floats."""
+"""The largest float below 2**63: llguidance uses floats for limits."""
 SMALLEST_FRACTION = 1e-9
-"""Numbers get this many places; beside it llguidance writes no exponents, as beside any bound."""
+"""Numbers get nine decimal places. With this limit, as with any other, llguidance writes no exponents."""
 LEAST_ROOM = 1e-3
-"""Between the bounds of a number: in less, so few places might leave nothing."""
+"""Least distance between a number's limits: in a smaller range, nine places might leave no value."""
 MAX_FORMAT_CHARS = {"date-time": 35, "time": 24, "duration": 32, "email": 254, "hostname": 253, "uri": 2048}
-"""Of texts whose form has no end of its own: nanoseconds, RFC 5321, RFC 1035, what proxies take."""
+"""Limits of formats that have none of their own: nanoseconds, RFC 5321, RFC 1035, what proxies accept."""
 FORMAT_STARTS = {"email": "^[^@]{1,64}@", "uri": "^[^:]{1,15}:"}
-"""What stands in front could be as long as the whole: by RFC 5321 it has 64 characters; schemes are short."""
+"""The first part could be as long as the whole: RFC 5321 limits it to 64 characters; schemes are short."""
 _NUMBER_LIMITS = frozenset(
     ("type", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf")
 )
-# They say nothing about the value.
+# These say nothing about the value.
 _ANNOTATIONS = frozenset(
     (
         "title",
@@ -63,14 +63,14 @@ _SINGLE = ("items", "additionalProperties", "additionalItems")
 
 
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema whose objects have no properties but those listed, unless it says more about them.
+    """Return a schema whose objects have only the listed properties, unless it says more about them.
 
-    Numbers without a bound get one of 64 bits, once for all that are alike, those with fractions nine places,
-    and formats an end, of their first part too.
+    Numbers without limits get limits of 64 bits, shared by all numbers that are alike. Numbers with fractions
+    get nine decimal places. Formats get a maximum length, and so does their first part.
 
-    A part that composes others (allOf, oneOf, not, if, contains and their like, or a $ref or anyOf beside
-    properties) stays as it is, with all that it holds; where it refers to others, so does the whole schema.
-    `"additionalProperties": true` keeps an object open.
+    A part that composes others (allOf, oneOf, not, if, contains and the like, or a $ref or anyOf next to
+    properties) stays unchanged with everything in it. If it refers to other parts, the whole schema stays
+    unchanged. `"additionalProperties": true` keeps an object open.
 
     Args:
         schema: not nested deeper than a request body may be.
@@ -98,7 +98,7 @@ class _ReferringError(Exception):
 
 
 class _NestedIdError(Exception):
-    """A part of the schema resolves its references by itself."""
+    """A part of the schema has its own `$id`, against which its references are resolved."""
 
 
 def _closed(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _closed(part: Mapping[str, Any]) -> dict[str, Any]:
         return dict(part)
     new = _with_parts(part, _closed)
     if part.get("uniqueItems") is False:
-        # Says nothing, and llguidance refuses the keyword.
+        # It has no effect, and llguidance refuses the keyword.
         del new["uniqueItems"]
     if _can_be_closed(part):
         new["additionalProperties"] = False
@@ -141,10 +141,10 @@ def _with_parts(
 
 
 def _with_shared_numbers(part: Mapping[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """Replace numbers of 64 bits by references: such a range takes llguidance milliseconds to compile.
+    """Replace 64-bit numbers with references: llguidance needs milliseconds to compile such a range.
 
     Args:
-        names: what a number is limited to, as JSON, to its name among the definitions; added to.
+        names: a number's limits, as JSON, to its name among the definitions; new ones are added.
     """
 
     def change(inner: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _with_shared_numbers(part: Mapping[str, Any], names: dict[str, str]) -> dict
 
 
 def _ends(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the bounds that a part lacks."""
+    """Return the limits that a part lacks."""
     kinds = part.get("type")
     kinds = kinds if isinstance(kinds, list) else [kinds]
     new: dict[str, Any] = {}

@@ -1,6 +1,6 @@
-"""Lark rules of a call's arguments as Python writes them: `city="Oslo", days=2)`, each bound to its schema.
+"""Lark rules for a call's arguments in Python's form: `city="Oslo", days=2)`, each constrained by its schema.
 
-Values are JSON, which `vinfer.text.tool_calls.pythonic_call` reads as Python's literals. Pure functions.
+Values are JSON, which `vinfer.text.tool_calls.pythonic_call` reads as Python literals. Pure functions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from vinfer.engine.grammar import JSON_FORM
 
 _DEFINITIONS = ("$defs", "definitions")
-# A schema with anything beside these says more than which properties there are.
+# A schema with any other keyword says more than which properties there are.
 _PLAIN = frozenset(
     (
         "type",
@@ -33,11 +33,11 @@ def pythonic_rules(schema: str, suffix: str) -> list[str] | None:
     """Write the rule `keywords_<suffix>`: keyword arguments and the closing parenthesis.
 
     Args:
-        schema: of the arguments, an object's.
+        schema: JSON Schema of the arguments, which are an object.
 
     Returns:
-        None where the object cannot be written as keyword arguments: its schema composes others, or a
-        required property has a name that is none in Python.
+        None if the object cannot be written as keyword arguments: its schema composes others, or a
+        required property's name is not valid in Python.
     """
     root = json.loads(schema)
     properties, required = root.get("properties", {}), root.get("required", [])
@@ -62,9 +62,9 @@ def _value(part: Any, shared: dict[str, Any]) -> str:
 
 
 def _in_order(suffix: str, names: Sequence[str], values: Sequence[str], required: Sequence[str]) -> list[str]:
-    """Write keywords in the order of the schema; those that are not required may be left out.
+    """Write keywords in the order of the schema; optional ones may be left out.
 
-    `first_<i>` stands for all from the i-th on where none was written yet, `more_<i>` where one was.
+    `first_<i>` means all from the i-th on if none has been written yet, `more_<i>` if one has.
     """
     lines = [f'keywords_{suffix}: first_{suffix}_0 ")"']
     for i, (name, value) in enumerate(zip(names, values, strict=True)):

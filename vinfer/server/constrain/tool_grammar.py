@@ -1,7 +1,7 @@
-"""Binds answers to tool calls: from the tools that must or may be called to a Lark grammar of llguidance.
+"""Constrains answers to tool calls: writes a Lark grammar for llguidance from the tools in a request.
 
-Arguments follow each tool's JSON Schema, closed as `json_schema` does it. Where calls are up to the
-model, those of tools that are `strict` are bound once they begin.
+Arguments follow each tool's JSON Schema, as closed by `json_schema`. If the model decides whether to call a
+tool, calls of `strict` tools are constrained once they begin.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from vinfer.server.model_table import ServedModel
 from vinfer.server.services import Services
 
 MAX_CONSTRAINED_CALLS = 16
-"""Calls in one bound answer: a small model that repeats itself comes to an end."""
+"""Most calls in one constrained answer, so that a small model that repeats itself comes to an end."""
 
 
 async def compile_tool_grammar(
     services: Services, fields: ChatFields, model: ServedModel, *, is_reasoning_open: bool
 ) -> Grammar | None:
-    """Return what binds the answer to tool calls; None where nothing does.
+    """Return the grammar that constrains the answer to tool calls; None if nothing does.
 
     Args:
-        is_reasoning_open: the prompt ends inside of the model's thoughts.
+        is_reasoning_open: the prompt ends inside the model's reasoning.
 
     Raises:
         RequestError: names the tool whose schema cannot be enforced.
@@ -58,7 +58,7 @@ async def compile_tool_grammar(
         return await model.grammars.compile(spec)
     except RequestError:
         for i, tool in must or strict:
-            # Which of them is it?
+            # Find out which tool it is.
             await model.grammars.compile(GrammarSpec("json_schema", _schema_text(i, tool), _path(i)))
         raise
 
@@ -69,10 +69,10 @@ def tool_grammar_spec(
     """Write the grammar of calls of these tools, each with its position in the request.
 
     Args:
-        text: what may be said before calls, which then need not come; None where they must.
+        text: what may be written before calls, which are then optional; None if a call is required.
 
     Raises:
-        RequestError: a schema is too long, or all of them together.
+        RequestError: a schema is too long, or all of them together are.
     """
     if text is None:
         rules = must_call(
@@ -95,13 +95,13 @@ def tool_grammar_spec(
 
 
 def _marker(text: str, model: ServedModel) -> str:
-    """Write what begins or ends calls: a control token where the model has it, which no text can be."""
+    """Write a marker of calls; if it is a control token of the model, as the token, which no text can be."""
     token_id = model.tokenizer.token_to_id(text)
     return f"<[{token_id}]>" if token_id in model.tokenizer.special_ids else lark_text(text)
 
 
 def _text_form(model: ServedModel, *, is_reasoning_open: bool) -> TextForm:
-    """Say what may stand before calls: all that could be written without a grammar, but for bad UTF-8."""
+    """Return what may come before calls: all that is possible without a grammar, except bad UTF-8."""
     tokenizer = model.tokenizer
     opening = model.answer_form.tool_format and tokenizer.token_to_id(model.answer_form.tool_format.opening)
     free = sorted(tokenizer.special_ids - {opening, *model.eos_token_ids})

@@ -1,1 +1,1 @@
-"""What the server says about itself: OpenAPI and capabilities, made from the types that parse bodies."""
+"""The server's description of itself: OpenAPI and capabilities, built from the types that parse bodies."""

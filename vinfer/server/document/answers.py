@@ -1,7 +1,7 @@
-"""The bodies that routes answer with, as types: `/openapi.json` is made from them.
+"""The types of response bodies, from which `/openapi.json` is built.
 
-Most routes write plain dicts; the tests hold every body that any of them sends against its type here, so
-that neither can change alone. Requests are in `fields/`, what `/v1/responses` answers in `response_types`.
+Most routes write plain dicts. The tests check every body that a route sends against its type here, so that
+neither can change alone. Request types are in `fields/`; the answers of `/v1/responses` in `response_types`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vinfer.server.model_table import ParityVerdict
 
 
 class Answer(BaseModel):
-    """What a body is, and every object in it."""
+    """The base of every response body and of every object in one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -28,7 +28,7 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class ErrorDetails(Answer):
-    """What went wrong, in OpenAI's words; `param` is the path of the field."""
+    """What went wrong, in OpenAI's format; `param` is the path of the field."""
 
     message: str
     type: str
@@ -37,13 +37,13 @@ class ErrorDetails(Answer):
 
 
 class ErrorBody(Answer):
-    """Every answer that is not a success."""
+    """The body of every error."""
 
     error: ErrorDetails
 
 
 class CachedTokens(Answer):
-    """Of the prompt."""
+    """Details of the prompt's tokens."""
 
     cached_tokens: Count
 
@@ -60,7 +60,7 @@ class Usage(Answer):
 
 
 class TopLogprob(Answer):
-    """One token that could have been."""
+    """A candidate token and its logprob."""
 
     token: str
     logprob: float
@@ -68,7 +68,7 @@ class TopLogprob(Answer):
 
 
 class TokenLogprob(TopLogprob):
-    """One generated token."""
+    """A generated token and its logprobs."""
 
     top_logprobs: list[TopLogprob]
 
@@ -96,11 +96,11 @@ class AnsweredCall(Answer):
 
 
 class AnswerMessage(Answer):
-    """What the model said; `tool_calls` where there are any, and then `content` may be null."""
+    """The model's message. If it has `tool_calls`, `content` may be null."""
 
     role: Literal["assistant"]
     content: str | None
-    reasoning_content: str = Field("", description="What it thought before; left out where it did not.")
+    reasoning_content: str = Field("", description="Reasoning before the answer; left out if there is none.")
     tool_calls: Annotated[list[AnsweredCall], Field(min_length=1)] = []
     refusal: None
     annotations: Annotated[list[None], Field(max_length=0)]
@@ -131,14 +131,14 @@ class ChatCompletion(_Head):
 
 
 class FunctionDelta(Answer):
-    """More of a called function: its name once, then its arguments."""
+    """New parts of a called function: its name once, then its arguments."""
 
     name: str | None = None
     arguments: str
 
 
 class CallDelta(Answer):
-    """What a streamed tool call has gained; `id` and `type` come with its name."""
+    """New parts of a streamed tool call; `id` and `type` come with its name."""
 
     index: Count
     id: str | None = None
@@ -147,7 +147,7 @@ class CallDelta(Answer):
 
 
 class MessageDelta(Answer):
-    """What a streamed message has gained."""
+    """New parts of a streamed message."""
 
     role: Literal["assistant"] = "assistant"
     content: str = ""
@@ -157,7 +157,7 @@ class MessageDelta(Answer):
 
 
 class ChatChunkChoice(Answer):
-    """What one of `n` streamed answers has gained."""
+    """New parts of one of `n` streamed answers."""
 
     index: Count
     delta: MessageDelta
@@ -166,7 +166,7 @@ class ChatChunkChoice(Answer):
 
 
 class ChatChunk(_Head):
-    """One event of a streamed chat completion; `usage` where stream_options asks for it."""
+    """One event of a streamed chat completion, with `usage` if `stream_options` asks for it."""
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
@@ -174,7 +174,7 @@ class ChatChunk(_Head):
 
 
 class ParallelLogprobs(Answer):
-    """Logprobs of a plain completion's tokens; all four lists are equally long."""
+    """Logprobs of a plain completion's tokens; all four lists have the same length."""
 
     tokens: list[str]
     token_logprobs: list[float | None] = Field(description="Null for the first token of an echoed prompt.")
@@ -183,7 +183,7 @@ class ParallelLogprobs(Answer):
 
 
 class CompletionChunkChoice(Answer):
-    """What one of the streamed completions has gained."""
+    """New parts of one of the streamed completions."""
 
     index: Count
     text: str
@@ -206,7 +206,7 @@ class Completion(_Head):
 
 
 class CompletionChunk(_Head):
-    """One event of streamed completions; `usage` where stream_options asks for it."""
+    """One event of streamed completions, with `usage` if `stream_options` asks for it."""
 
     object: Literal["text_completion"]
     choices: list[CompletionChunkChoice]
@@ -214,7 +214,7 @@ class CompletionChunk(_Head):
 
 
 class Embedding(Answer):
-    """One input as a vector of length 1."""
+    """One input as an L2-normalized vector."""
 
     object: Literal["embedding"]
     index: Count
@@ -238,14 +238,14 @@ class EmbeddingList(Answer):
 
 
 class TokenCount(Answer):
-    """How many tokens a text or a conversation is."""
+    """The number of tokens in a text or a conversation."""
 
     model: str
     count: Count
 
 
 class Tokenized(Answer):
-    """Token ids, and how the vocabulary spells them where that was asked for."""
+    """Token ids and, if requested, their spelling in the vocabulary."""
 
     count: Count
     max_model_len: Count
@@ -260,7 +260,7 @@ class Detokenized(Answer):
 
 
 class AddedToken(Answer):
-    """A token added to the vocabulary, in the words of transformers."""
+    """A token added to the vocabulary, with transformers' field names."""
 
     content: str
     lstrip: bool
@@ -271,7 +271,10 @@ class AddedToken(Answer):
 
 
 class TokenizerInfo(Answer):
-    """A tokenizer, in the words of transformers' tokenizer_config.json; `added_tokens_decoder` is by id."""
+    """A tokenizer, with the field names of transformers' tokenizer_config.json.
+
+    `added_tokens_decoder` is keyed by token id.
+    """
 
     model: str
     tokenizer_class: str
@@ -287,7 +290,7 @@ class TokenizerInfo(Answer):
 
 
 class ModelInfo(Answer):
-    """A model that serves; `parity` is its comparison with transformers."""
+    """A served model; `parity` is its comparison with transformers."""
 
     id: str
     object: Literal["model"]
@@ -301,20 +304,20 @@ class ModelInfo(Answer):
 
 
 class ModelList(Answer):
-    """The models that serve."""
+    """The served models."""
 
     object: Literal["list"]
     data: list[ModelInfo]
 
 
 class Liveness(Answer):
-    """The process answers."""
+    """The process is alive."""
 
     status: Literal["alive"]
 
 
 class ModelProgress(Answer):
-    """How far one model is: `done` of `total` pieces of work in `phase`."""
+    """One model's progress: `done` of `total` units of work in `phase`."""
 
     name: str
     phase: str
@@ -323,7 +326,7 @@ class ModelProgress(Answer):
 
 
 class Readiness(Answer):
-    """How far the server is."""
+    """The server's progress."""
 
     phase: str
     done: Count
@@ -338,13 +341,13 @@ class Health(Answer):
 
 
 class Version(Answer):
-    """Which vinfer this is."""
+    """The version of vinfer."""
 
     version: str
 
 
 class RefusedField(Answer):
-    """A field that is a 400: why, and which values ask for nothing and pass; null always does."""
+    """A refused field, the reason, and the values that pass as they ask for nothing; null always does."""
 
     field: str
     reason: str
@@ -352,7 +355,7 @@ class RefusedField(Answer):
 
 
 class FormCapabilities(Answer):
-    """What becomes of each field of one form that a route's body may have; any other field is unknown."""
+    """How each field of one form of a route's body is treated; any other field is unknown."""
 
     path: str
     required: list[str]
@@ -362,7 +365,7 @@ class FormCapabilities(Answer):
 
 
 class SamplingDefaultValues(Answer):
-    """What a request gets that leaves a field out."""
+    """The value of each field that a request leaves out."""
 
     n: Count
     temperature: float
@@ -375,22 +378,22 @@ class SamplingDefaultValues(Answer):
 
 
 class RequestLimits(Answer):
-    """The largest numbers that a request may ask for; bounds of single fields are in `/openapi.json`."""
+    """The largest numbers that a request may ask for; limits of single fields are in `/openapi.json`."""
 
     max_n: Count
     max_top_logprobs: Count
     max_logit_bias: Count
     max_stop: Count
     max_stop_string_chars: Count
-    max_stop_token_ids: Count = Field(description="Besides the model's own end tokens.")
+    max_stop_token_ids: Count = Field(description="In addition to the model's own end tokens.")
     max_prompts: Count = Field(description="In one request to /v1/completions or /v1/embeddings.")
     max_tokenize_chars: Count
     max_detokenize_tokens: Count
-    max_images: Count = Field(description="In one request; 0 where the model takes none.")
+    max_images: Count = Field(description="In one request; 0 if the model takes none.")
 
 
 class ModelCapabilities(Answer):
-    """What one model serves."""
+    """What one model supports."""
 
     id: str
     task: str
@@ -399,26 +402,26 @@ class ModelCapabilities(Answer):
     num_slots: Count
     vocab_size: Count
     parity_verdict: ParityVerdict
-    prompt_logprobs: bool = Field(description="Whether `echo` takes `logprobs`.")
+    prompt_logprobs: bool = Field(description="Whether `echo` may be combined with `logprobs`.")
     deterministic: bool = Field(
         description="Whether tokens and logprobs are the same whatever shares the batch."
     )
-    embeddings: Embeddings | None = Field(description="Null where the model does not embed.")
+    embeddings: Embeddings | None = Field(description="Null if the model does not support embeddings.")
     forms: list[FormCapabilities]
     response_formats: list[str]
     chat_template_kwargs: dict[str, str] = Field(
-        description="What requests may set: what the config allows and the chat template reads, with types."
+        description="The variables allowed by the config and read by the chat template, with their types."
     )
-    reasoning_effort: bool = Field(description="Whether the chat template reads it; else it is a 400.")
+    reasoning_effort: bool = Field(description="Whether the chat template reads it; if not, it is refused.")
     limits: RequestLimits
     sampling_defaults: SamplingDefaultValues
     default_max_tokens: dict[str, Count | None] = Field(
-        description="By route; null for all the room that the prompt leaves."
+        description="By route; null means all the room that the prompt leaves."
     )
 
 
 class Capabilities(Answer):
-    """What the server and each model that serves can do."""
+    """What the server and each served model can do."""
 
     version: str
     unknown_fields: Literal["refuse", "ignore"]

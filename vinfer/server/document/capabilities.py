@@ -1,6 +1,6 @@
-"""`GET /v1/capabilities`: what each model serves, said from the tables that the routes work by.
+"""`GET /v1/capabilities`: what each model supports, read from the tables that the routes use.
 
-Event loop. It lists no field and no limit of its own.
+Event loop. It defines no fields or limits of its own.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from vinfer.server.generate.sampling import default_max_tokens
 from vinfer.server.model_table import ServedModel
 from vinfer.server.services import Services
 
-# What a model without a chat template does not take.
+# Forms that a model without a chat template does not support.
 _CONVERSATIONS: tuple[RequestForm[Any], ...] = (CHAT, RESPONSES, COUNT_MESSAGES, TOKENIZE_MESSAGES)
 
 
 async def capabilities(services: Services, request: HttpRequest) -> JSONResponse:
-    """Say per model what becomes of every field, and the limits."""
+    """Return, for each model, how every field is treated, and the limits."""
     config = services.config
     body = answers.Capabilities(
         version=vinfer.__version__,
@@ -91,7 +91,7 @@ def _of_model(model: ServedModel, config: ServerConfig) -> answers.ModelCapabili
 
 
 def _forms(model: ServedModel) -> Iterator[tuple[str, RequestForm[Any]]]:
-    """Give every form of every route that this model takes, with the route's path."""
+    """Yield every form of every route that this model supports, with the route's path."""
     for (_, path), operation in OPERATIONS.items():
         for form in operation.forms:
             if form in _CONVERSATIONS and model.chat_template is None:

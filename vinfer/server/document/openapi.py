@@ -1,7 +1,7 @@
-"""`GET /openapi.json`: the API as an OpenAPI 3.1 document, made from the types and rules of the routes.
+"""`GET /openapi.json`: the API as an OpenAPI 3.1 document, built from the types and rules of the routes.
 
-Pure functions, run in a worker thread; the document depends on the server's config and on its models. What
-no schema can say, such as that `best_of` is at least `n`, the 400 does.
+Pure functions, run in a worker thread; the document depends on the server's config and on its models. Only a
+400 reports what no schema can express, for example that `best_of` must be at least `n`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _IN_OPERATION_ID = str.maketrans("/.", "__", "{}")
 
 
 async def openapi(services: Services, request: HttpRequest) -> JSONResponse:
-    """Give the document."""
+    """Return the document."""
     return JSONResponse(await services.in_worker(openapi_document, services.config, services.models))
 
 
@@ -78,7 +78,7 @@ def _operation(method: str, path: str, operation: Operation, names: list[str]) -
         written["security"] = []
     parameters: list[Json] = []
     if operation.query_names_model:
-        about = "Id of the model; may be left out where one is served."
+        about = "Id of the model; may be left out if only one is served."
         parameters.append({"name": "model", "in": "query", "description": about, "schema": {"enum": names}})
         parameters[-1]["required"] = len(names) > 1
     if "{id:path}" in path:
@@ -109,19 +109,19 @@ def _responses(operation: Operation) -> Json:
 
 
 def _stream(event: type[BaseModel], *, names_events: bool) -> Json:
-    """Describe each event of a stream; Server-Sent Events as objects are OpenAPI 3.2's way to see them."""
+    """Describe each event of a stream as an object, as OpenAPI 3.2 does for server-sent events."""
     data: Json = {"type": "string", "contentMediaType": "application/json"}
     if names_events:
         data["contentSchema"] = _reference(event)
-        about = "Each has its type for its name, and the last says how it ended."
+        about = "Each event is named after its type, and the last one says how the stream ended."
     else:
         chunk = {**data, "contentSchema": {"anyOf": [_reference(event), _reference(ErrorBody)]}}
         data = {"anyOf": [{"const": "[DONE]"}, chunk]}
-        about = "The data of the last is [DONE]."
+        about = "The data of the last event is [DONE]."
     return {
         "schema": {
             "type": "object",
-            "description": "An event of the stream that `stream: true` asks for, not the stream as a whole. "
+            "description": "One event of the stream that `stream: true` asks for, not the whole stream. "
             f"{about} Lines that begin with a colon are pings.",
             "properties": {"event": {"type": "string"}, "data": data},
             "required": ["data"],
@@ -161,7 +161,7 @@ def _request_schemas(operations: Iterable[Operation], config: ServerConfig, mode
 
 
 def _properties(schema: Json, form: RequestForm[Any]) -> Json:
-    """Write what a body may hold: a null counts as left out, whatever the field."""
+    """Return the properties that a body may have; null counts as left out for every field."""
     properties: Json = {}
     for name, rule in form.rules.items():
         if rule.treatment is not Treatment.APPLIED:

@@ -1,7 +1,7 @@
-"""What the models of this server make of the request schemas: their names, and bounds that no type knows.
+"""Adds this server's models to the request schemas: their names, and limits that no type knows.
 
-Pure functions, in a worker thread. A bound is that of the model which allows most, for a schema cannot tell
-models apart; while one still loads, nobody knows it and nothing is bounded.
+Pure functions, run in a worker thread. A schema cannot distinguish models, so each limit is that of the most
+permissive model. While a model is still loading its limits are unknown, and nothing is limited.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Narrow = Callable[[Json, Sequence[ServedModel]], Json]
 
 
 def names(models: ModelTable) -> list[str]:
-    """List what a request may name, in the order of the config."""
+    """Return the model names that a request may use, in the order of the config."""
     return [status.name for status in models.statuses]
 
 
 def narrow_to_models(schemas: Json, forms: Iterable[RequestForm[Any]], models: ModelTable) -> None:
-    """Write the models' names and bounds into the schemas of request bodies."""
+    """Write the models' names and limits into the schemas of request bodies."""
     known = names(models)
     loaded = models.served_models
     served = loaded if len(loaded) == len(known) else ()
@@ -39,7 +39,7 @@ def narrow_to_models(schemas: Json, forms: Iterable[RequestForm[Any]], models: M
                 schema["properties"][field] = narrow(schema["properties"][field], served)
     if served and all(model.images is None for model in served):
         schemas["ContentPart"]["properties"]["type"]["enum"] = ["text"]
-        schemas["ImagePart"] = {"not": {}, "description": "No model of this server takes images."}
+        schemas["ImagePart"] = {"not": {}, "description": "No model on this server takes images."}
     if served:
         reasoning = schemas["ReasoningOptions"]["properties"]
         reasoning["effort"] = _as_effort(reasoning["effort"], served)
@@ -53,7 +53,7 @@ def _name_models(schema: Json, known: list[str]) -> None:
 
 
 def _limited(schema: Json, *, maximum: int, max_items: int | None = None) -> Json:
-    """Copy a schema with an upper bound for its integers, and one for its arrays of them."""
+    """Return a copy of a schema with a maximum for its integers and for the length of integer arrays."""
 
     def limited(part: Any) -> Any:
         if isinstance(part, list):
@@ -97,7 +97,7 @@ def _as_biases(schema: Json, served: Sequence[ServedModel]) -> Json:
 
 
 def numbers_below(limit: int) -> str:
-    """Give the pattern of the decimal numbers from 0 to `limit` - 1, without leading zeros."""
+    """Return the pattern of the decimal numbers from 0 to `limit` - 1, without leading zeros."""
     largest = str(limit - 1)
     parts = ["0", largest]
     if len(largest) > 1:

@@ -1,6 +1,6 @@
-"""What each route takes and gives, for `/openapi.json` and `/v1/capabilities`; routes are by method and path.
+"""What each route takes and returns, by method and path, for `/openapi.json` and `/v1/capabilities`.
 
-The forms of a body are those that the routes parse with. A test holds the table against `app.ROUTES`.
+The forms of a body are those that the routes parse with. A test compares the table with `app.ROUTES`.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Operation:
     """One route.
 
     Attributes:
-        answer: its body; None where that is described by `media_type` alone.
-        errors: what it may refuse or fail with, each with its status.
-        forms: the forms that its body may have; none where it takes no body.
-        event: what each event of a stream holds, where the route streams.
-        names_events: each event has its `type` for its name, and the last says how the stream ended.
-        query_names_model: the query has the parameter `model`.
-        not_ready: the body of a 503 that is an answer rather than an error.
+        answer: type of the response body; None if `media_type` alone describes it.
+        errors: the errors that it may answer with, each with its status.
+        forms: the forms that the request body may have; empty if it takes no body.
+        event: type of each event of a stream; None if the route does not stream.
+        names_events: each event is named after its `type`, and the last one says how the stream ended.
+        query_names_model: the query has a `model` parameter.
+        not_ready: type of the body of a 503 that is not an error.
     """
 
     summary: str
@@ -80,7 +80,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         errors=_GENERATION,
     ),
     ("POST", "/v1/responses"): Operation(
-        summary="Answer a conversation with items, whole or as events; nothing is kept",
+        summary="Answer a conversation with items, whole or as events; stateless",
         forms=(RESPONSES,),
         answer=response_types.Response,
         event=response_types.ResponseEvent,
@@ -100,24 +100,24 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         errors=_BODY,
     ),
     ("GET", "/v1/models"): Operation(
-        summary="List the models that serve", answer=answers.ModelList, errors=_PLAIN
+        summary="List the served models", answer=answers.ModelList, errors=_PLAIN
     ),
     ("GET", "/v1/models/{id:path}"): Operation(
-        summary="Describe one model; its id may hold slashes", answer=answers.ModelInfo, errors=_MODEL
+        summary="Describe one model; its id may contain slashes", answer=answers.ModelInfo, errors=_MODEL
     ),
     ("GET", "/v1/capabilities"): Operation(
-        summary="Say per model what is applied, refused and accepted without effect, and the limits",
+        summary="List per model the fields applied, refused and accepted without effect, and the limits",
         answer=answers.Capabilities,
         errors=_PLAIN,
     ),
     ("POST", "/tokenize"): Operation(
-        summary="Give the token ids of a text or a conversation, as they would be generated from",
+        summary="Return the token ids that a text or a conversation has as a prompt",
         forms=(TOKENIZE_TEXT, TOKENIZE_MESSAGES),
         answer=answers.Tokenized,
         errors=_BODY,
     ),
     ("POST", "/detokenize"): Operation(
-        summary="Give the text of token ids", forms=(DETOKENIZE,), answer=answers.Detokenized, errors=_BODY
+        summary="Return the text of token ids", forms=(DETOKENIZE,), answer=answers.Detokenized, errors=_BODY
     ),
     ("GET", "/tokenizer_info"): Operation(
         summary="Describe a model's tokenizer, its chat template included",
@@ -126,24 +126,24 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         errors=(*_MODEL, RequestError),
     ),
     ("GET", "/liveness"): Operation(
-        summary="Say that the process answers", answer=answers.Liveness, errors=_ANY_ROUTE
+        summary="Report that the process is alive", answer=answers.Liveness, errors=_ANY_ROUTE
     ),
     ("GET", "/readiness"): Operation(
-        summary="Say whether every model serves, else how far they are",
+        summary="Report whether every model is being served, or else their progress",
         answer=answers.Readiness,
         not_ready=answers.Readiness,
         errors=_ANY_ROUTE,
     ),
     ("GET", "/health"): Operation(
-        summary="Say whether every model serves",
+        summary="Report whether every model is being served",
         answer=answers.Health,
         not_ready=answers.Health,
         errors=_ANY_ROUTE,
     ),
-    ("GET", "/version"): Operation(summary="Say which vinfer this is", answer=answers.Version, errors=_PLAIN),
-    ("GET", "/openapi.json"): Operation(summary="Give this document", answer=None, errors=_PLAIN),
+    ("GET", "/version"): Operation(summary="Return vinfer's version", answer=answers.Version, errors=_PLAIN),
+    ("GET", "/openapi.json"): Operation(summary="Return this document", answer=None, errors=_PLAIN),
     ("GET", "/metrics"): Operation(
-        summary="Give Prometheus its numbers",
+        summary="Return the metrics for Prometheus",
         answer=None,
         media_type="text/plain",
         errors=(*_ANY_ROUTE, AuthenticationError),

@@ -1,6 +1,6 @@
-"""The body and the events that `/v1/responses` answers with, as types: `/openapi.json` is made from them.
+"""The types of the body and the events of `/v1/responses`, from which `/openapi.json` is built.
 
-As `answers`, which has the bodies of the other routes.
+See `answers` for the bodies of the other routes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class OutputText(Answer):
-    """What was said."""
+    """Text of a message."""
 
     type: Literal["output_text"]
     text: str
@@ -26,14 +26,14 @@ class OutputText(Answer):
 
 
 class ReasoningText(Answer):
-    """What was thought."""
+    """Text of the model's reasoning."""
 
     type: Literal["reasoning_text"]
     text: str
 
 
 class OutputMessage(Answer):
-    """A message of the model; without content while it begins."""
+    """A message from the model; it has no content when it begins."""
 
     id: str
     type: Literal["message"]
@@ -43,7 +43,7 @@ class OutputMessage(Answer):
 
 
 class OutputReasoning(Answer):
-    """What the model thought before it went on."""
+    """The model's reasoning before its next item."""
 
     id: str
     type: Literal["reasoning"]
@@ -74,7 +74,7 @@ class ResponseFailure(Answer):
 
 
 class IncompleteDetails(Answer):
-    """Why a response ended early: its tokens were used up."""
+    """Why a response ended early: it ran out of tokens."""
 
     reason: Literal["max_output_tokens"]
 
@@ -113,23 +113,23 @@ class AnsweredTool(Answer):
 
 
 class AnsweredChoice(Answer):
-    """`tool_choice` of the request, where it names a function."""
+    """`tool_choice` of the request, if it names a function."""
 
     type: Literal["function"]
     name: str
 
 
 class InputTokensDetails(Answer):
-    """Of the input."""
+    """Details of the input's tokens."""
 
     cached_tokens: Count
     cache_write_tokens: Count
 
 
 class OutputTokensDetails(Answer):
-    """Of the output."""
+    """Details of the output's tokens."""
 
-    reasoning_tokens: Count = Field(description="Of the thoughts, counted as a text by themselves.")
+    reasoning_tokens: Count = Field(description="Tokens of the reasoning, counted as a text by itself.")
 
 
 class ResponseUsage(Answer):
@@ -143,7 +143,7 @@ class ResponseUsage(Answer):
 
 
 class Response(Answer):
-    """A response, with what its request asked for; nothing of it is kept."""
+    """A response, with the settings of its request; it is not stored."""
 
     id: str
     object: Literal["response"]
@@ -169,7 +169,7 @@ class Response(Answer):
     top_logprobs: Literal[0]
     top_p: float
     truncation: Literal["disabled"]
-    usage: ResponseUsage | None = Field(description="Null until it has ended.")
+    usage: ResponseUsage | None = Field(description="Null until the response has ended.")
 
 
 class _Event(Answer):
@@ -177,7 +177,7 @@ class _Event(Answer):
 
 
 class LifecycleEvent(_Event):
-    """The response as it is by now; the last event is one of these."""
+    """The response so far; the last event is one of these."""
 
     type: Literal[
         "response.created",
@@ -190,7 +190,7 @@ class LifecycleEvent(_Event):
 
 
 class ItemEvent(_Event):
-    """An item begins, or has ended."""
+    """An item has begun or ended."""
 
     type: Literal["response.output_item.added", "response.output_item.done"]
     output_index: Count
@@ -203,7 +203,7 @@ class _OfItem(_Event):
 
 
 class PartEvent(_OfItem):
-    """A part of an item begins, or has ended."""
+    """A part of an item has begun or ended."""
 
     type: Literal["response.content_part.added", "response.content_part.done"]
     content_index: Count
@@ -211,7 +211,7 @@ class PartEvent(_OfItem):
 
 
 class TextDelta(_OfItem):
-    """More was said."""
+    """More text of a message."""
 
     type: Literal["response.output_text.delta"]
     content_index: Count
@@ -220,7 +220,7 @@ class TextDelta(_OfItem):
 
 
 class TextDone(_OfItem):
-    """All that was said."""
+    """The whole text of a message."""
 
     type: Literal["response.output_text.done"]
     content_index: Count
@@ -229,7 +229,7 @@ class TextDone(_OfItem):
 
 
 class ReasoningDelta(_OfItem):
-    """More was thought."""
+    """More text of the reasoning."""
 
     type: Literal["response.reasoning_text.delta"]
     content_index: Count
@@ -237,7 +237,7 @@ class ReasoningDelta(_OfItem):
 
 
 class ReasoningDone(_OfItem):
-    """All that was thought."""
+    """The whole text of the reasoning."""
 
     type: Literal["response.reasoning_text.done"]
     content_index: Count

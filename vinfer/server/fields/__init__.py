@@ -1,1 +1,1 @@
-"""What request bodies may hold, per route: which fields are applied, their types and limits."""
+"""What request bodies may contain, per route: which fields are applied, their types and limits."""

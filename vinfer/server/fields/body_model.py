@@ -1,4 +1,4 @@
-"""The pydantic base of everything inside a request body: frozen, strict, refusing fields it does not know."""
+"""The pydantic base of everything in a request body: frozen, strict, and refusing unknown fields."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Body(BaseModel):
-    """What a request body, or an object in it, is checked by."""
+    """The base of every request body and of every object in one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

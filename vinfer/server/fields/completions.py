@@ -25,17 +25,17 @@ from vinfer.server.fields.sampling import (
 from vinfer.server.fields.treatment import COMPLETION_FIELDS
 
 MAX_PROMPTS = 256
-"""Prompts of `/v1/completions` or inputs of `/v1/embeddings` in one request; more are refused before they
-are tokenized."""
+"""The limit of prompts of `/v1/completions`, or inputs of `/v1/embeddings`, in one request. More are refused
+before they are tokenized."""
 
 
 _TOKEN_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 
 
 def prompts_schema(text: dict[str, Any]) -> dict[str, Any]:
-    """Describe a text, token ids, or several of these; `text` describes the one.
+    """Return the schema of a text, token ids, or several of these; `text` is the schema of a text.
 
-    `generate.prompts` takes apart what is sent.
+    `generate.prompts` parses what is sent.
     """
     return {
         "anyOf": [
@@ -52,7 +52,7 @@ def prompts_schema(text: dict[str, Any]) -> dict[str, Any]:
 
 
 class CompletionFields(SamplingFields):
-    """`POST /v1/completions`; `generate.prompts` takes `prompt` apart, and max_tokens 0 goes with echo."""
+    """`POST /v1/completions`; `generate.prompts` parses `prompt`, and max_tokens may be 0 only with echo."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -76,7 +76,7 @@ class CompletionFields(SamplingFields):
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether the logprobs of the prompt's own tokens are wanted."""
+        """Whether the logprobs of the prompt's own tokens are requested."""
         return self.echo and self.logprobs is not None
 
 
@@ -93,7 +93,7 @@ def parse_completion(body: Mapping[str, Any], unknown: Unknown) -> CompletionFie
     check_sampling(fields)
     if fields.max_tokens == 0 and not fields.echo:
         raise RequestError(
-            "max_tokens is 0; must be at least 1 without echo: true, which answers with the prompt",
+            "max_tokens is 0; must be at least 1 without echo: true, which returns the prompt",
             param="max_tokens",
         )
     return fields

@@ -1,7 +1,7 @@
 """One part of a message's content, in the forms that clients send: text, or an image.
 
-Parsed as `messages`. An image comes as OpenAI's `image_url`, an object or a string, or as `image`, the form
-of the original vInference server. `generate.images` fetches what is at its address.
+Parsed on the same threads as `messages`. An image is sent as OpenAI's `image_url`, an object or a string, or
+as `image`, the form of the original vInference server. `generate.images` fetches it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ImageSource = tuple[str, str]
 
 
 class ImageUrl(Body):
-    """Where an image is: a data or http(s) URL. `detail` changes nothing: a model has one way to see."""
+    """An image's data or http(s) URL. `detail` has no effect: a model treats all images the same way."""
 
     url: NonEmpty
     detail: ImageDetail = "auto"
@@ -37,7 +37,7 @@ _CONTENTS = {"text", "image_url", "image"}
 
 
 class ContentPart(Body):
-    """Text or an image; the field of the same name as `type` must be there, and no other."""
+    """Text or an image; the field named by `type` must be there, and no other."""
 
     model_config = ConfigDict(
         json_schema_extra=any_of(
@@ -67,11 +67,11 @@ class ContentPart(Body):
         return self.image, f"{here}.image"
 
     def as_template_input(self) -> dict[str, Any]:
-        """Give the part as chat templates take it: of an image they need to know that it is there."""
+        """Return the part for chat templates, which only need to know that an image is there."""
         return {"type": "image"} if self.is_image else {"type": "text", "text": self.text}
 
     def check(self, here: str, role: str) -> None:
-        """Check that the part holds what its type says, and that its role may send it.
+        """Check that the part contains what its type says, and that its role may send it.
 
         Raises:
             RequestError: names the part's field.

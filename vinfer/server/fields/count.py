@@ -14,14 +14,14 @@ from vinfer.server.fields.treatment import COUNT_FIELDS
 
 
 class CountText(Body):
-    """`POST /v1/count_tokens` of a text."""
+    """`POST /v1/count_tokens` for a text."""
 
     model: str = Field(min_length=1)
     conversation: str
 
 
 class CountMessages(Body):
-    """`POST /v1/count_tokens` of a conversation."""
+    """`POST /v1/count_tokens` for a conversation."""
 
     model: str = Field(min_length=1)
     conversation: list[ChatMessage] = Field(min_length=1)
@@ -39,7 +39,7 @@ def parse_count(body: Mapping[str, Any], unknown: Unknown) -> CountText | CountM
     Raises:
         RequestError: names the first bad field.
     """
-    # Told apart here: pydantic would put the branch of a union into the error's path.
+    # Chosen here, because pydantic would put the branch of a union into the error's path.
     if isinstance(body.get("conversation"), str):
         return COUNT_TEXT.parse(body, unknown)
     fields = COUNT_MESSAGES.parse(body, unknown)

@@ -1,6 +1,6 @@
-"""The applied fields of `/v1/embeddings`, typed and bounded.
+"""The applied fields of `/v1/embeddings`, typed and limited.
 
-As `chat`, and on the same threads. `routes.embeddings` and `generate.prompts` check what depends on the
+Like `chat`, and on the same threads. `routes.embeddings` and `generate.prompts` check what depends on the
 model.
 """
 
@@ -18,7 +18,7 @@ from vinfer.server.fields.treatment import EMBEDDING_FIELDS
 
 
 class EmbeddingFields(Body):
-    """`POST /v1/embeddings`; `generate.prompts` takes `input` apart."""
+    """`POST /v1/embeddings`; `generate.prompts` parses `input`."""
 
     model: str = Field(min_length=1)
     input: Annotated[Any, WithJsonSchema(prompts_schema({"type": "string", "minLength": 1}))]

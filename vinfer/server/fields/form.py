@@ -29,7 +29,7 @@ class RequestForm(Generic[BodyT]):
     rules: Mapping[str, FieldRule]
 
     def parse(self, body: Mapping[str, Any], unknown: Unknown) -> BodyT:
-        """Check each field by itself; what fields ask of each other is the route's matter.
+        """Check each field by itself; the route checks the rules between fields.
 
         Raises:
             RequestError: names the first bad field.

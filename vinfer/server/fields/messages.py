@@ -38,7 +38,7 @@ class ToolCall(Body):
     function: CalledFunction
 
     def as_template_input(self) -> dict[str, Any]:
-        """Give the call with its arguments parsed, as chat templates are written for."""
+        """Return the call with its arguments parsed, as chat templates expect."""
         function = {"name": self.function.name, "arguments": parsed_arguments(self.function.arguments)}
         return {"id": self.id, "type": self.type, "function": function}
 
@@ -65,7 +65,7 @@ _CALLS = {"properties": {"tool_calls": {"type": "array", "minItems": 1}}, "requi
 class ChatMessage(Body):
     """One turn of a conversation.
 
-    Clients send earlier answers back as they got them, so their empty fields are known here too.
+    Clients send earlier answers back as they got them, so their empty fields are accepted too.
     """
 
     model_config = ConfigDict(
@@ -92,10 +92,10 @@ class ChatMessage(Body):
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     def as_template_input(self) -> dict[str, Any]:
-        """Give the message as `ChatTemplate.render` takes it."""
+        """Return the message as `ChatTemplate.render` takes it."""
         message: dict[str, Any] = {"role": self.role, "content": None}
         if self.content is not None:
-            # To a template that only knows strings, one text part and a string are the same thing.
+            # Sent as a string, one text part also suits templates that know only strings.
             parts = [part.as_template_input() for part in self.content]
             is_text = len(parts) == 1 and not self.content[0].is_image
             message["content"] = parts[0]["text"] if is_text else parts
@@ -134,7 +134,7 @@ def check_messages(messages: list[ChatMessage], path: str) -> None:
 
 
 def check_continuation(messages: list[ChatMessage], add_generation_prompt: bool | None) -> None:
-    """Check that the last message can be gone on with.
+    """Check that the last message can be continued.
 
     Raises:
         RequestError: names `continue_final_message`.

@@ -37,19 +37,19 @@ _EXPECTED: Mapping[str, str] = {
 
 
 def field_path(location: Sequence[str | int]) -> str:
-    """Write a location as clients know it: `messages[0].content[1].type`."""
+    """Return a location as clients know it: `messages[0].content[1].type`."""
     path = ""
     for step in location:
         if isinstance(step, int):
             path += f"[{step}]"
-        # In brackets stands no field: pydantic's mark of a mapping's key, our names of what a union holds.
+        # A name in brackets is not a field: it is pydantic's mark of a key, or our name of a union's branch.
         elif not (step.startswith("[") and step.endswith("]")):
             path += f".{step[:64]}" if path else step[:64]
     return path
 
 
 def request_error(error: ValidationError) -> RequestError:
-    """Report the first problem of a body."""
+    """Return the error for the first problem of a body."""
     problem = error.errors(include_url=False)[0]
     path = field_path(problem["loc"])
     describe = _DESCRIPTIONS.get(problem["type"], _other)
@@ -62,7 +62,7 @@ def request_error(error: ValidationError) -> RequestError:
 
 
 def shown(value: Any) -> str:
-    """Show a client's value in a message: short, and without control characters."""
+    """Return a client's value for a message: short, and without control characters."""
     if isinstance(value, str):
         return printable(value)
     if value is None or isinstance(value, (bool, list, dict)):
@@ -82,7 +82,7 @@ def _limit(words: str, key: str) -> Callable[[str, Any, Mapping[str, Any], str],
 
 
 def _plain(limit: float) -> str:
-    """Write a limit in all its digits: one that is rounded refuses itself."""
+    """Return a limit with all its digits: a rounded one might itself be refused."""
     return str(int(limit)) if limit == int(limit) else f"{limit:g}"
 
 

@@ -1,6 +1,6 @@
-"""The applied fields of `/v1/responses`, typed and bounded, and the chat completion that asks for the same.
+"""The applied fields of `/v1/responses`, typed and limited, and the chat completion that asks for the same.
 
-As `chat`, and on the same threads. What depends on the model is checked as the fields of that completion;
+Like `chat`, and on the same threads. What depends on the model is checked in the fields of that completion;
 `in_own_words` names them as this route does.
 """
 
@@ -38,13 +38,13 @@ from vinfer.server.fields.treatment import RESPONSES_FIELDS
 def _no_summary(value: Any) -> Any:
     if value is not None:
         raise PydanticCustomError(
-            "summary", "asks for a summary; thoughts are given as they are: leave it out"
+            "summary", "asks for a summary; reasoning is returned in full: leave it out"
         )
     return value
 
 
 def _checked_choice(value: Any) -> Any:
-    """Tell words and objects apart here: pydantic would put the branch of a union into the error's path."""
+    """Parse words and objects here: pydantic would put the branch of a union into the error's path."""
     if isinstance(value, str) and value in CHOICE_WORDS:
         return {"type": value}
     is_named = isinstance(value, dict) and set(value) == {"type", "name"} and value["name"] is not None
@@ -67,7 +67,7 @@ class FlatTool(Body):
     strict: bool | None = None
 
     def as_chat(self) -> dict[str, Any]:
-        """Give the tool as chat completions have it."""
+        """Return the tool in the form of chat completions."""
         return {"type": self.type, "function": self.model_dump(exclude={"type"})}
 
 
@@ -85,11 +85,11 @@ class FlatToolChoice(Body):
     name: str | None = Field(None, min_length=1)
 
     def as_chat(self) -> Any:
-        """Give the choice as chat completions have it."""
+        """Return the choice in the form of chat completions."""
         return self.type if self.name is None else {"type": self.type, "function": {"name": self.name}}
 
     def as_answer(self) -> Any:
-        """Give the choice as it was sent."""
+        """Return the choice as it was sent."""
         return self.type if self.name is None else {"type": self.type, "name": self.name}
 
 
@@ -110,24 +110,24 @@ class TextFormat(Body):
     strict: bool | None = None
 
     def as_chat(self) -> dict[str, Any]:
-        """Give the form as chat completions have it."""
+        """Return the format in the form of chat completions."""
         schema = self.model_dump(by_alias=True, exclude={"type"}, exclude_none=True)
         return {"type": self.type, "json_schema": schema} if schema else {"type": self.type}
 
     def as_answer(self) -> dict[str, Any]:
-        """Give the form as it was sent."""
+        """Return the format as it was sent."""
         return self.model_dump(by_alias=True, exclude_none=True)
 
 
 class TextOptions(Body):
-    """`text`: how the answer is written. The medium verbosity is what a model has by itself."""
+    """`text`: how the answer is written. `medium` is a model's own verbosity."""
 
     format: TextFormat | None = None
     verbosity: Literal["medium"] | None = None
 
 
 class ReasoningOptions(Body):
-    """`reasoning`: how the model thinks before it answers."""
+    """`reasoning`: how the model reasons before it answers."""
 
     effort: ReasoningEffort | None = None
     summary: Annotated[None, BeforeValidator(_no_summary)] = None
@@ -172,14 +172,14 @@ class ResponsesFields(Body):
     reasoning: ReasoningOptions = ReasoningOptions()
 
     def as_chat(self) -> ChatFields:
-        """Give the chat completion that asks for the same.
+        """Return the chat completion that asks for the same.
 
         Raises:
-            RequestError: names `input`, where nothing is said in it.
+            RequestError: `input` has no content.
         """
         messages = input_messages(self.input)
         if not messages:
-            raise RequestError("input holds only reasoning without content: send a message", param="input")
+            raise RequestError("input contains only reasoning without content: send a message", param="input")
         if self.instructions is not None:
             messages.insert(0, {"role": "system", "content": self.instructions})
         completion = {
@@ -189,7 +189,7 @@ class ResponsesFields(Body):
             "temperature": self.temperature,
             "top_p": self.top_p,
             "seed": self.seed,
-            # Whatever the config says: a response has one answer.
+            # A response has one answer, whatever the config says.
             "n": 1,
             "response_format": None if self.text.format is None else self.text.format.as_chat(),
             "tools": [tool.as_chat() for tool in self.tools],
@@ -217,10 +217,10 @@ _NAMES = (
 
 @contextlib.contextmanager
 def in_own_words() -> Iterator[None]:
-    """Have errors of a chat completion name the fields of this route.
+    """Make errors of a chat completion name the fields of this route.
 
     Raises:
-        RequestError: as it was raised, but for the names.
+        RequestError: as it was raised, except for the names.
     """
     try:
         yield
@@ -237,7 +237,7 @@ def _named(text: str) -> str:
 
 
 def parse_responses(body: Mapping[str, Any], unknown: Unknown) -> tuple[ResponsesFields, ChatFields]:
-    """Check the body of a response, and write the chat completion that asks for the same.
+    """Check the body of a response's request, and return it with the chat completion that asks for the same.
 
     Raises:
         RequestError: names the first bad field.

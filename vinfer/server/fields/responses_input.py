@@ -1,7 +1,7 @@
-"""The input items of `/v1/responses`, typed, and the messages that they are.
+"""The input items of `/v1/responses`, typed, and their conversion to messages.
 
-As `chat`, and on the same threads. Clients send the items of earlier answers back as they got them, so
-what those have besides is known here too.
+Like `chat`, and on the same threads. Clients send the items of earlier answers back as they got them, so the
+additional fields of those are accepted too.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class ImagePart(Body):
 
 
 def _part_kind(part: Any) -> str:
-    """Tell parts apart; what is neither is refused as a text would be."""
+    """Return the tag of a part; an unknown one is refused as a text."""
     kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
     return f"[{_IMAGE_TYPE}]" if kind == _IMAGE_TYPE else "[text]"
 
@@ -105,7 +105,7 @@ _TEXT_CONTENT = {
 
 
 class MessageItem(Body):
-    """What somebody said; without `type` an item is a message."""
+    """A message; an item without `type` is a message too."""
 
     model_config = ConfigDict(json_schema_extra=any_of(having("role", "user"), _TEXT_CONTENT))
 
@@ -129,7 +129,7 @@ class FunctionCallItem(Body):
 
 
 class FunctionCallOutputItem(Body):
-    """What a function that was called returned."""
+    """What a called function returned."""
 
     type: Literal["function_call_output"]
     call_id: str = Field(min_length=1)
@@ -139,14 +139,14 @@ class FunctionCallOutputItem(Body):
 
 
 class ReasoningPart(Body):
-    """A part of what the model thought."""
+    """A part of the model's reasoning."""
 
     type: Literal["reasoning_text"]
     text: str
 
 
 class ReasoningItem(Body):
-    """What the model thought before it answered; it belongs to the message or the call that follows."""
+    """The model's reasoning before it answered; it belongs to the message or the call that follows."""
 
     type: Literal["reasoning"]
     content: list[ReasoningPart] | None = None
@@ -157,7 +157,7 @@ class ReasoningItem(Body):
 
 
 def _kind(item: Any) -> str:
-    """Tell items apart; what is none of them is refused as a message would be."""
+    """Return the tag of an item; an unknown one is refused as a message."""
     kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
     return f"[{kind}]" if kind in _ITEM_TYPES else "[message]"
 
@@ -185,9 +185,9 @@ InputItems = Annotated[Items, BeforeValidator(_text_as_item, json_schema_input_t
 
 
 def input_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Write items as the messages of a chat completion: one turn of the model is one message.
+    """Return items as the messages of a chat completion: one turn of the model is one message.
 
-    There are none where the items are reasoning without content and nothing else.
+    There are no messages if the items are only reasoning without content.
     """
     messages: list[dict[str, Any]] = []
     thought = ""
@@ -222,15 +222,15 @@ def input_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
 
 
 def _unspoken(thought: str) -> dict[str, Any]:
-    """Write thoughts that nothing followed."""
+    """Return a message for reasoning that nothing followed."""
     return {"role": "assistant", "content": "", "reasoning_content": thought}
 
 
 def input_images(items: Sequence[Item]) -> list[ImageSource]:
-    """Find the images of items, in order.
+    """Return the images of items, in order.
 
     Raises:
-        RequestError: names an image that is in a message of somebody else than the user.
+        RequestError: names an image that is not in a user message.
     """
     sources = []
     for i, item in enumerate(items):

@@ -1,7 +1,7 @@
-"""What fields of one object ask of each other, as JSON Schema: what the routes check, `/openapi.json` says.
+"""Rules between the fields of one object, as JSON Schema: `/openapi.json` says what the routes check.
 
-Pieces for the `json_schema_extra` of the types beside it. A field that is null counts as
-left out, as it does there.
+Building blocks for the `json_schema_extra` of the types in this package. A field that is null counts as left
+out, as it does in the routes.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ Json = dict[str, Any]
 
 
 def absent(*names: str) -> Json:
-    """Hold where all of the fields are left out."""
+    """Return a schema that holds if all of the fields are left out."""
     return {"properties": {name: {"type": "null"} for name in names}}
 
 
 def present(*names: str) -> Json:
-    """Hold where all of the fields are there."""
+    """Return a schema that holds if all of the fields are there."""
     return {"properties": {name: {"not": {"type": "null"}} for name in names}, "required": list(names)}
 
 
 def having(name: str, *values: Any) -> Json:
-    """Hold where the field is there and has one of the values."""
+    """Return a schema that holds if the field is there and has one of the values."""
     return {"properties": {name: {"enum": list(values)}}, "required": [name]}
 
 
 def all_of(*parts: Json) -> Json:
-    """Hold where all of the parts do; they are about different fields."""
+    """Return a schema that holds if all of the parts do; they are about different fields."""
     properties: Json = {}
     required: list[str] = []
     for part in parts:
@@ -38,10 +38,10 @@ def all_of(*parts: Json) -> Json:
 
 
 def any_of(*parts: Json) -> Json:
-    """Hold where one of the parts does."""
+    """Return a schema that holds if one of the parts does."""
     return {"anyOf": list(parts)}
 
 
 def exactly_one_of(names: Sequence[str]) -> Json:
-    """Hold where one of the fields is there and the others are not."""
+    """Return a schema that holds if one of the fields is there and the others are not."""
     return any_of(*(all_of(present(name), absent(*(set(names) - {name}))) for name in names))

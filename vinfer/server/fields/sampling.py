@@ -32,7 +32,7 @@ def _one_as_list(value: Any) -> Any:
 
 
 def _key_as_token_id(key: Any) -> Any:
-    """JSON has only string keys; `logit_bias` means token ids by them."""
+    """Parse a key of `logit_bias` as a token id: JSON has only string keys."""
     if isinstance(key, str) and _TOKEN_ID_KEY.match(key):
         return int(key)
     raise PydanticCustomError("token_id", "is not a token id: use the id's decimal digits as the key")
@@ -49,7 +49,7 @@ TokenIdKey = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,9})$")]
 
 
 class StreamOptions(Body):
-    """What a stream carries besides text."""
+    """What a stream contains besides text."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
@@ -66,7 +66,7 @@ STREAM_OPTIONS_NEED_STREAM = any_of(absent("stream_options"), having("stream", T
 
 
 class SamplingFields(Body):
-    """What chat and plain completions share; None stands for "left out"."""
+    """The fields that chat and plain completions share; None means left out."""
 
     model: str = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1, le=MAX_INT32)

@@ -1,6 +1,6 @@
-"""The fields that bind an answer to a form: `response_format` and `structured_outputs`, typed and bounded.
+"""The fields that constrain an answer: `response_format` and `structured_outputs`, typed and limited.
 
-They become one `GrammarSpec`; what that allows is `vinfer.engine.grammar`'s matter.
+They become one `GrammarSpec`; `vinfer.engine.grammar` decides what that allows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vinfer.server.fields.rules import absent, all_of, any_of, exactly_one_of, h
 from vinfer.server.fields.tools import NAME_PATTERN
 
 MAX_GRAMMAR_CHARS = 16_384
-"""Of a regular expression or a Lark grammar, and of all choices together as JSON."""
+"""The limit of a regular expression, of a Lark grammar, and of all choices together as JSON."""
 MAX_CHOICES = 1_000
 MAX_DESCRIPTION_CHARS = 4_096
 
@@ -30,7 +30,7 @@ class JsonSchemaFormat(Body):
 
 
 class ResponseFormat(Body):
-    """`response_format`: the form of the answer, in OpenAI's words."""
+    """`response_format`: the form of the answer, in OpenAI's format."""
 
     model_config = ConfigDict(
         json_schema_extra=any_of(
@@ -44,7 +44,7 @@ class ResponseFormat(Body):
 
 
 class StructuredOutputs(Body):
-    """`structured_outputs`: the form of the answer, in vLLM's words; one of them."""
+    """`structured_outputs`: the form of the answer, in vLLM's format; exactly one field must be set."""
 
     model_config = ConfigDict(json_schema_extra=exactly_one_of(("regex", "choice", "grammar", "json")))
 
@@ -57,17 +57,17 @@ class StructuredOutputs(Body):
 def constrains_answer(
     response_format: ResponseFormat | None, structured_outputs: StructuredOutputs | None
 ) -> bool:
-    """Say whether one of the fields constrains the answer."""
+    """Return whether one of the fields constrains the answer."""
     return structured_outputs is not None or (response_format is not None and response_format.type != "text")
 
 
 def check_one_form(
     response_format: ResponseFormat | None, structured_outputs: StructuredOutputs | None, *, ignore_eos: bool
 ) -> None:
-    """Check what the fields say together.
+    """Check the fields against each other.
 
     Raises:
-        RequestError: names the field that is one too many, or missing.
+        RequestError: names the field that is missing or must be left out.
     """
     if response_format is not None:
         has_schema = response_format.json_schema is not None
@@ -92,7 +92,7 @@ def check_one_form(
             )
     if ignore_eos and constrains_answer(response_format, structured_outputs):
         raise RequestError(
-            "ignore_eos does not go with response_format or structured_outputs: once the answer is complete, "
-            "only the end token may follow; leave it out",
+            "ignore_eos cannot be combined with response_format or structured_outputs: once the answer is "
+            "complete, only the end token may follow; leave it out",
             param="ignore_eos",
         )

@@ -1,8 +1,8 @@
 """What a request may set in the chat template: `chat_template_kwargs` and `reasoning_effort`.
 
 Types for `chat`, on its threads, and pure functions for worker threads. The config lists names and types
-(`models[].chat_template_kwargs`); of those a template takes the ones that it reads, and anything else is
-refused rather than ignored.
+(`models[].chat_template_kwargs`). A request may set those that the template reads; anything else is refused
+rather than ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vinfer.server.model_table import ServedModel
 MAX_TEMPLATE_KWARGS = 16
 MAX_TEMPLATE_STRING_CHARS = 1024
 MAX_TEMPLATE_NUMBER = 2**53
-"""As far as JSON numbers are exact everywhere."""
+"""Up to this value JSON numbers are exact everywhere."""
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "boolean": (bool,),
@@ -37,7 +37,7 @@ KWARG_SCHEMAS: Mapping[str, Mapping[str, Any]] = {
     "number": {"type": "number", **_NUMBER},
     "string": {"type": "string", "maxLength": MAX_TEMPLATE_STRING_CHARS},
 }
-"""By the type that the config names, the values that a variable of that type may have."""
+"""The schema of a variable's values, by the type that the config names."""
 
 
 def _scalar(value: Any) -> Any:
@@ -70,30 +70,30 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 def settable_kwargs(model: ServedModel) -> dict[str, str]:
-    """Name what requests may set by `chat_template_kwargs`, with its type: allowed and read."""
+    """Return the `chat_template_kwargs` that requests may set, with types: those allowed and read."""
     read = frozenset() if model.chat_template is None else model.chat_template.variables
     return {name: kind for name, kind in model.chat_template_kwargs.items() if name in read}
 
 
 def reads_reasoning_effort(model: ServedModel) -> bool:
-    """Say whether the chat template knows `reasoning_effort`."""
+    """Return whether the chat template reads `reasoning_effort`."""
     return model.chat_template is not None and "reasoning_effort" in model.chat_template.variables
 
 
 def template_kwargs(
     model: ServedModel, sent: Mapping[str, Any], reasoning_effort: ReasoningEffort | None
 ) -> dict[str, Any]:
-    """Give the template's variables that a request sets.
+    """Return the template's variables that a request sets.
 
     Raises:
-        RequestError: one is not allowed, not read by the template, or of another type.
+        RequestError: one is not allowed, not read by the template, or of the wrong type.
     """
     settable = settable_kwargs(model)
     for name, value in sent.items():
         param = f"chat_template_kwargs.{name[:64]}"
         if name not in model.chat_template_kwargs:
             raise RequestError(
-                f"chat_template_kwargs holds {printable(name)}, which requests may not set: leave it out or "
+                f"chat_template_kwargs has {printable(name)}, which requests may not set: leave it out or "
                 f"name it in models[{model.position}].chat_template_kwargs",
                 param=param,
             )

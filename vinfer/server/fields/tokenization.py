@@ -1,6 +1,6 @@
-"""The applied fields of `/tokenize` and `/detokenize`, typed and bounded, in vLLM's shapes.
+"""The applied fields of `/tokenize` and `/detokenize`, typed and limited, in vLLM's format.
 
-As `chat`, and on the same threads. `generate.prompts` compares ids with the vocabulary.
+Like `chat`, and on the same threads. `generate.prompts` compares ids with the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from vinfer.server.fields.template_kwargs import ReasoningEffort, TemplateKwargs
 from vinfer.server.fields.tools import Tools, check_tools
 from vinfer.server.fields.treatment import DETOKENIZE_FIELDS, TOKENIZE_MESSAGES_FIELDS, TOKENIZE_TEXT_FIELDS
 
-# Half a second of a worker thread, and answers whose JSON is written in less than a tenth of one.
+# These take half a second of a worker thread, and the JSON of their answers takes less than a tenth of one.
 MAX_PROMPT_CHARS = 1 << 20
 MAX_TOKENS = 1 << 18
 
 
 class TokenizeText(Body):
-    """`POST /tokenize` of a text; without `model`, the only one that is served."""
+    """`POST /tokenize` for a text; `model` may be left out if only one is served."""
 
     model: str | None = Field(None, min_length=1)
     prompt: str = Field(max_length=MAX_PROMPT_CHARS)
@@ -33,7 +33,7 @@ class TokenizeText(Body):
 
 
 class TokenizeMessages(Body):
-    """`POST /tokenize` of a conversation."""
+    """`POST /tokenize` for a conversation."""
 
     model: str | None = Field(None, min_length=1)
     messages: list[ChatMessage] = Field(min_length=1)
@@ -58,7 +58,7 @@ DETOKENIZE = RequestForm(DetokenizeFields, DETOKENIZE_FIELDS)
 
 
 def parse_tokenize(body: Mapping[str, Any], unknown: Unknown) -> TokenizeText | TokenizeMessages:
-    """Check the body of a tokenization.
+    """Check the body of a tokenize request.
 
     Raises:
         RequestError: names the first bad field.
@@ -74,7 +74,7 @@ def parse_tokenize(body: Mapping[str, Any], unknown: Unknown) -> TokenizeText | 
 
 
 def parse_detokenize(body: Mapping[str, Any], unknown: Unknown) -> DetokenizeFields:
-    """Check the body of a detokenization, all but the range of its ids.
+    """Check the body of a detokenize request, except the range of its ids.
 
     Raises:
         RequestError: names the first bad field.

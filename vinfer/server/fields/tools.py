@@ -1,6 +1,6 @@
-"""`tools` and `tool_choice`: typed, bounded, and checked against each other.
+"""`tools` and `tool_choice`: typed, limited, and checked against each other.
 
-Knows neither how a model writes calls nor how an answer is bound to them.
+Knows neither how a model writes calls nor how an answer is constrained to them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Parameters = Annotated[dict[str, Any], Field(json_schema_extra={"properties": {"
 class Function(Body):
     """A function that the model may call; `parameters` is the JSON Schema of its arguments, an object.
 
-    Without `parameters` it takes no arguments. A call that `tool_choice` asks for satisfies them whatever
-    `strict` says; a call that the model makes of itself does so where `strict` is true.
+    Without `parameters` it takes no arguments. A call that `tool_choice` requires always satisfies them,
+    whatever `strict` says. A call that the model chooses to make does so if `strict` is true.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -39,13 +39,13 @@ class Function(Body):
 
 
 class Tool(Body):
-    """A tool; only functions are served."""
+    """A tool; only functions are supported."""
 
     type: Literal["function"]
     function: Function
 
     def as_template_input(self) -> dict[str, Any]:
-        """Give the tool as chat templates know it."""
+        """Return the tool as chat templates know it."""
         function: dict[str, Any] = {
             "name": self.function.name,
             "description": self.function.description or "",
@@ -75,7 +75,7 @@ class NamedToolChoice(Body):
 
 
 def _checked_choice(value: Any) -> Any:
-    """Tell words and objects apart here: pydantic would put the branch of a union into the error's path."""
+    """Parse words and objects here: pydantic would put the branch of a union into the error's path."""
     if isinstance(value, str) and value in CHOICE_WORDS:
         return {"type": value}
     is_named = (
@@ -100,9 +100,9 @@ ToolChoiceField = Annotated[
 
 
 def parsed_arguments(arguments: str) -> dict[str, Any] | str:
-    """Parse the arguments of an earlier call; text that is no JSON object stays text, as a model wrote it.
+    """Parse the arguments of an earlier call; text that is not a JSON object stays text, as a model wrote it.
 
-    So does what a request body may not be: chat templates write it again, and nesting has no end.
+    So does JSON that is not allowed in a request body, such as deep nesting: chat templates write it again.
     """
     try:
         value = parse_strictly(arguments, parse_float=finite)
@@ -117,7 +117,7 @@ def callable_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[Too
 
 
 def required_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[tuple[int, Tool]]:
-    """Return the tools one of which must be called, with their positions; empty where none must."""
+    """Return the tools of which one must be called, with their positions; empty if none must."""
     if choice is None or choice.type in ("none", "auto"):
         return []
     return [
@@ -128,14 +128,14 @@ def required_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[tup
 
 
 def strict_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[tuple[int, Tool]]:
-    """Return the tools whose calls are bound although none must be made, with their positions."""
+    """Return the tools whose calls are constrained although none is required, with their positions."""
     if choice is not None and choice.type != "auto":
         return []
     return [(i, tool) for i, tool in enumerate(tools) if tool.function.strict]
 
 
 def check_tools(tools: Sequence[Tool]) -> None:
-    """Check what tools say together, and that their arguments are objects.
+    """Check the tools against each other, and that their arguments are objects.
 
     Raises:
         RequestError: names the tool's field.
@@ -161,18 +161,18 @@ def check_tools(tools: Sequence[Tool]) -> None:
 def check_tool_choice(
     tools: Sequence[Tool], choice: ToolChoice | None, *, constrains_answer: bool, ignore_eos: bool
 ) -> None:
-    """Check what `tool_choice` asks of the other fields.
+    """Check `tool_choice` against the other fields.
 
     Args:
-        constrains_answer: `response_format` or `structured_outputs` binds the answer.
+        constrains_answer: `response_format` or `structured_outputs` constrains the answer.
 
     Raises:
         RequestError: names the field.
     """
     if ignore_eos and not constrains_answer and strict_tools(tools, choice):
         raise RequestError(
-            "ignore_eos does not go with strict tools: once a call is complete, only the end token may "
-            "follow; leave it out",
+            "ignore_eos cannot be combined with strict tools: once a call is complete, only the end token "
+            "may follow; leave it out",
             param="ignore_eos",
         )
     if choice is None or choice.type in ("none", "auto"):
@@ -182,18 +182,18 @@ def check_tool_choice(
     if not required_tools(tools, choice):
         name = "" if choice.function is None else choice.function.name
         raise RequestError(
-            f"tool_choice.function.name is {shown(name)}, which is none of tools: name one of them",
+            f"tool_choice.function.name is {shown(name)}, which is not in tools: name one of them",
             param="tool_choice.function.name",
         )
     if constrains_answer:
         raise RequestError(
-            "tool_choice asks for a call, response_format or structured_outputs for another form: "
+            "tool_choice asks for a call, but response_format or structured_outputs for another form: "
             "send one of them",
             param="tool_choice",
         )
     if ignore_eos:
         raise RequestError(
-            "ignore_eos does not go with a tool_choice that asks for a call: once the call is complete, only "
-            "the end token may follow; leave it out",
+            "ignore_eos cannot be combined with a tool_choice that asks for a call: once the call is "
+            "complete, only the end token may follow; leave it out",
             param="ignore_eos",
         )

@@ -1,7 +1,7 @@
 """What vinfer does with each request field of the OpenAI API: applied, refused, or accepted without effect.
 
-One table per route; the other files here type the applied fields, and a test compares both. Nothing here runs
-anything: it only sorts the keys of a parsed body.
+One table per route; the other files of this package type the applied fields, and a test compares both.
+Nothing is run here: this module only sorts the keys of a parsed body.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class FieldRule:
 
     Attributes:
         reason: why it is refused and what to do instead.
-        neutral: values of a refused field that ask for nothing, as clients send them; null always is.
+        neutral: values of a refused field that pass because they ask for nothing; null always passes.
     """
 
     treatment: Treatment
@@ -41,7 +41,7 @@ ACCEPTED = FieldRule(Treatment.ACCEPTED)
 
 
 def refused(reason: str, *neutral: Any) -> FieldRule:
-    """Make the rule of a field that asks for something vinfer does not do."""
+    """Return the rule of a field that asks for something vinfer does not do."""
     return FieldRule(Treatment.REFUSED, reason, neutral)
 
 
@@ -94,7 +94,7 @@ CHAT_FIELDS: Mapping[str, FieldRule] = {
     "chat_template": refused("a template is never taken from a request: leave it out"),
     "functions": refused("the old form of tools: use tools", []),
     "function_call": refused("the old form of tool_choice: use tools and tool_choice", "none", "auto"),
-    "audio": refused("vinfer serves no audio: leave it out"),
+    "audio": refused("vinfer does not support audio: leave it out"),
     "prediction": refused("vinfer does not use predicted outputs: leave it out"),
     "web_search_options": refused("vinfer does not search the web: leave it out"),
 }
@@ -108,7 +108,7 @@ COMPLETION_FIELDS: Mapping[str, FieldRule] = {
 }
 
 _STATELESS = "vinfer keeps nothing between requests: send the whole conversation as input"
-_OPENAIS_CACHE = "it steers OpenAI's prompt cache: leave it out"
+_OPENAIS_CACHE = "it controls OpenAI's prompt cache: leave it out"
 
 RESPONSES_FIELDS: Mapping[str, FieldRule] = {
     "model": APPLIED,
@@ -133,10 +133,10 @@ RESPONSES_FIELDS: Mapping[str, FieldRule] = {
     "previous_response_id": refused(_STATELESS),
     "conversation": refused(_STATELESS),
     "prompt": refused("vinfer keeps no prompts: send instructions and input"),
-    "background": refused("an answer is given at once or as a stream: leave it out", False),
-    "background_options": refused("an answer is given at once or as a stream: leave it out", {}),
+    "background": refused("an answer is returned at once or as a stream: leave it out", False),
+    "background_options": refused("an answer is returned at once or as a stream: leave it out", {}),
     "include": refused("an answer has no such parts: leave it out", []),
-    "top_logprobs": refused("this route gives no logprobs: use /v1/chat/completions", 0),
+    "top_logprobs": refused("this route returns no logprobs: use /v1/chat/completions", 0),
     "truncation": refused("an input that is too long is refused, never cut: leave it out", "disabled"),
     "context_management": refused("an input is never changed: leave it out", []),
     "max_tool_calls": refused("it limits OpenAI's own tools, which vinfer does not have: leave it out"),
@@ -145,9 +145,9 @@ RESPONSES_FIELDS: Mapping[str, FieldRule] = {
     ),
     "prompt_cache_retention": refused(_OPENAIS_CACHE),
     "prompt_cache_options": refused(_OPENAIS_CACHE, {}),
-    "moderation": refused("vinfer moderates nothing: leave it out"),
-    "access_programs": refused("it is a matter of OpenAI's own models: leave it out", {}),
-    "image": refused("vinfer takes no images: leave it out", {}),
+    "moderation": refused("vinfer does not moderate: leave it out"),
+    "access_programs": refused("it only concerns OpenAI's own models: leave it out", {}),
+    "image": refused("vinfer has no options for images: leave it out", {}),
 }
 
 EMBEDDING_FIELDS: Mapping[str, FieldRule] = {
@@ -200,10 +200,10 @@ DETOKENIZE_FIELDS: Mapping[str, FieldRule] = {"model": APPLIED, "tokens": APPLIE
 def applied_fields(
     body: Mapping[str, Any], rules: Mapping[str, FieldRule], unknown: Literal["refuse", "ignore"]
 ) -> dict[str, Any]:
-    """Keep the fields that are applied; null counts as left out.
+    """Return the fields that are applied; null counts as left out.
 
     Raises:
-        RequestError: a field is refused, or unknown where unknown fields are.
+        RequestError: a field is refused, or it is unknown and unknown fields are refused.
     """
     applied = {}
     for key, value in body.items():
@@ -215,7 +215,7 @@ def applied_fields(
             continue
         elif rule.treatment is Treatment.APPLIED:
             applied[key] = value
-        # `==` alone would let 0 pass for False and the other way round.
+        # `==` alone would let 0 pass for False and vice versa.
         elif not any(type(value) is type(neutral) and value == neutral for neutral in rule.neutral):
             raise RequestError(f"{key}: {rule.reason}", param=key)
     return applied

@@ -1,6 +1,6 @@
-"""From a started generation to an HTTP response, streamed or whole, in whatever shape the route gives it.
+"""Turns a generation into an HTTP response, streamed or whole, in the form that the route writes.
 
-Runs on the event loop. Both forms fold the same deltas, so they cannot disagree.
+Runs on the event loop. Streamed and whole answers are folded from the same deltas, so they cannot disagree.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ class AnswerShape(Protocol):
     """How a route writes its answer."""
 
     def opening_chunks(self, num_choices: int) -> Iterator[dict[str, Any]]:
-        """Write what a stream begins with, before any token."""
+        """Yield the chunks that begin a stream, before any token."""
         ...
 
     def delta_chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
-        """Write what a choice has gained."""
+        """Yield the chunks of what a choice has gained."""
         ...
 
     def usage_chunk(self) -> dict[str, Any]:
-        """Write the chunk without choices that a stream may end with."""
+        """Return the chunk without choices that a stream may end with."""
         ...
 
     def body(self, choices: Sequence[ChoiceDelta]) -> dict[str, Any]:
-        """Write the whole answer, all but its usage."""
+        """Return the whole answer, except its usage."""
         ...
 
 
 def usage(generation: Generation) -> dict[str, Any]:
-    """Count what a generation has used so far; the last two fields are vInference's."""
+    """Return what a generation has used so far; the last two fields are vInference's."""
     num_prompt_tokens = generation.num_prompt_tokens
     num_completion_tokens = generation.num_completion_tokens
     seconds = time.monotonic() - generation.arrival_seconds
@@ -66,7 +66,7 @@ async def answer(
     """Start a generation and answer with it.
 
     Raises:
-        VinferError: the engine does not take or finish it.
+        VinferError: the engine does not accept or does not finish it.
         ClientLeftError: the client closed the connection.
     """
     generation.start()
@@ -79,7 +79,7 @@ async def answer(
 async def whole_choices(
     services: Services, request: HttpRequest, generation: Generation
 ) -> list[ChoiceDelta]:
-    """Wait until a started generation has ended, and close it.
+    """Return the choices of a started generation once it has ended, and close it.
 
     Raises:
         VinferError: the engine does not finish it.
@@ -92,7 +92,7 @@ async def whole_choices(
 
 
 async def deltas_or_pings(generation: Generation) -> AsyncGenerator[ChoiceDelta | None, None]:
-    """Give what a started generation brings as it comes; None where a stream must not stay silent."""
+    """Yield the deltas of a started generation as they come; None when a stream must send a ping."""
     while not generation.is_done:
         deltas = await generation.next_deltas(PING_SECONDS)
         if not deltas:
@@ -115,7 +115,7 @@ async def _chunks(fields: SamplingFields, generation: Generation, shape: AnswerS
     def with_usage(chunk: dict[str, Any]) -> dict[str, Any]:
         if fields.includes_continuous_usage:
             return {**chunk, "usage": usage(generation)}
-        # OpenAI's chunks say null before the one that has it.
+        # OpenAI's chunks have a null usage before the one that has it.
         return {**chunk, "usage": None} if fields.includes_usage else chunk
 
     for chunk in shape.opening_chunks(generation.num_choices):

@@ -1,6 +1,7 @@
-"""From a checked conversation to a generation and a reader of its answers, for each route that answers one.
+"""Turns a checked conversation into a generation and a reader of its answers, for every route that takes one.
 
-Runs on the event loop; templates and tokenization go to worker threads. It knows no form of an answer.
+Runs on the event loop; templates and tokenization go to worker threads. It does not know how answers are
+written.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from vinfer.text.reasoning import OPENING, ReasoningParser
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """A conversation whose answers can be generated.
+    """A conversation that is ready for generation.
 
     Attributes:
-        params: of its first answer.
-        may_reason: the model may think before it answers.
-        is_reasoning_open: the prompt ends inside of its thoughts.
+        params: sampling parameters of its first answer.
+        may_reason: the model may reason before it answers.
+        is_reasoning_open: the prompt ends inside the reasoning.
     """
 
     fields: ChatFields
@@ -43,7 +44,7 @@ class Conversation:
     is_reasoning_open: bool
 
     def reader(self) -> MessageReader:
-        """Make the reader of one answer."""
+        """Return a new reader for one answer."""
         return MessageReader(
             self.model.answer_form,
             self.fields.callable_tools,
@@ -59,14 +60,14 @@ async def prepare(
     sources: Sequence[ImageSource],
     name: str,
 ) -> Conversation:
-    """Render the prompt, compile what binds the answers, and resolve how they are sampled.
+    """Render the prompt, compile what constrains the answers, and resolve how they are sampled.
 
     Args:
-        sources: of the conversation, in order.
+        sources: the conversation's images, in order.
         name: prefix of the engine's request ids.
 
     Raises:
-        VinferError: the model does not serve, or what depends on it is refused.
+        VinferError: the model is not ready, or it does not support what the request asks for.
     """
     model = services.models.serving(fields.model)
     context.model_name = model.name
@@ -74,7 +75,7 @@ async def prepare(
     images = await prepare_images(services, sources, model)
     prompt_ids = await services.in_worker(chat_prompt_ids, fields, model, images)
     grammar = await compile_grammar(services, fields, model)
-    # An answer that is bound to a form or to calls has no room for thoughts.
+    # An answer that is constrained to a form or to calls has no room for reasoning.
     may_reason = (
         model.answer_form.has_reasoning
         and grammar is None
@@ -120,6 +121,6 @@ async def prepare(
 
 
 def _ends_with_opening(model: ServedModel, prompt_ids: tuple[int, ...]) -> bool:
-    """Say whether the prompt has opened the model's reasoning; white space may follow."""
+    """Return whether the prompt has opened the model's reasoning; whitespace may follow."""
     tail = model.tokenizer.decode(prompt_ids[-2 * len(OPENING) :], skip_special_tokens=False)
     return tail.rstrip().endswith(OPENING)

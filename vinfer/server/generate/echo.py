@@ -1,6 +1,6 @@
-"""The prompt in front of its completion, as `echo` of `/v1/completions` asks for it.
+"""The prompt that `echo` of `/v1/completions` puts before its completion.
 
-Runs in worker threads: offsets take a pass over the prompt. Knows neither HTTP nor the engine.
+Runs in worker threads, because offsets need a pass over the prompt. Knows neither HTTP nor the engine.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from vinfer.text.detokenizer import Detokenizer
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Echo:
-    """One prompt as it is given back.
+    """One prompt as it is returned.
 
     Attributes:
-        text: as it was sent; of token ids, what they decode to.
-        offsets: where in the text each token begins. A token inside a character begins where that does.
-        scores: whether the tokens' logprobs are given back too.
+        text: as it was sent; for token ids, what they decode to.
+        offsets: where each token begins in the text. A token inside a character begins where that does.
+        scores: whether the tokens' logprobs are returned too.
     """
 
     text: str
@@ -32,10 +32,10 @@ class Echo:
 
 
 def echoes(fields: CompletionFields, prompts: Sequence[PromptIds], model: ServedModel) -> list[Echo]:
-    """Return the echo of each prompt; none where none was asked for.
+    """Return the echo of each prompt; empty if none was requested.
 
     Raises:
-        RequestError: logprobs of the prompt are wanted and the model was not built for them.
+        RequestError: logprobs of the prompt are requested and the model was built without them.
     """
     if not fields.echo:
         return []
@@ -62,7 +62,7 @@ def _echo(fields: CompletionFields, token_ids: PromptIds, sent: str | None, mode
         pieces.append(detokenizer.push((token_id,)))
         offset += len(pieces[-1])
     if fields.max_tokens == 0:
-        # Else the completion may end the character that the prompt began.
+        # Otherwise the completion may complete a character that the prompt began.
         pieces.append(detokenizer.flush())
     text = "".join(pieces) if sent is None else sent
     return Echo(text, token_ids, tuple(min(place, len(text)) for place in offsets), fields.scores_prompt)

@@ -1,8 +1,8 @@
 """One HTTP request's completions: submits them to the engine, turns token events into text, cancels them.
 
-Runs on the event loop; one small task per choice takes events from the engine, one consumer takes what
-has gathered. A consumer that is slow (its client is) finds more in one delta, not more deltas: what waits
-is bounded by max_tokens. It knows neither HTTP nor the form of the answer.
+Runs on the event loop. One small task per choice takes events from the engine; one consumer takes what has
+accumulated. A slow consumer (one with a slow client) gets larger deltas, not more of them, so max_tokens
+limits what waits. It knows neither HTTP nor the form of the answer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROMPT_TAIL_LEN = 8
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GeneratedToken:
-    """A token of the answer and its logprobs, where they were asked for."""
+    """A token of the answer and its logprobs; used if they were requested."""
 
     id: int
     logprobs: TokenLogprobs
@@ -41,25 +41,25 @@ class GeneratedToken:
 
 @dataclasses.dataclass(slots=True)
 class ChoiceDelta:
-    """What one choice has gained since it was last looked at; folded together, a whole choice."""
+    """What one choice has gained since its last delta; all deltas together are the whole choice."""
 
     index: int
     text: str = ""
     tokens: list[GeneratedToken] = dataclasses.field(default_factory=list)
     finish_reason: FinishReason | None = None
     prompt_logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
-    """Of the next tokens of the prompt, where it is scored; all of them come before the first token."""
+    """Those of the prompt's next tokens, if it is scored; all come before the first token of the answer."""
     sum_logprobs: float = 0.0
     num_logprobs: int = 0
-    """Over all tokens that count as usage, the stop token too; 0 where no logprobs were asked for."""
+    """Over all tokens that count as usage, including the stop token; 0 if no logprobs were requested."""
 
     @property
     def mean_logprob(self) -> float:
-        """How likely the model finds its own answer, per token; 0 for an answer without tokens."""
+        """The mean logprob of the answer's tokens; 0 for an answer without tokens."""
         return self.sum_logprobs / max(self.num_logprobs, 1)
 
     def extend(self, later: ChoiceDelta) -> None:
-        """Append what came after."""
+        """Append a later delta."""
         self.text += later.text
         self.tokens += later.tokens
         self.prompt_logprobs += later.prompt_logprobs
@@ -73,11 +73,11 @@ class PromptJob:
     """One prompt and how its completions are sampled; `params.seed` is that of its first completion.
 
     Attributes:
-        scores_prompt: the logprobs of the prompt's own tokens are wanted.
-        grammar: what binds each of its completions; None for anything.
-        priority: of each of its completions while it waits for a slot.
-        cache_salt: the prompt shares KV rows only with prompts of the same salt.
-        images: its images.
+        scores_prompt: the logprobs of the prompt's own tokens are requested.
+        grammar: what constrains each of its completions; None for nothing.
+        priority: the priority of each of its completions while it waits for a slot.
+        cache_salt: the prompt shares KV rows only with prompts that have the same salt.
+        images: the prompt's images.
     """
 
     prompt_ids: tuple[int, ...]
@@ -94,9 +94,9 @@ class TextRules:
     """How tokens become text.
 
     Attributes:
-        shown_special_ids: special tokens that are shown though others are not: they mark parts of an answer.
-        continues_prompt: the text goes on where the prompt ends, so a leading space belongs to it.
-        lists_stop_token: a stop token is among the tokens of the answer, though never in its text.
+        shown_special_ids: special tokens that are always shown, because they mark parts of an answer.
+        continues_prompt: the text continues the prompt, so a leading space belongs to it.
+        lists_stop_token: a stop token is listed among the answer's tokens, although never in its text.
     """
 
     stop: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ class TextRules:
 
 
 class _Choice:
-    """One completion as it runs."""
+    """One running completion."""
 
     def __init__(self, index: int, request: Request, text: TextStream) -> None:
         self.index = index
@@ -145,7 +145,7 @@ class Generation:
         self._metrics = metrics
         self._rules = rules
         self._n = n
-        # Prompts are equal where their images are too: these compare by content and place.
+        # Prompts are equal only if their images are, which compare by content and place.
         first_with: dict[tuple[object, ...], int] = {}
         prompt_keys = [
             f"{name}/{job.cache_salt}/{first_with.setdefault((job.prompt_ids, job.images), i)}"
@@ -173,21 +173,21 @@ class Generation:
 
     @property
     def num_cached_tokens(self) -> int:
-        """Of the prompts' tokens, those that some choice of the prompt took over from another request."""
+        """The number of prompt tokens that a choice of the prompt reused from another request."""
         cached = [choice.num_cached_tokens for choice in self._choices]
         return sum(max(cached[first : first + self._n]) for first in range(0, len(cached), self._n))
 
     @property
     def is_done(self) -> bool:
-        """Whether every choice has finished and all its text was taken."""
+        """Whether every choice has finished and all its text has been taken."""
         return not self._gathered and all(choice.is_finished for choice in self._choices)
 
     def start(self) -> None:
         """Submit every choice, or none.
 
         Raises:
-            QueueFullError: too many requests wait.
-            NotReadyError: the engine stops.
+            QueueFullError: too many requests are waiting.
+            NotReadyError: the engine is stopping.
             EngineError: the engine is dead.
         """
         submitted: list[tuple[_Choice, AsyncIterator[TokenEvent]]] = []
@@ -201,10 +201,10 @@ class Generation:
         self._tasks = [asyncio.create_task(self._run(choice, events)) for choice, events in submitted]
 
     async def next_deltas(self, timeout_seconds: float) -> list[ChoiceDelta]:
-        """Wait for news; empty where none came in time.
+        """Return the next deltas; empty if none came in time.
 
         Raises:
-            VinferError: the engine failed a choice; what came before it has been given out.
+            VinferError: the engine failed a choice; what came before that has been returned.
         """
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -220,7 +220,7 @@ class Generation:
         return deltas
 
     async def close(self) -> None:
-        """Cancel what still runs. Safe to call twice, and before `start`."""
+        """Cancel what is still running. Safe to call twice, and before `start`."""
         self._cancel(choice for choice in self._choices if not choice.is_finished)
         for task in self._tasks:
             task.cancel()

@@ -1,7 +1,7 @@
-"""The images of a conversation: found, fetched, decoded and prepared, before its prompt is written.
+"""Finds, fetches, decodes and prepares the images of a conversation before its prompt is written.
 
-Event loop; decoding and preparing go to worker threads, fetching is the loop's own. `vinfer.images` is loaded
-where it is used: a server of text alone loads neither NumPy nor Pillow for it.
+Runs on the event loop, as does fetching; decoding and preparing go to worker threads. `vinfer.images` is
+imported where it is used, so that a text-only server does not load NumPy or Pillow for it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def image_sources(messages: Sequence[ChatMessage], path: str) -> list[ImageSource]:
-    """Find the images of messages, in order; `path` is the messages' own."""
+    """Return the images of messages, in order; `path` is the path of the messages."""
     return [
         part.image_source(f"{path}[{i}].content[{j}]")
         for i, message in enumerate(messages)
@@ -40,8 +40,8 @@ async def prepare_images(
     """Prepare every image of a conversation, in order.
 
     Raises:
-        ImageError: too many images, or one that cannot be had, decoded or taken by the model.
-        RequestError: the model takes none.
+        ImageError: too many images, or one that cannot be fetched, decoded or used by the model.
+        RequestError: the model takes no images.
     """
     if not sources:
         return ()
@@ -73,10 +73,10 @@ async def prepare_images(
 def request_images(
     prompt_ids: Sequence[int], images: Sequence[PreparedImage], model: ServedModel
 ) -> tuple[RequestImage, ...]:
-    """Say where in a prompt each image stands: its placeholders are one run of tokens.
+    """Return where each image is in a prompt: its placeholders are one run of tokens.
 
     Raises:
-        RequestError: the tokenizer made other tokens of the placeholders.
+        RequestError: the tokenizer turned the placeholders into other tokens.
     """
     if not images:
         return ()
@@ -100,7 +100,7 @@ def request_images(
         first += image.num_tokens
     if len(placed) != len(images) or first != len(places):
         raise RequestError(
-            "the messages' images and what the tokenizer made of their placeholders do not match",
+            "the images in the messages do not match the placeholders in the tokenized prompt",
             param="messages",
         )
     return tuple(placed)

@@ -1,4 +1,4 @@
-"""Tokens' logprobs in OpenAI's two forms: chat's list of entries, completions' parallel lists.
+"""Logprobs in OpenAI's two forms: the list of entries of chat, and the parallel lists of completions.
 
 Pure functions on the event loop.
 """
@@ -41,10 +41,10 @@ def chat_logprobs(
 class CompletionLogprobs:
     """Writes the tokens of one choice, in pieces, as `choices[].logprobs` of plain completions.
 
-    `top_logprobs` holds the token itself too, as OpenAI's does, so up to one entry more than asked for.
+    `top_logprobs` includes the token itself, as OpenAI's does, so it may have one entry more than requested.
 
     Args:
-        text_offset: where in the choice's text its completion begins.
+        text_offset: where the completion begins in the choice's text.
     """
 
     def __init__(self, tokenizer: Tokenizer, top_logprobs: int, text_offset: int = 0) -> None:
@@ -56,7 +56,7 @@ class CompletionLogprobs:
         """Write an echoed prompt.
 
         Args:
-            logprobs: of every token but the first, which has nothing before it and null for its logprob.
+            logprobs: those of every token but the first, whose logprob is null as nothing precedes it.
         """
         written = _nothing()
         for token_id, its_logprobs, offset in zip(
@@ -80,7 +80,7 @@ class CompletionLogprobs:
         logprob = top = None
         if logprobs is not None:
             logprob = _finite(logprobs.logprob)
-            # The best last and the token itself before all: where two spell alike, the likelier one stays.
+            # The token itself first and the best one last: if two are spelled alike, the likelier one stays.
             alternatives = {
                 _label(token_bytes(self._tokenizer, other)): _finite(alternative)
                 for other, alternative in reversed(_top(logprobs, self._top_logprobs))
@@ -104,7 +104,7 @@ def _top(logprobs: TokenLogprobs, num: int) -> list[tuple[int, float]]:
 
 
 def _label(raw: bytes) -> str:
-    """Write a token as text; part of a character as OpenAI does: `bytes:\\xe2\\x82`."""
+    """Return a token as text; part of a character is written as OpenAI does: `bytes:\\xe2\\x82`."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:

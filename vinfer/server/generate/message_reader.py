@@ -1,6 +1,6 @@
-"""One choice's text taken apart into what a chat message has fields for: reasoning, content, tool calls.
+"""Splits one choice's text into the fields of a chat message: reasoning, content and tool calls.
 
-Event loop; whole and streamed answers go through the same reader. Knows how neither of them is written.
+Event loop; whole and streamed answers go through the same reader. It does not know how either is written.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class AnswerCall:
     arguments: str = ""
 
     def as_answer(self) -> dict[str, Any]:
-        """Give the call as a whole message has it."""
+        """Return the call as it appears in a whole message."""
         return {
             "id": self.id,
             "type": "function",
@@ -38,8 +38,8 @@ class MessageReader:
 
     Args:
         tools: those that may be called; without any, nothing is a call.
-        is_parallel: several calls may be given out; what comes with a second one is dropped where not.
-        reasoning: splits off what the model thinks; None where it answers at once.
+        is_parallel: several calls may be returned; if not, everything from the second call on is dropped.
+        reasoning: splits off the model's reasoning; None if the model answers directly.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class MessageReader:
             self._parser = ToolCallParser(self._form, {tool.function.name for tool in tools})
 
     def push(self, text: str, *, is_last: bool) -> list[dict[str, Any]]:
-        """Take more text and give each piece of the message as a streamed delta has it."""
+        """Read more text and return each piece of the message as a streamed delta."""
         deltas = []
         for event in self._events(text, is_last=is_last):
             self._is_over = self._is_over or (

@@ -56,9 +56,9 @@ def chat_prompt_ids(
 
 
 def completion_prompt_ids(fields: CompletionFields, model: ServedModel) -> list[PromptIds]:
-    """Take `prompt` apart: a string, strings, token ids, or lists of token ids.
+    """Parse `prompt`: a string, strings, token ids, or lists of token ids.
 
-    An empty text stands for the beginning-of-sequence token where the model has one.
+    An empty text means the beginning-of-sequence token, if the model has one.
 
     Raises:
         RequestError: names the item that is none of these, empty, or not in the vocabulary.
@@ -67,11 +67,11 @@ def completion_prompt_ids(fields: CompletionFields, model: ServedModel) -> list[
 
 
 def embedding_prompt_ids(fields: EmbeddingFields, model: ServedModel) -> list[PromptIds]:
-    """Take `input` apart as `prompt` of a completion; an empty text is refused.
+    """Parse `input` like the `prompt` of a completion; an empty text is refused.
 
     Raises:
-        RequestError: names the item that is no prompt, empty, or not in the vocabulary.
-        ContextLengthError: names the item that is longer than the model.
+        RequestError: names the item that is not a prompt, is empty, or is not in the vocabulary.
+        ContextLengthError: names the item that is longer than max_model_len.
     """
     limit = model.max_model_len
     prompts = []
@@ -89,7 +89,7 @@ def embedding_prompt_ids(fields: EmbeddingFields, model: ServedModel) -> list[Pr
 def count_prompt_tokens(
     fields: CountText | CountMessages, model: ServedModel, images: Sequence[PreparedImage] = ()
 ) -> int:
-    """Count a text without template or BOS, or a conversation as it would be generated from.
+    """Return the number of tokens of a text, without template or BOS, or of a conversation's prompt.
 
     Raises:
         RequestError: the template refuses the conversation.
@@ -108,8 +108,8 @@ def tokenized_ids(
 ) -> PromptIds:
     """Tokenize a text as `/v1/completions` does, or a conversation as `/v1/chat/completions` does.
 
-    So special-token strings are special tokens in a text, whose author writes the whole prompt, and plain
-    text in a message.
+    Special-token strings are special tokens in a text, whose author writes the whole prompt. In a message
+    they are plain text.
 
     Raises:
         RequestError: the model has no template, or the template refuses the conversation.
@@ -120,7 +120,7 @@ def tokenized_ids(
 
 
 def detokenized_text(fields: DetokenizeFields, model: ServedModel) -> str:
-    """Decode token ids, special tokens shown as they are spelled.
+    """Decode token ids; special tokens are shown as they are spelled.
 
     Raises:
         RequestError: names the first id without a token.
@@ -177,7 +177,7 @@ def _render(
 
 
 def _cut_after_final_message(rendered: RenderedPrompt, final: ChatMessage) -> RenderedPrompt:
-    """Drop what the template puts after the last message, so that the model goes on writing it."""
+    """Drop what the template puts after the last message, so that the model continues it."""
     content = final.as_template_input()["content"]
     if not isinstance(content, str):
         content = "\n".join(part["text"] for part in content or () if part["type"] == "text")
@@ -189,7 +189,7 @@ def _cut_after_final_message(rendered: RenderedPrompt, final: ChatMessage) -> Re
             spans = tuple(span for span in rendered.control_spans if span[1] <= end)
             return dataclasses.replace(rendered, text=rendered.text[:end], control_spans=spans)
     raise RequestError(
-        "continue_final_message: the model's chat template does not show the last message's text as it is",
+        "continue_final_message: the model's chat template changes the text of the last message",
         param="continue_final_message",
     )
 
@@ -197,7 +197,7 @@ def _cut_after_final_message(rendered: RenderedPrompt, final: ChatMessage) -> Re
 def _taken_apart(
     sent: Any, name: str, model: ServedModel, text_ids: Callable[[str, str, ServedModel], PromptIds]
 ) -> Iterator[tuple[str, PromptIds]]:
-    """Give the path and the ids of each prompt of a field.
+    """Yield the path and the ids of each prompt in a field.
 
     Args:
         text_ids: (text, path, model) -> ids.

@@ -1,7 +1,7 @@
-"""The output items of a response as they grow, and the events that tell of it.
+"""The output items of a response as they grow, and the events that report it.
 
-Event loop. Made of the pieces that `MessageReader` gives; whole and streamed answers go through the same
-items. Events have no sequence numbers yet.
+Event loop. Items are built from the pieces that `MessageReader` returns; whole and streamed answers go
+through the same items. Events have no sequence numbers yet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class _Item:
     """One item.
 
     Args:
-        index: its place in the output.
+        index: its index in the output.
     """
 
     id_prefix: ClassVar[str]
@@ -29,24 +29,24 @@ class _Item:
         self.status = "in_progress"
 
     def written(self) -> Json:
-        """Write the item as it is by now."""
+        """Return the item so far."""
         raise NotImplementedError
 
     def begin(self) -> Iterator[Json]:
-        """Give the events of its beginning."""
+        """Yield the events of its beginning."""
         yield {"type": "response.output_item.added", "output_index": self.index, "item": self.written()}
 
     def grow(self, text: str) -> Json:
-        """Take more of it."""
+        """Append text and return the event for it."""
         self.text += text
         return {**self.event("delta"), "delta": text}
 
     def event(self, what: str) -> Json:
-        """Begin an event of its text."""
+        """Return the common fields of an event of its text."""
         raise NotImplementedError
 
     def end(self, status: str) -> Iterator[Json]:
-        """Give the events of its end."""
+        """Yield the events of its end."""
         self.status = status
         yield {"type": "response.output_item.done", "output_index": self.index, "item": self.written()}
 
@@ -57,11 +57,11 @@ class _TextItem(_Item):
     event_type: ClassVar[str]
 
     def part(self) -> Json:
-        """Write the part as it is by now."""
+        """Return the part so far."""
         raise NotImplementedError
 
     def content(self) -> list[Json]:
-        """Write the content: without its part before that is announced."""
+        """Return the content; it is empty until its part has been announced."""
         return [self.part()] if self.text or self.status != "in_progress" else []
 
     def begin(self) -> Iterator[Json]:
@@ -148,22 +148,22 @@ class _Call(_Item):
 
 
 class ResponseItems:
-    """What an answer consists of: thoughts, messages and calls, one after the other."""
+    """The items of an answer, in order: reasoning, messages and calls."""
 
     def __init__(self) -> None:
         self._items: list[_Item] = []
 
     @property
     def reasoning(self) -> str:
-        """All that the model thought."""
+        """The whole text of the model's reasoning."""
         return "".join(item.text for item in self._items if isinstance(item, _Reasoning))
 
     def written(self) -> list[Json]:
-        """Write the items as they are by now."""
+        """Return the items so far."""
         return [item.written() for item in self._items]
 
     def push(self, piece: Json) -> Iterator[Json]:
-        """Take a piece of a message, as a delta of a chat completion has it, and give its events."""
+        """Add a piece of a message, in the form of a chat completion's delta, and yield its events."""
         for call in piece.get("tool_calls", ()):
             if "id" in call:
                 yield from self._begin(_Call(len(self._items), call["id"], call["function"]["name"]))
@@ -175,7 +175,7 @@ class ResponseItems:
                 yield from self._grow(piece[key])
 
     def finish(self, status: str) -> Iterator[Json]:
-        """Give the events of the end; a model that said nothing said an empty message."""
+        """Yield the events of the end; an answer without items becomes an empty message."""
         if not self._items:
             yield from self._begin(_Message(0))
         yield from self._items[-1].end(status)

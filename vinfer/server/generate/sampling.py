@@ -16,7 +16,7 @@ from vinfer.server.fields.completions import CompletionFields
 from vinfer.server.fields.sampling import SamplingFields
 from vinfer.server.model_table import ServedModel
 
-# OpenAI's default of `/v1/completions`.
+# OpenAI's default for `/v1/completions`.
 COMPLETION_MAX_TOKENS = 16
 NUM_SEEDS = 2**64
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def num_choices(fields: SamplingFields, model: ServedModel, max_n: int) -> int:
-    """Give the number of choices per prompt.
+    """Return the number of choices per prompt.
 
     Raises:
         RequestError: more than `server.max_n`.
@@ -36,7 +36,7 @@ def num_choices(fields: SamplingFields, model: ServedModel, max_n: int) -> int:
 
 
 def num_candidates(fields: CompletionFields, n: int, max_n: int) -> int:
-    """Give the number of completions to generate per prompt, of which the best `n` are returned.
+    """Return the number of completions to generate per prompt, of which the best `n` are returned.
 
     Raises:
         RequestError: best_of is less than `n`, more than `server.max_n`, or more than `n` in a stream.
@@ -50,21 +50,21 @@ def num_candidates(fields: CompletionFields, n: int, max_n: int) -> int:
         )
     if fields.stream and best_of > n:
         raise RequestError(
-            f"best_of is {best_of} and n is {n}: which are the best is known at the end, so leave out stream",
+            f"best_of is {best_of} and n is {n}: the best are known only at the end, so leave out stream",
             param="best_of",
         )
     return best_of
 
 
 def default_max_tokens(fields: type[SamplingFields], model: ServedModel) -> int | None:
-    """Give what a request without max_tokens gets; None stands for all the room that its prompt leaves."""
+    """Return the default of max_tokens; None means all the room that the prompt leaves."""
     if model.sampling.max_tokens is None and issubclass(fields, CompletionFields):
         return COMPLETION_MAX_TOKENS
     return model.sampling.max_tokens
 
 
 def choice_seed(seed: int, choice: int) -> int:
-    """Give each choice a seed of its own; choice 0 has the request's, so that n=1 equals the first of n=2.
+    """Return the seed of a choice; choice 0 has the request's, so that n=1 equals the first choice of n=2.
 
     Args:
         seed: the request's; a negative one counts as its 64-bit two's complement.
@@ -80,7 +80,7 @@ def resolve_sampling(
 ) -> SamplingParams:
     """Apply defaults, and check what depends on the model.
 
-    The result holds the seed of choice 0, drawn where the client sent none.
+    The result contains the seed of choice 0, drawn at random if the client sent none.
 
     Raises:
         RequestError: the prompt leaves no room, max_tokens does not fit, or a token id is out of range.
@@ -118,7 +118,7 @@ def _either(sent: T | None, default: T) -> T:
 def _max_tokens(fields: ChatFields | CompletionFields, model: ServedModel, prompt_len: int) -> int:
     limit = model.max_model_len
     room = limit - prompt_len
-    # Nothing is generated after an echoed prompt with max_tokens 0, so it may fill the model.
+    # Nothing is generated after an echoed prompt with max_tokens 0, so it may use all of max_model_len.
     if room < (0 if fields.max_tokens == 0 else 1):
         raise ContextLengthError(
             f"prompt has {prompt_len} tokens; max_model_len is {limit}: "

@@ -1,7 +1,7 @@
-"""Server-sent events: one generation as a stream of JSON chunks that has an end, come what may.
+"""Server-sent events: one generation as a stream of JSON chunks that always has an end.
 
-Runs on the event loop. `send` waits while the client's connection is full, and new text gathers in the
-generation meanwhile. It does not know what a chunk holds.
+Runs on the event loop. While the client's connection is full, `send` waits and new text accumulates in the
+generation. It does not know what a chunk contains.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vinfer.server.http.gate import log_failure
 from vinfer.server.services import Services
 
 PING_SECONDS = 10.0
-"""A comment goes out after so long a silence: proxies close quiet connections."""
+"""A comment is sent after this long a silence, because proxies close idle connections."""
 
 _PING = b": ping\n\n"
 _HEADERS = [
@@ -41,7 +41,7 @@ class Framing:
     """How chunks become events.
 
     Attributes:
-        names_events: each has its chunk's `type` for its name.
+        names_events: each event is named after its chunk's `type`.
         end: what follows the last chunk.
         failure: (error, request id) -> the last chunk of a stream that fails.
     """
@@ -51,18 +51,18 @@ class Framing:
     failure: Callable[[Exception, str], dict[str, Any]] = error_object
 
     def event(self, chunk: dict[str, Any]) -> bytes:
-        """Write one chunk."""
+        """Return one chunk as an event."""
         name = f"event: {chunk['type']}\n" if self.names_events else ""
         text = json.dumps(chunk, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return f"{name}data: {text}\n\n".encode()
 
 
 UNNAMED = Framing()
-"""That of both kinds of completions."""
+"""The framing of chat and plain completions."""
 
 
 class EventStream:
-    """An ASGI response that streams a started generation and closes it in the end."""
+    """An ASGI response that streams a started generation and closes it at the end."""
 
     def __init__(
         self, services: Services, generation: Generation, chunks: Chunks, framing: Framing = UNNAMED
@@ -91,7 +91,7 @@ class EventStream:
             async with self._services.deadlines.limit(elapsed_seconds), contextlib.aclosing(self._chunks):
                 async for chunk in self._chunks:
                     await send(_body(_PING if chunk is None else self._framing.event(chunk)))
-        except Exception as error:  # noqa: BLE001  the status has been sent: whatever it is becomes an event
+        except Exception as error:  # noqa: BLE001  the status has been sent: any error becomes an event
             context.failed = True
             log_failure(error, context.request_id)
             await send(_body(self._framing.event(self._framing.failure(error, context.request_id))))

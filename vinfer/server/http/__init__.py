@@ -1,1 +1,1 @@
-"""What every HTTP request passes: the gate, keys, bodies, errors, and uvicorn itself."""
+"""What every HTTP request passes through: the gate, API keys, bodies, errors, and uvicorn itself."""

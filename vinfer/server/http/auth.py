@@ -1,7 +1,7 @@
-"""API keys: every route needs one but the three that say whether the server is up.
+"""API keys: every route needs one, except the three that report whether the server is up.
 
-Reads the key file once, at start. Looks at the ASGI scope's path only: a URL rebuilt from headers can be
-forged by the client (CVE-2026-48710).
+Reads the key file once, at startup. Uses only the ASGI scope's path, because a client can forge a URL that is
+rebuilt from headers (CVE-2026-48710).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ PUBLIC_PATHS = frozenset({"/liveness", "/readiness", "/health"})
 
 
 class Authenticator:
-    """Checks `Authorization: Bearer KEY`; lets everything pass where there are no keys.
+    """Checks `Authorization: Bearer KEY`; lets every request pass if there are no keys.
 
     Args:
-        api_keys_file: one key per line; blank lines and lines that start with # are left out.
+        api_keys_file: one key per line; blank lines and lines that start with # are ignored.
 
     Raises:
-        ConfigError: the file cannot be read or holds no key.
+        ConfigError: the file cannot be read or contains no key.
     """
 
     def __init__(self, api_keys_file: Path | None) -> None:
@@ -42,22 +42,22 @@ class Authenticator:
         self._digests = [_digest(key.encode()) for key in keys if key and not key.startswith("#")]
         if not self._digests:
             raise ConfigError(
-                f"server.api_keys_file {api_keys_file} holds no key: "
+                f"server.api_keys_file {api_keys_file} contains no key: "
                 "write one per line, or leave the setting out"
             )
 
     def check(self, scope: Scope) -> None:
-        """Let a request pass or not.
+        """Check the API key of a request.
 
         Raises:
-            AuthenticationError: it carries no key, several, or a wrong one.
+            AuthenticationError: the request has no key, several, or a wrong one.
         """
         if not self._digests or scope["path"] in PUBLIC_PATHS:
             return
         sent = [value for name, value in scope["headers"] if name == b"authorization"]
         scheme, _, key = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
         digest = _digest(key.strip())
-        # All keys are compared, equal or not: the time taken says nothing about any of them.
+        # All keys are compared, equal or not, so that the time taken reveals nothing about any of them.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if scheme.lower() != b"bearer" or not any(matches):
             raise AuthenticationError("no valid API key: send one `Authorization: Bearer KEY` header")

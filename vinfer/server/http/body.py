@@ -20,11 +20,11 @@ from vinfer.server.services import Services
 
 MAX_DEPTH = 64
 MAX_INTEGER = 2**64
-"""Numbers beyond it, written with a point or an exponent, stay doubles: no field takes such integers."""
-# Below this a parse takes less time than a hop to a thread and back.
+"""Larger numbers with a point or an exponent stay doubles: no field takes such integers."""
+# Parsing fewer bytes takes less time than a hop to a thread and back.
 INLINE_PARSE_BYTES = 32 * 1024
 
-# The closing quote is optional, so that a string without an end is one match: no quadratic restarts.
+# The closing quote is optional, so that an unterminated string is one match: no quadratic restarts.
 _STRINGS_AND_BRACKETS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -47,8 +47,8 @@ async def read_json_object(request: HttpRequest, services: Services) -> dict[str
 def parse_json_object(raw: bytes) -> dict[str, Any]:
     """Parse one JSON object strictly. JSON has one kind of number: 5.0 and 5e0 are the integer 5.
 
-    Refused although Python's parser takes them: NaN and infinities (also as 1e999), duplicate keys,
-    nesting beyond MAX_DEPTH, half of a surrogate pair.
+    Refuses some input that Python's parser accepts: NaN and infinities (also as 1e999), duplicate keys,
+    nesting beyond MAX_DEPTH, and half of a surrogate pair.
 
     Raises:
         RequestError: what is wrong and where, without repeating the body.
@@ -71,10 +71,10 @@ def parse_strictly(text: str, *, parse_float: Callable[[str], float]) -> Any:
     """Parse JSON, and refuse what `parse_json_object` refuses.
 
     Args:
-        parse_float: gives the value of a number that has a point or an exponent; see `finite`.
+        parse_float: returns the value of a number that has a point or an exponent; see `finite`.
 
     Raises:
-        RequestError: what is wrong and where, said of a body.
+        RequestError: what is wrong and where; the message speaks of a body.
     """
     _check_depth(text)
     try:
@@ -85,21 +85,21 @@ def parse_strictly(text: str, *, parse_float: Callable[[str], float]) -> Any:
         where = f"line {error.lineno} column {error.colno}"
         raise RequestError(f"body is not JSON: {error.msg} at {where}") from None
     except ValueError:
-        raise RequestError("body holds a number with too many digits: send a shorter one") from None
+        raise RequestError("body contains a number with too many digits: send a shorter one") from None
     if _SURROGATE_ESCAPE.search(text):
         _check_surrogates(value)
     return value
 
 
 def finite(digits: str) -> float:
-    """Give a number as a double.
+    """Return a number as a double.
 
     Raises:
         RequestError: it is too large for one.
     """
     value = float(digits)
     if not math.isfinite(value):
-        raise RequestError("body holds a number too large for a double: send a smaller one")
+        raise RequestError("body contains a number too large for a double: send a smaller one")
     return value
 
 
@@ -121,7 +121,7 @@ async def _read(request: HttpRequest, max_body_bytes: int) -> bytes:
         f"body is longer than server.max_body_bytes, {max_body_bytes}: shorten it or raise the limit"
     )
     declared = request.headers.get("content-length", "")
-    # Not a number at all is refused by the HTTP parser.
+    # The HTTP parser refuses a length that is not a number.
     if declared.isdecimal() and int(declared[:20]) > max_body_bytes:
         raise too_large
     body = bytearray()
@@ -157,27 +157,27 @@ def _number(digits: str) -> float | int:
     value = finite(digits)
     if not value.is_integer() or abs(value) > MAX_INTEGER:
         return value
-    # From the digits: a double has 53 bits, a seed has 64.
+    # Converted from the digits, because a double has 53 bits and a seed has 64.
     try:
         exact = decimal.Decimal(digits)
     except decimal.InvalidOperation:
-        # Of an exponent that has a score of digits itself: a zero, or nearly.
+        # The exponent itself has about twenty digits, so the value is zero or nearly zero.
         return value
     whole = int(exact)
     return whole if whole == exact else value
 
 
 def _refuse_constant(name: str) -> float:
-    raise RequestError(f"body holds {name}, which is not JSON: send a finite number")
+    raise RequestError(f"body contains {name}, which is not JSON: send a finite number")
 
 
 def _check_surrogates(value: Any) -> None:
-    """Refuse half of a surrogate pair: it is no character and cannot be encoded."""
+    """Refuse half of a surrogate pair: it is not a character and cannot be encoded."""
     if isinstance(value, str):
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
-            raise RequestError("body holds half of a surrogate pair: send whole characters") from None
+            raise RequestError("body contains half of a surrogate pair: send whole characters") from None
     elif isinstance(value, dict):
         for key, item in value.items():
             _check_surrogates(key)

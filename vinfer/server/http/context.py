@@ -1,4 +1,4 @@
-"""What is known about one HTTP request besides its body: its id, its arrival, and how it went.
+"""What is known about one HTTP request besides its body: its id, its arrival and its outcome.
 
 Lives in the ASGI scope, from the gate to the last byte sent. Event loop only.
 """
@@ -13,12 +13,12 @@ import uuid
 from starlette.types import Scope
 
 _SCOPE_KEY = "vinfer.context"
-# It is sent back in a header and written to the log: nothing that could break either.
+# The id is sent back in a header and written to the log, so it must not be able to break either.
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 
 
 class ClientLeftError(Exception):
-    """The client closed the connection; nobody waits for an answer."""
+    """The client closed the connection; nobody is waiting for an answer."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class RequestContext:
     Attributes:
         arrival_seconds: time.monotonic() when its headers had been read.
         model_name: set once a served model is found.
-        failed: set where an answer broke off after its first byte, when the status says nothing any more.
+        failed: set if an answer broke off after its first byte, when its status can no longer show that.
     """
 
     request_id: str
@@ -38,7 +38,7 @@ class RequestContext:
 
     @classmethod
     def begin(cls, scope: Scope) -> RequestContext:
-        """Make the context of a new request and put it into its scope."""
+        """Create the context of a new request and store it in the scope."""
         sent = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = sent if _SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
         context = cls(request_id=request_id, arrival_seconds=time.monotonic())
@@ -47,7 +47,7 @@ class RequestContext:
 
     @classmethod
     def of(cls, scope: Scope) -> RequestContext:
-        """Find the context of a request."""
+        """Return the context of a request."""
         context = scope[_SCOPE_KEY]
         assert isinstance(context, cls)
         return context

@@ -1,4 +1,4 @@
-"""Stops work for a client that has gone. Event loop only."""
+"""Stops work for a client that has left. Event loop only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work, but cancel it when the client closes the connection first.
+    """Run the work, but cancel it if the client closes the connection first.
 
     Only for requests whose body has been read.
 

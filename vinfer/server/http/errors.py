@@ -1,6 +1,6 @@
-"""Errors as clients see them: OpenAI's error object, the status, and the headers that steer retries.
+"""Errors as clients see them: OpenAI's error object, the status, and the headers that control retries.
 
-Pure functions. A body never carries more than a VinferError's message; a 500 carries the request id only.
+Pure functions. A body never contains more than a VinferError's message; a 500 contains only the request id.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vinfer.errors import (
 
 
 def as_vinfer_error(error: Exception) -> VinferError | None:
-    """Give the error of ours that says the same; None for one that nobody expected."""
+    """Return the corresponding VinferError; None for an unexpected error."""
     if isinstance(error, VinferError):
         return error
     if isinstance(error, HTTPException):
@@ -31,15 +31,15 @@ def as_vinfer_error(error: Exception) -> VinferError | None:
             return NotFoundError("no such route: GET /v1/models lists what is served")
         if error.status_code == 405:
             allowed = _sorted_methods(error)
-            return MethodNotAllowedError(f"this route does not take that method: use {allowed}")
+            return MethodNotAllowedError(f"this route does not allow that method: use {allowed}")
     return None
 
 
 def error_object(error: Exception, request_id: str) -> dict[str, Any]:
-    """Write an error as OpenAI does."""
+    """Return an error in OpenAI's format."""
     known = as_vinfer_error(error)
     if known is None or known.status == 500:
-        message = f"internal error; the server's log tells more under request id {request_id}"
+        message = f"internal error: see the server's log for request id {request_id}"
         code = None if known is None else known.code
         body = {"message": message, "type": VinferError.type, "param": None, "code": code}
     else:
@@ -48,7 +48,7 @@ def error_object(error: Exception, request_id: str) -> dict[str, Any]:
 
 
 def error_response(error: Exception, request_id: str) -> JSONResponse:
-    """Answer with an error."""
+    """Build the response for an error."""
     known = as_vinfer_error(error)
     status = 500 if known is None else known.status
     response = JSONResponse(error_object(error, request_id), status)
@@ -63,7 +63,7 @@ def _headers(error: Exception, known: VinferError | None) -> dict[str, str]:
     if known.retry_after_seconds is not None:
         headers["Retry-After"] = str(math.ceil(known.retry_after_seconds))
         headers["retry-after-ms"] = str(round(known.retry_after_seconds * 1000))
-    # The same request would fail in the same way again; a slow one may be lucky.
+    # The same request would fail in the same way again, but a slow one may succeed.
     if isinstance(known, RequestError) and not isinstance(known, RequestTimeoutError):
         headers["x-should-retry"] = "false"
     if isinstance(known, AuthenticationError):

@@ -1,7 +1,7 @@
-"""What every request passes first and last: its id, drain, API key, error mapping, log line, counting.
+"""The first and last step of every request: id, drain, API key, error mapping, log line and metrics.
 
-One ASGI middleware around all routes, so that nothing can be added that goes around it. It logs no text
-of the client's: not the path, not the query, no header but the request id.
+One ASGI middleware around all routes, so that no new route can bypass it. It logs no text from the client:
+not the path, not the query, and no header but the request id.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Gate:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -63,10 +63,10 @@ class Gate:
             await self._serve(scope, receive, send_with_headers)
         except (ClientLeftError, ClientDisconnect):
             status = CLIENT_LEFT_STATUS
-        except Exception as error:  # noqa: BLE001  the last stop: whatever it is, the client gets an answer
+        except Exception as error:  # noqa: BLE001  the last resort: the client gets an answer in any case
             log_failure(error, context.request_id)
             if status:
-                # Too late for an answer; uvicorn closes the connection of one that is not complete.
+                # Too late for an error response; uvicorn closes the connection after an incomplete one.
                 context.failed = True
             else:
                 await error_response(error, context.request_id)(scope, receive, send_with_headers)
@@ -80,7 +80,7 @@ class Gate:
         await self._app(scope, receive, send)
 
     def _account(self, scope: Scope, context: RequestContext, status: int) -> None:
-        # The route's pattern, not the path: a client chooses the path.
+        # The route's pattern, not the path, which the client chooses.
         route = getattr(scope.get("route"), "path", "other")
         seconds = time.monotonic() - context.arrival_seconds
         method = scope["method"] if scope["method"].isalpha() else "?"
@@ -92,11 +92,11 @@ class Gate:
 
 
 def log_failure(error: Exception, request_id: str) -> None:
-    """Log a failure of ours; refused requests are the client's matter and leave only an access line."""
+    """Log a failure of the server; a refused request leaves only its access line."""
     known = as_vinfer_error(error)
     if known is not None and known.status != 500:
         return
-    # Where it happened, not the exception's text: that may quote a prompt. Our own messages do not.
+    # Log where it happened, not the exception's text, which may quote a prompt. Our own messages do not.
     frames = "".join(traceback.format_tb(error.__traceback__))
     what = known.message if known is not None else type(error).__name__
     logger.error("request %s failed: %s\n%s", request_id, what, frames)

@@ -1,7 +1,7 @@
-"""Binds the port and runs uvicorn until a signal, a dead engine or a model that did not load.
+"""Binds the port and runs uvicorn until a signal arrives, an engine dies or a model fails to load.
 
-Main thread. The port is bound before anything heavy starts, so a taken one is known at once and probes
-get answers while models load. On a first SIGTERM or SIGINT the server drains, on a second it quits.
+Main thread. The port is bound before anything heavy starts, so that a port in use is reported at once and
+probes get answers while models load. The first SIGTERM or SIGINT drains the server; the second one stops it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vinfer.server.services import Services
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
-# Between an engine's death and the end of the process: time for probes to see it.
+# Time between an engine's death and the end of the process, so that probes can see it.
 DEAD_ENGINE_SECONDS = 2.0
 TICKS_PER_SECOND = 10
 
@@ -45,10 +45,10 @@ def check_exposure(config: ServerConfig, *, insecure: bool) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Bind a listening socket; port 0 takes any free one.
+    """Bind a listening socket; port 0 means any free one.
 
     Raises:
-        BindError: the address is taken, not ours, or the port is privileged.
+        BindError: the address is in use, not ours, or the port is privileged.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -56,10 +56,10 @@ def bind(host: str, port: int) -> socket.socket:
         )[0]
         sock = socket.socket(family, kind, protocol)
         try:
-            # Only over connections that are closing, not over a live listener.
+            # Allows a bind over connections that are closing, but not over a live listener.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
-            # Now, so that two servers cannot both hold the port until one of them listens.
+            # Listen now, so that two servers cannot both hold the port until one of them listens.
             sock.listen(BACKLOG)
         except OSError:
             sock.close()
@@ -73,17 +73,17 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def run_server(app: Starlette, config: ServerConfig, sock: socket.socket) -> int:
-    """Serve until told to stop, and give the process's exit code.
+    """Serve until told to stop, and return the process's exit code.
 
-    0 after a drain, 128 + signal number where a second signal cut it short, an error's own code where a
-    model did not load, 1 where an engine died.
+    The code is 0 after a drain, or 128 + signal number if a second signal cut it short. It is the error's own
+    code if a model failed to load, and 1 if an engine died.
 
     Args:
         app: from `create_app`.
         sock: from `bind`; closed when this returns.
     """
     services: Services = app.state.services
-    # uvicorn takes anything callable here, and says `type`.
+    # uvicorn takes any callable here, although its annotation says `type`.
     protocol: Any = functools.partial(
         LimitedHttpProtocol, receive_timeout_seconds=config.header_timeout_seconds
     )
@@ -94,9 +94,9 @@ def run_server(app: Starlette, config: ServerConfig, sock: socket.socket) -> int
             ws="none",
             lifespan="on",
             log_config=None,
-            # Our own access log has neither paths nor queries of the client's.
+            # Our own access log contains no paths or queries from clients.
             access_log=False,
-            # A proxy's word on the client's address is of no use to us.
+            # We have no use for the client address that a proxy reports.
             proxy_headers=False,
             server_header=False,
             backlog=BACKLOG,
@@ -111,7 +111,7 @@ def run_server(app: Starlette, config: ServerConfig, sock: socket.socket) -> int
 
 
 class _DrainingServer(uvicorn.Server):
-    """uvicorn that goes on listening while it drains, so that probes and clients get a 503."""
+    """A uvicorn server that keeps listening while it drains, so that probes and clients get a 503."""
 
     def __init__(self, config: uvicorn.Config, services: Services, drain_timeout_seconds: float) -> None:
         super().__init__(config)
@@ -122,7 +122,7 @@ class _DrainingServer(uvicorn.Server):
         self._num_dead_ticks = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain on the first signal, quit on the second. uvicorn's own would die of the signal afterwards."""
+        """Drain on the first signal, quit on the second. uvicorn's own handler would kill the process."""
         if self._services.models.draining:
             logger.warning("%s again: quitting now", signal.Signals(sig).name)
             self.exit_code = 128 + sig
@@ -132,7 +132,7 @@ class _DrainingServer(uvicorn.Server):
             self._services.models.drain()
 
     async def on_tick(self, counter: int) -> bool:
-        """Look at what may end the server; called ten times a second."""
+        """Check whether the server must end; called ten times a second."""
         models = self._services.models
         if models.failure is not None:
             self.exit_code = models.failure.exit_code
@@ -154,7 +154,7 @@ class _DrainingServer(uvicorn.Server):
             logger.warning("drain timeout: ending %d requests", len(self.server_state.tasks))
             self._services.deadlines.expire_all()
         elif self._num_drain_ticks > self._max_drain_ticks + TICKS_PER_SECOND:
-            # Clients that do not read their last event are not waited for.
+            # Do not wait for clients that do not read their last event.
             self.should_exit = True
         self._num_drain_ticks += 1
 

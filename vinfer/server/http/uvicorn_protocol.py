@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol with the limits it lacks: header bytes and count, slow senders, slow readers.
 
-One object per connection, on the event loop. It counts raw bytes, because httptools collects a header's
-value without telling anybody until it is complete. Knows nothing of routes.
+One object per connection, on the event loop. It counts raw bytes, because httptools reports a header's value
+only once it is complete. Knows nothing of routes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vinfer.errors import HeadersTooLargeError, RequestError, RequestTimeoutErro
 MAX_HEADER_BYTES = 64 * 1024
 MAX_NUM_HEADERS = 100
 MIN_BODY_BYTES_PER_TIMEOUT = 1024
-# Per byte of body, the most bytes of chunked framing: six in a stream of one-byte chunks.
+# The most bytes of chunked framing per byte of body; a stream of one-byte chunks has six.
 MAX_FRAMING_RATIO = 8
 WRITE_STALL_SECONDS = 60.0
 
@@ -38,7 +38,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     - Headers: at most MAX_HEADER_BYTES and MAX_NUM_HEADERS (431), complete within the timeout (408).
     - Body: at least MIN_BODY_BYTES_PER_TIMEOUT per timeout, or its end (408).
-    - Response: a client that lets a full buffer wait for WRITE_STALL_SECONDS is cut off.
+    - Response: a client that leaves the buffer full for WRITE_STALL_SECONDS is disconnected.
 
     Args:
         receive_timeout_seconds: `server.header_timeout_seconds`.
@@ -46,8 +46,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, receive_timeout_seconds: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # uvicorn's line holds the path and the query as the client sent them; its own switch can be undone
-        # by whoever configures logging.
+        # uvicorn's access line contains the path and the query as the client sent them. Its own switch can be
+        # undone by a logging configuration.
         self.access_log = False
         self._receive_timeout_seconds = receive_timeout_seconds
         self._receive_timer: asyncio.TimerHandle | None = None
@@ -55,43 +55,43 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._phase = _Phase.RECEIVED
         self._refusal: RequestError | None = None
         self._num_messages = 0
-        # Of the present message: bytes as they came, and what the parser made of them.
+        # For the current message: the raw bytes, and what the parser made of them.
         self._num_raw_bytes = 0
         self._num_header_bytes = 0
         self._num_body_bytes = 0
         self._num_body_bytes_at_timer = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Give a new connection its time to send a request."""
+        """Start the timer for the first request of a new connection."""
         super().connection_made(transport)
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers."""
+        """Cancel the timers."""
         self._disarm()
         self._stop_write_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser and count what it keeps to itself."""
+        """Feed the parser and count the bytes that it does not report."""
         if self.transport.is_closing():
             return
         num_messages = self._num_messages
         if self._is_idle():
-            # uvicorn stops its keep-alive timer now, even for bytes that are the beginning of nothing.
+            # uvicorn stops its keep-alive timer now, even for bytes that do not begin a request.
             self._arm()
             data = _without_http2_offer(data)
         super().data_received(data)
         if self.transport.is_closing():
             return
         if num_messages == self._num_messages and self._phase is not _Phase.RECEIVED:
-            # Of a piece in which a message begins, no more than one read buffer goes uncounted.
+            # A piece in which a message begins is not counted; that is at most one read buffer.
             self._num_raw_bytes += len(data)
             num_framing_bytes = self._num_raw_bytes - self._num_body_bytes
             if num_framing_bytes > MAX_HEADER_BYTES + MAX_FRAMING_RATIO * self._num_body_bytes:
                 self._refuse(_headers_too_large())
         elif self._is_idle() and self._receive_timer is None and self.timeout_keep_alive_task is None:
-            # A body that ended after its response: uvicorn has armed and stopped its timer before.
+            # The body ended after its response, when uvicorn had already armed and stopped its timer.
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
@@ -111,14 +111,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count one header; trailers come here too."""
+        """Count one header; trailers arrive here too."""
         self._count_header_bytes(len(name) + len(value))
         if len(self.headers) >= MAX_NUM_HEADERS:
             raise self._note(_headers_too_large())
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Go on to the body."""
+        """Start counting the body."""
         self._phase = _Phase.BODY
         self._num_raw_bytes = 0
         self._arm()
@@ -130,33 +130,33 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Leave the client alone while we work."""
+        """Stop the client's timer while the server works."""
         self._phase = _Phase.RECEIVED
         self._disarm()
         super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """Start the clock of a client that does not read."""
+        """Start the timer for a client that does not read."""
         super().pause_writing()
         self._write_timer = self.loop.call_later(WRITE_STALL_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Stop that clock."""
+        """Stop that timer."""
         self._stop_write_timer()
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, or what a callback refused, with an error object."""
+        """Answer malformed HTTP, or what a callback refused, with an error object."""
         self._refuse(self._refusal or RequestError("this is not a well-formed HTTP/1.1 request"))
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: clients offer HTTP/2 as a matter of course and go on without it."""
+        """Log nothing: clients routinely offer HTTP/2 and continue without it."""
 
     def _is_idle(self) -> bool:
         return self._phase is _Phase.RECEIVED and self._open_cycle() is None
 
     def _open_cycle(self) -> RequestResponseCycle | None:
-        """Give the request that is being answered."""
+        """Return the request that is being answered; None if there is none."""
         cycle: RequestResponseCycle | None = self.cycle
         return None if cycle is None or cycle.response_complete else cycle
 
@@ -166,7 +166,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             raise self._note(_headers_too_large())
 
     def _note(self, refusal: RequestError) -> RequestError:
-        """Remember why a callback stops the parser; httptools reports only that it did."""
+        """Record why a callback stops the parser; httptools reports only that it did."""
         self._refusal = refusal
         return refusal
 
@@ -200,13 +200,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             )
 
     def _refuse(self, error: RequestError) -> None:
-        """Answer with an error, unless another answer is under way, and close."""
+        """Answer with an error, unless another answer has started, and close the connection."""
         self._disarm()
         cycle = self._open_cycle()
         if self._phase is _Phase.BODY:
             is_unanswered = cycle is not None and not cycle.response_started
         else:
-            # Before its headers are complete a request has no cycle: an open one belongs to the one before.
+            # A request has no cycle until its headers are complete: an open one is the previous request's.
             is_unanswered = cycle is None
         if is_unanswered:
             self.transport.write(_response(error))
@@ -217,9 +217,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 def _without_http2_offer(data: bytes) -> bytes:
-    """Rename an offer to go on with HTTP/2: the parser would take the request's body for HTTP/2 already.
+    """Rename the header that offers HTTP/2, because the parser would then read the request's body as HTTP/2.
 
-    Seen where the headers come in one piece, as they do from Java's HttpClient, which makes that offer.
+    It is found only if the headers arrive in one piece, as they do from Java's HttpClient, which sends it.
     """
     head, end, rest = data.partition(b"\r\n\r\n")
     return _HTTP2_OFFER.sub(b"\r\nx-offer:", head + end) + rest if end else data
@@ -227,7 +227,7 @@ def _without_http2_offer(data: bytes) -> bytes:
 
 def _headers_too_large() -> HeadersTooLargeError:
     return HeadersTooLargeError(
-        f"the headers exceed {MAX_HEADER_BYTES} bytes or {MAX_NUM_HEADERS} in number: send less"
+        f"the headers exceed {MAX_HEADER_BYTES} bytes or number more than {MAX_NUM_HEADERS}: send fewer"
     )
 
 

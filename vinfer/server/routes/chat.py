@@ -50,12 +50,12 @@ class ChatShape:
         self._readers: dict[int, MessageReader] = {}
 
     def opening_chunks(self, num_choices: int) -> Iterator[dict[str, Any]]:
-        """Write each choice's role."""
+        """Yield each choice's role."""
         for index in range(num_choices):
             yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
 
     def delta_chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
-        """Write each piece of the message that new text makes, then the end, as chunks."""
+        """Yield a chunk for each new piece of the message, then one for its end."""
         reader = self._readers.get(delta.index)
         if reader is None:
             reader = self._readers[delta.index] = self._conversation.reader()
@@ -64,17 +64,17 @@ class ChatShape:
             yield self._chunk(delta.index, piece, logprobs=logprobs)
             logprobs = None
         if logprobs is not None and delta.tokens:
-            # Tokens of which nothing can be shown yet.
+            # Tokens whose text cannot be shown yet.
             yield self._chunk(delta.index, {"content": ""}, logprobs=logprobs)
         if delta.finish_reason is not None:
             yield self._chunk(delta.index, {}, finish_reason=_finish_reason(delta, reader))
 
     def usage_chunk(self) -> dict[str, Any]:
-        """Write a chunk without choices."""
+        """Return a chunk without choices."""
         return {**self._head("chat.completion.chunk"), "choices": []}
 
     def body(self, choices: Sequence[ChoiceDelta]) -> dict[str, Any]:
-        """Write the whole completion."""
+        """Return the whole completion."""
         return {
             **self._head("chat.completion"),
             "choices": [self._whole_choice(choice) for choice in choices],

@@ -92,9 +92,9 @@ def _jobs(
 
 
 def _best(candidates: Sequence[ChoiceDelta], *, n: int, best_of: int) -> list[ChoiceDelta]:
-    """Keep of each prompt's `best_of` candidates the `n` with the highest mean logprob, the best first.
+    """Return, of each prompt's `best_of` candidates, the `n` with the highest mean logprob, best first.
 
-    Candidates that are equal, or all of them where `n` are wanted, keep their order.
+    Equal candidates keep their order, and so do all of them if `best_of` equals `n`.
     """
     if best_of == n:
         return list(candidates)
@@ -109,9 +109,9 @@ class CompletionShape:
     """Writes completions and their chunks.
 
     Args:
-        prompts: the echoes of the prompts; none where nothing is echoed.
-        n: choices that each prompt is answered with.
-        best_of: choices that each prompt has.
+        prompts: the echoes of the prompts; empty if nothing is echoed.
+        n: number of choices returned for each prompt.
+        best_of: number of choices generated for each prompt.
     """
 
     def __init__(
@@ -127,22 +127,22 @@ class CompletionShape:
         self._writers: dict[int, _ChoiceWriter] = {}
 
     def opening_chunks(self, num_choices: int) -> Iterator[dict[str, Any]]:
-        """Write nothing: a completion has no role."""
+        """Yield nothing: a completion has no role."""
         return iter(())
 
     def delta_chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
-        """Write new text and, with the last of it, the end; an echoed prompt comes whole."""
+        """Yield new text and, with the last of it, the finish reason; an echoed prompt comes in one piece."""
         writer = self._writer(delta.index)
         writer.take(delta)
         if not writer.waits_for_prompt:
             yield {**self._head(), "choices": [writer.write(delta)]}
 
     def usage_chunk(self) -> dict[str, Any]:
-        """Write a chunk without choices."""
+        """Return a chunk without choices."""
         return {**self._head(), "choices": []}
 
     def body(self, choices: Sequence[ChoiceDelta]) -> dict[str, Any]:
-        """Write the whole completion."""
+        """Return the whole completion."""
         best = _best(choices, n=self._n, best_of=self._best_of)
         return {**self._head(), "choices": [self._whole_choice(choice) for choice in best]}
 
@@ -172,7 +172,7 @@ class _ChoiceWriter:
 
     Args:
         top_logprobs: None for no logprobs.
-        echo: None where the prompt is not echoed.
+        echo: None if the prompt is not echoed.
     """
 
     def __init__(self, model: ServedModel, top_logprobs: int | None, echo: Echo | None) -> None:
@@ -184,17 +184,17 @@ class _ChoiceWriter:
             self._logprobs = CompletionLogprobs(model.tokenizer, top_logprobs, text_offset)
 
     def take(self, delta: ChoiceDelta) -> None:
-        """Keep what a delta has of the prompt."""
+        """Keep the prompt's logprobs in a delta."""
         self._prompt_logprobs += delta.prompt_logprobs
 
     @property
     def waits_for_prompt(self) -> bool:
-        """Whether a prompt that is to be echoed with logprobs is not scored to its end."""
+        """Whether the prompt is echoed with logprobs and not yet fully scored."""
         echo = self._echo
         return echo is not None and echo.scores and len(self._prompt_logprobs) < len(echo.token_ids) - 1
 
     def write(self, delta: ChoiceDelta) -> dict[str, Any]:
-        """Write what the choice has gained."""
+        """Return what the choice has gained."""
         text = delta.text
         logprobs = None if self._logprobs is None else self._logprobs.write(delta.tokens)
         if self._echo is not None:

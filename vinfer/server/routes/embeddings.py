@@ -1,7 +1,7 @@
-"""`POST /v1/embeddings`: texts or token ids to vectors of length 1.
+"""`POST /v1/embeddings`: texts or token ids to L2-normalized vectors.
 
-Event loop; tokenization and what grows with the answer go to worker threads. Each input is a request of its
-own to the engine, which ends with its prompt and shares queue, slots and dispatches with everything else.
+Event loop; tokenization and work that grows with the answer go to worker threads. Each input is a separate
+engine request that ends with its prompt. It shares the queue, slots and dispatches with all other requests.
 """
 
 from __future__ import annotations
@@ -90,13 +90,13 @@ def _num_dimensions(fields: EmbeddingFields, model: ServedModel, facts: Embeddin
 async def _pooled(
     services: Services, model: ServedModel, requests: Sequence[Request]
 ) -> list[tuple[bytes, ...]]:
-    """Have the engine serve requests, and return the parts that each one's hidden states come in.
+    """Submit requests to the engine, and return the parts of each one's pooled hidden states.
 
-    No more of them are submitted at once than there are slots: there may be more inputs than the queue is
-    long, and others want to get in too.
+    At most as many requests are submitted at once as there are slots. There may be more inputs than the queue
+    has room for, and other clients need room in it too.
 
     Raises:
-        QueueFullError: the queue has no room for the first.
+        QueueFullError: the queue has no room for the first request.
     """
     num_slots = model.engine.stats().num_slots
     waiting = deque(requests)
@@ -157,22 +157,22 @@ def _answer(
 
 
 def _vector(parts: Sequence[bytes], size: int) -> npt.NDArray[np.float32]:
-    """Return float32 [size] of length 1: mean and sum differ by a factor, which is gone in it.
+    """Return float32 [size], L2-normalized, which removes the factor between sum and mean.
 
-    A vector of zeros stays one.
+    A zero vector stays a zero vector.
 
     Args:
         parts: see `TokenEvent.pooled`.
-        size: numbers to keep, from the first on.
+        size: how many leading numbers to keep.
     """
-    # A server of text alone does not load it for this; a model's engine has loaded it long before.
+    # Imported here so that a text-only server does not load it; the engine loaded it long before.
     import numpy as np
 
     chunks = np.stack([np.frombuffer(part, np.float32) for part in parts])
     kept = chunks.sum(axis=0, dtype=np.float64)[:size]
     norm = np.linalg.norm(kept)
     if not np.isfinite(norm):
-        raise EngineError("the model's hidden states are not finite: try a dtype of a wider range")
+        raise EngineError("the model's hidden states are not finite: try a dtype with a wider range")
     if norm:
         kept = kept / norm
     return np.asarray(kept, np.float32)

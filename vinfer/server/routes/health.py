@@ -1,4 +1,4 @@
-"""Is it up, is it ready, which version, how busy: routes for probes and dashboards. Event loop only."""
+"""Liveness, readiness, version and metrics: routes for probes and dashboards. Event loop only."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from vinfer.server.services import Services
 
 
 async def liveness(services: Services, request: HttpRequest) -> JSONResponse:
-    """Say that the process answers; true from the moment the port is bound."""
+    """Report that the process is alive, which is true from the moment the port is bound."""
     return JSONResponse({"status": "alive"})
 
 
 async def readiness(services: Services, request: HttpRequest) -> JSONResponse:
-    """Say whether requests are welcome: 200 when every model serves, else 503 with how far they are."""
+    """Report whether requests are accepted: 200 if every model is being served, else 503 with progress."""
     models = services.models
     statuses = models.statuses
     content = {
         "phase": _phase(models),
         "done": sum(status.done for status in statuses),
         "total": sum(status.total for status in statuses),
-        # Public, so without the error: it may name files. The log has it.
+        # Public, so without the error, which may name files. The log has it.
         "models": [
             {"name": status.name, "phase": status.phase, "done": status.done, "total": status.total}
             for status in statuses
@@ -34,18 +34,18 @@ async def readiness(services: Services, request: HttpRequest) -> JSONResponse:
 
 
 async def health(services: Services, request: HttpRequest) -> JSONResponse:
-    """Say the same as `readiness` in the form that load tools look for."""
+    """Report the same as `readiness` in the form that load-testing tools expect."""
     ready = services.models.ready
     return JSONResponse({"status": "ok" if ready else _phase(services.models)}, 200 if ready else 503)
 
 
 async def version(services: Services, request: HttpRequest) -> JSONResponse:
-    """Say which vinfer this is."""
+    """Return vinfer's version."""
     return JSONResponse({"version": vinfer.__version__})
 
 
 async def metrics(services: Services, request: HttpRequest) -> Response:
-    """Give Prometheus its numbers."""
+    """Return the metrics for Prometheus."""
     return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -1,4 +1,4 @@
-"""`GET /v1/models`, `GET /v1/models/{id}` and `POST /v1/count_tokens`: what is served, and token counts."""
+"""`GET /v1/models`, `GET /v1/models/{id}` and `POST /v1/count_tokens`: served models, and token counts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vinfer.server.services import Services
 
 
 async def list_models(services: Services, request: HttpRequest) -> JSONResponse:
-    """List the models that serve, in the order of the config."""
+    """List the served models, in the order of the config."""
     models = [_model_object(model) for model in services.models.served_models]
     return JSONResponse({"object": "list", "data": models})
 
 
 async def show_model(services: Services, request: HttpRequest) -> JSONResponse:
-    """Describe one model; its id may hold slashes.
+    """Describe one model; its id may contain slashes.
 
     Raises:
         ModelNotFoundError: there is no such model.

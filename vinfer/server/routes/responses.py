@@ -1,4 +1,4 @@
-"""`POST /v1/responses`, without a memory: a conversation in, output items out, whole or as events.
+"""`POST /v1/responses`, stateless: a conversation in, output items out, whole or as events.
 
 Event loop; templates and tokenization go to worker threads. Generates what the same chat completion would.
 """
@@ -63,7 +63,7 @@ class ResponseAnswer:
         self._num_events = 0
 
     async def events(self) -> Chunks:
-        """Give every event as it comes."""
+        """Yield every event as it comes."""
         for kind in ("response.created", "response.in_progress"):
             yield self._numbered({"type": kind, "response": self._written()})
         async for delta in deltas_or_pings(self._conversation.generation):
@@ -75,7 +75,7 @@ class ResponseAnswer:
         yield self._numbered({"type": f"response.{self._status}", "response": await self.whole()})
 
     def delta_events(self, delta: ChoiceDelta) -> list[Json]:
-        """Take what the answer has gained and give its events."""
+        """Read what the answer has gained, and return its events."""
         events: list[Json] = []
         for piece in self._reader.push(delta.text, is_last=delta.finish_reason is not None):
             events += self._items.push(piece)
@@ -85,11 +85,11 @@ class ResponseAnswer:
         return events
 
     async def whole(self) -> Json:
-        """Write the response that has ended."""
+        """Return the response once it has ended."""
         return {**self._written(), "usage": await self._usage()}
 
     def failed_event(self, error: Exception, request_id: str) -> Json:
-        """Give the last event of a stream that fails."""
+        """Return the last event of a stream that fails."""
         self._status = "failed"
         known = error_object(error, request_id)["error"]
         response = {**self._written(), "error": {"code": "server_error", "message": known["message"]}}
@@ -143,7 +143,7 @@ class ResponseAnswer:
         }
 
     async def _num_reasoning_tokens(self, num_output: int) -> int:
-        """Count what the model thought as if it were a text by itself: its tokens are not kept."""
+        """Count the tokens of the reasoning as a text by itself, because its tokens are not kept."""
         thought = self._items.reasoning
         if not thought:
             return 0

@@ -1,6 +1,6 @@
-"""`POST /tokenize`, `POST /detokenize`, `GET /tokenizer_info`: text to ids and back, in vLLM's shapes.
+"""`POST /tokenize`, `POST /detokenize`, `GET /tokenizer_info`: text to ids and back, in vLLM's format.
 
-Event loop; whatever grows with the text, answers included, is made in worker threads.
+Event loop; work that grows with the text, including answers, goes to worker threads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 async def tokenize(services: Services, request: HttpRequest) -> JSONResponse:
-    """Give the token ids of a text or a conversation, as they would be generated from.
+    """Return the token ids that a text or a conversation has as a prompt.
 
     Raises:
         RequestError: the request is refused.
@@ -43,7 +43,7 @@ async def tokenize(services: Services, request: HttpRequest) -> JSONResponse:
 
 
 async def detokenize(services: Services, request: HttpRequest) -> JSONResponse:
-    """Give the text of token ids.
+    """Return the text of token ids.
 
     Raises:
         RequestError: the request is refused.
@@ -54,7 +54,7 @@ async def detokenize(services: Services, request: HttpRequest) -> JSONResponse:
 
 
 async def tokenizer_info(services: Services, request: HttpRequest) -> JSONResponse:
-    """Describe a model's tokenizer; the query `?model=NAME` says whose, where several are served.
+    """Describe a model's tokenizer; the query `?model=NAME` selects one of several models.
 
     Raises:
         RequestError: several models are served and none is named.
@@ -84,7 +84,7 @@ def _detokenized(fields: DetokenizeFields, model: ServedModel) -> JSONResponse:
 
 
 def _info(model: ServedModel) -> JSONResponse:
-    """Write the tokenizer with the names of transformers' tokenizer_config.json, as vLLM does."""
+    """Return the tokenizer with the field names of transformers' tokenizer_config.json, as vLLM does."""
     tokenizer = model.tokenizer
     named = tokenizer.special_tokens
     added: dict[str, dict[str, Any]] = {
@@ -93,7 +93,7 @@ def _info(model: ServedModel) -> JSONResponse:
     return JSONResponse(
         {
             "model": model.name,
-            # The class of transformers that reads any tokenizer.json.
+            # The class in transformers that reads any tokenizer.json.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": model.max_model_len,
             "vocab_size": tokenizer.vocab_size,
