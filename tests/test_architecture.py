@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -150,7 +151,14 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
 
 
-def imports(module: str, source: str, *, is_package: bool = False) -> Iterator[Import]:
+@functools.cache
+def parse(source: str) -> ast.Module:
+    """The tree of a source, which every check looks at."""
+    return ast.parse(source)
+
+
+@functools.cache
+def imports(module: str, source: str, *, is_package: bool = False) -> tuple[Import, ...]:
     """Every import of a source, `importlib.import_module("x")` and `__import__("x")` included."""
 
     def visit(node: ast.AST, at_load: bool) -> Iterator[Import]:
@@ -178,7 +186,7 @@ def imports(module: str, source: str, *, is_package: bool = False) -> Iterator[I
             typing_only = is_type_checking(node) and child in getattr(node, "body", ())
             yield from visit(child, at_load and not typing_only)
 
-    yield from visit(ast.parse(source), True)
+    return tuple(visit(parse(source), True))
 
 
 def loaded_by(module: str, modules: Mapping[str, str]) -> dict[str, str]:
@@ -220,7 +228,7 @@ def check_imports(modules: Mapping[str, str]) -> Iterator[str]:
 def check_calls(modules: Mapping[str, str]) -> Iterator[str]:
     """Text that becomes code, and NumPy's own door to pickle."""
     for module, source in modules.items():
-        for node in ast.walk(ast.parse(source)):
+        for node in ast.walk(parse(source)):
             if not isinstance(node, ast.Call):
                 continue
             if isinstance(node.func, ast.Name) and node.func.id in {"eval", "exec", "compile"}:
@@ -232,7 +240,7 @@ def check_calls(modules: Mapping[str, str]) -> Iterator[str]:
 def check_form(modules: Mapping[str, str]) -> Iterator[str]:
     """A name that says something, a docstring, and annotations that are never evaluated."""
     for module, source in modules.items():
-        tree = ast.parse(source)
+        tree = parse(source)
         if VAGUE_NAMES & set(module.split(".")):
             yield f"{module}: name it after what it owns"
         if not ast.get_docstring(tree):
