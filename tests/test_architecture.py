@@ -39,6 +39,9 @@ SHARED = (
 )
 COMMANDS = ("vinfer.cli", "vinfer.__main__")
 LAUNCH = ("vinfer.launch",)
+FIELDS, CONSTRAIN, GENERATE = "vinfer.server.fields", "vinfer.server.constrain", "vinfer.server.generate"
+ROUTES, DOCUMENT = "vinfer.server.routes", "vinfer.server.document"
+FORMATS = ("vinfer.checkpoint.hf", "vinfer.checkpoint.gguf")
 # Where arrays live in the engine; everything else in it is plain Python.
 ON_DEVICE = ("vinfer.engine.compilation", "vinfer.engine.load", "vinfer.engine.runner")
 # The event loop's side and the scheduler: not even by a detour.
@@ -115,6 +118,40 @@ DIRECTIONS = (
         ("vinfer.compiler", "vinfer.server", "vinfer.text", *ON_DEVICE, *JAX),
     ),
     Rule("commands are the top", ("vinfer",), ("vinfer.cli",), but_not=("vinfer.__main__",)),
+    Rule("only commands build the app", ("vinfer",), ("vinfer.server.app",), but_not=COMMANDS),
+    Rule(
+        "what every request passes knows no route",
+        ("vinfer.server.http",),
+        (FIELDS, CONSTRAIN, GENERATE, ROUTES, DOCUMENT),
+    ),
+    Rule(
+        "fields are declared before anything is done with them",
+        (FIELDS,),
+        (CONSTRAIN, GENERATE, ROUTES, DOCUMENT),
+    ),
+    Rule("a grammar is compiled for any route", (CONSTRAIN,), (GENERATE, ROUTES, DOCUMENT)),
+    Rule("an answer is generated for any route", (GENERATE,), (ROUTES, DOCUMENT)),
+    Rule("routes do not describe themselves", (ROUTES,), (DOCUMENT,)),
+    Rule("the document is made from types, not from handlers", (DOCUMENT,), (ROUTES,)),
+    Rule(
+        "the parts of a checkpoint do not know the whole",
+        (*FORMATS, "vinfer.checkpoint.rope", "vinfer.checkpoint.families"),
+        ("vinfer.checkpoint.checkpoint", "vinfer.checkpoint.source"),
+    ),
+    Rule("a family is the same in every format", ("vinfer.checkpoint.families",), FORMATS),
+    Rule("rotary embedding knows no family", ("vinfer.checkpoint.rope",), ("vinfer.checkpoint.families",)),
+    Rule(
+        "programs know a model only by its protocol",
+        ("vinfer.compiler",),
+        ("vinfer.compiler.easydel", "vinfer.compiler.vision.encoders"),
+        but_not=("vinfer.compiler.easydel", "vinfer.compiler.vision", "vinfer.compiler.export"),
+    ),
+    Rule("image encoders are plain XLA", ("vinfer.compiler.vision",), ("vinfer.compiler.easydel",)),
+    Rule(
+        "a step's decisions are plain data",
+        ("vinfer.engine.schedule",),
+        ("vinfer.engine.scheduler", "vinfer.engine.runner", "vinfer.engine.engine"),
+    ),
     Rule("only commands put rooms together", ("vinfer",), ("vinfer.launch",), but_not=(*COMMANDS, *LAUNCH)),
     Rule("data that runs code when it is read", ("vinfer",), PICKLES),
 )
@@ -225,6 +262,39 @@ def check_imports(modules: Mapping[str, str]) -> Iterator[str]:
                         yield f"{module} loads {name}: {rule.why} ({chain})"
 
 
+def package_of(module: str, packages: frozenset[str]) -> str:
+    """Return the package that a module belongs to; a module beside packages stands alone."""
+    parent = module.rsplit(".", 1)[0]
+    has_packages = any(name.startswith(parent + ".") for name in packages)
+    return module if module in packages or has_packages or parent not in packages else parent
+
+
+def check_cycles(modules: Mapping[str, str]) -> Iterator[str]:
+    """Packages that import each other, by whatever way: then neither can be understood first."""
+    packages = frozenset(name.rsplit(".", 1)[0] for name in modules if "." in name) & modules.keys()
+    imported: dict[str, set[str]] = {}
+    for module, source in modules.items():
+        here = package_of(module, packages)
+        for statement in imports(module, source, is_package=module in packages):
+            named = [name for name in statement.names if name in modules]
+            # `from a import b` names the module a.b where there is one, else something in a.
+            there = {package_of(name, packages) for name in named[-1:]}
+            imported.setdefault(here, set()).update(there - {here})
+    for start in sorted(imported):
+        # The shortest way back; each cycle is told once, from its first name.
+        ways = [[start, name] for name in sorted(imported[start])]
+        seen = {start}
+        while ways:
+            way = ways.pop(0)
+            if way[-1] == start:
+                if start == min(way):
+                    yield f"a cycle of packages: {' -> '.join(way)}"
+                break
+            if way[-1] not in seen:
+                seen.add(way[-1])
+                ways += [[*way, name] for name in sorted(imported.get(way[-1], ()))]
+
+
 def check_calls(modules: Mapping[str, str]) -> Iterator[str]:
     """Text that becomes code, and NumPy's own door to pickle."""
     for module, source in modules.items():
@@ -254,7 +324,7 @@ def check_form(modules: Mapping[str, str]) -> Iterator[str]:
 
 def check(modules: Mapping[str, str]) -> list[str]:
     """Complaints about a package given as module name -> source text; empty where all is well."""
-    return [*check_imports(modules), *check_calls(modules), *check_form(modules)]
+    return [*check_imports(modules), *check_cycles(modules), *check_calls(modules), *check_form(modules)]
 
 
 def read_package() -> dict[str, str]:
@@ -272,6 +342,15 @@ def test_the_package_keeps_its_rules() -> None:
 def test_every_room_is_in_some_rule() -> None:
     rooms = {".".join(module.split(".")[:2]) for module in read_package()} - {"vinfer"}
     assert rooms <= {*RUN_ROOMS, *BUILD_ROOMS, *PARITY, *SHARED, *COMMANDS, *LAUNCH}
+
+
+def test_every_direction_has_a_negative_control() -> None:
+    """A rule without a source that breaks it may never fire."""
+    [controls] = [mark for mark in test_a_broken_rule_is_named.pytestmark if mark.name == "parametrize"]
+    shown = [check({module: FUTURE + source}) for module, source, _ in controls.args[1]]
+    whys = {rule.why for rule in (*DIRECTIONS, *LOADS)}
+    broken = {why for why in whys if any(why in found for complaints in shown for found in complaints)}
+    assert whys - broken == set()
 
 
 def test_rules_name_modules_that_exist() -> None:
@@ -344,6 +423,25 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.parity.reference", "import torch", "out of each other's process"),
         ("vinfer.launch.parity", "import jax", "out of each other's process"),
         ("vinfer.server.app", "from vinfer.cli import main", "commands are the top"),
+        ("vinfer.server.app", "import vinfer.launch.loader", "only commands put rooms together"),
+        ("vinfer.launch.loader", "from vinfer.server.app import create_app", "only commands build the app"),
+        ("vinfer.server.http.gate", "from vinfer.server.routes import chat", "knows no route"),
+        ("vinfer.server.http.body", "import vinfer.server.fields.chat", "knows no route"),
+        (
+            "vinfer.server.fields.chat",
+            "from vinfer.server.constrain import grammars",
+            "before anything is done",
+        ),
+        ("vinfer.server.constrain.grammars", "import vinfer.server.generate.prompts", "for any route"),
+        ("vinfer.server.generate.sse", "from vinfer.server.routes import chat", "generated for any route"),
+        ("vinfer.server.routes.chat", "import vinfer.server.document.openapi", "do not describe themselves"),
+        ("vinfer.server.document.openapi", "import vinfer.server.routes.chat", "not from handlers"),
+        ("vinfer.checkpoint.gguf.config", "import vinfer.checkpoint.checkpoint", "do not know the whole"),
+        ("vinfer.checkpoint.families.llama", "from vinfer.checkpoint.gguf import names", "in every format"),
+        ("vinfer.checkpoint.rope.config", "import vinfer.checkpoint.families.olmo", "knows no family"),
+        ("vinfer.compiler.programs", "from vinfer.compiler.easydel import model", "only by its protocol"),
+        ("vinfer.compiler.vision.tower", "import vinfer.compiler.easydel.model", "plain XLA"),
+        ("vinfer.engine.schedule", "from vinfer.engine import runner", "plain data"),
         ("vinfer.compiler.export.bundle", "import pickle", "runs code when it is read"),
         ("vinfer.checkpoint.source", "def f():\n    from marshal import loads", "runs code when it is read"),
         ("vinfer.cli", "import numpy", "answers at once"),
@@ -368,6 +466,41 @@ def test_a_detour_to_jax_is_found() -> None:
     }
     chain = "vinfer.server.app -> vinfer.engine.engine -> vinfer.engine.runner -> jax"
     assert [found for found in check(modules) if chain in found]
+
+
+@pytest.mark.parametrize("back", ["from vinfer.text.a import x", "def f():\n    import vinfer.text.a"])
+def test_a_cycle_of_packages_is_found(back: str) -> None:
+    modules = {
+        "vinfer": "",
+        "vinfer.text": "",
+        "vinfer.text.a": "from vinfer.images import b",
+        "vinfer.images": "",
+        "vinfer.images.b": "import vinfer.config.c",
+        "vinfer.config": "",
+        "vinfer.config.c": back,
+    }
+    assert list(check_cycles(modules)) == [
+        "a cycle of packages: vinfer.config -> vinfer.text -> vinfer.images -> vinfer.config"
+    ]
+    assert list(check_cycles({**modules, "vinfer.config.c": ""})) == []
+
+
+def test_modules_beside_packages_stand_alone() -> None:
+    """The front of a package may put its rooms together while these use what lies beside it."""
+    modules = {
+        "vinfer": "",
+        "vinfer.server": "",
+        "vinfer.server.app": "from vinfer.server.routes import chat",
+        "vinfer.server.services": "",
+        "vinfer.server.routes": "",
+        "vinfer.server.routes.chat": "from vinfer.server.services import Services",
+    }
+    assert list(check_cycles(modules)) == []
+    modules["vinfer.server.services"] = "from vinfer.server import app"
+    assert list(check_cycles(modules)) == [
+        "a cycle of packages: vinfer.server.app -> vinfer.server.routes -> vinfer.server.services"
+        " -> vinfer.server.app"
+    ]
 
 
 def test_a_package_runs_its_init_before_its_modules() -> None:
