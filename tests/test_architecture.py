@@ -498,8 +498,10 @@ def test_modules_beside_packages_stand_alone() -> None:
     assert list(check_cycles(modules)) == []
     modules["vinfer.server.services"] = "from vinfer.server import app"
     assert list(check_cycles(modules)) == [
-        "a cycle of packages: vinfer.server.app -> vinfer.server.routes -> vinfer.server.services"
-        " -> vinfer.server.app"
+        (
+            "a cycle of packages: vinfer.server.app -> vinfer.server.routes -> vinfer.server.services"
+            " -> vinfer.server.app"
+        )
     ]
 
 
