@@ -102,11 +102,11 @@ def test_what_cannot_change_logits_is_left_out(tiny: Tiny, harmless: dict[str, A
 @pytest.mark.parametrize(
     ("model_type", "changes", "message"),
     [
-        ("llama", {"model_type": "bert"}, "model_type = 'bert': vinfer serves .*llama, qwen2, qwen3"),
+        ("llama", {"model_type": "bert"}, "model_type = 'bert': supported: .*llama, qwen2, qwen3"),
         ("llama", {"model_type": ...}, "no model_type"),
         ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForCausalLM"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
-        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "contradictory"),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "windows are off: correct one of them"),
         ("qwen2", {"layer_types": ["full_attention"]}, "1 entries for num_hidden_layers = 2"),
         ("qwen2", {"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
         ("llama", {"layer_types": ["full_attention", "full_attention"]}, "layer_types"),
@@ -184,12 +184,12 @@ def test_qwen_windows_are_those_of_transformers(
         ("deepseek_v3", "its attention is latent"),
         ("gemma3n", "it takes images or sound"),
         ("llava_next", "it takes images or sound"),
-        ("t5", "it is an encoder and a decoder"),
+        ("t5", "it has an encoder and a decoder"),
     ],
 )
 def test_a_model_that_vinfer_cannot_serve_is_refused_for_its_reason(model_type: str, reason: str) -> None:
     with pytest.raises(
-        CheckpointError, match=f"model_type = '{model_type}': {reason}.*: take a model of llama"
+        CheckpointError, match=f"model_type = '{model_type}': {reason}.*: choose one of llama"
     ):
         normalise({"model_type": model_type, "state_size": 16})
 

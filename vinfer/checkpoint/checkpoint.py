@@ -1,7 +1,7 @@
-"""The seam of this package: one checkpoint, wherever its weights come from.
+"""The `Checkpoint` protocol: one checkpoint, wherever its weights come from.
 
 Runs in the build half, on any thread; imports no torch, JAX, EasyDeL or transformers. The GGUF reader
-is imported only for a GGUF source, since its package takes a second to import.
+is imported only for a GGUF source, because its package takes a second to import.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from vinfer.image_processing import ImageProcessing
 
 
 class Checkpoint(Protocol):
-    """Weights and facts of one model, in Hugging Face names and layout."""
+    """The weights and facts of one model, in Hugging Face names and layout."""
 
     @property
     def model_type(self) -> str:
-        """A key of `families.FAMILIES`."""
+        """Key in `families.FAMILIES`."""
         ...
 
     @property
     def config(self) -> dict[str, object]:
-        """Keyword arguments for EasyDeL's config class; JSON-able: see `NormalisedConfig`."""
+        """Keyword arguments for EasyDeL's config class; JSON-serializable; see `NormalisedConfig`."""
         ...
 
     @property
     def hugging_face_config(self) -> dict[str, object]:
-        """The config.json, as transformers reads it; of a GGUF file, what it would be."""
+        """config.json as transformers reads it; for a GGUF file, the equivalent config.json."""
         ...
 
     @property
@@ -61,19 +61,19 @@ class Checkpoint(Protocol):
     def generation(self) -> GenerationFacts: ...
 
     def tensor_names(self) -> list[str]:
-        """List exactly the tensors that the model needs; no `lm_head.weight` where it is tied.
+        """List exactly the tensors that the model needs; no `lm_head.weight` if the head is tied.
 
-        Whoever reads them in this order goes through each safetensors file once.
+        Reading them in this order goes through each safetensors file once.
         """
         ...
 
     def tensor_shape(self, name: str) -> Shape: ...
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        """Read one tensor; Linear weights are [out, in].
+        """Read one tensor; Linear weights have shape [out, in].
 
-        The dtype is that stored (float32, float16 or bfloat16); float32 from GGUF and from 8-bit floats.
-        Nothing of it is kept here.
+        The dtype is the stored one (float32, float16 or bfloat16); float32 for GGUF and 8-bit floats.
+        The array is not cached.
         """
         ...
 
@@ -83,10 +83,10 @@ class Checkpoint(Protocol):
 
 
 def open_checkpoint(source: ResolvedSource) -> Checkpoint:
-    """Open a resolved source; reads headers and configuration, no weights.
+    """Open a resolved source; reads headers and configuration, but no weights.
 
     Raises:
-        CheckpointError: unsafe, incomplete, malformed, of a kind not served, or a bundle.
+        CheckpointError: unsafe, incomplete, malformed, of an unsupported kind, or a bundle.
     """
     if source.kind == "hf":
         return open_hf_directory(source.path)
@@ -95,7 +95,7 @@ def open_checkpoint(source: ResolvedSource) -> Checkpoint:
 
         return open_gguf_checkpoint(source.path)
     raise CheckpointError(
-        f"{source.spec} is a bundle, which is already built: serve it as it is (`vinfer serve {source.spec}`)"
+        f"{source.spec} is a bundle, which is already built: serve it directly (`vinfer serve {source.spec}`)"
     )
 
 

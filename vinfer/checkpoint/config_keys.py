@@ -1,4 +1,4 @@
-"""Typed reads of untrusted configuration values, each with an error that names file, key and value.
+"""Typed access to untrusted configuration values, with errors that name file, key and value.
 
 Runs in the build half, on any thread. Knows no model family.
 """
@@ -12,9 +12,9 @@ from vinfer.errors import CheckpointError
 
 
 class ConfigKeys:
-    """One JSON object of a checkpoint (or the metadata of a GGUF file), read key by key.
+    """One JSON object of a checkpoint (or the metadata of a GGUF file).
 
-    A key that is null counts as absent, as in transformers.
+    A null key counts as absent, as in transformers.
     """
 
     def __init__(self, values: Mapping[str, object], where: str) -> None:
@@ -25,7 +25,7 @@ class ConfigKeys:
         return self.values.get(key) is not None
 
     def with_defaults(self, **defaults: object) -> ConfigKeys:
-        """Return the same keys with a family's defaults where the file states nothing."""
+        """Return a copy with a family's defaults for the keys that the file does not state."""
         missing = {key: value for key, value in defaults.items() if not self.has(key)}
         return ConfigKeys({**self.values, **missing}, self.where)
 
@@ -77,7 +77,7 @@ class ConfigKeys:
         return value
 
     def section(self, key: str) -> ConfigKeys:
-        """Read an object inside of this one.
+        """Read an object inside this one.
 
         Raises:
             CheckpointError: absent, or not an object.
@@ -88,7 +88,7 @@ class ConfigKeys:
         return ConfigKeys(value, f"{self.where}: {key}")
 
     def refusal(self, key: str, reason: str) -> CheckpointError:
-        """Make the error for a key whose value cannot be served; the caller raises it."""
+        """Return the error for a key whose value is unsupported or wrong; the caller raises it."""
         shown = repr(self.values.get(key))
         if len(shown) > 80:
             shown = shown[:77] + "..."

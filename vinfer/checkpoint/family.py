@@ -1,4 +1,4 @@
-"""What a model family is to this package: which config.json it has, and what that says in our terms.
+"""Records for one model family: which config.json it has, and what that file means in our terms.
 
 Runs in the build half, on any thread. Knows no particular family; those are in `families/`, and
 `normalise` applies the rules that hold for all of them.
@@ -15,7 +15,7 @@ from vinfer.checkpoint.rope.facts import RopeFacts
 from vinfer.checkpoint.vision import VisionFacts
 
 ONE_ROPE = "default"
-"""Name of the rotary table in a model that has one for all its layers."""
+"""Name of the rotary table in a model that has one table for all its layers."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,13 +23,13 @@ class ModelFacts:
     """Sizes of a decoder, for memory plans, KV caches and attention masks.
 
     Attributes:
-        key_dim, value_dim: of one head in the KV cache; they differ in latent attention only.
-        num_positions: the longest sequence that the checkpoint knows.
-        is_tied: the LM head is the embedding.
-        windows: per layer, how many positions a token sees, its own among them; None where all.
-        rope_sections: how many pairs of a head rotate by a token's place in time, by its row and by its
-            column; empty where all rotate by one position.
-        is_mixture: has a router, which turns a rounding error into another expert now and then.
+        key_dim, value_dim: per head in the KV cache; they differ only in latent attention.
+        num_positions: the longest sequence that the checkpoint supports.
+        is_tied: whether the LM head is the embedding.
+        windows: positions that a token sees in each layer, including its own; None means all.
+        rope_sections: how many pairs of a head rotate by a token's time, row and column;
+            empty if all rotate by one position.
+        is_mixture: has a router, where a rounding error can occasionally select another expert.
     """
 
     num_layers: int
@@ -48,12 +48,12 @@ class ModelFacts:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TensorNames:
-    """What a family calls some tensors, and what its files may do otherwise.
+    """How a family's files name their tensors.
 
     Attributes:
-        optional_prefix: of the decoder's tensors; files that were saved from the bare decoder lack it.
-        renamed: (beginning of a name in a file, ours), for a family with several layouts.
-        buffers: endings of names that are no weights: masks and rotary frequencies of old versions.
+        optional_prefix: prefix of the decoder's tensors; files saved from the bare decoder lack it.
+        renamed: (prefix in a file, our prefix), for a family with several layouts.
+        buffers: suffixes of names that are not weights: masks and rotary frequencies of old versions.
     """
 
     embedding: str = EMBEDDING
@@ -63,7 +63,7 @@ class TensorNames:
     buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
 
     def our_name(self, stored: str) -> str:
-        """Return a tensor's name with the first of `renamed` that it begins with replaced."""
+        """Return a tensor's name with the first matching prefix of `renamed` replaced."""
         for beginning, ours in self.renamed:
             if stored.startswith(beginning):
                 return ours + stored.removeprefix(beginning)
@@ -72,15 +72,15 @@ class TensorNames:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NormalisedConfig:
-    """A config.json of one served family, translated.
+    """A config.json of one supported family, translated.
 
     Attributes:
         model_type: key of `families.FAMILIES`.
-        config: keyword arguments for EasyDeL's config class; JSON-able, every fact explicit, except the
-            rotary ones and the windows: those are applied by vinfer.
-        ropes: rotary tables by name; one named `ONE_ROPE`, or one per layer type, or none.
-        shapes: every tensor that the checkpoint must hold, in Hugging Face names; no tied head.
-        vision: what a model with images has besides its decoder, which the rest describes; else None.
+        config: keyword arguments for EasyDeL's config class; JSON-serializable, every fact explicit.
+            Excludes rotary facts and windows, which vinfer applies itself.
+        ropes: rotary tables by name; one named `ONE_ROPE`, one per layer type, or none.
+        shapes: every tensor that the checkpoint must hold, in Hugging Face names; a tied head is not listed.
+        vision: what a model with images has besides its decoder; None for a text model.
     """
 
     model_type: str
@@ -98,8 +98,8 @@ class Family:
 
     Attributes:
         architecture: the class in config.json's `architectures`.
-        keys: what `translate` reads, beyond `known_keys.COMMON_KEYS`.
-        translate: reads the keys; raises CheckpointError for a value that is wrong or not served.
+        keys: keys that `translate` reads, beyond `known_keys.COMMON_KEYS`.
+        translate: reads the keys; raises CheckpointError for a wrong or unsupported value.
         harmless: keys of this family that cannot change the logits of an inference pass.
     """
 

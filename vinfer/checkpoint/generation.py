@@ -1,7 +1,7 @@
-"""Facts about ending and sampling that a checkpoint carries besides its weights.
+"""End tokens and sampling defaults that a checkpoint states besides its weights.
 
-Runs in the build half, on any thread. Knows no tokenizer: the id of the tokenizer's own end token
-comes as an argument.
+Runs in the build half, on any thread. Knows no tokenizer: the tokenizer's end token id is an
+argument.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from vinfer.checkpoint.config_keys import ConfigKeys
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationFacts:
-    """Token ids and the sampling defaults of the checkpoint; None where it states none.
+    """Token ids and the sampling defaults of the checkpoint; None if it states none.
 
     Attributes:
-        eos_token_ids: ascending; the union of all places that name one, since each of them is
+        eos_token_ids: ascending; the union over all places that name one, because each place is
             incomplete in some published checkpoint.
         do_sample: false or None means that the checkpoint's own default is greedy.
     """
@@ -45,7 +45,7 @@ def read_generation_facts(
     """Merge generation_config.json over config.json; both may be empty.
 
     Raises:
-        CheckpointError: a token id that is not one, or a sampling value of the wrong type.
+        CheckpointError: an invalid token id, or a sampling value of the wrong type.
     """
     model_keys = ConfigKeys(model_config, f"{where}/config.json")
     keys = ConfigKeys(generation_config, f"{where}/generation_config.json")

@@ -1,4 +1,4 @@
-"""Fetches a checkpoint from the Hugging Face hub into its cache.
+"""Downloads a checkpoint from the Hugging Face hub into the local cache.
 
 Runs in the build half and wherever a bundle key is computed, on any thread; the only module of the
 build half that uses a network. Honours HF_HUB_OFFLINE, HF_HOME, HF_TOKEN and HF_ENDPOINT through
@@ -26,16 +26,16 @@ DOWNLOADED_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 
 
 def download_snapshot(hub_id: str, revision: str | None, *, local_hint: str) -> tuple[Path, str]:
-    """Download, or find in the cache, one commit of a repository: its directory and full commit hash.
+    """Download one commit of a repository, or find it in the cache; returns its directory and commit hash.
 
-    `local_hint` tells what was not found on disk under the same name; it ends the error of a wrong id.
+    `local_hint` says what was not found on disk under the same name; it ends the error for a wrong id.
 
     Raises:
         CheckpointError: not found, not allowed, or neither reachable nor cached.
     """
     at = f"{hub_id} at {revision}" if revision else hub_id
     try:
-        # Said explicitly, or a cached commit that is asked for by its hash is looked up online nevertheless.
+        # Passed explicitly: otherwise a cached commit requested by its hash is still looked up online.
         path = Path(
             snapshot_download(
                 hub_id,
@@ -44,7 +44,7 @@ def download_snapshot(hub_id: str, revision: str | None, *, local_hint: str) -> 
                 local_files_only=is_offline_mode(),
             )
         )
-    except GatedRepoError as error:  # a RepositoryNotFoundError by inheritance, so it comes first
+    except GatedRepoError as error:  # subclass of RepositoryNotFoundError, so it comes first
         raise CheckpointError(
             f"source {at}: access is gated: accept its terms on the hub and set HF_TOKEN to a token "
             "that may read it"
@@ -64,7 +64,7 @@ def download_snapshot(hub_id: str, revision: str | None, *, local_hint: str) -> 
             "hold the complete model. Either go online once, without HF_HUB_OFFLINE, to fill the cache, or "
             f"set `source` to a local directory with its files. Locally: {local_hint}"
         ) from error
-    except OSError as error:  # the classes above inherit from it; what is left is the disk
+    except OSError as error:  # the classes above inherit from it; the rest are disk errors
         raise CheckpointError(
             f"source {at}: cannot write the cache: {error}: free some space or set HF_HOME elsewhere"
         ) from error
@@ -72,7 +72,7 @@ def download_snapshot(hub_id: str, revision: str | None, *, local_hint: str) -> 
         raise CheckpointError(f"source {at} is not a valid hub id: {error}") from error
     if not (path / "config.json").is_file():
         raise CheckpointError(
-            f"source {at}: the repository has no config.json, so it is no transformers checkpoint: for GGUF "
+            f"source {at}: the repository has no config.json, so it is not a transformers one: for GGUF "
             "files download one and set `source` to its path"
         )
     return path, path.name

@@ -1,8 +1,8 @@
 """Reads a checkpoint's image processor settings into a record (`vinfer.image_processing`).
 
-Runs in the build half, on any thread. The settings stand in preprocessor_config.json or, since transformers
-5, under `image_processor` of processor_config.json, which wins where both are there. A key that is neither
-read nor known to change nothing stops the build, as in config.json.
+Runs in the build half, on any thread. The settings are in preprocessor_config.json or, since transformers
+5, under `image_processor` in processor_config.json, which wins if both exist. A key that is neither
+read nor known to be harmless stops the build, as in config.json.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _COMMON_KEYS = frozenset(
 )
 _HARMLESS_KEYS = frozenset(
     {
-        # Names, of the class and of what it returns.
+        # Names of the class and of its outputs.
         "_processor_class",
         "_valid_processor_keys",
         "feature_extractor_type",
@@ -59,7 +59,7 @@ _HARMLESS_KEYS = frozenset(
         # How arrays are passed in and out, not what they hold.
         "data_format",
         "device",
-        "do_convert_rgb",  # every image is RGB when it gets there
+        "do_convert_rgb",  # every image is already RGB
         "disable_grouping",
         "input_data_format",
         "return_tensors",
@@ -72,7 +72,7 @@ _OFF_KEYS: Mapping[str, tuple[object, ...]] = {
     "size_divisor": (),
     "use_square_size": (False,),
 }
-"""Switches that are served only in these positions; null is always the default."""
+"""Switches that are supported only with these values; null always means the default."""
 
 
 def read_clip_processing(
@@ -85,20 +85,20 @@ def read_clip_processing(
     """Read the settings of a LLaVA checkpoint (`CLIPImageProcessor`, `LlavaImageProcessor` or SigLIP's).
 
     Args:
-        patch_size: of the vision tower, from config.json: the processor's own may be missing or stale.
+        patch_size: the vision tower's, from config.json; the processor's own may be missing or stale.
         select_strategy: `vision_feature_select_strategy` of config.json, for the same reason.
-        num_additional_tokens: what the tower puts before the patches: CLIP's class token.
+        num_additional_tokens: tokens that the tower puts before the patches: CLIP's class token.
 
     Raises:
-        CheckpointError: a setting that is not served, or an impossible one.
+        CheckpointError: an unsupported or impossible setting.
     """
     keys, outer = _read(checkpoint, ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor"))
     is_llava, is_siglip = _type(keys).startswith("Llava"), _type(keys).startswith("Siglip")
-    # CLIP's own padding is to a fixed size, after everything else.
+    # CLIP's own padding is to a fixed size, as the last step.
     own = {"crop_size", "do_center_crop", "do_pad"}
     _refuse_unknown(keys, own)
     if keys.boolean("do_pad", False) and not is_llava:
-        raise keys.refusal("do_pad", f"only false is served for {_type(keys)}")
+        raise keys.refusal("do_pad", f"only false is supported for {_type(keys)}")
     mean, std = CLIP_MEAN, CLIP_STD
     if is_siglip:
         mean, std = SIGLIP_MEAN, SIGLIP_STD
@@ -112,7 +112,7 @@ def read_clip_processing(
         crop = resize_to
     else:
         raise keys.refusal(
-            "do_center_crop", "only true is served, or a size of height and width: shapes vary"
+            "do_center_crop", "false is supported only if size has height and width: otherwise shapes vary"
         )
     image_token = outer.string("image_token", "<image>")
     return _made(
@@ -134,10 +134,10 @@ def read_siglip_processing(checkpoint: Path, *, mm_tokens_per_image: int) -> Sig
     """Read the settings of a Gemma 3 checkpoint (`Gemma3ImageProcessor`).
 
     Raises:
-        CheckpointError: a setting that is not served, pan and scan among them, or an impossible one.
+        CheckpointError: an unsupported setting, such as pan and scan, or an impossible one.
     """
     keys, outer = _read(checkpoint, ("Gemma3ImageProcessor",))
-    # Without effect while do_pan_and_scan is off.
+    # These have no effect while do_pan_and_scan is off.
     _refuse_unknown(
         keys,
         {
@@ -153,7 +153,7 @@ def read_siglip_processing(checkpoint: Path, *, mm_tokens_per_image: int) -> Sig
                 "image_seq_length", f"config.json has mm_tokens_per_image = {mm_tokens_per_image}"
             )
     if not keys.boolean("do_resize", True):
-        raise keys.refusal("do_resize", "only true is served: the encoder takes one size")
+        raise keys.refusal("do_resize", "only true is supported: the encoder takes one size")
     return _made(
         keys,
         lambda: SiglipProcessing(
@@ -181,13 +181,12 @@ def read_qwen2_vl_processing(
         patch_size, temporal_patch_size, merge_size: of the vision tower, from config.json.
 
     Raises:
-        CheckpointError: a setting that is not served, an impossible one, or patches that the tower does not
-            take.
+        CheckpointError: an unsupported or impossible setting, or patches that do not match the tower's.
     """
     keys, _ = _read(checkpoint, ("Qwen2VLImageProcessor",))
     _refuse_unknown(keys, {"max_pixels", "merge_size", "min_pixels", "patch_size", "temporal_patch_size"})
     if not keys.boolean("do_resize", True):
-        raise keys.refusal("do_resize", "only true is served: patches must tile the image")
+        raise keys.refusal("do_resize", "only true is supported: patches must tile the image")
     own = {"patch_size": (14, patch_size), "temporal_patch_size": (2, temporal_patch_size)}
     for key, (default, expected) in {**own, "merge_size": (2, merge_size)}.items():
         if keys.integer(key, default) != expected:
@@ -210,7 +209,7 @@ def read_qwen2_vl_processing(
 
 
 def _read(checkpoint: Path, served: tuple[str, ...]) -> tuple[ConfigKeys, ConfigKeys]:
-    """Give the image processor's settings and those of the processor around it."""
+    """Return the image processor's settings and those of the processor that contains it."""
     outer = read_optional_json_object(checkpoint / "processor_config.json")
     nested = outer.get("image_processor")
     if nested is None:
@@ -226,14 +225,14 @@ def _read(checkpoint: Path, served: tuple[str, ...]) -> tuple[ConfigKeys, Config
             "a model with images needs one; download the checkpoint again"
         )
     if _type(keys) not in served:
-        raise keys.refusal("image_processor_type", f"for this model vinfer serves {' and '.join(served)}")
+        raise keys.refusal("image_processor_type", f"supported for this model: {' and '.join(served)}")
     return keys, ConfigKeys(outer, "processor_config.json")
 
 
 def _type(keys: ConfigKeys) -> str:
     old = keys.string("feature_extractor_type", "").replace("FeatureExtractor", "ImageProcessor")
     name = keys.string("image_processor_type", old)
-    # One processor under three names: of Pillow, of torchvision, and of either.
+    # One processor has three names: for Pillow, for torchvision, and for either.
     return name.removesuffix("Fast").removesuffix("Pil")
 
 
@@ -243,11 +242,11 @@ def _refuse_unknown(keys: ConfigKeys, own: set[str]) -> None:
             continue
         if value in _OFF_KEYS.get(key, ()):
             continue
-        # A switch of another processor that is off.
+        # A switch of another processor, and it is off.
         if value is False and key.startswith("do_"):
             continue
         reason = (
-            "is not served" if key in _OFF_KEYS else "vinfer does not know this key of an image processor"
+            "is unsupported" if key in _OFF_KEYS else "vinfer does not know this key of an image processor"
         )
         raise keys.refusal(key, f"{reason}: remove it if the model was trained without")
 
@@ -282,7 +281,7 @@ def _triple(keys: ConfigKeys, key: str, default: Triple) -> Triple:
         numbers = [float(n) for n in given if isinstance(n, int | float) and math.isfinite(n)]
         if len(numbers) == 3:
             return numbers[0], numbers[1], numbers[2]
-    raise keys.refusal(key, "must be a list of three numbers, one per colour")
+    raise keys.refusal(key, "must be a list of three numbers, one per color")
 
 
 def _side(keys: ConfigKeys, key: str, value: object) -> int:
@@ -315,7 +314,7 @@ def _edge_or_size(keys: ConfigKeys) -> tuple[int | None, Size | None]:
 
 
 def _pixel_limits(keys: ConfigKeys) -> tuple[int, int]:
-    """Read Qwen2-VL's limits: `min_pixels` and `max_pixels`, else `size`, whose edges are areas too."""
+    """Read Qwen2-VL's limits: `min_pixels` and `max_pixels`, or `size`, whose edges are areas too."""
     size = keys.values["size"] if keys.has("size") else {}
     if not isinstance(size, dict) or not set(size) <= {
         "shortest_edge",
@@ -325,7 +324,7 @@ def _pixel_limits(keys: ConfigKeys) -> tuple[int, int]:
     }:
         raise keys.refusal("size", "must have shortest_edge and longest_edge")
     areas = ConfigKeys(size, f"{keys.where}: size")
-    # As in transformers, what stands outside of `size` wins, and what `size` calls pixels is not read there.
+    # As in transformers, keys outside `size` win, and the pixel keys inside `size` are not read then.
     is_old = "shortest_edge" not in size and "longest_edge" not in size
     if size and is_old and not (keys.has("min_pixels") and keys.has("max_pixels")):
         raise keys.refusal("size", "must have shortest_edge and longest_edge")
@@ -333,5 +332,5 @@ def _pixel_limits(keys: ConfigKeys) -> tuple[int, int]:
     longest = areas.integer("longest_edge", 28 * 28 * 1280)
     min_pixels, max_pixels = keys.integer("min_pixels", shortest), keys.integer("max_pixels", longest)
     if min_pixels > max_pixels:
-        raise keys.refusal("size", f"min_pixels = {min_pixels} is beyond max_pixels = {max_pixels}")
+        raise keys.refusal("size", f"min_pixels = {min_pixels} exceeds max_pixels = {max_pixels}")
     return min_pixels, max_pixels

@@ -24,12 +24,12 @@ def read_text(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> str:
         size_bytes = path.stat().st_size
         if size_bytes > max_bytes:
             raise CheckpointError(
-                f"{path} has {size_bytes} bytes; at most {max_bytes} are read: is this a checkpoint?"
+                f"{path} has {size_bytes} bytes; limit {max_bytes}: check that this is a checkpoint"
             )
         return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise CheckpointError(
-            f"cannot read {path}: {error.strerror}: download the checkpoint again or correct `source`"
+            f"cannot read {path}: {error.strerror}: download the checkpoint again or check `source`"
         ) from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text: download the checkpoint again") from error
@@ -39,13 +39,13 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[s
     """Read a JSON file whose top level is an object.
 
     Raises:
-        CheckpointError: as `read_text`, or the text is not JSON, or not an object.
+        CheckpointError: see `read_text`; also if the text is not a JSON object.
     """
     text = read_text(path, max_bytes=max_bytes)
     try:
         value = json.loads(text)
         if "\\ud" in text.lower():
-            # Half of a surrogate pair is legal JSON, but no text: the bundle could not hold it.
+            # Half of a surrogate pair is legal JSON but not text, so the bundle could not hold it.
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}): download the checkpoint again") from error
@@ -55,5 +55,5 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[s
 
 
 def read_optional_json_object(path: Path, *, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, object]:
-    """Read a JSON object, or give an empty one where the file does not exist."""
+    """Read a JSON object, or return an empty one if the file does not exist."""
     return read_json_object(path, max_bytes=max_bytes) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""Which keys of a config may be there: those a family reads, and those that cannot change the logits.
+"""Checks that a family reads every key of a config, or that the key cannot change the logits.
 
 Runs in the build half, on any thread. Knows no particular family.
 """
@@ -13,10 +13,10 @@ from vinfer.checkpoint.known_keys import COMMON_KEYS, HARMLESS_KEYS, OFF_KEYS
 
 
 def refuse_unknown_keys(keys: ConfigKeys, family: Family) -> None:
-    """Go through the keys of a config.json, or of a config inside of one, by the rules of its family.
+    """Check the keys of a config.json, or of a config inside one, by its family's rules.
 
     Raises:
-        CheckpointError: a key that vinfer does not know, or a switch in a position that is not served.
+        CheckpointError: an unknown key, or a switch with an unsupported value.
     """
     if not is_mxfp4(keys):
         read_fp8_scheme(keys)
@@ -25,7 +25,7 @@ def refuse_unknown_keys(keys: ConfigKeys, family: Family) -> None:
             continue
         if key in OFF_KEYS:
             if value != OFF_KEYS[key]:
-                raise keys.refusal(key, f"only {OFF_KEYS[key]!r} is served")
+                raise keys.refusal(key, f"only {OFF_KEYS[key]!r} is supported")
         elif key not in HARMLESS_KEYS and key not in family.harmless:
             raise keys.refusal(
                 key,

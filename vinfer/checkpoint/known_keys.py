@@ -1,7 +1,7 @@
-"""The configuration keys that vinfer knows, by what it does with them.
+"""Configuration keys that vinfer knows, grouped by how it treats them.
 
-Data only. A key that is in none of these sets stops the build (see `normalise`): add one here only
-after reading in transformers that it cannot change the logits of an inference pass of any family.
+Data only. A key in none of these sets stops the build (see `normalise`). Add one only after checking in
+transformers that it cannot change the logits of an inference pass of any family.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COMMON_KEYS = frozenset(
         "vocab_size",
     }
 )
-"""config.json keys that every family reads; the others are named by their family."""
+"""config.json keys that every family reads; each family names the others."""
 
 HARMLESS_KEYS = frozenset(
     {
@@ -119,7 +119,7 @@ OFF_KEYS: dict[str, object] = {
     "rope_interleaved": False,
     "use_mrope": False,
 }
-"""config.json switches that are harmless only in this position."""
+"""config.json switches that are harmless only with this value."""
 
 ROPE_KEYS = frozenset(
     {
@@ -141,4 +141,4 @@ ROPE_KEYS = frozenset(
         "type",
     }
 )
-"""Keys inside `rope_parameters` and `rope_scaling`; those of a type that is not named change nothing."""
+"""Keys inside `rope_parameters` and `rope_scaling`; keys of another rope type change nothing."""

@@ -1,7 +1,7 @@
-"""Which tensors a checkpoint must hold, in Hugging Face names and shapes.
+"""Lists the tensors that a checkpoint must hold, in Hugging Face names and shapes.
 
-Runs in the build half, on any thread. Catches truncated, foreign and mislabelled checkpoints before
-minutes of building. The pieces that families share are here, whole models in `families/`. Reads no weights.
+Runs in the build half, on any thread. Catches truncated, foreign and mislabeled checkpoints before
+a build of several minutes. Shared pieces are here, whole models in `families/`. Reads no weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def linear_shapes(
 def attention_shapes(
     *, hidden: int, num_queries: int, num_keys: int, has_bias: bool, has_output_bias: bool
 ) -> dict[str, Shape]:
-    """List q, k, v and o of a layer; `num_queries` and `num_keys` are heads times head_dim."""
+    """List q, k, v and o of one layer; `num_queries` and `num_keys` are heads times head_dim."""
     return {
         **linear_shapes("self_attn.q_proj", num_queries, hidden, has_bias=has_bias),
         **linear_shapes("self_attn.k_proj", num_keys, hidden, has_bias=has_bias),
@@ -47,7 +47,7 @@ def gated_mlp_shapes(name: str, *, hidden: int, inner: int, has_bias: bool = Fal
 
 
 def norm_shapes(names: Iterable[str], size: int, *, has_bias: bool = False) -> dict[str, Shape]:
-    """List norms: RMS norms have no bias, the layer norms of older families do."""
+    """List norms: RMS norms have no bias; the layer norms of older families do."""
     kinds = ("weight", "bias") if has_bias else ("weight",)
     return {f"{name}.{kind}": (size,) for name in names for kind in kinds}
 
@@ -67,7 +67,7 @@ def check_layout(expected: Shapes, found: Shapes, where: str) -> None:
     """Compare the tensors of a checkpoint with the expected ones.
 
     Raises:
-        CheckpointError: a tensor is missing, has another shape, or is none the model would read.
+        CheckpointError: a tensor is missing, has another shape, or is not one that the model reads.
     """
     missing = [name for name in expected if name not in found]
     if missing:
@@ -78,12 +78,12 @@ def check_layout(expected: Shapes, found: Shapes, where: str) -> None:
     for name, shape in expected.items():
         if found[name] != shape:
             raise CheckpointError(
-                f"{where}: {name} has shape {list(found[name])}; its config asks for {list(shape)}: "
+                f"{where}: {name} has shape {list(found[name])}; config.json requires {list(shape)}: "
                 "config and weights belong to different models"
             )
     surplus = [name for name in found if name not in expected]
     if surplus:
         raise CheckpointError(
-            f"{where} has {len(surplus)} tensors that its config gives no use for, first {surplus[0]}: "
-            "the model is a variant that vinfer does not serve"
+            f"{where} has {len(surplus)} tensors that its config does not use, first {surplus[0]}: "
+            "the model is an unsupported variant"
         )

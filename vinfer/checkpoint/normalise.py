@@ -1,8 +1,8 @@
 """Turns a config.json of transformers 4 or 5 into what EasyDeL 0.3 reads; one rule per fact.
 
-Runs in the build half, on any thread. EasyDeL ignores what it does not know and then computes other
-logits, so here a key is either translated, known to be harmless, or the build stops and names it.
-What holds for every family is here, the rest in `families/`. Knows nothing of files and tensors.
+Runs in the build half, on any thread. EasyDeL ignores unknown keys and then computes different
+logits. So each key here is translated or known to be harmless; any other key stops the build.
+Rules for every family are here, the rest in `families/`. Knows nothing of files and tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def normalise(raw: Mapping[str, object], where: str = "config.json") -> Normalis
     """Translate a transformers config; `where` names its file in errors.
 
     Raises:
-        CheckpointError: a family, feature or key that vinfer does not serve, or a wrong value.
+        CheckpointError: an unsupported family, feature or key, or a wrong value.
     """
     keys = ConfigKeys(raw, where)
     family = _family(keys)
@@ -32,14 +32,12 @@ def _family(keys: ConfigKeys) -> Family:
     model_type = keys.string("model_type")
     if model_type in UNSUPPORTED_MODEL_TYPES:
         raise keys.refusal(
-            "model_type", f"{UNSUPPORTED_MODEL_TYPES[model_type]}: take a model of {', '.join(FAMILIES)}"
+            "model_type", f"{UNSUPPORTED_MODEL_TYPES[model_type]}: choose one of {', '.join(FAMILIES)}"
         )
     if model_type not in FAMILIES:
-        raise keys.refusal("model_type", f"vinfer serves {', '.join(FAMILIES)}")
+        raise keys.refusal("model_type", f"supported: {', '.join(FAMILIES)}")
     family = FAMILIES[model_type]
     architectures = keys.values.get("architectures")
     if architectures is not None and architectures != [family.architecture]:
-        raise keys.refusal(
-            "architectures", f"for model_type {model_type} vinfer serves {family.architecture}"
-        )
+        raise keys.refusal("architectures", f"supported for model_type {model_type}: {family.architecture}")
     return family

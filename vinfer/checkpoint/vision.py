@@ -1,4 +1,4 @@
-"""The image half of a model in our terms: its encoder, its placeholder token, and how images are prepared.
+"""The image half of a model: its encoder, its placeholder token, and how images are prepared.
 
 Runs in the build half, on any thread. Knows no model family; `families/` fills these in.
 """
@@ -15,11 +15,11 @@ from vinfer.image_processing import ImageProcessing
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TowerFacts:
-    """A vision tower of the CLIP kind: patches, learned positions, layers that attend both ways.
+    """A CLIP-style vision tower: patches, learned positions, bidirectional attention.
 
     Attributes:
-        is_clip: CLIP's, which has a class token and a norm before its layers; else SigLIP's, which has a
-            bias on its patches and a norm behind its layers.
+        is_clip: CLIP's, which has a class token and a norm before its layers; otherwise SigLIP's, which has a
+            bias on its patches and a norm after its layers.
         image_size: side of the square that the tower takes, in pixels.
         patch_size: side of a patch, in pixels.
         activation: transformers' name.
@@ -42,7 +42,7 @@ class TowerFacts:
 
     @property
     def num_positions(self) -> int:
-        """Patches, and CLIP's class token."""
+        """Number of patches, plus CLIP's class token."""
         return self.patches_per_side**2 + self.is_clip
 
     @property
@@ -52,10 +52,10 @@ class TowerFacts:
 
 
 class EncoderFacts(Protocol):
-    """What all encoders have."""
+    """What all encoders have in common."""
 
     def max_features(self, image: tuple[int, ...]) -> int:
-        """Return the most features of one image, each of which stands at one placeholder.
+        """Return the maximum number of features of one image; each takes one placeholder.
 
         Args:
             image: (channels, height, width) of the encoder program.
@@ -69,8 +69,8 @@ class LlavaFacts:
 
     Attributes:
         feature_layers: which hidden states are joined; 0 is what enters the first layer.
-        drops_first: the first position, CLIP's class token, gives no feature.
-        projector_norm_epsilon: of the projector's norm; None where it has none.
+        drops_first: the first position, CLIP's class token, is not a feature.
+        projector_norm_epsilon: epsilon of the projector's norm; None if it has none.
         projector_activation: transformers' name.
         out_size: hidden size of the decoder.
     """
@@ -114,17 +114,17 @@ class Gemma3Facts:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Qwen2VLFacts:
-    """Qwen2-VL's tower: patches of an image of any size, rotated by row and column, merged by squares.
+    """Qwen2-VL's tower: patches of an image of any size, rotated by row and column, merged in squares.
 
-    Qwen2.5-VL's too, whose layers have gated feed-forwards and RMS norms, and most of them windows.
+    Qwen2.5-VL's layers have gated feed-forwards and RMS norms, and most of them have windows.
 
     Attributes:
-        is_gated: Qwen2.5-VL's.
-        full_layers: layers in which a patch sees the whole image; in the others only its window.
-        window_size: side of a window in features; windows lie side by side from the first row and column on.
+        is_gated: whether this is Qwen2.5-VL's tower.
+        full_layers: layers in which a patch sees the whole image; in other layers only its window.
+        window_size: side of a window in features; windows tile the image from its first row and column.
         hidden_size, inner_size: of the tower's layers.
-        temporal_patch_size: frames of a patch.
-        merge_size: side of the square of patches that makes one feature.
+        temporal_patch_size: frames per patch.
+        merge_size: side of the square of patches that becomes one feature.
         activation: transformers' name.
         out_size: hidden size of the decoder.
     """
@@ -145,12 +145,12 @@ class Qwen2VLFacts:
 
     @property
     def factor(self) -> int:
-        """What both sides of every image are multiples of, in pixels."""
+        """Both sides of every image are multiples of this, in pixels."""
         return self.patch_size * self.merge_size
 
     @property
     def patch_values(self) -> int:
-        """Numbers in one patch."""
+        """Number of values in one patch."""
         return self.num_channels * self.temporal_patch_size * self.patch_size**2
 
     def max_features(self, image: tuple[int, ...]) -> int:
@@ -165,11 +165,11 @@ class VisionFacts:
     Attributes:
         decoder_type: model type of the decoder, a key of `families.FAMILIES`.
         image_token_id: the placeholder whose embedding is replaced by a feature.
-        image_shape: (channels, height, width) of an image as the encoder takes it; None where images are
-            of many sizes, and an encoder's shape says how large they may be.
-        read_processing: reads the record of the checkpoint's processor files from its directory.
-        attends_both_ways: the decoder lets each placeholder of an image see all others of it, those that
-            follow too; so it must see an image whole.
+        image_shape: (channels, height, width) of an image as the encoder takes it; None if images have
+            many sizes and an encoder's shape limits them.
+        read_processing: reads the image processing settings from the checkpoint's directory.
+        attends_both_ways: each placeholder of an image attends to all others of that image, including later
+            ones, so it must process an image as a whole.
     """
 
     decoder_type: str

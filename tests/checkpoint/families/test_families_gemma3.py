@@ -138,7 +138,7 @@ def test_only_the_outer_config_ties_the_head(outer: bool | None, inner: bool, is
         ({"vision_config": VISION | {"odd_key": 1}}, "vision_config: odd_key = 1: vinfer does not know"),
         (
             {"vision_config": VISION | {"model_type": "clip_vision_model"}},
-            "vinfer serves siglip_vision_model",
+            "supported as the vision tower: siglip_vision_model",
         ),
         ({"vision_config": VISION | {"vision_use_head": 1}}, "vision_use_head = 1: must be true or false"),
         ({"mm_tokens_per_image": 8}, "mm_tokens_per_image = 8: must be the square of a divisor of 6"),
@@ -218,7 +218,7 @@ def test_a_tokenizer_that_lacks_one_is_refused(write: Callable[..., Path]) -> No
     directory = write()
     file = directory / "tokenizer.json"
     file.write_text(file.read_text().replace("<end_of_image>", "<end>"))
-    with pytest.raises(CheckpointError, match="no token '<end_of_image>', which stands for an image"):
+    with pytest.raises(CheckpointError, match="no token '<end_of_image>', which images need"):
         open_hf_directory(directory)
 
 
@@ -227,10 +227,10 @@ def test_a_tokenizer_that_lacks_one_is_refused(write: Callable[..., Path]) -> No
     [
         (
             {"size": {"height": 26, "width": 28}},
-            r"makes images of \(26, 28\), the vision tower.*\(26, 26\)",
+            r"makes images of size \(26, 28\), but the tower.*\(26, 26\)",
         ),
         ({"image_seq_length": 16}, "image_seq_length = 16: config.json has mm_tokens_per_image = 9"),
-        ({"do_pan_and_scan": True}, "do_pan_and_scan = True: is not served"),
+        ({"do_pan_and_scan": True}, "do_pan_and_scan = True: is unsupported"),
     ],
 )
 def test_a_processor_of_another_model_is_refused(

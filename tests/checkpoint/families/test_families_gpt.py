@@ -125,16 +125,16 @@ def test_gpt_neox_has_names_of_its_own_for_rotation(changes: dict[str, Any], rop
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (GPT2 | {"n_ctx": 64}, "n_ctx = 64: n_positions is 128"),
-        (GPT2 | {"num_attention_heads": 8}, "num_attention_heads = 8: n_head is 4: contradictory"),
+        (GPT2 | {"n_ctx": 64}, "n_ctx = 64: contradicts n_positions = 128"),
+        (GPT2 | {"num_attention_heads": 8}, "num_attention_heads = 8: n_head is 4: correct one of them"),
         (GPT2 | {"n_head": 5}, "n_head = 5: must divide n_embd"),
         (GPT2 | {"activation_function": "tanh"}, "activation_function = 'tanh'"),
         (GPT2 | {"add_cross_attention": True}, "add_cross_attention = True: only False"),
         (GPT2 | {"architectures": ["GPT2DoubleHeadsModel"]}, "GPT2LMHeadModel"),
         (NEOX | {"num_key_value_heads": 2}, "num_key_value_heads = 2"),
         (NEOX | {"head_dim": 32}, "head_dim = 32"),
-        (NEOX | {"rope_theta": 5e4}, "rope_theta = 50000.0: .* name it rotary_emb_base"),
-        (NEOX | {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5: .* name it rotary_pct"),
+        (NEOX | {"rope_theta": 5e4}, "rope_theta = 50000.0: .* rename it to rotary_emb_base"),
+        (NEOX | {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5: .* rename it to rotary_pct"),
         (NEOX | {"rotary_emb_base": 500, "rope_theta": 400}, "contradicts"),
     ],
 )

@@ -167,8 +167,8 @@ def test_vipllava_joins_layers_and_normalises_them() -> None:
     [
         ({"vision_feature_layers": [4]}, r"vision_feature_layers = \[4\]: must be layers from -4 to 3"),
         ({"vision_feature_layer": -2}, "vision_feature_layer = -2: vinfer does not know"),
-        ({"vision_config": SIGLIP}, "serves clip_vision_model"),
-        ({"text_config": TEXT | {"model_type": "qwen2"}}, "vinfer serves llama$"),
+        ({"vision_config": SIGLIP}, "supported as the vision tower: clip_vision_model"),
+        ({"text_config": TEXT | {"model_type": "qwen2"}}, "supported as its decoder: llama$"),
         ({"projector_layernorm_eps": 0}, "projector_layernorm_eps = 0: must be finite"),
     ],
 )
@@ -184,13 +184,13 @@ def test_what_vipllava_refuses(changes: dict[str, Any], message: str) -> None:
         ({"text_config": [1]}, "text_config = .*must be an object"),
         (
             {"text_config": TEXT | {"model_type": "mistral"}},
-            "text_config: model_type = 'mistral'.*serves llama and qwen2",
+            "text_config: model_type = 'mistral'.*decoder: llama and qwen2",
         ),
         ({"text_config": TEXT | {"odd_key": 1}}, "text_config: odd_key = 1: vinfer does not know"),
         ({"vision_config": VISION | {"odd_key": 1}}, "vision_config: odd_key = 1: vinfer does not know"),
         (
             {"vision_config": VISION | {"model_type": "dinov2"}},
-            "serves clip_vision_model and siglip_vision_model",
+            "supported as the vision tower: clip_vision_model and siglip_vision_model",
         ),
         ({"vision_config": VISION | {"num_attention_heads": 3}}, "must divide hidden_size = 16"),
         ({"vision_config": VISION | {"hidden_act": "relu6"}}, "hidden_act = 'relu6'"),
@@ -198,7 +198,7 @@ def test_what_vipllava_refuses(changes: dict[str, Any], message: str) -> None:
         ({"vision_feature_layer": []}, "vision_feature_layer"),
         ({"vision_feature_layer": [1, "2"]}, "vision_feature_layer"),
         ({"vision_feature_layer": True}, "vision_feature_layer"),
-        ({"vision_feature_select_strategy": "cls"}, "default and full are served"),
+        ({"vision_feature_select_strategy": "cls"}, "supported: default, full"),
         ({"image_token_index": 260}, "image_token_index = 260: must be an integer from 0 to 259"),
         ({"image_token_id": 257}, "image_token_id = 257: differs from image_token_index"),
         ({"odd_key": 1}, "odd_key = 1: vinfer does not know"),
@@ -273,7 +273,7 @@ def test_the_placeholder_becomes_special(write: Callable[..., Path], tmp_path: P
 @pytest.mark.parametrize(
     ("image_token", "changes", "message"),
     [
-        ("<picture>", {}, "no token '<image>'"),
+        ("<photo>", {}, "no token '<image>'"),
         ("<image>", {"image_token_index": 257}, "image token 257; '<image>' is token 258"),
     ],
 )

@@ -68,7 +68,7 @@ def test_the_defaults_are_those_of_transformers(config: dict[str, Any]) -> None:
     [
         (OLMO2, {"clip_qkv": 8.0}, "clip_qkv = 8.0.*does not know"),
         (OLMO2, {"sliding_window": 32}, "sliding_window = 32"),
-        (OLMO3, {"head_dim": 24}, "head_dim = 24.*always takes.*16"),
+        (OLMO3, {"head_dim": 24}, "head_dim = 24.*always uses.*16"),
         (OLMO3, {"sliding_window": None}, "sliding_window = None: layers of type"),
         (OLMO3, {"layer_types": ["full_attention"]}, "1 entries for num_hidden_layers = 5"),
     ],

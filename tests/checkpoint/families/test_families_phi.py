@@ -81,7 +81,7 @@ def test_what_published_files_state_besides_is_no_obstacle() -> None:
     [
         ({"attention_bias": True}, "attention_bias = True: only False"),
         ({"full_attn_mod": 2}, "full_attn_mod = 2: only 1"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "type linear; phi3 has"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "is linear; supported for phi3"),
         ({"rope_scaling": {"type": "longrope", **FACTORS}}, "short_factor.*list of 8 numbers"),
         ({"layer_types": ["full_attention"] * 2}, "layer_types"),
         ({"auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}}, "auto_map"),

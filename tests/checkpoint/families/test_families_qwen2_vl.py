@@ -114,13 +114,13 @@ def test_the_gated_tower() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vision_config": GATED_VISION | {"out_hidden_size": 16}}, "out_hidden_size = 16: must be the dec"),
+        ({"vision_config": GATED_VISION | {"out_hidden_size": 16}}, "out_hidden_size = 16: must equal the"),
         ({"vision_config": GATED_VISION | {"fullatt_block_indexes": 7}}, "must be a list of layers"),
         ({"vision_config": GATED_VISION | {"fullatt_block_indexes": ["1"]}}, "must be a list of layers"),
         ({"vision_config": GATED_VISION | {"window_size": 11}}, "window_size = 11: must hold a square"),
         ({"vision_config": GATED_VISION | {"embed_dim": 16}}, "embed_dim = 16: vinfer does not know"),
-        ({"vision_config": GATED_VISION | {"model_type": "qwen2_vl"}}, "vinfer serves qwen2_5_vl"),
-        ({"text_config": TEXT | {"model_type": "qwen2_vl_text"}}, "vinfer serves qwen2_5_vl_text"),
+        ({"vision_config": GATED_VISION | {"model_type": "qwen2_vl"}}, "tower of qwen2_5_vl: qwen2_5_vl"),
+        ({"text_config": TEXT | {"model_type": "qwen2_vl_text"}}, "decoder of qwen2_5_vl: qwen2_5_vl_text"),
     ],
 )
 def test_what_is_refused_of_the_gated_tower(changes: dict[str, Any], message: str) -> None:
@@ -159,15 +159,15 @@ def test_windows_begin_at_the_layer_that_says_so() -> None:
         ({"odd_key": 1}, "odd_key = 1: vinfer does not know"),
         ({"vision_config": VISION | {"odd_key": 1}}, "vision_config: odd_key = 1: vinfer does not know"),
         ({"vision_config": None}, "has no vision_config"),
-        ({"vision_config": VISION | {"hidden_size": 16}}, "hidden_size = 16: must be the decoder's, 32"),
-        ({"vision_config": VISION | {"num_heads": 3}}, "must divide the tower's 16 into multiples of 4"),
-        ({"vision_config": VISION | {"num_heads": 8}}, "must divide the tower's 16 into multiples of 4"),
+        ({"vision_config": VISION | {"hidden_size": 16}}, "hidden_size = 16: must equal the decoder's hidden size, 32"),
+        ({"vision_config": VISION | {"num_heads": 3}}, "must divide hidden size 16 into multiples of 4"),
+        ({"vision_config": VISION | {"num_heads": 8}}, "must divide hidden size 16 into multiples of 4"),
         ({"vision_config": VISION | {"hidden_act": "relu6"}}, "hidden_act = 'relu6'"),
         ({"vision_config": VISION | {"in_chans": 4}}, "in_chans = 4: only 3"),
         ({"vision_config": VISION | {"in_channels": 1}}, "in_channels = 1"),
         ({"vision_config": VISION | {"spatial_patch_size": 14}}, "spatial_patch_size = 14: only 6"),
-        ({"vision_config": VISION | {"model_type": "qwen2_5_vl"}}, "vinfer serves qwen2_vl"),
-        ({"text_config": TEXT | {"model_type": "qwen2"}}, "vinfer serves qwen2_vl_text"),
+        ({"vision_config": VISION | {"model_type": "qwen2_5_vl"}}, "tower of qwen2_vl: qwen2_vl"),
+        ({"text_config": TEXT | {"model_type": "qwen2"}}, "decoder of qwen2_vl: qwen2_vl_text"),
         ({"text_config": TEXT | {"odd_key": 1}}, "text_config: odd_key = 1: vinfer does not know"),
         ({"image_token_id": 260}, "image_token_id = 260: must be an integer from 0 to 259"),
         ({"head_dim": 16}, "head_dim = 16: must be hidden_size / num_attention_heads"),
@@ -177,8 +177,8 @@ def test_windows_begin_at_the_layer_that_says_so() -> None:
         ({"rope_scaling": ROPE | {"mrope_section": [1, 3]}}, "mrope_section"),
         ({"rope_scaling": ROPE | {"mrope_section": [-1, 3, 2]}}, "mrope_section"),
         ({"rope_scaling": ROPE | {"mrope_section": ["1", 1, 2]}}, "mrope_section"),
-        ({"rope_scaling": ROPE | {"type": "dynamic", "factor": 2.0}}, "dynamic is not served"),
-        ({"model_type": "qwen3_vl"}, "model_type = 'qwen3_vl': it takes images or sound of a kind"),
+        ({"rope_scaling": ROPE | {"type": "dynamic", "factor": 2.0}}, "dynamic is unsupported"),
+        ({"model_type": "qwen3_vl"}, "model_type = 'qwen3_vl': it takes images or sound of an unsupported kind"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -191,5 +191,5 @@ def test_a_key_that_servers_read_differently_is_refused_with_the_way_out() -> No
         "original_max_position_embeddings": 32768,
         "rope_type": "yarn",
     }
-    with pytest.raises(CheckpointError, match=r"attn_factor = 0\.878.*state attention_factor"):
+    with pytest.raises(CheckpointError, match=r"attn_factor = 0\.878.*set attention_factor"):
         normalise(published("Qwen3-0.6B") | {"rope_scaling": yarn})

@@ -104,7 +104,7 @@ def test_linear_scaling_is_translated(tmp_path: Path, tiny: Tiny) -> None:
 def test_only_llama_takes_stored_rope_factors(tmp_path: Path, tiny: Tiny, architecture: str) -> None:
     extra = {"rope_freqs.weight": np.ones(4, np.float32)}
     path = write_gguf(tmp_path / "x.gguf", architecture, tiny(architecture).tensors, extra_tensors=extra)
-    with pytest.raises(CheckpointError, match=r"'rope_freqs\.weight' that vinfer has no place for"):
+    with pytest.raises(CheckpointError, match=r"'rope_freqs\.weight' that vinfer does not know"):
         open_written(path)
 
 
@@ -146,7 +146,7 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path, tiny: Tiny) -> 
     path = write_gguf(tmp_path / "x.gguf", "gemma3n", tiny("llama").tensors)
     with pytest.raises(
         CheckpointError,
-        match=r"general\.architecture = 'gemma3n': vinfer serves gemma2, gemma3, llama, qwen2, qwen3",
+        match=r"general\.architecture = 'gemma3n': supported: gemma2, gemma3, llama, qwen2, qwen3",
     ):
         open_written(path)
 
@@ -155,8 +155,8 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path, tiny: Tiny) -> 
     ("name", "shape", "message"),
     [
         ("blk.0.attn_sinks.weight", (4,), "'blk.0.attn_sinks.weight'"),
-        ("blk.7.attn_q.weight", (32, 32), "no use for, first model.layers.7"),
-        ("blk.0.attn_q_norm.weight", (8,), "no use for, first model.layers.0.self_attn.q_norm"),
+        ("blk.7.attn_q.weight", (32, 32), "does not use, first model.layers.7"),
+        ("blk.0.attn_q_norm.weight", (8,), "does not use, first model.layers.0.self_attn.q_norm"),
         ("rope_freqs.weight", (3,), "must hold 4 finite"),
     ],
 )

@@ -214,7 +214,7 @@ def test_transformers_and_normalise_take_every_key(architecture: str) -> None:
         ),
         ("gemma2", {"attention__sliding_window_pattern": np.ones(7)}, "boolean for each of 7 layers"),
         ("gemma2", {"attention__sliding_window_pattern": "2"}, "sliding_window_pattern = '2'"),
-        ("gemma", {}, "general.architecture = 'gemma': vinfer serves gemma2, gemma3, llama"),
+        ("gemma", {}, "general.architecture = 'gemma': supported: gemma2, gemma3, llama"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(

@@ -84,7 +84,7 @@ def test_a_well_formed_file_is_read(tmp_path: Path) -> None:
         (b"", "too short"),
         (b"GGUF", "too short"),
         (b"PK\x03\x04" + bytes(60), "does not begin with GGUF"),
-        (_file([], [], version=1), "GGUF version 1; versions served: 2, 3"),
+        (_file([], [], version=1), "GGUF version 1; supported versions: 2, 3"),
         (_file([], [], version=0x03000000), "big-endian"),
         (_file([], [], num_keys=HUGE), f"claims {HUGE} metadata keys"),
         (_file([], [], num_tensors=HUGE), f"claims {HUGE} tensors"),
@@ -113,8 +113,8 @@ def test_a_well_formed_file_is_read(tmp_path: Path) -> None:
         (_file([], [_tensor("t", [8], offset=2**62)]), "but the file has"),
         (_file([], [_tensor("t", [8], offset=4)]), "multiple of the alignment 32"),
         (_file([], [_tensor("t", [8], type_=77)]), "unknown type 77"),
-        (_file([], [_tensor("t", [8], type_=26)]), "type I32; types served"),
-        (_file([], [_tensor("t", [8], type_=2)]), "whole blocks of 32"),
+        (_file([], [_tensor("t", [8], type_=26)]), "type I32; supported types"),
+        (_file([], [_tensor("t", [8], type_=2)]), "not a multiple of the block size 32"),
     ],
 )
 def test_a_malformed_header_is_refused_without_allocating(

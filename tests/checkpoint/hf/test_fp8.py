@@ -169,8 +169,8 @@ def _with(name: str, value: Array) -> Callable[[Tensors], object]:
             "scale of .*up_proj.weight is stored as I8",
         ),
         # A scale beside a weight in full precision: which of the two is meant?
-        (_with(f"{UP}.weight", np.ones((48, 32), np.float32)), f"no use for, first {UP}.weight_scale_inv"),
-        (_with(f"{UP}.k_scale", np.ones(1, np.float32)), "no use for, first .*k_scale"),
+        (_with(f"{UP}.weight", np.ones((48, 32), np.float32)), f"does not use, first {UP}.weight_scale_inv"),
+        (_with(f"{UP}.k_scale", np.ones(1, np.float32)), "does not use, first .*k_scale"),
         (
             _with("model.norm.weight", np.ones(32, ml_dtypes.float8_e4m3fn)),
             "model.norm.weight is stored as F8_E4M3 and lacks its scale model.norm.weight_scale_inv",
@@ -189,7 +189,7 @@ def test_scales_that_do_not_fit_are_refused(
 def test_8_bit_floats_that_nothing_explains_are_refused(hf_directory: Write, tiny: Tiny) -> None:
     stored = _quantise(tiny("llama").tensors, "weight_scale_inv", lambda shape: _blocks(shape, (16, 12)))
     with pytest.raises(
-        CheckpointError, match=r"stored as F8_E4M3, and config\.json has no quantization_config"
+        CheckpointError, match=r"stored as F8_E4M3, but config\.json has no quantization_config"
     ):
         _open(_save(hf_directory, stored, None))
 
@@ -204,20 +204,20 @@ def _compressed(**changes: Any) -> dict[str, Any]:
     ("quantization", "message"),
     [
         ("fp8", "quantization_config = 'fp8': must be an object"),
-        ({}, "quant_method 'unstated' is not served"),
-        ({"quant_method": "awq", "bits": 4}, "quant_method 'awq' is not served"),
+        ({}, "quant_method 'unstated' is unsupported"),
+        ({"quant_method": "awq", "bits": 4}, "quant_method 'awq' is unsupported"),
         (FP8 | {"quant_method": 8}, "quant_method = 8: must be a string"),
         (FP8 | {"weight_block_size": [128]}, r"weight_block_size = \[128\]: must be two positive"),
         (FP8 | {"weight_block_size": [128, 0]}, "must be two positive"),
         (FP8 | {"ignored_layers": ["lm_head"]}, "ignored_layers = .*does not know"),
-        (COMPRESSED | {"format": "pack-quantized"}, "format = 'pack-quantized': served are float-quantized"),
-        (COMPRESSED | {"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme = .*only an empty one"),
+        (COMPRESSED | {"format": "pack-quantized"}, "format = 'pack-quantized': supported: float-quantized"),
+        (COMPRESSED | {"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme = .*only an empty value"),
         (COMPRESSED | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "only the format dense"),
         (COMPRESSED | {"config_groups": {}}, "config_groups = .*at least one group"),
         (COMPRESSED | {"config_groups": {"group_0": ["Linear"]}}, "group_0 must have an object `weights`"),
-        (_compressed(num_bits=4), "group_0: weights: num_bits = 4: served is 8"),
-        (_compressed(type="int"), "type = 'int': served is 'float'"),
-        (_compressed(strategy="group"), "strategy = 'group': served is 'tensor' or 'channel'"),
+        (_compressed(num_bits=4), "group_0: weights: num_bits = 4: supported: 8"),
+        (_compressed(type="int"), "type = 'int': supported: 'float'"),
+        (_compressed(strategy="group"), "strategy = 'group': supported: 'tensor' or 'channel'"),
         (_compressed(symmetric=False), "symmetric = False"),
         (_compressed(group_size=128), "group_size = 128: vinfer does not know"),
     ],

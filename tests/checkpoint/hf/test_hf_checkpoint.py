@@ -90,11 +90,11 @@ def test_rotary_buffers_of_old_checkpoints_are_ignored(hf_directory: Write, tiny
         (lambda t: t.pop("model.norm.weight"), "lacks 1 of 21 tensors, first model.norm.weight"),
         (
             lambda t: t.update({"model.norm.weight": np.ones(31, np.float32)}),
-            r"shape \[31\].*asks for \[32\]",
+            r"shape \[31\].*requires \[32\]",
         ),
         (
             lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": np.ones(32, np.float32)}),
-            "no use for, first model.layers.0.self_attn.q_proj.bias",
+            "does not use, first model.layers.0.self_attn.q_proj.bias",
         ),
         (lambda t: t.update({"model.norm.weight": np.ones(32, np.int8)}), "stored as I8"),
     ],
@@ -128,7 +128,7 @@ def _cut(path: Path, num_bytes: int) -> None:
             lambda d: (d / "model.safetensors.index.json").write_text(
                 '{"weight_map": {"model.norm.weight": "../model.safetensors"}}'
             ),
-            "not a file name here",
+            "not a plain file name",
         ),
         (
             lambda d: (d / "model.safetensors.index.json").write_text(
@@ -150,7 +150,7 @@ def _cut(path: Path, num_bytes: int) -> None:
         ),
         (lambda d: (d / "config.json").write_bytes(b"\xff"), "config.json is not UTF-8"),
         (lambda d: (d / "config.json").write_text("[1]"), "not a JSON object"),
-        (lambda d: (d / "config.json").write_bytes(b" " * (16 * 2**20 + 1)), "at most 16777216"),
+        (lambda d: (d / "config.json").write_bytes(b" " * (16 * 2**20 + 1)), "limit 16777216"),
         (lambda d: (d / "tokenizer.json").write_text("{}"), "tokenizer.json does not load"),
         (lambda d: (d / "tokenizer.json").unlink(), r"no tokenizer.json \(found: none\).*save_pretrained"),
         (
@@ -313,7 +313,7 @@ def test_a_shard_that_is_cut_after_it_was_opened_is_an_error_in_words(hf_directo
     checkpoint = _open(directory)
     last = checkpoint.tensor_names()[-1]
     _cut(directory / "model.safetensors", 4000)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors has become shorter"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors became shorter"):
         checkpoint.read(last)
     (directory / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"cannot read .*model\.safetensors: No such file"):

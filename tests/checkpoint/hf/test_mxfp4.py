@@ -100,5 +100,5 @@ def test_refusals(
 
 
 def test_a_key_of_unknown_meaning_is_refused(packed: tuple[Write, dict[str, Any]]) -> None:
-    with pytest.raises(CheckpointError, match="its key group_size does"):
+    with pytest.raises(CheckpointError, match="its key group_size affects"):
         open_checkpoint(resolve_source(str(packed[0](group_size=64))))

@@ -1,8 +1,7 @@
-"""The model families that vinfer serves, by transformers' `model_type`; one rule per fact in each file.
+"""Supported model families by transformers' `model_type`; each file states one rule per fact.
 
-To add one: translate its config.json here, name its EasyDeL classes in `compiler.easydel.families`, add a
-tiny checkpoint to `tests/tiny/families`, and let the parity matrix (`scripts/parity`) say whether it is
-right.
+To add a family: translate its config.json here, name its EasyDeL classes in `compiler.easydel.families`,
+add a tiny checkpoint to `tests/tiny/families`, and check it with the parity matrix (`scripts/parity`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Cohere 2 (Command R7B, Command A): one LayerNorm before two blocks side by side, scaled logits.
+"""Cohere 2 (Command R7B, Command A): one LayerNorm before two parallel blocks, scaled logits.
 
-Its sliding layers rotate neighbours among the dimensions of a head, its full layers do not rotate.
+Its sliding layers rotate adjacent dimensions of a head; its full layers do not rotate.
 
 Source: transformers 5.5, `models/cohere2/configuration_cohere2.py` and `modeling_cohere2.py`.
 """
@@ -22,7 +22,7 @@ from vinfer.checkpoint.families.reading import (
 from vinfer.checkpoint.family import Family, NormalisedConfig
 from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, gated_mlp_shapes, norm_shapes
 
-# Published files state the design; transformers reads none of it and computes this one.
+# Published files state these; transformers ignores them and always computes this design.
 _DESIGN: dict[str, object] = {
     "order_of_interleaved_layers": "local_attn_first",
     "position_embedding_type": "rope_gptj",
@@ -65,7 +65,7 @@ def _cohere2(keys: ConfigKeys) -> NormalisedConfig:
             **normalised.config,
             "layer_norm_eps": keys.number("layer_norm_eps", 1e-5),
             "logit_scale": keys.number("logit_scale", 0.0625),
-            # Which layers rotate; the windows themselves are ours.
+            # Which layers rotate; vinfer applies the windows itself.
             "layer_types": list(layer_types),
         },
         shapes=decoder_shapes(
@@ -78,7 +78,7 @@ def _cohere2(keys: ConfigKeys) -> NormalisedConfig:
 
 
 def _layer_types(keys: ConfigKeys) -> tuple[str, ...]:
-    """Return full_attention for every `sliding_window_pattern`-th layer, where `layer_types` is not there."""
+    """Return `layer_types`, or full_attention for every `sliding_window_pattern`-th layer if it is absent."""
     num_layers = read_num_layers(keys)
     pattern = keys.integer("sliding_window_pattern", 4)
     defaults = [
@@ -105,12 +105,12 @@ FAMILIES = (
         translate=_cohere2,
         harmless=frozenset(
             {
-                # Written beside layer_types by transformers 4, never read from a file.
+                # Written next to layer_types by transformers 4, never read from a file.
                 "_sliding_window_pattern",
                 "cache_implementation",
                 # The same as sliding_window_pattern in Cohere's own terms.
                 "layer_switch",
-                # Of Cohere's own training: tie_word_embeddings says it for transformers.
+                # Only for Cohere's own training code; transformers reads tie_word_embeddings instead.
                 "use_embedding_sharing",
                 "use_parallel_embedding",
             }

@@ -1,4 +1,4 @@
-"""Gemma 2 and Gemma 3 (text): norms around each block that multiply by 1 + weight, alternating windows.
+"""Gemma 2 and Gemma 3 (text): norms around each block multiply by 1 + weight, alternating windows.
 
 Source: transformers 5.5, `models/{gemma2,gemma3}/configuration_*.py` and `modeling_*.py`.
 """
@@ -73,14 +73,14 @@ def _decoder(
     caps: dict[str, float | None],
     has_head_norms: bool,
 ) -> NormalisedConfig:
-    """Translate either generation.
+    """Translate a config of either generation.
 
     Args:
-        full_every: without `layer_types`, each so many-th layer sees everything, the others a window.
-        caps: soft-caps, and what they are where the key is absent; a key that is null means no cap.
+        full_every: without `layer_types`, every `full_every`-th layer sees everything, the others a window.
+        caps: soft-caps and their defaults where the key is absent; a null key means no cap.
     """
     if keys.has("use_bidirectional_attention") and keys.boolean("use_bidirectional_attention"):
-        raise keys.refusal("use_bidirectional_attention", "only causal attention is served")
+        raise keys.refusal("use_bidirectional_attention", "only causal attention is supported")
     heads = read_heads(keys, default_head_dim=256, default_kv_heads=4)
     hidden, inner = read_hidden_size(keys), read_intermediate_size(keys)
     num_layers = read_num_layers(keys)
@@ -153,7 +153,7 @@ FAMILIES = (
         architecture="Gemma2ForCausalLM",
         keys=_KEYS,
         translate=_gemma2,
-        # Gemma 2 9B and 27B state the window a second time; transformers reads `sliding_window`.
+        # Gemma 2 9B and 27B also state the window here; transformers reads `sliding_window`.
         harmless=_HARMLESS | {"sliding_window_size"},
     ),
     Family(
@@ -161,7 +161,7 @@ FAMILIES = (
         architecture="Gemma3ForCausalLM",
         keys=_KEYS | {"rope_local_base_freq", "sliding_window_pattern"},
         translate=_gemma3,
-        # Written beside layer_types by transformers 4, never read from a file.
+        # Written next to layer_types by transformers 4, never read from a file.
         harmless=_HARMLESS | {"_sliding_window_pattern"},
     ),
 )

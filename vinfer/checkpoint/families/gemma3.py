@@ -1,4 +1,4 @@
-"""Gemma 3 with images: a SigLIP vision tower in front of Gemma 3's decoder, which sees an image both ways.
+"""Gemma 3 with images: a SigLIP vision tower and Gemma 3's decoder; attention in an image is bidirectional.
 
 Source: transformers 5.5, `models/gemma3/{configuration,modeling}_gemma3.py`.
 """
@@ -19,7 +19,7 @@ from vinfer.checkpoint.layout import Shape
 from vinfer.checkpoint.vision import Gemma3Facts, TowerFacts, VisionFacts
 
 (_DECODER,) = (family for family in gemma.FAMILIES if family.model_type == "gemma3_text")
-# Published files leave out of text_config what Gemma3TextConfig has by itself.
+# Published files omit from text_config what Gemma3TextConfig sets by default.
 _DEFAULTS: dict[str, object] = {
     "vocab_size": 262_208,
     "hidden_size": 2304,
@@ -56,23 +56,23 @@ def _gemma3(keys: ConfigKeys) -> NormalisedConfig:
             read_processing=functools.partial(
                 read_siglip_processing, mm_tokens_per_image=encoder.num_features
             ),
-            # `create_causal_mask_mapping`: in layers with a window too, however small it is.
+            # `create_causal_mask_mapping`: also in layers with a window, however small.
             attends_both_ways=True,
         ),
     )
 
 
 def _decoder(keys: ConfigKeys) -> NormalisedConfig:
-    """Translate text_config by the rules of Gemma 3's text models, but for two facts."""
+    """Translate text_config by the rules of Gemma 3's text models, with two exceptions."""
     section = keys.section("text_config")
     if section.string("model_type", "gemma3_text") != "gemma3_text":
-        raise section.refusal("model_type", "as the decoder of gemma3 vinfer serves gemma3_text")
+        raise section.refusal("model_type", "supported as the decoder of gemma3: gemma3_text")
     refuse_unknown_keys(section, _DECODER)
     if section.has("final_logit_softcapping"):
         raise section.refusal(
             "final_logit_softcapping", "transformers' Gemma 3 with images ignores it: remove it"
         )
-    # Whatever text_config says: it has no head.
+    # Not read from text_config, which describes a model without a head.
     is_tied = keys.boolean("tie_word_embeddings", True)
     values = {**section.values, "tie_word_embeddings": is_tied}
     return _DECODER.translate(ConfigKeys(values, section.where).with_defaults(**_DEFAULTS))
@@ -97,7 +97,7 @@ FAMILIES = (
             {"image_token_id", "image_token_index", "mm_tokens_per_image", "text_config", "vision_config"}
         ),
         translate=_gemma3,
-        # The processor writes these two tokens by their text.
+        # The processor writes these two tokens by text, not by id.
         harmless=frozenset({"boi_token_id", "boi_token_index", "eoi_token_id", "eoi_token_index"}),
     ),
 )

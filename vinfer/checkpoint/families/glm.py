@@ -1,4 +1,4 @@
-"""GLM-4: a norm before and after each half of a block, half of each head rotated in neighbouring pairs.
+"""GLM-4: a norm before and after each half of a block, half of each head rotated in adjacent pairs.
 
 Source: transformers 5.5, `models/glm4/configuration_glm4.py` and `modeling_glm4.py`.
 """
@@ -58,7 +58,7 @@ def _glm4(keys: ConfigKeys) -> NormalisedConfig:
             ONE_ROPE: read_rope(
                 keys,
                 head_dim=heads.head_dim,
-                # Null is not the default, but whole heads.
+                # A null value is not the default: it means whole heads.
                 default_partial_rotary_factor=1.0 if "partial_rotary_factor" in keys.values else 0.5,
             )
         },

@@ -22,7 +22,7 @@ from vinfer.checkpoint.rope.config import read_rope
 GPT2_NAMES = TensorNames(
     embedding="transformer.wte.weight",
     head=HEAD,
-    # The files of OpenAI's models are those of a bare GPT2Model.
+    # OpenAI's checkpoints were saved from a bare GPT2Model.
     optional_prefix="transformer.",
     buffers=(".attn.bias", ".attn.masked_bias"),
 )
@@ -41,11 +41,11 @@ def _gpt_neox(keys: ConfigKeys) -> NormalisedConfig:
         ("num_key_value_heads", heads.num_key_value_heads, heads.num_attention_heads),
     ):
         if size != told:
-            raise keys.refusal(key, "this family has none and derives it: remove the key")
-    # Transformers reads these two only under GPT-NeoX's names; files of late version 4 have both.
+            raise keys.refusal(key, "this family derives it: remove the key")
+    # transformers reads these two only under GPT-NeoX's names; files from late 4.x versions have both.
     for key, name in (("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")):
         if keys.has(key) and not keys.has(name):
-            raise keys.refusal(key, f"transformers ignores it in this family: name it {name}")
+            raise keys.refusal(key, f"transformers ignores it in this family: rename it to {name}")
     facts = read_facts(keys, heads, default_num_positions=2048)
     has_bias = keys.boolean("attention_bias", True)
     config: dict[str, object] = {
@@ -89,9 +89,9 @@ def _gpt2(keys: ConfigKeys) -> NormalisedConfig:
     inner = keys.integer("n_inner", 4 * hidden, maximum=2**22)
     if hidden % num_heads:
         raise keys.refusal("n_head", f"must divide n_embd = {hidden}")
-    # Configs of old versions say the number of positions twice; transformers reads n_positions.
+    # Old configs state the number of positions twice; transformers reads n_positions.
     if keys.integer("n_ctx", num_positions) != num_positions:
-        raise keys.refusal("n_ctx", f"n_positions is {num_positions}: contradictory")
+        raise keys.refusal("n_ctx", f"contradicts n_positions = {num_positions}: correct one of them")
     facts = ModelFacts(
         num_layers=num_layers,
         num_attention_heads=num_heads,
@@ -130,10 +130,10 @@ def _gpt2(keys: ConfigKeys) -> NormalisedConfig:
 
 
 def _read_either(keys: ConfigKeys, name: str, alias: str, default: int, *, maximum: int) -> int:
-    """Read a size of GPT-2, which its config class knows under the usual name too (`attribute_map`)."""
+    """Read a size of GPT-2, which its config class also knows under the usual name (`attribute_map`)."""
     size = keys.integer(name, keys.integer(alias, default, maximum=maximum), maximum=maximum)
     if keys.has(alias) and keys.values[alias] != size:
-        raise keys.refusal(alias, f"{name} is {size}: contradictory")
+        raise keys.refusal(alias, f"{name} is {size}: correct one of them")
     return size
 
 
@@ -146,7 +146,7 @@ def _gpt2_shapes(facts: ModelFacts, inner: int) -> dict[str, Shape]:
         ("mlp.c_fc", hidden, inner),
         ("mlp.c_proj", inner, hidden),
     ):
-        # transformers' Conv1D, the only layer that is stored [in, out].
+        # transformers' Conv1D, the only layer stored as [in, out].
         layer |= {f"{name}.weight": (num_inputs, num_outputs), f"{name}.bias": (num_outputs,)}
     shapes: dict[str, Shape] = {
         GPT2_NAMES.embedding: (facts.vocab_size, hidden),
@@ -187,12 +187,12 @@ FAMILIES = (
                 "attn_pdrop",
                 "embd_pdrop",
                 "resid_pdrop",
-                # Of OpenAI's GPT-1: published files have them, transformers does not read them.
+                # From OpenAI's GPT-1: published files have them, transformers does not read them.
                 "n_special",
                 "predict_special_tokens",
-                # Scores in float32 in a model of fewer bits: ours always are.
+                # Computes scores in float32 when the model is in lower precision; ours always are.
                 "reorder_and_upcast_attn",
-                # Of GPT2DoubleHeadsModel.
+                # For GPT2DoubleHeadsModel.
                 "summary_activation",
                 "summary_first_dropout",
                 "summary_proj_to_labels",
@@ -219,7 +219,7 @@ FAMILIES = (
             {
                 "classifier_dropout",
                 "hidden_dropout",
-                # Dropout in the words of BERT: GPT-NeoX-20B has them, transformers does not read them.
+                # Dropout under BERT's names: GPT-NeoX-20B has them, transformers does not read them.
                 "attention_probs_dropout_prob",
                 "hidden_dropout_prob",
             }

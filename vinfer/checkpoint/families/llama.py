@@ -46,10 +46,10 @@ def _qwen2(keys: ConfigKeys) -> NormalisedConfig:
     if heads.num_queries != hidden_size:
         raise keys.refusal(
             "head_dim",
-            "EasyDeL's qwen2 always takes hidden_size / num_attention_heads = "
+            "EasyDeL's qwen2 always uses hidden_size / num_attention_heads = "
             f"{hidden_size // heads.num_attention_heads}",
         )
-    # No key of this family: its q, k and v projections always have a bias, o_proj never.
+    # Not configurable in this family: q, k and v projections always have a bias, o_proj never does.
     return gated_decoder(
         keys, "qwen2", heads, windows=qwen_windows(keys), has_bias=True, has_output_bias=False
     )
@@ -69,9 +69,9 @@ def _qwen3(keys: ConfigKeys) -> NormalisedConfig:
 
 
 def qwen_windows(keys: ConfigKeys) -> tuple[int | None, ...]:
-    """Layers from `max_window_layers` on slide, where `use_sliding_window` is on; without it none does.
+    """Return each layer's window: with `use_sliding_window`, layers from `max_window_layers` on slide.
 
-    A window that is null is none, whatever `use_sliding_window` says.
+    A null window means none, whatever `use_sliding_window` says.
     """
     num_layers = read_num_layers(keys)
     is_null = "sliding_window" in keys.values and not keys.has("sliding_window")
@@ -83,7 +83,7 @@ def qwen_windows(keys: ConfigKeys) -> tuple[int | None, ...]:
     ]
     layer_types = read_layer_types(keys, num_layers, defaults)
     if not is_sliding and "sliding_attention" in layer_types:
-        raise keys.refusal("layer_types", "has sliding_attention, but no window is in use: contradictory")
+        raise keys.refusal("layer_types", "has sliding_attention, but windows are off: correct one of them")
     return read_windows(keys, layer_types, 4096)
 
 
@@ -99,10 +99,10 @@ def gated_decoder(
     has_head_norms: bool = False,
     rope: RopeFacts | None = None,
 ) -> NormalisedConfig:
-    """Translate a decoder that is Llama's but for biases, windows and norms on q and k of each head.
+    """Translate a decoder like Llama's, except for biases, windows and norms on each head's q and k.
 
     Args:
-        rope: where the family does not read it as Llama does.
+        rope: for a family that does not read it as Llama does.
     """
     hidden, inner = read_hidden_size(keys), read_intermediate_size(keys)
     facts = read_facts(keys, heads, windows=windows)
@@ -112,7 +112,7 @@ def gated_decoder(
         "rms_norm_eps": keys.number("rms_norm_eps", 1e-6),
         "attention_bias": has_bias,
         "mlp_bias": has_mlp_bias,
-        # EasyDeL's Qwen configs slide from layer 28 on unless told otherwise.
+        # EasyDeL's Qwen configs slide from layer 28 on by default.
         "layer_types": ["full_attention"] * facts.num_layers,
         "sliding_window": None,
         "use_sliding_window": False,
@@ -143,7 +143,7 @@ def gated_decoder(
 
 QWEN_KEYS = frozenset({"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"})
 QWEN_HARMLESS = frozenset({"dual_chunk_attention_config"})
-"""Of Qwen's models for a million tokens: how others attend beyond 262144; transformers does not read it."""
+"""In Qwen's million-token models: how other servers attend beyond 262144; transformers ignores it."""
 
 FAMILIES = (
     Family(
@@ -151,7 +151,7 @@ FAMILIES = (
         architecture="LlamaForCausalLM",
         keys=frozenset({"attention_bias", "mlp_bias"}),
         translate=_llama,
-        # Old files carry it; transformers' Llama does not read it.
+        # Old files have it; transformers' Llama does not read it.
         harmless=frozenset({"max_window_layers"}),
     ),
     Family(

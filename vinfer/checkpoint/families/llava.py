@@ -1,4 +1,4 @@
-"""LLaVA 1.5 and ViP-LLaVA: a vision tower and a projector of two layers in front of a decoder of text.
+"""LLaVA 1.5 and ViP-LLaVA: a vision tower and a two-layer projector in front of a text decoder.
 
 Source: transformers 5.5, `models/{llava,vipllava}/configuration_*.py` and `modeling_*.py`.
 """
@@ -25,7 +25,7 @@ from vinfer.checkpoint.key_check import refuse_unknown_keys
 from vinfer.checkpoint.layout import Shape, linear_shapes, norm_shapes
 from vinfer.checkpoint.vision import LlavaFacts, VisionFacts
 
-# Published files leave out of text_config what LlamaConfig has by itself, or Qwen2Config.
+# Published files omit from text_config what LlamaConfig or Qwen2Config sets by default.
 _DECODER_DEFAULTS: dict[str, dict[str, object]] = {
     "llama": {
         "vocab_size": 32000,
@@ -42,7 +42,7 @@ _PROJECTOR = "multi_modal_projector"
 
 
 def _llava(keys: ConfigKeys) -> NormalisedConfig:
-    # transformers ties where either of the two says so.
+    # transformers ties the embeddings if either config says so.
     is_tied = keys.boolean("tie_word_embeddings", False) or keys.section("text_config").boolean(
         "tie_word_embeddings", False
     )
@@ -50,7 +50,7 @@ def _llava(keys: ConfigKeys) -> NormalisedConfig:
     tower, tower_shapes = read_tower(keys.section("vision_config"), served=(CLIP, SIGLIP))
     strategy = keys.string("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
-        raise keys.refusal("vision_feature_select_strategy", "default and full are served")
+        raise keys.refusal("vision_feature_select_strategy", "supported: default, full")
     encoder = LlavaFacts(
         tower=tower,
         feature_layers=_feature_layers(keys, "vision_feature_layer", tower.num_layers, default=(-2,)),
@@ -85,7 +85,7 @@ def _with_images(
     encoder: LlavaFacts,
     tower_shapes: dict[str, Shape],
 ) -> NormalisedConfig:
-    """Put both halves together."""
+    """Combine the decoder and the encoder."""
     tower = encoder.tower
     return dataclasses.replace(
         decoder,
@@ -112,7 +112,7 @@ def _decoder(keys: ConfigKeys, served: tuple[str, ...], *, is_tied: bool) -> Nor
     section = keys.section("text_config")
     model_type = section.string("model_type", "llama")
     if model_type not in served:
-        raise section.refusal("model_type", f"as its decoder vinfer serves {' and '.join(served)}")
+        raise section.refusal("model_type", f"supported as its decoder: {' and '.join(served)}")
     refuse_unknown_keys(section, _DECODERS[model_type])
     values = {**section.values, "tie_word_embeddings": is_tied}
     own = ConfigKeys(values, section.where).with_defaults(**_DECODER_DEFAULTS[model_type])
@@ -122,7 +122,7 @@ def _decoder(keys: ConfigKeys, served: tuple[str, ...], *, is_tied: bool) -> Nor
 def _feature_layers(
     keys: ConfigKeys, key: str, num_layers: int, *, default: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Read which hidden states count, from the end where negative, as indices from the start."""
+    """Read which hidden states are used; negative ones count from the end. Returns indices from the start."""
     given = keys.values[key] if keys.has(key) else list(default)
     layers = given if isinstance(given, list) else [given]
     # One hidden state before the first layer, and one after each.
@@ -153,7 +153,7 @@ def _projector_shapes(encoder: LlavaFacts) -> dict[str, Shape]:
 _KEYS = frozenset(
     {"image_token_id", "image_token_index", "projector_hidden_act", "text_config", "vision_config"}
 )
-# Of training, and what the processor's own settings decide.
+# For training, or settled by the processor's own settings.
 _HARMLESS = frozenset({"ignore_index", "image_seq_length"})
 
 FAMILIES = (

@@ -23,10 +23,10 @@ def _mistral(keys: ConfigKeys) -> NormalisedConfig:
 
 
 def read_one_window(keys: ConfigKeys, *, default: int | None) -> tuple[int | None, ...]:
-    """Read a `sliding_window` that holds for every layer; null is none.
+    """Read a `sliding_window` that holds for every layer; null means none.
 
     Args:
-        default: where the file does not have the key.
+        default: for a file without the key.
     """
     window = default
     if "sliding_window" in keys.values:

@@ -87,7 +87,7 @@ def _qwen3_moe(keys: ConfigKeys) -> NormalisedConfig:
 
 
 def _qwen_windows(keys: ConfigKeys) -> tuple[int | None, ...]:
-    """All layers slide or none: unlike Qwen3, this family does not read `max_window_layers`."""
+    """Return each layer's window: all slide or none, as this family does not read `max_window_layers`."""
     if not keys.boolean("use_sliding_window", False):
         return (None,) * read_num_layers(keys)
     return read_one_window(keys, default=4096)
@@ -141,9 +141,9 @@ def _gpt_oss(keys: ConfigKeys) -> NormalisedConfig:
 
 
 def _read_experts(keys: ConfigKeys, *, default_chosen: int) -> tuple[int, int]:
-    """Read how many experts there are and how many a token meets.
+    """Read the number of experts and the number chosen per token.
 
-    Transformers 5 writes `num_local_experts` for all three families and reads `num_experts` as the same.
+    transformers 5 writes `num_local_experts` for all three families and reads `num_experts` as the same.
     """
     key = "num_local_experts" if keys.has("num_local_experts") else "num_experts"
     num_experts = keys.integer(key, minimum=2, maximum=2**16)
@@ -155,11 +155,11 @@ def _read_experts(keys: ConfigKeys, *, default_chosen: int) -> tuple[int, int]:
 def _with_mixtures(
     dense: NormalisedConfig, config: Mapping[str, object], blocks: Sequence[Shapes | None]
 ) -> NormalisedConfig:
-    """Put mixtures in the place of dense feed-forward blocks.
+    """Replace dense feed-forward blocks with mixtures.
 
     Args:
-        config: keys of EasyDeL's config class that the dense decoder does not have.
-        blocks: the tensors of each layer's mixture; None where the layer stays dense.
+        config: keys of EasyDeL's config class that the dense decoder lacks.
+        blocks: tensors of each layer's mixture; None for a layer that stays dense.
     """
     prefixes = [f"model.layers.{layer}." for layer in range(len(blocks))]
     mixtures = {prefix: block for prefix, block in zip(prefixes, blocks, strict=True) if block is not None}
@@ -186,9 +186,9 @@ _GPT_OSS_ROPE = {
     "truncate": False,
     "original_max_position_embeddings": 4096,
 }
-"""What holds where the file says nothing."""
+"""Defaults for keys that the file does not state."""
 
-# Qwen3-Coder states the design; transformers reads none of it and computes this one.
+# Qwen3-Coder states these; transformers ignores them and always computes this design.
 _QWEN3_MOE_DESIGN: dict[str, object] = {
     "qkv_bias": False,
     "shared_expert_intermediate_size": 0,

@@ -35,7 +35,7 @@ def _olmo3(keys: ConfigKeys) -> NormalisedConfig:
     if heads.num_queries != hidden_size:
         raise keys.refusal(
             "head_dim",
-            "EasyDeL's olmo3 always takes hidden_size / num_attention_heads = "
+            "EasyDeL's olmo3 always uses hidden_size / num_attention_heads = "
             f"{hidden_size // heads.num_attention_heads}",
         )
     defaults = ["sliding_attention" if (layer + 1) % 4 else "full_attention" for layer in range(num_layers)]
@@ -50,11 +50,11 @@ def _olmo3(keys: ConfigKeys) -> NormalisedConfig:
 
 
 def _unscaled(rope: RopeFacts) -> RopeFacts:
-    """Return the table of the sliding layers, which a longer context does not concern.
+    """Return the rotary table of the sliding layers, which context extension does not affect.
 
-    So were OLMo 3's models trained (arXiv 2512.13961) and so does transformers 4.57 compute them.
-    Transformers 5.5 scales these layers too, though a comment in its `modular_olmo3.py` says otherwise:
-    an oversight of a refactoring (its pull request 45945).
+    OLMo 3's models were trained this way (arXiv 2512.13961), and transformers 4.57 computes them this way.
+    transformers 5.5 scales these layers too, though a comment in its `modular_olmo3.py` says otherwise:
+    an oversight in a refactoring (its pull request 45945).
     """
     return RopeFacts(theta=rope.theta, rotary_dim=rope.rotary_dim)
 

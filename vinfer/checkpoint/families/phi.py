@@ -1,4 +1,4 @@
-"""Phi-3, Phi-3.5 and Phi-4: Llama with fused projections; parts of heads rotate, over long contexts.
+"""Phi-3, Phi-3.5 and Phi-4: Llama with fused projections; heads may rotate in part, over long contexts.
 
 Source: transformers 5.5, `models/phi3/configuration_phi3.py` and `modeling_phi3.py`.
 """
@@ -19,7 +19,7 @@ from vinfer.checkpoint.family import Family, NormalisedConfig
 from vinfer.checkpoint.layout import decoder_shapes, linear_shapes, norm_shapes
 from vinfer.checkpoint.rope.config import read_rope
 
-# Published files state the design; transformers reads none of it and computes this one.
+# Published files state these; transformers ignores them and always computes this design.
 _DESIGN: dict[str, object] = {
     "attention_bias": False,
     "full_attn_mod": 1,
@@ -42,7 +42,7 @@ def _phi3(keys: ConfigKeys) -> NormalisedConfig:
         renamed_types={"yarn": "longrope"},
     )
     if rope.rope_type not in ("default", "longrope"):
-        raise keys.refusal("rope_parameters", f"is of type {rope.rope_type}; phi3 has default and longrope")
+        raise keys.refusal("rope_parameters", f"is {rope.rope_type}; supported for phi3: default, longrope")
     normalised = gated_decoder(
         keys,
         "phi3",

@@ -1,6 +1,6 @@
-"""Qwen2-VL and 2.5-VL: a tower for images of any size before a Qwen2 that rotates by time, row and column.
+"""Qwen2-VL and 2.5-VL: a tower for images of any size, and a Qwen2 that rotates by time, row and column.
 
-Published files have the decoder's keys beside `vision_config`; transformers 5 writes them into `text_config`.
+Published files have the decoder's keys next to `vision_config`; transformers 5 puts them in `text_config`.
 
 Source: transformers 5.5, `models/qwen2_vl/{configuration,modeling}_qwen2_vl.py` and those of `qwen2_5_vl`.
 """
@@ -27,7 +27,7 @@ from vinfer.checkpoint.layout import Shape, gated_mlp_shapes, linear_shapes, nor
 from vinfer.checkpoint.rope.config import read_rope
 from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
 
-# What Qwen2VLTextConfig has by itself, where it differs from what every file must state.
+# Qwen2VLTextConfig's own defaults, where they differ from what every file must state.
 _DEFAULTS: dict[str, object] = {"max_window_layers": 80, "rms_norm_eps": 1e-5}
 _GATED = "qwen2_5_vl"
 _NAMES = TensorNames(
@@ -42,7 +42,7 @@ def _qwen2_vl(keys: ConfigKeys) -> NormalisedConfig:
     decoder = _decoder(keys, model_type)
     section = keys.section("vision_config")
     if section.string("model_type", model_type) != model_type:
-        raise section.refusal("model_type", f"as the vision tower of {model_type} vinfer serves {model_type}")
+        raise section.refusal("model_type", f"supported as the vision tower of {model_type}: {model_type}")
     read_tower = _gated_tower if model_type == _GATED else _tower
     tower = read_tower(section, out_size=decoder.facts.hidden_size)
     return dataclasses.replace(
@@ -68,20 +68,20 @@ def _qwen2_vl(keys: ConfigKeys) -> NormalisedConfig:
 
 
 def _decoder(keys: ConfigKeys, model_type: str) -> NormalisedConfig:
-    """Translate the decoder's keys as those of Qwen2, whose attention it has but for the positions."""
+    """Translate the decoder's keys as Qwen2's; its attention differs only in the positions."""
     text = keys
     if keys.has("text_config"):
-        # transformers reads nothing of the decoder outside of it then.
+        # transformers then reads nothing of the decoder outside it.
         text = keys.section("text_config")
         served = f"{model_type}_text"
         if text.string("model_type", served) != served:
-            raise text.refusal("model_type", f"as the decoder of {model_type} vinfer serves {served}")
+            raise text.refusal("model_type", f"supported as the decoder of {model_type}: {served}")
         refuse_unknown_keys(text, _TEXT)
     is_tied = keys.boolean("tie_word_embeddings", False)
     text = ConfigKeys({**text.values, "tie_word_embeddings": is_tied}, text.where).with_defaults(**_DEFAULTS)
     heads = read_heads(text, must_state_kv_heads=True)
     if heads.num_queries != read_hidden_size(text):
-        raise text.refusal("head_dim", "must be hidden_size / num_attention_heads, whatever it says")
+        raise text.refusal("head_dim", "must be hidden_size / num_attention_heads")
     rope = read_rope(
         text,
         head_dim=heads.head_dim,
@@ -91,8 +91,8 @@ def _decoder(keys: ConfigKeys, model_type: str) -> NormalisedConfig:
     )
     place = "rope_scaling" if text.values.get("rope_scaling") else "rope_parameters"
     if rope.rope_type in ("dynamic", "longrope"):
-        # Its rotary embedding never updates its frequencies.
-        raise text.refusal(place, f"{rope.rope_type} is not served for this family")
+        # transformers' rotary embedding for it never updates its frequencies.
+        raise text.refusal(place, f"{rope.rope_type} is unsupported for this family")
     decoder = gated_decoder(
         text,
         "qwen2",
@@ -115,7 +115,7 @@ def _sections(text: ConfigKeys, place: str, *, num_pairs: int) -> tuple[int, int
         time, row, column = (n if isinstance(n, int) and not isinstance(n, bool) else -1 for n in given)
         if min(time, row, column) >= 0 and time + row + column == num_pairs:
             return time, row, column
-    raise stated.refusal("mrope_section", f"must be three numbers of pairs, {num_pairs} together")
+    raise stated.refusal("mrope_section", f"must be three numbers of pairs, {num_pairs} in total")
 
 
 def _tower(section: ConfigKeys, *, out_size: int) -> Qwen2VLFacts:
@@ -172,12 +172,12 @@ def _any_tower(
     out_size: int,
     full_layers: tuple[int, ...],
 ) -> Qwen2VLFacts:
-    """Read what both towers have."""
-    # Not read by transformers: it computes as if they said this.
+    """Read what both towers have in common."""
+    # transformers does not read these and computes as if they had these values.
     refuse_other_than(section, {"in_chans": 3, "spatial_patch_size": section.integer("patch_size", 14)})
     num_heads = section.integer("num_heads", 16, maximum=2**16)
     if hidden % (4 * num_heads):
-        raise section.refusal("num_heads", f"must divide the tower's {hidden} into multiples of 4")
+        raise section.refusal("num_heads", f"must divide hidden size {hidden} into multiples of 4")
     return Qwen2VLFacts(
         num_layers=num_layers,
         num_heads=num_heads,
@@ -195,7 +195,7 @@ def _any_tower(
 
 def _require_decoder_size(section: ConfigKeys, key: str, out_size: int) -> None:
     if section.integer(key, 3584) != out_size:
-        raise section.refusal(key, f"must be the decoder's, {out_size}")
+        raise section.refusal(key, f"must equal the decoder's hidden size, {out_size}")
 
 
 def _tower_shapes(tower: Qwen2VLFacts) -> dict[str, Shape]:
@@ -232,7 +232,7 @@ def _tower_shapes(tower: Qwen2VLFacts) -> dict[str, Shape]:
 
 
 def _no_model(keys: ConfigKeys) -> NormalisedConfig:
-    raise keys.refusal("model_type", "is a part of a model: point vinfer at the whole one")
+    raise keys.refusal("model_type", "is only part of a model: point `source` at the whole model")
 
 
 _TEXT = Family(
@@ -261,7 +261,7 @@ _GATED_VISION = Family(
     architecture="Qwen2_5_VisionTransformerPretrainedModel",
     keys=_VISION_KEYS | {"fullatt_block_indexes", "out_hidden_size", "window_size"},
     translate=_no_model,
-    # Of videos.
+    # For videos.
     harmless=frozenset({"tokens_per_second"}),
 )
 
@@ -271,7 +271,7 @@ FAMILIES = tuple(
         architecture=architecture,
         keys=QWEN_KEYS | {"image_token_id", "text_config", "vision_config"},
         translate=_qwen2_vl,
-        # Of videos, and what the chat template writes around an image.
+        # For videos, and what the chat template writes around an image.
         harmless=frozenset(
             {"video_token_id", "vision_end_token_id", "vision_start_token_id", "vision_token_id"}
         ),

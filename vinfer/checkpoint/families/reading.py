@@ -1,6 +1,6 @@
 """Rules that several families share: sizes, heads, activations, windows.
 
-Runs in the build half, on any thread. Each function reads a few keys and refuses what cannot be right.
+Runs in the build half, on any thread. Each function reads a few keys and rejects impossible values.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def read_heads(
     """Read the three head counts.
 
     Args:
-        default_head_dim: where the family does not default to hidden_size / num_attention_heads.
-        default_kv_heads: where the family does not default to num_attention_heads.
-        must_state_kv_heads: refuse a config without it, because the family's own default would surprise.
+        default_head_dim: for a family that does not default to hidden_size / num_attention_heads.
+        default_kv_heads: for a family that does not default to num_attention_heads.
+        must_state_kv_heads: reject a config without it, because the family's own default is surprising.
     """
     hidden_size = read_hidden_size(keys)
     num_heads = keys.integer("num_attention_heads", maximum=2**16)
     if must_state_kv_heads and "num_key_value_heads" not in keys.values:
-        raise keys.refusal("num_key_value_heads", "configs of this family must state it")
+        raise keys.refusal("num_key_value_heads", "this family requires it: add it to the file")
     num_kv_heads = keys.integer("num_key_value_heads", default_kv_heads or num_heads, maximum=2**16)
     if num_heads % num_kv_heads:
         raise keys.refusal("num_key_value_heads", f"must divide num_attention_heads = {num_heads}")
@@ -55,7 +55,7 @@ def read_heads(
     default = default_head_dim or max(hidden_size // num_heads, 1)
     head_dim = keys.integer("head_dim", default, maximum=2**14)
     if head_dim % 2:
-        raise keys.refusal("head_dim", f"is {head_dim}, but rotary embedding needs an even one")
+        raise keys.refusal("head_dim", f"is {head_dim}, but rotary embedding needs an even number")
     return Heads(num_attention_heads=num_heads, num_key_value_heads=num_kv_heads, head_dim=head_dim)
 
 
@@ -83,12 +83,12 @@ def read_facts(
     is_tied: bool = False,
     default_num_positions: int | None = None,
 ) -> ModelFacts:
-    """Sum up a decoder whose keys and values are as wide as its heads.
+    """Return the facts of a decoder whose keys and values are as wide as its heads.
 
     Args:
-        windows: None where no layer has one.
+        windows: None if no layer has one.
         is_tied: the family's default.
-        default_num_positions: where the family does not require `max_position_embeddings`.
+        default_num_positions: for a family that does not require `max_position_embeddings`.
     """
     num_layers = read_num_layers(keys)
     return ModelFacts(
@@ -106,7 +106,7 @@ def read_facts(
 
 
 def size_keys(facts: ModelFacts, *, inner: int) -> dict[str, object]:
-    """Return the sizes under the names that nearly all of EasyDeL's configs have."""
+    """Return the sizes under the names that nearly all of EasyDeL's configs use."""
     return {
         "vocab_size": facts.vocab_size,
         "hidden_size": facts.hidden_size,
@@ -125,11 +125,11 @@ def read_activation(
     """Read an activation function.
 
     Args:
-        names: transformers' names served for this family -> EasyDeL's name of the same function.
+        names: transformers' supported names for this family -> EasyDeL's name of the same function.
     """
     activation = keys.string(key, default)
     if activation not in names:
-        raise keys.refusal(key, f"served for this family: {', '.join(names)}")
+        raise keys.refusal(key, f"supported for this family: {', '.join(names)}")
     return names[activation]
 
 
@@ -142,7 +142,7 @@ GELU = {
     "gelu_pytorch_tanh": "gelu_new",
     "relu": "relu",
 }
-"""`gelu_new`, `gelu_fast` and `gelu_pytorch_tanh` are one function, written three ways (activations.py)."""
+"""`gelu_new`, `gelu_fast` and `gelu_pytorch_tanh` are one function written three ways (activations.py)."""
 
 
 def read_layer_types(keys: ConfigKeys, num_layers: int, default: Sequence[str]) -> tuple[str, ...]:
@@ -165,26 +165,26 @@ def read_windows(
 ) -> tuple[int | None, ...]:
     """Return the window of each layer: `sliding_window` where its type is sliding_attention.
 
-    Transformers lets a token see `sliding_window` positions, its own among them (masking_utils.py).
+    Transformers lets a token see `sliding_window` positions, including its own (masking_utils.py).
 
     Args:
-        default: where the file does not have the key; null is no window, with which transformers cannot
+        default: for a file without the key. A null key means no window, and then transformers cannot
             compute a sliding layer.
     """
     if "sliding_attention" not in layer_types:
         return (None,) * len(layer_types)
     if keys.values.get("sliding_window", default) is None:
-        raise keys.refusal("sliding_window", "layers of type sliding_attention need one")
+        raise keys.refusal("sliding_window", "layers of type sliding_attention need a window")
     window = keys.integer("sliding_window", default)
     return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
 
 
 def refuse_other_than(keys: ConfigKeys, served: Mapping[str, object]) -> None:
-    """Refuse a switch in another position than the one that transformers computes without reading it.
+    """Reject a switch whose value differs from the one that transformers computes without reading it.
 
     Raises:
-        CheckpointError: one of the keys is there with another value.
+        CheckpointError: one of the keys has another value.
     """
     for key, value in served.items():
         if keys.has(key) and keys.values[key] != value:
-            raise keys.refusal(key, f"only {value!r} is served")
+            raise keys.refusal(key, f"only {value!r} is supported")

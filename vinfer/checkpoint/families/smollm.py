@@ -1,4 +1,4 @@
-"""SmolLM3: Llama with layers that do not rotate, and windows on those where it has any.
+"""SmolLM3: Llama with layers that do not rotate, and optional windows on those.
 
 Source: transformers 5.5, `models/smollm3/configuration_smollm3.py` and `modeling_smollm3.py`.
 """
@@ -30,9 +30,9 @@ def _smollm3(keys: ConfigKeys) -> NormalisedConfig:
 
 
 def _rotating_layers(keys: ConfigKeys) -> list[int]:
-    """Return 1 or 0 per layer; `no_rope_layers` means the opposite of its name: 1 is a layer that rotates.
+    """Return 1 or 0 per layer; `no_rope_layers` means the opposite of its name: 1 marks a rotating layer.
 
-    A longer list than there are layers is read from its start.
+    If the list is longer than the number of layers, only its start is read.
     """
     num_layers = read_num_layers(keys)
     if not keys.has("no_rope_layers"):
@@ -40,7 +40,7 @@ def _rotating_layers(keys: ConfigKeys) -> list[int]:
         return [int((layer + 1) % interval != 0) for layer in range(num_layers)]
     stated = keys.values["no_rope_layers"]
     if not isinstance(stated, list) or any(entry not in (0, 1) for entry in stated):
-        raise keys.refusal("no_rope_layers", "must be a list of 0 and 1")
+        raise keys.refusal("no_rope_layers", "must be a list of 0s and 1s")
     if len(stated) < num_layers:
         raise keys.refusal(
             "no_rope_layers", f"has {len(stated)} entries for num_hidden_layers = {num_layers}"
@@ -49,7 +49,7 @@ def _rotating_layers(keys: ConfigKeys) -> list[int]:
 
 
 def _windows(keys: ConfigKeys, rotating: list[int]) -> tuple[int | None, ...]:
-    """Layers that do not rotate slide, where windows are on and `layer_types` does not say otherwise."""
+    """Return each layer's window; by default, layers that do not rotate slide if windows are on."""
     is_sliding = keys.boolean("use_sliding_window", False)
     defaults = [
         "sliding_attention" if is_sliding and keys.has("sliding_window") and not rotates else "full_attention"
@@ -58,7 +58,7 @@ def _windows(keys: ConfigKeys, rotating: list[int]) -> tuple[int | None, ...]:
     layer_types = read_layer_types(keys, len(rotating), defaults)
     if not is_sliding and "sliding_attention" in layer_types:
         raise keys.refusal(
-            "layer_types", "has sliding_attention, but use_sliding_window is false: contradictory"
+            "layer_types", "has sliding_attention, but use_sliding_window is false: correct one of them"
         )
     return read_windows(keys, layer_types)
 
@@ -79,7 +79,7 @@ FAMILIES = (
             }
         ),
         translate=_smollm3,
-        # Published files carry it; transformers' SmolLM3 does not read it.
+        # Published files have it; transformers' SmolLM3 does not read it.
         harmless=frozenset({"max_window_layers"}),
     ),
 )

@@ -29,7 +29,7 @@ from vinfer.checkpoint.rope.config import read_rope
 
 
 def _stablelm(keys: ConfigKeys) -> NormalisedConfig:
-    # Without the key transformers takes 32, whatever num_attention_heads is.
+    # Without the key, transformers assumes 32, whatever num_attention_heads is.
     heads = read_heads(keys, must_state_kv_heads=True)
     hidden, inner = read_hidden_size(keys), read_intermediate_size(keys)
     if heads.num_queries != hidden:
@@ -40,7 +40,7 @@ def _stablelm(keys: ConfigKeys) -> NormalisedConfig:
     facts = read_facts(keys, heads)
     rope = read_rope(keys, head_dim=heads.head_dim, default_partial_rotary_factor=0.25)
     epsilon = keys.number("layer_norm_eps", 1e-5)
-    # Names from before the family was in transformers, which reads none of them.
+    # Names that predate the family's support in transformers, which reads none of them.
     old_names: dict[str, object] = {
         "norm_eps": epsilon,
         "num_heads": heads.num_attention_heads,
@@ -63,7 +63,7 @@ def _stablelm(keys: ConfigKeys) -> NormalisedConfig:
         "attention_dropout": 0.0,
     }
     layer = _layer_shapes(heads, hidden, inner, has_bias=has_bias)
-    # In a parallel block both halves read the first norm.
+    # In a parallel block, both halves read the first norm.
     norms = ("input_layernorm",) if is_parallel else ("input_layernorm", "post_attention_layernorm")
     layer |= norm_shapes(norms, hidden, has_bias=True)
     if has_head_norms:

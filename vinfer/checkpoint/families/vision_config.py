@@ -1,4 +1,4 @@
-"""What families with images share: vision_config, the placeholder token, and the names of their tensors.
+"""What image families share: vision_config, the placeholder token, and the names of their tensors.
 
 Source: transformers 5.5, `models/{clip,siglip}/{configuration,modeling}_*.py`, `conversion_mapping.py`.
 """
@@ -21,7 +21,7 @@ ACTIVATIONS = {name: name for name in ("quick_gelu", "gelu", "gelu_new", "gelu_p
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
 NAMES = TensorNames(
     renamed=(
-        # As published; as transformers 5 calls them inside; and as it saves them, half one, half the other.
+        # As published; as transformers 5 names them internally; and as it saves them, a mix of both.
         ("model.language_model.model.", "model."),
         ("language_model.model.", "model."),
         ("language_model.lm_head.", "lm_head."),
@@ -35,17 +35,17 @@ _TOWER = "vision_tower.vision_model"
 
 
 def read_tower(section: ConfigKeys, *, served: tuple[str, ...]) -> tuple[TowerFacts, dict[str, Shape]]:
-    """Read a vision_config: the tower, and every tensor that files have of it.
+    """Read a vision_config: the tower, and the shapes of all its tensors in a checkpoint.
 
     Args:
-        served: model types of towers; the first is what a config without one means.
+        served: supported model types of towers; the first is the default.
 
     Raises:
-        CheckpointError: a key or value that is not served.
+        CheckpointError: an unsupported key or value.
     """
     model_type = section.string("model_type", served[0])
     if model_type not in served:
-        raise section.refusal("model_type", f"as the vision tower vinfer serves {' and '.join(served)}")
+        raise section.refusal("model_type", f"supported as the vision tower: {' and '.join(served)}")
     is_clip = model_type == CLIP
     refuse_unknown_keys(section, _CLIP if is_clip else _SIGLIP)
     hidden, num_heads = read_hidden_size(section), section.integer("num_attention_heads", maximum=2**16)
@@ -71,10 +71,10 @@ def read_tower(section: ConfigKeys, *, served: tuple[str, ...]) -> tuple[TowerFa
 
 
 def read_image_token_id(keys: ConfigKeys, *, default: int, vocab_size: int) -> int:
-    """Read the placeholder's id, under the name of transformers 4 or 5."""
+    """Read the placeholder's id, under its name in transformers 4 or 5."""
     stated = [keys.values[key] for key in ("image_token_id", "image_token_index") if keys.has(key)]
     if len(stated) > 1 and stated[0] != stated[1]:
-        raise keys.refusal("image_token_id", "differs from image_token_index: take one of them out")
+        raise keys.refusal("image_token_id", "differs from image_token_index: remove one of them")
     key = "image_token_id" if keys.has("image_token_id") else "image_token_index"
     return keys.integer(key, default, minimum=0, maximum=vocab_size - 1)
 
@@ -102,7 +102,7 @@ def _tower_shapes(tower: TowerFacts) -> dict[str, Shape]:
     first: dict[str, Shape] = (
         {
             f"{_TOWER}.embeddings.class_embedding": (hidden,),
-            # So spelled in every checkpoint.
+            # Spelled this way in every checkpoint.
             **norm_shapes((f"{_TOWER}.pre_layrnorm",), hidden, has_bias=True),
         }
         if tower.is_clip
@@ -122,7 +122,7 @@ def _tower_shapes(tower: TowerFacts) -> dict[str, Shape]:
 
 
 def _head_shapes(tower: TowerFacts) -> dict[str, Shape]:
-    """List SigLIP's pooling head, which makes one vector of an image and is not used here."""
+    """List SigLIP's pooling head, which turns an image into one vector and is unused here."""
     hidden = tower.hidden_size
     head = {
         "probe": (1, 1, hidden),
@@ -136,7 +136,7 @@ def _head_shapes(tower: TowerFacts) -> dict[str, Shape]:
 
 
 def _no_decoder(keys: ConfigKeys) -> NormalisedConfig:
-    raise keys.refusal("model_type", "is a vision tower, not a model that answers")
+    raise keys.refusal("model_type", "is only a vision tower: point `source` at the whole model")
 
 
 _KEYS = frozenset({"image_size", "layer_norm_eps", "num_channels", "patch_size"})
@@ -145,7 +145,7 @@ _CLIP = Family(
     architecture="CLIPVisionModel",
     keys=_KEYS,
     translate=_no_decoder,
-    # Of the text half and of training.
+    # For the text half and for training.
     harmless=frozenset({"dropout", "initializer_factor", "projection_dim"}),
 )
 _SIGLIP = Family(

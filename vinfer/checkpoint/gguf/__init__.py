@@ -1,1 +1,1 @@
-"""GGUF files: llama.cpp's metadata, tensor names and vocabularies in the terms of transformers."""
+"""GGUF files: translates llama.cpp's metadata, tensor names and vocabularies into transformers' terms."""

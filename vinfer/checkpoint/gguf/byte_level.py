@@ -1,7 +1,7 @@
 """Builds byte-level BPE tokenizers (`tokenizer.ggml.model = gpt2`) from GGUF metadata.
 
 Runs in the build half, on any thread. GGUF stores tokens and merges but only a *name* for the rule
-that splits text into words, so each served name is spelled out here and any other is refused:
+that splits text into words. Each supported name is spelled out here and any other is rejected:
 transformers' own conversion guesses, and is wrong for SmolLM2 (a space becomes <|endoftext|>).
 """
 
@@ -22,12 +22,12 @@ from vinfer.errors import CheckpointError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Splitting:
-    """The rule behind one name: how text becomes words, and what goes with it in that family.
+    """The rule behind one name: how text is split into words, and related defaults of that family.
 
     Attributes:
-        pattern: regular expression of the words; None for that of GPT-2.
-        splits_digits: every digit is a word of its own, before the GPT-2 pattern.
-        adds_bos: what holds where the file does not say.
+        pattern: regular expression for words; None for GPT-2's.
+        splits_digits: each digit is a separate word, before the GPT-2 pattern.
+        adds_bos: the default if the file does not say.
     """
 
     pattern: str | None = None
@@ -44,8 +44,8 @@ def _llama3_pattern(digits: str) -> str:
     )
 
 
-# Each is what the original tokenizer.json of the family says. `default` is absent on purpose: it is what
-# converters write when they did not recognise the tokenizer.
+# Each matches the family's original tokenizer.json. `default` is absent on purpose: converters write it
+# when they did not recognize the tokenizer.
 _SPLITTINGS = {
     "gpt-2": Splitting(),
     "smollm": Splitting(splits_digits=True),
@@ -58,13 +58,13 @@ def read_splitting(keys: ConfigKeys) -> Splitting:
     """Look up `tokenizer.ggml.pre`.
 
     Raises:
-        CheckpointError: a name that is not known here.
+        CheckpointError: an unknown name.
     """
     name = keys.string("tokenizer.ggml.pre", "default")
     if name not in _SPLITTINGS:
         raise CheckpointError(
-            f"{keys.where}: tokenizer.ggml.pre = {name!r}: splitting rules known: {', '.join(_SPLITTINGS)}: "
-            "take the model's Hugging Face directory, which carries its own tokenizer.json"
+            f"{keys.where}: tokenizer.ggml.pre = {name!r}; supported: {', '.join(_SPLITTINGS)}: "
+            "use the model's Hugging Face directory, which has its own tokenizer.json"
         )
     return _SPLITTINGS[name]
 
@@ -80,7 +80,7 @@ def build_byte_level(keys: ConfigKeys, vocabulary: Vocabulary, splitting: Splitt
         model = BPE(vocab=vocabulary.ids(), merges=merges, ignore_merges=splitting.ignores_merges)
     except Exception as error:  # the package raises bare Exception and TypeError
         raise CheckpointError(
-            f"{keys.where}: tokenizer.ggml.merges do not fit the tokens ({error})"
+            f"{keys.where}: tokenizer.ggml.merges do not match the tokens ({error})"
         ) from error
     tokenizer = Tokenizer(model)
     if splitting.normalizes_nfc:

@@ -1,7 +1,7 @@
 """A GGUF file as a checkpoint: its metadata and tensors in Hugging Face terms.
 
-Runs in the build half, on any thread. `config` and `names` translate; then the same rules as for
-config.json apply (`normalise`).
+Runs in the build half, on any thread. `config` and `names` translate; then the same rules apply as for
+config.json (`normalise`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vinfer.checkpoint.tokenizer_files import TokenizerFiles
 from vinfer.errors import CheckpointError
 
 _ENDS_OF_TURN = {"gemma2": "<end_of_turn>", "gemma3": "<end_of_turn>"}
-"""By architecture, a token that ends answers whatever the file says: Gemma's files name `<eos>` only."""
+"""Extra end token by architecture, whatever the file says: Gemma's files name only `<eos>`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class GgufCheckpoint:
     stored_names: dict[str, str]
     """Hugging Face name -> name in the file."""
     rules: TensorRules
-    # llama.cpp keeps vision towers in files of their own.
+    # llama.cpp keeps vision towers in separate files.
     vision: None = None
     image_processing: None = None
 
@@ -64,10 +64,10 @@ class GgufCheckpoint:
 
 
 def open_gguf_checkpoint(path: Path) -> GgufCheckpoint:
-    """Open a GGUF file of a served architecture.
+    """Open a GGUF file of a supported architecture.
 
     Raises:
-        CheckpointError: malformed, incomplete, or of a kind vinfer does not serve.
+        CheckpointError: malformed, incomplete, or of an unsupported kind.
     """
     file = open_gguf(path)
     keys = ConfigKeys(file.metadata, str(path))
@@ -99,7 +99,7 @@ def open_gguf_checkpoint(path: Path) -> GgufCheckpoint:
 
 
 def _with_divisors(rope: RopeFacts, file: GgufFile) -> RopeFacts:
-    """Apply `rope_freqs.weight`, in which llama.cpp stores llama3 scaling ready computed."""
+    """Apply `rope_freqs.weight`, in which llama.cpp stores precomputed llama3 scaling."""
     divisors = file.read(ROPE_FREQUENCIES)
     if divisors.shape != (rope.rotary_dim // 2,) or not (
         np.isfinite(divisors).all() and (divisors > 0).all()

@@ -1,7 +1,7 @@
-"""GGUF metadata as the config.json that transformers 5 would have for the same model.
+"""Translates GGUF metadata into the config.json that transformers 5 would have for the same model.
 
-Runs in the build half, on any thread. Pure functions: what is written here goes through `normalise` like any
-other config.json. Knows how llama.cpp reads its keys, with the defaults it has for those that are absent.
+Runs in the build half, on any thread. Pure functions: the result goes through `normalise` like any other
+config.json. Knows how llama.cpp reads its keys and which defaults it uses for absent ones.
 
 Source: llama.cpp, `load_hparams` of each architecture and `rope.scaling` in llama-model.cpp.
 """
@@ -50,22 +50,22 @@ def hugging_face_config(keys: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[s
     """Translate the metadata of a whole file.
 
     Args:
-        shapes: of all its tensors, under llama.cpp's names.
+        shapes: shapes of all its tensors, under llama.cpp's names.
 
     Returns:
         A config.json of transformers 5, every fact explicit.
 
     Raises:
-        CheckpointError: another architecture, a missing or wrong value, or a key that vinfer does not know.
+        CheckpointError: an unsupported architecture, a missing or wrong value, or an unknown key.
     """
     architecture = keys.string("general.architecture")
     if architecture not in TENSOR_RULES:
-        raise keys.refusal("general.architecture", f"vinfer serves {', '.join(TENSOR_RULES)}")
+        raise keys.refusal("general.architecture", f"supported: {', '.join(TENSOR_RULES)}")
     if keys.string("general.type", "model") != "model":
-        raise keys.refusal("general.type", "only whole models are served, no adapters and no projectors")
+        raise keys.refusal("general.type", "only whole models are supported, not adapters or projectors")
     if keys.integer("split.count", 1, minimum=0) > 1:
         raise keys.refusal(
-            "split.count", "split files are not served: merge them with llama-gguf-split --merge"
+            "split.count", "split files are unsupported: merge them with llama-gguf-split --merge"
         )
     prefix = f"{architecture}."
     model = ConfigKeys(
@@ -77,13 +77,13 @@ def hugging_face_config(keys: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[s
 
 
 def _sizes(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]:
-    """Read what all architectures have."""
+    """Translate the keys that all architectures have."""
     if (
         model.integer("expert_count", 0, minimum=0) > 0
         or model.integer("expert_used_count", 0, minimum=0) > 0
     ):
         key = "expert_count" if model.values.get("expert_count") else "expert_used_count"
-        raise model.refusal(key, "mixtures of experts are not served from GGUF")
+        raise model.refusal(key, "mixtures of experts are unsupported in GGUF")
     hidden_size, num_heads = model.integer("embedding_length"), model.integer("attention.head_count")
     head_dim = model.integer("attention.key_length", max(hidden_size // num_heads, 1))
     for key in ("rope.dimension_count", "attention.value_length"):
@@ -98,7 +98,7 @@ def _sizes(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]:
         "head_dim": head_dim,
         "max_position_embeddings": model.integer("context_length"),
         "rms_norm_eps": model.number("attention.layer_norm_rms_epsilon"),
-        # llama.cpp leaves the head out where it is tied.
+        # llama.cpp omits a tied head.
         "tie_word_embeddings": "output.weight" not in shapes,
     }
 
@@ -128,7 +128,7 @@ def _without_windows(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str
     _refuse_unknown(model, _KEYS)
     if model.integer("attention.sliding_window", 0, minimum=0) > 0:
         raise model.refusal(
-            "attention.sliding_window", "sliding windows of this architecture are not served from GGUF"
+            "attention.sliding_window", "sliding windows are unsupported for this architecture in GGUF"
         )
     return {
         **_sizes(model, shapes),
@@ -168,7 +168,7 @@ def _gemma3(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]
         "layer_types": layer_types,
         "final_logit_softcapping": model.number(cap) if model.has(cap) else None,
         "rope_parameters": {
-            # Scaling is for the layers that see everything.
+            # Scaling applies to full-attention layers only.
             "full_attention": _rope(model, model.number("rope.freq_base", 10_000.0)),
             "sliding_attention": {
                 "rope_type": "default",
@@ -179,9 +179,9 @@ def _gemma3(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]
 
 
 def _gemma_sizes(model: ConfigKeys, shapes: Mapping[str, Shape], *, largest: int) -> dict[str, object]:
-    """Read the sizes; `largest` is how many layers the 27B model of the generation has.
+    """Translate the sizes; `largest` is the number of layers of the generation's 27B model.
 
-    The files do not say what attention scores are divided by: llama.cpp goes by the number of layers.
+    Files do not state the divisor of attention scores; llama.cpp infers it from the number of layers.
     """
     sizes = _sizes(model, shapes)
     hidden_size, num_heads = model.integer("embedding_length"), model.integer("attention.head_count")
@@ -195,7 +195,7 @@ def _gemma_sizes(model: ConfigKeys, shapes: Mapping[str, Shape], *, largest: int
 
 
 def _layer_types(model: ConfigKeys, *, period: int) -> list[str]:
-    """Read which layers slide: all but each so many-th, or one boolean per layer."""
+    """Return the layer types: every `period`-th layer is full attention, or one boolean per layer decides."""
     key = "attention.sliding_window_pattern"
     num_layers = model.integer("block_count", maximum=MAX_LAYERS)
     stated = model.values.get(key)
@@ -210,10 +210,10 @@ def _layer_types(model: ConfigKeys, *, period: int) -> list[str]:
 
 
 def _rope(model: ConfigKeys, theta: float) -> dict[str, object]:
-    """Write `rope_parameters`. A factor without a type is linear scaling, and one of 0 is none."""
+    """Return `rope_parameters`. A factor without a type means linear scaling; a factor of 0 means none."""
     scaling = model.string("rope.scaling.type", "linear")
     if scaling not in ("none", "linear"):
-        raise model.refusal("rope.scaling.type", "scaling types served: none, linear")
+        raise model.refusal("rope.scaling.type", "supported scaling types: none, linear")
     stated = model.values.get("rope.scaling.factor")
     is_zero = isinstance(stated, int | float) and stated == 0
     factor = 1.0 if is_zero else model.number("rope.scaling.factor", 1.0)

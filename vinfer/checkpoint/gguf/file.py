@@ -1,8 +1,8 @@
-"""Reads GGUF files: header, metadata, tensors, dequantised to float32.
+"""Reads GGUF files: header, metadata, and tensors dequantized to float32.
 
 Runs in the build half, on any thread. The header is untrusted: every count and length is checked
-against the file before anything is allocated, which the gguf package's own reader does not do; from
-that package come only the type table and the dequantisers. Knows no model.
+against the file before anything is allocated, which the gguf package's own reader does not do. Only
+the type table and the dequantizers come from that package. Knows no model.
 
 Source: the GGUF specification of ggml, versions 2 and 3.
 """
@@ -25,7 +25,7 @@ from vinfer.errors import CheckpointError
 MAX_METADATA_KEYS = 2**14
 MAX_TENSORS = 2**17
 MAX_STRINGS = 2**21
-"""Over all string arrays of a file; the largest tokenizers have 0.8 million tokens and merges."""
+"""Total over all string arrays of a file; the largest tokenizers have 0.8 million tokens and merges."""
 MAX_STRING_BYTES = 2**24
 MAX_NAME_BYTES = 1024
 MAX_DIMENSIONS = 4
@@ -56,7 +56,7 @@ SERVED_TYPES = frozenset(_FLOAT_TYPES + _QUANTISED_TYPES)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """Where one tensor lies: `shape` in row-major order, `offset` and `num_bytes` in the file."""
+    """The location of one tensor: `shape` in row-major order, `offset` and `num_bytes` in the file."""
 
     shape: tuple[int, ...]
     type: GGMLQuantizationType
@@ -75,7 +75,7 @@ class GgufFile:
     """uint8 [file size], memory-mapped."""
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
-        """Dequantise one tensor to float32; its shape is that of `tensors[name]`."""
+        """Dequantize one tensor to float32; its shape is that of `tensors[name]`."""
         tensor = self.tensors[name]
         stored = self.contents[tensor.offset : tensor.offset + tensor.num_bytes]
         rows = stored.reshape(*tensor.shape[:-1], -1)
@@ -86,21 +86,21 @@ def open_gguf(path: Path) -> GgufFile:
     """Map a file and read its header.
 
     Raises:
-        CheckpointError: not GGUF, truncated, malformed, or with tensors of a type not served.
+        CheckpointError: not GGUF, truncated, malformed, or with tensors of an unsupported type.
     """
     try:
         if path.stat().st_size < 24:
             raise CheckpointError(f"{path} is too short for a GGUF file: download it again")
         contents = np.memmap(path, dtype=np.uint8, mode="r")
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}: correct `source`") from error
+        raise CheckpointError(f"cannot read {path}: {error.strerror}: check `source`") from error
     header = _Header(path, contents)
     metadata, tensors = header.parse()
     return GgufFile(path, metadata, tensors, contents)
 
 
 class _Header:
-    """A cursor over the untrusted header; every read is bounded by the file."""
+    """A cursor over the untrusted header; every read is limited to the file."""
 
     def __init__(self, path: Path, contents: npt.NDArray[np.uint8]) -> None:
         self._path = path
@@ -110,12 +110,12 @@ class _Header:
 
     def parse(self) -> tuple[dict[str, object], dict[str, GgufTensor]]:
         if bytes(self._take(4)) != b"GGUF":
-            raise self._error("does not begin with GGUF: this is another kind of file")
+            raise self._error("does not begin with GGUF: it is not a GGUF file")
         version = self._integer("<I")
         if version & 0xFFFF == 0:
-            raise self._error("is big-endian, which is not served: convert it for little-endian machines")
+            raise self._error("is big-endian, which is unsupported: convert it to little-endian")
         if version not in (2, 3):
-            raise self._error(f"is GGUF version {version}; versions served: 2, 3")
+            raise self._error(f"is GGUF version {version}; supported versions: 2, 3")
         num_tensors = self._count("<Q", MAX_TENSORS, "tensors")
         num_keys = self._count("<Q", MAX_METADATA_KEYS, "metadata keys")
         metadata: dict[str, object] = {}
@@ -157,12 +157,12 @@ class _Header:
             raise self._error(f"tensor {name!r} has the unknown type {type_}") from None
         if kind.name not in SERVED_TYPES:
             raise self._error(
-                f"tensor {name!r} has type {kind.name}; types served: {', '.join(sorted(SERVED_TYPES))}"
+                f"tensor {name!r} has type {kind.name}; supported types: {', '.join(sorted(SERVED_TYPES))}"
             )
         block_elements, block_bytes = GGML_QUANT_SIZES[kind]
         if shape[-1] % block_elements:
             raise self._error(
-                f"tensor {name!r} has rows of {shape[-1]}, not whole blocks of {block_elements}"
+                f"tensor {name!r} has rows of {shape[-1]}, not a multiple of the block size {block_elements}"
             )
         num_bytes = math.prod(shape) // block_elements * block_bytes
         if offset % alignment:
@@ -191,7 +191,7 @@ class _Header:
         self._num_strings += length
         if self._num_strings > MAX_STRINGS:
             raise self._error(
-                f"{key} brings the strings of the file to {self._num_strings}; limit {MAX_STRINGS}"
+                f"{key} brings the number of strings in the file to {self._num_strings}; limit {MAX_STRINGS}"
             )
         return [self._string(key) for _ in range(length)]
 

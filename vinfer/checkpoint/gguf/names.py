@@ -1,4 +1,4 @@
-"""llama.cpp's tensor names, and what its converter does to weights, in the terms of transformers.
+"""Translates llama.cpp's tensor names, and undoes its converter's changes to weights.
 
 Runs in the build half, on any thread. Reads no files.
 
@@ -18,7 +18,7 @@ from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.errors import CheckpointError
 
 ROPE_FREQUENCIES = "rope_freqs.weight"
-"""Not a weight: Llama 3's rotary scaling, ready computed."""
+"""Not a weight: Llama 3's rotary scaling, precomputed."""
 
 _TOP_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -50,10 +50,10 @@ class TensorRules:
     """How the tensors of one architecture are named and stored.
 
     Attributes:
-        layer_names: llama.cpp's name -> transformers' name within a layer.
-        permutes_rotary_rows: q and k rows are interleaved for the rotation of adjacent pairs.
-        takes_rope_frequencies: `ROPE_FREQUENCIES` may be there.
-        adds_one_to_norms: a norm is stored as what it multiplies by, where transformers stores that less 1.
+        layer_names: llama.cpp's name -> transformers' name, within a layer.
+        permutes_rotary_rows: q and k rows are interleaved, for rotation of adjacent pairs.
+        takes_rope_frequencies: `ROPE_FREQUENCIES` may be present.
+        adds_one_to_norms: norms are stored as the multiplier; transformers stores the multiplier minus 1.
     """
 
     layer_names: Mapping[str, str]
@@ -62,10 +62,10 @@ class TensorRules:
     adds_one_to_norms: bool = False
 
     def hugging_face_name(self, stored: str, where: str) -> str:
-        """Translate a name.
+        """Translate a tensor's name.
 
         Raises:
-            CheckpointError: no tensor of this architecture has it.
+            CheckpointError: this architecture has no such tensor.
         """
         parts = re.fullmatch(r"(?:blk\.(\d{1,5})\.)?(\w+)\.(weight|bias)", stored, re.ASCII)
         if parts is not None:
@@ -75,17 +75,17 @@ class TensorRules:
             if layer is not None and name in self.layer_names:
                 return f"model.layers.{int(layer)}.{self.layer_names[name]}.{kind}"
         raise CheckpointError(
-            f"{where} has a tensor {stored!r} that vinfer has no place for: it is a variant not served"
+            f"{where} has a tensor {stored!r} that vinfer does not know: the model is an unsupported variant"
         )
 
     def restore(
         self, name: str, weight: npt.NDArray[np.float32], config: ConfigKeys
     ) -> npt.NDArray[np.float32]:
-        """Undo what the converter did: float32, shape as it is.
+        """Undo the converter's change to a weight: float32, same shape.
 
         Args:
             name: the tensor's name in transformers.
-            config: a config.json, for the numbers of heads.
+            config: config.json, for the numbers of heads.
         """
         module = name.split(".")[-2]
         if self.permutes_rotary_rows and module in ("q_proj", "k_proj"):
@@ -103,11 +103,11 @@ TENSOR_RULES: dict[str, TensorRules] = {
     "qwen2": TensorRules(layer_names=_LAYER_NAMES),
     "qwen3": TensorRules(layer_names=_LAYER_NAMES),
 }
-"""By `general.architecture`; what is not here is not served from GGUF."""
+"""By `general.architecture`; others are unsupported in GGUF."""
 
 
 def unpermute_rotary_rows(weight: npt.NDArray[np.float32], num_heads: int) -> npt.NDArray[np.float32]:
-    """Undo llama.cpp's permutation of q and k rows: float32 [num_heads * head_dim, ...], same out.
+    """Undo llama.cpp's permutation of q and k rows: float32 [num_heads * head_dim, ...]; same shape out.
 
     GGUF interleaves the two halves of every Llama head for adjacent-pair rotation; transformers and
     EasyDeL rotate halves. Source: `LlamaModel.permute` in llama.cpp's convert_hf_to_gguf.py.

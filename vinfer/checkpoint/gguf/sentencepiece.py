@@ -3,9 +3,9 @@
 Runs in the build half, on any thread. Llama 2, Mistral and Gemma have tokenizers of this kind: pieces with
 scores instead of merges, `▁` for a space, and byte tokens for what the pieces cannot spell.
 
-SentencePiece joins the two neighbours whose joint piece scores highest, the leftmost of equal ones. Merges
-ordered by the score of what they make say the same, except where two ways to make one and the same piece
-overlap (`a|aa|a`): then the first merge wins here, the left one there.
+SentencePiece joins the two neighbors whose joint piece scores highest, leftmost first among equals. Merges
+ordered by the score of their result give the same tokens, with one exception: where two ways to make the
+same piece overlap (`a|aa|a`), the first merge wins here and the leftmost one wins in SentencePiece.
 
 Source: `bpe_model.cc` of SentencePiece (Google); `SpmConverter` of transformers; `llm_tokenizer_spm` of
 llama.cpp.
@@ -35,16 +35,16 @@ from vinfer.errors import CheckpointError
 
 SPACE = "\u2581"
 MAX_PIECE_CHARACTERS = 256
-"""SentencePiece trains pieces of 16 unless told otherwise; every way to cut a piece in two is tried."""
+"""SentencePiece trains pieces of 16 by default; every way to split a piece in two is tried."""
 MAX_MERGES = 2**22
-"""Gemma 3, with the largest vocabulary of this kind, needs half a million."""
+"""Gemma 3, with the largest vocabulary of this kind, needs 0.5 million."""
 
 
 def read_pieces(keys: ConfigKeys) -> Vocabulary:
-    """Read the vocabulary, user-defined tokens spelled as pieces: converters make their `▁` spaces.
+    """Read the vocabulary; user-defined tokens are spelled like pieces, as converters turn `▁` into spaces.
 
     Raises:
-        CheckpointError: as `read_vocabulary`.
+        CheckpointError: see `read_vocabulary`.
     """
     vocabulary = read_vocabulary(keys)
     if _adds_space(keys):
@@ -61,8 +61,8 @@ def build_sentencepiece(keys: ConfigKeys, vocabulary: Vocabulary, *, unk_token: 
     """Build everything but the post-processor.
 
     Raises:
-        CheckpointError: scores or byte tokens are missing or malformed, a piece is too long, or text would be
-            normalized in a way that is not served.
+        CheckpointError: scores or byte tokens are missing or malformed, a piece is too long, or the
+            normalization of text is unsupported.
     """
     _refuse_normalization(keys)
     adds_space = _adds_space(keys)
@@ -82,8 +82,8 @@ def build_sentencepiece(keys: ConfigKeys, vocabulary: Vocabulary, *, unk_token: 
         tokenizer,
         special=vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN),
         user_defined=vocabulary.of_type(TokenType.USER_DEFINED),
-        # As SentencePiece does. Not where a space is put before the text: `tokenizers` would put one before
-        # the token that it looks for too; there they are found in the text as sent, as in llama.cpp.
+        # As in SentencePiece. Except where a space is put before the text: `tokenizers` would also put one
+        # before the token that it looks for. There, tokens are found in the text as sent, as in llama.cpp.
         are_normalized=not adds_space,
     )
     return tokenizer
@@ -91,11 +91,11 @@ def build_sentencepiece(keys: ConfigKeys, vocabulary: Vocabulary, *, unk_token: 
 
 def _refuse_normalization(keys: ConfigKeys) -> None:
     if keys.boolean("tokenizer.ggml.remove_extra_whitespaces", False):
-        raise keys.refusal("tokenizer.ggml.remove_extra_whitespaces", "only false is served")
+        raise keys.refusal("tokenizer.ggml.remove_extra_whitespaces", "only false is supported")
     if keys.has("tokenizer.ggml.precompiled_charsmap"):
         raise CheckpointError(
-            f"{keys.where} has tokenizer.ggml.precompiled_charsmap: normalization of characters is not built "
-            "from GGUF: take the model's Hugging Face directory, which carries its own tokenizer.json"
+            f"{keys.where} has tokenizer.ggml.precompiled_charsmap: character normalization cannot be built "
+            "from GGUF: use the model's Hugging Face directory, which has its own tokenizer.json"
         )
 
 
@@ -106,8 +106,8 @@ def _adds_space(keys: ConfigKeys) -> bool:
 def _merges(keys: ConfigKeys, vocabulary: Vocabulary, scores: list[float]) -> list[tuple[str, str]]:
     """List each way to make a piece of two others, best piece first.
 
-    Byte, control and unknown tokens are not spelled by text, user-defined tokens are found before, and unused
-    ones are made by nothing.
+    Skips byte, control and unknown tokens, which text cannot spell, user-defined tokens, which are found
+    before merging, and unused ones, which nothing produces.
     """
     pieces = vocabulary.of_type(TokenType.NORMAL)
     longest = max(map(len, pieces), default=0)
@@ -147,7 +147,7 @@ def _has_byte_tokens(keys: ConfigKeys, vocabulary: Vocabulary) -> bool:
 
 
 def _normalizer(adds_space: bool) -> Normalizer:
-    """Write spaces as pieces have them; a text, and what follows a special token, may begin with one."""
+    """Replace spaces by `▁`; if `adds_space`, put one before a text and after each special token."""
     spaces = Replace(" ", SPACE)
     return Sequence([Prepend(SPACE), spaces]) if adds_space else spaces
 

@@ -1,7 +1,7 @@
-"""Builds tokenizer.json from the vocabulary that a GGUF file carries.
+"""Builds tokenizer.json from the vocabulary in a GGUF file.
 
-Runs in the build half, on any thread. Each tokenizer model has a file of its own; what all have in common
-stands here: the named tokens, what is put around a text, and the chat template.
+Runs in the build half, on any thread. Each tokenizer model has its own file; what they share is here: the
+named tokens, the special tokens around a text, and the chat template.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def build_tokenizer_files(metadata: Mapping[str, object], where: str) -> Tokeniz
     """Build the tokenizer from `tokenizer.*` metadata.
 
     Raises:
-        CheckpointError: another tokenizer model, an unknown splitting rule, or malformed vocabulary.
+        CheckpointError: an unsupported tokenizer model, an unknown splitting rule, or malformed vocabulary.
     """
     keys = ConfigKeys(metadata, where)
     model = keys.string("tokenizer.ggml.model")
     if model not in ("gpt2", "llama"):
         raise keys.refusal(
             "tokenizer.ggml.model",
-            "only gpt2 (byte-level BPE) and llama (SentencePiece BPE) are built from GGUF: take the model's "
+            "only gpt2 (byte-level BPE) and llama (SentencePiece BPE) are supported in GGUF: use the model's "
             "Hugging Face directory",
         )
     vocabulary = read_vocabulary(keys) if model == "gpt2" else read_pieces(keys)
@@ -74,7 +74,7 @@ def _post_processor(
         )
     except Exception as error:  # the package raises bare Exception and ValueError
         raise CheckpointError(
-            f"{keys.where}: {' and '.join(map(repr, special))} cannot be put around a text ({error}): "
+            f"{keys.where}: {' and '.join(map(repr, special))} cannot be added around a text ({error}): "
             "tokenizer.ggml.bos_token_id or tokenizer.ggml.eos_token_id is wrong"
         ) from error
 

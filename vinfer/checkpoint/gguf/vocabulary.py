@@ -1,4 +1,4 @@
-"""The vocabulary that a GGUF file carries: its tokens and what kind each is, checked.
+"""Reads and checks the vocabulary of a GGUF file: its tokens and the type of each.
 
 Runs in the build half, on any thread. Knows no tokenizer model.
 """
@@ -31,13 +31,13 @@ class TokenType(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Token i is spelled `tokens[i]` and of the kind `types[i]`; no spelling occurs twice."""
+    """Token i has text `tokens[i]` and type `types[i]`; no text occurs twice."""
 
     tokens: list[str]
     types: list[int]
 
     def of_type(self, *types: TokenType) -> list[str]:
-        """List the tokens of these kinds, in the order of their ids."""
+        """List the tokens of these types, in order of their ids."""
         return [token for token, type_ in zip(self.tokens, self.types, strict=True) if type_ in types]
 
     def ids(self) -> dict[str, int]:
@@ -60,12 +60,12 @@ def read_strings(keys: ConfigKeys, key: str) -> list[str]:
     """Read a list of strings that must not be empty."""
     value = keys.values.get(key)
     if not isinstance(value, list) or not value:
-        raise CheckpointError(f"{keys.where} has no list of strings {key}: the file carries no tokenizer")
+        raise CheckpointError(f"{keys.where} has no list of strings {key}: the file has no tokenizer")
     return value
 
 
 def read_scores(keys: ConfigKeys, num_tokens: int) -> list[float]:
-    """Read `tokenizer.ggml.scores`: one for each token, finite.
+    """Read `tokenizer.ggml.scores`: one finite number per token.
 
     Raises:
         CheckpointError: missing, of the wrong length, or not finite.
@@ -78,7 +78,7 @@ def read_scores(keys: ConfigKeys, num_tokens: int) -> list[float]:
 
 
 def check_distinct(keys: ConfigKeys, tokens: Collection[str]) -> None:
-    """Refuse a vocabulary in which two ids are spelled alike."""
+    """Reject a vocabulary in which two ids have the same text."""
     num_doubles = len(tokens) - len(set(tokens))
     if num_doubles:
         raise CheckpointError(
@@ -97,10 +97,10 @@ def _numbers(keys: ConfigKeys, key: str, num_tokens: int, *, kinds: str) -> list
 def add_tokens(
     tokenizer: Tokenizer, special: list[str], user_defined: list[str], *, are_normalized: bool
 ) -> None:
-    """Have tokens found in text before it is split; only `special` ones are left out of decoded text.
+    """Add tokens that are found in text before it is split; only `special` ones are omitted when decoding.
 
     Args:
-        are_normalized: user-defined tokens are looked for in the normalized text, not in the text as sent.
+        are_normalized: user-defined tokens are matched in the normalized text, not in the text as sent.
     """
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.add_tokens(

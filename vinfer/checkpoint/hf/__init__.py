@@ -1,1 +1,1 @@
-"""Safetensors directories in Hugging Face's layout, and the quantized weights that they may hold."""
+"""Safetensors directories in Hugging Face's layout, and the quantized weights that they can hold."""

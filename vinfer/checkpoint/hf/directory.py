@@ -1,6 +1,6 @@
-"""A Hugging Face directory with safetensors as a checkpoint.
+"""Opens a Hugging Face directory with safetensors as a checkpoint.
 
-Runs in the build half, on any thread. Opening reads headers, `read` one tensor. Never opens a pickle;
+Runs in the build half, on any thread. Opening reads headers; `read` reads one tensor. Never opens a pickle;
 imports neither transformers nor torch.
 """
 
@@ -47,7 +47,7 @@ class HfCheckpoint:
     generation: GenerationFacts
     tokenizer: TokenizerFiles
     tensors: dict[str, StoredTensor | Mxfp4Tensor]
-    """By name, shard after shard, each from its start to its end."""
+    """By name, in file order, shard by shard."""
     scheme: Fp8Scheme | None
     scales: dict[str, StoredTensor]
     """By the name of the 8-bit weight."""
@@ -75,7 +75,7 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
     """Open a directory with config.json, tokenizer.json and safetensors.
 
     Raises:
-        CheckpointError: unsafe, incomplete, malformed, or of a kind vinfer does not serve.
+        CheckpointError: unsafe, incomplete, malformed, or of an unsupported kind.
     """
     refuse_unsafe(directory)
     raw_config = read_json_object(directory / "config.json")
@@ -131,32 +131,32 @@ def _refuse_other_size(processing: ImageProcessing, vision: VisionFacts, directo
     _, height, width = vision.image_shape
     if processing.output_size not in (None, (height, width)):
         raise CheckpointError(
-            f"{directory}: the image processor makes images of {processing.output_size}, the vision tower "
-            f"of config.json takes {(height, width)} (height, width): they do not belong together"
+            f"{directory}: the image processor makes images of size {processing.output_size}, but the tower "
+            f"of config.json takes size {(height, width)} (height, width): they do not belong together"
         )
 
 
 def _stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """List the tensors of all shards, one after the other."""
+    """List the tensors of all shards, in order."""
     tensors: dict[str, StoredTensor] = {}
     for path, wanted in _shards(directory).items():
         stored = stored_tensors(path)
         lost = [name for name in wanted or () if name not in stored]
         if lost:
-            raise CheckpointError(f"{path} lacks {lost[0]}, which {_INDEX} places there: download it again")
+            raise CheckpointError(f"{path} lacks {lost[0]}, which {_INDEX} says is there: download it again")
         tensors |= {name: tensor for name, tensor in stored.items() if wanted is None or name in wanted}
     return tensors
 
 
 def _shards(directory: Path) -> dict[Path, set[str] | None]:
-    """List the files with the names of the tensors to take from each; None takes all."""
+    """List the files, each with the names of the tensors to take from it; None means all."""
     index_path = directory / _INDEX
     if not index_path.is_file():
         if not (directory / _SINGLE).is_file():
             others = sorted(path.name for path in directory.glob("*.safetensors"))
             raise CheckpointError(
                 f"{directory} has neither {_SINGLE} nor {_INDEX} (safetensors found: "
-                f"{', '.join(others) or 'none'}): vinfer reads no pickles "
+                f"{', '.join(others) or 'none'}): vinfer does not read pickles "
                 "(*.bin, *.pt); save the model with safe_serialization=True"
             )
         return {directory / _SINGLE: None}
@@ -166,9 +166,7 @@ def _shards(directory: Path) -> dict[Path, set[str] | None]:
     wanted: dict[str, set[str]] = {}
     for name, file_name in weight_map.items():
         if not isinstance(file_name, str) or Path(file_name).name != file_name:
-            raise CheckpointError(
-                f"{index_path}: {name} lies in {file_name!r}, which is not a file name here"
-            )
+            raise CheckpointError(f"{index_path}: {name} is in {file_name!r}, which is not a plain file name")
         wanted.setdefault(file_name, set()).add(name)
     return {directory / file_name: wanted[file_name] for file_name in sorted(wanted)}
 
@@ -176,7 +174,7 @@ def _shards(directory: Path) -> dict[Path, set[str] | None]:
 def _in_our_names(
     stored: Mapping[str, StoredTensor], expected: Shapes, names: TensorNames
 ) -> dict[str, StoredTensor]:
-    """Leave out the family's buffers, and add its prefix where only that makes an expected name."""
+    """Drop the family's buffers; add its prefix to a name if only that matches an expected name."""
     found = {}
     for name, tensor in stored.items():
         if name.endswith(names.buffers) and name not in expected:
@@ -193,21 +191,21 @@ def _check_dtypes(tensors: Mapping[str, StoredTensor | Mxfp4Tensor], directory: 
         if tensor.dtype not in whole:
             served = ", ".join(dtype for dtype in whole if dtype not in FP8_DTYPES)
             raise CheckpointError(
-                f"{directory}: {name} is stored as {tensor.dtype}; served are {served}: "
-                "take unquantised weights"
+                f"{directory}: {name} is stored as {tensor.dtype}; supported: {served}: "
+                "use unquantized weights"
             )
 
 
 def _refuse_contradicted_tie(
     directory: Path, names: TensorNames, tensors: Mapping[str, StoredTensor]
 ) -> None:
-    """Refuse a separate head in a model that says it has none: transformers 4 and 5 disagree on it."""
+    """Reject a separate head in a model declared as tied, because transformers 4 and 5 disagree about it."""
     if names.embedding not in tensors:
-        return  # the layout check says so better
+        return  # the layout check reports this more clearly
     embedding, head = tensors[names.embedding], tensors[names.head]
     is_equal = (
         embedding.shape == head.shape
-        # Of 8-bit floats the scales would have to be equal as well.
+        # For 8-bit floats, equal weights also need equal scales.
         and FP8_DTYPES.isdisjoint((embedding.dtype, head.dtype))
         and all(
             np.array_equal(embedding.read_rows(row, _ROWS_COMPARED), head.read_rows(row, _ROWS_COMPARED))

@@ -1,10 +1,10 @@
-"""Checkpoints whose Linear weights are stored as 8-bit floats with scales.
+"""Reads checkpoints whose Linear weights are stored as 8-bit floats with scales.
 
 Runs in the build half, on any thread. A weight becomes float32, each value times its scale, and then the
-dtype of the build. What is served is therefore the stored weights in full precision: the original also
-rounds the activations to 8 bits on the way, statically or dynamically, and that is not reproduced.
+dtype of the build. The result is the stored weights in full precision. The original model also rounds
+activations to 8 bits, statically or dynamically; that is not reproduced.
 
-Which tensors are quantised is told by their dtypes; the lists of modules left alone decide nothing.
+A tensor's dtype says whether it is quantized; the lists of unquantized modules are ignored.
 
 Source: transformers 5.5, `integrations/finegrained_fp8.py`; the compressed-tensors format of llm-compressor.
 """
@@ -28,11 +28,11 @@ _SCALE_DTYPES = frozenset({"F32", "F16", "BF16"})
 
 _KEY = "quantization_config"
 _SERVED = (
-    "served are fp8 (weight_scale_inv) and 8-bit float compressed-tensors: take the original weights or a "
+    "supported: fp8 (weight_scale_inv) and 8-bit float compressed-tensors: use the original weights or a "
     "GGUF file"
 )
 
-# What says nothing about the weights: activations, bookkeeping, and the lists of modules left alone.
+# Keys irrelevant to the weights: activations, bookkeeping, and lists of unquantized modules.
 _FP8_UNREAD = frozenset({"activation_scheme", "dequantize", "fmt", "modules_to_not_convert", "scale_fmt"})
 _COMPRESSED_UNREAD = frozenset({"global_compression_ratio", "ignore", "quantization_status", "version"})
 _WEIGHTS_UNREAD = frozenset({"observer", "observer_kwargs", "scale_dtype"})
@@ -51,9 +51,9 @@ class Fp8Scheme:
     """How the scales of a checkpoint are stored.
 
     Attributes:
-        scale: name of a scale, in the place of `weight`.
-        block: rows and columns of a weight that share a scale; None where a tensor or a row does.
-        unread: names, likewise, of what only activations need.
+        scale: name of a scale, which replaces `weight` in the tensor's name.
+        block: rows and columns of a weight that share a scale; None if a whole tensor or a row shares one.
+        unread: names, in the same position, of tensors that only activations need.
     """
 
     scale: str
@@ -62,10 +62,10 @@ class Fp8Scheme:
 
 
 def read_fp8_scheme(keys: ConfigKeys) -> Fp8Scheme | None:
-    """Read `quantization_config`; None where there is none.
+    """Read `quantization_config`; None if it is absent.
 
     Raises:
-        CheckpointError: another method, or a key or a value whose meaning for the weights is not served.
+        CheckpointError: an unsupported method, key or value.
     """
     if not keys.has(_KEY):
         return None
@@ -78,7 +78,7 @@ def read_fp8_scheme(keys: ConfigKeys) -> Fp8Scheme | None:
         return _read_fp8(inner)
     if method == "compressed-tensors":
         return _read_compressed_tensors(inner)
-    raise keys.refusal(_KEY, f"quant_method {method!r} is not served; {_SERVED}")
+    raise keys.refusal(_KEY, f"quant_method {method!r} is unsupported; {_SERVED}")
 
 
 def _read_fp8(keys: ConfigKeys) -> Fp8Scheme:
@@ -101,12 +101,12 @@ def _read_compressed_tensors(keys: ConfigKeys) -> Fp8Scheme:
     )
     for key in empty:
         if keys.values.get(key):
-            raise keys.refusal(key, "only an empty one is served")
+            raise keys.refusal(key, "only an empty value is supported")
     sparsity = keys.values.get("sparsity_config") or {"format": "dense"}
     if not isinstance(sparsity, Mapping) or sparsity.get("format") != "dense":
-        raise keys.refusal("sparsity_config", "only the format dense is served")
+        raise keys.refusal("sparsity_config", "only the format dense is supported")
     if keys.string("format") not in _FORMATS:
-        raise keys.refusal("format", f"served are {', '.join(_FORMATS)}")
+        raise keys.refusal("format", f"supported: {', '.join(_FORMATS)}")
     groups = keys.values.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
         raise keys.refusal("config_groups", "must be an object with at least one group")
@@ -124,7 +124,7 @@ def _check_weights(keys: ConfigKeys) -> None:
     _refuse_others(keys, set(_WEIGHTS) | _WEIGHTS_UNREAD)
     for key, served in _WEIGHTS.items():
         if keys.values.get(key) not in served:
-            raise keys.refusal(key, f"served is {' or '.join(map(repr, served))}; take the original weights")
+            raise keys.refusal(key, f"supported: {' or '.join(map(repr, served))}; use the original weights")
 
 
 def _refuse_others(keys: ConfigKeys, known: set[str]) -> None:
@@ -136,13 +136,13 @@ def _refuse_others(keys: ConfigKeys, known: set[str]) -> None:
 def split_scales(
     tensors: Mapping[str, StoredTensor], scheme: Fp8Scheme | None, where: str
 ) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
-    """Separate the tensors of the model from the scales of its quantised weights.
+    """Separate the tensors of the model from the scales of its quantized weights.
 
     Returns:
-        the model's own tensors by name, and by the name of each quantised one its scale.
+        the model's own tensors by name, and the scales by the name of their weight.
 
     Raises:
-        CheckpointError: a quantised weight without a scale, a scale without one, or one of another shape.
+        CheckpointError: a quantized weight without a scale, or a scale of the wrong dtype or shape.
     """
     scales: dict[str, StoredTensor] = {}
     companions: set[str] = set()
@@ -151,8 +151,8 @@ def split_scales(
             continue
         if scheme is None:
             raise CheckpointError(
-                f"{where}: {name} is stored as {tensor.dtype}, and config.json has no {_KEY} that says how "
-                "it is scaled: take unquantised weights"
+                f"{where}: {name} is stored as {tensor.dtype}, but config.json has no {_KEY} that says how "
+                "it is scaled: use unquantized weights"
             )
         stem = name.removesuffix("weight")
         scale = tensors.get(stem + scheme.scale) if stem != name else None
@@ -164,15 +164,15 @@ def split_scales(
         _check_scale(name, tensor, scale, scheme, where)
         scales[name] = scale
         companions |= {stem + suffix for suffix in (scheme.scale, *scheme.unread)}
-    # A scale whose weight is not quantised stays, and the layout check refuses it.
+    # A scale whose weight is not quantized stays, and the layout check rejects it.
     return {name: tensor for name, tensor in tensors.items() if name not in companions}, scales
 
 
 def _check_scale(name: str, tensor: StoredTensor, scale: StoredTensor, scheme: Fp8Scheme, where: str) -> None:
     if scale.dtype not in _SCALE_DTYPES:
         raise CheckpointError(
-            f"{where}: the scale of {name} is stored as {scale.dtype}; served are "
-            f"{', '.join(sorted(_SCALE_DTYPES))}: take unquantised weights"
+            f"{where}: the scale of {name} is stored as {scale.dtype}; supported: "
+            f"{', '.join(sorted(_SCALE_DTYPES))}: use unquantized weights"
         )
     shapes = _scale_shapes(tensor.shape, scheme)
     if scale.shape not in shapes:
@@ -195,12 +195,12 @@ def _scale_shapes(shape: Shape, scheme: Fp8Scheme) -> tuple[Shape, ...]:
 def dequantise(
     weight: npt.NDArray[Any], scale: npt.NDArray[Any], block: tuple[int, int] | None
 ) -> npt.NDArray[np.float32]:
-    """Return float32 weight times scale, rounded once.
+    """Return weight times scale in float32, rounded once.
 
     Args:
         weight: 8-bit floats [..., rows, columns].
-        scale: one number, or one per row [..., rows, 1], or with `block` one per block, the last ones
-            smaller: [..., ceil(rows / block[0]), ceil(columns / block[1])].
+        scale: one number; or one per row [..., rows, 1]; or one per block if `block` is given, where the last
+            blocks may be smaller: [..., ceil(rows / block[0]), ceil(columns / block[1])].
     """
     values = weight.astype(np.float32)
     factors = scale.astype(np.float32)

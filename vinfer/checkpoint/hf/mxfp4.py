@@ -1,8 +1,8 @@
-"""Experts stored as 4-bit floats that share a scale in blocks of 32 (MXFP4), as gpt-oss is published.
+"""Reads experts stored as 4-bit floats with one scale per block of 32 (MXFP4), as in gpt-oss.
 
 Runs in the build half, on any thread. A weight becomes bfloat16, which holds every such value exactly, and
-then the dtype of the build. Which tensors are stored like this is told by their names: `x_blocks` and
-`x_scales` are `x`.
+then the dtype of the build. Names identify the tensors: `x_blocks` and `x_scales` together
+are `x`.
 
 Source: OCP Microscaling Formats 1.0; transformers 5.5, `integrations/mxfp4.py`.
 """
@@ -25,17 +25,17 @@ from vinfer.errors import CheckpointError
 _KEY = "quantization_config"
 _BLOCKS, _SCALES = "_blocks", "_scales"
 _BYTES = 16
-"""Of one block: two values each, the lower four bits first."""
+"""Bytes per block: each holds two values, the lower four bits first."""
 _VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 _SCALE_BIAS = 127
 
-# Modules left alone are told by their tensors; the rest says how transformers loads them.
+# Tensor names show which modules are unquantized; the rest is about loading in transformers.
 _UNREAD = frozenset({"dequantize", "modules_to_not_convert", "quant_method"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Mxfp4Tensor:
-    """A stack of matrices in two stored tensors.
+    """A stack of matrices stored as two tensors.
 
     Attributes:
         blocks: uint8 [experts, out, in / 32, 16].
@@ -47,12 +47,12 @@ class Mxfp4Tensor:
 
     @property
     def dtype(self) -> str:
-        """Name of the dtype that `read` gives, as in safetensors."""
+        """Safetensors name of the dtype that `read` returns."""
         return "BF16"
 
     @property
     def shape(self) -> Shape:
-        """[experts, in, out]: gpt-oss multiplies by its stacks as they are."""
+        """[experts, in, out]: gpt-oss multiplies by its stacks without transposing."""
         experts, num_outputs, num_blocks, _ = self.blocks.shape
         return (experts, num_blocks * _BYTES * 2, num_outputs)
 
@@ -73,25 +73,25 @@ def dequantise(blocks: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint8]) -> 
 
 
 def is_mxfp4(keys: ConfigKeys) -> bool:
-    """Tell whether `quantization_config` is of this kind.
+    """Return whether `quantization_config` says MXFP4.
 
     Raises:
-        CheckpointError: it is, and has a key that is not known here.
+        CheckpointError: it does, and has an unknown key.
     """
     stated = keys.values.get(_KEY)
     if not isinstance(stated, Mapping) or stated.get("quant_method") != "mxfp4":
         return False
     for key in stated:
         if key not in _UNREAD:
-            raise keys.refusal(_KEY, f"vinfer does not know what its key {key} does to the weights")
+            raise keys.refusal(_KEY, f"vinfer does not know how its key {key} affects the weights")
     return True
 
 
 def join_blocks(tensors: Mapping[str, StoredTensor], where: str) -> dict[str, StoredTensor | Mxfp4Tensor]:
-    """Put one tensor in the place of each pair of blocks and scales.
+    """Replace each pair of blocks and scales with one tensor.
 
     Raises:
-        CheckpointError: one of a pair is missing, or their shapes or dtypes do not belong together.
+        CheckpointError: one of a pair is missing, or their shapes or dtypes do not match.
     """
     joined: dict[str, StoredTensor | Mxfp4Tensor] = {}
     for name, tensor in tensors.items():

@@ -1,7 +1,7 @@
-"""One safetensors file: its tensors by name, each read by itself.
+"""Reads the tensors of one safetensors file by name, one at a time.
 
-Runs in the build half, on any thread. Values are read, not memory-mapped: mapped pages count as memory of the
-process for as long as the file is open, and a build would grow by every shard it has been through. Knows
+Runs in the build half, on any thread. Reads values instead of memory-mapping them: mapped pages count as
+memory of the process while the file is open, so a build would grow with every shard it reads. Knows
 nothing of checkpoints.
 """
 
@@ -29,16 +29,16 @@ DTYPES: dict[str, npt.DTypeLike] = {
     "F8_E5M2": ml_dtypes.float8_e5m2,
     "U8": np.uint8,
 }
-"""The format's name -> dtype, for those that are read; U8 only as a part of MXFP4."""
+"""The format's name -> dtype, for supported dtypes; U8 only as part of MXFP4."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """Where one tensor lies.
+    """The location of one tensor.
 
     Attributes:
         dtype: the format's name; those in `DTYPES` can be read.
-        begin: its first byte in the file.
+        begin: offset of its first byte in the file.
     """
 
     path: Path
@@ -50,12 +50,12 @@ class StoredTensor:
         """Read the whole tensor.
 
         Raises:
-            CheckpointError: the file has become shorter, or cannot be read any more.
+            CheckpointError: the file has become shorter, or can no longer be read.
         """
         return self._read(0, self.shape)
 
     def read_rows(self, first: int, count: int) -> npt.NDArray[Any]:
-        """Read `count` rows of the first axis, fewer at the end; raises as `read`."""
+        """Read `count` rows of the first axis, fewer at the end; raises like `read`."""
         count = max(min(count, self.shape[0] - first), 0)
         return self._read(first, (count, *self.shape[1:]))
 
@@ -64,22 +64,22 @@ class StoredTensor:
         num_values = math.prod(shape)
         offset = self.begin + first_row * math.prod(self.shape[1:]) * dtype.itemsize
         try:
-            # As bytes: NumPy reads no bfloat16.
+            # Read as bytes, because NumPy cannot read bfloat16.
             values = np.fromfile(self.path, np.uint8, num_values * dtype.itemsize, offset=offset)
         except OSError as error:
             raise CheckpointError(f"cannot read {self.path}: {error.strerror}") from error
         if values.size != num_values * dtype.itemsize:
             raise CheckpointError(
-                f"{self.path} has become shorter while it was read: it is being written by someone else"
+                f"{self.path} became shorter while it was read: another process is writing it; try again"
             )
         return values.view(dtype).reshape(shape)
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Read the header of a file; its tensors in the order in which they lie there.
+    """Read the header of a file; returns its tensors in file order.
 
     Raises:
-        CheckpointError: the file is missing, truncated or not in the format.
+        CheckpointError: the file is missing, truncated or not a safetensors file.
     """
     try:
         if not path.is_file():

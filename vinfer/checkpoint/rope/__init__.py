@@ -1,1 +1,1 @@
-"""Rotary position embedding: where a config says it, what each type needs, and the table itself."""
+"""Rotary position embedding: reading it from a config, the facts of each type, and the table itself."""

@@ -1,8 +1,8 @@
-"""Finds the rotary facts in a config.json, in the form of transformers 4 or 5, or of GPT-NeoX.
+"""Finds the rotary facts in a config.json in the format of transformers 4 or 5, or of GPT-NeoX.
 
 Runs in the build half, on any thread. The rules are those of transformers 5.5: `modeling_rope_utils.py`
 (`RotaryEmbeddingConfigMixin`) and `convert_rope_params_to_dict` of the config classes. Knows no family by
-name: what differs between families is an argument.
+name: differences between families are arguments.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class LayerRope:
     """What a family's config class in transformers does for one of its layer types.
 
     Attributes:
-        theta: its default.
-        theta_key: config.json's key for it in transformers 4; None where there is none.
-        parameters: what holds where the file says nothing of this layer type.
-        takes_rope_scaling: whether `rope_scaling` of transformers 4 is about this layer type.
-        head_dim: where it differs from that of the other layer types.
+        theta: default theta.
+        theta_key: config.json's key for it in transformers 4; None if there is none.
+        parameters: defaults for a layer type that the file does not mention.
+        takes_rope_scaling: whether `rope_scaling` of transformers 4 applies to this layer type.
+        head_dim: only if it differs from that of the other layer types.
     """
 
     theta: float
@@ -52,20 +52,20 @@ def read_rope(
 
     Where a file has both forms, `rope_scaling` replaces `rope_parameters` as a whole. A theta inside wins
     over one outside (`rope_theta`, or GPT-NeoX's `rotary_emb_base`). The original length outside wins
-    over one inside; where there is neither, it is `max_position_embeddings`. A key of another rope type
-    than the one named is ignored. transformers does the same.
+    over one inside; without either, it is `max_position_embeddings`. Keys of a rope type other than the
+    stated one are ignored. transformers does the same.
 
     Args:
-        head_dim: what transformers' config calls so; in latent attention only the dimensions that rotate.
-        default_partial_rotary_factor: None for a family that always rotates whole heads: then any factor
-            but 1 is refused.
-        default_original_length: the default of `original_max_position_embeddings` in a config class that
-            has it as a field (phi3: 4096); it, too, wins over a length inside.
-        renamed_types: types that the config class takes for others (qwen2_vl: mrope for default).
+        head_dim: transformers' `head_dim`; in latent attention, only the rotating dimensions.
+        default_partial_rotary_factor: None for a family that always rotates whole heads; any factor but 1
+            is then rejected.
+        default_original_length: the default of `original_max_position_embeddings` for a config class that
+            has it as a field (phi3: 4096); it also wins over a length inside.
+        renamed_types: rope types that the config class treats as another (qwen2_vl: mrope for default).
         family_keys: keys inside that change no table and that the caller reads itself (`mrope_section`).
 
     Raises:
-        CheckpointError: an unknown rope type or key, a missing or contradicting fact, a wrong value.
+        CheckpointError: an unknown rope type or key, a missing or contradictory fact, a wrong value.
     """
     place = "rope_scaling" if keys.values.get("rope_scaling") else "rope_parameters"
     rope = ConfigKeys(_object(keys, place), f"{keys.where}: {place}")
@@ -91,12 +91,12 @@ def read_ropes_by_layer_type(
 ) -> dict[str, RopeFacts]:
     """Read one set of facts per layer type, for families like Gemma 3.
 
-    transformers 5 writes `rope_parameters` = {layer type: parameters}; transformers 4 wrote a theta per
-    layer type under a key of its own, and `rope_scaling`, which is laid over the parameters of the layer
-    types that take it. Whole heads rotate, or the part that the type `proportional` says.
+    transformers 5 writes `rope_parameters` = {layer type: parameters}. transformers 4 wrote one theta key per
+    layer type, and `rope_scaling`, which overrides the parameters of the layer types that take it.
+    Whole heads rotate, or the part that the type `proportional` states.
 
     Raises:
-        CheckpointError: as `read_rope`, or a layer type that is not in `defaults`.
+        CheckpointError: see `read_rope`; also for a layer type that is not in `defaults`.
     """
     stated = ConfigKeys(_object(keys, "rope_parameters"), f"{keys.where}: rope_parameters")
     for layer_type in stated.values:
@@ -122,8 +122,8 @@ def _read_layer_rope(keys: ConfigKeys, rope: ConfigKeys, layer_rope: LayerRope, 
     if layer_rope.theta_key is not None:
         theta = keys.number(layer_rope.theta_key, theta)
     if rope_type == "yarn":
-        # Its own check of the file looks for the keys outside and stops.
-        raise rope.refusal("rope_type", "transformers 5.5 cannot read yarn per layer type, nor can vinfer")
+        # transformers' own check looks for the keys outside and fails.
+        raise rope.refusal("rope_type", "yarn per layer type is unsupported, as in transformers 5.5")
     return read_rope_parameters(
         rope,
         rope_type,
@@ -146,8 +146,8 @@ def _refuse_unknown(rope: ConfigKeys, family_keys: Set[str]) -> None:
     if rope.has("attn_factor"):
         raise rope.refusal(
             "attn_factor",
-            "transformers ignores it, other servers multiply attention_factor by it: state attention_factor, "
-            "or remove the key for what transformers computes",
+            "transformers ignores it, other servers multiply attention_factor by it: set attention_factor, "
+            "or remove the key to get transformers' result",
         )
     for key in rope.values:
         if rope.has(key) and key not in ROPE_KEYS and key not in family_keys:
@@ -160,7 +160,7 @@ def _rope_type(rope: ConfigKeys, names: Mapping[str, RopeType]) -> RopeType:
     key = "rope_type" if rope.has("rope_type") else "type"
     name = rope.string(key, "default")
     if name not in names:
-        raise rope.refusal(key, f"rope types served: {', '.join(names)}")
+        raise rope.refusal(key, f"supported rope types: {', '.join(names)}")
     return names[name]
 
 
@@ -175,10 +175,10 @@ def _outside(keys: ConfigKeys, *names: str) -> float | None:
 def _partial_rotary_factor(
     keys: ConfigKeys, rope: ConfigKeys, rope_type: RopeType, default: float | None
 ) -> float:
-    """Read the factor inside, else outside, else the family's default.
+    """Read the factor inside, or outside, or the family's default.
 
-    Where inside and outside differ, transformers takes the inner one for `default`; for other types the
-    table takes the outer one, and the attention layers may take the inner one.
+    If inside and outside differ, transformers uses the inner one for `default`. For other types the
+    table uses the outer one, and the attention layers may use the inner one.
     """
     outside = _outside(keys, "rotary_pct", "partial_rotary_factor")
     fallback = outside if outside is not None else default
@@ -188,5 +188,5 @@ def _partial_rotary_factor(
     if default is None and factor != 1.0 and rope_type != "proportional":
         place = rope if rope.has("partial_rotary_factor") else keys
         key = "partial_rotary_factor" if place.has("partial_rotary_factor") else "rotary_pct"
-        raise place.refusal(key, "this family rotates whole heads: only 1.0 is served")
+        raise place.refusal(key, "this family rotates whole heads: only 1.0 is supported")
     return factor

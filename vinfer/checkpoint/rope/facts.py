@@ -1,4 +1,4 @@
-"""Rotary position embedding: all facts that decide a model's table, and the table.
+"""Rotary position embedding: the facts that determine a model's table, and the table.
 
 Runs in the build half, on any thread. We compute the table ourselves because EasyDeL loses the facts
 of transformers 5 configurations and rounds its own table to bfloat16. Knows nothing of files.
@@ -20,21 +20,21 @@ RopeType = Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope",
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RopeFacts:
-    """All that decides the rotary table of a model, or of one layer type; JSON-able.
+    """All facts that determine the rotary table of a model or of one layer type; JSON-serializable.
 
     Attributes:
-        rotary_dim: rotated dimensions of a head, the first ones; even, at most the head dimension.
-        factor: every type but `default`; it has no effect in `dynamic` within the limit, nor in `longrope`
-            (there it only decides `attention_factor`).
-        original_max_position_embeddings: `yarn`, `llama3` and `longrope`; in `dynamic` the limit up to which
-            its frequencies are the default ones.
-        low_freq_factor, high_freq_factor: `llama3` only.
-        beta_fast, beta_slow, truncate, mscale_all_dim: `yarn` only. The last is for families that also
-            multiply their softmax scale (see `rope_frequencies.yarn_mscale`); it is not in the table
-            beyond `attention_factor`, and 0 where it is not given.
-        short_factors, long_factors: `longrope` only, rotary_dim / 2 each.
-        num_rotated: `proportional` only: pairs that rotate; the others have frequency 0.
-        attention_factor: on cosines and sines; 1 but for `yarn` and `longrope`.
+        rotary_dim: number of rotated dimensions of a head, the first ones; even, at most the head dimension.
+        factor: for every type but `default`. It has no effect in `dynamic` within the limit; in `longrope`
+            it only determines `attention_factor`.
+        original_max_position_embeddings: for `yarn`, `llama3` and `longrope`; in `dynamic`, the limit up to
+            which its frequencies are the default ones.
+        low_freq_factor, high_freq_factor: for `llama3` only.
+        beta_fast, beta_slow, truncate, mscale_all_dim: for `yarn` only. `mscale_all_dim` is for families that
+            also multiply their softmax scale (see `rope_frequencies.yarn_mscale`). It affects the table only
+            through `attention_factor`, and is 0 if absent.
+        short_factors, long_factors: for `longrope` only, rotary_dim / 2 each.
+        num_rotated: for `proportional` only: pairs that rotate; the others have frequency 0.
+        attention_factor: multiplies cosines and sines; 1 except for `yarn` and `longrope`.
         frequency_divisors: one per inverse frequency, applied last; how GGUF stores llama3 scaling
             (`rope_freqs.weight`).
     """
@@ -59,14 +59,14 @@ class RopeFacts:
     def inverse_frequencies(self, length: int) -> npt.NDArray[np.float32]:
         """Compute float32 [rotary_dim / 2], in the order of operations of transformers.
 
-        `length` is the longest sequence served. transformers chooses between the short and the long factors
-        of `longrope` anew in each forward pass, and drops its KV cache when the choice changes; a server
+        `length` is the longest supported sequence. transformers chooses between the short and the long
+        factors of `longrope` in each forward pass, and drops its KV cache when the choice changes. A server
         with a KV cache must choose once, as vLLM does: the long ones if `length` exceeds
         `original_max_position_embeddings`.
 
         Raises:
-            CheckpointError: `dynamic`, and `length` is beyond the limit, from where on its frequencies
-                would change with every token, and those in the KV cache with them.
+            CheckpointError: `dynamic` with `length` beyond the limit. There, frequencies would change with
+                every token, and entries in the KV cache would become wrong.
         """
         frequencies: rope_frequencies.Frequencies = self._frequencies(length)
         if self.frequency_divisors is not None:
@@ -78,7 +78,7 @@ class RopeFacts:
         """Compute float32 [length, rotary_dim]: cosines, then sines, times `attention_factor`.
 
         Raises:
-            CheckpointError: as `inverse_frequencies`.
+            CheckpointError: see `inverse_frequencies`.
         """
         positions = np.arange(length, dtype=np.float32)
         angles = positions[:, None] * self.inverse_frequencies(length)[None, :]
@@ -121,7 +121,7 @@ class RopeFacts:
             )
         if self.rope_type == "dynamic" and length > self.original_max_position_embeddings:
             raise CheckpointError(
-                f"max_model_len is {length}, but rope type 'dynamic' is served up to "
+                f"max_model_len is {length}, but rope type 'dynamic' is supported up to "
                 f"max_position_embeddings = {self.original_max_position_embeddings}: lower max_model_len"
             )
         return frequencies

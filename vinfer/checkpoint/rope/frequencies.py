@@ -1,6 +1,6 @@
 """The arithmetic of rotary embedding: inverse frequencies and attention factors of every rope type.
 
-Pure functions on NumPy and Python numbers, in transformers' order of float32 operations. Source of all:
+Pure functions on NumPy and Python numbers, in transformers' order of float32 operations. Source:
 transformers 5.5, `modeling_rope_utils.py`. Knows no configuration file; the facts are in `facts.py`.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Frequencies = npt.NDArray[Any]
-"""float32 [rotary_dim / 2]. NumPy's stubs do not know weak scalars and take each step for float64."""
+"""float32 [rotary_dim / 2]. NumPy's stubs do not model weak scalars and type each step as float64."""
 
 
 def wavelengths(theta: float, rotary_dim: int, *, num_rotated: int | None = None) -> Frequencies:
@@ -21,7 +21,7 @@ def wavelengths(theta: float, rotary_dim: int, *, num_rotated: int | None = None
     # Python scalars stay weak, so every step is float32 as in torch.
     stop = rotary_dim if num_rotated is None else 2 * num_rotated
     exponents = np.arange(0, stop, 2, dtype=np.int64).astype(np.float32) / rotary_dim
-    # But for this one: NumPy's float32 power is off by up to 4 units in the last place on some processors.
+    # Except this one: NumPy's float32 power is off by up to 4 units in the last place on some processors.
     return np.power(np.float64(np.float32(theta)), exponents.astype(np.float64)).astype(np.float32)
 
 
@@ -33,7 +33,7 @@ def llama3(
     high_freq_factor: float,
     original_length: int,
 ) -> Frequencies:
-    """Divide the long waves by `factor`, keep the short ones, blend between."""
+    """Divide the frequencies of long waves by `factor`, keep those of short waves, and blend in between."""
     low_freq_wavelen = original_length / low_freq_factor
     high_freq_wavelen = original_length / high_freq_factor
     wavelen = 2 * math.pi / frequencies
@@ -54,7 +54,7 @@ def yarn(
     truncate: bool,
     original_length: int,
 ) -> Frequencies:
-    """Interpolate the waves that turn less than `beta_slow` times in `original_length`, keep fast ones."""
+    """Interpolate waves that turn fewer than `beta_slow` times in `original_length`; keep fast ones."""
     waves = wavelengths(theta, rotary_dim)
 
     def pair_that_turns(num_turns: float) -> float:
@@ -65,7 +65,7 @@ def yarn(
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rotary_dim - 1)
     if low == high:
-        high += 0.001  # transformers' way around a division by zero
+        high += 0.001  # avoids a division by zero, as in transformers
     ramp = np.clip((np.arange(rotary_dim // 2, dtype=np.float32) - low) / (high - low), 0, 1)
     kept = 1 - ramp
     blended: Frequencies = 1.0 / (factor * waves) * (1 - kept) + 1.0 / waves * kept
@@ -73,7 +73,7 @@ def yarn(
 
 
 def longrope(theta: float, rotary_dim: int, *, factors: tuple[float, ...]) -> Frequencies:
-    """Divide each frequency by a factor of its own."""
+    """Divide each frequency by its own factor."""
     divisors: Frequencies = np.asarray(factors, dtype=np.float32) * wavelengths(theta, rotary_dim)
     return 1.0 / divisors
 
@@ -86,7 +86,7 @@ def proportional(theta: float, rotary_dim: int, *, factor: float, num_rotated: i
 
 
 def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
-    """Compute YaRN's temperature: 1 where nothing is stretched, else 0.1 * mscale * ln(factor) + 1.
+    """Compute YaRN's temperature: 1 without stretching, else 0.1 * mscale * ln(factor) + 1.
 
     DeepSeek V3 and its kin also multiply the softmax scale by the square of
     `yarn_mscale(factor, mscale_all_dim)`.
@@ -95,7 +95,7 @@ def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
 
 
 def yarn_attention_factor(factor: float, mscale: float, mscale_all_dim: float) -> float:
-    """Compute the default of yarn's `attention_factor`; an mscale of 0 is one that is not given."""
+    """Compute the default of yarn's `attention_factor`; an mscale of 0 means that it is absent."""
     if mscale and mscale_all_dim:
         return yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)
     return yarn_mscale(factor)

@@ -1,6 +1,6 @@
-"""Reads the parameters of one rope type and checks them: the inside of `rope_parameters`.
+"""Reads and checks the parameters of one rope type: the contents of `rope_parameters`.
 
-Runs in the build half, on any thread. Source of what each key means and what it is by default:
+Runs in the build half, on any thread. Source of each key's meaning and default:
 transformers 5.5, `modeling_rope_utils.py`. Does not know where in a file the parameters stood.
 """
 
@@ -26,11 +26,11 @@ def read_rope_parameters(
     max_length: int,
     original_length: int | None,
 ) -> RopeFacts:
-    """Read the keys of `rope_type`; other keys of `rope` are not looked at.
+    """Read the keys of `rope_type`; other keys of `rope` are ignored.
 
     Args:
         max_length: `max_position_embeddings`.
-        original_length: wins over the `original_max_position_embeddings` of `rope`, if not None.
+        original_length: overrides `original_max_position_embeddings` of `rope` unless None.
 
     Raises:
         CheckpointError: a missing key or a wrong value.
@@ -64,13 +64,13 @@ def read_rope_parameters(
 
 def _rotary_dim(rope: ConfigKeys, rope_type: RopeType, head_dim: int, partial_rotary_factor: float) -> int:
     if partial_rotary_factor > 1:
-        raise rope.refusal("partial_rotary_factor", f"is {partial_rotary_factor}, must be at most 1")
+        raise rope.refusal("partial_rotary_factor", f"is {partial_rotary_factor}; must be at most 1")
     rotary_dim = head_dim if rope_type == "proportional" else int(head_dim * partial_rotary_factor)
     if rotary_dim < 2 or rotary_dim % 2:
         raise rope.refusal(
             "partial_rotary_factor",
-            f"{partial_rotary_factor} of {head_dim} head dimensions makes {rotary_dim}, but rotary embedding "
-            "turns an even number of them, at least 2",
+            f"{partial_rotary_factor} of {head_dim} head dimensions is {rotary_dim}, but rotary embedding "
+            "needs an even number, at least 2",
         )
     return rotary_dim
 
@@ -91,8 +91,8 @@ def _llama3(rope: ConfigKeys, plain: RopeFacts, original_length: int) -> RopeFac
 
 def _yarn(rope: ConfigKeys, plain: RopeFacts, original_length: int, max_length: int) -> RopeFacts:
     if plain.theta <= 1:
-        raise rope.refusal("rope_theta", f"is {plain.theta}, but yarn needs one greater than 1")
-    # A null one is the ratio of lengths; without the key, transformers refuses the file, and so do we.
+        raise rope.refusal("rope_theta", f"is {plain.theta}, but yarn needs a value greater than 1")
+    # A null factor means the ratio of lengths; without the key, transformers rejects the file, as we do.
     has_ratio = "factor" in rope.values and not rope.has("factor")
     factor = max_length / original_length if has_ratio else rope.number("factor")
     beta_fast, beta_slow = (
@@ -100,7 +100,7 @@ def _yarn(rope: ConfigKeys, plain: RopeFacts, original_length: int, max_length: 
         _number_or_zero(rope, "beta_slow") or 1.0,
     )
     if beta_fast < beta_slow:
-        raise rope.refusal("beta_fast", f"is {beta_fast}, must be at least beta_slow = {beta_slow}")
+        raise rope.refusal("beta_fast", f"is {beta_fast}; must be at least beta_slow = {beta_slow}")
     mscale, mscale_all_dim = _number_or_zero(rope, "mscale"), _number_or_zero(rope, "mscale_all_dim")
     return dataclasses.replace(
         plain,
@@ -119,7 +119,7 @@ def _yarn(rope: ConfigKeys, plain: RopeFacts, original_length: int, max_length: 
 
 def _longrope(rope: ConfigKeys, plain: RopeFacts, original_length: int, max_length: int) -> RopeFacts:
     if original_length < 2:
-        raise rope.refusal("original_max_position_embeddings", f"is {original_length}, must be at least 2")
+        raise rope.refusal("original_max_position_embeddings", f"is {original_length}; must be at least 2")
     factor = rope.number("factor", max_length / original_length)
     return dataclasses.replace(
         plain,
@@ -144,12 +144,12 @@ def _factors(rope: ConfigKeys, key: str, count: int) -> tuple[float, ...]:
 
 
 def _number_or_zero(rope: ConfigKeys, key: str) -> float:
-    """Read a number that transformers takes for absent where it is 0."""
+    """Read a number that transformers treats as absent if it is 0."""
     return rope.number(key) if rope.values.get(key) else 0.0
 
 
 def _require_finite(rope: ConfigKeys, facts: RopeFacts, max_length: int) -> None:
-    """Refuse parameters that are each in range and together leave the range of float32."""
+    """Reject parameters that are each in range but together exceed the range of float32."""
     num_rotated = facts.num_rotated if facts.rope_type == "proportional" else facts.rotary_dim // 2
     try:
         with np.errstate(all="ignore"):
@@ -159,6 +159,6 @@ def _require_finite(rope: ConfigKeys, facts: RopeFacts, max_length: int) -> None
         is_finite = False
     if not is_finite:
         raise CheckpointError(
-            f"{rope.where}: with rope_theta = {facts.theta} these parameters give no finite frequencies: "
+            f"{rope.where}: with rope_theta = {facts.theta} the frequencies are not finite: "
             "the file is corrupt; download it again"
         )
