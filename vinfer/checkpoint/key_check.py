@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.family import Family
-from vinfer.checkpoint.hf.fp8 import read_fp8_scheme
-from vinfer.checkpoint.hf.mxfp4 import is_mxfp4
 from vinfer.checkpoint.known_keys import COMMON_KEYS, HARMLESS_KEYS, OFF_KEYS
+from vinfer.checkpoint.quantization import is_mxfp4, read_fp8_scheme
 
 
 def refuse_unknown_keys(keys: ConfigKeys, family: Family) -> None:

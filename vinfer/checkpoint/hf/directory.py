@@ -17,12 +17,13 @@ import numpy.typing as npt
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.family import ModelFacts, TensorNames
 from vinfer.checkpoint.generation import GenerationFacts, read_generation_facts
-from vinfer.checkpoint.hf.fp8 import FP8_DTYPES, Fp8Scheme, dequantise, read_fp8_scheme, split_scales
-from vinfer.checkpoint.hf.mxfp4 import Mxfp4Tensor, is_mxfp4, join_blocks
+from vinfer.checkpoint.hf.fp8 import FP8_DTYPES, dequantise, split_scales
+from vinfer.checkpoint.hf.mxfp4 import Mxfp4Tensor, join_blocks
 from vinfer.checkpoint.hf.safetensors_file import DTYPES, StoredTensor, stored_tensors
 from vinfer.checkpoint.json_file import read_json_object, read_optional_json_object
 from vinfer.checkpoint.layout import Shape, Shapes, check_layout
 from vinfer.checkpoint.normalise import normalise
+from vinfer.checkpoint.quantization import Fp8Scheme, is_mxfp4, read_fp8_scheme
 from vinfer.checkpoint.rope.facts import RopeFacts
 from vinfer.checkpoint.safety import refuse_unsafe
 from vinfer.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer_files

@@ -17,20 +17,15 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.hf.safetensors_file import StoredTensor
 from vinfer.checkpoint.layout import Shape
 from vinfer.errors import CheckpointError
 
-_KEY = "quantization_config"
 _BLOCKS, _SCALES = "_blocks", "_scales"
 _BYTES = 16
 """Bytes per block: each holds two values, the lower four bits first."""
 _VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 _SCALE_BIAS = 127
-
-# Tensor names show which modules are unquantized; the rest is about loading in transformers.
-_UNREAD = frozenset({"dequantize", "modules_to_not_convert", "quant_method"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,21 +65,6 @@ def dequantise(blocks: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint8]) -> 
     factors = np.ldexp(np.float32(1), scales.astype(np.int32) - _SCALE_BIAS)
     pairs *= factors[..., None, None]
     return pairs.reshape(blocks.shape[0], -1)
-
-
-def is_mxfp4(keys: ConfigKeys) -> bool:
-    """Return whether `quantization_config` says MXFP4.
-
-    Raises:
-        CheckpointError: it does, and has an unknown key.
-    """
-    stated = keys.values.get(_KEY)
-    if not isinstance(stated, Mapping) or stated.get("quant_method") != "mxfp4":
-        return False
-    for key in stated:
-        if key not in _UNREAD:
-            raise keys.refusal(_KEY, f"vinfer does not know how its key {key} affects the weights")
-    return True
 
 
 def join_blocks(tensors: Mapping[str, StoredTensor], where: str) -> dict[str, StoredTensor | Mxfp4Tensor]:
