@@ -259,7 +259,9 @@ def test_a_waiting_request_can_be_cancelled() -> None:
 def test_a_full_queue_is_refused_and_has_room_again_later() -> None:
     async def main(engine: Engine) -> None:
         streams = [engine.submit(make_request(name, (1,))) for name in "abc"]
-        with pytest.raises(QueueFullError, match="2 requests wait for model fake already: try again later"):
+        with pytest.raises(
+            QueueFullError, match="2 requests are already waiting for model fake: try again later"
+        ):
             engine.submit(make_request("d", (1,)))
         engine.cancel("c")
         streams[2] = engine.submit(make_request("e", (1,)))
