@@ -372,11 +372,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "another jax": (
         lambda bundle: edit_manifest(bundle, lambda manifest: manifest["versions"].update(jax="0.1.0")),
-        ("versions.jax is 0.1.0, here it is",),
+        ("versions.jax is 0.1.0; this process has",),
     ),
     "another platform": (
         lambda bundle: edit_manifest(bundle, lambda manifest: manifest.update(platform="tpu")),
-        ("platform is tpu, here it is cpu",),
+        ("platform is tpu; this process has cpu",),
     ),
     "a larger mesh": (
         lambda bundle: edit_manifest(bundle, lambda manifest: manifest["mesh"].update(dp=4)),
