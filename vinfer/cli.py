@@ -36,7 +36,7 @@ Overrides = Annotated[
 ]
 Devices = Annotated[
     str | None,
-    typer.Option(metavar="PLATFORM:COUNT", help="Devices to use, such as tpu:8; cpu:4 splits the CPU in 4."),
+    typer.Option(metavar="PLATFORM:COUNT", help="Devices to use, such as tpu:8; cpu:4 emulates 4 on a CPU."),
 ]
 
 

@@ -69,8 +69,10 @@ def test_weights_are_hashed_only_on_request(directory: Path) -> None:
         ({"versions": {"jaxlib": "0.9.3"}}, "versions.jaxlib is 0.9.2; this process has 0.9.3: run vinfer"),
         (
             {"num_devices": 4},
-            "its mesh dp=2 tp=4 needs 8 devices; this machine has 4: "
-            "run vinfer precompile with a smaller mesh",
+            (
+                "its mesh dp=2 tp=4 needs 8 devices; this machine has 4: "
+                "run vinfer precompile with a smaller mesh"
+            ),
         ),
     ],
     ids=str,
