@@ -85,8 +85,8 @@ def _clip(image: Image.Image, record: ClipProcessing) -> np.ndarray:
     elif record.shortest_edge is not None:
         size = _shortest_edge_size(size, record.shortest_edge)
     if size[0] * size[1] > MAX_RESIZED_PIXELS:
-        return _resize_centre(image, size, record)
-    return _centre_crop(np.asarray(_resize(image, size, record.resample)), record.crop)
+        return _resize_center(image, size, record)
+    return _center_crop(np.asarray(_resize(image, size, record.resample)), record.crop)
 
 
 def _pad_to_square(image: Image.Image, values: PixelValues) -> Image.Image:
@@ -115,7 +115,7 @@ def _resize(image: Image.Image, size: Size, resample: int) -> Image.Image:
     return image.resize((width, height), resample=Image.Resampling(resample))
 
 
-def _resize_centre(image: Image.Image, size: Size, record: ClipProcessing) -> np.ndarray:
+def _resize_center(image: Image.Image, size: Size, record: ClipProcessing) -> np.ndarray:
     """Resize only the part that a center crop of the resized image keeps.
 
     Equal to resizing and then cropping, except for rounded coordinates: some values differ by 1/255.
@@ -130,10 +130,10 @@ def _resize_centre(image: Image.Image, size: Size, record: ClipProcessing) -> np
     rows = (0, top * down, crop_width, (top + crop_height) * down)
     kept = image.resize((crop_width, image.height), resample, box=columns)
     kept = kept.resize((crop_width, crop_height), resample, box=rows)
-    return _centre_crop(np.asarray(kept), record.crop)
+    return _center_crop(np.asarray(kept), record.crop)
 
 
-def _centre_crop(image: np.ndarray, size: Size) -> np.ndarray:
+def _center_crop(image: np.ndarray, size: Size) -> np.ndarray:
     """Crop the center of uint8 [height, width, channels]; pad a smaller image with black."""
     height, width = image.shape[:2]
     crop_height, crop_width = size

@@ -95,9 +95,9 @@ class Loader:
         loads = [
             (name, lambda position=position: self._load(position)) for position, name in enumerate(names)
         ]
-        return [(names[0], self._initialise), *loads]
+        return [(names[0], self._initialize), *loads]
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         self._report(self._config.models[0].name, "starting jax", 0, 1)
         from vinfer.engine.compilation import CompileCounter, set_compilation_cache
 
