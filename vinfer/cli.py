@@ -1,6 +1,6 @@
 """The command line. Builds objects and holds no logic; imports nothing heavy until a command runs.
 
-Exit codes are those of `vinfer.errors`, and 130 and 143 after a second signal.
+Exit codes are those of `vinfer.errors`; after a second signal, 130 or 143.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-config_app = typer.Typer(help="Look at configuration files.", no_args_is_help=True)
+config_app = typer.Typer(help="Inspect configuration files.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
@@ -36,12 +36,12 @@ Overrides = Annotated[
 ]
 Devices = Annotated[
     str | None,
-    typer.Option(metavar="PLATFORM:COUNT", help="Devices to use, such as tpu:8; cpu:4 makes four of a CPU."),
+    typer.Option(metavar="PLATFORM:COUNT", help="Devices to use, such as tpu:8; cpu:4 emulates 4 on a CPU."),
 ]
 
 
 def main() -> None:
-    """Run the command line; an expected error is one line on standard error and its exit code."""
+    """Run the command line; an expected error prints one line on standard error and sets the exit code."""
     try:
         app(standalone_mode=True)
     except VinferError as error:
@@ -67,17 +67,15 @@ def _options(
 @app.command()
 def serve(
     source: Source,
-    host: Annotated[str | None, typer.Option(help="Address to bind, instead of server.host.")] = None,
-    port: Annotated[
-        int | None, typer.Option(help="Port, instead of server.port; 0 takes a free one.")
-    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind; overrides server.host.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; overrides server.port. 0 picks a free one.")] = None,
     overrides: Overrides = None,
     devices: Devices = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow a bind beyond this machine without API keys.")
+        bool, typer.Option("--insecure", help="Allow binding beyond loopback without API keys.")
     ] = False,
 ) -> None:
-    """Build what is not built yet, then serve."""
+    """Build any missing bundle, then serve."""
     from vinfer.config import load_bundle_config, load_config
     from vinfer.launch.devices import target_devices
     from vinfer.launch.loader import Loader
@@ -115,18 +113,18 @@ def serve(
         loader.stop()
     logging.shutdown()
     sys.stdout.flush()
-    # A compile in flight cannot be interrupted, and the interpreter would wait for it.
+    # A compile in progress cannot be interrupted, and the interpreter would wait for it.
     os._exit(code)
 
 
 @app.command()
 def precompile(
     config_path: ConfigPath,
-    output: Annotated[Path | None, typer.Option(help="Write the bundle here, not into the cache.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the bundle here, not to the cache.")] = None,
     overrides: Overrides = None,
     devices: Devices = None,
 ) -> None:
-    """Write each model's bundle ahead of deploy and print where it is."""
+    """Build each model's bundle ahead of deployment and print its path."""
     from vinfer.config import load_config
     from vinfer.launch.devices import target_devices
     from vinfer.launch.precompile import precompile as write_bundles
@@ -144,24 +142,24 @@ def precompile(
 @app.command()
 def verify(
     source: Source,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Only this model of the config.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Check only this model.")] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="File with one JSON string or list of token ids per line.")
     ] = None,
     max_error: Annotated[
         float | None,
-        typer.Option(min=0, help="Largest error of a logprob, as a fraction of the logit scale."),
+        typer.Option(min=0, help="Largest allowed logprob error, as a fraction of the logit scale."),
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option("--source", metavar="SOURCE", help="What the bundle was built from, if it moved."),
+        typer.Option("--source", metavar="SOURCE", help="The checkpoint of the bundle, if it has moved."),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision of --source.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, not tables.")] = False,
     overrides: Overrides = None,
     devices: Devices = None,
 ) -> None:
-    """Compare each model's tokens with transformers and write the figures into its bundle."""
+    """Compare each model's output with transformers and write the figures into its bundle."""
     from vinfer.config import load_bundle_config, load_config
     from vinfer.launch import verify as command
     from vinfer.launch.devices import target_devices

@@ -1,8 +1,8 @@
-"""The one exception tree of vinfer.
+"""The exception tree of vinfer.
 
-Each class owns three things: the HTTP status, the OpenAI error `type` and `code`, and the exit code of
-the command line. A message says the key, the value, the limit and the next move; it never carries a
-traceback, an address or another request's text. This module imports nothing of vinfer.
+Each class defines three things: the HTTP status, the OpenAI error `type` and `code`, and the exit code of
+the command line. A message states the key, the value, the limit and the next move. It never contains a
+traceback, an address or another request's text. This module imports nothing else from vinfer.
 
     VinferError                     500 / exit 1
       ConfigError                   exit 2   the YAML, an override or a flag
@@ -11,7 +11,7 @@ traceback, an address or another request's text. This module imports nothing of 
       BundleError                   exit 5   a bundle that is corrupt or made for something else
       BindError                     exit 6   the port is taken
       DeviceError                   exit 7   the accelerator: missing, too few, out of memory
-      ParityError                   exit 8   the tokens are not those of transformers
+      ParityError                   exit 8   the tokens do not match transformers
       ReferenceUnavailableError     exit 9   transformers cannot run here, so nothing was compared
       RequestError                  400      a field of one request
         ContextLengthError          400      more tokens than max_model_len
@@ -35,11 +35,11 @@ from typing import ClassVar
 
 
 class VinferError(Exception):
-    """Base of every error that vinfer raises on purpose.
+    """Base class of every error that vinfer raises on purpose.
 
     Args:
         message: one sentence for a person; safe to send to a client.
-        param: path of the offending field, such as `messages[0].content`, where there is one.
+        param: path of the offending field, such as `messages[0].content`, if there is one.
     """
 
     status: ClassVar[int] = 500

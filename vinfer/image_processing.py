@@ -1,15 +1,15 @@
-"""How a model wants its images: the image-processing record that the build writes and the server reads.
+"""How a model takes its images: the image-processing record that the build writes and the server reads.
 
-One record per model, made from the checkpoint's processor files by `vinfer.checkpoint.image_processor` and
-kept in the bundle as JSON (`ImageProcessing` is a pydantic union: `IMAGE_PROCESSING.validate_json`). The
+One record per model. `vinfer.checkpoint.image_processor` makes it from the checkpoint's processor files, and
+the bundle stores it as JSON (`ImageProcessing` is a pydantic union: `IMAGE_PROCESSING.validate_json`). The
 arithmetic of sizes and token counts is here too, because both halves need it: the build for its shapes, the
 server for its prompts. Plain Python: no arrays and no images (`vinfer.images` has those).
 
 Sizes are (height, width) in pixels everywhere.
 
 Source: the Pillow image processors of transformers 5.5 (`image_processing_pil_*.py`), which is also what
-`AutoImageProcessor` gives where torchvision is absent. The torchvision ones resize by other arithmetic and
-differ by single steps of 1/255; the models were trained on Pillow's.
+`AutoImageProcessor` returns if torchvision is not installed. The torchvision processors use other resizing
+arithmetic and differ by single steps of 1/255; the models were trained with Pillow's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Triple = tuple[float, float, float]
 
 MAX_SIDE = 16384
 MAX_ASPECT_RATIO = 200
-"""Beyond it the reference of Qwen2-VL raises (`smart_resize`)."""
+"""Above it the reference implementation of Qwen2-VL raises (`smart_resize`)."""
 
 _Pixels = Annotated[int, pydantic.Field(ge=1, le=MAX_SIDE)]
 _PatchSide = Annotated[int, pydantic.Field(ge=1, le=256)]
@@ -39,9 +39,9 @@ class Placeholder(_Frozen):
 
     Attributes:
         marker: what the chat template writes once per image.
-        before: what replaces the marker ahead of the image tokens: white space around a token, or nothing.
+        before: text before the image tokens: a token with white space around it, or nothing.
         repeated: the token whose embeddings the image's features replace.
-        after: what follows the image tokens, likewise.
+        after: text after the image tokens, likewise.
     """
 
     marker: str = pydantic.Field(min_length=1)
@@ -50,12 +50,12 @@ class Placeholder(_Frozen):
     after: str = ""
 
     def expand(self, num_tokens: int) -> str:
-        """Give the text that replaces one marker, before tokenization: newlines around it may merge."""
+        """Return the text that replaces one marker, before tokenization: newlines around it may merge."""
         return self.before + self.repeated * num_tokens + self.after
 
 
 class PixelValues(_Frozen):
-    """What becomes of a byte of a channel: `(byte * rescale_factor - mean) / std`, each step optional."""
+    """How each byte of a channel is converted: `(byte * rescale_factor - mean) / std`, each step optional."""
 
     rescale_factor: float | None = pydantic.Field(default=1 / 255, gt=0)
     mean: Triple | None = None
@@ -64,7 +64,7 @@ class PixelValues(_Frozen):
     @pydantic.model_validator(mode="after")
     def _both_or_none(self) -> PixelValues:
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together")
+            raise ValueError("mean and std must be given together")
         if self.std is not None and not all(self.std):
             raise ValueError("std must not be 0")
         return self
@@ -77,18 +77,18 @@ class _Record(_Frozen):
 
     @property
     def output_size(self) -> Size | None:
-        """What every image becomes; None where that depends on the image."""
+        """The size that every image is brought to; None if it depends on the image."""
         return None
 
 
 class ClipProcessing(_Record):
-    """CLIP as LLaVA uses it: pad, resize the shortest edge, cut out the centre.
+    """CLIP as LLaVA uses it: pad, resize the shortest edge, crop the center.
 
     Attributes:
-        pad_to_square: pad to a square in the mean colour first.
-        shortest_edge: side that the shorter edge is resized to; None with `resize_to`, or for no resizing.
+        pad_to_square: first pad to a square with the mean color.
+        shortest_edge: length that the shorter edge is resized to; None with `resize_to`, or for no resizing.
         resize_to: fixed size to resize to instead.
-        crop: what every image becomes; images that are smaller are padded with black.
+        crop: final size of every image; smaller images are padded with black.
         num_image_tokens: placeholder tokens of an image (`clip_num_tokens`).
     """
 
@@ -108,7 +108,7 @@ class SiglipProcessing(_Record):
     """SigLIP as Gemma 3 uses it: resize to one size, whatever the aspect ratio; no pan and scan.
 
     Attributes:
-        resize_to: what every image becomes.
+        resize_to: final size of every image.
         num_image_tokens: placeholder tokens of an image: Gemma 3's `mm_tokens_per_image`.
     """
 
@@ -126,10 +126,10 @@ class Qwen2VLProcessing(_Record):
 
     Attributes:
         patch_size: side of a patch in pixels.
-        temporal_patch_size: frames of a patch; a still image is repeated.
-        merge_size: side of the square of patches that makes one token.
-        min_pixels, max_pixels: area that an image is enlarged or shrunk to.
-        max_tokens: those of the largest encoder; an image so long that it would take more is refused.
+        temporal_patch_size: frames per patch; a still image is repeated.
+        merge_size: side of the square of patches that becomes one token.
+        min_pixels, max_pixels: limits of the area that an image is enlarged or shrunk to.
+        max_tokens: most tokens of the largest encoder; an image so long that it needs more is refused.
     """
 
     kind: Literal["qwen2_vl"] = "qwen2_vl"
@@ -142,11 +142,11 @@ class Qwen2VLProcessing(_Record):
 
     @property
     def factor(self) -> int:
-        """What both sides of a resized image are multiples of."""
+        """The number that both sides of a resized image are multiples of."""
         return self.patch_size * self.merge_size
 
     def with_max_pixels(self, max_pixels: int) -> Qwen2VLProcessing:
-        """Give the record with a lower `max_pixels`, as for the reference: so that images fit a program."""
+        """Return the record with a lower `max_pixels` (the reference has it too), so images fit a program."""
         limit = min(max_pixels, self.max_pixels)
         limits = {"max_pixels": limit, "min_pixels": min(self.min_pixels, limit)}
         return self.model_copy(update={**limits, "max_tokens": max_pixels // self.factor**2})
@@ -161,10 +161,10 @@ IMAGE_PROCESSING: pydantic.TypeAdapter[ClipProcessing | SiglipProcessing | Qwen2
 
 
 def num_tokens(record: ImageProcessing, size: Size) -> int:
-    """Count the placeholder tokens of an image of this size, without what surrounds them.
+    """Count the placeholder tokens of an image of this size, without the text around them.
 
     Raises:
-        ValueError: an aspect ratio that the model cannot take.
+        ValueError: the model does not support the aspect ratio.
     """
     if not isinstance(record, Qwen2VLProcessing):
         return record.num_image_tokens
@@ -173,21 +173,21 @@ def num_tokens(record: ImageProcessing, size: Size) -> int:
 
 
 def grid(record: Qwen2VLProcessing, size: Size) -> tuple[int, int, int]:
-    """Count the patches of an image over time, height and width (`image_grid_thw`).
+    """Count the patches of an image along time, height and width (`image_grid_thw`).
 
     Raises:
-        ValueError: an aspect ratio that the model cannot take.
+        ValueError: the model does not support the aspect ratio.
     """
     height, width = smart_resize(record, size)
     return 1, height // record.patch_size, width // record.patch_size
 
 
 def smart_resize(record: Qwen2VLProcessing, size: Size) -> Size:
-    """Find the size nearest to `size` in multiples of `factor` whose area is within the record's limits.
+    """Return the size nearest to `size` in multiples of `factor` whose area is within the record's limits.
 
     Raises:
-        ValueError: an aspect ratio beyond `MAX_ASPECT_RATIO`, or one with which `max_pixels` is exceeded and
-            `max_tokens` too.
+        ValueError: the aspect ratio is above `MAX_ASPECT_RATIO`, or makes the image exceed both `max_pixels`
+            and `max_tokens`.
     """
     height, width = size
     if max(size) / min(size) > MAX_ASPECT_RATIO:
@@ -209,7 +209,7 @@ def smart_resize(record: Qwen2VLProcessing, size: Size) -> Size:
     if record.max_tokens is not None and num_tokens > record.max_tokens:
         raise ValueError(
             f"the image is {width}x{height} pixels and takes {num_tokens} tokens; this server takes at most "
-            f"{record.max_tokens} per image: crop it to one less long"
+            f"{record.max_tokens} per image: crop it to a smaller aspect ratio"
         )
     return new_height, new_width
 
@@ -223,8 +223,8 @@ def clip_num_tokens(
     """Count LLaVA's tokens of an image: one per patch, and the class token unless `default` drops it.
 
     Args:
-        size: of the image after cropping.
-        num_additional_tokens: what the encoder puts before the patches: 1 for CLIP's class token.
+        size: size of the image after cropping.
+        num_additional_tokens: tokens that the encoder puts before the patches: 1 for CLIP's class token.
     """
     height, width = size
     dropped = 1 if select_strategy == "default" else 0

@@ -1,4 +1,4 @@
-"""The bundle directory: what is written is what is read, and everything else is refused in words."""
+"""The bundle directory: it reads back as written, and anything else is refused with a clear message."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_bundle_that_cannot_be_moved_into_place_leaves_the_old_one(
 def test_every_file_and_directory_of_a_bundle_is_made_durable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A manifest that outlives a power cut must not stand beside empty weights: those are not hashed."""
+    """A manifest that survives a power failure must not sit beside empty weights, which are not hashed."""
     synced: list[int] = []
     fsync = os.fsync
 
@@ -128,7 +128,7 @@ def test_one_process_at_a_time_builds_a_bundle(
         "import sys; from pathlib import Path; from vinfer.bundle.directory import build_lock\n"
         "with build_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()\n"
     )
-    # Where the real lock would wait, this one says so.
+    # Report when the real lock would wait.
     wait = fcntl.flock
     monkeypatch.setattr(fcntl, "flock", lambda file, how: wait(file, how | fcntl.LOCK_NB))
     command = [sys.executable, "-c", holder, str(target)]
@@ -185,6 +185,6 @@ def test_parity_goes_into_the_manifest_and_changes_nothing_else(directory: Path)
 
 
 def test_parity_of_another_bundle_is_not_recorded(directory: Path) -> None:
-    with pytest.raises(BundleError, match="was replaced while it was measured"):
+    with pytest.raises(BundleError, match="was replaced during the measurement"):
         record_parity(directory, "1" * 64, PARITY)
     assert read_manifest(directory).parity is None

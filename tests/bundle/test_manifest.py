@@ -1,4 +1,4 @@
-"""What is written is what is read; anything else is no manifest."""
+"""A manifest reads back as written; anything else is refused."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_broken_manifest_is_refused(directory: Path, content: bytes) -> None:
 
 def test_a_directory_without_manifest_is_no_bundle(tmp_path: Path) -> None:
     assert not is_bundle(tmp_path)
-    with pytest.raises(BundleError, match=r"is no bundle: it has no manifest\.json"):
+    with pytest.raises(BundleError, match=r"is not a bundle: it has no manifest\.json"):
         read_manifest(tmp_path)
 
 

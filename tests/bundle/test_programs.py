@@ -18,7 +18,7 @@ def test_programs_are_listed_with_every_length_for_one_prompt_and_no_useless_cac
         "prefill[1,64,1024]",
         "prefill[1,256,256]",
         "prefill[1,256,1024]",
-        "prefill[1,1024,1024]",  # with 256 rows or fewer in use a shorter program does
+        "prefill[1,1024,1024]",  # with 256 rows or fewer in use, a shorter program is enough
         "prefill[4,256,256]",
         "prefill[4,256,1024]",
         "decode[1,8,256]",
@@ -53,5 +53,5 @@ def test_prompts_are_embedded_by_the_shortest_and_the_longest_length_alone_and_i
     alone = ["embed[1,64,256]", "embed[1,64,1024]", "embed[1,1024,256]", "embed[1,1024,1024]"]
     assert embeds((1, 64), (1, 256), (1, 1024)) == alone
     assert embeds((1, 64), (2, 64), (4, 64), (1, 1024)) == [*alone, "embed[4,64,256]", "embed[4,64,1024]"]
-    # A batch is put together of chunks that alone would have that length.
+    # A batch only holds chunks that would have its length on their own.
     assert embeds((1, 64), (4, 256), (1, 1024)) == alone

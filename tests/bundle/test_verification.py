@@ -1,4 +1,4 @@
-"""A bundle that was changed, or is for something else, is refused in words."""
+"""A bundle that was changed, or was built for something else, is refused with a clear message."""
 
 from __future__ import annotations
 
@@ -60,16 +60,19 @@ def test_weights_are_hashed_only_on_request(directory: Path) -> None:
     [
         (
             {"platform": "cuda"},
-            "platform is cpu, here it is cuda: run vinfer precompile on this installation",
+            "platform is cpu; this process has cuda: run vinfer precompile on this installation",
         ),
         (
             {"versions": {"jax": "0.10.0", "jaxlib": "0.9.2"}},
-            "versions.jax is 0.9.2, here it is 0.10.0: run vinfer precompile on this installation",
+            "versions.jax is 0.9.2; this process has 0.10.0: run vinfer precompile on this installation",
         ),
-        ({"versions": {"jaxlib": "0.9.3"}}, "versions.jaxlib is 0.9.2, here it is 0.9.3: run vinfer"),
+        ({"versions": {"jaxlib": "0.9.3"}}, "versions.jaxlib is 0.9.2; this process has 0.9.3: run vinfer"),
         (
             {"num_devices": 4},
-            "its mesh dp=2 tp=4 needs 8 devices, here are 4: run vinfer precompile with a smaller mesh",
+            (
+                "its mesh dp=2 tp=4 needs 8 devices; this machine has 4: "
+                "run vinfer precompile with a smaller mesh"
+            ),
         ),
     ],
     ids=str,

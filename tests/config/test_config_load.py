@@ -1,4 +1,4 @@
-"""From file, environment and overrides to a config, and the errors on the way."""
+"""Loading a config from a file, the environment and overrides, and the errors on the way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vinfer.errors import ConfigError
 CONFIGS = Path(__file__).parents[2] / "configs"
 MINIMAL = "models: [{name: m, source: org/m}]\n"
 
-# The first screen of the design, word for word.
+# The example config of the design, verbatim.
 FIRST_SCREEN = """\
 server: {host: 127.0.0.1, port: 8000, api_keys_file: null}
 models:
@@ -37,7 +37,7 @@ models:
 
 @pytest.fixture
 def yaml_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A path for the file under test; errors call it `x.yaml` because the working directory is beside it."""
+    """A path for the file under test; errors name it `x.yaml` because it is in the working directory."""
     monkeypatch.chdir(tmp_path)
     return Path("x.yaml")
 
@@ -228,15 +228,15 @@ def test_local_paths_are_relative_to_where_they_are_written(
         ),
         (
             "chat_template_kwargs: {tools: string}",
-            "chat_template_kwargs holds tools, which requests may never set this way: remove it",
+            "chat_template_kwargs has tools, which no request may set: remove it",
         ),
         (
             "chat_template_kwargs: {bos_token: string}",
-            "chat_template_kwargs holds bos_token, which requests may never set this way: remove it",
+            "chat_template_kwargs has bos_token, which no request may set: remove it",
         ),
         (
             "chat_template_kwargs: {a-b: string}",
-            "chat_template_kwargs holds 'a-b'; allowed are letters, digits and _",
+            "chat_template_kwargs has 'a-b'; names must be letters, digits and _",
         ),
         ("num_slot: 4", "num_slot is not a known key: did you mean num_slots?"),
         ("max-queue: 4", "max-queue is not a known key: did you mean max_queue?"),
@@ -302,10 +302,10 @@ log_levle: info
 def test_names_are_unique_and_plain(yaml_file: Path) -> None:
     text = "models:\n  - {name: m, source: a/b}\n  - {name: m, source: a/c}\n"
     assert problems(yaml_file, text) == [
-        "x.yaml:3:6: models[1].name is 'm', which is models[0].name too: names must be unique"
+        "x.yaml:3:6: models[1].name is 'm', the same as models[0].name: names must be unique"
     ]
     (line,) = problems(yaml_file, text, 'models[1].name="m\\n"')
-    assert line.startswith("--set models[1].name: models[1].name is 'm\\n'; allowed are letters, digits")
+    assert line.startswith("--set models[1].name: models[1].name is 'm\\n'; must be letters, digits")
 
 
 @pytest.mark.parametrize(

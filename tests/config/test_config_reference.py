@@ -1,4 +1,4 @@
-"""The JSON Schema and the reference table say what the models say."""
+"""The JSON Schema and the reference table agree with the models."""
 
 from __future__ import annotations
 

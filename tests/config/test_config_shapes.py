@@ -1,4 +1,4 @@
-"""Shape keys and buckets that follow from a model's config."""
+"""Shape keys and buckets derived from a model's config."""
 
 from __future__ import annotations
 

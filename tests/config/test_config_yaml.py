@@ -1,4 +1,4 @@
-"""Untrusted YAML text: what it may say, and what is refused before anything recurses or grows."""
+"""Untrusted YAML text: what it may contain, and what is refused before anything recurses or grows."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ DEEP_ALIASES = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in r
         ("a: 1\nb: \x00", "x:2: not valid YAML: special characters are not allowed"),
         ('a: "\\UFFFFFFFF"', "x: not valid YAML: a number in it is out of range"),
         ("%YAML 1." + "9" * 5000 + "\n---\na: 1", "x: not valid YAML: a number in it is out of range"),
-        ("&a [*a]", "an alias stands inside what it names"),
+        ("&a [*a]", "an alias is inside its own anchor"),
         ("<<: 3", "x:1:5: << takes a mapping"),
         (LAUGHS, "aliases expand to more than 20000 values"),
         (DEEP_ALIASES, "nested deeper than 24 levels"),

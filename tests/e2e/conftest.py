@@ -1,4 +1,4 @@
-"""One server of the small real model for all tests of this folder; it must end well too."""
+"""One server of the small real model for all tests of this folder; it must also exit cleanly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vinfer.text.tokenizer import Tokenizer
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
-    """`configs/smollm2.yaml` as it is shipped; builds its bundle where that is not in the cache."""
+    """`configs/smollm2.yaml` as shipped; builds its bundle if that is not in the cache."""
     with started(CONFIG) as server:
         server.wait_until_ready()
         yield server
@@ -24,7 +24,7 @@ def server() -> Iterator[ServerProcess]:
 @pytest.fixture(scope="session")
 def bundle(server: ServerProcess) -> Path:
     bundle = bundle_directory(server)
-    # Half a gigabyte for every change of the build half.
+    # Remove older bundles: each change of the build half would add half a gigabyte.
     for older in bundle.parent.iterdir():
         if older.is_dir() and older != bundle and not older.name.startswith("."):
             shutil.rmtree(older, ignore_errors=True)
@@ -38,9 +38,9 @@ def tokenizer(bundle: Path) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def text_ids(tokenizer: Tokenizer) -> list[int]:
-    """Ids of a long English text, to cut prompts from."""
+    """Ids of a long English text that prompts are cut from."""
     license_text = (Path(__file__).parents[2] / "LICENSE").read_text()
     ids = list(tokenizer.encode(license_text, add_special_tokens=False))
-    # No prompt that a test cuts off may come out shorter than it says.
+    # Long enough for every prompt that a test cuts from it.
     assert len(ids) > 2200
     return ids

@@ -1,12 +1,12 @@
-"""What transformers would have answered: a process of its own, so that torch stays out of the tests'.
+"""The answers of transformers, from a separate process, so that torch is not loaded in the tests.
 
     python reference.py FILE.gguf
     < {"checked": [[prompt ids, answer ids], ...], "generated": [[prompt ids, length], ...]}
 
 The weights come from transformers' own GGUF reader, in float32; its conversion of the tokenizer is not used.
-`checked`: for each token of the answer, given prompt and answer so far, what the reference would have chosen
-and how far ahead its choice is: (best id, second id, best logit - second logit). An answer that agrees at
-every step is the greedy answer. `generated`: the reference's own greedy answers of that length.
+`checked`: for each token of the answer, the reference's choice given the prompt and the answer so far, and by
+how much it leads: (best id, second id, best logit - second logit). An answer that agrees at every step is the
+greedy answer. `generated`: the reference's own greedy answers of that length.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 
 def load(file: Path) -> PreTrainedModel:
-    """Do what `from_pretrained(..., gguf_file=...)` does, which asks for accelerate and does not use it."""
+    """Load as `from_pretrained(..., gguf_file=...)` does, which requires accelerate without using it."""
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
     weights = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=skeleton)["tensors"]
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     left_out, unknown = model.load_state_dict(weights, strict=False)
-    # The head is the embedding, by configuration.
+    # The head is tied to the embedding by the config.
     assert set(left_out) <= {"lm_head.weight"}, left_out
     assert not unknown, unknown
     assert config.tie_word_embeddings or not left_out
@@ -38,7 +38,7 @@ def load(file: Path) -> PreTrainedModel:
 def check(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> list[tuple[int, int, float]]:
     """Return the reference's choice for each token of an answer."""
     ids = torch.tensor([[*prompt, *answer]])
-    # The logits at a position choose the token after it.
+    # The logits at a position decide the next token.
     logits = model(ids).logits[0, len(prompt) - 1 : -1]
     values, indices = logits.topk(2)
     return [
@@ -48,7 +48,7 @@ def check(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> list[
 
 
 def generate(model: PreTrainedModel, prompt: list[int], length: int) -> list[int]:
-    """Return the reference's greedy answer, stop tokens ignored."""
+    """Return the reference's greedy answer, ignoring stop tokens."""
     ids = torch.tensor([prompt])
     answer = model.generate(
         ids,

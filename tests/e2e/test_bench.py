@@ -1,4 +1,4 @@
-"""scripts/bench against the real server, shortly: what it counts, and its last line, one JSON document."""
+"""A short run of scripts/bench against the real server: what it counts, and the JSON in its last line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_it_counts_every_token_and_prints_json_last(server: ServerProcess) -> No
     assert [run["streams"] for run in runs] == [1, 3]
     assert [run["num_requests"] for run in runs] == [2, 6]
     assert [run["num_tokens"] for run in runs] == [18, 54]
-    # One of negotiation with 2 tokens, a warm-up of 8 tokens per stream, and each load twice.
+    # One negotiation request of 2 tokens, a warm-up of 8 tokens per stream, and each load twice.
     assert server.metrics()["generation_tokens_total"] - before == 2 + 4 * 8 + 2 * (18 + 54)
     for run in runs:
         assert 64 <= run["prompt_tokens"] <= 70

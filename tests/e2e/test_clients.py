@@ -1,4 +1,4 @@
-"""openai-python, unmodified, against the real model; and what a server must refuse and survive."""
+"""Unmodified openai-python against the real model, and requests that a server must refuse and survive."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Capital(pydantic.BaseModel):
 
 
 def test_parse_into_a_model(client: openai.OpenAI) -> None:
-    """The client makes a strict JSON Schema of the type, and an object of the answer."""
+    """The client converts the type to a strict JSON Schema, and the answer to an object."""
     answer = client.chat.completions.parse(
         model=MODEL, messages=QUESTION, temperature=0, response_format=Capital
     )
@@ -85,7 +85,7 @@ def test_parse_into_a_model(client: openai.OpenAI) -> None:
 
 
 def test_responses(server: ServerProcess) -> None:
-    """Whole, streamed and parsed, each body and event as strict as the client can be."""
+    """Whole, streamed and parsed; the client validates each body and event as strictly as it can."""
     with openai.OpenAI(
         base_url=f"{server.url}/v1", api_key="unused", max_retries=0, _strict_response_validation=True
     ) as client:
@@ -135,7 +135,7 @@ BAD: dict[str, tuple[Any, int, str | None]] = {
     "temperature is text": (chat(temperature="hot"), 400, "temperature"),
     "infinite": (b'{"model": "smollm2", "messages": [], "temperature": 1e999}', 400, None),
     "unknown field": (chat(temprature=1), 400, "temprature"),
-    "not served": (chat(functions=[{"name": "f"}]), 400, "functions"),
+    "unsupported": (chat(functions=[{"name": "f"}]), 400, "functions"),
     "no such tool": (chat(tools=[], tool_choice="required"), 400, "tool_choice"),
     "unknown model": ({"model": "gpt", "messages": QUESTION}, 404, "model"),
 }

@@ -1,4 +1,4 @@
-"""Images sent to a server process: one encoder run each, no compiles, and nothing hostile costs it."""
+"""Images sent to a server process: one encoder run each, no compiles, and hostile images cost nothing."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_text_never_runs_the_encoder(seeing: ServerProcess) -> None:
 
 
 def test_any_mix_of_images_compiles_nothing_and_changes_no_answer(seeing: ServerProcess) -> None:
-    """Every number of images, new ones and known ones, sampled and bound, at every number at once."""
+    """Any number of images, new and known, sampled and constrained, at any concurrency."""
     seeds = itertools.count(100)
     knobs: list[dict[str, Any]] = [
         {},
@@ -121,7 +121,7 @@ def test_any_mix_of_images_compiles_nothing_and_changes_no_answer(seeing: Server
 
 @pytest.fixture
 def costs_no_memory(seeing: ServerProcess) -> Iterator[None]:
-    """The process is no larger afterwards than before; the first test of all has warmed its allocators."""
+    """Assert that the process does not grow; the first test has already warmed its allocators."""
     post_all(seeing, [body([image(seed)]) for seed in range(16)])
     before = resident_bytes(seeing)
     yield
@@ -132,7 +132,7 @@ def assert_refused(answer: httpx.Response, param: str) -> str:
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert error["param"] == param
-    # No heap address, path or decoder's words.
+    # No heap address, path or decoder message.
     assert not re.search(r"0x[0-9a-f]{4,}|Traceback|BytesIO|PIL|site-packages", answer.text)
     message: str = error["message"]
     return message
@@ -165,7 +165,7 @@ def test_the_sizes_at_the_edges_are_answered(seeing: ServerProcess, size: tuple[
 
 
 def test_no_inner_address_is_asked(seeing: ServerProcess) -> None:
-    """The many spellings of these, redirects and rebinding are tests of `vinfer.images.fetch`."""
+    """The tests of `vinfer.images.fetch` cover other spellings, redirects and DNS rebinding."""
     with socket.create_server(("127.0.0.1", 0)) as canary:
         canary.setblocking(False)
         port = canary.getsockname()[1]
@@ -203,7 +203,7 @@ def test_the_benchmark_measures_text_beside_images(seeing: ServerProcess) -> Non
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     beside, alone = (report[side]["runs"][0] for side in "ab")
-    # What is kept open beside the load is not part of it.
+    # Requests that are kept open alongside the load are not part of it.
     assert (beside["num_requests"], alone["num_requests"]) == (4, 4)
     assert report["ratios"][0]["itl_seconds_p99"] == (
         beside["itl_seconds"]["p99"] / alone["itl_seconds"]["p99"]

@@ -1,4 +1,4 @@
-"""Continuous batching as a client sees it: who comes late is served among those who run."""
+"""Continuous batching as a client sees it: a late request is batched with the running ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LONG_TOKENS = 120
 
 
 async def stream(http: httpx.AsyncClient, on_token: Callable[[], None], **fields: Any) -> int:
-    """Send a streamed completion, report each chunk of text, return the number of tokens."""
+    """Send a streamed completion, report each chunk of text, and return the number of tokens."""
     body = {
         "model": MODEL,
         "prompt": "The history of the railway begins",
@@ -79,7 +79,7 @@ def test_a_late_request_is_answered_before_the_running_ones_end(server: ServerPr
     assert num_ended == 0
     assert num_long_tokens == [LONG_TOKENS] * NUM_LONG
     assert num_late_tokens == 4
-    # Dispatch N + 1 was enqueued before the tokens of N were read; while all decode, that is every time but
-    # the first.
+    # Dispatch N + 1 is enqueued before the tokens of N are read; while all requests decode, this holds for
+    # every dispatch except the first.
     grown = {name: after[name] - before[name] for name in after if name.endswith("dispatches_total")}
     assert grown["num_overlapped_dispatches_total"] > grown["num_decode_dispatches_total"] // 2

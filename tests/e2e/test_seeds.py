@@ -1,4 +1,4 @@
-"""A seeded answer depends on its request alone. `test_serving_process` compares it across a restart."""
+"""A seeded answer depends only on its request. `test_serving_process` compares it across a restart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OTHERS_TOKENS = 96
 
 @contextlib.contextmanager
 def crowd(server: ServerProcess, num_others: int) -> Iterator[None]:
-    """Keep other requests running, which began first: whatever comes next is of another slot."""
+    """Keep other requests running, which start first, so that the next request gets another slot."""
     with ThreadPoolExecutor(num_others) as pool:
         others = [
             pool.submit(
@@ -46,7 +46,7 @@ def test_a_seeded_answer_is_the_same_alone_beside_one_and_among_fifteen(server: 
 
 
 def test_deterministic_makes_logprobs_the_same_too(tmp_path: Path) -> None:
-    """To the last digit, after a restart as well."""
+    """They are equal to the last digit, also after a restart."""
     config = tmp_path / "deterministic.yaml"
     config.write_text(CONFIG.read_text().replace("    num_slots:", "    deterministic: true\n    num_slots:"))
     answers = []

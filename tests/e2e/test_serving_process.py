@@ -1,6 +1,6 @@
-"""The process around the engine: what it loads, how it starts, ends, fails and comes back.
+"""The process around the engine: what it loads, how it starts, ends, fails and recovers.
 
-Starts several servers, most of them from bundles that are there; exit codes are those of `vinfer.errors`.
+Starts several servers, most of them from existing bundles; exit codes are those of `vinfer.errors`.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def test_a_second_start_draws_the_same_has_no_build_half_in_it_and_drains(server
     with started(CONFIG) as second:
         second.wait_until_ready()
         assert "exporting" not in second.log
-        # The seed decides, and nothing that a process is born with.
+        # Only the seed decides, not the state of the process.
         assert second.draw(seed=11) == server.draw(seed=11)
         modules = second.modules()
         assert {"jax", "vinfer.engine.engine"} <= modules
         assert not BUILD_HALF & {name.partition(".")[0] for name in modules}
-        # A request that runs when SIGTERM comes runs to its end, and nobody else is let in.
+        # A request that is running at SIGTERM runs to its end, and no new request is accepted.
         body = {"model": MODEL, "prompt": "Once", "max_tokens": 150, "ignore_eos": True, "stream": True}
         with second.http.stream("POST", "/v1/completions", json=body) as response:
             lines = response.iter_lines()
@@ -63,7 +63,7 @@ def test_a_second_start_draws_the_same_has_no_build_half_in_it_and_drains(server
 
 @dataclasses.dataclass
 class Crash:
-    """A start that was killed while it built, and the next one."""
+    """A start that was killed during its build, and the next start."""
 
     left_behind: list[str]
     server: ServerProcess
@@ -73,7 +73,7 @@ class Crash:
 
 @pytest.fixture(scope="module")
 def crash(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crash]:
-    """A config of two models: a tiny one to build, killed half-way and started again, and a bundle."""
+    """A config of two models: a bundle, and a tiny model whose build is killed halfway and started again."""
     folder = tmp_path_factory.mktemp("two-models")
     yaml = folder / "two.yaml"
     yaml.write_text(
@@ -143,7 +143,7 @@ def complete_tiny(crash: Crash, **fields: Any) -> dict[str, Any]:
 
 
 def test_prompts_scored_and_shared_compile_nothing(crash: Crash) -> None:
-    """Chunks of 32 tokens; the harness's own request, and one that generates nothing at the last row."""
+    """Chunks of 32 tokens; lm-eval's own request, and one that ends in the last row and generates nothing."""
     prompts = [[3 + (7 * place + length) % 200 for place in range(length)] for length in (1, 2, 32, 33, 100)]
     scored = complete_tiny(
         crash, prompt=prompts, echo=True, logprobs=1, max_tokens=1, temperature=0, seed=1234
@@ -153,7 +153,7 @@ def test_prompts_scored_and_shared_compile_nothing(crash: Crash) -> None:
         assert len(logprobs) == len(tops) == len(choice["logprobs"]["tokens"]) == len(prompt) + 1
         assert logprobs[0] is tops[0] is None
         assert all(logprob <= max(top.values()) for logprob, top in zip(logprobs[1:], tops[1:], strict=True))
-        # The generated token is greedy: the very same float.
+        # The generated token is greedy, so it is exactly the same float.
         assert logprobs[-1] == max(tops[-1].values())
     whole = complete_tiny(crash, prompt=[5] * 128, echo=True, logprobs=20, max_tokens=0)
     assert len(whole["choices"][0]["logprobs"]["tokens"]) == 128
@@ -167,7 +167,7 @@ def test_prompts_scored_and_shared_compile_nothing(crash: Crash) -> None:
 
 
 def test_embeddings_compile_nothing(crash: Crash) -> None:
-    """Alone, together, and beside prompts that are generated from: more of all than there are slots."""
+    """Alone, batched, and alongside generating requests; each time more requests than slots."""
     prompts = [[3 + (5 * place + length) % 200 for place in range(length)] for length in (1, 31, 32, 33, 128)]
     with openai.OpenAI(base_url=f"{crash.server.url}/v1", api_key="unused", max_retries=0) as client:
 
@@ -220,7 +220,7 @@ def test_an_unknown_model_is_openais_404(crash: Crash) -> None:
     assert "tiny" in error["message"]
 
 
-# Only the tiny model: it compiles in seconds where the cache is of no use.
+# Only the tiny model, which compiles in seconds if the cache is unusable.
 ONLY_TINY = """
 models:
   - {{name: tiny, source: {source}, mesh: {{tp: 1}}}}
@@ -319,7 +319,7 @@ def test_a_bind_beyond_this_machine_needs_keys() -> None:
 
 @pytest.fixture
 def copy(bundle: Path) -> Iterator[Path]:
-    """A copy of the bundle whose files are links: take the place of one, do not write into it."""
+    """A copy of the bundle whose files are links: replace a file, never write into it."""
     with tempfile.TemporaryDirectory(prefix=".damaged-", dir=CACHE) as folder:
         target = Path(folder) / "copy"
         shutil.copytree(bundle, target, copy_function=os.link)
@@ -372,11 +372,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "another jax": (
         lambda bundle: edit_manifest(bundle, lambda manifest: manifest["versions"].update(jax="0.1.0")),
-        ("versions.jax is 0.1.0, here it is",),
+        ("versions.jax is 0.1.0; this process has",),
     ),
     "another platform": (
         lambda bundle: edit_manifest(bundle, lambda manifest: manifest.update(platform="tpu")),
-        ("platform is tpu, here it is cpu",),
+        ("platform is tpu; this process has cpu",),
     ),
     "a larger mesh": (
         lambda bundle: edit_manifest(bundle, lambda manifest: manifest["mesh"].update(dp=4)),

@@ -1,6 +1,6 @@
-"""Greedy answers over HTTP against transformers' in float32, token for token.
+"""Greedy answers over HTTP compared with transformers in float32, token by token.
 
-The reference reads the weights itself, from the GGUF file; prompts are token ids, so that both get the same.
+The reference reads the weights from the GGUF file itself. Prompts are token ids, so both get the same input.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from server_process import MODEL, ServerProcess, smollm2_file
 from vinfer.text.token_bytes import token_bytes
 from vinfer.text.tokenizer import Tokenizer
 
-# On both sides of every prefill length and of the smallest KV bucket, and odd ones.
+# Lengths on both sides of every prefill length and of the smallest KV bucket, and odd ones.
 PROMPT_LENGTHS = (5, 17, 63, 64, 65, 131, 255, 256, 257, 401)
 NUM_TOKENS = 48
-# The crowd is answered by other programs than one request alone: 8 in flight.
+# With 8 in flight, batched requests run through other programs than a single request.
 NUM_IN_FLIGHT = 8
-# Where the reference itself can hardly tell its two best tokens apart, float32 decides nothing.
+# If the reference's two best tokens are this close, float32 cannot decide between them.
 TIE = 1e-4
-# Prompts that the reference also answers by itself, without our answer before it.
+# Prompts that the reference also answers by itself, without seeing our answer.
 NUM_GENERATED = 2
 
 
@@ -43,7 +43,7 @@ def prompts(text_ids: list[int]) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def ids_by_label(tokenizer: Tokenizer) -> dict[str, int]:
-    """How logprobs spell a token -> its id."""
+    """Return token ids by their spelling in logprobs."""
     labels = {}
     for token_id in range(tokenizer.vocab_size):
         raw = token_bytes(tokenizer, token_id)
@@ -78,7 +78,7 @@ def ask(server: ServerProcess, prompt: list[int], ids_by_label: dict[str, int], 
 def answers(
     server: ServerProcess, prompts: list[list[int]], ids_by_label: dict[str, int]
 ) -> dict[str, list[Answer]]:
-    """Every prompt's answer in each way of asking."""
+    """Every prompt's answer, for each way of asking."""
     alone = {
         "alone": [ask(server, prompt, ids_by_label, stream=False) for prompt in prompts],
         "alone, streamed": [ask(server, prompt, ids_by_label, stream=True) for prompt in prompts],
@@ -88,12 +88,12 @@ def answers(
         def crowd(stream: bool) -> list[Answer]:
             return list(pool.map(lambda prompt: ask(server, prompt, ids_by_label, stream=stream), prompts))
 
-        return {**alone, "in a crowd": crowd(False), "in a crowd, streamed": crowd(True)}
+        return {**alone, "batched": crowd(False), "batched, streamed": crowd(True)}
 
 
 @pytest.fixture(scope="module")
 def reference(prompts: list[list[int]], answers: dict[str, list[Answer]]) -> dict[str, list[list]]:
-    """What transformers says to each different answer, by way of asking, and its own first answers."""
+    """The reference's choices for each distinct answer, by way of asking, and its own first answers."""
     checked = [
         (prompt, answer.token_ids)
         for given in answers.values()
@@ -124,7 +124,7 @@ def reference(prompts: list[list[int]], answers: dict[str, list[Answer]]) -> dic
     }
 
 
-@pytest.mark.parametrize("way", ["alone", "alone, streamed", "in a crowd", "in a crowd, streamed"])
+@pytest.mark.parametrize("way", ["alone", "alone, streamed", "batched", "batched, streamed"])
 def test_every_token_is_the_references_choice(
     answers: dict[str, list[Answer]], reference: dict[str, list[list]], way: str
 ) -> None:
@@ -143,7 +143,7 @@ def test_the_reference_says_the_same_by_itself(
     for answer, generated, choices in zip(
         answers["alone"], reference["generated"], reference["alone"], strict=False
     ):
-        # After a near tie two greedy answers may part for good.
+        # After a near tie, two greedy answers may diverge for good.
         step = next((i for i, choice in enumerate(choices) if choice[2] < TIE), NUM_TOKENS)
         assert list(answer.token_ids[:step]) == generated[:step]
         assert step > 0

@@ -1,4 +1,4 @@
-"""Tools with the real small model, through openai-python: bound calls satisfy their schema."""
+"""Tools with the real small model, through openai-python: constrained calls satisfy their schema."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WEATHER_SCHEMA: Any = {
     "required": ["city", "days", "unit"],
     "additionalProperties": False,
 }
-# Bounded, as at a high temperature an open number goes on until max_tokens cuts it off.
+# Limited, because at a high temperature an unlimited number grows until max_tokens cuts it off.
 TERM = {"type": "integer", "minimum": 0, "maximum": 999}
 ADD_SCHEMA: Any = {
     "type": "object",
@@ -48,7 +48,7 @@ def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
 
 
 def assert_valid(message: Any) -> list[str]:
-    """Every call satisfies its schema; returns the names."""
+    """Assert that every call satisfies its schema; return the names."""
     assert message.tool_calls
     for call in message.tool_calls:
         jsonschema.validate(json.loads(call.function.arguments), SCHEMAS[call.function.name])
@@ -58,7 +58,7 @@ def assert_valid(message: Any) -> list[str]:
 @pytest.mark.parametrize("temperature", [0, 1.5])
 @pytest.mark.parametrize("choice", ["required", NAMED])
 def test_constrained_calls_are_valid(client: openai.OpenAI, choice: Any, temperature: float) -> None:
-    """Whole, several choices at once and streamed: at a high temperature a free answer would be noise."""
+    """Whole, with several choices, and streamed; at a high temperature a free answer would be noise."""
     fields: Any = {
         "model": MODEL,
         "messages": QUESTION,
@@ -88,7 +88,7 @@ def test_constrained_calls_are_valid(client: openai.OpenAI, choice: Any, tempera
 
 
 def test_a_round_trip(client: openai.OpenAI) -> None:
-    """The model calls, is told the result, and says it."""
+    """The model calls a tool, receives the result, and reports it."""
     first = client.chat.completions.create(
         model=MODEL, messages=QUESTION, tools=TOOLS[:1], tool_choice="required", temperature=0, max_tokens=300
     )
@@ -105,7 +105,7 @@ def test_a_round_trip(client: openai.OpenAI) -> None:
     assert second.choices[0].message.content
     assert second.usage is not None
     assert first.usage is not None
-    # It saw the call and its result, in place of the tools.
+    # It saw the call and its result instead of the tools.
     without = client.chat.completions.create(
         model=MODEL, messages=QUESTION, tools=TOOLS[:1], tool_choice="none", temperature=0, max_tokens=1
     )
@@ -114,7 +114,7 @@ def test_a_round_trip(client: openai.OpenAI) -> None:
 
 
 def test_a_round_trip_of_items(client: openai.OpenAI) -> None:
-    """`/v1/responses`: the answer's own items and what the function returned go back as input."""
+    """`/v1/responses`: the answer's own items and the function's result are sent back as input."""
     items: list[Any] = list(QUESTION)
     asked: Any = {
         "model": MODEL,
@@ -139,7 +139,7 @@ STRICT: Any = [{**tool, "function": {**tool["function"], "strict": True}} for to
 
 
 def test_text_of_strict_tools_is_what_it_is_without(client: openai.OpenAI) -> None:
-    """The model makes no call of itself: no token differs."""
+    """The model makes no call on its own, so no token differs."""
     for content in ("Write two sentences about the sea.", "How is the weather in Paris?"):
         asked: Any = {"model": MODEL, "messages": [{"role": "user", "content": content}], "temperature": 0}
         free, constrained = (
@@ -151,7 +151,7 @@ def test_text_of_strict_tools_is_what_it_is_without(client: openai.OpenAI) -> No
 
 
 def test_calls_that_the_model_makes_of_strict_tools_are_valid(client: openai.OpenAI) -> None:
-    """After three examples it calls, and without `strict` writes a unit that there is none of."""
+    """After three examples it makes a call, and without `strict` it writes a unit that does not exist."""
     messages: Any = []
     for days, city in enumerate(("Lima", "Rome", "Oslo"), 1):
         arguments = json.dumps({"city": city, "days": days, "unit": "celsius"})

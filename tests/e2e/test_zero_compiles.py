@@ -1,4 +1,4 @@
-"""Nothing that a request can ask for compiles a program; and a seed means the same in any company."""
+"""Nothing that a request can ask for compiles a program, and a seed has the same result alone and batched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Body = dict[str, Any]
 
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
 
-# One per knob, off knobs among them; combined with every temperature.
+# One per parameter, including ones that are off; combined with every temperature.
 KNOBS: tuple[Body, ...] = (
     {},
     {"seed": 7},
@@ -43,7 +43,7 @@ TEMPERATURES = (0.0, 0.7, 1.5)
 
 
 def mixed_load(text_ids: list[int]) -> list[Body]:
-    """Return requests that differ in every knob and in prompt and answer length."""
+    """Return requests that differ in every parameter and in prompt and answer length."""
     combinations = itertools.product(TEMPERATURES, KNOBS)
     lengths = itertools.cycle(PROMPT_LENGTHS)
     return [
@@ -59,7 +59,7 @@ def mixed_load(text_ids: list[int]) -> list[Body]:
 
 
 def seeded_load(text_ids: list[int]) -> list[Body]:
-    """Return requests whose draws their seeds determine."""
+    """Return requests whose samples are determined by their seeds."""
     ways: tuple[Body, ...] = (
         {"temperature": 0.7},
         {"temperature": 1.0, "top_k": 50, "top_p": 0.95},
@@ -85,7 +85,7 @@ async def send(http: httpx.AsyncClient, body: Body) -> httpx.Response:
 
 
 async def in_crowds(url: str, bodies: list[Body]) -> None:
-    """Send all, so many at once as `CROWDS` says in turn."""
+    """Send all requests, with the numbers at once taken from `CROWDS` in turn."""
     waiting = iter(bodies)
     async with httpx.AsyncClient(base_url=url, timeout=600) as http:
         for size in itertools.cycle(CROWDS):
@@ -100,7 +100,7 @@ def choices(response: httpx.Response) -> list[tuple[str, list[str]]]:
 
 
 async def alone_and_in_a_crowd(url: str, bodies: list[Body], others: list[Body]) -> tuple[list, list]:
-    """Answer the same requests one by one, then all at once among others."""
+    """Return the answers to the same requests sent one by one, then batched with others."""
     async with httpx.AsyncClient(base_url=url, timeout=600) as http:
         alone = [choices(await send(http, body)) for body in bodies]
         pairs = zip(bodies, others, strict=True)
@@ -128,7 +128,7 @@ def test_a_seed_draws_the_same_in_any_company(server: ServerProcess, text_ids: l
     ]
     alone, crowd = asyncio.run(alone_and_in_a_crowd(server.url, bodies, others))
     assert crowd == alone
-    # The seeds differ and the answers with them: it is no matter of everything being greedy.
+    # Different seeds give different answers, so it is not because everything is greedy.
     assert len({answer[0][0] for answer in alone}) == len(bodies)
     assert server.metrics()["post_ready_compiles_total"] == 0
 

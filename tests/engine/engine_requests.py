@@ -1,4 +1,4 @@
-"""Requests and program shapes of the engine's tests: numbers small enough to work through by hand."""
+"""Requests and program shapes for the engine tests, with numbers small enough to check by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vinfer.errors import RequestError
 MAX_MODEL_LEN = 64
 STEPS = 4
 IMAGE_LENS = {"p": 3, "q": 5, "r": 9, "s": 16, "t": 30}
-"""Tokens of an image by its content."""
+"""Number of tokens of an image, by its content hash."""
 
 
 def make_request(
@@ -30,10 +30,10 @@ def make_request(
     priority: int = 0,
     images: Sequence[tuple[int, str]] = (),
 ) -> Request:
-    """Return a request; a number as its prompt stands for 0, 1, 2, ... of that length.
+    """Return a request; a number as its prompt means the tokens 0, 1, 2, ... of that length.
 
     Args:
-        images: (start, content hash) of each; it takes `IMAGE_LENS[hash]` tokens.
+        images: (start, content hash) of each image, which takes `IMAGE_LENS[hash]` tokens.
     """
     if isinstance(prompt_ids, int):
         prompt_ids = tuple(range(prompt_ids))
@@ -53,7 +53,7 @@ def make_request(
 
 
 def make_image(content_hash: str, start: int = 0) -> RequestImage:
-    """Return an image without pixels: nothing here looks at them."""
+    """Return an image without pixels, because nothing here reads them."""
     return RequestImage(
         content_hash=content_hash,
         start=start,
@@ -63,7 +63,7 @@ def make_image(content_hash: str, start: int = 0) -> RequestImage:
 
 
 class CountingMatcher:
-    """A grammar that follows every token, up to one that breaks its limits.
+    """A grammar that accepts every token, up to one that exceeds its limits.
 
     Attributes:
         taken: the tokens that it was advanced by.
@@ -87,10 +87,10 @@ def make_shapes(
     num_slots: int = 2,
     encoders: Sequence[int] = (),
 ) -> tuple[ProgramShape, ...]:
-    """Return compiled programs: decode for 1 and for all slots, the cache read to 8, 16 or 64 rows.
+    """Return compiled programs: decode for 1 and for all slots, reading 8, 16 or 64 rows of the cache.
 
     Args:
-        encoders: images of each image encoder.
+        encoders: number of images of each image encoder.
     """
     return plan_programs(
         prefill_shapes=prefill_shapes,
@@ -106,7 +106,7 @@ def make_shapes(
 def make_max_features(
     shapes: Iterable[ProgramShape], several_at_most: int = max(IMAGE_LENS.values())
 ) -> dict[ProgramShape, int]:
-    """Let the narrowest image encoder take every image of `IMAGE_LENS`, the others those up to a limit."""
+    """Let the image encoder with the fewest rows take every image, and the others those up to a limit."""
     encoders = sorted((s for s in shapes if s.kind == "encode_images"), key=lambda shape: shape.rows)
     limits = dict.fromkeys(encoders, several_at_most)
     return limits | {shape: max(IMAGE_LENS.values()) for shape in encoders[:1]}

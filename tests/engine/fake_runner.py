@@ -1,8 +1,8 @@
-"""A runner without a device whose tokens can be worked out by hand.
+"""A runner without a device, whose tokens can be computed by hand.
 
-The first token of a request is the sum of its prompt plus one, modulo 1000; each later one is the token
-before plus one, modulo 1000. Programs take effect when they are enqueued, in order, as on a real device;
-their tokens can be read when the test has let them through.
+The first token of a request is the sum of its prompt plus one, modulo 1000; each later token is the previous
+one plus one, modulo 1000. Programs take effect when they are enqueued, in order, as on a real device. Their
+tokens can be read once the test has let them through.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from vinfer.engine.schedule import Admission, Decode, Prefill
 
 VOCABULARY = 1000
 GUARD_SECONDS = 30.0
-"""Only ends a test that hangs: nothing waits that long."""
+"""Only ends a test that hangs; nothing else waits that long."""
 
 Kind = Literal["set_slot", "copy_slot", "prefill", "decode", "read"]
 LogEntry = tuple[Kind, str | int]
-"""What happened: a request into a slot, a dispatch enqueued or read (by number)."""
+"""What happened: a request was put into a slot, or a dispatch (by number) was enqueued or read."""
 
 
 @dataclasses.dataclass
@@ -52,11 +52,11 @@ class FakeDispatch:
 
 
 class FakeRunner:
-    """Stands in for `Runner`; called by the engine thread and by the test.
+    """Replaces `Runner`; called by the engine thread and by the test.
 
     Args:
         num_readable: dispatches whose tokens can be read before `let_through` is called; None for all.
-        fails_at: what raises, as in the log; None for nothing.
+        fails_at: the log entry at which it raises; None for never.
     """
 
     def __init__(self, num_readable: int | None = None, fails_at: LogEntry | None = None) -> None:
@@ -69,7 +69,7 @@ class FakeRunner:
         self._num_dispatches = 0
         self._log: list[LogEntry] = []
 
-    # What the engine calls.
+    # Called by the engine.
 
     def set_slot(self, admission: Admission) -> None:
         self._note("set_slot", admission.request.id)
@@ -123,7 +123,7 @@ class FakeRunner:
             if self._num_readable is not None:
                 self._num_readable -= 1
 
-    # What tests call.
+    # Called by tests.
 
     @property
     def log(self) -> list[LogEntry]:
@@ -131,7 +131,7 @@ class FakeRunner:
             return list(self._log)
 
     def let_through(self, num_dispatches: int | None = None) -> None:
-        """Let the engine read some more dispatches; all from here on where no number is given."""
+        """Let the engine read some more dispatches, or all from now on if no number is given."""
         with self._changed:
             if num_dispatches is None or self._num_readable is None:
                 self._num_readable = None
@@ -141,7 +141,7 @@ class FakeRunner:
             self._changed.notify_all()
 
     def wait_until_blocked(self) -> list[LogEntry]:
-        """Wait until the engine asks for tokens that were not let through; return the log."""
+        """Wait until the engine asks for tokens that are not let through; return the log."""
         with self._changed:
             assert self._changed.wait_for(lambda: self._is_blocked, GUARD_SECONDS), self._log
             return list(self._log)

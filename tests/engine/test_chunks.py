@@ -1,4 +1,4 @@
-"""How prompts are cut: by hand, and against every other way to cut them."""
+"""How prompts are split, checked by hand and against every other way to split them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def padded(lengths: tuple[int, ...], num_tokens: int) -> int:
 @pytest.mark.parametrize(
     ("num_tokens", "dispatch_cost_tokens", "expected"),
     [
-        (67, 16, [64, 3]),  # 64+16 padded and 2 dispatches (112) against 256+16
+        (67, 16, [64, 3]),  # 64+16 padded and 2 dispatches (112), compared with 256+16
         (67, 1000, [67]),
         (67, None, [67]),
         (256, None, [256]),
         (257, None, [256, 1]),
-        (200, 16, [200]),  # 3 * (64+16) + 16+16 equals 256+16: then fewer dispatches
-        (17, 16, [16, 1]),  # 64 against 80
-        (33, 16, [33]),  # 3 * (16+16) = 96 against 64+16
+        (200, 16, [200]),  # 3 * (64+16) + 16+16 equals 256+16, so fewer dispatches win
+        (17, 16, [16, 1]),  # 64 compared with 80
+        (33, 16, [33]),  # 3 * (16+16) = 96 compared with 64+16
         (16, 0, [16]),
     ],
 )
@@ -79,11 +79,11 @@ def test_without_a_cost_only_what_exceeds_the_largest_bucket_is_cut(
     ("start", "end", "expected"),
     [
         (0, 8, 8),  # ends with the first block
-        (0, 7, 3),  # before the block that it would cut
-        (3, 6, 8),  # begins with it, so takes it whole
-        (4, 9, 9),  # begins inside of it: the last token of a prompt that was copied
+        (0, 7, 3),  # ends before the block that it would split
+        (3, 6, 8),  # begins with the block, so takes it whole
+        (4, 9, 9),  # begins inside the block: the last token of a prompt that was copied
         (8, 16, 12),
-        (12, 20, 20),  # two blocks side by side are cut between them
+        (12, 20, 20),  # two adjacent blocks are split between them
         (12, 22, 20),
         (20, 23, 24),
         (20, 24, 24),

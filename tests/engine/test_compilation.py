@@ -1,4 +1,4 @@
-"""Counting compiles and caching them. JAX's cache settings are put back: they belong to the whole process."""
+"""Counting and caching compiles. JAX's cache settings are process-wide, so they are restored."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_compile_after_ready_is_counted_and_a_compiled_call_is_not() -> None:
     for _ in range(3):
         np.asarray(compiled(np.ones(3, np.float32)))
     assert counter.num_post_ready == 0
-    # The negative control: the same value through a new program.
+    # The negative control: the same value computed by a new program.
     np.asarray(jax.jit(new_program(1.5))(np.ones(3, np.float32)))
     assert counter.num_post_ready == 1
     assert counter.num_compiles == 2
@@ -66,12 +66,12 @@ def test_small_programs_are_cached_and_found_again(settings_put_back: None, tmp_
     assert (counter.num_compiles, counter.num_cache_hits) == (1, 0)
     assert list(cache.glob("*-cache"))
     compile_ahead(2.25)
-    # A load counts as a compile too: after ready neither may happen.
+    # A load from the cache counts as a compile too: after ready neither may happen.
     assert (counter.num_compiles, counter.num_cache_hits) == (2, 1)
 
 
 def test_a_seeded_cache_serves_what_another_one_compiled(settings_put_back: None, tmp_path: Path) -> None:
-    """JAX's default key contains the cache's own path, so that no entry was ever found elsewhere."""
+    """JAX's default key contains the cache's own path, so no entry was ever found in another cache."""
     set_compilation_cache(tmp_path / "first")
     compile_ahead(3.25)
     set_compilation_cache(tmp_path / "second")
@@ -94,7 +94,7 @@ def test_a_corrupt_cache_entry_is_compiled_anew(settings_put_back: None, tmp_pat
 def test_a_cache_that_cannot_be_made_warns_and_goes_on(
     settings_put_back: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # A path under a regular file fails for root too.
+    # A path below a regular file fails for root too.
     (tmp_path / "file").write_text("")
     set_compilation_cache(tmp_path / "before")
     set_compilation_cache(tmp_path / "file" / "cache")

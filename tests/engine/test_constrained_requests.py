@@ -1,6 +1,7 @@
-"""Requests bound to a grammar, in the engine: each token is read before the next one is asked for.
+"""Constrained requests in the engine: each token is read before the next one is requested.
 
-Over a runner whose tokens are worked out by hand: the first is the prompt's sum plus one, the next one more.
+The runner's tokens can be computed by hand: the first is the prompt's sum plus one, each later one is one
+more.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def tokens(events: list[TokenEvent]) -> list[int]:
 
 
 def in_order(log: list[LogEntry]) -> list[str]:
-    """Return what a runner was asked for, without the numbers."""
+    """Return the calls to a runner in order, without the numbers."""
     return [kind for kind, _ in log]
 
 
@@ -65,7 +66,7 @@ def test_every_token_is_read_before_the_next_is_enqueued() -> None:
         engine.stop()
     assert (tokens(found), found[-1].finish_reason) == ([11, 12, 13, 14], "length")
     assert in_order(runner.log) == ["set_slot", "prefill", "read", *["decode", "read"] * 3]
-    # The last token ends the request, whatever the grammar thinks of it.
+    # The last token ends the request, whatever the grammar says.
     assert matcher.taken == [11, 12, 13]
 
 
@@ -97,9 +98,9 @@ def test_others_share_the_batch_and_go_back_to_many_steps_when_the_grammar_is_do
     assert tokens(plain) == list(range(101, 131))
     assert tokens(constrained) == [11, 12, 13, 14]
     asked = in_order(runner.log)
-    # Far fewer dispatches than tokens: one step each only while the grammar was there.
+    # Far fewer dispatches than tokens: they run one step only while the constrained request runs.
     assert asked.count("decode") <= 4 + -(-29 // STEPS) + 1
-    # And enqueued ahead again in the end.
+    # In the end they are enqueued ahead again.
     assert asked[-3:] == ["decode", "read", "read"]
 
 
@@ -118,7 +119,7 @@ def test_a_grammar_that_breaks_its_limits_ends_its_own_request_only() -> None:
     assert tokens(broken) == [11, 12]
     assert isinstance(broken[-1].error, RequestError)
     assert broken[-1].error.param == "the.field"
-    # Its slot was free for who waited.
+    # Its slot is free for the waiting request.
     assert tokens(after) == [51, 52]
 
 
@@ -135,7 +136,7 @@ def test_a_cancelled_request_is_advanced_no_more_and_frees_its_slot() -> None:
 
     with running(runner, num_slots=1) as engine:
         assert tokens(asyncio.run(main(engine))) == [21, 22, 23]
-        # Two tokens were read before, one was being read, and one more was enqueued in the same step.
+        # Two tokens had been read, one was being read, and one more was enqueued in the same step.
         assert matcher.taken == [11, 12, 13, 14]
 
 
@@ -143,12 +144,12 @@ def test_a_cancelled_request_is_advanced_no_more_and_frees_its_slot() -> None:
 def test_who_has_finished_gets_the_end_though_the_next_work_fails(
     fails_at: LogEntry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The tokens of a bound batch are handed over after the next work is enqueued, which may fail."""
+    """The tokens of a constrained batch are delivered after the next work is enqueued, which may fail."""
     runner = FakeRunner(num_readable=0, fails_at=fails_at)
 
     async def main(engine: Engine) -> tuple[list[TokenEvent], list[TokenEvent]]:
         constrained = engine.submit(make_request("bound", (10,), max_tokens=50, grammar=CountingMatcher()))
-        # Ends with the token of the dispatch before the one that fails.
+        # It ends with the token of the dispatch before the one that fails.
         short = engine.submit(make_request("short", (20,), max_tokens=2))
         runner.wait_until_blocked()
         late = engine.submit(make_request("late", (30,)))

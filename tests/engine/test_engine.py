@@ -1,6 +1,6 @@
-"""Engine, scheduler and streams together, over a runner whose tokens are worked out by hand.
+"""Engine, scheduler and streams together, with a runner whose tokens can be computed by hand.
 
-A test never sleeps: it lets dispatches through one by one where an order matters.
+Tests never sleep: they let dispatches through one by one if the order matters.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def answer(stream: TokenStream) -> Answer:
-    """Read a stream to its end; an error is raised."""
+    """Read a stream to its end; raise its error, if any."""
     tokens: list[int] = []
     finish_reason = None
     async for event in stream:
@@ -132,7 +132,7 @@ def test_a_cancelled_sibling_leaves_the_others_their_answers() -> None:
 
     async def main(engine: Engine) -> list[Answer]:
         streams = [engine.submit(make_request(name, 40, 5, key="p")) for name in "abc"]
-        # The first of five chunks is enqueued, and its reading is not let through.
+        # The first of five chunks is enqueued, and reading it is not let through.
         runner.wait_until_blocked()
         engine.cancel("a")
         runner.let_through()
@@ -161,7 +161,7 @@ def test_a_late_request_gets_its_first_token_before_the_running_ones_end() -> No
             assert (await anext(stream)).token_ids[0] == 2
         runner.wait_until_blocked()
         late = engine.submit(make_request("late", (500,), max_tokens=60))
-        # What is unread, and the step that admits it: at most 3 * 4 tokens of the long ones.
+        # The unread dispatches and the step that admits it: at most 3 * 4 tokens of the long requests.
         runner.let_through(3)
         assert (await anext(late)).token_ids[0] == 501
         runner.wait_until_blocked()
@@ -202,7 +202,7 @@ def test_late_tokens_of_a_stopped_request_never_reach_the_next_owner_of_its_slot
     runner = FakeRunner()
 
     async def main(engine: Engine) -> list[Answer]:
-        # The stop token ends a on the device while dispatches beyond it are on their way already.
+        # The stop token ends a on the device while later dispatches are already enqueued.
         a = engine.submit(make_request("a", (100,), max_tokens=40, stop=(103,)))
         b = engine.submit(make_request("b", (200,), max_tokens=9, stop=(103, 205)))
         return [await answer(a), await answer(b)]
@@ -225,7 +225,7 @@ def test_a_cancelled_request_leaves_its_slot_in_the_next_step_and_its_late_token
         engine.cancel("a")
         runner.let_through()
         assert await answer(b) == (list(range(201, 261)), "length")
-        # The first work after the cancel is b's row; a's last dispatch is still unread then.
+        # The first work after the cancel is b's row, while a's last dispatch is still unread.
         after = [entry for entry in runner.log[len(before) :] if entry[0] != "read"]
         assert after[0] == ("set_slot", "b")
         engine.cancel("a")
@@ -259,7 +259,9 @@ def test_a_waiting_request_can_be_cancelled() -> None:
 def test_a_full_queue_is_refused_and_has_room_again_later() -> None:
     async def main(engine: Engine) -> None:
         streams = [engine.submit(make_request(name, (1,))) for name in "abc"]
-        with pytest.raises(QueueFullError, match="2 requests wait for model fake already: try again later"):
+        with pytest.raises(
+            QueueFullError, match="2 requests are already waiting for model fake: try again later"
+        ):
             engine.submit(make_request("d", (1,)))
         engine.cancel("c")
         streams[2] = engine.submit(make_request("e", (1,)))
@@ -281,7 +283,7 @@ def test_a_failure_fails_every_stream_and_every_later_request(
         streams = [engine.submit(make_request(name, (1,), max_tokens=40)) for name in "abcd"]
         engine.start()
         for stream in streams:
-            with pytest.raises(EngineError, match="engine of model fake failed while it served") as caught:
+            with pytest.raises(EngineError, match="engine of model fake failed while serving") as caught:
                 await answer(stream)
             assert "0xdead" not in caught.value.message
         assert not engine.is_alive
@@ -305,7 +307,7 @@ def test_stop_fails_what_runs_and_waits_for_the_device(monkeypatch: pytest.Monke
         streams = [engine.submit(make_request(name, (1,), max_tokens=60)) for name in "abc"]
         await anext(streams[0])
         runner.wait_until_blocked()
-        # When stop() comes to wait for the thread, the engine still waits for the device.
+        # When stop() waits for the thread, the engine is still waiting for the device.
         join = engine._thread.join
 
         def let_through_and_join() -> None:

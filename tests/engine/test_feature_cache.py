@@ -1,4 +1,4 @@
-"""Rows of the feature array: held, shared, kept for later, given away."""
+"""Rows of the feature array: pinned, shared, kept for later, evicted."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_one_not_asked_for_the_longest_makes_room() -> None:
         assert cache.pin([image])
         encode_all(cache)
         cache.unpin([image])
-    # 17 of 18 rows are taken: the oldest, q, is enough for 5 more.
+    # 17 of 18 rows are taken; evicting the oldest image, q, is enough for 5 more.
     assert cache.pin([make_image("q", start=1), P])
     assert encode_all(cache) == []
     cache.unpin([Q, P])

@@ -1,4 +1,4 @@
-"""Grammars over a vocabulary of bytes: what they allow, how they end, what they refuse, and their limits."""
+"""Grammars with a vocabulary of bytes: what they allow, how they end, what is refused, and their limits."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def allowed(mask: bytes) -> set[int]:
 
 
 def texts(grammar: Grammar) -> set[str]:
-    """Return every answer of a grammar that has few, spelled byte by byte."""
+    """Return all answers of a grammar that has only a few, spelled byte by byte."""
     found = set()
 
     def follow(token_ids: list[int]) -> None:
@@ -109,9 +109,9 @@ def test_a_complete_answer_can_only_end_and_every_end_token_ends_it(compiler: Gr
 
 def test_control_tokens_and_ids_beyond_the_tokenizer_are_never_text(compiler: GrammarCompiler) -> None:
     matcher = compiled(compiler, "regex", "(.|\n)*").matcher()
-    # Bytes that begin a character of UTF-8, the words, and the end.
+    # Bytes that begin a UTF-8 character, the words, and the end tokens.
     assert allowed(matcher.mask) == {*range(0x80), *range(0xC2, 0xF5), ABC, AB, EOS, OTHER_EOS}
-    # What a control token is spelled like is text all the same, where it must follow and where it may.
+    # The spelling of a control token is plain text, whether the grammar forces it or only allows it.
     assert texts(compiled(compiler, "choice", ["<c>"])) == {"<c>"}
     assert texts(compiled(compiler, "choice", ["<c>", "</s>"])) == {"<c>", "</s>"}
     assert texts(compiled(compiler, "json_schema", {"const": "</s>"})) == {'"</s>"'}
@@ -137,7 +137,7 @@ def test_min_tokens_keeps_the_end_away_as_long_as_the_grammar_goes_on(compiler: 
         seen.append(allowed(matcher.mask))
     goes_on, may_end, over = {ord("x")}, {*b"xz", EOS, OTHER_EOS}, {EOS, OTHER_EOS}
     assert seen == [goes_on, goes_on, goes_on, may_end, over]
-    # A complete answer ends, however short it is.
+    # A complete answer may end, however short it is.
     matcher = compiled(compiler, "regex", "x").matcher(min_tokens=9, stop_token_ids=ends)
     matcher.advance(list(b"x"))
     assert allowed(matcher.mask) == over
@@ -195,7 +195,7 @@ def test_a_bad_grammar_is_refused_in_words(compiler: GrammarCompiler, name: str)
     assert message.isprintable()
 
 
-# What is exponential or quadratic in some engines.
+# Grammars that take exponential or quadratic time in some engines.
 HOSTILE: dict[str, tuple[GrammarKind, Any]] = {
     "nested repetition": ("regex", "((a{0,100}){0,100}){0,100}"),
     "many prefixes": ("regex", "(.*[ab].*[cd].*){12}"),
@@ -230,7 +230,7 @@ HOSTILE: dict[str, tuple[GrammarKind, Any]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_grammar_costs_little(compiler: GrammarCompiler, name: str) -> None:
-    """The compile and every step end soon, with an answer or with a refusal that names the field."""
+    """The compile and every step end soon, with an answer or an error that names the field."""
     slowest_step = 0.0
     refusals = []
     choose = random.Random(0)
@@ -282,9 +282,9 @@ def test_a_grammar_is_compiled_once_and_the_oldest_are_forgotten(monkeypatch: py
     again = compiled(compiler, "regex", "x", "another.field")
     assert again.first is first.first
     assert again.spec.param == "another.field"
-    # The same text in another language is another grammar.
+    # The same text of another kind is another grammar.
     assert compiled(compiler, "choice", '["x"]').first is not first.first
-    # Asked for again, it is the newest.
+    # Used again, it is the most recent one.
     assert compiled(compiler, "regex", "x").first is first.first
     compiled(compiler, "regex", "y")
     assert compiled(compiler, "regex", "x").first is first.first
@@ -306,7 +306,7 @@ def test_the_event_loop_goes_on_while_a_grammar_is_compiled() -> None:
         for _ in range(10):
             await asyncio.sleep(0)
         assert not waiting.done()
-        # Only a loop that runs gets here.
+        # Only reached if the event loop is running.
         may_compile.set()
         return await waiting
 
@@ -322,7 +322,7 @@ def test_a_model_without_an_end_token_constrains_nothing() -> None:
 @pytest.mark.parametrize("vocab_size", [NUM_TOKENS, 288, 289, 300, 320, 1000])
 @pytest.mark.parametrize("num_more", [0, 288 - NUM_TOKENS])
 def test_a_mask_is_as_long_as_the_vocabulary_of_the_model(vocab_size: int, num_more: int) -> None:
-    """That of llguidance is a word longer where the tokenizer's ids fill the last one."""
+    """The mask of llguidance is one word longer if the tokenizer's ids fill the last word."""
 
     def larger() -> GrammarVocabulary:
         return GrammarVocabulary(
@@ -346,7 +346,7 @@ def refuse(text: str) -> list[int]:
 
 
 def spelling(encode: Callable[[str], list[int]], *words: bytes) -> GrammarVocabulary:
-    """Return the vocabulary of these tests, and more words, with a tokenizer of its own."""
+    """Return the vocabulary of these tests, extended by words, with its own tokenizer."""
     ours = vocabulary()
     return GrammarVocabulary(
         [*ours.tokens, *words],
@@ -380,7 +380,7 @@ LIST_OF_TEXT = {"prefixItems": [{"const": 1}, {"type": "string"}], "items": Fals
 
 
 def test_a_model_that_must_write_a_string_is_not_let_begin_with_the_space_of_a_number() -> None:
-    """The space alone is how the tokenizer begins a number, and no spelling of a string's beginning."""
+    """The tokenizer begins a number with a lone space, but never a string."""
     spelled = spelling(
         lambda text: [QUOTE, *text.encode()[2:]] if text[:2] == ' "' else [*text.encode()], b' "', b' "x'
     )

@@ -1,4 +1,4 @@
-"""Weights on their way from files to devices: the right values, and no second copy of them in memory."""
+"""Loading weights from files onto devices: the right values, and no second copy in memory."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _manifest(weights: tuple[WeightSpec, ...]) -> Manifest:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> tuple[WeightSpec, ...]:
-    """Write a program and weights of one MiB each, by turns in two files, as a model's order may have it."""
+    """Write a program and weights of one MiB each, which alternate between two files, as in real models."""
     (tmp_path / "weights").mkdir()
     (tmp_path / "programs").mkdir()
     set_slot = jax.jit(lambda weights, kv, state, inputs: (kv, state, ()), keep_unused=True)
@@ -101,7 +101,7 @@ def _load(
 
 
 def _mapped_bytes(directory: Path) -> int:
-    """Count what this process has in memory of the files under a directory."""
+    """Return how many bytes of the files under a directory this process has in memory."""
     entries = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
     sizes = [re.search(r"(?m)^Rss: +(\d+) kB", entry) for entry in entries if f"{directory}/" in entry]
     return sum(int(size[1]) * 1024 for size in sizes if size is not None)
@@ -111,11 +111,11 @@ def _mapped_bytes(directory: Path) -> int:
 def test_files_do_not_stay_in_memory(
     tmp_path: Path, weights: tuple[WeightSpec, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every page that was read once stayed mapped until the last weight: loading took twice the memory."""
+    """Every page that was read stayed mapped until the last weight, so loading took twice the memory."""
     monkeypatch.setattr(load, "_MAX_MAPPED_BYTES", 2 * MEBIBYTE)
     mapped: list[int] = []
     runner = _load(tmp_path, weights, lambda: mapped.append(_mapped_bytes(tmp_path)))
-    # Reading ahead maps a little more than was asked for.
+    # Read-ahead maps a little more than requested.
     assert MEBIBYTE <= max(mapped) < 6 * MEBIBYTE
     assert _mapped_bytes(tmp_path) == 0
     for index, array in enumerate(runner._weights):

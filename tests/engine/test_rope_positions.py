@@ -1,4 +1,4 @@
-"""Positions in time, row and column: by hand, and those of transformers for random prompts."""
+"""Positions in time, row and column: computed by hand, and equal to transformers for random prompts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_an_image_counts_its_rows_and_columns_from_where_it_begins() -> None:
         [0, 1, 2, 2, 2, 3, 3, 3, 5, 6],
         [0, 1, 2, 3, 4, 2, 3, 4, 5, 6],
     ]
-    # The next token is the eleventh and stands at 7.
+    # The next token is the eleventh and has position 7.
     assert rope_offset(images) == 7 - 10
 
 
@@ -49,13 +49,13 @@ def test_random_prompts_have_the_positions_of_transformers(seed: int) -> None:
     for _ in range(generator.integers(1, 5)):
         rows, columns = (int(side) for side in generator.integers(1, 9, 2))
         images.append(image(len(token_types), rows, columns))
-        # Something always stands between two images: transformers takes them for one else.
+        # Put text between two images, or transformers would treat them as one.
         token_types += [1] * rows * columns + [0] * int(generator.integers(1, 6))
     if generator.integers(2):
         token_types = token_types[: images[-1].start + images[-1].num_tokens]
 
     class Bare:
-        """What `get_rope_index` asks of a model."""
+        """The attributes that `get_rope_index` reads from a model."""
 
         config = Qwen2VLConfig()
         get_vision_position_ids = Qwen2VLModel.get_vision_position_ids

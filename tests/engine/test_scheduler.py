@@ -1,4 +1,4 @@
-"""What the scheduler decides, case by case. Random sequences of operations: test_scheduler_sequences.py."""
+"""The scheduler's decisions, case by case. Random sequences of operations: test_scheduler_sequences.py."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_waiting_requests_go_by_priority_then_arrival_and_none_loses_its_slot() 
 def test_a_long_prompt_goes_in_chunks_of_the_largest_bucket(
     prompt_len: int, expected: list[tuple[int, int, int]]
 ) -> None:
-    """Each row is (padded length, start, length); the cache is read as far as the chunk reaches."""
+    """Each row is (padded length, start, length); attention reads the cache up to the end of the chunk."""
     scheduler = make_scheduler()
     scheduler.submit(make_request("a", prompt_len, max_tokens=1))
     chunks = []
@@ -119,7 +119,7 @@ def test_decoding_waits_for_one_bucket_of_prompt_tokens_at_most() -> None:
     # 4 + 4 padded tokens fill the budget of 8, which is the largest bucket.
     assert prefilled(first := scheduler.schedule()) == [(1, 4, [("a", 0, 3)]), (1, 4, [("b", 0, 4)])]
     assert decoded(first) == (["old", "a", "b"], 1)
-    # 4 + 8 would be too many: d waits for the next decode dispatch.
+    # 4 + 8 would be too many, so d waits for the next decode dispatch.
     assert prefilled(second := scheduler.schedule()) == [(1, 4, [("c", 0, 2)])]
     assert decoded(second) == (["old", "a", "b", "c"], 1)
     assert prefilled(third := scheduler.schedule()) == [(1, 8, [("d", 0, 7)])]
@@ -127,7 +127,7 @@ def test_decoding_waits_for_one_bucket_of_prompt_tokens_at_most() -> None:
 
 
 def test_a_dispatch_larger_than_the_budget_goes_alone() -> None:
-    """Two prompts x 8 tokens are one program of 16: it is used, and nothing goes along with it."""
+    """Two prompts of 8 tokens use one program of 16 tokens, and nothing else is scheduled with it."""
     scheduler = make_scheduler(num_slots=4, prefill_shapes=((1, 4), (1, 8), (2, 8)))
     for name, prompt_len in (("a", 6), ("b", 6), ("c", 2), ("d", 6)):
         scheduler.submit(make_request(name, prompt_len))
@@ -141,13 +141,13 @@ def test_a_dispatch_larger_than_the_budget_goes_alone() -> None:
     [
         # Two of the same bucket share a dispatch; a third one goes alone.
         (((1, 4), (1, 8), (2, 4)), (3, 1, 2), [(2, 4, ["a", "b"]), (1, 4, ["c"])]),
-        # One of another bucket in between is left for its own dispatch.
+        # A prompt of another bucket in between gets its own dispatch.
         (((1, 4), (1, 8), (2, 4)), (3, 7, 2), [(2, 4, ["a", "c"]), (1, 8, ["b"])]),
         # Three fit into a program of four.
         (((1, 4), (1, 8), (4, 4)), (3, 3, 3), [(4, 4, ["a", "b", "c"])]),
         # No program of several prompts has this bucket.
         (((1, 4), (1, 8), (2, 4)), (5, 6), [(1, 8, ["a"]), (1, 8, ["b"])]),
-        # A wider program would pad each short prompt to twice its bucket.
+        # A longer program would pad each short prompt to twice its bucket.
         (((1, 4), (1, 8), (2, 8)), (3, 3), [(1, 4, ["a"]), (1, 4, ["b"])]),
     ],
 )
@@ -193,7 +193,7 @@ def test_no_step_is_dispatched_beyond_max_tokens(max_tokens: int, step_limits: l
         if schedule.decode is not None:
             limits.append(schedule.decode.step_limit)
     assert limits == step_limits
-    # Its tokens are not read yet: the slot is still its own.
+    # Its tokens are not read yet, so it still has its slot.
     assert scheduler.is_running("a")
     assert scheduler.num_kv_rows == 2 + max_tokens - 1
 
@@ -273,7 +273,7 @@ def test_drop_all_names_running_and_waiting_requests() -> None:
 
 
 def copied(schedule: Schedule) -> list[tuple[str, int | None]]:
-    """Return the chunks in the order in which they are enqueued, and the slot each copies from."""
+    """Return the chunks in the order in which they are enqueued, and the slot that each copies from."""
     return [(chunk.request.id, chunk.copied_from) for work in schedule.prefills for chunk in work.chunks]
 
 
@@ -283,7 +283,7 @@ def test_siblings_wait_for_one_prefill_and_copy_it() -> None:
         scheduler.submit(make_request(name, 20, key="p"))
     assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 0, 8)])]
     assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 8, 8)])]
-    # 4 padded tokens of 8 are left for b, then its decode goes together with that of a.
+    # 4 padded tokens of 8 are left for b; then it decodes together with a.
     third = scheduler.schedule()
     assert prefilled(third) == [(1, 4, [("a", 16, 4)]), (1, 4, [("b", 19, 1)])]
     assert copied(third) == [("a", None), ("b", 0)]
@@ -390,7 +390,7 @@ def test_a_request_without_tokens_ends_with_its_prompt() -> None:
 def image_scheduler(
     num_slots: int = 3, num_feature_rows: int = 64, *, keeps_images_whole: bool = False
 ) -> Scheduler:
-    """Return a scheduler with image encoders of one image and of two."""
+    """Return a scheduler with image encoders for one image and for two."""
     shapes = make_shapes(num_slots=num_slots, encoders=(1, 2))
     return Scheduler(
         shapes=shapes,
@@ -403,7 +403,7 @@ def image_scheduler(
 
 
 def encoded(schedule: Schedule) -> tuple[int, list[str]] | None:
-    """Return (images of the program, content of each) of the encoder dispatch."""
+    """Return (images of the program, content hash of each) of the encoder dispatch."""
     if schedule.encode is None:
         return None
     return schedule.encode.shape.rows, [image.content_hash for image in schedule.encode.images]
@@ -415,7 +415,7 @@ def test_a_prompt_is_prefilled_once_its_images_are_encoded() -> None:
     first = scheduler.schedule()
     assert encoded(first) == (2, ["p", "q"])
     assert prefilled(first) == [(1, 8, [("a", 0, 8)])]
-    # Three of q's five rows are in the first chunk, two in the second, with p's again.
+    # Three of q's five rows are in the first chunk, and two in the second, along with p's again.
     assert first.encode is not None
     p, q = first.encode.rows
     assert first.prefills[0].chunks[0].feature_rows == (*p, -1, *q[:4])
@@ -437,7 +437,7 @@ def test_no_chunk_cuts_an_image_that_is_seen_both_ways() -> None:
 def test_a_prompt_that_ends_in_such_an_image_is_not_shared(
     images: list[tuple[int, str]], is_shared: bool
 ) -> None:
-    """Its last token alone would be a piece of the image."""
+    """Prefilling only its last token would split the image."""
     scheduler = image_scheduler(keeps_images_whole=True)
     for name in ("a", "b"):
         scheduler.submit(make_request(name, 8, key="shared", images=images))
@@ -448,7 +448,7 @@ def test_a_prompt_that_ends_in_such_an_image_is_not_shared(
 
 
 def test_text_is_not_held_up_by_images_and_nobody_waits_for_two_dispatches_of_them() -> None:
-    """Where something decodes, encoder and prefills take turns."""
+    """While requests decode, the encoder and the prefills take turns."""
     scheduler = image_scheduler(num_slots=5)
     scheduler.submit(make_request("old", 2, max_tokens=50))
     scheduler.schedule()
@@ -472,7 +472,7 @@ def test_images_wait_for_room_in_order_of_arrival() -> None:
     for name, image in (("a", "t"), ("b", "s"), ("c", "p")):
         scheduler.submit(make_request(name, 31, images=[(0, image)]))
     assert encoded(scheduler.schedule()) == (1, ["t"])
-    # 30 of 32 rows are a's until its prompt is prefilled; c, which would not fit either, is behind b.
+    # 30 of 32 rows belong to a until its prompt is prefilled; c, which would not fit either, is behind b.
     while not scheduler.schedule().prefills[-1].chunks[-1].is_final:
         scheduler.check_integrity()
     assert encoded(scheduler.schedule()) == (2, ["s", "p"])

@@ -1,7 +1,7 @@
-"""Random requests, cancels and ends, carried out by a device that checks every dispatch.
+"""Random requests, cancellations and ends, executed by a device that checks every dispatch.
 
-The device works in order, as a real one does: a dispatch takes effect when it is enqueued and its tokens are
-read later. Of each row of the cache it knows whose prompt or answer is in it.
+The device works in order, as a real one does: a dispatch takes effect when it is enqueued, and its tokens are
+read later. It knows whose prompt or answer is in each row of the cache.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from vinfer.engine.schedule import Admission, Chunk, Decode, Encode, Prefill, Sc
 from vinfer.engine.scheduler import Scheduler
 
 NUM_FEATURE_ROWS = MAX_MODEL_LEN
-"""As few as there may be."""
+"""The lowest number allowed."""
 
 Read = list[tuple[str, int, bool]]
-"""Of one dispatch: request, number of new tokens, whether the request ended."""
+"""For one dispatch: request, number of new tokens, whether the request ended."""
 
 SHARED_LENS = {"a": 3, "b": 9, "c": 17, "d": 40}
-"""Prompts that several requests have, by key; the first is too short to be worth a copy."""
+"""Prompts shared by several requests, by key; the first is too short to be worth a copy."""
 
 SHARED_IMAGES: dict[str, tuple[tuple[int, str], ...]] = {"c": ((2, "q"),), "d": ((0, "s"), (37, "p"))}
-"""The images in them; the last one of "d" ends its prompt."""
+"""The images in these prompts; the last image of "d" ends its prompt."""
 
 
 @dataclasses.dataclass
@@ -49,18 +49,18 @@ class Slot:
     """The key of its prompt, or the request's own name."""
     prompt_len: int
     num_left: int
-    """Tokens until the device ends the request, by its length or by a stop token."""
+    """Tokens until the device ends the request, by length or by a stop token."""
     num_rows: int = 0
     is_active: bool = False
     has_grammar: bool = False
 
 
 class CheckingDevice:
-    """Follows dispatches and asserts that each one makes sense where the device has come to.
+    """Executes dispatches and asserts that each one is valid in the current state of the device.
 
     Args:
         lives: tokens after which each request ends on the device, by request id.
-        max_features: of every image encoder, the most features of one image.
+        max_features: for every image encoder, the most features of one image.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class CheckingDevice:
         self._slots: dict[int, Slot] = {}
         self._rows = {slot: [""] * MAX_MODEL_LEN for slot in range(num_slots)}
         self._features: dict[int, tuple[str, int]] = {}
-        """Of each row of the feature array, whose feature it is, and which."""
+        """For each row of the feature array, the image and the index of its feature."""
         self.num_copies = 0
         self.num_encoded = 0
         self.num_unread: Counter[str] = Counter()
-        """Dispatches whose tokens of a request nobody has read."""
+        """Dispatches whose tokens of a request are unread."""
 
     def carry_out(self, schedule: Schedule) -> list[Read]:
         for admission in schedule.admissions:
@@ -115,7 +115,7 @@ class CheckingDevice:
             self.num_encoded += 1
 
     def _check_features(self, chunk: Chunk) -> None:
-        """Every placeholder of a chunk finds its own feature, and no other token finds one."""
+        """Assert that every placeholder of a chunk finds its own feature, and no other token finds one."""
         expected = {
             image.start + place: (image.content_hash, place)
             for image in chunk.request.images
@@ -181,7 +181,7 @@ class CheckingDevice:
             assert slot.owner == owner.id
             assert slot.num_rows >= slot.prompt_len
             if slot.has_grammar:
-                # Its mask is that of one token, and needs the token before it.
+                # The mask is for one token and depends on the token before it.
                 assert decode.step_limit == 1
                 assert not self.num_unread[owner.id]
             num_steps = min(decode.step_limit, slot.num_left) if slot.is_active else 0
@@ -339,13 +339,13 @@ class SchedulerSequences(RuleBasedStateMachine):
             self.scheduler.check_integrity()
 
     def progress(self) -> tuple[object, ...]:
-        """Return what changes whenever something has moved."""
+        """Return values that change whenever any request makes progress."""
         num_kv_rows = self.scheduler.num_kv_rows
         num_encoded = self.device.num_encoded
         return len(self.in_flight), dict(self.num_tokens), num_kv_rows, len(self.finished), num_encoded
 
     def teardown(self) -> None:
-        """Whatever happened, everything that was not cancelled ends, with all its tokens."""
+        """Check that every request that was not cancelled ends with all its tokens."""
         if not hasattr(self, "scheduler"):
             return
         while self.unfinished:
@@ -353,7 +353,7 @@ class SchedulerSequences(RuleBasedStateMachine):
             self.step()
             if self.in_flight:
                 self.read()
-            assert before != self.progress(), f"nothing moves; left are {self.unfinished}"
+            assert before != self.progress(), f"no progress; unfinished: {self.unfinished}"
         event(f"some prompt was copied: {self.device.num_copies > 0}")
         event(f"some image was encoded again: {self.device.num_encoded > len(IMAGE_LENS)}")
         for name in self.finished:

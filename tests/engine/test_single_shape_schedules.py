@@ -1,4 +1,4 @@
-"""With one shape of each kind a request goes through the same dispatches alone and in any crowd."""
+"""With one shape of each kind, a request goes through the same dispatches alone and batched."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def single_shapes(**kinds: bool) -> tuple[ProgramShape, ...]:
 
 @dataclasses.dataclass
 class Seen:
-    """What a request's prompt and answer went through: (shape, start, length), and shapes of decode."""
+    """The dispatches of a request: (shape, start, length) of its prompt, and the shapes of its decodes."""
 
     chunks: list[tuple[ProgramShape, int, int]] = dataclasses.field(default_factory=list)
     decodes: set[ProgramShape] = dataclasses.field(default_factory=set)
@@ -38,7 +38,7 @@ class Seen:
 
 
 def run(requests: list[Request], joins_at: list[int]) -> dict[str, Seen]:
-    """Carry requests out, each submitted before its step; copied rows must be filled like a prompt alone."""
+    """Run requests, each submitted before its step; copied rows must be filled as for a prompt alone."""
     scheduler = Scheduler(shapes=single_shapes(prompt_logprobs=True), num_slots=NUM_SLOTS, steps=STEPS)
     seen = {request.id: Seen() for request in requests}
     filled: dict[int, list[tuple[int, int]]] = {}
@@ -63,7 +63,7 @@ def run(requests: list[Request], joins_at: list[int]) -> dict[str, Seen]:
             if scheduler.is_running(request.id) and left[request.id] <= 0:
                 scheduler.finish(request.id)
     for request in requests:
-        # Copied rows, then its own: together they are cut as the prompt alone is cut.
+        # Copied rows, then its own: together they are split like the prompt alone.
         seen[request.id].chunks = [
             *_copied(seen, request.id),
             *seen[request.id].chunks,
@@ -110,7 +110,7 @@ def test_every_request_goes_through_what_it_goes_through_alone(
 
 
 def test_equal_prompts_share_whole_chunks() -> None:
-    """Of 17 tokens 16 are copied, as of 40 tokens 32; the last chunk is prefilled as it is alone."""
+    """16 of 17 tokens are copied, and 32 of 40; the last chunk is prefilled as it would be alone."""
     scheduler = Scheduler(shapes=single_shapes(), num_slots=NUM_SLOTS, steps=STEPS)
     for name in ("first", "second"):
         scheduler.submit(make_request(name, 40, key="key"))

@@ -1,4 +1,4 @@
-"""Hostile and odd image files: each is a short refusal or the image that the reference would get."""
+"""Hostile and odd image files: each gives a short refusal or the image that the reference would get."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_exif_turns_the_image() -> None:
 
 @pytest.fixture
 def no_memory_is_kept() -> Iterator[None]:
-    """Python's allocations are back where they were, and never went far."""
+    """Assert that Python's allocations return to where they were and stay small on the way."""
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     yield
@@ -64,13 +64,13 @@ def test_a_hostile_file_is_refused_at_once(name: str) -> None:
     error = refused.value
     assert isinstance(error, RequestError)
     assert (error.status, error.param) == (400, "messages[0].content[1].image_url.url")
-    # No heap address, path or decoder's words (CVE-2026-22778).
+    # No heap address, path or decoder message (CVE-2026-22778).
     assert not re.search(r"0x[0-9a-f]{4,}|/\w+/|<|Traceback|BytesIO|PIL", error.message)
     assert error.__context__ is None
 
 
 def test_a_bomb_of_pixels_costs_no_memory() -> None:
-    """Pillow's own memory, which Python does not count: the process must not grow by a canvas."""
+    """Python does not count Pillow's own memory, so the process must not grow by the size of a canvas."""
 
     def peak_mib() -> int:
         with open("/proc/self/status") as status:
@@ -108,7 +108,7 @@ def test_the_size_of_a_webp_is_that_of_pillow(options: dict[str, object]) -> Non
 
 
 def test_hashes_tell_images_apart_and_files_not() -> None:
-    """Same bytes in another shape or palette were one image to vLLM (CVE-2025-46722)."""
+    """To vLLM the same bytes with another shape or palette were one image (CVE-2025-46722)."""
     flat = bytes(range(36))
     shapes = [Image.frombytes("RGB", size, flat) for size in ((2, 6), (6, 2), (3, 4), (4, 3), (12, 1))]
     palettes = []
@@ -125,7 +125,7 @@ def test_hashes_tell_images_apart_and_files_not() -> None:
 
 @given(st.sampled_from(sorted(KINDS)), st.data())
 def test_a_damaged_file_is_an_image_or_a_refusal(name: str, data: st.DataObject) -> None:
-    """Whatever decoders raise over it."""
+    """This holds whatever the decoders raise."""
     damaged = bytearray(KINDS[name])
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
@@ -157,10 +157,10 @@ def test_a_data_url_is_read_and_its_bytes_say_what_it_is(media_type: str) -> Non
         (data_url(PNG).replace(";base64,", ",", 1), "without ;base64"),
         ("data:image/png;base64,\u4e00", "base64"),
         ("data:image/png;base64,", "not a PNG"),
-        ("data:image/svg+xml;base64,PHN2Zy8+", "type that is not served"),
-        ("data:video/jpeg;base64," + "/9j/," * 5000, "type that is not served"),
-        ("data:text/html;base64,PGI+", "type that is not served"),
-        ("data:;base64,iVBORw0KGgo=", "type that is not served"),
+        ("data:image/svg+xml;base64,PHN2Zy8+", "of an unsupported type"),
+        ("data:video/jpeg;base64," + "/9j/," * 5000, "of an unsupported type"),
+        ("data:text/html;base64,PGI+", "of an unsupported type"),
+        ("data:;base64,iVBORw0KGgo=", "of an unsupported type"),
         ("data:image/png;base64", "not a data URL"),
         ("data:" + "x" * 10_000_000, "not a data URL"),
         ("data:image/png;base64," + "A" * (2 * 2**20), "max_bytes"),

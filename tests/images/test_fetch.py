@@ -1,7 +1,7 @@
-"""URLs of requests: nothing but public addresses is ever connected to, and little is told of why.
+"""URLs in requests: the server only ever connects to public addresses, and says little about why it refuses.
 
-A canary listens on loopback and counts connections: for the refusals it must count none. Where a fetch must
-succeed, its name is one that only a fake resolver knows, and the test says which address may be connected to.
+A canary listens on loopback and counts connections; for refusals it must count none. If a fetch must succeed,
+only a fake resolver knows its host name, and the test says which address may be connected to.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def answer(body: bytes = PNG, status: str = "200 OK", **headers: str) -> bytes:
 
 
 class Canary:
-    """A listener on 127.0.0.1 that counts connections and keeps the requests' heads."""
+    """A listener on 127.0.0.1 that counts connections and keeps the request heads."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -67,7 +67,7 @@ async def canary(*replies: bytes) -> AsyncIterator[Canary]:
 
 
 def names(**addresses: list[str]) -> Callable[[str, int], Awaitable[list[str]]]:
-    """A name server; asked twice for a name, it gives the second of its answers, and so on."""
+    """Return a fake name server; each time it is asked for a name, it returns the next of its answers."""
     left = {name.replace("_", "."): list(answers) for name, answers in addresses.items()}
 
     async def resolve(host: str, port: int) -> list[str]:
@@ -80,7 +80,7 @@ def names(**addresses: list[str]) -> Callable[[str, int], Awaitable[list[str]]]:
 
 
 def fetcher(**limits: Any) -> ImageFetcher:
-    """One that may connect to the canary under the name `images.test`."""
+    """Return a fetcher that may connect to the canary under the name `images.test`."""
     settings = ImagesConfig(**{"allow_remote": True, "timeout_seconds": 3.0, **limits})
     return ImageFetcher(
         settings,
@@ -154,7 +154,7 @@ def test_no_spelling_of_an_inner_address_is_connected_to(scheme: str) -> None:
                     messages.add(refused.value.message)
                 assert time.monotonic() - started < 1, host
             assert listener.num_connections == 0
-            # One sentence for all: no address, no name, no reason.
+            # The same sentence for all: no address, no name, no reason.
             assert len(messages) == 1
             assert "127" not in messages.pop()
 
@@ -221,7 +221,7 @@ def test_one_inner_address_among_public_ones_spoils_a_name() -> None:
 
 
 def test_a_name_is_resolved_once_and_the_connection_goes_there() -> None:
-    """DNS rebinding: the second answer of the name server, which is another address, is never asked for."""
+    """DNS rebinding: the name server is never asked again, when it would return another address."""
 
     async def run() -> None:
         async with canary() as listener:
@@ -238,7 +238,7 @@ def test_a_name_is_resolved_once_and_the_connection_goes_there() -> None:
             url = f"http://rebind.test:{listener.port}/x.png"
             assert await rebound.fetch(url) == PNG
             assert asked == ["rebind.test"]
-            # Now the name leads inside.
+            # Now the name resolves to an internal address.
             with pytest.raises(ImageError):
                 await rebound.fetch(url)
             assert listener.num_connections == 1
@@ -282,7 +282,7 @@ def test_a_redirect_to_elsewhere_is_not_followed(location: str) -> None:
             listener.replies = [answer(b"", "302 Found", Location=location.format(port=listener.port))]
             with pytest.raises(ImageError):
                 await fetcher().fetch(f"http://images.test:{listener.port}/x.png")
-            # The empty one leads to itself, until there were too many.
+            # The empty location redirects to itself until there are too many redirects.
             assert listener.num_connections == (1 if location else 4)
 
     asyncio.run(run())
@@ -327,7 +327,7 @@ def test_a_bad_answer_is_one_refusal(reply: bytes) -> None:
 
 
 def test_time_runs_over_the_whole_fetch() -> None:
-    """Each piece comes in time, all of them do not."""
+    """Each piece arrives in time, but all of them together do not."""
 
     async def run() -> None:
         async with canary(answer(bytes(2**23))) as listener:
@@ -367,7 +367,7 @@ def test_proxies_of_the_environment_are_ignored(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_tls_is_spoken_with_the_name_not_the_address() -> None:
-    """The hello names the host in the clear; the answer is none, so the fetch fails."""
+    """The client hello names the host in plain text; nothing answers it, so the fetch fails."""
 
     async def run() -> None:
         hellos = []

@@ -1,4 +1,4 @@
-"""Our arrays are those of transformers' Pillow image processors, over odd sizes and every kind of file."""
+"""Our arrays equal those of transformers' Pillow image processors, for odd sizes and every kind of file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vinfer.images import PreparedImage, decode_image, preprocess
 
 pytest.importorskip("transformers")
 
-# A hundredth of one step of a byte, before normalisation by a standard deviation of at least 0.25.
+# A hundredth of one byte step, before normalization by a standard deviation of at least 0.25.
 ATOL = 1e-2 / 255 / 0.25
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CLIP_VALUES = PixelValues(mean=MEAN, std=STD)
@@ -96,7 +96,7 @@ def reference_qwen(image: Image.Image) -> tuple[np.ndarray, list[int]]:
 
 
 def loaded(data: bytes) -> Image.Image:
-    """What `AutoProcessor.apply_chat_template` gets of a file."""
+    """Return the image that `AutoProcessor.apply_chat_template` reads from a file."""
     from transformers.image_utils import load_image
 
     image: Image.Image = load_image(Image.open(io.BytesIO(data)))
@@ -142,7 +142,7 @@ def test_every_image_is_prepared_as_by_the_reference(name: str) -> None:
 
 @pytest.mark.parametrize("size", [(30, 2000), (2000, 30)])
 def test_a_strip_is_resized_only_where_it_is_kept(size: tuple[int, int]) -> None:
-    """Whole, this is 20 megapixels when resized: the reference still manages it, so it can be compared."""
+    """Resized as a whole it has 20 megapixels, which the reference can still handle for comparison."""
     data = encoded(noise(*size))
     record = clip(shortest_edge=560, crop=(56, 56))
     ours, reference = prepare(data, record).pixels, reference_clip(loaded(data), record)
@@ -162,7 +162,7 @@ def test_the_longest_strips_are_prepared_or_refused(size: tuple[int, int]) -> No
 
 
 def test_an_image_that_no_program_takes_is_refused() -> None:
-    """The limit on pixels is not one on tokens: sides are never less than one token."""
+    """The pixel limit does not limit tokens, because no side is ever shorter than one token."""
     data = encoded(noise(10, 1500))
     limited = QWEN.with_max_pixels(28 * 28 * 8)
     unlimited = limited.model_copy(update={"max_tokens": None})

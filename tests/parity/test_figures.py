@@ -1,4 +1,4 @@
-"""The arithmetic of a comparison, against numbers worked by hand."""
+"""The arithmetic of a comparison, checked against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vinfer.engine.request import TokenLogprobs
 from vinfer.parity.figures import NOT_FINITE, compare, log_softmax
 from vinfer.parity.thresholds import default_thresholds, shortfalls
 
-# Probabilities 1/2, 1/4, 1/8, 1/8 of four tokens.
+# Four tokens with probabilities 1/2, 1/4, 1/8 and 1/8.
 LOGITS = np.log(np.array([[4.0, 2.0, 1.0, 1.0]], np.float32))
 SCALE = math.log(4)
 
@@ -31,7 +31,7 @@ def test_the_same_distribution_has_no_error() -> None:
 
 
 def test_another_distribution() -> None:
-    """The engine says 1/4, 1/4 and leaves 1/2 to the two others, whose sum is 1/4."""
+    """The engine reports 1/4 and 1/4, which leaves 1/2 for the other two; their real sum is 1/4."""
     steps = compare(LOGITS, [1], [line(0.25, (1, 0.25), (0, 0.25))], num_token_ids=4)
     assert steps.largest_errors == pytest.approx([math.log(2) / SCALE], rel=1e-6)
     assert steps.mean_errors == pytest.approx([math.log(2) / 2 / SCALE], rel=1e-6)
@@ -66,7 +66,7 @@ def test_a_bucket_for_the_rest_is_a_lower_bound() -> None:
 
 
 def test_ids_that_the_tokenizer_lacks_are_no_choice() -> None:
-    """Token 0 is beyond the tokenizer of this model: token 1 is the best that may be said."""
+    """The tokenizer of this model lacks token 0, so token 1 is the best that can be generated."""
     logits = LOGITS[:, [1, 2, 3, 0]]
     steps = compare(logits, [0], [line(0.25, (3, 0.5), (0, 0.25))], num_token_ids=3)
     assert steps.lags.tolist() == [0.0]
@@ -97,16 +97,16 @@ RIGHT = ParityFigures(
     ("dtype", "is_mixture", "max_error", "change", "missed"),
     [
         ("float32", False, None, {}, []),
-        ("float32", False, None, {"largest_error": 1.1e-5}, ["largest error is 1.1e-05, at most 1e-05"]),
+        ("float32", False, None, {"largest_error": 1.1e-5}, ["largest error is 1.1e-05; at most 1e-05"]),
         ("float32", True, None, {"largest_error": 1.1e-5}, []),
-        ("float32", True, None, {"largest_error": 1.1e-4}, ["largest error is 0.00011, at most 0.0001"]),
-        ("float32", False, None, {"num_wrong_tokens": 1}, ["number of wrong tokens is 1, at most 0"]),
+        ("float32", True, None, {"largest_error": 1.1e-4}, ["largest error is 0.00011; at most 0.0001"]),
+        ("float32", False, None, {"num_wrong_tokens": 1}, ["number of wrong tokens is 1; at most 0"]),
         ("float32", False, 1e-3, {"largest_error": 9e-4}, []),
-        ("float32", False, 1e-6, {}, ["largest error is 3e-06, at most 1e-06"]),
+        ("float32", False, 1e-6, {}, ["largest error is 3e-06; at most 1e-06"]),
         ("bfloat16", False, None, {"largest_error": 0.05, "num_wrong_tokens": 9}, []),
-        ("bfloat16", False, 0.01, {"largest_error": 0.05}, ["largest error is 0.05, at most 0.01"]),
-        ("bfloat16", False, None, {"top1_agreement": 0.5}, ["top-1 agreement is 0.5000, at least"]),
-        ("float16", False, None, {"mean_kl": 0.5}, ["mean KL divergence is 0.5, at most"]),
+        ("bfloat16", False, 0.01, {"largest_error": 0.05}, ["largest error is 0.05; at most 0.01"]),
+        ("bfloat16", False, None, {"top1_agreement": 0.5}, ["top-1 agreement is 0.5000; at least"]),
+        ("float16", False, None, {"mean_kl": 0.5}, ["mean KL divergence is 0.5; at most"]),
         ("float32", False, None, {"largest_error": NOT_FINITE}, ["largest error is 1e+09"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a build makes of its own check: it measures new bundles only, and serves whatever comes out."""
+"""The check after a build: it only measures new bundles, and serves them whatever the result."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def directory(tmp_path: Path) -> Path:
 def check(
     directory: Path, monkeypatch: pytest.MonkeyPatch, outcome: ParityReport | Exception, **settings: Any
 ) -> tuple[ParityReport | None, int]:
-    """Return what is known of the bundle's parity afterwards, and how often it was measured."""
+    """Return what is known about the bundle's parity afterward, and how often it was measured."""
     measured: list[Path] = []
 
     def measure(directory: Path, *_: Any, **__: Any) -> Certificate:
@@ -110,7 +110,7 @@ def test_a_new_bundle_is_measured_and_its_manifest_says_so(
     with caplog.at_level(logging.INFO, "vinfer"):
         assert check(directory, monkeypatch, PASSED) == (PASSED, 1)
     assert read_manifest(directory).parity == PASSED
-    assert "tiny answers as transformers does" in caplog.text
+    assert "tiny matches transformers" in caplog.text
 
 
 def test_a_bundle_that_was_there_keeps_its_word(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,18 +130,20 @@ def test_a_failed_check_warns_and_does_not_refuse(
     assert read_manifest(directory).parity == FAILED
     [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "TINY" not in record.getMessage()
-    assert "THE TOKENS OF tiny ARE NOT THOSE OF TRANSFORMERS" in record.getMessage()
-    assert "the number of wrong tokens is 3, at most 0 passes" in record.getMessage()
+    assert "THE TOKENS OF tiny DO NOT MATCH TRANSFORMERS" in record.getMessage()
+    assert "the number of wrong tokens is 3; at most 0 is allowed" in record.getMessage()
 
 
 def test_what_cannot_be_checked_is_one_line_that_says_why(
     directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "vinfer"):
-        outcome = check(directory, monkeypatch, ReferenceUnavailableError("torch is not here"))
+        outcome = check(directory, monkeypatch, ReferenceUnavailableError("torch is not installed"))
     assert outcome == (None, 1)
     assert read_manifest(directory).parity is None
-    assert [record.getMessage() for record in caplog.records] == ["tiny is not verified: torch is not here"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "tiny is not verified: torch is not installed"
+    ]
 
 
 def test_a_bundle_that_cannot_be_written_to_only_warns(
@@ -157,7 +159,7 @@ def test_a_bundle_that_cannot_be_written_to_only_warns(
 
 
 class StillEngine:
-    """An engine that is asked nothing."""
+    """An engine that receives no requests."""
 
     def __init__(self) -> None:
         self.is_stopped = False
@@ -168,7 +170,7 @@ class StillEngine:
 
 @pytest.fixture
 def built(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bundle for this process that precompile and the loader take for one built just now."""
+    """A bundle for this process that precompile and the loader treat as newly built."""
     write_manifest(directory, MANIFEST.model_copy(update={"versions": build_versions()}))
     source = ResolvedSource("tiny", "hf", directory, {})
     for module in (precompile, loader):
@@ -185,7 +187,7 @@ CONFIG = Config.model_validate({"models": [{"name": "tiny", "source": "tiny"}]})
 
 
 def test_precompile_measures_what_it_built(built: Path) -> None:
-    """And lets go of the bundle's lock before the figures are written."""
+    """The bundle's lock must be released before the figures are written."""
     directories = precompile.precompile(CONFIG, wanted=None, output=None, progress=lambda *_: None)
     assert directories == [built]
     assert read_manifest(built).parity == FAILED

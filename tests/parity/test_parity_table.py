@@ -1,4 +1,4 @@
-"""The table of `vinfer verify` is readable where no terminal says how wide it is."""
+"""The table of `vinfer verify` is readable if no terminal reports a width."""
 
 from __future__ import annotations
 
@@ -64,4 +64,4 @@ def test_a_table_fits_eighty_columns() -> None:
 
 
 def test_a_shortfall_is_named_below() -> None:
-    assert "failed: the number of wrong tokens is 3, at most 0 passes" in printed(3)
+    assert "failed: the number of wrong tokens is 3; at most 0 is allowed" in printed(3)

@@ -1,4 +1,4 @@
-"""The built-in prompts reach every edge of a bundle's programs; files are read or refused in words."""
+"""The built-in prompts reach every limit of a bundle's programs; prompt files are read or clearly refused."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def test_a_file_holds_texts_and_ids(tmp_path: Path) -> None:
         ("what?", "prompts.jsonl:1 is not JSON"),
         ('"a"\n{}', "prompts.jsonl:2 must be a JSON string or list"),
         ("[true]", "must be a JSON string or list"),
-        ("[]", "and not empty"),
-        ('""', "and not empty"),
+        ("[]", "must be a nonempty JSON string or list"),
+        ('""', "must be a nonempty JSON string or list"),
         ("[1, 300]", "outside 0 to 299"),
         ("[-1]", "outside 0 to 299"),
         (json.dumps([1] * 8), "has 8 tokens; max_model_len is 8: shorten it"),

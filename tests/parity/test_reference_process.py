@@ -1,4 +1,4 @@
-"""The reference child: what it refuses, and what is said where it cannot run. No bundle, no engine."""
+"""The reference child: what it refuses, and the messages when it cannot run. No bundle, no engine."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_too_little_memory_is_refused_with_both_numbers(
     monkeypatch.setattr(reference_process, "available_memory_bytes", lambda: 3 << 28)
     with pytest.raises(ReferenceUnavailableError, match=r"1\.0 GiB of memory.*0\.8 GiB are available"):
         require_memory(opened, max_sequence_len=256)
-    # The scores of 8 heads: three times 8 GiB.
+    # The attention scores of 8 heads: three times 8 GiB.
     with pytest.raises(ReferenceUnavailableError, match=r"needs 25\.0 GiB"):
         require_memory(opened, max_sequence_len=16384)
     monkeypatch.setattr(reference_process, "available_memory_bytes", lambda: 2 << 30)

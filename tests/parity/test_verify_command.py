@@ -1,4 +1,4 @@
-"""`vinfer verify` as a user runs it, over a real bundle: right, spoiled, and where it cannot run."""
+"""`vinfer verify` as a user runs it, on a real bundle: correct, spoiled, and where it cannot run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vinfer.server.app import create_app
 from vinfer.server.model_table import ModelTable
 
 BUNDLE = "llama-linear-rope"
-# A finder of packages that finds no torch, as on a machine without it.
+# Makes package discovery miss torch, as on a machine without it.
 NO_TORCH = """
 import importlib.util
 
@@ -58,7 +58,7 @@ def verify(
 
 @pytest.fixture(scope="module")
 def verified(bundle: Path) -> dict[str, Any]:
-    """What `--json` printed of the right bundle; its manifest has the figures afterwards."""
+    """The `--json` output for the correct bundle, whose manifest has the figures afterward."""
     before = read_manifest(bundle)
     assert before.parity is None
     run = verify(bundle, "--json")
@@ -115,7 +115,7 @@ def test_the_manifest_and_the_models_route_carry_the_figures(verified: dict[str,
 
 
 def test_a_spoiled_bundle_fails(verified: dict[str, Any], bundle: Path, tmp_path: Path) -> None:
-    """One number of one norm is a hundredth larger; the hashes are those of the new files."""
+    """One number of one norm is larger by a hundredth; the hashes match the changed files."""
     spoiled = Path(shutil.copytree(bundle, tmp_path / "spoiled"))
     manifest = read_manifest(spoiled)
     spec = next(spec for spec in manifest.weights if "norm" in spec.name)
@@ -142,8 +142,8 @@ def test_another_models_checkpoint_is_refused_and_the_figures_stay(
     before = read_manifest(bundle)
     run = verify(bundle, "--source", checkpoint("qwen2"))
     assert run.returncode == 3
-    assert " is qwen2 of " in run.stderr
-    assert "but the bundle was built from llama of " in run.stderr
+    assert " is qwen2 with " in run.stderr
+    assert "but the bundle was built from llama with " in run.stderr
     assert read_manifest(bundle) == before
     run = verify(bundle, "--source", bundle)
     assert run.returncode == 2
@@ -164,7 +164,7 @@ def test_without_torch_it_says_what_to_install(bundle: Path, tmp_path: Path) -> 
     ("arguments", "message"),
     [
         (["--model", "other"], "--model is other; the config has tiny"),
-        (["--revision", "main"], "--revision goes with --source"),
+        (["--revision", "main"], "--revision needs --source"),
         (["--prompts", "/nowhere"], "--prompts /nowhere is not a file"),
         (["--max-error", "inf"], "--max-error is inf: give a number"),
     ],

@@ -1,4 +1,4 @@
-"""Each kind of small tokenizer, loaded once."""
+"""Loads each kind of small tokenizer once."""
 
 from __future__ import annotations
 

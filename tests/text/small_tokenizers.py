@@ -1,4 +1,4 @@
-"""Tokenizers of the common kinds, small enough to build in the test."""
+"""Tokenizers of the common kinds, small enough to build in a test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORDS = ("the", "cat", "sat", "héllo", "日本", "user", "system", "ing", "!")
 
 
 def _bpe_vocab(alphabet: list[str], words: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Specials, then the alphabet, then each word with the merges that build it from the left."""
+    """Return the special tokens, the alphabet, and each word with the merges that build it from the left."""
     vocab = {token: index for index, token in enumerate((*SPECIALS, *alphabet))}
     merges = []
     for word in words:
@@ -37,7 +37,7 @@ def byte_level() -> FastTokenizer:
 
 
 def byte_level_and_more() -> FastTokenizer:
-    """Bytes by a decoder that has more steps."""
+    """Byte-level with a decoder of more than one step."""
     fast = byte_level()
     fast.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("sat", "SAT")])
     return fast
@@ -51,7 +51,7 @@ def _sentencepiece_model(*more_pieces: str) -> models.BPE:
 
 
 def sentencepiece_legacy() -> FastTokenizer:
-    """Llama 2: the normalizer writes the spaces, the decoder strips the first."""
+    """Llama 2: the normalizer writes the spaces, and the decoder strips the first one."""
     fast = FastTokenizer(_sentencepiece_model())
     fast.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     fast.decoder = decoders.Sequence(
@@ -61,7 +61,7 @@ def sentencepiece_legacy() -> FastTokenizer:
 
 
 def llama() -> FastTokenizer:
-    """Llama 2 and Mistral as transformers 5 writes them: one space before the text, not decoded."""
+    """Llama 2 and Mistral as transformers 5 writes them: one space before the text, which is not decoded."""
     fast = FastTokenizer(_sentencepiece_model())
     fast.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     fast.decoder = decoders.Sequence(
@@ -71,7 +71,7 @@ def llama() -> FastTokenizer:
 
 
 def gemma() -> FastTokenizer:
-    """No space is added or taken; runs of newlines and of spaces are tokens that are not special."""
+    """Gemma: no space is added or removed; runs of newlines and of spaces are tokens that are not special."""
     runs = ["\n", "\n\n", "▁▁", "▁▁▁", "<table>"]
     fast = FastTokenizer(_sentencepiece_model(*runs))
     fast.normalizer = normalizers.Replace(" ", "▁")
@@ -100,7 +100,7 @@ def wordpiece() -> FastTokenizer:
 
 
 def unigram() -> FastTokenizer:
-    """Its search finds special tokens as words of the vocabulary."""
+    """Unigram: its search finds special tokens as words of the vocabulary."""
     pieces = [(token, 0.0) for token in SPECIALS] + [(token, -3.0) for token in ("▁", "▁the", "▁cat")]
     pieces += [(character, -5.0) for character in map(chr, range(0x21, 0x7F))]
     fast = FastTokenizer(models.Unigram(pieces, unk_id=0))

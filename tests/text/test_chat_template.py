@@ -1,4 +1,4 @@
-"""Chat templates: equal to transformers, safe from users, safe from the template."""
+"""Chat templates render as in transformers, and neither users nor templates can do harm."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEMPLATES = {
     path.stem: path.read_text(encoding="utf-8")
     for path in sorted((Path(__file__).parent / "chat_templates").glob("*.jinja"))
 }
-"""SmolLM2's own, some in the manner of well-known models, and some of the rarer parts of the language."""
+"""SmolLM2's own template, some modeled on well-known models, and some with rarer parts of the language."""
 TAKE_PARTS = ("gemma", "macros", "parts")
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": None}
 TOOL = {
@@ -87,7 +87,7 @@ def reference() -> Any:
     named = {name: token for name, token in SPECIAL_TOKENS.items() if token is not None}
 
     def render(source: str, messages: list[dict[str, Any]], **variables: Any) -> str:
-        # as apply_chat_template(tokenize=False) calls it
+        # As apply_chat_template(tokenize=False) calls it.
         texts, _ = utils.render_jinja_template(
             conversations=[messages],
             chat_template=source,
@@ -117,7 +117,7 @@ def as_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def refusal(render: Callable[[], object]) -> str | None:
-    """Return what the reference says against these messages, if anything."""
+    """Return the reference's error for these messages, if any."""
     try:
         render()
     except Exception as error:  # noqa: BLE001 - whatever transformers lets through, we refuse
@@ -132,7 +132,7 @@ def refusal(render: Callable[[], object]) -> str | None:
 def test_renders_as_transformers(reference: Any, name: str, conversation: str) -> None:
     source, messages = TEMPLATES[name], CONVERSATIONS[conversation]
     chat = template(source)
-    same = as_parts(messages) if name == "parts" else messages  # what our rendering makes of strings
+    same = as_parts(messages) if name == "parts" else messages  # our rendering converts strings to parts
     for variables in VARIABLES:
         says = refusal(lambda variables=variables: reference(source, same, **variables))
         if says is None:
@@ -146,7 +146,7 @@ def test_renders_as_transformers(reference: Any, name: str, conversation: str) -
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_reference_renders_most_and_refuses_some(reference: Any, name: str) -> None:
-    """So that the test above compares something."""
+    """This ensures that the test above compares something."""
     refusals = [
         refusal(lambda messages=messages: reference(TEMPLATES[name], messages, add_generation_prompt=True))
         for messages in CONVERSATIONS.values()
@@ -218,7 +218,7 @@ def test_special_tokens_of_users_are_text(reference: Any, tmp_path: Path, messag
     special = [token_id for token_id in token_ids if token_id in tokenizer.special_ids]
     assert special == [start, end] * 3 + [start]  # default system prompt, two messages, generation prompt
     assert prompt.has_user_specials
-    # nothing is lost: the text is what transformers renders
+    # Nothing is lost: the text equals what transformers renders.
     content = message["content"] if isinstance(message["content"], str) else message["content"][0]["text"]
     assert prompt.text == reference(
         CHATML, [{**message, "content": content}, assistant("ok")], add_generation_prompt=True
@@ -294,7 +294,7 @@ texts = st.lists(alphabet, max_size=6).map("".join)
 def test_no_text_of_users_becomes_a_special_token(
     tokenizers_of_all_kinds: dict[str, Tokenizer], contents: list[str]
 ) -> None:
-    """Contents side by side, with the worst alphabet; exactly the template's tokens are special."""
+    """Adjacent contents from the worst alphabet: exactly the template's tokens are special."""
     tokenizer = tokenizers_of_all_kinds["byte_level"]
     source = "<|im_start|>{% for m in messages %}{{ m.content }}{% endfor %}<|im_end|>"
     chat = _compiled(source, tokenizer)
@@ -315,7 +315,7 @@ short = st.text("<>|", min_size=2, max_size=4)
     specials=st.lists(short, min_size=1, max_size=4), values=st.lists(st.text("<>| ", max_size=8), max_size=4)
 )
 def test_marked_strings_hold_no_special_token_alone_or_joined(specials: list[str], values: list[str]) -> None:
-    """Special tokens that overlap each other and themselves."""
+    """The special tokens overlap each other and themselves."""
     control_tokens = ControlTokens(specials)
     mark = control_tokens.choose_mark(values, avoid=frozenset())
     joined = "".join(control_tokens.mark(values, mark) if mark else values)

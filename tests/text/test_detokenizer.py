@@ -1,4 +1,4 @@
-"""Streamed text against whole decoding, for every kind of decoder."""
+"""Streamed text compared with decoding everything at once, for every kind of decoder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stream(
 
 
 def byte_ids(tokenizer: Tokenizer, content: bytes) -> list[int]:
-    """One token per byte."""
+    """Return one token per byte."""
     if "ByteFallback" in tokenizer.decoder_types:
         ids = [tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in content]
     else:
@@ -39,7 +39,7 @@ def byte_ids(tokenizer: Tokenizer, content: bytes) -> list[int]:
 
 
 def random_cuts(data: st.DataObject, vocab_size: int) -> list[list[int]]:
-    # a few ids beyond the vocabulary too
+    # Also a few ids beyond the vocabulary.
     return data.draw(st.lists(st.lists(st.integers(0, vocab_size + 1), max_size=5), max_size=12))
 
 
@@ -56,7 +56,7 @@ def test_pieces_joined_are_decode(
     expected = tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
     shown = "".join(stream(tokenizer, cuts, skip_special_tokens=skip_special_tokens))
     if kind in BYTE_FALLBACK and "\ufffd" in expected:
-        # decode() gives up whole runs of byte tokens; see the test of invalid bytes below
+        # decode() replaces whole runs of byte tokens; see the test of invalid bytes below.
         return
     assert shown == expected
 
@@ -67,7 +67,7 @@ def test_pieces_joined_are_decode(
 def test_byte_fallback_with_invalid_runs(
     tokenizers_of_all_kinds: dict[str, Tokenizer], kind: str, data: st.DataObject
 ) -> None:
-    """Runs of bytes are UTF-8 with replacement; what stands between them is decoded as ever."""
+    """Runs of bytes are decoded as UTF-8 with replacement; everything between them is decoded as usual."""
     tokenizer = tokenizers_of_all_kinds[kind]
     runs = data.draw(st.lists(st.lists(st.sampled_from(BYTE_PIECES), min_size=1).map(b"".join), max_size=4))
     word = [tokenizer.token_to_id("▁the")]
@@ -99,7 +99,7 @@ def test_byte_tokens_of_an_unfinished_character_are_held_until_flush(
 
 @pytest.mark.parametrize("kind", ["byte_level", *BYTE_FALLBACK])
 def test_invalid_bytes_do_not_stall(tokenizers_of_all_kinds: dict[str, Tokenizer], kind: str) -> None:
-    """DecodeStream would hold all of this back until the end, and then raise."""
+    """DecodeStream would hold all of this back until the end and then raise."""
     tokenizer = tokenizers_of_all_kinds[kind]
     last_byte = tokenizer.encode_plain("é")[-1:]  # a continuation byte alone
     assert stream(tokenizer, [last_byte] * 5) == ["\ufffd"] * 5 + [""]
@@ -123,7 +123,7 @@ def test_leading_space_belongs_to_the_text_only_after_a_prompt(
     the_cat = [tokenizer.token_to_id("▁the"), tokenizer.token_to_id("▁cat")]
     end = tokenizer.token_to_id("</s>")
     assert stream(tokenizer, [the_cat]) == ["the cat", ""]
-    # a skipped token between two words does not make the second one the first
+    # A skipped token between two words does not make the second word the first.
     assert stream(tokenizer, [the_cat[:1], [end], the_cat[1:]]) == ["the", "", " cat", ""]
     assert stream(tokenizer, [[end], the_cat]) == ["", "the cat", ""]
     assert stream(tokenizer, [the_cat], prompt_tail=[end, *the_cat]) == [" the cat", ""]
@@ -150,7 +150,7 @@ def test_runs_of_spaces_and_newlines_are_shown_as_they_come(
 def test_an_answer_goes_on_where_the_prompt_ended(
     tokenizers_of_all_kinds: dict[str, Tokenizer], kind: str, data: st.DataObject
 ) -> None:
-    """Cut anywhere between two characters, prompt and answer are one text; no half character on the way."""
+    """Split anywhere between two characters, prompt and answer form one text, never with half a character."""
     tokenizer = tokenizers_of_all_kinds[kind]
     words = st.sampled_from(["the", " cat", " ", "   ", "\n", "\n\n", "é", "€", "😀", "日本", "<table>", "x"])
     text = "".join(data.draw(st.lists(words, min_size=1, max_size=12)))
@@ -181,7 +181,7 @@ def test_prompt_that_ends_inside_a_character(
 
 
 def test_added_token_is_shown_as_it_reads(tmp_path: Path) -> None:
-    """Its characters (a space, full-width bars) are not those in which byte-level BPE spells bytes."""
+    """It has characters (a space, full-width bars) that byte-level BPE does not use to spell bytes."""
     fast = byte_level()
     fast.add_tokens([AddedToken("<｜User 1｜>", normalized=False)])
     tokenizer = Tokenizer.load(write_tokenizer(tmp_path, fast))
@@ -196,10 +196,10 @@ def test_bytes_by_a_decoder_of_several_steps(tokenizers_of_all_kinds: dict[str, 
     shown = stream(tokenizer, [[token_id] for token_id in ids])
     assert "".join(shown) == text.replace("sat", "SAT")
     assert "😀" in shown
-    # bounded: invalid bytes come out, and the text after them
+    # Invalid bytes are shown within a limit, and the text after them.
     invalid = tokenizer.encode_plain("é")[-1:] * 20
     assert "".join(stream(tokenizer, [[token_id] for token_id in invalid])[:-1]).count("\ufffd") >= 8
-    # the prompt is not shown, though it ends inside a character
+    # The prompt is not shown, though it ends inside a character.
     smile = tokenizer.encode_plain("the😀")
     assert stream(tokenizer, [tokenizer.encode_plain("the")], prompt_tail=smile[:-2]) == ["the", ""]
 

@@ -1,4 +1,4 @@
-"""One marker of the template per image becomes as many tokens as the image has features."""
+"""Each image marker of the template becomes as many tokens as the image has features."""
 
 from __future__ import annotations
 

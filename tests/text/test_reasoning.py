@@ -1,4 +1,4 @@
-"""Reasoning apart from the answer, however the text is cut."""
+"""Reasoning is separated from the answer however the text is split."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vinfer.text.tool_calls.events import Reasoning
 
 
 def read(pieces: list[str], *, is_open: bool = False) -> tuple[str, str]:
-    """Return reasoning and answer."""
+    """Return the reasoning and the answer."""
     parser = ReasoningParser(is_open=is_open)
     events = [event for piece in pieces for event in parser.push(piece)] + parser.finish()
     assert all(event.text for event in events)

@@ -1,4 +1,4 @@
-"""Stop strings against str.find and a brute-force reading of the rule."""
+"""Stop strings compared with str.find and a brute-force version of the rule."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def run(stop: list[str], pieces: list[str]) -> tuple[list[str], str | None]:
         (["END"], ["xE", "N", "D y"], ["x", "", ""], "END"),
         (["END"], ["xE", "N", "X"], ["x", "", "ENX", ""], None),
         (["END"], ["xEN"], ["x", "EN"], None),
-        # only the part that can still match is held: "aab" inside "aaaab"
+        # Only the part that can still match is held: "aab" inside "aaaab".
         (["aab"], ["aaa", "ab"], ["a", "a"], "aab"),
-        # the first to be complete wins, though another began before it
+        # The first complete match wins, though another one began earlier.
         (["abcd", "bc"], ["abcd"], ["a"], "bc"),
-        # of two that end together the longer wins, in either order
+        # Of two that end together, the longer one wins, in either order.
         (["c", "abc"], ["xabc"], ["x"], "abc"),
         (["abc", "c"], ["xabc"], ["x"], "abc"),
         (["\n\n"], ["a\n", "b\n", "\n"], ["a", "\nb", ""], "\n\n"),

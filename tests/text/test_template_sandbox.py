@@ -1,4 +1,4 @@
-"""Hostile templates: each of them ends soon, with an error, and without much memory."""
+"""Hostile templates: each one ends soon, with an error, and without using much memory."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bomb(name: str) -> None:
-    # Not for the conversations of up to two messages that every template is tried with.
+    # Skip the conversations of up to two messages with which every template is probed.
     chat = template("{% if messages[2] %}" + BOMBS[name] + "{% endif %}", max_render_seconds=0.3)
     tracemalloc.start()
     try:
@@ -115,7 +115,7 @@ def test_nothing_is_computed_when_a_template_is_compiled(source: str) -> None:
 
 
 def test_what_templates_do_is_within_the_limits() -> None:
-    """A long conversation, gone over several times, by every means that the limits look at."""
+    """A long conversation, processed several times with every operation that the limits check."""
     source = (
         "{% set ns = namespace(s='', l=[]) %}{% for m in messages %}{% set ns.l = ns.l + [m] %}{% endfor %}"
         "{% for m in ns.l %}{% set s = '[' ~ m.role ~ ']' %}{% set ns.s = ns.s + s %}"

@@ -1,4 +1,4 @@
-"""One request's text: what is shown, what is held, what counts."""
+"""The text of one request: what is shown, what is held back, what counts as usage."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_text_without_stop_strings(tokenizer: Tokenizer) -> None:
 
 
 def test_stop_token_counts_and_is_not_shown(tokenizer: Tokenizer) -> None:
-    """Also when it is an ordinary word (stop_token_ids) and special tokens are shown."""
+    """This also holds if it is an ordinary word (stop_token_ids) and special tokens are shown."""
     stream = TextStream(tokenizer, skip_special_tokens=False)
     last = stream.push(ids(tokenizer, "the", "</s>", "Ġcat"), ends_with_stop_token=True, is_last=True)
     assert last == TextDelta("the</s>", 3)

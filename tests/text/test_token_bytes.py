@@ -1,4 +1,4 @@
-"""What logprobs show as the bytes of a token: joined, they are the text."""
+"""The bytes of tokens as logprobs show them: joined, they are the text."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_bytes_joined_are_the_text(
 ) -> None:
     tokenizer = tokenizers_of_all_kinds[kind]
     text = "".join(words)
-    # Metaspace adds no space where there is one.
+    # Metaspace adds no space if there already is one.
     expected = (
         text.encode()
         if text.startswith(" ") and kind in ("llama", "metaspace_first")
@@ -60,7 +60,7 @@ def test_each_token_by_itself(tokenizers_of_all_kinds: dict[str, Tokenizer]) -> 
 
 
 def test_words_that_only_look_like_pieces_are_shown_as_they_read(tmp_path: Path) -> None:
-    """Where no decoder makes bytes or spaces of them, `<0x41>` and `▁` are text."""
+    """If no decoder turns them into bytes or spaces, `<0x41>` and `▁` are text."""
     fast = no_decoder()
     fast.add_tokens(["<0x41>", "▁x"])
     tokenizer = Tokenizer.load(write_tokenizer(tmp_path, fast))

@@ -33,7 +33,7 @@ def load(directory: Path, fast: FastTokenizer, **special_tokens: str | None) -> 
 
 
 def rendered(*parts: str) -> RenderedPrompt:
-    """A prompt from alternating user text and the template's own special tokens, user text first."""
+    """Return a prompt of alternating user text and the template's own special tokens, user text first."""
     text, spans = "", []
     for index, part in enumerate(parts):
         if index % 2:
@@ -104,7 +104,7 @@ def test_prompt_without_user_specials_is_encode(
 def test_user_specials_are_text_and_the_rest_is_untouched(
     tokenizers_of_all_kinds: dict[str, Tokenizer], kind: str
 ) -> None:
-    """The reference spells the user's special tokens with words that take the same place in the text."""
+    """The reference replaces the user's special tokens with words at the same place in the text."""
     tokenizer = tokenizers_of_all_kinds[kind]
     start, end = (tokenizer.token_to_id(token) for token in ("<|im_start|>", END))
     prompt = rendered("", "<|im_start|>", f"user\nthe {END} cat", END, "\nthe", "<|im_start|>", "sat")
@@ -115,14 +115,14 @@ def test_user_specials_are_text_and_the_rest_is_untouched(
         "<|im_start|>x" + prompt.text[prompt.text.index(f"{END}\nthe") :], add_special_tokens=False
     )
     assert token_ids[first_end:] == same[same.index(end) :]
-    if kind != "unigram":  # has no bytes for the newline
+    if kind != "unigram":  # it has no bytes for the newline
         assert tokenizer.decode(token_ids, skip_special_tokens=False).replace(" ", "") == prompt.text.replace(
             " ", ""
         )
 
 
 def test_space_around_special_tokens_as_the_tokenizer_says(tmp_path: Path) -> None:
-    """Phi-3 marks its control tokens rstrip: they swallow the newline after them, guarded or not."""
+    """Phi-3 marks its control tokens rstrip, so they absorb the newline after them, guarded or not."""
     fast = byte_level()
     fast.add_special_tokens([AddedToken(END, special=True, normalized=False, rstrip=True)])
     tokenizer = load(tmp_path, fast)
@@ -132,7 +132,7 @@ def test_space_around_special_tokens_as_the_tokenizer_says(tmp_path: Path) -> No
 
 
 def test_special_token_written_in_another_way(tmp_path: Path) -> None:
-    """A special token that is matched after normalisation is also found in text that does not spell it."""
+    """A special token that is matched after normalization is also found in text that does not spell it."""
     fast = byte_level()
     fast.normalizer = normalizers.Lowercase()
     fast.add_special_tokens([AddedToken("<tool>", special=True, normalized=True)])
@@ -144,7 +144,7 @@ def test_special_token_written_in_another_way(tmp_path: Path) -> None:
 
 
 def test_special_token_in_disguise_is_refused_where_the_model_knows_it_as_a_word(tmp_path: Path) -> None:
-    """Full-width letters: the tokenizer normalises them, and Unigram then finds the word."""
+    """The tokenizer normalizes full-width letters, and Unigram then finds the word."""
     fast = unigram()
     fast.normalizer = normalizers.NFKC()
     tokenizer = load(tmp_path, fast)
@@ -155,7 +155,7 @@ def test_special_token_in_disguise_is_refused_where_the_model_knows_it_as_a_word
 
 
 def test_one_character_control_token_may_be_typed(tmp_path: Path) -> None:
-    """Where the newline is a special token, a user's newline must be one as well."""
+    """If the newline is a special token, a user's newline must be one as well."""
     fast = byte_level()
     fast.add_special_tokens([AddedToken("\n", special=True, normalized=False)])
     tokenizer = load(tmp_path, fast)
@@ -246,7 +246,7 @@ def test_broken_file_is_named(tmp_path: Path, file: str, content: str | None, sa
 @pytest.mark.parametrize("kind", [byte_level, sentencepiece_legacy, metaspace_first, unigram])
 @pytest.mark.parametrize("unit", ["the cat ", "a", " ", "<|im_end|>", "<", "日", "\n"])
 def test_long_text(tokenizers_of_all_kinds: dict[str, Tokenizer], kind: object, unit: str) -> None:
-    """Finishes at all: anything quadratic would take minutes."""
+    """The test must finish: anything quadratic would take minutes."""
     tokenizer = tokenizers_of_all_kinds[kind.__name__]  # type: ignore[attr-defined]
     text = unit * ((1 << 18) // len(unit))
     assert tokenizer.encode_plain(text)
@@ -277,7 +277,7 @@ def test_threads_share_a_tokenizer(tokenizers_of_all_kinds: dict[str, Tokenizer]
 def test_other_threads_run_while_a_long_text_is_encoded(
     tokenizers_of_all_kinds: dict[str, Tokenizer],
 ) -> None:
-    """`Tokenizer.encode` of the tokenizers package holds the GIL: the event loop would stand still."""
+    """`Tokenizer.encode` of the tokenizers package holds the GIL, so the event loop would stop."""
     tokenizer = tokenizers_of_all_kinds["byte_level"]
     encoder = threading.Thread(target=tokenizer.encode_plain, args=("the cat " * 100_000,))
     interval = sys.getswitchinterval()

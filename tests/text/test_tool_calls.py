@@ -1,4 +1,4 @@
-"""Tool calls in text: what is a call, what is text, and that pieces give what the whole gives."""
+"""Tool calls in text: what is a call, what is text, and that splitting the text changes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ("add", "get_weather", "f-1")
 
 
 def read(pieces: list[str], form: str = "hermes") -> tuple[str, list[tuple[str, str]]]:
-    """Return the text and the calls (name, arguments) of an answer that comes in pieces."""
+    """Return the text and the calls (name, arguments) of an answer that arrives in pieces."""
     parser = ToolCallParser(FORMATS[form], NAMES)
     events = [event for piece in pieces for event in parser.push(piece)] + parser.finish()
     text, calls = "", []
@@ -206,7 +206,7 @@ def test_any_arguments_come_out_as_they_went_in(arguments: list[dict[str, Any]])
 
 @pytest.mark.parametrize("form", sorted(FORMATS))
 def test_time_grows_with_the_answer_only(form: str) -> None:
-    """A quadratic parser needs minutes for this."""
+    """A quadratic parser would need minutes for this."""
     units = ["\n", "<tool_call>\n", "{", '<tool_call>{"name": "', "[TOOL_CALLS][", "[add(", "["]
     started = time.process_time()
     for unit in units:

@@ -4,16 +4,16 @@ A bundle is a directory:
 
     manifest.json            `manifest.Manifest`
     weights/*.safetensors    in program layout
-    programs/*.stablehlo     `jax.export` artefacts
+    programs/*.stablehlo     `jax.export` artifacts
     tokenizer/               tokenizer.json, special_tokens.json, chat_template.jinja
-    xla/<platform key>/      compiled code that `vinfer precompile` stored; no part of the manifest
+    xla/<platform key>/      compiled code that `vinfer precompile` stored; not part of the manifest
 
 Every program is a pure function over tuples of arrays
 
     (weights, kv, state, inputs) -> (kv, state, outputs)
 
-with kv and state donated; a program that does not touch one of the groups gets and returns an empty tuple
-for it (`ProgramShape.uses_...`). To `encode_images` the weights are those of the image encoder, and the
-features of images stand in the place of kv. This package knows files, names, shapes and which program
-covers a dispatch; it never imports JAX and never sees an array.
+with kv and state donated. A program that does not use one of these groups takes and returns an empty tuple
+for it (`ProgramShape.uses_...`). `encode_images` takes the weights of the image encoder, and the image
+features instead of kv. This package knows files, names, shapes and which program covers a dispatch; it never
+imports JAX and never sees an array.
 """

@@ -11,15 +11,15 @@ from vinfer.bundle.frozen import Frozen
 
 
 class ParityFigures(Frozen):
-    """The engine over a bundle against transformers, over all prompts and the tokens of their greedy answers.
+    """A bundle's answers compared with those of transformers, over all tokens of the greedy answers.
 
     Attributes:
-        largest_error, mean_error: of the logprobs of each token and of the twenty best, as fractions of the
-            largest absolute logit of the prompt's answer.
-        top1_agreement: fraction of tokens at which both have the same most likely token.
-        mean_kl, largest_kl: KL divergence of one token's distribution in nats, over the twenty best and one
-            bucket for all others: a lower bound of that over the whole vocabulary.
-        num_wrong_tokens: greedy tokens that are neither the reference's nor tied with it.
+        largest_error, mean_error: errors of the logprobs of each token and of the top twenty, as fractions of
+            the largest absolute logit of the prompt's answer.
+        top1_agreement: fraction of tokens at which both agree on the most likely token.
+        mean_kl, largest_kl: KL divergence of one token's distribution in nats, over the top twenty tokens and
+            one bucket for all others: a lower bound of the divergence over the whole vocabulary.
+        num_wrong_tokens: greedy tokens that neither match the reference nor are tied with its token.
     """
 
     num_prompts: int
@@ -33,7 +33,11 @@ class ParityFigures(Frozen):
 
 
 class ParityThresholds(Frozen):
-    """What figures pass; null asks nothing. `tie`: logits this near are equal, in fractions as the errors."""
+    """Thresholds that the figures must meet; null means no requirement.
+
+    Attributes:
+        tie: logits that differ by at most this much count as equal, as a fraction like the errors.
+    """
 
     max_error: float | None = None
     max_wrong_tokens: int | None = None
@@ -43,11 +47,11 @@ class ParityThresholds(Frozen):
 
 
 class ParityReport(Frozen):
-    """The bundle compared with transformers: who measured, what, and the verdict.
+    """The comparison of a bundle with transformers: when, with which versions, the figures and the verdict.
 
     Attributes:
         measured: seconds since the epoch.
-        dtype, reference_dtype: of the bundle, and of transformers' weights and arithmetic.
+        dtype, reference_dtype: dtype of the bundle, and of transformers' weights and arithmetic.
     """
 
     verdict: Literal["passed", "failed"]

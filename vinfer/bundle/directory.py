@@ -1,4 +1,4 @@
-"""A bundle's directory: written under a lock and put in place by a rename, read back with its manifest.
+"""A bundle's directory: written under a lock, put in place by a rename, and read back with its manifest.
 
 Any thread or process; `build_lock` keeps two processes from building the same bundle.
 """
@@ -31,9 +31,9 @@ def bundle_key(facts: Mapping[str, object]) -> str:
 
 @contextmanager
 def writing(directory: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `directory`; it takes the place of `directory` where nothing raised.
+    """Yield a temporary sibling of `directory`, which replaces `directory` unless an exception is raised.
 
-    The caller holds `build_lock`, so siblings that are there already belong to builds that were killed.
+    The caller holds `build_lock`, so any existing siblings belong to builds that were killed.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     for leftover in directory.parent.glob(f".{directory.name}-*"):
@@ -78,7 +78,7 @@ def build_lock(directory: Path, on_wait: Callable[[], None] = lambda: None) -> I
     """Hold the lock of one bundle directory, so that two processes never build the same key.
 
     Args:
-        on_wait: called once where another process holds the lock.
+        on_wait: called once if another process holds the lock.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     with (directory.parent / f".{directory.name}.lock").open("w") as lock:
@@ -100,21 +100,21 @@ def _manifest_text(manifest: Manifest) -> str:
 
 
 def record_parity(directory: Path, key: str, parity: ParityReport) -> None:
-    """Put a parity report into the manifest of a bundle; the rest of it stays as it is.
+    """Write a parity report into the manifest of a bundle; the rest of the manifest does not change.
 
-    Takes the bundle's lock: not to be called while holding `build_lock`.
+    Takes the bundle's lock, so do not call it while holding `build_lock`.
 
     Args:
-        key: of the bundle that was measured.
+        key: key of the bundle that was measured.
 
     Raises:
-        BundleError: another bundle lies there by now.
+        BundleError: the directory holds another bundle by now.
         OSError: the bundle cannot be written to.
     """
     with build_lock(directory):
         manifest = read_manifest(directory)
         if manifest.key != key:
-            raise BundleError(f"bundle {directory} was replaced while it was measured: measure it again")
+            raise BundleError(f"bundle {directory} was replaced during the measurement: measure it again")
         new = directory / f".{MANIFEST}.new"
         new.write_text(_manifest_text(manifest.model_copy(update={"parity": parity})))
         _sync(new)
@@ -130,13 +130,13 @@ def read_manifest(directory: Path) -> Manifest:
     """Read and check manifest.json.
 
     Raises:
-        BundleError: no manifest, not JSON, of another format version, or with fields we do not know.
+        BundleError: the manifest is missing, not JSON, of another format version, or has unknown fields.
     """
     path = directory / MANIFEST
     try:
         document = json.loads(path.read_text())
     except FileNotFoundError:
-        raise BundleError(f"{directory} is no bundle: it has no {MANIFEST}") from None
+        raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}") from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} is not readable: {error}; run vinfer precompile again") from None
     version = document.get("format_version") if isinstance(document, dict) else None

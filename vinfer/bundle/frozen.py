@@ -6,6 +6,6 @@ import pydantic
 
 
 class Frozen(pydantic.BaseModel):
-    """A record that cannot change and refuses fields that it does not know."""
+    """An immutable record that refuses unknown fields."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")

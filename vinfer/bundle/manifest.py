@@ -1,7 +1,7 @@
 """The manifest of a bundle: every array, program and limit that the two halves agree on.
 
-Pure data: names of files, shapes and dtypes. `directory` reads and writes it, and `programs` says which
-program covers a dispatch. Never imports JAX and never sees an array.
+Pure data: file names, shapes and dtypes. `directory` reads and writes it, and `programs` chooses the program
+that covers a dispatch. Never imports JAX and never sees an array.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ MAX_TOP_LOGPROBS = 20
 MASK_WORD_BITS = 32
 
 Pooling = Literal["mean", "last"]
-"""Over the hidden states of all tokens of a prompt, or that of its last one."""
+"""The mean of the hidden states of all tokens of a prompt, or the hidden state of its last token."""
 Platform = Literal["cpu", "cuda", "tpu"]
 PartitionAxes = tuple[str | tuple[str, ...] | None, ...]
 
 
 class ArraySpec(Frozen):
-    """One array: its name, global shape, dtype name and how the mesh splits it (a PartitionSpec)."""
+    """One array: its name, global shape, dtype name, and how the mesh splits it (a PartitionSpec)."""
 
     name: str
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class ArraySpec(Frozen):
     axes: PartitionAxes = ()
 
     def num_bytes_per_device(self, mesh: Mapping[str, int]) -> int:
-        """Return the bytes that one device holds of this array."""
+        """Return how many bytes of this array one device holds."""
         pieces = math.prod(mesh[name] for axis in self.axes for name in axis_names(axis))
         return math.prod(self.shape) * _dtype_bytes(self.dtype) // pieces
 
@@ -59,7 +59,7 @@ class ProgramSpec(Frozen):
 
 
 class ModelCard(Frozen):
-    """What a person and the API want to know of the model."""
+    """Facts about the model that the API and people need."""
 
     source: str
     architecture: str
@@ -77,7 +77,7 @@ class Embeddings(Frozen):
 
     Attributes:
         pooling: how a prompt's hidden states become one vector.
-        size: numbers in that vector.
+        size: length of that vector.
     """
 
     pooling: Pooling
@@ -90,9 +90,9 @@ class ImageInput(Frozen):
     Attributes:
         token_id: the placeholder whose embedding a feature replaces.
         processing: how images are prepared, and what stands for one in a prompt.
-        weights: of the encoder.
-        features: the one array of all images' features, [rows, hidden].
-        attends_both_ways: each token of an image sees all others of it, so no chunk may cut one in two.
+        weights: the image encoder's weights.
+        features: the array that holds the features of all images, [rows, hidden].
+        attends_both_ways: each token of an image sees all of its other tokens, so no chunk may split one.
     """
 
     token_id: int
@@ -119,11 +119,11 @@ class Manifest(Frozen):
     programs: tuple[ProgramSpec, ...]
     images: ImageInput | None = None
     files: dict[str, str]
-    """sha256 of every file but the manifest itself and xla/."""
+    """sha256 of every file except the manifest itself and xla/."""
     embeddings: Embeddings | None = None
-    """Null where there are no embed programs."""
+    """Null if there are no embed programs."""
     parity: ParityReport | None = None
-    """Null until somebody compares; neither in the key nor in the hashes."""
+    """Null until the bundle is compared with transformers; part of neither the key nor the hashes."""
 
     @property
     def num_devices(self) -> int:
@@ -131,12 +131,12 @@ class Manifest(Frozen):
 
     @property
     def has_prompt_logprobs(self) -> bool:
-        """Whether there are score programs, so that a prompt's own logprobs can be asked for."""
+        """Whether there are score programs, so that requests can ask for the prompt's own logprobs."""
         return any(program.shape.kind == "score" for program in self.programs)
 
     @property
     def max_features(self) -> dict[ProgramShape, int]:
-        """The most features of one image, of each image encoder."""
+        """The most features of one image, by image encoder."""
         return {
             program.shape: spec.shape[1]
             for program in self.programs
@@ -146,7 +146,7 @@ class Manifest(Frozen):
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether nothing about a request's programs depends on other requests."""
+        """Whether the programs that a request runs through never depend on other requests."""
         return is_single_shape(program.shape for program in self.programs)
 
     @property
@@ -155,7 +155,7 @@ class Manifest(Frozen):
         return self.mesh["dp"] > 1
 
     def num_bytes_per_device(self) -> dict[str, int]:
-        """Return bytes on each device: weights, kv_cache and state; with images also their two parts."""
+        """Return bytes per device: weights, kv_cache and state, plus image_weights and image_features."""
         groups: dict[str, Iterable[ArraySpec]] = {
             "weights": self.weights,
             "kv_cache": self.kv,
@@ -191,7 +191,7 @@ def argument_specs(
 
 
 def num_mask_words(vocab_size: int) -> int:
-    """Return the uint32 words of a grammar mask: one bit per token, token 0 in the lowest bit of word 0."""
+    """Return the number of uint32 words of a grammar mask: one bit per token, token 0 in the lowest bit."""
     return -(-vocab_size // MASK_WORD_BITS)
 
 
@@ -210,5 +210,5 @@ def _dtype_bytes(dtype: str) -> int:
 
 
 def mesh_words(mesh: Mapping[str, int]) -> str:
-    """Say a mesh in words, such as `dp=2 tp=4`."""
+    """Return a mesh in words, such as `dp=2 tp=4`."""
     return " ".join(f"{axis}={mesh[axis]}" for axis in MESH_AXES if mesh[axis] != 1) or "of one device (tp=1)"

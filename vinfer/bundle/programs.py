@@ -18,11 +18,12 @@ class ProgramShape(Frozen):
     """What makes one compiled program different from another.
 
     Attributes:
-        rows: prompts of a prefill, score or embed, slots of a decode dispatch, images of encode_images; 0
-            for set_slot and copy_slot.
-        length: padded prompt tokens of a prefill, score or embed, most steps of a decode dispatch; else 0.
-        kv_length: rows of the KV cache that attention reads; 0 where there is none.
-        image: (channels, height, width) of each image of encode_images; else empty.
+        rows: prompts of a prefill, score or embed dispatch, slots of a decode dispatch, or images of
+            encode_images; 0 for set_slot and copy_slot.
+        length: padded prompt tokens of a prefill, score or embed dispatch, or most steps of a decode
+            dispatch; otherwise 0.
+        kv_length: rows of the KV cache that attention reads; 0 if there is no attention.
+        image: (channels, height, width) of each image of encode_images; otherwise empty.
     """
 
     kind: ProgramKind
@@ -44,7 +45,7 @@ class ProgramShape(Frozen):
 
     @property
     def uses_image_features(self) -> bool:
-        """Whether it is the image encoder's: with the encoder's weights, and features in the place of kv."""
+        """Whether it is an image encoder: it takes the encoder's weights, and the features instead of kv."""
         return self.kind == "encode_images"
 
     @property
@@ -66,16 +67,16 @@ def plan_programs(
     embeddings: bool = False,
     vision_shapes: Iterable[tuple[int, int, int, int]] = (),
 ) -> tuple[ProgramShape, ...]:
-    """List the programs that a configuration needs; `choose_program` is total over them.
+    """Return the programs that a configuration needs; `choose_program` finds one for every dispatch.
 
     Args:
         prefill_shapes: (batch_size, prefill_length) pairs.
         slot_buckets: numbers of slots that one decode dispatch may run.
         steps: most decode steps per dispatch.
-        kv_buckets: lengths of the KV cache that attention may read, the last one max_model_len.
-        prompt_logprobs: score programs too, of the shortest and of the longest prefill length.
-        embeddings: embed programs too, of the shortest and of the longest prefill length, for one prompt and
-            for the largest batch where that has these lengths.
+        kv_buckets: KV cache lengths that attention may read; the last one is max_model_len.
+        prompt_logprobs: add score programs for the shortest and the longest prefill length.
+        embeddings: add embed programs for the shortest and the longest prefill length, for one prompt and for
+            the largest batch if it has these lengths.
         vision_shapes: (batch_size, channels, height, width) of image encoders.
     """
     kv_buckets = sorted(kv_buckets)
@@ -87,7 +88,7 @@ def plan_programs(
     by_batch: dict[int, list[int]] = {1: []}
     for batch, length in sorted(prefill_shapes):
         by_batch.setdefault(batch, []).append(length)
-    # One prompt alone must always find a program: every length exists with batch 1.
+    # A single prompt must always find a program, so every length exists with batch 1.
     by_batch[1] = sorted({length for lengths in by_batch.values() for length in lengths})
     for batch, lengths in sorted(by_batch.items()):
         shapes += _prompt_shapes("prefill", batch, lengths, kv_buckets)
@@ -96,7 +97,7 @@ def plan_programs(
     if embeddings:
         ends = {by_batch[1][0], by_batch[1][-1]}
         for batch in sorted({1, max(by_batch)}):
-            # A length that one prompt alone does not have no batch would ever be put together for.
+            # No batch is formed for a length that a single prompt cannot use.
             shapes += _prompt_shapes("embed", batch, ends & set(by_batch[batch]), kv_buckets)
     shapes += [
         ProgramShape(kind="decode", rows=rows, length=steps, kv_length=kv)
@@ -107,7 +108,7 @@ def plan_programs(
 
 
 def is_single_shape(shapes: Iterable[ProgramShape]) -> bool:
-    """Say whether there is one shape of each kind, so that every request goes through the same programs."""
+    """Return whether there is one shape of each kind, so that all requests use the same programs."""
     kinds = [shape.kind for shape in shapes]
     return len(kinds) == len(set(kinds))
 
@@ -115,7 +116,7 @@ def is_single_shape(shapes: Iterable[ProgramShape]) -> bool:
 def _prompt_shapes(
     kind: ProgramKind, rows: int, lengths: Iterable[int], kv_buckets: Sequence[int]
 ) -> list[ProgramShape]:
-    """Combine lengths with every kv_length that a chunk too long for the length before can need."""
+    """Combine each length with every kv_length that a chunk too long for the previous length can need."""
     shapes = []
     shorter = 0
     for length in sorted(lengths):
@@ -154,13 +155,14 @@ def choose_program(
 def choose_encoder(
     max_features: Mapping[ProgramShape, int], num_features: Sequence[int]
 ) -> tuple[ProgramShape, int]:
-    """Choose the image encoder for the first of the images that wait, and how many of them it takes.
+    """Choose the image encoder for the first waiting image, and how many of the waiting images it takes.
 
-    It is one for images no larger than the first one needs, as small as takes all that are next and fit.
+    The encoder is for images no larger than the first one needs. Its batch is the smallest that takes all of
+    the following images that fit.
 
     Args:
-        max_features: of every encoder, the most features of one image.
-        num_features: of each image, in the order in which they wait.
+        max_features: for every encoder, the most features of one image.
+        num_features: the features of each waiting image, in order.
     """
     most = min(number for number in max_features.values() if number >= num_features[0])
     encoders = sorted((s for s, number in max_features.items() if number == most), key=lambda s: s.rows)

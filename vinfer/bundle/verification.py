@@ -1,6 +1,6 @@
-"""Whether a bundle is the one that was written, and whether it fits this process.
+"""Checks that a bundle is unchanged since it was written, and that it fits this process.
 
-Reads files only; the manifest says what each must be.
+Only reads files; the manifest says what each must contain.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vinfer.errors import BundleError
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file in hex."""
+    """Return the sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -30,11 +30,11 @@ def hash_files(directory: Path) -> dict[str, str]:
 
 
 def verify_files(directory: Path, manifest: Manifest, *, weights: bool) -> None:
-    """Check that every file of the bundle is there and has the bytes that were written.
+    """Check that every file of the bundle exists and is unchanged.
 
     Args:
-        weights: hash the weights too (seconds per GB); else only their presence is checked here, and their
-            headers and sizes when they are placed.
+        weights: also hash the weights (seconds per GB). Otherwise only their presence is checked here, and
+            their headers and sizes when they are placed.
 
     Raises:
         BundleError: a file is missing or changed.
@@ -57,10 +57,10 @@ def check_fits(
     """Check that a bundle was built for this process.
 
     Args:
-        versions: of this process; jax and jaxlib must equal the bundle's.
+        versions: package versions in this process; jax and jaxlib must equal the bundle's.
 
     Raises:
-        BundleError: names the field, both values and the next move.
+        BundleError: the bundle does not fit; the message names the field, both values and the next move.
     """
     facts = [
         ("platform", manifest.platform, platform),
@@ -69,11 +69,11 @@ def check_fits(
     for field, built_for, here in facts:
         if built_for != here:
             raise BundleError(
-                f"bundle {directory}: {field} is {built_for}, here it is {here}: "
+                f"bundle {directory}: {field} is {built_for}; this process has {here}: "
                 "run vinfer precompile on this installation"
             )
     if manifest.num_devices > num_devices:
         raise BundleError(
             f"bundle {directory}: its mesh {mesh_words(manifest.mesh)} needs {manifest.num_devices} "
-            f"devices, here are {num_devices}: run vinfer precompile with a smaller mesh"
+            f"devices; this machine has {num_devices}: run vinfer precompile with a smaller mesh"
         )

@@ -1,6 +1,6 @@
 """The YAML file that drives vinfer: its schema, how it is loaded, and the shapes that follow from it.
 
-Imports neither JAX nor NumPy: `vinfer --help` and `vinfer config` stay fast.
+Imports neither JAX nor NumPy, so that `vinfer --help` and `vinfer config` stay fast.
 """
 
 from __future__ import annotations

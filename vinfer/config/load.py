@@ -1,8 +1,8 @@
-"""From a YAML file, the environment and overrides to one checked `Config`.
+"""Merges a YAML file, the environment and overrides into one checked `Config`.
 
-Precedence: defaults < YAML < `VINFER_SERVER__PORT=9000` < `server.port=9000`. Every value remembers where
-it came from, so that an error names file:line:column, the variable or the override. Runs on the main
-thread at start-up; what the keys mean is `schema`'s, how errors read is `problems`'.
+Precedence: defaults < YAML < `VINFER_SERVER__PORT=9000` < `server.port=9000`. The origin of every value is
+kept, so that an error names file:line:column, the variable or the override. Runs on the main thread at
+startup. `schema` defines what the keys mean, and `problems` words the errors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vinfer.config.yaml_tree import Loc, Tree, Value, parse_yaml, read_text
 from vinfer.errors import ConfigError
 
 ENV_PREFIX = "VINFER_"
-# Read one by one because they have no `__`; other VINFER_X names (VINFER_XLA_CACHE) are not config fields.
+# Listed by name because they contain no `__`; other VINFER_X names (VINFER_XLA_CACHE) are not config keys.
 _TOP_LEVEL_VARIABLES = ("VINFER_CACHE_DIR", "VINFER_LOG_LEVEL")
 
 _OVERRIDE = re.compile(r"([A-Za-z_][\w-]*(?:\[[0-9]{1,9}\]|\.[\w-]+)*)=(.*)", re.DOTALL)
@@ -33,8 +33,8 @@ class _Origin:
     """Where a value came from.
 
     Attributes:
-        label: how errors call it: `x.yaml:3:5`, `VINFER_SERVER__PORT`, `--set server.port=1`.
-        directory: what a relative path in it is relative to.
+        label: its name in errors: `x.yaml:3:5`, `VINFER_SERVER__PORT`, `--set server.port=1`.
+        directory: the directory that relative paths in it start from.
         order: errors are reported in this order.
     """
 
@@ -50,7 +50,7 @@ def load_config(
 
     Args:
         path: the YAML file. Relative paths in it are relative to its directory.
-        overrides: `server.port=9000`, `models[0].num_slots=8`; values are parsed as YAML; later ones
+        overrides: `server.port=9000`, `models[0].num_slots=8`; values are parsed as YAML, and later ones
             win. Relative paths in these and in `environ` are relative to the working directory.
         environ: `VINFER_MODELS__0__NUM_SLOTS=8`; other variables are ignored.
 
@@ -64,7 +64,7 @@ def load_config(
 def load_bundle_config(
     directory: str | os.PathLike[str], *, overrides: Sequence[str] = (), environ: Mapping[str, str]
 ) -> Config:
-    """Make the config that serves one bundle directory under the directory's name, all else at its default.
+    """Return a config that serves one bundle under its directory's name, with defaults for everything else.
 
     Args:
         overrides, environ: as for `load_config`.
@@ -91,7 +91,7 @@ def _finish(draft: _Draft, overrides: Sequence[str], environ: Mapping[str, str])
 
 
 def parse_override(override: str) -> tuple[Loc, str]:
-    """Split `models[0].num_slots=8` into its path and its text; `models.0.num_slots=8` is the same.
+    """Split `models[0].num_slots=8` into its path and its text; `models.0.num_slots=8` is equivalent.
 
     Raises:
         ConfigError: not of the form key=value.
@@ -125,7 +125,7 @@ class _Draft:
         self.values: dict[str, Value] = value
 
     def set(self, loc: Loc, text: str, label: str) -> None:
-        """Put a YAML value at `loc`, making blocks and the next list item on the way.
+        """Put a YAML value at `loc`, creating missing blocks and the next list item on the way.
 
         Raises:
             ConfigError: not YAML, or the path goes through a plain value or past the end of a list.
@@ -149,7 +149,7 @@ class _Draft:
             here = inner
 
     def resolve_paths(self) -> None:
-        """Make local paths absolute, each relative to where it was written."""
+        """Make local paths absolute, each relative to the place where it was written."""
         self._resolve(self.values.get("server"), ("server", "api_keys_file"))
         self._resolve(self.values, ("cache_dir",))
         models = self.values.get("models")
@@ -178,7 +178,7 @@ class _Draft:
         return _Origin(f"{self._path}:{mark[0]}:{mark[1]}", self._path.parent, (0, *mark))
 
     def _origin(self, loc: Loc) -> _Origin:
-        """Find the origin of the longest known part of a path; the root's at least."""
+        """Return the origin of the longest known prefix of a path; at least the root's."""
         return next(self._origins[loc[:n]] for n in range(len(loc), -1, -1) if loc[:n] in self._origins)
 
     def _forget_origins(self, loc: Loc) -> None:
@@ -197,10 +197,11 @@ class _Draft:
 
 
 def _step(block: Value, part: str | int, subject: str) -> Value:
-    """Read the part of a block that an override goes through; None where there is nothing yet.
+    """Return the part of a block that an override passes through; None if there is nothing yet.
 
     Raises:
-        ConfigError: an index into a block, a key into a list, past its end, or into a plain value.
+        ConfigError: an index into a block, a key into a list, an index past its end, or a step into a plain
+            value.
     """
     match block, part:
         case dict(), str():
@@ -217,7 +218,7 @@ def _step(block: Value, part: str | int, subject: str) -> Value:
 
 
 def _is_local(source: str, directory: Path) -> bool:
-    """Tell a path from a hub id (`org/name`, `name`) and from `package:module/file`."""
+    """Return whether a source is a path, not a hub id (`org/name`, `name`) or `package:module/file`."""
     if source.startswith("package:"):
         return False
     looks_like_path = source.startswith(("/", "./", "../", "~")) or source in (".", "..")

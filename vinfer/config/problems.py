@@ -1,6 +1,6 @@
-"""Pydantic's errors as sentences: the key, its value, the limit and the next move.
+"""Turns pydantic's errors into sentences: the key, its value, the limit and the next move.
 
-Pure functions. Where a key stood (file, variable, override) is not known here.
+Pure functions. Does not know where a key was set (file, variable, override).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vinfer.config.yaml_tree import Loc, Value
 
 _PLAIN = re.compile(r"[\w-]{1,60}")
 
-# EasyDeL's vInference names for what is called otherwise here.
+# Names from EasyDeL's vInference, and what they are called here.
 _FORMER_NAMES = {
     "max_new_tokens": "models[].sampling.max_tokens",
     "num_return_sequences": "models[].sampling.n",
@@ -51,18 +51,18 @@ _LIMITS = {
 
 
 class Problem(NamedTuple):
-    """What is wrong (`is 6; ...`, without its subject) and the path it is about."""
+    """A path and what is wrong with it (`is 6; ...`, without a subject)."""
 
     loc: Loc
     text: str
 
 
 def describe(error: ValidationError, values: Value) -> Iterator[Problem]:
-    """Turn a failed validation of `values` into sentences."""
+    """Yield the problems of a failed validation of `values` as sentences."""
     for details in error.errors(include_url=False):
         for suffix, text in details.get("ctx", {}).get("problems", ()):
             yield Problem(_as_written((*details["loc"], *suffix), values), text)
-        # Pydantic also calls a list too short whose entries failed.
+        # Pydantic also reports a list as too short if its entries failed.
         is_echo = details["type"] == "too_short" and details["input"]
         if details["type"] != "config" and not is_echo:
             loc = _as_written(details["loc"], values)
@@ -70,7 +70,7 @@ def describe(error: ValidationError, values: Value) -> Iterator[Problem]:
 
 
 def render_loc(loc: Loc) -> str:
-    """Write a path as `models[0].num_slots`; keys that are not plain words are quoted and cut."""
+    """Return a path as `models[0].num_slots`; keys that are not plain words are quoted and shortened."""
     return "".join(
         f"[{part}]" if isinstance(part, int) else f".{part if _PLAIN.fullmatch(part) else repr(part[:60])}"
         for part in loc
@@ -78,7 +78,7 @@ def render_loc(loc: Loc) -> str:
 
 
 def known_keys() -> tuple[str, ...]:
-    """List every key of a config file, outer before inner: `server`, `server.host`, `models[].name`."""
+    """Return every key of a config file, outer before inner: `server`, `server.host`, `models[].name`."""
     return tuple(_keys_of(Config, ""))
 
 
@@ -102,7 +102,7 @@ def _inner_block(annotation: object) -> tuple[type[BaseModel] | None, bool]:
 
 
 def _as_written(loc: Loc, values: Value) -> Loc:
-    """Drop indices that the schema added: `batch_size: 4` is checked as `[4]`."""
+    """Remove indices that the schema added: `batch_size: 4` is checked as `[4]`."""
     here: Value = values
     written: list[str | int] = []
     for part in loc:
@@ -157,7 +157,7 @@ def _show(value: object) -> str:
 
 
 def _suggest(loc: Loc) -> str:
-    """Find the key that was meant: a misspelt sibling, or the same name in another block."""
+    """Return a hint at the intended key: a misspelled sibling, or the same name in another block."""
     key = str(loc[-1]).lower().replace("-", "_")
     parent = tuple(part for part in loc[:-1] if isinstance(part, str))
     by_names = {tuple(re.findall(r"\w+", template)): template for template in known_keys()}
@@ -183,13 +183,13 @@ def _suggest(loc: Loc) -> str:
 
 
 def _num_shared(names: tuple[str, ...], parent: tuple[str, ...]) -> int:
-    """Count the blocks that two paths go through together, from the outside."""
+    """Count the outermost blocks that two paths have in common."""
     equal = [a == b for a, b in zip(names, parent, strict=False)]
     return [*equal, False].index(False)
 
 
 def _fill_in(template: str, loc: Loc) -> str:
-    """Write the indices of `loc` into `models[].sampling.n` as far as both go through the same blocks."""
+    """Fill the indices of `loc` into `models[].sampling.n` as far as both go through the same blocks."""
     filled = template.split(".")
     for i, (segment, actual) in enumerate(zip(filled, render_loc(loc).split("."), strict=False)):
         if re.sub(r"\[\d+\]", "", actual) != segment.removesuffix("[]"):

@@ -1,4 +1,4 @@
-"""The config described for people and editors: JSON Schema and a markdown table, both from the models."""
+"""Describes the config for people and editors: a JSON Schema and a Markdown table, both from the models."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _TYPE_NAMES = {"boolean": "bool", "string": "text"}
 
 
 def json_schema() -> dict[str, Any]:
-    """Make the JSON Schema (draft 2020-12) of a config file."""
+    """Return the JSON Schema (draft 2020-12) of a config file."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
 
 
 def reference_table() -> str:
-    """Make a markdown table of every field: path, type, default, description."""
+    """Return a Markdown table of every field: path, type, default, description."""
     schema = json_schema()
     rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
     for path, field, is_required in _fields(schema, schema["$defs"], ""):
@@ -29,7 +29,7 @@ def reference_table() -> str:
 def _fields(
     block: dict[str, Any], definitions: dict[str, Any], prefix: str
 ) -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """Walk (path, schema, is required) of every field that is not itself a block."""
+    """Yield (path, schema, is required) of every field that is not itself a block."""
     for name, field in block["properties"].items():
         path = prefix + name
         inner = _reference(field)
@@ -42,7 +42,7 @@ def _fields(
 
 
 def _reference(field: dict[str, Any]) -> str | None:
-    """Find the block that a field holds, itself or in a list."""
+    """Return the reference to the block that a field holds, directly or in a list."""
     if "$ref" in field:
         return str(field["$ref"])
     inside = [field["items"]] if "items" in field else field.get("anyOf", [])
@@ -62,7 +62,7 @@ def _type(field: dict[str, Any]) -> str:
 
 
 def _limit(field: dict[str, Any], key: str, sign: str) -> str:
-    # The bound of int32 keeps arrays safe; nobody chooses by it.
+    # The int32 limit only keeps arrays safe; no user needs to know it.
     return f"{sign}{field[key]}" if key in field and field[key] != 2**31 - 1 else ""
 
 

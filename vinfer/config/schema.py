@@ -1,9 +1,9 @@
-"""The YAML's blocks as frozen pydantic models: names, defaults, bounds and what must fit together.
+"""The YAML's blocks as frozen pydantic models: names, defaults, limits and which values must fit together.
 
-Each field's description is the one source of the README table, the JSON Schema and error hints.
-Plain data, built on the main thread before anything heavy starts and never changed afterwards. This
-module does not read files or the environment (`load` does), derives no shapes (`shapes` does) and knows
-nothing about devices: a mesh that no machine could hold is refused later, by the plan.
+The table in docs/config.md and the JSON Schema are generated from the descriptions of the fields. Plain data,
+built on the main thread before anything heavy starts, and never changed afterwards. This module does not read
+files or the environment (`load` does), derives no shapes (`shapes` does) and knows nothing about devices: a
+mesh that no machine could hold is refused later, by the plan.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Text = TypeVar("_Text", str, Path)
 TemplateKwargType = Literal["boolean", "integer", "number", "string"]
 
 _TEMPLATE_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-# What vinfer itself hands to a template, or calls its renderer with.
+# Variables that vinfer itself passes to a template, or arguments of its renderer.
 _OUR_VARIABLES = {
     *("messages", "conversation", "tools", "documents", "add_generation_prompt", "continue_final_message"),
     *("tokenize", "chat_template", "reasoning_effort"),
@@ -35,7 +35,7 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
 
 def default_cache_dir(environ: Mapping[str, str]) -> Path:
-    """Give the default of `cache_dir`: `$XDG_CACHE_HOME/vinfer`, else `~/.cache/vinfer`."""
+    """Return the default of `cache_dir`: `$XDG_CACHE_HOME/vinfer`, or else `~/.cache/vinfer`."""
     # The XDG specification says to ignore a relative value.
     xdg = environ.get("XDG_CACHE_HOME", "")
     base = (
@@ -45,7 +45,7 @@ def default_cache_dir(environ: Mapping[str, str]) -> Path:
 
 
 def _refuse(*problems: tuple[tuple[str | int, ...], str]) -> PydanticCustomError:
-    """Make one pydantic error out of (path below the field, sentence) pairs; `problems` unpacks it."""
+    """Return one pydantic error made of (path below the field, sentence) pairs; `problems` unpacks it."""
     return PydanticCustomError(
         "config", "{text}", {"text": "; ".join(text for _, text in problems), "problems": list(problems)}
     )
@@ -59,7 +59,7 @@ def _not_zero(value: int) -> int:
 
 def _printable(value: _Text) -> _Text:
     if not str(value).isprintable():
-        raise _refuse(((), "holds control characters: remove them"))
+        raise _refuse(((), "contains control characters: remove them"))
     return value
 
 
@@ -69,7 +69,7 @@ def _one_as_list(value: object) -> object:
 
 
 def _one_or_list(schema: dict[str, Any]) -> None:
-    """Say in the JSON Schema what `_one_as_list` accepts."""
+    """Declare in the JSON Schema what `_one_as_list` accepts."""
     array, *rest = schema.pop("anyOf", None) or [{k: schema.pop(k) for k in ("type", "items", "minItems")}]
     schema["anyOf"] = [array["items"], array, *rest]
 
@@ -87,27 +87,30 @@ _Axis = Annotated[int, Field(ge=1, le=65536)]
 
 
 class ImagesConfig(_Block):
-    """Limits of one image and of the images of one request; beyond them a 400."""
+    """Limits of one image and of the images of one request; a request beyond them gets a 400."""
 
     allow_remote: bool = Field(
         default=False,
-        description="Fetch http(s) URLs, from public addresses only; false takes only data URLs.",
+        description="Fetch http(s) URLs, from public addresses only; false accepts only data URLs.",
     )
-    max_per_request: int = Field(default=8, ge=1, le=256, description="Images in one request.")
+    max_per_request: int = Field(default=8, ge=1, le=256, description="Most images in one request.")
     max_bytes: int = Field(
-        default=20 * 2**20, ge=1024, le=2**28, description="Bytes of one image file, as sent or fetched."
+        default=20 * 2**20, ge=1024, le=2**28, description="Largest image file in bytes, as sent or fetched."
     )
     max_pixels: int = Field(
         default=25_000_000,
         ge=1024,
         le=2**27,
-        description="Width times height; decoding takes up to 12 bytes of memory for each.",
+        description="Largest width times height; decoding takes up to 12 bytes of memory per pixel.",
     )
     max_frames: int = Field(
-        default=100, ge=1, le=10_000, description="Frames of an animated file; the first one is used."
+        default=100,
+        ge=1,
+        le=10_000,
+        description="Most frames of an animated file; only the first one is used.",
     )
     timeout_seconds: float = Field(
-        default=10.0, gt=0, le=300, description="Longest fetch of one image, redirects included."
+        default=10.0, gt=0, le=300, description="Longest time to fetch one image, redirects included."
     )
     max_fetches: int = Field(
         default=8, ge=1, le=256, description="Images fetched at the same time by the whole server."
@@ -118,12 +121,14 @@ class ServerConfig(_Block):
     """The HTTP server and its limits; shared by all models."""
 
     host: Annotated[str, AfterValidator(_printable)] = Field(
-        default="127.0.0.1", min_length=1, description="Address to bind; beyond loopback needs keys."
+        default="127.0.0.1",
+        min_length=1,
+        description="Address to bind; any address beyond loopback needs api_keys_file.",
     )
-    port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes any free one.")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 picks a free one.")
     api_keys_file: _LocalPath | None = Field(
         default=None,
-        description="File with one API key per line; null asks for none. Relative to the YAML file.",
+        description="File with one API key per line, relative to the YAML file; null requires no key.",
     )
     max_workers: int = Field(default=4, ge=1, le=256, description="Threads that tokenize and decode images.")
     metrics: bool = Field(default=True, description="Serve Prometheus metrics at /metrics.")
@@ -131,19 +136,22 @@ class ServerConfig(_Block):
         default="refuse", description="What to do with request fields that vinfer does not know."
     )
     max_body_bytes: int = Field(
-        default=4 * 2**20, ge=1024, le=2**30, description="Largest request body in bytes; beyond it 413."
+        default=4 * 2**20,
+        ge=1024,
+        le=2**30,
+        description="Largest request body in bytes; a larger one gets a 413.",
     )
     max_n: int = Field(
         default=8, ge=1, le=128, description="Largest n (choices) that one request may ask for."
     )
     drain_timeout_seconds: float = Field(
-        default=30.0, ge=0, le=3600, description="How long running requests may finish after SIGTERM."
+        default=30.0, ge=0, le=3600, description="How long running requests may continue after SIGTERM."
     )
     request_timeout_seconds: float = Field(
         default=600.0,
         gt=0,
         le=86400,
-        description="Longest life of one request from its arrival; beyond it 408.",
+        description="Longest time for one request from its arrival; a longer one gets a 408.",
     )
     header_timeout_seconds: float = Field(
         default=10.0, gt=0, le=300, description="How long a client may take to send its request headers."
@@ -151,30 +159,32 @@ class ServerConfig(_Block):
     keep_alive_seconds: float = Field(
         default=75.0, ge=0, le=3600, description="How long an idle connection stays open between requests."
     )
-    images: ImagesConfig = Field(default=ImagesConfig(), description="What images requests may hold.")
+    images: ImagesConfig = Field(default=ImagesConfig(), description="Limits of the images in requests.")
 
 
 class MeshConfig(_Block):
-    """Device mesh: how many devices along each axis."""
+    """Device mesh: number of devices along each axis."""
 
-    dp: _Axis = Field(default=1, description="Data parallel: slots are split over it; must divide num_slots.")
-    fsdp: _Axis = Field(default=1, description="Weights split over it and gathered where used.")
-    ep: _Axis = Field(default=1, description="Experts split over it.")
+    dp: _Axis = Field(default=1, description="Data parallel: splits the slots; must divide num_slots.")
+    fsdp: _Axis = Field(
+        default=1, description="Fully sharded: splits the weights and gathers them where they are used."
+    )
+    ep: _Axis = Field(default=1, description="Expert parallel: splits the experts.")
     tp: Annotated[int, AfterValidator(_not_zero)] = Field(
         default=ALL_REMAINING_DEVICES,
         ge=-1,
         le=65536,
         json_schema_extra={"not": {"const": 0}},
-        description="Tensor parallel: heads and weights split over it; -1 takes all remaining devices.",
+        description="Tensor parallel: splits heads and weights; -1 takes all remaining devices.",
     )
-    sp: _Axis = Field(default=1, description="Sequence parallel: positions split over it.")
+    sp: _Axis = Field(default=1, description="Sequence parallel: splits the positions.")
 
 
 class VisionConfig(_Block):
     """One compiled image shape."""
 
     batch_size: int = Field(default=1, ge=1, le=4096, description="Images encoded in one dispatch.")
-    channels: int = Field(default=3, ge=1, le=16, description="Colour channels per image.")
+    channels: int = Field(default=3, ge=1, le=16, description="Color channels per image.")
     height: int = Field(ge=1, le=16384, description="Image height in pixels.")
     width: int = Field(ge=1, le=16384, description="Image width in pixels.")
 
@@ -195,7 +205,7 @@ class PrecompileConfig(_Block):
         strict=False,
         json_schema_extra=_one_or_list,
         description="Padded prompt lengths in tokens; one number or a list, each at most max_model_len. "
-        "Longer prompts go in chunks. Null: 64, 256 and 1024, as far as max_model_len goes; only 256 where "
+        "Longer prompts are split into chunks. Null: 64, 256 and 1024, up to max_model_len; only 256 if "
         "deterministic is true.",
     )
     vision: Annotated[tuple[VisionConfig, ...] | None, BeforeValidator(_one_as_list)] = Field(
@@ -203,14 +213,14 @@ class PrecompileConfig(_Block):
         min_length=1,
         strict=False,
         json_schema_extra=_one_or_list,
-        description="Image shapes; one or a list. Only for task image-text.",
+        description="Image shapes: one or a list. Only for task image-text.",
     )
 
 
 class SamplingConfig(_Block):
-    """Defaults for what a request leaves out; null: the checkpoint's generation_config, else OpenAI's."""
+    """Defaults for omitted request fields; null: the checkpoint's generation_config, or else OpenAI's."""
 
-    max_tokens: _Count | None = Field(default=None, description="Tokens to generate at most, per choice.")
+    max_tokens: _Count | None = Field(default=None, description="Most tokens to generate per choice.")
     n: int | None = Field(
         default=None, ge=1, le=128, description="Choices per request, at most server.max_n."
     )
@@ -221,25 +231,31 @@ class SamplingConfig(_Block):
         default=None,
         gt=0,
         le=1,
-        description="Sample from the most likely tokens that hold this probability; 1 is off.",
+        description="Sample from the most likely tokens with this total probability; 1 is off.",
     )
     top_k: int | None = Field(
-        default=None, ge=0, le=MAX_INT32, description="Sample from this many most likely tokens; 0 is off."
+        default=None,
+        ge=0,
+        le=MAX_INT32,
+        description="Sample only from this many of the most likely tokens; 0 is off.",
     )
     min_p: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Least probability, relative to the most likely token; 0 is off.",
+        description="Lowest probability of a token, relative to the most likely one; 0 is off.",
     )
     repetition_penalty: float | None = Field(
-        default=None, gt=0, le=10, description="Divides logits of tokens seen in prompt or output; 1 is off."
+        default=None,
+        gt=0,
+        le=10,
+        description="Divides the logits of tokens seen in the prompt or output; 1 is off.",
     )
     presence_penalty: float | None = Field(
         default=None,
         ge=-2,
         le=2,
-        description="Subtracted from logits of tokens seen in the output; 0 is off.",
+        description="Subtracted from the logits of tokens seen in the output; 0 is off.",
     )
     frequency_penalty: float | None = Field(
         default=None, ge=-2, le=2, description="Subtracted once per occurrence in the output; 0 is off."
@@ -258,9 +274,9 @@ class ModelConfig(_Block):
     revision: str | None = Field(
         default=None, min_length=1, description="Hub revision: branch, tag or commit; only for a hub id."
     )
-    task: Literal["text", "image-text"] = Field(default="text", description="What prompts may hold.")
+    task: Literal["text", "image-text"] = Field(default="text", description="What prompts may contain.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="bfloat16", description="Type of weights, KV cache and compute."
+        default="bfloat16", description="Data type of weights, KV cache and compute."
     )
     mesh: MeshConfig = Field(default=MeshConfig(), description="Device mesh.")
     max_model_len: _Count = Field(default=2048, description="Longest prompt plus output, in tokens.")
@@ -269,19 +285,19 @@ class ModelConfig(_Block):
         default=8,
         ge=1,
         le=1024,
-        description="Most decode steps per dispatch; fewer stream sooner, more cost less.",
+        description="Most decode steps per dispatch; fewer stream sooner, more are cheaper.",
     )
     max_queue: int = Field(
         default=64,
         ge=1,
         le=65536,
-        description="Requests that may wait for a slot; beyond it 429 with Retry-After.",
+        description="Most requests that may wait for a slot; further ones get a 429 with Retry-After.",
     )
     deterministic: bool = Field(
         default=False,
-        description="Run every prompt and every answer through one shape of prefill and one of decode: a "
-        "seeded request has the same tokens and logprobs to the last bit whatever shares its batch. Each "
-        "step costs what it costs with all slots busy and max_model_len tokens in each.",
+        description="Use a single prefill shape and a single decode shape for all requests, so that a seeded "
+        "request has bit-identical tokens and logprobs whatever shares its batch. Each step costs as much as "
+        "with all slots busy and max_model_len tokens in each.",
     )
     max_programs: int = Field(
         default=128, ge=1, le=4096, description="Refuse a plan that needs more compiled programs than this."
@@ -290,8 +306,8 @@ class ModelConfig(_Block):
         default=2**28,
         ge=1,
         le=2**40,
-        description="Bytes on each device for the features of images, so that one that comes again is not "
-        "encoded again; never less than the longest prompt can hold. Only for task image-text.",
+        description="Bytes on each device for image features, so that a repeated image is not encoded again; "
+        "never less than the longest prompt needs. Only for task image-text.",
     )
     precompile: tuple[PrecompileConfig, ...] = Field(
         default=(PrecompileConfig(),),
@@ -301,42 +317,45 @@ class ModelConfig(_Block):
     )
     prompt_logprobs: bool = Field(
         default=False,
-        description="Compile what `echo` with `logprobs` needs, as evaluation harnesses ask for it: "
-        "two programs more per KV length.",
+        description="Compile what `echo` with `logprobs` needs, which evaluation harnesses use: two more "
+        "programs per KV length.",
     )
     embeddings: Literal["mean", "last"] | None = Field(
         default=None,
-        description="Compile what `/v1/embeddings` needs, and pool hidden states over all tokens or take the "
-        "last one's: two programs more per KV length, four where a batch_size is above 1.",
+        description="Compile what `/v1/embeddings` needs. `mean` averages the hidden states of all tokens, "
+        "`last` takes the last token's. Two more programs per KV length, or four if a batch_size is above 1.",
     )
     tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "pythonic", "none"] = Field(
         default="auto",
-        description="How the model writes tool calls: `auto` asks its chat template, `none` refuses `tools`.",
+        description="How the model writes tool calls: `auto` follows the chat template, `none` refuses "
+        "`tools`.",
     )
     reasoning_parser: Literal["auto", "think", "none"] = Field(
         default="auto",
-        description="Whether `<think>` tags become `reasoning_content`; `auto` asks the chat template.",
+        description="Whether `<think>` tags become `reasoning_content`; `auto` follows the chat template.",
     )
-    sampling: SamplingConfig = Field(default=SamplingConfig(), description="Sampling defaults of this model.")
+    sampling: SamplingConfig = Field(
+        default=SamplingConfig(), description="Sampling defaults for this model."
+    )
     chat_template_kwargs: dict[str, TemplateKwargType] = Field(
         default={"enable_thinking": "boolean"},
         max_length=64,
-        description="Variables of the chat template that requests may set by chat_template_kwargs, each with "
-        "its type: `boolean`, `integer`, `number` or `string`.",
+        description="Variables of the chat template that requests may set with chat_template_kwargs, each "
+        "with its type: `boolean`, `integer`, `number` or `string`.",
     )
     verify: Literal["auto", "off"] = Field(
         default="auto",
-        description="Compare a newly built bundle with transformers where torch is installed; "
-        "`vinfer verify` does it at any time.",
+        description="Compare a newly built bundle with transformers if torch is installed; `vinfer verify` "
+        "does so at any time.",
     )
 
     @field_validator("name")
     @classmethod
     def _name_is_a_plain_id(cls, name: str) -> str:
-        # It goes into URLs, log lines and metric labels.
+        # The name appears in URLs, log lines and metric labels.
         if not _MODEL_NAME.fullmatch(name):
             allowed = "letters, digits and . _ : / -, starting with a letter or digit, at most 128"
-            raise _refuse(((), f"is {name[:60]!r}; allowed are {allowed}: rename it"))
+            raise _refuse(((), f"is {name[:60]!r}; must be {allowed}: rename it"))
         return name
 
     @field_validator("chat_template_kwargs")
@@ -347,9 +366,9 @@ class ModelConfig(_Block):
         for name in kwargs:
             if not _TEMPLATE_VARIABLE.fullmatch(name):
                 allowed = "letters, digits and _, not starting with a digit, at most 64"
-                raise _refuse(((), f"holds {name[:60]!r}; allowed are {allowed}: rename it"))
+                raise _refuse(((), f"has {name[:60]!r}; names must be {allowed}: rename it"))
             if name in _OUR_VARIABLES or name.endswith("_token"):
-                raise _refuse(((), f"holds {name}, which requests may never set this way: remove it"))
+                raise _refuse(((), f"has {name}, which no request may set: remove it"))
         return kwargs
 
     @field_validator("revision")
@@ -397,9 +416,9 @@ class ModelConfig(_Block):
             images = {vision for shapes in precompile for vision in shapes.vision or ()}
             if sizes != {1} or len(lengths) > 1 or len(images) > 1:
                 text = (
-                    "has more than one shape, or batches; deterministic is true and takes one prompt of one "
-                    "length, and images of one shape: use {batch_size: 1, prefill_length: 256} alone or "
-                    "leave out deterministic"
+                    "has more than one shape, or a batch_size above 1; deterministic is true and allows one "
+                    "prompt of one length, and one image shape: use only "
+                    "{batch_size: 1, prefill_length: 256}, or leave out deterministic"
                 )
                 problems.append(((), text))
         if problems:
@@ -419,10 +438,10 @@ class Config(_Block):
     cache_dir: _LocalPath = Field(
         default_factory=lambda: default_cache_dir(os.environ),
         json_schema_extra={"default": "~/.cache/vinfer"},
-        description="Where built bundles are kept (in bundles/); $XDG_CACHE_HOME/vinfer where that is set.",
+        description="Directory for built bundles (in bundles/); $XDG_CACHE_HOME/vinfer if that is set.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least severe log lines to write."
+        default="info", description="Lowest severity of log lines to write."
     )
 
     @property
@@ -439,7 +458,7 @@ class Config(_Block):
         for i, model in enumerate(models):
             first = first_by_name.setdefault(model.name, i)
             if first != i:
-                text = f"is {model.name!r}, which is models[{first}].name too: names must be unique"
+                text = f"is {model.name!r}, the same as models[{first}].name: names must be unique"
                 problems.append(((i, "name"), text))
             n = model.sampling.n
             if server is not None and n is not None and n > server.max_n:

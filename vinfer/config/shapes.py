@@ -1,4 +1,4 @@
-"""Shapes that follow from a model's config: prefill shapes, KV buckets and slot buckets.
+"""Derives shapes from a model's config: prefill shapes, KV buckets and slot buckets.
 
 Pure arithmetic on plain integers, on any thread. It does not know which programs exist for a shape.
 """
@@ -48,7 +48,7 @@ def prefill_shapes(model: ModelConfig) -> tuple[PrefillShape, ...]:
 
 
 def vision_shapes(model: ModelConfig) -> tuple[VisionShape, ...]:
-    """Collect the image shapes of `precompile`: sorted and unique; empty for a text model."""
+    """Return the image shapes of `precompile`: sorted and unique; empty for a text model."""
     return tuple(
         sorted(
             {
@@ -61,20 +61,20 @@ def vision_shapes(model: ModelConfig) -> tuple[VisionShape, ...]:
 
 
 def kv_buckets(max_model_len: int) -> tuple[int, ...]:
-    """List the KV lengths (tokens) that programs are compiled for: 256, times 4, up to `max_model_len`."""
+    """Return the KV lengths (tokens) that programs are compiled for: 256, times 4, up to `max_model_len`."""
     return _geometric(SMALLEST_KV_BUCKET, max_model_len)
 
 
 def slot_buckets(num_slots: int, dp: int) -> tuple[int, ...]:
-    """List the slot counts that decode is compiled for: 1, times 4, up to `num_slots`.
+    """Return the slot counts that decode is compiled for: 1, times 4, up to `num_slots`.
 
-    With dp > 1 there is only `num_slots`: fewer slots would leave devices without a row.
+    With dp > 1 there is only `num_slots`, because fewer slots would leave devices without a row.
     """
     return _geometric(1, num_slots) if dp == 1 else (num_slots,)
 
 
 def _geometric(first: int, last: int) -> tuple[int, ...]:
-    """Count first, first * 4, ... below `last`, then `last` itself."""
+    """Return first, first * 4, ... below `last`, then `last` itself."""
     sizes = []
     size = first
     while size < last:

@@ -1,9 +1,9 @@
-"""Untrusted YAML text to plain values, each with its line and column.
+"""Parses untrusted YAML text into plain values, each with its line and column.
 
-YAML 1.2 core scalars only: `no` is text, `010` is ten, `1e-3` is a number. No tag can construct an
-object, because values are made here from the node tree and no constructor ever runs. Size, depth, alias
-count and expanded size are capped before recursion. Runs on the main thread at start-up; knows nothing
-about what the keys mean.
+YAML 1.2 core scalars only: `no` is text, `010` is ten, `1e-3` is a number. No tag can construct an object,
+because values are built here from the node tree and no constructor ever runs. Size, depth, alias count and
+expanded size are limited before recursion. Runs on the main thread at startup; does not know what the keys
+mean.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Scalar = str | int | float | bool | None
 Value = Scalar | list["Value"] | dict[str, "Value"]
 Loc = tuple[str | int, ...]
 Mark = tuple[int, int]
-"""Line and column, both from 1."""
+"""Line and column, both counted from 1."""
 
 MAX_FILE_BYTES = 1_000_000
 MAX_ALIASES = 32
@@ -32,7 +32,7 @@ _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 
 
 class _Loader(yaml.SafeLoader):
-    """Resolves plain scalars by the YAML 1.2 core schema, in place of PyYAML's 1.1."""
+    """Resolves plain scalars by the YAML 1.2 core schema instead of PyYAML's 1.1."""
 
     yaml_implicit_resolvers = {
         first: [
@@ -53,12 +53,12 @@ class _Loader(yaml.SafeLoader):
 
 @dataclass
 class Tree:
-    """Plain values and where each of them stands.
+    """Plain values and the position of each of them.
 
     Attributes:
-        value: what the text says; None where it is empty.
-        marks: path -> position of the key (of the item, in a list).
-        problems: (position, sentence) of what is wrong though it could be read.
+        value: the parsed value; None if the text is empty.
+        marks: path -> position of the key (in a list, of the item).
+        problems: (position, sentence) of each problem that did not stop the parser.
     """
 
     value: Value = None
@@ -70,7 +70,7 @@ def read_text(path: Path) -> str:
     """Read a small UTF-8 file.
 
     Raises:
-        ConfigError: no such file, a directory, unreadable, larger than MAX_FILE_BYTES, not UTF-8.
+        ConfigError: the file is missing, a directory, unreadable, larger than MAX_FILE_BYTES, or not UTF-8.
     """
     try:
         with path.open("rb") as file:
@@ -91,10 +91,10 @@ def parse_yaml(text: str, label: str) -> Tree:
 
     Args:
         text: the document.
-        label: what error messages call it, such as the file's path.
+        label: its name in error messages, such as the file's path.
 
     Raises:
-        ConfigError: not YAML, more than one document, or beyond a cap.
+        ConfigError: not YAML, more than one document, or beyond a limit.
     """
     try:
         _check_size(text, label)
@@ -116,7 +116,7 @@ def parse_yaml(text: str, label: str) -> Tree:
 
 
 def _check_size(text: str, label: str) -> None:
-    """Refuse what would make composing slow or deep; the event stream is lazy and not recursive."""
+    """Refuse text that would make composing slow or deep; the event stream is lazy and not recursive."""
     depth = num_aliases = 0
     for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -134,7 +134,7 @@ def _check_size(text: str, label: str) -> None:
 
 
 class _Builder:
-    """Turns a node tree into a Tree; aliased nodes give fresh values each time."""
+    """Turns a node tree into a Tree; aliased nodes become new values each time."""
 
     def __init__(self, label: str) -> None:
         self.tree = Tree()
@@ -148,10 +148,10 @@ class _Builder:
         if self._num_nodes > MAX_NODES:
             raise self._error(node, f"aliases expand to more than {MAX_NODES} values: write them out")
         if id(node) in self._open_nodes:
-            raise self._error(node, "an alias stands inside what it names: write the values out")
+            raise self._error(node, "an alias is inside its own anchor: write the values out")
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
-        # An alias may sit as deep as its anchor, over and over: bound this recursion as well.
+        # An alias can add the depth of its anchor, repeatedly, so this recursion needs a limit too.
         if len(self._open_nodes) > MAX_DEPTH:
             raise self._error(node, f"nested deeper than {MAX_DEPTH} levels: flatten it")
         self._open_nodes.add(id(node))
@@ -189,7 +189,7 @@ class _Builder:
     def _with_merged(
         self, own: dict[str, Value], merged: list[tuple[yaml.Node, Value]], loc: Loc
     ) -> dict[str, Value]:
-        """Apply `<<:` entries: they fill in keys that the mapping itself does not have."""
+        """Apply `<<:` entries, which fill in keys that the mapping itself does not have."""
         for node, value in merged:
             for source in value if isinstance(value, list) else [value]:
                 if not isinstance(source, dict):
@@ -215,7 +215,7 @@ class _Builder:
                 case "float":
                     return float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
         except (ValueError, KeyError) as error:
-            # Also Python's refusal of integers of more than 4300 digits.
+            # Also raised by Python for integers of more than 4300 digits.
             raise self._error(node, f"{text[:40]!r} is not a value of its type") from error
         raise self._bad_tag(node)
 
@@ -229,5 +229,5 @@ class _Builder:
 
 
 def _mark(node: yaml.Node | yaml.Event) -> Mark:
-    # Only nodes made by hand have no mark.
+    # Only nodes built by hand have no mark.
     return (node.start_mark.line + 1, node.start_mark.column + 1) if node.start_mark else (1, 1)

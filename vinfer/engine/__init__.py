@@ -1,1 +1,1 @@
-"""The run half's engine: requests into slots, programs onto devices, tokens out."""
+"""The engine of the run half: puts requests into slots, runs programs on devices, and yields tokens."""

@@ -23,9 +23,9 @@ _CACHE_HIT_EVENT = "/jax/compilation_cache/cache_hits"
 
 
 class CompileCounter:
-    """Counts XLA compiles (cached loads included) and, apart, compiles after `mark_ready`.
+    """Counts XLA compiles (cached loads included), and separately those after `mark_ready`.
 
-    Any thread. One per process: JAX's listeners cannot be removed one by one.
+    Any thread. One per process, because JAX's listeners cannot be removed individually.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class CompileCounter:
         monitoring.register_event_listener(self._on_event)
 
     def mark_ready(self) -> None:
-        """Count from here on as post-ready."""
+        """Count every compile from now on as post-ready."""
         self._num_at_ready = self.num_compiles
 
     @property
@@ -53,9 +53,9 @@ class CompileCounter:
 
 
 def platform_key() -> str:
-    """Return the name of this machine's code: `<platform>-<device kind>-<hash of the CPU's features>`.
+    """Return the key of code compiled here: `<platform>-<device kind>-<hash of the CPU's features>`.
 
-    Code for one CPU may be illegal on another, so the features are part of the key.
+    Code for one CPU may use instructions that another lacks, so the features are part of the key.
     """
     device = jax.local_devices()[0]
     features = hashlib.sha256(_cpu_features().encode()).hexdigest()[:12]
@@ -73,9 +73,9 @@ def _cpu_features() -> str:
 
 
 def set_compilation_cache(directory: Path) -> None:
-    """Point JAX's compilation cache at a private directory; warns where it cannot be used.
+    """Point JAX's compilation cache at a private directory; log a warning if it cannot be used.
 
-    JAX's default of caching nothing that compiles in under a second would skip most of our programs.
+    By default JAX caches nothing that compiles in under a second, which would skip most of our programs.
     """
     compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", None)
@@ -89,15 +89,15 @@ def set_compilation_cache(directory: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # JAX's default puts a path under the directory into every key: a seeded entry would never be found.
+    # By default JAX puts a path under the directory into every key, so a seeded entry would never be found.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     jax.config.update("jax_raise_persistent_cache_errors", False)
 
 
 def seed_cache(source: Path, cache: Path) -> None:
-    """Copy compiled code that a bundle carries into the cache, where it is not there yet.
+    """Copy the compiled code that a bundle carries into the cache, unless it is already there.
 
-    Warns and goes on where the cache cannot be written: then programs are compiled.
+    If the cache cannot be written, log a warning and go on; the programs are then compiled.
     """
     if not source.is_dir():
         return

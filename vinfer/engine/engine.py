@@ -1,8 +1,8 @@
 """The engine: one thread per model that turns requests into token events.
 
 `submit` and `cancel` are called on the event loop and only append to an inbox; everything else happens on
-the engine thread. Dispatch N+1 is enqueued before the tokens of dispatch N are read; while a running request
-is bound to a grammar they are read first, since its next mask needs them. The engine never sees text.
+the engine thread. Dispatch N+1 is enqueued before the tokens of dispatch N are read. While a running request
+is constrained, the tokens are read first, because its next mask depends on them. The engine never sees text.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Engine:
 
     Args:
         name: the model's name, for logs and the thread.
-        num_slots, max_model_len: of the bundle.
-        max_queue: requests that may wait for a slot.
+        num_slots, max_model_len: the bundle's.
+        max_queue: most requests that may wait for a slot.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Engine:
         self._in_flight: deque[Dispatch | PooledDispatch] = deque()
         self._queue_seconds: dict[str, float] = {}
         self._stats = EngineStats(num_slots=num_slots)
-        # What both the loop and the engine thread touch, under this condition.
+        # This condition guards everything that both the event loop and the engine thread touch.
         self._wake = threading.Condition()
         self._submitted: list[Request] = []
         self._cancelled: list[str] = []
@@ -73,7 +73,7 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """Fail what still runs and end the thread; waits for the dispatches in flight."""
+        """Fail the remaining requests and end the thread, after waiting for the dispatches in flight."""
         with self._wake:
             self._is_stopping = True
             self._wake.notify()
@@ -84,8 +84,8 @@ class Engine:
         """Queue a request. Called on the event loop; never waits for the device.
 
         Raises:
-            QueueFullError: every slot is taken and max_queue requests wait already.
-            NotReadyError: the engine stops.
+            QueueFullError: every slot is taken and max_queue requests are already waiting.
+            NotReadyError: the engine is stopping.
             EngineError: the engine is dead.
         """
         stream = TokenStream(request.id)
@@ -96,7 +96,7 @@ class Engine:
                 raise NotReadyError(f"model {self._name} is shutting down")
             if len(self._streams) >= self._num_slots + self._max_queue:
                 raise QueueFullError(
-                    f"{self._max_queue} requests wait for model {self._name} already: try again later"
+                    f"{self._max_queue} requests are already waiting for model {self._name}: try again later"
                 )
             self._streams[request.id] = stream
             self._submitted.append(request)
@@ -104,7 +104,7 @@ class Engine:
         return stream
 
     def cancel(self, request_id: str) -> None:
-        """Forget a request; its slot is free within one step. Unknown ids are ignored."""
+        """Drop a request; its slot is free within one step. Unknown ids are ignored."""
         with self._wake:
             if self._streams.pop(request_id, None) is not None:
                 self._cancelled.append(request_id)
@@ -124,16 +124,14 @@ class Engine:
                 deliver_all(self._read_oldest())
             self._fail_all(NotReadyError(f"model {self._name} is shutting down"))
         except Exception:
-            # Whatever it was, arrays may be donated and gone: nothing can be trusted any more.
+            # Whatever failed, arrays may have been donated and lost, so no state can be trusted.
             logger.exception("engine of model %s failed", self._name)
             with self._wake:
                 self._is_dead = True
-            self._fail_all(
-                EngineError(f"the engine of model {self._name} failed while it served this request")
-            )
+            self._fail_all(EngineError(f"the engine of model {self._name} failed while serving this request"))
 
     def _step(self) -> bool:
-        """Take in, schedule, enqueue; then read what the device finished meanwhile."""
+        """Drain the inbox, schedule, and enqueue; then read what the device has finished meanwhile."""
         if not self._drain_inbox():
             return False
         num_unread = len(self._in_flight)
@@ -145,10 +143,10 @@ class Engine:
             num_overlapping = len(self._in_flight)
             schedule = self._scheduler.schedule()
             if not schedule and not num_unread and self._scheduler.num_running:
-                raise RuntimeError("requests hold slots, but the device has nothing to do for them")
+                raise RuntimeError("requests hold slots, but no work was scheduled for them")
             self._enqueue(schedule)
         finally:
-            # Once the device has work again; and whoever has finished gets the end whatever fails here.
+            # After the device has work again; and finished requests get their end even if something failed.
             deliver_all(held)
         overlapped = len(self._in_flight) - num_overlapping if num_overlapping else 0
         num_generated = _num_tokens(held)
@@ -160,7 +158,11 @@ class Engine:
         return True
 
     def _drain_inbox(self) -> bool:
-        """Move submissions and cancels into the scheduler; wait while there is nothing to do at all."""
+        """Pass submissions and cancellations to the scheduler; wait while there is nothing to do.
+
+        Returns:
+            False once the engine is stopping.
+        """
         with self._wake:
             while not (
                 self._submitted
@@ -195,9 +197,9 @@ class Engine:
             self._in_flight.append(self._runner.decode(schedule.decode))
 
     def _read_oldest(self) -> list[Delivery]:
-        """Wait for the oldest dispatch, advance grammars, free slots, and return what to deliver.
+        """Wait for the oldest dispatch, advance grammars, free slots, and return the events to deliver.
 
-        Tokens of a request that is gone (cancelled, or finished in an earlier dispatch) go nowhere.
+        Tokens of a request that is gone (cancelled, or finished in an earlier dispatch) are dropped.
         """
         dispatch = self._in_flight.popleft()
         events = [(request, _advanced(request, event)) for request, event in dispatch.read()]
@@ -251,7 +253,7 @@ def _num_tokens(deliveries: list[Delivery]) -> int:
 
 
 def _advanced(request: Request, event: TokenEvent) -> TokenEvent:
-    """Take an event's tokens into the request's grammar; where that fails, the event is the error."""
+    """Advance the request's grammar by an event's tokens; return the event, or an error event on failure."""
     if request.grammar is None or event.is_last or not event.token_ids:
         return event
     try:

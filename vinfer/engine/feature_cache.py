@@ -1,9 +1,9 @@
-"""Which rows of the devices' feature array hold which image: encoded once, kept while there is room.
+"""Which rows of the device's feature array hold which image: encoded once, kept while there is room.
 
-Pure Python bookkeeping in the order in which work is enqueued, for the scheduler. An image is known by the
-hash of its content. Rows belong to images of requests that are being prefilled (they are *pinned*), and to
-images of earlier requests, of which the one not asked for the longest makes room first. Rows may be given
-away at once: what still reads them was enqueued before what overwrites them.
+Pure Python bookkeeping for the scheduler, in the order in which work is enqueued. An image is identified by
+the hash of its content. Rows of images whose requests are being prefilled are *pinned*. Rows of earlier
+images are kept, and the least recently used image is evicted first. Rows can be reused at once: any work
+that still reads them was enqueued before the work that overwrites them.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ class FeatureCache:
     """The feature array of one model, row by row.
 
     Args:
-        num_rows: at least as many as one prompt can have placeholders, or a request might wait for ever.
+        num_rows: at least the most placeholders that one prompt can have, or a request might wait forever.
 
     Attributes:
-        num_queries: images that requests brought.
-        num_hits: those of them that were there already, or about to be.
+        num_queries: images in requests so far.
+        num_hits: those that were already encoded or waiting for the encoder.
     """
 
     def __init__(self, num_rows: int) -> None:
         self._num_rows = num_rows
         self._free = list(range(num_rows))
-        # The one pinned last stands last.
+        # In the order in which they were last pinned.
         self._held: OrderedDict[str, _Held] = OrderedDict()
-        # Not encoded yet, in the order in which they came: being asked for again costs nobody his place.
+        # Not encoded yet, in order of arrival: an image that is requested again keeps its place.
         self._waiting: dict[str, RequestImage] = {}
         self.num_queries = 0
         self.num_hits = 0
@@ -47,10 +47,10 @@ class FeatureCache:
         return 1 - len(self._free) / self._num_rows if self._num_rows else 0.0
 
     def pin(self, images: Sequence[RequestImage]) -> bool:
-        """Hold rows for all images of a request, or for none where there is no room yet.
+        """Pin rows for all images of a request, or for none of them if there is no room yet.
 
         Returns:
-            Whether the rows are held.
+            Whether the rows are pinned.
         """
         new = {image.content_hash: image for image in images if image.content_hash not in self._held}
         if not self._make_room(sum(image.num_tokens for image in new.values()), images):
@@ -67,7 +67,7 @@ class FeatureCache:
         return True
 
     def unpin(self, images: Sequence[RequestImage]) -> None:
-        """Let go of a request's images: all that reads them is enqueued, or the request is gone."""
+        """Unpin a request's images: everything that reads them is enqueued, or the request is gone."""
         for image in images:
             held = self._held[image.content_hash]
             held.num_pins -= 1
@@ -76,11 +76,11 @@ class FeatureCache:
                 self._forget(image.content_hash)
 
     def next_to_encode(self, at_most: int) -> list[RequestImage]:
-        """Return images that wait for the encoder, in the order in which they came."""
+        """Return the images that wait for the encoder, in order of arrival."""
         return list(self._waiting.values())[:at_most]
 
     def encoded(self, images: Sequence[RequestImage]) -> None:
-        """Say that the encoding of these images is planned: what comes later may read it."""
+        """Record that these images are scheduled for encoding: work enqueued later may read them."""
         for image in images:
             del self._waiting[image.content_hash]
 
@@ -92,7 +92,7 @@ class FeatureCache:
         return self._held[image.content_hash].rows
 
     def check_integrity(self) -> None:
-        """Raise AssertionError where rows were lost or given away twice."""
+        """Raise AssertionError if rows were lost or given out twice."""
         rows = [row for held in self._held.values() for row in held.rows]
         assert sorted(rows + self._free) == list(range(self._num_rows)), "rows were lost or shared"
         assert all(self._held[content_hash].num_pins > 0 for content_hash in self._waiting)

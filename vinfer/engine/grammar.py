@@ -1,8 +1,8 @@
-"""What an answer may say: grammars compiled by llguidance, and each request's place in its own.
+"""Constrained answers: grammars compiled by llguidance, and the position of each request in its grammar.
 
-A `Grammar` is compiled once, on the compiler's one thread, and shared; a `GrammarMatcher` belongs to one
-request and is advanced by the engine thread. Limits keep a hostile schema from holding either thread. Knows
-token ids, neither arrays nor HTTP.
+A `Grammar` is compiled once, on the compiler's single thread, and shared. A `GrammarMatcher` belongs to one
+request and is advanced by the engine thread. Limits keep a hostile schema from blocking either thread. Knows
+token ids, but neither arrays nor HTTP.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 GrammarKind = Literal["json_schema", "regex", "choice", "lark"]
 
 MAX_CACHED = 32
-"""Compiled grammars kept per model; the ones used longest ago go first."""
+"""Compiled grammars kept per model; the least recently used are evicted first."""
 MAX_COMPILE_SECONDS = 2.0
-"""Of one CPU, to compile a grammar; the limits below end most compiles long before."""
+"""CPU time to compile a grammar; the limits below end most compiles long before that."""
 MAX_STEP_SECONDS = 0.25
-"""Of one CPU, for the mask of one token; a request whose grammar takes longer ends, since all others wait."""
+"""CPU time for the mask of one token. A request that needs more fails, because all others wait for it."""
 MAX_REASON_CHARS = 200
 
-# How messages of llguidance begin that speak of options no request has, and what they mean here.
+# Beginnings of llguidance messages that mention options no request has, and the message to show instead.
 _REWORDED = {
     "oneOf constraints are not supported": "one value might satisfy two branches of a oneOf (give each a "
     "type of its own or a property with a const of its own, or use anyOf)",
 }
 _MASK_WORD_BYTES = MASK_WORD_BITS // 8
-# JSON on one line, as Python's json.dumps writes it: a small model cannot lose itself in white space.
+# JSON on one line, as Python's json.dumps writes it, so that a small model cannot get stuck in white space.
 JSON_FORM: JsonCompileOptions = {
     "whitespace_flexible": False,
     "item_separator": ", ",
@@ -54,7 +54,7 @@ JSON_FORM: JsonCompileOptions = {
 
 
 def _limits() -> LLParserLimits:
-    """Return what a grammar may cost: enough for some thousand properties, in well under a second."""
+    """Return the limits of a grammar: enough for a few thousand properties in well under a second."""
     return LLParserLimits(
         max_items_in_row=8_000,
         initial_lexer_fuel=1_000_000,
@@ -62,17 +62,17 @@ def _limits() -> LLParserLimits:
         step_max_items=50_000,
         max_lexer_states=20_000,  # up to 2 kB each
         max_grammar_size=200_000,
-        # Parser states would repeat the client's text in messages.
+        # Verbose messages contain parser states, which repeat the client's text.
         verbose_errors=False,
     )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GrammarSpec:
-    """A grammar as a request gives it.
+    """The grammar that a request contains.
 
     Attributes:
-        text: of a JSON Schema, a regular expression, a JSON array of strings, or a Lark grammar.
+        text: a JSON Schema, a regular expression, a JSON array of strings, or a Lark grammar.
         param: path of the request field, for messages.
     """
 
@@ -82,15 +82,15 @@ class GrammarSpec:
 
 
 class GrammarMatcher:
-    """How far one request is in its grammar. Created anywhere; then of one thread at a time.
+    """The position of one request in its grammar. Created on any thread; used by one thread at a time.
 
     Attributes:
-        mask: one bit per id of the model's vocabulary, in uint32 words; set where the token may come next.
+        mask: one bit per id of the model's vocabulary, in uint32 words; set if the token may come next.
 
     Args:
-        grammar: at its start.
-        min_tokens: until so many tokens were generated, `stop_token_ids` are left out of the mask as long as
-            the grammar offers anything else.
+        grammar: the compiled grammar to start from.
+        min_tokens: until this many tokens are generated, `stop_token_ids` are left out of the mask as long
+            as the grammar allows anything else.
     """
 
     def __init__(self, grammar: Grammar, *, min_tokens: int, stop_token_ids: Sequence[int]) -> None:
@@ -102,10 +102,10 @@ class GrammarMatcher:
         self.mask = self._without_early_stop(grammar.mask)
 
     def advance(self, token_ids: Sequence[int]) -> None:
-        """Take generated tokens, none of which ended the request, and compute the mask of the next one.
+        """Advance by generated tokens, none of which ended the request, and compute the next token's mask.
 
         Raises:
-            RequestError: the grammar became too costly; the request cannot go on.
+            RequestError: the grammar has become too costly; the request cannot go on.
         """
         started = time.thread_time()
         if self._own is None:
@@ -142,18 +142,18 @@ class Grammar:
     mask: bytes
 
     def matcher(self, *, min_tokens: int = 0, stop_token_ids: Sequence[int] = ()) -> GrammarMatcher:
-        """Begin a request; see `GrammarMatcher`."""
+        """Return a matcher for a new request; see `GrammarMatcher`."""
         return GrammarMatcher(self, min_tokens=min_tokens, stop_token_ids=stop_token_ids)
 
 
 class GrammarCompiler:
-    """Compiles the grammars of one model's requests, one at a time, on a thread of its own.
+    """Compiles the grammars of one model's requests, one at a time, on its own thread.
 
     Args:
-        name: the model's, for the thread and messages.
+        name: the model's name, for the thread and for messages.
         vocab_size: ids that the model has; those beyond the tokenizer's are never allowed.
-        vocabulary: makes the tokens of the model; called on the first compile. None where the model has no
-            end token: then no answer would be complete, and all grammars are refused.
+        vocabulary: returns the model's tokens; called on the first compile. None if the model has no end
+            token: no answer could then be complete, so every grammar is refused.
     """
 
     def __init__(
@@ -172,11 +172,11 @@ class GrammarCompiler:
         self._loaded: tuple[GrammarVocabulary, LLTokenizer] | None = None
 
     async def compile(self, spec: GrammarSpec) -> Grammar:
-        """Return a request's grammar, compiled or found again. Called on the event loop, which goes on.
+        """Return a request's grammar, compiled or cached. Called on the event loop; does not block it.
 
         Raises:
-            RequestError: names the field: not a grammar, unsatisfiable, of keywords that are not supported,
-                or too costly.
+            RequestError: the field is not a grammar, cannot be satisfied, uses unsupported keywords, or is
+                too costly; the message names the field.
         """
         grammar = self._find(spec)
         if grammar is not None:
@@ -192,7 +192,7 @@ class GrammarCompiler:
         return dataclasses.replace(grammar, spec=spec)
 
     def _compile(self, spec: GrammarSpec) -> Grammar:
-        """Compile on the compiler's thread, unless somebody asked for the same just before."""
+        """Compile on the compiler's thread, unless another request has just compiled the same grammar."""
         grammar = self._find(spec)
         if grammar is not None:
             return grammar
@@ -240,18 +240,19 @@ def _source(spec: GrammarSpec) -> str:
     if spec.kind == "regex":
         return LLMatcher.grammar_from_regex(spec.text)
     if spec.kind == "choice":
-        # JSON's strings are Lark's.
+        # JSON strings are valid Lark strings.
         choices = (json.dumps(choice, ensure_ascii=False) for choice in json.loads(spec.text))
         return LLMatcher.grammar_from_lark(f"start: {' | '.join(choices)}")
     return LLMatcher.grammar_from_lark(spec.text)
 
 
 def _mask(matcher: LLMatcher, vocabulary: GrammarVocabulary, num_bytes: int) -> bytes:
-    """Return what may come next, by ids of the model: llguidance's mask ends with the tokenizer's.
+    """Return the mask of the next token over the model's ids; llguidance's mask ends with the tokenizer's.
 
-    Text that must follow is spelled as the tokenizer spells it. llguidance sees to that where all tokens end
-    within this text. Where some go beyond, as ` "A` beyond ` "`, it also allows a lone space, which a model
-    writes in view of a number; made to begin a string after it, a small one writes nonsense without an end.
+    Forced text must be tokenized as the tokenizer would. llguidance ensures that if all tokens end within
+    the forced text. If a token can extend past it (` "A` past ` "`), llguidance also allows a lone space,
+    after which models tend to write a number. A small model forced to begin a string there writes endless
+    nonsense.
     """
     mask = matcher.compute_bitmask()[:num_bytes].ljust(num_bytes, b"\0")
     if int.from_bytes(mask).bit_count() < 2:
@@ -279,7 +280,7 @@ def _reason(matcher: LLMatcher) -> str:
 
 
 def _first_line(message: str) -> str:
-    """Return what is wrong, short and printable: a regex parser's drawing has it in a later line."""
+    """Return the reason in one short printable line; regex errors state it after a drawing of the pattern."""
     lines = [line.strip() for line in message.splitlines()]
     stated = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     text = (stated or lines or ["llguidance gives no reason"])[0]

@@ -1,7 +1,7 @@
-"""A model's tokens as llguidance asks for them: bytes of each id, and how text that must follow is spelled.
+"""A model's tokens as llguidance needs them: the bytes of each id, and how forced text is tokenized.
 
-llguidance could read tokenizer.json itself, but then takes `</s>` inside a string that a grammar demands for
-the end token. Here no text is ever a control token.
+llguidance could read tokenizer.json itself, but would then treat `</s>` inside a string that a grammar
+requires as the end token. Here text is never tokenized as a control token.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from vinfer.errors import RequestError
 
 
 class GrammarVocabulary:
-    """The object that `llguidance.LLTokenizer` takes; its attributes have the names that it looks for.
+    """The object that `llguidance.LLTokenizer` takes; its attributes have the names that it expects.
 
     Args:
-        tokens: the bytes that each id stands for, with leading spaces; of control tokens anything.
-        special_ids: of control tokens.
-        eos_token_ids: what may follow a complete answer; at least one.
-        encode: spells text as ids, none of them special. It may raise RequestError, or change the text as
-            tokenizers with a normalizer do; then the text is spelled by its longest tokens.
+        tokens: the bytes of each id, leading spaces included; the bytes of control tokens do not matter.
+        special_ids: ids of the control tokens.
+        eos_token_ids: tokens that may follow a complete answer; at least one.
+        encode: returns the ids of a text, none of them special. It may raise RequestError, or change the
+            text as tokenizers with a normalizer do; the longest matching tokens are then used instead.
     """
 
     is_tokenizer_wrapper = True
@@ -44,10 +44,10 @@ class GrammarVocabulary:
         self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: str) -> list[int]:
-        """Spell text as ids whose bytes are exactly those of the text.
+        """Return ids whose bytes are exactly those of the text.
 
         Raises:
-            ValueError: some byte has no token.
+            ValueError: no token begins with one of the bytes.
         """
         try:
             token_ids = list(self._encode(text))
@@ -58,10 +58,10 @@ class GrammarVocabulary:
         return self._by_longest_tokens(text.encode())
 
     def misspellings(self, text: bytes) -> list[int]:
-        """Return the tokens that are a proper beginning of a text and not how it is spelled.
+        """Return the tokens that are a proper prefix of a text but not how the tokenizer begins it.
 
         Args:
-            text: that must follow, maybe with more after it; it may begin or end within a character.
+            text: the forced text, perhaps with more after it; it may begin or end within a character.
         """
         if len(text) < 2:
             return []

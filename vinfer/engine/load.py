@@ -1,6 +1,6 @@
-"""From a bundle directory to a running engine's parts: weights on the mesh, programs compiled.
+"""Loads a bundle directory into a `Runner`: places weights on the mesh and compiles the programs.
 
-Runs on a loader thread, once per model, before the engine's thread starts.
+Runs on a loader thread, once per model, before the engine thread starts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""
 
 _NUM_COMPILE_THREADS = 2
-# Pages of a memory-mapped file that were read count as this process's memory until the file is closed.
+# Pages read from a memory-mapped file count toward this process's memory until the file is closed.
 _MAX_MAPPED_BYTES = 256 << 20
 
 
@@ -70,14 +70,14 @@ def load_runner(
     """Place weights, KV cache and state on the mesh and compile every program.
 
     Raises:
-        BundleError: a weight or program file does not hold what the manifest says.
+        BundleError: a weight or program file does not match the manifest.
         DeviceError: the devices have too little memory.
     """
     mesh = make_mesh(manifest, devices)
     images = manifest.images
     image_weight_specs = () if images is None else images.weights
     steps = _Steps(len(manifest.weights) + len(image_weight_specs) + len(manifest.programs), progress)
-    # XLA compiles outside the interpreter lock, so weights are read meanwhile.
+    # XLA compiles without holding the interpreter lock, so weights are read in the meantime.
     with ThreadPoolExecutor(_NUM_COMPILE_THREADS, thread_name_prefix="compile") as pool:
         compiling = {
             program.shape: pool.submit(_compile, directory / "programs", program, manifest, mesh, steps)
@@ -118,7 +118,7 @@ def make_mesh(manifest: Manifest, devices: Sequence[jax.Device]) -> Mesh:
 
 def _sharding(spec: ArraySpec, mesh: Mesh) -> Sharding:
     if mesh.size == 1:
-        # Equivalent, and much cheaper to trace and lower hundreds of times.
+        # Equivalent to a NamedSharding, and much cheaper to trace and lower hundreds of times.
         return SingleDeviceSharding(mesh.devices.flat[0])
     return NamedSharding(mesh, PartitionSpec(*spec.axes))
 
@@ -126,9 +126,9 @@ def _sharding(spec: ArraySpec, mesh: Mesh) -> Sharding:
 def _place_weights(
     directory: Path, specs: Sequence[WeightSpec], mesh: Mesh, steps: _Steps
 ) -> tuple[jax.Array, ...]:
-    """Put each weight on the mesh, reading only the bytes that each device needs.
+    """Place each weight on the mesh, reading only the bytes that each device needs.
 
-    Beside the arrays this takes the memory of one weight and of `_MAX_MAPPED_BYTES`.
+    Besides the arrays, this takes the memory of one weight plus `_MAX_MAPPED_BYTES`.
     """
     files: dict[str, Any] = {}
     num_mapped_bytes = 0
@@ -166,10 +166,10 @@ def _place(stored: Any, spec: WeightSpec, mesh: Mesh) -> jax.Array:
 
 
 def _filled(specs: Sequence[StateSpec], mesh: Mesh) -> tuple[jax.Array, ...]:
-    """Make arrays of initial values on the devices.
+    """Return arrays of initial values on the devices.
 
-    By a program, not from NumPy: on a CPU JAX borrows NumPy's memory, which cannot be donated, and the first
-    dispatch would copy the whole cache.
+    A program creates them, not NumPy: on a CPU JAX borrows NumPy's memory, which cannot be donated, so the
+    first dispatch would copy the whole cache.
     """
 
     def fill() -> tuple[jax.Array, ...]:
@@ -181,7 +181,7 @@ def _filled(specs: Sequence[StateSpec], mesh: Mesh) -> tuple[jax.Array, ...]:
 
 
 def _open_masks(programs: Sequence[ProgramSpec], mesh: Mesh) -> dict[int, jax.Array]:
-    """Put the grammar mask that allows everything on the devices, one for each number of rows."""
+    """Place the grammar mask that allows everything on the devices, once for each number of rows."""
     specs = {
         spec.shape: spec for program in programs for spec in program.inputs if spec.name == "grammar_mask"
     }
@@ -211,8 +211,8 @@ def _compile(
         exported = export.deserialize(bytearray((directory / program.file).read_bytes()))
     except Exception as error:
         raise BundleError(f"programs/{program.file} is not a program: run vinfer precompile again") from error
-    # The donated results carry the shardings of the arguments, so that a second call finds what the first
-    # one left and no program is ever compiled for another layout.
+    # Donated results keep the shardings of the arguments, so a second call finds the layout that the first
+    # one left, and no program is ever compiled for another layout.
     jitted = jax.jit(exported.call, donate_argnums=(1, 2), in_shardings=arguments, out_shardings=results)
     abstract = [
         tuple(jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype)) for spec in group) for group in groups

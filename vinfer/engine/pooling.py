@@ -1,6 +1,6 @@
-"""Chunks of prompts whose hidden states are wanted: what goes into an embed program, and what comes out.
+"""Inputs and outputs of embed programs, which pool the hidden states of prompts.
 
-Engine thread. Both kinds of pooling are a sum over some tokens of each chunk, so parts add up over chunks.
+Engine thread. Both kinds of pooling sum over some tokens of each chunk, so the parts add up over chunks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class PooledDispatch:
     """One enqueued embed program.
 
     Attributes:
-        chunks: one per row, all of them of requests with a pooling.
+        chunks: one per row; all belong to requests with pooling.
         pooled: float32 [rows, hidden], on the device.
     """
 
@@ -29,7 +29,7 @@ class PooledDispatch:
     pooled: Any
 
     def read(self) -> list[tuple[Request, TokenEvent]]:
-        """Wait for the device and return each request's part, and its end where the prompt ends."""
+        """Wait for the device and return each request's part; the last part of a prompt ends the request."""
         pooled = np.asarray(self.pooled)
         return [
             (
@@ -43,7 +43,7 @@ class PooledDispatch:
 
 
 def embed_inputs(chunks: Sequence[Chunk], shape: ProgramShape, *, num_slots: int) -> tuple[Any, ...]:
-    """Return slots, tokens, starts, lengths and pooled_from, as the embed program of a shape takes them."""
+    """Return slots, tokens, starts, lengths and pooled_from, the inputs of the embed program of a shape."""
     slots = np.full(shape.rows, num_slots, np.int32)
     tokens = np.zeros((shape.rows, shape.length), np.int32)
     starts, lengths, pooled_from = (np.zeros(shape.rows, np.int32) for _ in range(3))
@@ -51,6 +51,6 @@ def embed_inputs(chunks: Sequence[Chunk], shape: ProgramShape, *, num_slots: int
         slots[row], starts[row], lengths[row] = chunk.slot, chunk.start, chunk.length
         tokens[row, : chunk.length] = chunk.request.prompt_ids[chunk.start : chunk.start + chunk.length]
         if chunk.request.pooling == "last":
-            # Of a chunk that is not the last one, no token counts.
+            # Only the last token of the prompt is pooled, so none from the chunks before the final one.
             pooled_from[row] = chunk.length - chunk.is_final
     return slots, tokens, starts, lengths, pooled_from

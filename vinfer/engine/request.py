@@ -1,6 +1,6 @@
 """What goes into the engine and what comes out: requests, token events, statistics.
 
-Plain Python on purpose: the server and the scheduler import this module and must never import JAX.
+Deliberately plain Python: the server and the scheduler import this module and must never import JAX.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class SamplingParams:
     Order of application: penalties, logit_bias, min_tokens, grammar, temperature, top_k, top_p, min_p.
 
     Attributes:
-        max_tokens: tokens to generate at most; the caller has clamped it to max_model_len. 0 ends the request
-            with its prompt.
+        max_tokens: most tokens to generate; the caller has clamped it to max_model_len. With 0 the request
+            ends after its prompt.
         temperature: 0 is greedy.
         top_k: 0 is off.
         top_p: 1 is off.
         min_p: 0 is off.
-        seed: 64-bit; the caller draws one where the client gave none.
-        stop_token_ids: ids that end the request (the EOS set is part of it, unless the client
-            asked to ignore it); at most MAX_STOP_TOKEN_IDS.
-        min_tokens: stop_token_ids cannot be sampled before that many tokens.
+        seed: 64-bit; the caller draws one if the client sent none.
+        stop_token_ids: ids that end the request, the EOS ids among them unless the client asked to ignore
+            those; at most MAX_STOP_TOKEN_IDS.
+        min_tokens: stop_token_ids cannot be sampled before this many tokens.
         logit_bias: (token id, bias) pairs, at most MAX_LOGIT_BIAS.
         top_logprobs: None for no logprobs; else 0..MAX_TOP_LOGPROBS alternatives per token.
     """
@@ -58,18 +58,18 @@ class SamplingParams:
 
 
 class TokenMatcher(Protocol):
-    """A request's place in its grammar: `vinfer.engine.grammar.GrammarMatcher`, or a test's own.
+    """The position of a request in its grammar: `vinfer.engine.grammar.GrammarMatcher`, or a test's own.
 
-    Advanced by the engine thread alone. It also sees to `min_tokens`.
+    Only the engine thread advances it. It also enforces `min_tokens`.
     """
 
     @property
     def mask(self) -> bytes:
-        """One bit per id of the vocabulary, in uint32 words; set where the token may come next."""
+        """One bit per id of the vocabulary, in uint32 words; set if the token may come next."""
         ...
 
     def advance(self, token_ids: Sequence[int]) -> None:
-        """Take generated tokens, none of which ended the request, and compute the mask of the next one.
+        """Advance by generated tokens, none of which ended the request, and compute the next token's mask.
 
         Raises:
             RequestError: the request cannot go on.
@@ -84,10 +84,10 @@ class RequestImage:
     Attributes:
         content_hash: the key of its features within one model.
         start: index of its first placeholder in the prompt; the others follow it.
-        num_tokens: its placeholders.
+        num_tokens: number of its placeholders.
         pixels: float32 [channels, height, width], as the encoder takes them; [patches, values of a patch] for
-            an encoder of images of any size.
-        token_grid: rows and columns of its placeholders, where the model has images of any size.
+            an encoder that takes images of any size.
+        token_grid: rows and columns of its placeholders, if the model takes images of any size.
     """
 
     content_hash: str
@@ -103,16 +103,16 @@ class Request:
 
     Attributes:
         arrival_seconds: time.monotonic() when the HTTP request arrived.
-        scores_prompt: yield the logprobs of the prompt's own tokens too, with params.top_logprobs
-            alternatives each; only where the bundle has score programs.
-        pooling: yield the pooled hidden states of the prompt in place of an answer; params.max_tokens is 0
-            then. Only where the bundle has embed programs.
-        prompt_key: requests of one key have the same prompt, and those that come later copy the KV rows of
-            one that came before. None shares with nobody.
-        grammar: what binds the answer; None for anything.
-        priority: while requests wait, the lowest goes first; equal ones in order of arrival.
-        images: images in the order of their placeholders; only where the bundle has an image encoder, and
-            not in a prompt that is scored.
+        scores_prompt: also yield the logprobs of the prompt's own tokens, with params.top_logprobs
+            alternatives each; only if the bundle has score programs.
+        pooling: yield the pooled hidden states of the prompt instead of an answer; params.max_tokens must be
+            0. Only if the bundle has embed programs.
+        prompt_key: requests with the same key have the same prompt; later ones copy the KV rows of an
+            earlier one. None never shares.
+        grammar: constrains the answer; None allows any answer.
+        priority: among waiting requests the lowest value goes first; ties are first come, first served.
+        images: in the order of their placeholders; only if the bundle has an image encoder, and not in a
+            scored prompt.
     """
 
     id: str
@@ -129,7 +129,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Logprobs of one token of an answer or of a prompt, of the raw model logits."""
+    """Logprobs of one token of an answer or of a prompt, from the raw model logits."""
 
     logprob: float
     top_ids: tuple[int, ...]
@@ -141,16 +141,17 @@ class TokenEvent:
     """Some new tokens of one request, and perhaps its end.
 
     Attributes:
-        token_ids: new tokens, in order. Where `finish_reason` is "stop" the last one is the stop
-            token itself: it counts as usage and is not rendered.
-        logprobs: as long as token_ids, or None where the request asked for none.
+        token_ids: new tokens, in order. If `finish_reason` is "stop", the last one is the stop token itself:
+            it counts as usage and is not rendered.
+        logprobs: one per token id, or None if the request asked for none.
         finish_reason: set on the last event of a request.
-        error: set instead where the engine failed this request; nothing follows.
+        error: set instead if the engine failed this request; nothing follows.
         queue_seconds: on the first event, the time from arrival to a slot.
-        prompt_logprobs: of the next tokens of the prompt, where the request scores it. All events together
-            have those of every prompt token but the first, before the first new token or with it.
+        prompt_logprobs: those of the next tokens of the prompt, if the request scores it. All events together
+            cover every prompt token except the first, before or along with the first new token.
         pooled: parts of the request's pooled hidden states, float32 in the machine's byte order. The sum of
-            all parts of all events is the hidden state of the last token, or of all tokens for mean pooling.
+            all parts in all events is the hidden state of the last token, or for mean pooling the sum over
+            all tokens.
         num_cached_tokens: with the first new token, how many prompt tokens were copied instead of prefilled.
     """
 
@@ -170,7 +171,7 @@ class TokenEvent:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """A snapshot for metrics; counters only grow."""
+    """A snapshot for metrics; counters never decrease."""
 
     num_requests_running: int = 0
     num_requests_waiting: int = 0
@@ -181,17 +182,17 @@ class EngineStats:
     num_prefill_dispatches_total: int = 0
     num_decode_dispatches_total: int = 0
     num_overlapped_dispatches_total: int = 0
-    """Dispatches enqueued while the tokens of the one before had not been read yet."""
+    """Dispatches enqueued before the tokens of the previous one were read."""
     num_encode_dispatches_total: int = 0
     num_images_encoded_total: int = 0
     mm_cache_queries_total: int = 0
-    """Images of requests, and of them those whose features were there already."""
+    """Images in requests, and how many of them already had their features in the cache."""
     mm_cache_hits_total: int = 0
     mm_cache_usage_fraction: float = 0.0
 
 
 class EngineClient(Protocol):
-    """The engine as the server sees it; the arithmetic fake engine of the tests is the other one."""
+    """The engine as the server sees it; also implemented by the arithmetic fake engine of the tests."""
 
     @property
     def max_model_len(self) -> int: ...
@@ -200,14 +201,14 @@ class EngineClient(Protocol):
         """Queue a request. Called on the event loop; never blocks.
 
         Raises:
-            QueueFullError: as many requests wait as `models[].max_queue` allows.
-            NotReadyError: the engine drains.
+            QueueFullError: as many requests are waiting as `models[].max_queue` allows.
+            NotReadyError: the engine is stopping.
             EngineError: the engine is dead.
         """
         ...
 
     def cancel(self, request_id: str) -> None:
-        """Forget a request, running or waiting; unknown ids are ignored. No event follows."""
+        """Drop a running or waiting request; unknown ids are ignored. No event follows."""
         ...
 
     def stats(self) -> EngineStats: ...

@@ -1,8 +1,8 @@
-"""By what tokens rotate in a model that knows three positions of each: time, row and column (M-RoPE).
+"""Rotary positions of models with three positions per token: time, row and column (M-RoPE).
 
-Pure functions, NumPy only. Text counts on all three together. An image stands still in time, its rows and
-columns count from where it begins, and what follows it goes on behind the larger of the two: so a prompt with
-images takes fewer positions than it has tokens, and its answer's positions are off by the difference.
+Pure functions, NumPy only. Text advances all three together. Within an image the time is constant, and rows
+and columns count from the image's first position. The text after it continues after the larger of the two.
+So a prompt with images spans fewer positions than it has tokens, and `rope_offset` is the difference.
 
 Source: transformers 5.5, `get_rope_index` in `models/qwen2_vl/modeling_qwen2_vl.py`.
 """
@@ -40,12 +40,12 @@ def prompt_rope_positions(prompt_len: int, images: Sequence[RequestImage]) -> np
 
 
 def rope_offset(images: Sequence[RequestImage]) -> int:
-    """Return what is added to the place of a token of the answer: 0 without images, else less."""
+    """Return what to add to the index of an answer's token: never positive, and 0 without images."""
     return sum(max(image.token_grid) - image.num_tokens for image in images if image.token_grid is not None)
 
 
 def _count_text(positions: np.ndarray[Any, Any], first: int) -> int:
-    """Fill in the positions [3, tokens] of text from `first` on, and return the next one."""
+    """Fill in the positions [3, tokens] of text, counting from `first`, and return the next position."""
     num_tokens = positions.shape[1]
     positions[:] = np.arange(first, first + num_tokens, dtype=np.int32)
     return first + num_tokens

@@ -1,7 +1,7 @@
-"""Arrays and programs: carries out what the scheduler decided.
+"""Owns the arrays and programs of a model, and carries out what the scheduler decides.
 
 Owned by one engine thread. Enqueues programs without waiting for them; a `Dispatch` is read later, when the
-device already works on the next one. Does no eager JAX operation, so that nothing can compile.
+device is already working on the next one. Runs no eager JAX operation, so nothing can compile.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Compiled(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Dispatch:
-    """One enqueued program with outputs, and who gets which row.
+    """One enqueued program with outputs, and the request that owns each row.
 
     Attributes:
-        owners: the request of each real row; None where the row yields nothing (an unfinished prompt).
-        outputs: tokens, finished, logprobs [steps, rows]; top_ids, top_logprobs [steps, rows, 20]. Of a score
-            program also prompt_logprobs [length], prompt_top_ids and prompt_top_logprobs [length, 20].
-        chunks: of a prefill or score dispatch, one per row; empty for decode.
+        owners: the request of each real row; None if the row yields nothing (an unfinished prompt).
+        outputs: tokens, finished, logprobs [steps, rows]; top_ids, top_logprobs [steps, rows, 20]. A score
+            program also has prompt_logprobs [length], prompt_top_ids and prompt_top_logprobs [length, 20].
+        chunks: one per row of a prefill or score dispatch; empty for decode.
     """
 
     owners: tuple[Request | None, ...]
@@ -50,7 +50,7 @@ class Dispatch:
     chunks: tuple[Chunk, ...] = ()
 
     def read(self) -> list[tuple[Request, TokenEvent]]:
-        """Wait for the device and return what each owner gets of it."""
+        """Wait for the device and return each owner's event."""
         tokens, finished = (np.asarray(array) for array in self.outputs[:2])
         wants_logprobs = any(
             owner is not None and owner.params.top_logprobs is not None for owner in self.owners
@@ -79,11 +79,11 @@ class Dispatch:
         return events
 
     def _with_prompt(self, event: TokenEvent, chunk: Chunk) -> TokenEvent:
-        """Add what a chunk says of its prompt, and the end of a request that wants no more than that."""
+        """Add the prompt logprobs and cached tokens of a chunk; end a request that generates nothing."""
         scored: tuple[TokenLogprobs, ...] = ()
         if chunk.request.scores_prompt:
             details = [np.asarray(array) for array in self.outputs[5:]]
-            # Nothing of the prompt follows its last token.
+            # No prompt token follows the last one, so it has no logprob to report.
             num_scored = chunk.length - chunk.is_final
             num_top = chunk.request.params.top_logprobs or 0
             scored = tuple(_logprobs(details, (place,), num_top) for place in range(num_scored))
@@ -112,12 +112,12 @@ class Runner:
         programs: every compiled program by shape.
         inputs: the specs of each program's inputs.
         rows_are_slots: row i of a decode program is slot i (see `Manifest.rows_are_slots`).
-        open_masks: by number of rows, the grammar mask that allows everything, on the devices: a dispatch
-            without a grammar moves no mask.
-        dispatch_lock: shared by all runners on the same devices and held only while enqueuing: two models
-            that enqueue collectives in different orders on the same devices would wait for each other.
-        image_weights, image_features: of a model with images, the encoder's weights and the feature array
-            [feature rows, hidden]; else empty.
+        open_masks: by number of rows, the grammar mask that allows everything, already on the devices, so
+            that a dispatch without a grammar transfers no mask.
+        dispatch_lock: shared by all runners on the same devices and held only while enqueuing. Two models
+            that enqueue collectives in different orders on the same devices would deadlock.
+        image_weights, image_features: for a model with images, the encoder's weights and the feature array
+            [feature rows, hidden]; otherwise empty.
     """
 
     def __init__(
@@ -151,9 +151,9 @@ class Runner:
         self._rotates_by_axes = "rope_offset" in self._row_specs
 
     def warm_up(self) -> None:
-        """Run the smallest program of each kind with nobody taking part, and wait for them.
+        """Run the smallest program of each kind without any request, and wait for them.
 
-        The first run of a process pays for memory that no later one pays for; no request should.
+        The first run in a process allocates memory that later runs reuse; no request should pay for that.
         """
         self._copy(source=0, target=0, num_rows=0)
         if self._image_features:
@@ -165,13 +165,13 @@ class Runner:
         self.decode(Decode(self._smallest("decode"), (), (), step_limit=1)).read()
 
     def set_slot(self, admission: Admission) -> None:
-        """Enqueue the row of an admitted request."""
+        """Enqueue writing the row of an admitted request."""
         values = _row_values(admission, self._row_specs)
         with self._dispatch_lock:
             _, self._state, _ = self._programs[self._set_slot]((), (), self._state, values)
 
     def encode(self, work: Encode) -> None:
-        """Enqueue the encoder over some images; what is enqueued later may read their features."""
+        """Enqueue the encoder for some images; work enqueued later may read their features."""
         inputs = self._encoder_inputs(work)
         with self._dispatch_lock:
             self._image_features, _, _ = self._programs[work.shape](
@@ -179,7 +179,7 @@ class Runner:
             )
 
     def prefill(self, work: Prefill) -> Dispatch | PooledDispatch:
-        """Enqueue one chunk of some prompts, and before it the copies that they build on."""
+        """Enqueue one chunk of each of some prompts, after the copies that they build on."""
         if work.shape.kind == "embed":
             return self._embed(work)
         for chunk in work.chunks:
@@ -224,7 +224,7 @@ class Runner:
         return self._dispatch(work.shape, owners, (slots, mask, np.int32(work.step_limit)))
 
     def _embed(self, work: Prefill) -> PooledDispatch:
-        """Enqueue one chunk of some prompts whose hidden states are wanted."""
+        """Enqueue one chunk of each of some prompts whose hidden states are pooled."""
         inputs = embed_inputs(work.chunks, work.shape, num_slots=self._num_slots)
         with self._dispatch_lock:
             self._kv, _, (pooled,) = self._programs[work.shape](self._weights, self._kv, (), inputs)
@@ -232,9 +232,9 @@ class Runner:
         return PooledDispatch(work.chunks, pooled)
 
     def _encoder_inputs(self, work: Encode) -> tuple[Any, ...]:
-        """Return the encoder's inputs in their order, padded where images do not fill them."""
+        """Return the encoder's inputs in program order, padded where images do not fill them."""
         specs = {spec.name: spec for spec in self._inputs[work.shape]}
-        # Padding goes to a row beyond the last.
+        # Padding is written past the last row, so it is dropped.
         padding = {"feature_rows": self._image_features[0].shape[0]}
         inputs = {name: np.full(spec.shape, padding.get(name, 0), spec.dtype) for name, spec in specs.items()}
         for place, (image, own) in enumerate(zip(work.images, work.rows, strict=True)):
@@ -245,7 +245,7 @@ class Runner:
         return tuple(inputs.values())
 
     def _grammar_mask(self, rows: int, owners: Sequence[Request | None]) -> Any:
-        """Return uint32 [rows, words]: the next token's mask of each owner that is bound to a grammar."""
+        """Return uint32 [rows, words]: the next-token mask of each constrained owner; all bits otherwise."""
         open_mask = self._open_masks[rows]
         masks = {i: o.grammar.mask for i, o in enumerate(owners) if o is not None and o.grammar is not None}
         if not masks:
@@ -256,7 +256,7 @@ class Runner:
         return mask
 
     def _copy(self, *, source: int, target: int, num_rows: int) -> None:
-        """Enqueue the copy of a slot's first rows into another slot."""
+        """Enqueue copying a slot's first rows into another slot."""
         inputs = (np.int32(source), np.int32(target), np.int32(num_rows))
         with self._dispatch_lock:
             self._kv, _, _ = self._programs[_COPY_SLOT]((), self._kv, (), inputs)
@@ -300,7 +300,7 @@ def _rope_positions(work: Prefill) -> np.ndarray[Any, Any]:
 
 
 def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> tuple[Any, ...]:
-    """Return one request as the inputs of set_slot, in their order."""
+    """Return one request as the inputs of set_slot, in program order."""
     request, params = admission.request, admission.request.params
     seed = params.seed % 2**64
     stop_ids = np.full(MAX_STOP_TOKEN_IDS, -1, np.int32)
@@ -322,7 +322,7 @@ def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> tuple[A
         "repetition_penalty": np.float32(params.repetition_penalty),
         "presence_penalty": np.float32(params.presence_penalty),
         "frequency_penalty": np.float32(params.frequency_penalty),
-        # A grammar's own masks see to it: the device would take the end away from a complete answer.
+        # With a grammar its masks enforce this: the device would forbid the end of a complete answer.
         "min_tokens": np.int32(params.min_tokens if request.grammar is None else 0),
         "wants_logprobs": np.bool_(params.top_logprobs is not None),
         "stop_ids": stop_ids,

@@ -1,6 +1,6 @@
-"""What the scheduler decides in one step, frozen: admissions, an encode, prefills, a decode.
+"""The scheduler's decisions in one step, frozen: admissions, an encode, prefills, a decode.
 
-Pure data, from the scheduler to the runner. Every dispatch carries the requests that own its rows.
+Pure data, passed from the scheduler to the runner. Every dispatch carries the requests that own its rows.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Chunk:
     """Some tokens of one prompt.
 
     Attributes:
-        copied_from: the slot that holds the prompt's rows before `start`; they are copied from there first,
-            or stay where they are in the same slot. None where this request has prefilled them itself.
-        feature_rows: of each token, the row of the feature array that takes its place, or -1; empty where
-            the request has no images.
+        copied_from: the slot that holds the prompt's rows before `start`. They are copied from there first,
+            or reused in place if it is the same slot. None if this request prefilled them itself.
+        feature_rows: for each token, the row of the feature array that replaces it, or -1; empty if the
+            request has no images.
     """
 
     slot: int
@@ -43,7 +43,7 @@ class Chunk:
 
     @property
     def samples(self) -> bool:
-        """Whether the first token of the answer comes of it."""
+        """Whether it yields the first token of the answer."""
         return self.is_final and self.request.params.max_tokens > 0
 
 
@@ -58,7 +58,7 @@ class Encode:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prefill:
-    """One prefill dispatch; a score or embed dispatch where its requests ask for that (`_kind`)."""
+    """One prefill dispatch; a score or embed dispatch if its requests ask for that (`shape.kind`)."""
 
     shape: ProgramShape
     chunks: tuple[Chunk, ...]
@@ -76,7 +76,7 @@ class Decode:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Schedule:
-    """Work in the order in which it must be enqueued: admissions, encode, prefills, decode."""
+    """Work to enqueue in this order: admissions, encode, prefills, decode."""
 
     admissions: tuple[Admission, ...] = ()
     encode: Encode | None = None

@@ -1,7 +1,8 @@
-"""Which request gets which slot, and what the devices do next.
+"""Decides which request gets which slot, and what the devices do next.
 
-Pure Python: no text, no arrays, no clock, no thread of its own (the engine thread calls it). It counts, per
-slot, how far the device can have come at most; the true end of a request comes later, with its tokens.
+Pure Python: no text, no arrays, no clock, no thread of its own (the engine thread calls it). For each slot
+it counts the most tokens that the device can have produced. The real end of a request is known later, when
+its tokens are read.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ from vinfer.engine.schedule import Admission, Chunk, Decode, Encode, Prefill, Sc
 
 
 class HeldPrompts:
-    """Which slots hold the KV rows of which shared prompt: where a sibling can copy from.
+    """Which slot holds the KV rows of which shared prompt, so that a sibling can copy them.
 
-    Slots by `Request.prompt_key`, in the order in which work is enqueued. A slot goes on holding a prompt
-    after its request has ended, until another prompt is written into it. The last row of a prompt counts as
-    not
-    held: every request prefills its prompt's last token itself, under its own seed.
+    Tracks `Request.prompt_key` per slot, in the order in which work is enqueued. A slot keeps holding a
+    prompt after its request has ended, until another prompt is written into it. The last row of a prompt
+    does not count as held: every request prefills its prompt's last token itself, with its own seed.
     """
 
     def __init__(self) -> None:
@@ -34,17 +34,17 @@ class HeldPrompts:
         return self._keys.get(slot)
 
     def slot_of(self, key: str, preferred: int) -> int | None:
-        """Return a slot that holds a prompt, `preferred` where that one does; None where none does."""
+        """Return a slot that holds the prompt, `preferred` if that one does; None if no slot does."""
         if self._keys.get(preferred) == key:
             return preferred
         return next((slot for slot, held in self._keys.items() if held == key), None)
 
     def hold(self, slot: int, key: str) -> None:
-        """Say that the whole prompt is in the slot."""
+        """Record that the slot holds the whole prompt."""
         self._keys[slot] = key
 
     def overwrite(self, slot: int, key: str | None) -> None:
-        """Say that a prompt is about to be written; over the same prompt nothing changes."""
+        """Record that a prompt is about to be written; rewriting the same prompt changes nothing."""
         if key is None or self._keys.get(slot) != key:
             self._keys.pop(slot, None)
 
@@ -53,7 +53,7 @@ _PROMPT_KINDS: tuple[ProgramKind, ...] = ("prefill", "score", "embed")
 
 
 def _kind(request: Request) -> ProgramKind:
-    """Return which programs read a request's prompt."""
+    """Return the kind of program that reads a request's prompt."""
     if request.pooling is not None:
         return "embed"
     return "score" if request.scores_prompt else "prefill"
@@ -65,9 +65,9 @@ class _Running:
     slot: int
     num_prefilled: int = 0
     num_dispatched: int = 0
-    """Tokens that dispatches so far can have sampled at most; the first one comes from prefill."""
+    """Most tokens that the dispatches so far can have sampled; the first one comes from prefill."""
     holds_features: bool = False
-    """Its images have rows of the feature array; from before they are encoded until it is prefilled."""
+    """Whether its images have pinned rows: from before they are encoded until the prompt is prefilled."""
 
     @property
     def is_prefilled(self) -> bool:
@@ -79,38 +79,39 @@ class _Running:
 
     @property
     def max_kv_len(self) -> int:
-        """Rows of the KV cache that the device has filled at most: the newest token is not in it yet."""
+        """Most rows of the KV cache that the device can have filled; the newest token is not in it yet."""
         return self.num_prefilled + max(self.num_dispatched - 1, 0)
 
 
 class Scheduler:
     """Continuous batching over slots.
 
-    Policy: waiting requests take free slots by priority, the lowest first, and in order of arrival where
-    that is equal; whoever has a slot keeps it. Between two decode dispatches there is one prefill
-    dispatch, or several of at most `max_prefill_tokens` padded prompt tokens together (the
-    largest bucket), so that a running request never waits for more than that. While anything waits or is
-    being prefilled, or a running request is bound to a grammar, a decode dispatch runs one step.
+    Policy: waiting requests take free slots by priority, lowest value first; ties are first come, first
+    served. A running request keeps its slot. Between two decode dispatches there is one prefill dispatch, or
+    several of at most `max_prefill_tokens` padded prompt tokens in total (the largest bucket), so a running
+    request never waits longer than that. A decode dispatch runs a single step while any request is waiting
+    or being prefilled, or while a running request is constrained.
 
-    Of the requests with one prompt_key the oldest prefills; the others wait for it, copy what it has written
-    and prefill the last token; where the shapes are pinned they prefill the last chunk, so that every prompt
-    is cut the same way whoever shares it. Where it is cancelled halfway the next one takes its place. Its
-    slot may have ended and even have a new owner by then: the copies of a dispatch are enqueued before the
-    dispatch, and `HeldPrompts` forgets a prompt where a dispatch writes over it.
+    Of the requests with the same prompt_key, the oldest prefills. The others wait for it, copy its rows and
+    prefill the last token. With single shapes they prefill the whole last chunk, so that every prompt is
+    split the same way whether it is shared or not. If the oldest is cancelled halfway, the next one takes
+    over. A slot may be copied from after its request has ended and even after it has a new owner: the copies
+    of a dispatch are enqueued before the dispatch, and `HeldPrompts` forgets a prompt once a dispatch
+    overwrites it.
 
-    A prompt with images is prefilled once all of them are encoded. Chunks may cut an image in two where
-    attention is causal over it; with `keeps_images_whole` none does. Where something decodes, an encoder
-    dispatch takes the place of the prefills, and only every other time while prompts are due: neither
-    starves, and a running request waits for one.
+    A prompt with images is prefilled once all of them are encoded. A chunk may split an image whose
+    attention is causal; with `keeps_images_whole` none does. While requests decode, an encoder dispatch
+    replaces the prefills, but only every other time if prompts are due. So neither starves, and a running
+    request waits for one of the two at most.
 
     Args:
         shapes: the compiled programs.
         num_slots: rows of the batch.
         steps: most decode steps per dispatch.
         dispatch_cost_tokens: see `ChunkPlan`.
-        min_prefill_tokens: least that max_prefill_tokens may be, for configs with short buckets only.
-        num_feature_rows: of the feature array; 0 for a model without images.
-        max_features: of every image encoder, the most features of one image.
+        min_prefill_tokens: lower limit of max_prefill_tokens, for configs with only short buckets.
+        num_feature_rows: rows of the feature array; 0 for a model without images.
+        max_features: for every image encoder, the most features of one image.
         keeps_images_whole: every image lies in one chunk; none has more tokens than the largest bucket.
     """
 
@@ -131,7 +132,7 @@ class Scheduler:
         self._is_single_shape = is_single_shape(self._shapes)
         prefills = [shape for shape in self._shapes if shape.kind == "prefill"]
         lengths = {shape.length for shape in prefills}
-        # A shorter prompt costs no more than its last token.
+        # Prefilling a shorter prompt costs no more than prefilling its last token.
         self._min_shared_len = min(lengths) + 1
         self._chunk_plans = {
             kind: ChunkPlan(of_kind, dispatch_cost_tokens)
@@ -142,7 +143,7 @@ class Scheduler:
         self._max_prefill_tokens = max(min_prefill_tokens, *(shape.length for shape in prefills))
         self._num_slots = num_slots
         self._free = list(range(num_slots))
-        # A heap of (priority, how many came before, request).
+        # A heap of (priority, arrival number, request).
         self._waiting: list[tuple[int, int, Request]] = []
         self._arrivals = itertools.count()
         self._running: dict[str, _Running] = {}
@@ -163,7 +164,7 @@ class Scheduler:
 
     @property
     def is_constrained(self) -> bool:
-        """Whether a running request is bound to a grammar: then all tokens are read before `schedule`."""
+        """Whether a running request is constrained; all tokens are then read before `schedule`."""
         return any(running.request.grammar is not None for running in self._running.values())
 
     @property
@@ -179,10 +180,10 @@ class Scheduler:
         return request_id in self._running
 
     def finish(self, request_id: str) -> None:
-        """Free the slot of a request, or take it out of the queue; unknown ids are ignored.
+        """Free the slot of a request, or remove it from the queue; unknown ids are ignored.
 
-        The slot may be given away at once: the device works in order, so whatever an older dispatch still
-        does to the slot happens before the new owner's row is written.
+        The slot may be reused at once. The device works in order, so whatever an older dispatch still does
+        to the slot happens before the new owner's row is written.
         """
         running = self._running.pop(request_id, None)
         if running is not None:
@@ -193,16 +194,16 @@ class Scheduler:
             heapq.heapify(self._waiting)
 
     def drop_all(self) -> list[str]:
-        """Forget every request; return their ids."""
+        """Drop every request and return their ids."""
         ids = [*self._running, *(request.id for _, _, request in self._waiting)]
         for request_id in ids:
             self.finish(request_id)
         return ids
 
     def schedule(self) -> Schedule:
-        """Decide what to enqueue now and count it as done."""
+        """Decide what to enqueue now, and count it as done."""
         admissions = self._admit()
-        # The mask of a second token needs the first, which is not there yet where the prompt ends only now.
+        # The mask of the second token depends on the first, which a prompt that ends now does not have yet.
         unmasked = {
             running.slot
             for running in self._running.values()
@@ -223,7 +224,7 @@ class Scheduler:
         return tuple(admissions)
 
     def _take_slot(self, request: Request) -> int:
-        """Return the free slot that holds the request's prompt already, else the lowest one."""
+        """Return the free slot that already holds the request's prompt, or else the lowest one."""
         key = self._shared_key(request)
         held = [slot for slot in self._free if key is not None and self._held.key_of(slot) == key]
         if not held:
@@ -233,27 +234,27 @@ class Scheduler:
         return held[0]
 
     def _shared_key(self, request: Request) -> str | None:
-        """Return the key under which a request shares its prompt; None where it does not."""
+        """Return the key under which a request shares its prompt; None if it does not share."""
         if _kind(request) != "prefill" or len(request.prompt_ids) < self._min_shared_len:
             return None
-        # Whoever shares a prompt prefills its last token alone.
+        # A request that shares a prompt prefills only the last token, which would split the block.
         if any(behind == len(request.prompt_ids) for _, behind in self._whole_blocks(request)):
             return None
         return request.prompt_key
 
     def _whole_blocks(self, request: Request) -> list[tuple[int, int]]:
-        """List the (first token, the one behind the last) of what no chunk may cut."""
+        """Return the (first token, one past the last) of each block that no chunk may split."""
         if not self._keeps_images_whole:
             return []
         return [(image.start, image.start + image.num_tokens) for image in request.images]
 
     def _plan_encode(self, *, is_decoding: bool) -> Encode | None:
-        """Choose images for the encoder, those of the oldest prompts first."""
+        """Choose images for the encoder; the oldest prompts come first."""
         for running in self._running.values():
             if running.is_prefilled or running.holds_features or not running.request.images:
                 continue
             if not self.features.pin(running.request.images):
-                # The younger ones wait too, or they would take what the oldest waits for.
+                # Younger prompts wait too, or they would take the rows that the oldest waits for.
                 break
             running.holds_features = True
         waiting = self.features.next_to_encode(self._max_images)
@@ -274,7 +275,7 @@ class Scheduler:
             running.holds_features = False
 
     def _sees_images(self, running: _Running) -> bool:
-        """Whether every image of a prompt is encoded before what is planned now."""
+        """Return whether every image of a prompt is encoded before the work being planned."""
         images = running.request.images
         return not images or (running.holds_features and self.features.are_encoded(images))
 
@@ -313,7 +314,7 @@ class Scheduler:
         return tuple(prefills)
 
     def _next_chunks(self) -> list[Chunk]:
-        """Return the next chunk of the oldest unfinished prompt, with chunks of others of the same bucket."""
+        """Return the next chunk of the oldest unfinished prompt, and other chunks of the same bucket."""
         chunks: list[Chunk] = []
         bucket = 0
         for chunk in self._due_chunks():
@@ -327,7 +328,7 @@ class Scheduler:
             self._held.overwrite(chunk.slot, self._shared_key(chunk.request))
             if shape.kind == "score" or len(chunks) == self._max_batch:
                 break
-        # A wider program would pad every chunk beyond its own bucket and cost more than one by one.
+        # A longer program would pad every chunk beyond its own bucket and cost more than separate dispatches.
         while len(chunks) > 1 and not self._has_program(
             _kind(chunks[0].request), rows=len(chunks), length=bucket
         ):
@@ -335,7 +336,7 @@ class Scheduler:
         return chunks
 
     def _due_chunks(self) -> Iterator[Chunk]:
-        """Yield the next chunk of every prompt, the oldest first, but of those that wait for a sibling."""
+        """Yield the next chunk of every prompt that is not waiting for a sibling, oldest first."""
         prefilling: set[str] = set()
         for running in self._running.values():
             if running.is_prefilled or not self._sees_images(running):
@@ -354,14 +355,14 @@ class Scheduler:
             yield self._chunk(running, start, self._chunk_end(request, start) - start)
 
     def _chunk_end(self, request: Request, start: int) -> int:
-        """Return where the chunk of a prompt that begins at `start` ends."""
+        """Return the end of the chunk that begins at `start`."""
         plan = self._chunk_plans.get(_kind(request))
         assert plan is not None, f"{request.id} needs a {_kind(request)} program and the bundle has none"
         end = start + plan.next_length(len(request.prompt_ids) - start)
         return keep_whole(start, end, self._whole_blocks(request))
 
     def _after_copy(self, running: _Running, held: int) -> Chunk:
-        """Return what is left of a prompt whose rows another slot holds, or this one still."""
+        """Return the chunk that is left of a prompt whose rows another slot, or this one, still holds."""
         request, prompt_len = running.request, len(running.request.prompt_ids)
         start = prompt_len - 1
         if self._is_single_shape:
@@ -402,7 +403,7 @@ class Scheduler:
         return Decode(shape, tuple(r.slot for r in rows), tuple(r.request for r in rows), step_limit)
 
     def check_integrity(self) -> None:
-        """Raise AssertionError where slots were lost, shared or counted wrongly."""
+        """Raise AssertionError if slots were lost, shared or counted wrongly."""
         used = [running.slot for running in self._running.values()]
         assert sorted(used + self._free) == list(range(self._num_slots)), (used, self._free)
         for running in self._running.values():

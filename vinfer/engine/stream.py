@@ -1,7 +1,7 @@
-"""The way of tokens from the engine thread to the event loop.
+"""Carries tokens from the engine thread to the event loop.
 
 One stream per request. The engine thread hands over all events of one step with a single wake-up of the
-loop; the consumer awaits them. A stream knows nothing of slots or arrays.
+loop; the consumer awaits them. A stream knows nothing about slots or arrays.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vinfer.engine.request import TokenEvent
 class TokenStream:
     """Async iterator over the events of one request; ends after its last event.
 
-    Created on the event loop. `deliver` runs on the loop too.
+    Created on the event loop; `deliver` also runs there.
     """
 
     def __init__(self, request_id: str) -> None:
@@ -34,7 +34,7 @@ class TokenStream:
         if self._is_done:
             raise StopAsyncIteration
         event = await self._events.get()
-        # Whatever else is there already belongs into the same event: a slow reader then sees few large
+        # Join whatever else is already queued into the same event, so that a slow reader sees few large
         # events instead of many small ones.
         while not event.is_last and not self._events.empty():
             event = _join(event, self._events.get_nowait())
@@ -62,7 +62,7 @@ Delivery = tuple[TokenStream, TokenEvent]
 
 
 def deliver_all(deliveries: Iterable[Delivery]) -> None:
-    """Hand events to their streams, one wake-up per event loop; called on the engine thread."""
+    """Deliver events to their streams with one wake-up per event loop. Called on the engine thread."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Delivery]] = {}
     for stream, event in deliveries:
         by_loop.setdefault(stream.loop, []).append((stream, event))

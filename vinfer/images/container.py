@@ -1,7 +1,7 @@
-"""What the first bytes of an image file say, before any decoder sees it.
+"""Inspects the bytes of an image file before any decoder sees it.
 
-Pure functions over bytes, each bounded by the file's length. Pillow allocates some images while it opens
-them, and can be kept busy by a small file of many frames or scans; those are found here.
+Pure functions over bytes, each linear in the file's length. Pillow allocates some images while it opens them,
+and a small file with many frames or scans can keep it busy; such files are detected here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _GIF_TRAILER, _GIF_EXTENSION, _GIF_IMAGE = 0x3B, 0x21, 0x2C
 
 
 def sniff_format(data: bytes) -> Format | None:
-    """Name the format by its signature, in Pillow's words; None for any that is not served."""
+    """Return the format by its signature, under Pillow's name; None if it is unsupported."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
@@ -27,7 +27,7 @@ def sniff_format(data: bytes) -> Format | None:
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
-    """Read (width, height) of a WebP's canvas; None where its header is not one."""
+    """Return (width, height) of a WebP's canvas; None if its header is invalid."""
     kind, head = data[12:16], data[20:30]
     if len(head) < 10:
         return None
@@ -42,7 +42,7 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def gif_num_frames(data: bytes, *, at_most: int) -> int:
-    """Count a GIF's frames without decoding any; stops at `at_most` and at the first damage."""
+    """Count a GIF's frames without decoding any; stop at `at_most` or at the first damage."""
     num_frames = 0
     at = 13 + _color_table_bytes(data, 10)
     while at < len(data) and data[at] != _GIF_TRAILER and num_frames < at_most:
@@ -67,5 +67,5 @@ def _color_table_bytes(data: bytes, flags_at: int) -> int:
 
 
 def jpeg_num_scans(data: bytes) -> int:
-    """Count a JPEG's scans, each of which costs a pass over the image; in entropy-coded data none shows."""
+    """Count a JPEG's scans, each of which costs a pass over the image; scan data never has the marker."""
     return data.count(b"\xff\xda")

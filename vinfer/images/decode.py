@@ -1,8 +1,8 @@
-"""Bytes to an RGB image, within limits; the only place that opens images.
+"""Decodes bytes into an RGB image, within limits; the only place that opens images.
 
-Runs on worker threads: Pillow lets go of the interpreter while it decodes. Sizes are checked before pixels
-are allocated. What comes out is what the reference gets (`load_image` of transformers): the first frame,
-turned as EXIF says, converted to RGB by Pillow, transparency dropped.
+Runs on worker threads, because Pillow releases the interpreter lock while it decodes. Sizes are checked
+before pixels are allocated. The result equals what the reference gets (`load_image` of transformers): the
+first frame, rotated as EXIF says, converted to RGB by Pillow, without transparency.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class DecodedImage:
 
     Attributes:
         pixels: mode RGB.
-        content_hash: sha256 over mode, size and pixels, in hex: equal for equal images, whatever the file.
+        content_hash: sha256 over mode, size and pixels, in hex: the same for the same image in any file.
     """
 
     pixels: Image.Image
@@ -46,7 +46,7 @@ def decode_image(data: bytes, limits: ImagesConfig, *, param: str | None = None)
     """Decode the first frame of a PNG, JPEG, WebP or GIF file.
 
     Raises:
-        ImageError: not one of them, damaged, or beyond a limit of bytes, pixels, sides, frames or scans.
+        ImageError: another format, damaged, or beyond a limit of bytes, pixels, sides, frames or scans.
     """
     if len(data) > limits.max_bytes:
         raise ImageError(
@@ -64,12 +64,12 @@ def decode_image(data: bytes, limits: ImagesConfig, *, param: str | None = None)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         refusal = _too_many_pixels(limits, param)
     except Exception:
-        # Decoders raise anything over a damaged file, and their messages hold addresses and paths.
-        logger.debug("a %s image cannot be decoded", kind, exc_info=True)
+        # Decoders raise any exception on a damaged file, and their messages contain addresses and paths.
+        logger.debug("cannot decode a %s image", kind, exc_info=True)
         refusal = ImageError(
             f"the image is a damaged {kind} image: it cannot be decoded; save it again", param=param
         )
-    # Out here it does not hold the decoder's frames, and with them the file, for as long as it lives.
+    # Raised outside the except block, so that it does not keep the decoder's frames, and the file, alive.
     raise refusal
 
 
@@ -87,7 +87,7 @@ def _decode(data: bytes, kind: Format, limits: ImagesConfig, param: str | None) 
         if kind != "GIF":
             _check_frames(getattr(image, "n_frames", 1), limits, param)
         turned = ImageOps.exif_transpose(image)
-        # It has no part in the conversion to RGB, but makes Pillow warn.
+        # Transparency does not affect the conversion to RGB, but makes Pillow warn.
         turned.info.pop("transparency", None)
         return turned.convert("RGB")
 

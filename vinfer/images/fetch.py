@@ -1,14 +1,14 @@
 """Fetches the image behind a URL, from public addresses only; the one place that sends requests for users.
 
-Runs on the event loop. The client learns that a fetch failed, the log why: else the server would be a port
-scanner. What keeps it from being led astray:
+Runs on the event loop. The client only learns that a fetch failed, and the log says why; otherwise the server
+could be used as a port scanner. Protections against server-side request forgery:
 
-- one parser (httpx.URL); what is requested is its result, put together again;
-- a name is resolved once, all of its addresses must be public, and the connection goes to one of those, with
-  the name kept for the Host header and for TLS: a second answer of the name server is never asked for;
-- redirects are followed here, at most `MAX_REDIRECTS`, each through the same door;
-- proxies, netrc and certificates named by the environment are ignored, no cookies, no connection reuse;
-- bytes are counted as they come, time runs over all of it, and what came is judged by its content.
+- one parser (httpx.URL); the requested URL is rebuilt from its result;
+- a name is resolved once, all of its addresses must be public, and the connection goes to one of those. The
+  name is kept for the Host header and for TLS, so the name server is never asked a second time;
+- redirects are followed here, at most `MAX_REDIRECTS`, each with the same checks;
+- proxies, netrc and certificates named by the environment are ignored; no cookies, no connection reuse;
+- bytes are counted as they arrive, the timeout covers everything, and the content decides what the file is.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ MAX_URL_CHARS = 4096
 MAX_PORT = 65535
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PORTS = {"http": 80, "https": 443}
-# RFC 3986, and letters of other scripts: they end up in punycode or percent-encoded.
+# RFC 3986; letters of other scripts are allowed, because they become punycode or percent-encoded.
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\xa0\"<>\\^`{|}]")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?\.?|[0-9a-f:.]+", re.ASCII)
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
-# What some version of `ipaddress` lets count as global.
+# Networks that some versions of `ipaddress` count as global.
 _REFUSED_4 = tuple(
     map(
         ipaddress.IPv4Network,
@@ -50,19 +50,19 @@ _PUBLIC_6 = ipaddress.IPv6Network("2000::/3")
 _REFUSED_6 = tuple(
     map(
         ipaddress.IPv6Network,
-        ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),  # Teredo and its like, documents, 6to4
+        ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),  # Teredo and similar, documentation, 6to4
     )
 )
 
 
 def is_public(address: str) -> bool:
-    """Say whether the text is an address, 4 or 6, that anyone on the internet reaches directly.
+    """Return whether the text is an IPv4 or IPv6 address that anyone on the internet can reach directly.
 
-    Whoever may name an address that this machine can reach, but its user cannot, reads what is none of their
-    business: metadata services, databases, other servers on loopback.
+    A client must not reach addresses that only this machine can reach: metadata services, databases, other
+    servers on loopback.
 
-    Not public: private, loopback, link-local, shared, reserved and multicast ranges; IPv6 addresses with an
-    IPv4 address inside (mapped, compatible, NAT64, 6to4, Teredo), whatever it is; anything with a scope.
+    Not public: private, loopback, link-local, shared, reserved and multicast ranges; all IPv6 addresses that
+    contain an IPv4 address (mapped, compatible, NAT64, 6to4, Teredo); anything with a scope.
     """
     try:
         parsed = ipaddress.ip_address(address)
@@ -84,18 +84,18 @@ class _Refused(Exception):  # noqa: N818
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Ask the system for all addresses of a name."""
+    """Return all addresses of a name, as the system resolves it."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(address[0]) for *_, address in found]
 
 
 class ImageFetcher:
-    """Fetches for one server; at most `limits.max_fetches` at a time.
+    """Fetches images for one server; at most `limits.max_fetches` at a time.
 
     Args:
         limits: the config's `server.images`.
-        resolve: gives all addresses of a host and port.
-        may_connect: whether an address may be connected to.
+        resolve: returns all addresses of a host and port.
+        may_connect: returns whether connecting to an address is allowed.
     """
 
     def __init__(
@@ -112,10 +112,10 @@ class ImageFetcher:
         self._tls = httpx.create_ssl_context(trust_env=False) if limits.allow_remote else None
 
     async def fetch(self, source: str, *, param: str | None = None) -> bytes:
-        """Fetch a file of at most `max_bytes` within `timeout_seconds`, waiting for a turn included.
+        """Fetch a file of at most `max_bytes` within `timeout_seconds`, which includes waiting for a turn.
 
         Raises:
-            ImageError: remote images are off, or the fetch failed, for whatever reason.
+            ImageError: remote images are off, or the fetch failed for any reason.
         """
         if not self._limits.allow_remote:
             raise ImageError(
@@ -130,7 +130,7 @@ class ImageFetcher:
             logger.warning("cannot fetch an image: %s: %.300r", type(error).__name__, str(error))
             raise ImageError(
                 "the image's URL could not be fetched: it must be a public http(s) URL of a file of at most "
-                f"{self._limits.max_bytes} bytes that comes within {self._limits.timeout_seconds:g} s; "
+                f"{self._limits.max_bytes} bytes that arrives within {self._limits.timeout_seconds:g} s; "
                 "or send the image as a data URL",
                 param=param,
             ) from None
@@ -148,7 +148,7 @@ class ImageFetcher:
         raise _Refused(f"more than {MAX_REDIRECTS} redirects")
 
     async def _request(self, url: httpx.URL) -> bytes | str:
-        """Give the body, or where the answer redirects to."""
+        """Return the body, or the URL that the response redirects to."""
         address = await self._address(url)
         headers = {
             "Host": url.netloc.decode("ascii"),
@@ -186,13 +186,13 @@ class ImageFetcher:
         if not addresses:
             raise _Refused(f"{host} has no address")
         for address in addresses:
-            # One that is not public spoils the name: which one is taken must not matter.
+            # One address that is not public disqualifies the name, so it does not matter which one is used.
             if not self._may_connect(address):
-                raise _Refused(f"{host} leads to {address}, which is not public")
+                raise _Refused(f"{host} resolves to {address}, which is not public")
         return addresses[0]
 
     async def _body(self, answer: httpx.Response) -> bytes:
-        """Read the bytes as they come: undecoded, so that a small answer cannot become a large one."""
+        """Read the raw bytes as they arrive: not decompressed, so a small response cannot become large."""
         body = bytearray()
         async for chunk in answer.aiter_raw():
             body += chunk
@@ -205,7 +205,7 @@ def _checked(source: str) -> str:
     if len(source) > MAX_URL_CHARS:
         raise _Refused(f"a URL of more than {MAX_URL_CHARS} characters")
     if _FORBIDDEN.search(source):
-        raise _Refused("a URL with characters that belong in none")
+        raise _Refused("a URL with invalid characters")
     return source
 
 
@@ -217,7 +217,7 @@ def _parse(source: str) -> httpx.URL:
         raise _Refused("a URL with a user or password")
     if not 1 <= (url.port or _PORTS[url.scheme]) <= MAX_PORT:
         raise _Refused(f"the port {url.port}")
-    # The parser leaves a host as it is, percent signs and all.
+    # The parser does not change the host, not even percent signs.
     if not _HOST.fullmatch(url.raw_host.decode("ascii").strip("[]")):
         raise _Refused("a host that is neither a name nor an address")
     return url.copy_with(fragment=None)

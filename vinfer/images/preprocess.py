@@ -1,7 +1,7 @@
-"""An image to the array that a model's encoder takes, as the reference's Pillow processors make it.
+"""Converts an image to the array that a model's encoder takes, as the reference's Pillow processors do.
 
 Runs on worker threads; NumPy and Pillow only. Follows `image_processing_pil_*.py` of transformers 5.5 step
-by step, because a resampling step rounds to bytes and the order of the steps shows.
+by step: each resampling rounds to bytes, so the order of the steps affects the result.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from vinfer.image_processing import (
 from vinfer.images.decode import DecodedImage
 
 MAX_RESIZED_PIXELS = 2**24
-"""Beyond it only the part that the crop keeps is resized: a strip of 1x16384 would become 600 megapixels."""
+"""Above it only the part that the crop keeps is resized: a strip of 1x16384 would become 600 megapixels."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """What the encoder takes.
+    """The input of the encoder for one image.
 
     Attributes:
         pixels: float32 [channels, height, width]; for Qwen2-VL float32
             [patches, channels * temporal_patch_size * patch_size**2], in the order of its merged squares.
-        grid: patches over time, height and width (`image_grid_thw`); only for Qwen2-VL.
+        grid: patches along time, height and width (`image_grid_thw`); only for Qwen2-VL.
         token_grid: rows and columns of its placeholder tokens; only for Qwen2-VL.
         num_tokens: placeholder tokens in the prompt.
-        content_hash: of the image (`DecodedImage`): the key of its features, within one model.
+        content_hash: hash of the image (`DecodedImage`): the key of its features within one model.
     """
 
     pixels: np.ndarray
@@ -49,10 +49,10 @@ class PreparedImage:
 
 
 def preprocess(image: DecodedImage, record: ImageProcessing, *, param: str | None = None) -> PreparedImage:
-    """Resize, crop, rescale and normalise one image.
+    """Resize, crop, rescale and normalize one image.
 
     Raises:
-        ImageError: a shape that the model cannot take.
+        ImageError: the model does not support the image's shape.
     """
     token_grid = None
     try:
@@ -85,8 +85,8 @@ def _clip(image: Image.Image, record: ClipProcessing) -> np.ndarray:
     elif record.shortest_edge is not None:
         size = _shortest_edge_size(size, record.shortest_edge)
     if size[0] * size[1] > MAX_RESIZED_PIXELS:
-        return _resize_centre(image, size, record)
-    return _centre_crop(np.asarray(_resize(image, size, record.resample)), record.crop)
+        return _resize_center(image, size, record)
+    return _center_crop(np.asarray(_resize(image, size, record.resample)), record.crop)
 
 
 def _pad_to_square(image: Image.Image, values: PixelValues) -> Image.Image:
@@ -95,7 +95,7 @@ def _pad_to_square(image: Image.Image, values: PixelValues) -> Image.Image:
         return image
     if side * side > 4 * MAX_RESIZED_PIXELS:
         raise ValueError(
-            f"the image is {image.width}x{image.height} pixels, too long to be padded to a square: crop it"
+            f"the image is {image.width}x{image.height} pixels, too long to pad to a square: crop it"
         )
     red, green, blue = (int(mean * 255) for mean in values.mean or (0, 0, 0))
     square = Image.new("RGB", (side, side), (red, green, blue))
@@ -115,26 +115,26 @@ def _resize(image: Image.Image, size: Size, resample: int) -> Image.Image:
     return image.resize((width, height), resample=Image.Resampling(resample))
 
 
-def _resize_centre(image: Image.Image, size: Size, record: ClipProcessing) -> np.ndarray:
-    """Resize only what a centre crop of the resized image keeps.
+def _resize_center(image: Image.Image, size: Size, record: ClipProcessing) -> np.ndarray:
+    """Resize only the part that a center crop of the resized image keeps.
 
-    Equal to resizing and cropping up to the rounding of coordinates, a step of 1/255 here and there.
+    Equal to resizing and then cropping, except for rounded coordinates: some values differ by 1/255.
     """
     height, width = size
     crop_height, crop_width = min(record.crop[0], height), min(record.crop[1], width)
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
     down, across = image.height / height, image.width / width
     resample = Image.Resampling(record.resample)
-    # Two passes, because what is rounded between them shows, and for a box Pillow chooses their order itself.
+    # Two passes: rounding between them affects the result, and with a box Pillow chooses their order itself.
     columns = (left * across, 0, (left + crop_width) * across, image.height)
     rows = (0, top * down, crop_width, (top + crop_height) * down)
     kept = image.resize((crop_width, image.height), resample, box=columns)
     kept = kept.resize((crop_width, crop_height), resample, box=rows)
-    return _centre_crop(np.asarray(kept), record.crop)
+    return _center_crop(np.asarray(kept), record.crop)
 
 
-def _centre_crop(image: np.ndarray, size: Size) -> np.ndarray:
-    """Cut the centre out of uint8 [height, width, channels]; where it is smaller, black is put around it."""
+def _center_crop(image: np.ndarray, size: Size) -> np.ndarray:
+    """Crop the center of uint8 [height, width, channels]; pad a smaller image with black."""
     height, width = image.shape[:2]
     crop_height, crop_width = size
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
@@ -150,7 +150,7 @@ def _centre_crop(image: np.ndarray, size: Size) -> np.ndarray:
 
 
 def _values(image: np.ndarray, values: PixelValues) -> np.ndarray:
-    """Turn uint8 [height, width, channels] into float32 [channels, height, width] through one table."""
+    """Convert uint8 [height, width, channels] to float32 [channels, height, width] with a lookup table."""
     table = np.repeat(np.arange(256, dtype=np.float64)[:, None], 3, axis=1)
     if values.rescale_factor is not None:
         table *= values.rescale_factor

@@ -1,4 +1,4 @@
-"""What stands in a request's image field: a data URL, decoded strictly, or a URL to fetch.
+"""Reads a request's image field: a data URL, decoded strictly, or a URL to fetch.
 
 Runs on worker threads. Never opens a file and never looks for URLs in text.
 """
@@ -12,12 +12,12 @@ from vinfer.errors import ImageError
 from vinfer.images.decode import DecodedImage, decode_image
 
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/jpg", "image/webp", "image/gif")
-# Longest `data:...;base64,` that is looked at.
+# Longest `data:...;base64,` that is read.
 _MAX_HEAD = 128
 
 
 def is_remote(source: str, *, param: str | None = None) -> bool:
-    """Whether the source is an http(s) URL rather than a data URL.
+    """Return whether the source is an http(s) URL rather than a data URL.
 
     Raises:
         ImageError: neither of the two.
@@ -35,10 +35,10 @@ def is_remote(source: str, *, param: str | None = None) -> bool:
 def read_data_url(source: str, limits: ImagesConfig, *, param: str | None = None) -> DecodedImage:
     """Decode the image in a data URL: `data:image/<png, jpeg, webp or gif>;base64,<standard base64>`.
 
-    The declared type must be one of these, but what the image is, its bytes decide.
+    The declared type must be one of these, but the bytes decide what the image is.
 
     Raises:
-        ImageError: another form, type or alphabet, or as `decode_image`.
+        ImageError: another form, type or alphabet, or an error of `decode_image`.
     """
     head, comma, encoded = source[: _MAX_HEAD + 1].partition(",")
     scheme, colon, media = head.partition(":")
@@ -47,7 +47,7 @@ def read_data_url(source: str, limits: ImagesConfig, *, param: str | None = None
     media_type, *parameters = (part.strip().lower() for part in media.split(";"))
     if media_type not in MEDIA_TYPES:
         raise ImageError(
-            "the image is a data URL of a type that is not served: "
+            "the image is a data URL of an unsupported type: "
             "send image/png, image/jpeg, image/webp or image/gif",
             param=param,
         )

@@ -1,1 +1,1 @@
-"""Putting the rooms together for a command: devices, bundles, engines, terminal. Only `cli` imports it."""
+"""Assembles what a command needs: devices, bundles, engines, terminal. Only `cli` imports it."""

@@ -1,6 +1,6 @@
-"""From one model's config to its bundle directory: found, or built by the build child.
+"""Finds the bundle directory of a model's config, or has the build child build it.
 
-Runs on the loader thread. Knows nothing of engines or of the server.
+Runs on the loader thread. Knows nothing about engines or the server.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Progress = Callable[[str, str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class FoundBundle:
-    """A bundle's directory, where it comes from, and whether it was built just now."""
+    """A bundle's directory, its source, and whether it has just been built."""
 
     directory: Path
     source: ResolvedSource
@@ -47,13 +47,13 @@ def find_or_build(
     memory_bytes: int | None = None,
     verify_weights: bool = False,
 ) -> FoundBundle:
-    """Return a model's bundle, building it where it is missing or damaged.
+    """Return a model's bundle; build it if it is missing or damaged.
 
     Args:
-        where: the model's place in the config, such as `models[0]`.
+        where: the model's path in the config, such as `models[0]`.
         output: write the bundle here instead of under bundles_dir.
-        memory_bytes: what one device has, where that is known.
-        verify_weights: hash the weights of a bundle that is there too, which takes seconds per GB.
+        memory_bytes: memory of one device, if known.
+        verify_weights: also hash the weights of an existing bundle, which takes seconds per GB.
 
     Raises:
         CheckpointError, ConfigError, DeviceError, BuildError.
@@ -64,7 +64,7 @@ def find_or_build(
         return FoundBundle(source.path, source, is_new=False)
     plan = plan_build(model, source, where=where, platform=platform, num_devices=num_devices)
     directory = output or bundles_dir / plan.key
-    # Without the lock first: a bundle may lie on a read-only volume.
+    # First without the lock, because a bundle may be on a read-only volume.
     if _damage(directory, plan, verify_weights=verify_weights) is None:
         return FoundBundle(directory, source, is_new=False)
     with build_lock(directory, lambda: progress(model.name, "waiting for another build", 0, 1)):
@@ -74,7 +74,7 @@ def find_or_build(
         if damage:
             logger.warning("%s; building it anew", damage)
         if output is not None and output.exists() and any(output.iterdir()) and not is_bundle(output):
-            raise ConfigError(f"--output {output} is not empty and no bundle: choose another directory")
+            raise ConfigError(f"--output {output} is not empty and not a bundle: choose another directory")
         _announce(model, plan, source, where=where, memory_bytes=memory_bytes)
         with writing(directory) as scratch:
             run_build(
@@ -88,7 +88,7 @@ def find_or_build(
 
 
 def _damage(directory: Path, plan: BuildPlan, *, verify_weights: bool) -> str | None:
-    """Say why the directory is not the plan's bundle: None where it is, "" where there is none or another."""
+    """Return why the directory is not the plan's bundle: None if it is, "" if it is missing or another."""
     if not is_bundle(directory):
         return ""
     try:
@@ -123,14 +123,14 @@ def _announce(
 
 
 def _check_overrides(model: ModelConfig, manifest: Manifest, *, where: str) -> None:
-    """A bundle's shapes are fixed: refuse a YAML that states others."""
+    """Refuse a config that states other values than the bundle, whose shapes are fixed."""
     pooling = None if manifest.embeddings is None else manifest.embeddings.pooling
     facts = {
         "dtype": manifest.dtype,
         "num_slots": manifest.num_slots,
         "max_model_len": manifest.max_model_len,
         "embeddings": pooling,
-        # One shape of each kind is no harm to who did not ask for it.
+        # A bundle of single shapes is fine even if the config does not ask for them.
         "deterministic": model.deterministic and manifest.is_deterministic,
     }
     for field, built in facts.items():
@@ -143,7 +143,7 @@ def _check_overrides(model: ModelConfig, manifest: Manifest, *, where: str) -> N
 
 
 def open_bundle(directory: Path, *, platform: Platform, num_devices: int) -> Manifest:
-    """Read a bundle's manifest and check that it is whole and meant for this process.
+    """Read a bundle's manifest and check that the bundle is complete and fits this process.
 
     Raises:
         BundleError.

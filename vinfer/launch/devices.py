@@ -1,6 +1,6 @@
 """Which devices a command uses: `--devices`, what JAX finds here, and how much memory they have.
 
-The only place that initialises JAX for the server; runs on the loader thread.
+The only place that initializes JAX for the server; runs on the loader thread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def target_devices(devices: str | None) -> tuple[Platform, int] | None:
     """Parse `--devices PLATFORM:COUNT`, such as `tpu:8` or `cpu:4`.
 
     Raises:
-        ConfigError: another form, an unknown platform or no positive count.
+        ConfigError: another form, an unknown platform, or a count that is not positive.
     """
     if devices is None:
         return None
@@ -35,7 +35,7 @@ def target_devices(devices: str | None) -> tuple[Platform, int] | None:
 
 
 def local_devices(wanted: tuple[Platform, int] | None) -> tuple[Platform, Sequence[jax.Device]]:
-    """Initialise JAX and return this process's platform and devices.
+    """Initialize JAX and return this process's platform and devices.
 
     Args:
         wanted: a CPU count makes the CPU look like that many devices, to try a mesh without accelerators.
@@ -54,7 +54,7 @@ def local_devices(wanted: tuple[Platform, int] | None) -> tuple[Platform, Sequen
         raise DeviceError(f"JAX finds no device: {error}") from None
     platform = _PLATFORMS.get(found[0].platform)
     if platform is None:
-        raise DeviceError(f"JAX runs on {found[0].platform}; vinfer serves on {', '.join(_PLATFORMS)}")
+        raise DeviceError(f"JAX runs on {found[0].platform}; vinfer supports {', '.join(_PLATFORMS)}")
     if wanted is not None and wanted[0] != platform:
         raise DeviceError(f"--devices asks for {wanted[0]}, JAX found {platform} on this machine")
     if wanted is not None and wanted[1] > len(found):
@@ -63,7 +63,7 @@ def local_devices(wanted: tuple[Platform, int] | None) -> tuple[Platform, Sequen
 
 
 def device_memory_bytes(device: jax.Device) -> int | None:
-    """Return the memory of one device, where it says so; the machine's for a CPU."""
+    """Return the memory of one device, or None if it does not report it; for a CPU the machine's memory."""
     if device.platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     stats = device.memory_stats() or {}

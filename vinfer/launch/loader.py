@@ -1,6 +1,6 @@
-"""From a config to serving models: each bundle found or built, loaded, and its engine started.
+"""Loads the models of a config: finds or builds each bundle, loads it, and starts its engine.
 
-Runs on one loader thread, after the port is bound and before anything answers. It decides nothing about
+Runs on one loader thread, after the port is bound and before anything is answered. Decides nothing about
 requests, programs or routes.
 """
 
@@ -35,21 +35,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# With short buckets only, a burst of prompts would alternate with nearly empty decode steps.
+# If all buckets are short, a burst of prompts would alternate with nearly empty decode steps.
 MIN_PREFILL_TOKENS = 512
-# On a CPU the time of a prefill follows its tokens almost from the first one (reading the weights once costs
-# as much as computing about 16 of them); on an accelerator a short prefill costs what a long one costs.
+# On a CPU the time of a prefill grows with its tokens almost from the first one: reading the weights once
+# costs as much as computing about 16 tokens. On an accelerator a short prefill costs as much as a long one.
 DISPATCH_COST_TOKENS: dict[Platform, int] = {"cpu": 16}
 
 
 class Loader:
-    """Loads the models of a config one after the other and puts each one to work.
+    """Loads the models of a config one after the other and starts each of them.
 
     Args:
-        table: told of progress, of ready models and of failures.
+        table: receives progress, ready models and failures.
         wanted: parsed `--devices`.
         xla_cache: directory of the process-wide compilation cache.
-        progress: told what the table is told, for the terminal.
+        progress: receives the same progress, for the terminal.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Loader:
         return 0 if self._counter is None else self._counter.num_post_ready
 
     def run(self) -> None:
-        """Load every model; a failure is reported to the table, which ends the server."""
+        """Load every model; report a failure to the table, which ends the server."""
         current = self._config.models[0].name
         try:
             for name, step in self._steps():
@@ -95,9 +95,9 @@ class Loader:
         loads = [
             (name, lambda position=position: self._load(position)) for position, name in enumerate(names)
         ]
-        return [(names[0], self._initialise), *loads]
+        return [(names[0], self._initialize), *loads]
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         self._report(self._config.models[0].name, "starting jax", 0, 1)
         from vinfer.engine.compilation import CompileCounter, set_compilation_cache
 
@@ -134,7 +134,7 @@ class Loader:
         parity = check_new_bundle(bundle, manifest, model, engine, self._report)
         served = served_model(directory, manifest, model, engine, position=position, parity=parity)
         if position == len(self._config.models) - 1:
-            # Before anybody can send a request that might compile something.
+            # Before any request arrives that might compile something.
             self._mark_ready()
         self._table.serve(served)
         self._progress(model.name, "ready", 1, 1)
@@ -167,8 +167,8 @@ def start_engine(
     from vinfer.engine.load import load_runner
     from vinfer.engine.scheduler import Scheduler
 
-    # Tracing makes millions of objects and hardly a cycle: collecting meanwhile costs a tenth of the time,
-    # and what stays afterwards need never be looked at again.
+    # Tracing creates millions of objects but hardly any cycles. Collecting meanwhile costs a tenth of the
+    # time, and the objects that remain never need to be collected.
     gc.disable()
     try:
         runner = load_runner(
@@ -215,7 +215,7 @@ def served_model(
     position: int,
     parity: ParityReport | None,
 ) -> ServedModel:
-    """Put together what the routes need of one model."""
+    """Assemble what the routes need from one model."""
     tokenizer = Tokenizer.load(directory / "tokenizer")
     if tokenizer.vocab_size > manifest.model.vocab_size:
         raise BundleError(
@@ -223,7 +223,7 @@ def served_model(
         )
     chat_template = load_chat_template(directory / "tokenizer", tokenizer)
     if manifest.images is not None:
-        # Here, on the loader's thread: the first image would have the event loop wait for it.
+        # Imported on the loader thread, or the event loop would wait for it at the first image.
         importlib.import_module("vinfer.images")
     return ServedModel(
         name=model.name,

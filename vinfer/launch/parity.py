@@ -1,7 +1,7 @@
-"""A loaded bundle against transformers, and the figures into its manifest.
+"""Compares a loaded bundle with transformers and writes the figures into its manifest.
 
-Runs on the loader thread, with an engine that nobody else uses yet. Decides what becomes of the check that a
-build makes: where it fails or cannot be made the model is served all the same, and says so.
+Runs on the loader thread, with an engine that nothing else uses yet. Decides the outcome of the check after
+a build: if it fails or cannot run, the model is still served, and the log and the manifest say so.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ def measure_bundle(
     prompts_file: Path | None = None,
     max_error: float | None = None,
 ) -> Certificate:
-    """Compare the engine over a bundle with transformers over its source.
+    """Compare the engine running a bundle with transformers running its source.
 
     Args:
-        source: what the bundle was built from; no bundle.
-        name: of the model, for progress.
-        prompts_file: in place of the built-in prompts.
-        max_error: in place of the threshold of the dtype.
+        source: what the bundle was built from; not a bundle.
+        name: the model's name, for progress.
+        prompts_file: replaces the built-in prompts.
+        max_error: replaces the threshold of the dtype.
 
     Raises:
-        CheckpointError: the source is not what vinfer serves, or another model than the bundle's.
-        ConfigError: the prompts.
+        CheckpointError: vinfer does not support the source, or it is another model than the bundle's.
+        ConfigError: the prompts are invalid.
         EngineError: the engine failed.
-        ReferenceUnavailableError: torch is missing, memory is short, or transformers failed.
+        ReferenceUnavailableError: torch is missing, there is too little memory, or transformers failed.
     """
     require_packages()
     tokenizer = Tokenizer.load(directory / "tokenizer")
@@ -88,28 +88,28 @@ def measure_bundle(
 
 
 def _require_same_model(checkpoint: Checkpoint, manifest: Manifest, source: ResolvedSource) -> None:
-    """Refuse a source whose comparison would call a right bundle wrong."""
+    """Refuse a source that is another model, which would make a correct bundle look wrong."""
     built = (manifest.model.architecture, manifest.model.num_parameters)
     found = (checkpoint.model_type, num_parameters(checkpoint))
     if found != built:
         raise CheckpointError(
-            f"{source.spec} is {found[0]} of {found[1]} parameters, but the bundle was built from "
-            f"{built[0]} of {built[1]}: name its checkpoint by --source"
+            f"{source.spec} is {found[0]} with {found[1]} parameters, but the bundle was built from "
+            f"{built[0]} with {built[1]}: give its checkpoint with --source"
         )
 
 
 def record(directory: Path, manifest: Manifest, report: ParityReport) -> None:
-    """Write a report into the bundle's manifest; a bundle that cannot be written to only warns."""
+    """Write a report into the bundle's manifest; if the bundle is not writable, only log a warning."""
     try:
         record_parity(directory, manifest.key, report)
     except (OSError, BundleError) as error:
-        logger.warning("the figures are not in the manifest of %s: %s", directory, error)
+        logger.warning("the figures could not be written to the manifest of %s: %s", directory, error)
 
 
 def check_new_bundle(
     bundle: FoundBundle, manifest: Manifest, model: ModelConfig, engine: EngineClient, progress: Progress
 ) -> ParityReport | None:
-    """Compare a bundle that was built just now; return what is known of its parity.
+    """Compare a newly built bundle; return what is known about its parity.
 
     Raises:
         EngineError: the engine failed.
@@ -127,18 +127,18 @@ def check_new_bundle(
     missed = shortfalls(report.figures, report.thresholds)
     if missed:
         logger.warning(
-            "THE TOKENS OF %s ARE NOT THOSE OF TRANSFORMERS: %s; served all the same, /v1/models says so",
+            "THE TOKENS OF %s DO NOT MATCH TRANSFORMERS: %s; it is served anyway, and /v1/models says so",
             model.name,
             "; ".join(missed),
         )
     else:
-        logger.info("%s answers as transformers does: %s", model.name, figures_words(report))
+        logger.info("%s matches transformers: %s", model.name, figures_words(report))
     record(bundle.directory, manifest, report)
     return report
 
 
 def figures_words(report: ParityReport) -> str:
-    """Say a report's figures in one line."""
+    """Return a report's figures in one line."""
     figures = report.figures
     return (
         f"largest error {figures.largest_error:.1e} of the logit scale, top-1 agreement "

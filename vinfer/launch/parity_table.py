@@ -13,7 +13,7 @@ from vinfer.parity.measure import PromptFigures
 
 
 def print_tables(found: Sequence[Verification], console: Console | None = None) -> None:
-    """Print a table per model."""
+    """Print one table per model."""
     console = console or Console()
     for verification in found:
         console.print(_table(verification))
@@ -28,7 +28,7 @@ def print_tables(found: Sequence[Verification], console: Console | None = None) 
 
 def _table(verification: Verification) -> Table:
     figures = verification.certificate.report.figures
-    # Without vertical lines it fits 80 columns, which is what a log has.
+    # Without vertical lines the table fits the 80 columns of a log.
     table = Table(title=verification.name, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("prompt", no_wrap=True)
     for heading in ("max error", "mean error", "top-1", "max KL", "mean KL", "greedy"):

@@ -1,8 +1,8 @@
-"""`vinfer precompile`: the slow part ahead of deploy.
+"""`vinfer precompile`: does the slow part of a start ahead of deployment.
 
-Builds each bundle, then loads it as the server would, so that whatever is wrong shows here, stores the
-compiled code in the bundle and compares a new one with transformers. Where the target is not this machine,
-only the bundle is written.
+Builds each bundle, then loads it as the server would, so that any problem shows up here. Stores the compiled
+code in the bundle, and compares a new bundle with transformers. If the target is not this machine, it only
+writes the bundle.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ def precompile(
     """Write and warm up the bundle of every model; return their directories.
 
     Args:
-        wanted: parsed `--devices`; a platform that this machine lacks is built for and not warmed up.
-        output: the bundle's directory for one model; for several, each goes under it by name.
+        wanted: parsed `--devices`; for a platform that this machine lacks, bundles are built but not warmed
+            up.
+        output: the bundle's directory for one model; for several, the parent of a directory per name.
 
     Raises:
-        VinferError: as the server would at start.
+        VinferError: as when the server starts.
     """
     try:
         platform, devices = local_devices(wanted)
@@ -67,7 +68,7 @@ def precompile(
             _warm_up(bundle, model, platform, devices, progress)
         else:
             logger.info(
-                "%s is built for %s, not warmed up and not verified: there is none here",
+                "%s is built for %s, but neither warmed up nor verified: this machine has none",
                 bundle.directory,
                 platform,
             )
@@ -78,7 +79,7 @@ def _place(output: Path | None, name: str, num_models: int) -> Path | None:
     if output is None or num_models == 1:
         return output
     if is_bundle(output):
-        raise ConfigError(f"--output {output} is one bundle and the config has {num_models} models")
+        raise ConfigError(f"--output {output} is one bundle, but the config has {num_models} models")
     return output / name.replace("/", "--")
 
 
@@ -110,7 +111,7 @@ def _warm_up(
         for file in Path(scratch).glob("*-cache"):
             if not (store / file.name).exists():
                 shutil.copyfile(file, store / file.name)
-    # Without the lock, which writing the figures takes.
+    # The lock is not held here, because writing the figures takes it.
     try:
         check_new_bundle(bundle, manifest, model, engine, progress)
     finally:

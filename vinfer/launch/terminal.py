@@ -1,6 +1,6 @@
-"""What a person at a terminal, or a log collector, sees of vinfer: log lines, progress, the first curl.
+"""What vinfer shows in a terminal or a log: log lines, progress, the first curl command.
 
-Standard error only. Progress comes as lines, not as a bar: it must read well in a container's log too.
+Standard error only. Progress is printed as lines, not as a bar, so it also reads well in a container log.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ _LINES_PER_PHASE = 4
 
 
 def configure_logging(level: str) -> None:
-    """Send vinfer's log lines to standard error; libraries only when something is wrong.
+    """Send vinfer's log lines to standard error, and those of libraries only from warnings up.
 
-    Call before JAX is imported: XLA's CPU loader reports, as an error and for every cached program, that the
-    machine lacks code generation preferences such as +prefer-no-gather, which are no instructions at all.
+    Call this before JAX is imported. For every cached program, XLA's CPU loader would otherwise report as an
+    error that the machine lacks code generation preferences such as +prefer-no-gather, which are not even
+    instructions.
     """
     if level != "debug":
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -33,14 +34,14 @@ def configure_logging(level: str) -> None:
 
 
 class ProgressLines:
-    """Logs the start of every phase and a few lines in between, with the seconds since the process began."""
+    """Logs the start of every phase and a few lines in between, with the seconds since the process start."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._last: tuple[str, str, int] | None = None
 
     def __call__(self, name: str, phase: str, done: int, total: int) -> None:
-        """Take one report of progress; any thread."""
+        """Log one report of progress; any thread."""
         line = (name, phase, done * _LINES_PER_PHASE // max(total, 1))
         if line == self._last:
             return
@@ -50,7 +51,7 @@ class ProgressLines:
 
 
 def greet(config: Config, address: tuple[Any, ...]) -> None:
-    """Say that the server is ready, and how to try it."""
+    """Log that the server is ready, and how to try it."""
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     url = f"http://{host}:{address[1]}"
     body = (

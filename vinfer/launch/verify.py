@@ -1,4 +1,4 @@
-"""`vinfer verify`: each model's bundle, found or built as the server would, against transformers."""
+"""`vinfer verify`: compares each model's bundle, found or built as by the server, with transformers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from vinfer.parity.thresholds import shortfalls
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyOptions:
-    """What the command line says beyond the config.
+    """Options of the command line that are not in the config.
 
     Attributes:
         only: name of the one model to verify; None for all.
-        source, revision: what the bundle was built from, where its own word for it leads nowhere here.
+        source, revision: what the bundle was built from, if the source in its manifest cannot be found here.
     """
 
     only: str | None = None
@@ -39,7 +39,7 @@ class VerifyOptions:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verification:
-    """One model's bundle and what was found."""
+    """One model's bundle and the figures found."""
 
     name: str
     directory: Path
@@ -47,7 +47,7 @@ class Verification:
 
     @property
     def shortfalls(self) -> list[str]:
-        """The figures that do not pass, in words."""
+        """Descriptions of the figures that do not pass."""
         report = self.certificate.report
         return shortfalls(report.figures, report.thresholds)
 
@@ -63,7 +63,7 @@ def verify(
     """Measure the bundles of a config's models and write the figures into their manifests.
 
     Raises:
-        VinferError: as the server would at start.
+        VinferError: as when the server starts.
         ReferenceUnavailableError: nothing can be compared here.
     """
     _check_options(config, options)
@@ -115,7 +115,7 @@ def verify(
 
 
 def as_json(found: list[Verification]) -> dict[str, Any]:
-    """Return what was found as plain data: `passed`, and per model its figures and those of each prompt."""
+    """Return the findings as plain data: `passed`, and per model its figures and those of each prompt."""
     return {
         "passed": not any(verification.shortfalls for verification in found),
         "models": [
@@ -132,25 +132,25 @@ def as_json(found: list[Verification]) -> dict[str, Any]:
 
 
 def require_passed(found: list[Verification]) -> None:
-    """Fail where a model did.
+    """Raise if any model failed.
 
     Raises:
-        ParityError: names each model and the figures that do not pass.
+        ParityError: a model failed; the message names each one and the figures that do not pass.
     """
     failed = [f"{v.name}: {'; '.join(v.shortfalls)}" for v in found if v.shortfalls]
     if failed:
-        raise ParityError("the tokens are not those of transformers: " + ". ".join(failed))
+        raise ParityError("the tokens do not match transformers: " + ". ".join(failed))
 
 
 def _check_options(config: Config, options: VerifyOptions) -> None:
-    """Refuse what can be seen to be wrong before minutes of building and loading."""
+    """Refuse options that are clearly wrong before minutes of building and loading."""
     names = [model.name for model in config.models]
     if options.only is not None and options.only not in names:
         raise ConfigError(f"--model is {options.only}; the config has {', '.join(names)}")
     if options.source is not None and options.only is None and len(names) > 1:
-        raise ConfigError(f"--source is for one model and the config has {len(names)}: add --model NAME")
+        raise ConfigError(f"--source is for one model; the config has {len(names)}: add --model NAME")
     if options.revision is not None and options.source is None:
-        raise ConfigError("--revision goes with --source: a config has models[].revision")
+        raise ConfigError("--revision needs --source: for a config, set models[].revision instead")
     if options.prompts_file is not None and not options.prompts_file.is_file():
         raise ConfigError(f"--prompts {options.prompts_file} is not a file")
     if options.max_error is not None and not math.isfinite(options.max_error):
@@ -162,12 +162,12 @@ def _positions(config: Config, options: VerifyOptions) -> list[int]:
 
 
 def _checkpoint_source(bundle: FoundBundle, manifest: Manifest, options: VerifyOptions) -> ResolvedSource:
-    """Find what the bundle was built from."""
+    """Return the source that the bundle was built from."""
     if options.source is not None:
         source = resolve_source(options.source, revision=options.revision)
         if source.kind == "bundle":
             raise ConfigError(
-                f"--source {options.source} is a bundle: name the checkpoint that the bundle was built from"
+                f"--source {options.source} is a bundle: give the checkpoint that the bundle was built from"
             )
         return source
     if bundle.source.kind != "bundle":
@@ -176,6 +176,6 @@ def _checkpoint_source(bundle: FoundBundle, manifest: Manifest, options: VerifyO
         return resolve_source(manifest.model.source)
     except CheckpointError as error:
         raise CheckpointError(
-            f"bundle {bundle.directory} was built from {manifest.model.source}, which is not to be found: "
-            f"{error.message}; give the checkpoint by --source"
+            f"bundle {bundle.directory} was built from {manifest.model.source}, which cannot be found: "
+            f"{error.message}; give the checkpoint with --source"
         ) from None

@@ -1,1 +1,1 @@
-"""Parity: whether a bundle's tokens are those of transformers. Only `launch` and tests import it."""
+"""Parity: whether a bundle's tokens match transformers. Only `launch` and the tests import it."""

@@ -1,7 +1,7 @@
-"""How far one greedy answer of the engine is from the reference's logits. Arithmetic only.
+"""Measures how far one greedy answer of the engine is from the reference's logits. Arithmetic only.
 
-The reference has seen prompt and answer in one forward pass, so that each token is judged by the logits of
-the very tokens before it, and one wrong token does not make those after it wrong.
+The reference sees the prompt and the answer in one forward pass. So each token is compared with the logits
+that follow the same tokens, and one wrong token does not make the later ones wrong.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ Logits = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 
 NOT_FINITE = 1e9
-"""Worse than any threshold, and a number in JSON."""
+"""Worse than any threshold, and a valid number in JSON."""
 _LEAST_REST = 1e-10
-"""Probability of all other tokens at the least: the engine's float32 logprobs leave no more to see."""
+"""Lowest total probability of all other tokens; the engine's float32 logprobs cannot resolve less."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StepFigures:
-    """One answer against the reference, step by step; arrays [steps].
+    """One answer compared with the reference, step by step; arrays [steps].
 
     Attributes:
         scale: the largest absolute logit of the reference.
-        largest_errors: float64, the largest error of the own token's and the top logprobs, over `scale`.
+        largest_errors: float64, the largest error of the chosen token's and the top logprobs, over `scale`.
         mean_errors: float64, the mean error of the top logprobs, over `scale`.
-        lags: float64, by how much the reference prefers its best token to the one that was said, over
-            `scale`; 0 where that is its best one.
-        top1_agrees: bool, the engine's most likely token is the reference's.
+        lags: float64, how much the reference prefers its best token to the generated one, over `scale`; 0 if
+            that is its best token.
+        top1_agrees: bool, whether the engine's most likely token is the reference's.
         kls: float64, in nats, KL divergence of the engine from the reference over the engine's top tokens and
-            one bucket for all others: at most that over the whole vocabulary.
+            one bucket for all others: a lower bound of the divergence over the whole vocabulary.
     """
 
     scale: float
@@ -50,13 +50,13 @@ class StepFigures:
 def compare(
     logits: Logits, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs], *, num_token_ids: int
 ) -> StepFigures:
-    """Judge a greedy answer by the reference's logits, float32 [steps, vocab].
+    """Compare a greedy answer with the reference's logits, float32 [steps, vocab].
 
     A figure that is not finite, because the engine's logprobs are not, becomes `NOT_FINITE`.
 
     Args:
-        token_ids, logprobs: of the engine, [steps]; at least one top logprob each.
-        num_token_ids: ids that the tokenizer has; a model's vocabulary may be padded beyond, and those are
+        token_ids, logprobs: the engine's, [steps]; at least one top logprob per step.
+        num_token_ids: ids that the tokenizer has. A model's vocabulary may be padded with more, which are
             never sampled.
     """
     assert len(token_ids) == len(logprobs) == len(logits)
@@ -74,7 +74,7 @@ def compare(
     largest = np.maximum.reduce(
         [
             errors.max(axis=-1),
-            # The right values, and not only right values of other ids.
+            # Also compare the sorted values, so that right values of the wrong ids do not pass.
             np.abs(top - best).max(axis=-1),
             np.abs(own - expected[steps, tokens]),
         ]

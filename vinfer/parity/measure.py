@@ -1,7 +1,7 @@
-"""From an engine, a reference and prompts to a parity report: asks both, compares, judges.
+"""Produces a parity report from an engine, a reference and prompts: asks both, compares, judges.
 
-Runs an event loop of its own, off the server's; knows neither how the engine was loaded nor what the
-reference is made of.
+Runs its own event loop, not the server's. Knows neither how the engine was loaded nor how the reference is
+implemented.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from vinfer.parity.prompts import Prompt, answer_len
 from vinfer.parity.thresholds import shortfalls
 
 Reference = Callable[[Sequence[int], Sequence[int]], Logits]
-"""Prompt ids and answer ids -> float32 [len(answer ids), vocab], the logits that chose each token."""
+"""Prompt ids and answer ids -> float32 [len(answer ids), vocab], the logits behind each token."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """What the engine said: token ids and as many logprobs."""
+    """The engine's answer: token ids and one logprobs entry for each."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]
@@ -34,7 +34,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PromptFigures:
-    """The figures of one prompt; errors are fractions of the logit scale, divergences in nats."""
+    """The figures of one prompt; errors are fractions of the logit scale, divergences are in nats."""
 
     name: str
     prompt_len: int
@@ -46,12 +46,12 @@ class PromptFigures:
     mean_kl: float
     largest_kl: float
     wrong_steps: tuple[int, ...]
-    """Steps whose token is not the reference's best one, nor tied with it."""
+    """Steps whose token is neither the reference's best one nor tied with it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Certificate:
-    """A report and what it sums up."""
+    """A report and the figures of each prompt that it summarizes."""
 
     report: ParityReport
     prompts: tuple[PromptFigures, ...]
@@ -73,9 +73,9 @@ def certify(
     Args:
         reference: called once per prompt, with the engine's answer.
         num_token_ids: ids that the tokenizer has.
-        dtype: of the bundle, for the report.
-        versions: of what measured, for the report.
-        progress: told how many prompts are done, and of how many.
+        dtype: the bundle's dtype, for the report.
+        versions: package versions used for the measurement, for the report.
+        progress: called with the number of prompts done and the total.
 
     Raises:
         EngineError: the engine failed.
@@ -102,9 +102,9 @@ def certify(
 
 
 async def ask(engine: EngineClient, prompts: Sequence[Prompt]) -> list[Answer]:
-    """Return the engine's greedy answers: to the last prompt alone, then to the others together.
+    """Return the engine's greedy answers: first to the last prompt alone, then to the others batched.
 
-    Never more requests at once than the engine has slots, so that none is refused.
+    There are never more requests at once than the engine has slots, so none is refused.
     """
     slots = asyncio.Semaphore(engine.stats().num_slots)
 

@@ -1,4 +1,4 @@
-"""The prompts of a parity check: built in, or from a file. Deterministic: the same for the same bundle."""
+"""The prompts of a parity check: built in, or from a file. Deterministic for a given bundle."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vinfer.bundle.manifest import Manifest
 from vinfer.errors import ConfigError, RequestError
 
 ANSWER_LEN = 64
-"""Tokens of each greedy answer, fewer where max_model_len leaves no room."""
+"""Tokens of each greedy answer; fewer if max_model_len leaves no room."""
 MAX_PROMPT_LEN = 2048
-"""Longest built-in prompt: the attention of the reference takes memory by its square."""
+"""Longest built-in prompt; the memory of the reference's attention grows with its square."""
 
 TEXT = (
     "The harbour master keeps two books: one for the ships that came, and one for those that were expected. "
@@ -27,21 +27,21 @@ Encode = Callable[[str], list[int]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids, and what to call them in a table."""
+    """Token ids, and their name in a table."""
 
     name: str
     token_ids: tuple[int, ...]
 
 
 def built_in_prompts(manifest: Manifest, encode: Encode, *, num_token_ids: int) -> list[Prompt]:
-    """Make the prompts for a bundle: random ids of lengths that cross its programs' edges, and some text.
+    """Return the prompts for a bundle: random ids of lengths just past the limits of its programs, and text.
 
-    A lone token; one token more than each prefill length, so that a chunk is nearly empty; an answer that
-    grows across each KV length; a prompt whose answer ends in the last row of the cache; text.
+    A single token; one token more than each prefill length, so that a chunk is nearly empty; an answer that
+    grows past each KV length; a prompt whose answer ends in the last row of the cache; text.
 
     Args:
-        encode: text to token ids, with what the tokenizer puts before a text.
-        num_token_ids: ids are drawn below it.
+        encode: converts text to token ids, with whatever the tokenizer puts before a text.
+        num_token_ids: ids are drawn below this number.
     """
     longest = min(manifest.max_model_len - answer_len(manifest.max_model_len), MAX_PROMPT_LEN)
     shapes = [program.shape for program in manifest.programs]
@@ -59,7 +59,7 @@ def built_in_prompts(manifest: Manifest, encode: Encode, *, num_token_ids: int) 
 
 
 def random_ids(length: int, *, num_token_ids: int) -> tuple[int, ...]:
-    """Draw token ids; the same for the same arguments."""
+    """Return random token ids; the same for the same arguments."""
     draw = random.Random(length)  # noqa: S311 - no secret
     return tuple(draw.randrange(num_token_ids) for _ in range(length))
 
@@ -73,10 +73,10 @@ def read_prompts(path: Path, encode: Encode, *, max_model_len: int, num_token_id
     """Read a file with one JSON value per line: a list of token ids, or a string.
 
     Raises:
-        ConfigError: unreadable, empty, or a line that is no prompt for this model.
+        ConfigError: the file is unreadable or empty, or a line is not a valid prompt for this model.
     """
     try:
-        # Other ends of lines than this one may stand inside a JSON string.
+        # Not splitlines: a JSON string may contain other line separators.
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts {path}: {error}") from None
@@ -101,7 +101,7 @@ def _prompt(line: str, where: str, encode: Encode, max_model_len: int, num_token
         except RequestError as error:
             raise ConfigError(f"--prompts {where}: {error.message}") from None
     if not isinstance(value, list) or not value or any(type(item) is not int for item in value):
-        raise ConfigError(f"--prompts {where} must be a JSON string or list of token ids, and not empty")
+        raise ConfigError(f"--prompts {where} must be a nonempty JSON string or list of token ids")
     if not all(0 <= item < num_token_ids for item in value):
         raise ConfigError(f"--prompts {where} has token ids outside 0 to {num_token_ids - 1}")
     if len(value) >= max_model_len:

@@ -1,8 +1,8 @@
-"""The reference child: transformers in float32, `python -m vinfer.parity.reference FD`. Alone knows torch.
+"""The reference child: transformers in float32, `python -m vinfer.parity.reference FD`. Only it knows torch.
 
-A process of its own, so that torch is never in a server. Standard input holds one JSON document per line: the
-source first, then one question each; the pipe FD answers one line per line. Logits go through `.npy` files
-that hold no pickle. Ends when its standard input does, or its parent.
+A separate process, so that torch is never loaded in a server. Standard input carries one JSON document per
+line: first the source, then one question each. The pipe FD carries one answer per line. Logits are passed in
+`.npy` files without pickle. The process ends when its standard input or its parent does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Load the source, answer questions until there are no more; return the exit code."""
+    """Load the source, answer questions until the input ends, and return the exit code."""
     end_with_parent()
     events_fd = int(sys.argv[1])
     os.set_inheritable(events_fd, False)
@@ -56,11 +56,11 @@ def main() -> int:
 
 
 def load(source: ResolvedSource) -> PreTrainedModel:
-    """Load a checkpoint by transformers: float32, eager attention, no code that comes with it.
+    """Load a checkpoint with transformers: float32, eager attention, none of the checkpoint's own code.
 
     Raises:
-        CheckpointError: vinfer refuses the checkpoint; nothing of it was given to transformers then.
-        ReferenceUnavailableError: transformers makes another model of it than the checkpoint is.
+        CheckpointError: vinfer refuses the checkpoint; transformers has not read any of it.
+        ReferenceUnavailableError: transformers builds a different model from the checkpoint.
     """
     checkpoint = open_checkpoint(source)
     import torch
@@ -84,7 +84,7 @@ def load(source: ResolvedSource) -> PreTrainedModel:
 def answer_logits(model: PreTrainedModel, prompt_ids: list[int], answer_ids: list[int]) -> Logits:
     """Return float32 [steps, vocab], the logits from which each token of an answer is chosen.
 
-    One forward pass over prompt and answer without a cache.
+    Uses one forward pass over prompt and answer, without a cache.
     """
     import torch
 
@@ -96,9 +96,9 @@ def answer_logits(model: PreTrainedModel, prompt_ids: list[int], answer_ids: lis
 
 
 def _from_tensors(checkpoint: Checkpoint) -> PreTrainedModel:
-    """Make transformers' model from the checkpoint's config and fill it with the checkpoint's own tensors.
+    """Build transformers' model from the checkpoint's config and fill it with the checkpoint's own tensors.
 
-    GGUF may hold divisors of the rotary frequencies, which no config of transformers has.
+    GGUF files may contain divisors of the rotary frequencies, which transformers' configs cannot express.
     """
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
@@ -118,7 +118,7 @@ def _from_tensors(checkpoint: Checkpoint) -> PreTrainedModel:
     )
     odd = {name: sorted(loading[name])[:3] for name in _ODDITIES if loading[name]}
     if odd:
-        raise ReferenceUnavailableError(f"transformers does not take the checkpoint's tensors: {odd}")
+        raise ReferenceUnavailableError(f"transformers does not accept the checkpoint's tensors: {odd}")
     rope = checkpoint.ropes.get(ONE_ROPE)
     if rope is not None and rope.frequency_divisors is not None:
         model.model.rotary_emb.inv_freq = torch.from_numpy(
@@ -136,13 +136,13 @@ def _say(events: TextIO, **message: Any) -> None:
 
 
 def correct_model(model: PreTrainedModel) -> None:
-    """Correct a loaded model where transformers 5.5.4 itself is wrong."""
+    """Fix bugs of transformers 5.5.4 in a loaded model."""
     if model.config.model_type == "olmo3" and model.config.rope_parameters["rope_type"] != "default":
         _unscale_sliding_layers(model)
 
 
 def _unscale_sliding_layers(model: PreTrainedModel) -> None:
-    """Rotate the sliding layers of OLMo 3 by an unscaled table: see `vinfer.checkpoint.families.olmo`."""
+    """Rotate the sliding layers of OLMo 3 with an unscaled table: see `vinfer.checkpoint.families.olmo`."""
     from transformers.models.olmo3.modeling_olmo3 import Olmo3RotaryEmbedding
 
     config = copy.deepcopy(model.config)

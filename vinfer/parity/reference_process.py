@@ -1,6 +1,6 @@
-"""The reference child seen from its parent: whether it can run here, starting it, asking it.
+"""The parent's side of the reference child: checks whether it can run here, starts it, and asks it.
 
-Imports neither torch nor transformers nor JAX.
+Imports neither torch, transformers nor JAX.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _INSTALL = {
     "transformers": "pip install 'vinfer[build]'",
 }
 _BASE_BYTES = 1 << 30
-"""torch and transformers themselves, activations, and logits on their way to a file."""
+"""Memory of torch and transformers themselves, activations, and logits being written to a file."""
 _SCORE_COPIES = 3
-"""Attention scores, their softmax in float32, and the mask added: of one layer at a time."""
+"""Attention scores, their softmax in float32, and the added mask, for one layer at a time."""
 
 
 def require_packages() -> None:
-    """Check that what the reference needs is installed; imports nothing.
+    """Check that the packages of the reference are installed; import nothing.
 
     Raises:
-        ReferenceUnavailableError: says what to install.
+        ReferenceUnavailableError: a package is missing; the message says what to install.
     """
     for name, command in _INSTALL.items():
         if importlib.util.find_spec(name) is None:
@@ -49,26 +49,26 @@ def require_packages() -> None:
 
 
 def require_memory(checkpoint: Checkpoint, *, max_sequence_len: int) -> None:
-    """Check that transformers' model in float32 fits into the memory that is free now.
+    """Check that transformers' float32 model fits into the memory that is free now.
 
     Args:
         max_sequence_len: tokens of the longest prompt and its answer.
 
     Raises:
-        ReferenceUnavailableError: names both numbers.
+        ReferenceUnavailableError: it does not fit; the message names both numbers.
     """
     scores = checkpoint.facts.num_attention_heads * max_sequence_len**2
     needed = 4 * (num_parameters(checkpoint) + _SCORE_COPIES * scores) + _BASE_BYTES
     available = available_memory_bytes()
     if available is not None and needed > available:
         raise ReferenceUnavailableError(
-            f"the check against transformers needs {needed / 2**30:.1f} GiB of memory, the model in float32, "
-            f"and {available / 2**30:.1f} GiB are available: run vinfer verify on a larger machine"
+            f"the check against transformers needs {needed / 2**30:.1f} GiB of memory for the float32 model; "
+            f"{available / 2**30:.1f} GiB are available: run vinfer verify on a larger machine"
         )
 
 
 class ReferenceProcess:
-    """A running reference; called with a prompt and its answer, it returns the logits of the answer."""
+    """A running reference; calling it with a prompt and its answer returns the logits of the answer."""
 
     def __init__(self, child: subprocess.Popen[str], events: IO[str], log: Path, directory: Path) -> None:
         self._child = child
@@ -78,10 +78,10 @@ class ReferenceProcess:
         self.versions: dict[str, str] = {}
 
     def load(self, source: ResolvedSource) -> None:
-        """Have the child load a source.
+        """Make the child load a source.
 
         Raises:
-            CheckpointError, ReferenceUnavailableError: as the child says.
+            CheckpointError, ReferenceUnavailableError: as reported by the child.
         """
         self.versions = self._ask({**dataclasses.asdict(source), "path": str(source.path)})["versions"]
 
@@ -97,7 +97,7 @@ class ReferenceProcess:
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._child.stdin is not None
-        # A child that has ended already is reported below.
+        # A child that has already ended is reported below.
         with contextlib.suppress(BrokenPipeError):
             self._child.stdin.write(json.dumps(message) + "\n")
             self._child.stdin.flush()
@@ -115,11 +115,11 @@ class ReferenceProcess:
 
 @contextlib.contextmanager
 def reference_process(source: ResolvedSource) -> Iterator[ReferenceProcess]:
-    """Run transformers over a source in a child process; it has ended when this returns.
+    """Run transformers on a source in a child process, which has ended when the context exits.
 
     Raises:
         CheckpointError: the child refuses the checkpoint.
-        ReferenceUnavailableError: something is not installed, or the child cannot load the checkpoint.
+        ReferenceUnavailableError: a package is missing, or the child cannot load the checkpoint.
     """
     require_packages()
     events_fd, child_fd = os.pipe()
@@ -150,7 +150,7 @@ def reference_process(source: ResolvedSource) -> Iterator[ReferenceProcess]:
 def _environment() -> dict[str, str]:
     return {
         **os.environ,
-        # The accelerator is the engine's, and everything is here already.
+        # The accelerator belongs to the engine, and all files are already local.
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
@@ -164,7 +164,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory_bytes() -> int | None:
-    """Return what the machine can give without swapping, or the container's limit leaves; None if unknown."""
+    """Return the memory free without swapping, or less if the container's limit is lower; None if unknown."""
     amounts = [amount for amount in (_machine_bytes(), _container_bytes()) if amount is not None]
     return min(amounts, default=None)
 
@@ -179,7 +179,7 @@ def _machine_bytes() -> int | None:
 
 
 def _container_bytes() -> int | None:
-    """Read cgroup v2 as a container sees its own; what the page cache holds can be had again."""
+    """Return the free memory of this container's cgroup v2; the page cache counts as free."""
     try:
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())

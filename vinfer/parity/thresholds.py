@@ -1,24 +1,24 @@
-"""Which figures pass, and why these. The only place that says so.
+"""The thresholds of the parity figures, and the reasons for them. The only place that defines them.
 
-float32: both sides compute the same function with other orders of summation. The largest error over the tiny
-checkpoints of the parity matrix (docs/reports/models.md) is 5e-6 of the logit scale. A mixture of experts
-amplifies errors where its router hardly prefers one expert to another. A greedy token is wrong where the
-reference prefers another one by more than that.
+float32: both sides compute the same function with different orders of summation. The largest error over the
+tiny checkpoints of the parity matrix (docs/reports/models.md) is 5e-6 of the logit scale. A mixture of
+experts amplifies errors if its router hardly prefers one expert to another. A greedy token is wrong if the
+reference prefers another one by more than the threshold of the error.
 
-bfloat16 and float16: the bundle rounds weights, activations and cache, the reference does not, so tokens
-may differ where the best two are near each other. Measured on tiny Llama (two kinds of RoPE), Qwen2 and
-Qwen3 checkpoints, 256 to 704 tokens each; the mistakes are those of the parity tests: every rotary
-frequency 1 % off, a bias left out, interleaved query heads, answers one position late.
+bfloat16 and float16: the bundle rounds weights, activations and cache, and the reference does not. So tokens
+may differ if the best two are close. Measured on tiny Llama (two kinds of RoPE), Qwen2 and Qwen3 checkpoints,
+256 to 704 tokens each. The mistakes are those of the parity tests: every rotary frequency off by 1 %, a
+missing bias, interleaved query heads, answers one position late.
 
-                 right                              with a mistake
+                 correct                            with a mistake
                  top-1 agreement   mean KL          top-1 agreement   mean KL
     bfloat16     at least 0.933    at most 0.0064   at most 0.73      at least 0.40
     float16      at least 0.988    at most 0.00013  at most 0.62      at least 0.41
 
-Over all families of the matrix bfloat16 gives at least 0.877 and at most 0.0074; mixtures of experts, whose
-routers choose otherwise after rounding, at least 0.859 and at most 0.064. The thresholds leave room on both
-sides. A mistake as small as one norm weight off by a tenth is below what
-bfloat16 can show (mean KL 0.009 to 0.013); float16 shows it (0.005 to 0.009), and float32 all of them.
+Over all families of the matrix, bfloat16 reaches at least 0.877 and at most 0.0074. Mixtures of experts,
+whose routers choose differently after rounding, reach at least 0.859 and at most 0.064. The thresholds leave
+room on both sides. bfloat16 cannot reveal a mistake as small as one norm weight off by a tenth (mean KL 0.009
+to 0.013). float16 reveals it (0.005 to 0.009), and float32 reveals all of them.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _MAX_MEAN_KL_OF_MIXTURES = {"bfloat16": 0.2, "float16": 0.02}
 
 
 def default_thresholds(dtype: str, *, is_mixture: bool, max_error: float | None = None) -> ParityThresholds:
-    """Return the thresholds for a bundle of that dtype.
+    """Return the thresholds for a bundle of this dtype.
 
     Args:
-        is_mixture: a router chooses among experts.
-        max_error: replaces the default one; where there is none, adds one.
+        is_mixture: whether a router chooses among experts.
+        max_error: replaces the default threshold of the error, or adds one if there is none.
     """
     default = _MAX_ERROR_OF_MIXTURES if is_mixture else _MAX_ERROR
     if dtype == "float32":
@@ -54,7 +54,7 @@ def default_thresholds(dtype: str, *, is_mixture: bool, max_error: float | None 
 
 
 def shortfalls(figures: ParityFigures, thresholds: ParityThresholds) -> list[str]:
-    """Say which figures do not pass, each with its threshold; empty where all do."""
+    """Return the figures that do not pass, in words and with their thresholds; empty if all pass."""
     found: list[str] = []
     limits = (
         ("the largest error", figures.largest_error, thresholds.max_error),
@@ -63,8 +63,8 @@ def shortfalls(figures: ParityFigures, thresholds: ParityThresholds) -> list[str
     )
     for name, figure, limit in limits:
         if limit is not None and figure > limit:
-            found.append(f"{name} is {figure:.3g}, at most {limit:g} passes")
+            found.append(f"{name} is {figure:.3g}; at most {limit:g} is allowed")
     least = thresholds.min_top1_agreement
     if least is not None and figures.top1_agreement < least:
-        found.append(f"the top-1 agreement is {figures.top1_agreement:.4f}, at least {least:g} passes")
+        found.append(f"the top-1 agreement is {figures.top1_agreement:.4f}; at least {least:g} is required")
     return found

@@ -1,4 +1,4 @@
-"""What a model's answers hold besides plain text: decided once per model, from chat template and config."""
+"""What a model's answers contain besides plain text; decided once per model from chat template and config."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vinfer.text.tool_calls.formats import FORMATS, HERMES, ToolFormat, format_o
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerForm:
-    """How a model writes.
+    """The form of a model's answers.
 
     Attributes:
-        tool_format: how it writes tool calls; None where `tools` are refused.
-        has_tools_as_text: its template does not know tools, so they are explained to it in text.
+        tool_format: how it writes tool calls; None if `tools` are refused.
+        has_tools_as_text: its template does not know tools, so the prompt explains them in text.
         has_reasoning: it may think in `<think>` tags before it answers.
     """
 
@@ -25,7 +25,7 @@ class AnswerForm:
     has_reasoning: bool = False
 
     def marker_ids(self, tokenizer: Tokenizer, *, reads_calls: bool) -> frozenset[int]:
-        """Return the special tokens that an answer is taken apart by; most models have none."""
+        """Return the special tokens that delimit parts of an answer; most models have none."""
         markers = [reasoning.OPENING, reasoning.CLOSING] if self.has_reasoning else []
         if reads_calls and self.tool_format is not None:
             markers += [self.tool_format.opening, self.tool_format.closing]
@@ -41,13 +41,13 @@ def answer_form(
 ) -> AnswerForm:
     """Choose the form of a model's answers.
 
-    Where a template takes tools in a format that is none of ours, they are explained in text too: a model
-    follows an example in its prompt better than we could read a format we do not know.
+    If a template takes tools in an unsupported format, the prompt also explains them in text: a model follows
+    an example in its prompt better than we could parse an unknown format.
 
     Args:
-        tool_parser: a format's name, `none`, or `auto`: as the template has it.
-        reasoning_parser: `think`, `none`, or `auto`: as the template has it.
-        template: None where the model has none; then no conversation reaches it.
+        tool_parser: a format's name, `none`, or `auto` to follow the template.
+        reasoning_parser: `think`, `none`, or `auto` to follow the template.
+        template: None if the model has none; it then takes no conversations.
     """
     takes_tools = template is not None and template.takes_tools
     taught = format_of_template(template.source) if template is not None and takes_tools else None

@@ -1,11 +1,10 @@
-"""Messages to a prompt: a model's Jinja chat template, as transformers' `apply_chat_template` renders it.
+"""Renders messages into a prompt with a model's Jinja chat template, as `apply_chat_template` does.
 
-A `ChatTemplate` is immutable and used by all worker threads. Does not know token ids.
+A `ChatTemplate` is immutable and shared by all worker threads. Does not know token ids.
 
-The template comes with the checkpoint and the messages from strangers, so neither is trusted:
-
-`template_sandbox` bounds what a rendering can reach, how long it takes and what it makes on the way; the
-output is capped here.
+The template comes with the checkpoint and the messages come from strangers, so neither is trusted.
+`template_sandbox` limits what a rendering can reach, how long it takes and how much it builds on the way. The
+length of the output is limited here.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from vinfer.text.tokenizer import Tokenizer
 
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 MAX_OUTPUT_CHARACTERS = 1 << 20
-"""A template may add this much of its own, besides four times the input: tool schemas are often written
-twice and escaped, anything beyond is a loop gone wrong."""
+"""Characters that a template may add besides four times the input. Tool schemas are often written twice and
+escaped; anything longer is a runaway loop."""
 _MAX_ERROR_LEN = 500
 
 
@@ -37,14 +36,14 @@ class ChatTemplate:
 
     Attributes:
         source: the Jinja source.
-        variables: what the template reads from outside, special tokens and messages included.
-        takes_tools: it reads `tools`.
-        shows_system: a system message at the beginning is shown; some templates refuse it.
+        variables: the variables that the template reads, including special tokens and messages.
+        takes_tools: whether it reads `tools`.
+        shows_system: whether it shows a system message at the beginning; some templates refuse one.
 
     Args:
         source: as above.
-        special_tokens: what the template knows as `bos_token`, `eos_token`, ...; None is left undefined.
-        control_tokens: the tokenizer's special-token strings; in user text they stay plain text.
+        special_tokens: values of `bos_token`, `eos_token`, ... in the template; None is left undefined.
+        control_tokens: the tokenizer's special-token strings, which stay plain text in user text.
         max_render_seconds: a rendering that takes longer is refused.
 
     Raises:
@@ -92,7 +91,7 @@ class ChatTemplate:
             kwargs: more variables for the template (`enable_thinking`, ...).
 
         Raises:
-            RequestError: the template refuses the messages, or needs too long or too much.
+            RequestError: the template refuses the messages, or takes too long or too much memory.
         """
         given = {
             "messages": self._formats.apply(messages),
@@ -115,7 +114,7 @@ class ChatTemplate:
             return False
 
     def _render(self, given: Mapping[str, Any]) -> str:
-        """Render with exactly these variables besides the special tokens."""
+        """Render with exactly these variables and the special tokens."""
         given_len = text_len(given)
         max_characters = 4 * given_len + MAX_OUTPUT_CHARACTERS
         pieces = []
@@ -140,7 +139,7 @@ class ChatTemplate:
 
 
 def load_chat_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """Load the chat template of a bundle's `tokenizer/` directory; None where the model has none.
+    """Load the chat template from a bundle's `tokenizer/` directory; return None if the model has none.
 
     Raises:
         BundleError: the file is unreadable or does not compile.
@@ -159,6 +158,6 @@ def load_chat_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | 
 
 
 def _one_line(error: Exception) -> str:
-    """Return the error's message for a client: one line, bounded, no address."""
+    """Return the error's message for a client: one line of limited length, without addresses."""
     message = " ".join(str(error).split())
     return re.sub(r"0x[0-9a-fA-F]{6,}", "0x...", message)[:_MAX_ERROR_LEN]

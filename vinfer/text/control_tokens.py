@@ -1,14 +1,14 @@
-"""Keeps special-token strings that a user typed apart from those that the chat template wrote.
+"""Distinguishes special-token strings that a user typed from those that the chat template wrote.
 
-Owns the marks put into user strings before a template runs, and `RenderedPrompt`, what is left after
-they are taken out again. Pure functions of strings, run on worker threads. Knows neither the tokenizer
-nor the template language.
+Owns the marks that are put into user strings before a template runs, and `RenderedPrompt`, the text after
+they are removed again. Pure functions of strings, run on worker threads. Knows neither the tokenizer nor the
+template language.
 
-A template concatenates: after rendering, a `<|im_end|>` from a message looks like one of its own. So one
-character that occurs nowhere in the input (the mark) is put *inside* each special-token string of the user's
-(`<M|im_end|>`): no part of the marked text can be read as a special token, however the template slices or
-joins it. A value that ends in the beginning of one (`<|im_`) gets a mark there, so that the next value
-cannot complete it. The one way round is a template that deletes text inside a message.
+A template concatenates text, so after rendering, a `<|im_end|>` from a message looks like the template's own.
+Therefore a character that occurs nowhere in the input (the mark) is put *inside* each special-token string of
+the user (`<M|im_end|>`). No part of the marked text can then be read as a special token, however the template
+slices or joins it. A value that ends with the beginning of such a string (`<|im_`) gets a mark there, so that
+the next value cannot complete it. Only a template that deletes text inside a message can defeat this.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from vinfer.errors import RequestError
 
 _MARKS = tuple(map(chr, (*range(0xA000, 0xA48D), *range(0x20000, 0x2A6D0))))
-"""Yi syllables, then rare ideographs: printable (`repr` keeps them), caseless, untouched by `strip`."""
+"""Yi syllables, then rare ideographs: printable (`repr` keeps them), caseless, and `strip` keeps them."""
 
 _SCALAR_LEN = 16
 
@@ -34,7 +34,7 @@ class RenderedPrompt:
     Attributes:
         text: the prompt as a person reads it.
         control_spans: (start, end) in `text` of each special token that the template itself wrote.
-        has_user_specials: some other part of `text` looks like a special token and is plain text.
+        has_user_specials: whether another part of `text` looks like a special token but is plain text.
     """
 
     text: str
@@ -45,7 +45,7 @@ class RenderedPrompt:
 class ControlTokens:
     """The special-token strings of one tokenizer. Immutable: safe from any thread.
 
-    Strings of one character are left out: where a newline is a control token, users must be able to type it.
+    Strings of one character are left out: users must be able to type a newline even if it is a control token.
     """
 
     def __init__(self, strings: Collection[str]) -> None:
@@ -54,7 +54,7 @@ class ControlTokens:
         trie = _trie_pattern(kept)
         self._token = re.compile(trie)
         self._token_start = re.compile(f"(?={trie})(.)", re.DOTALL)
-        # A word is no beginning worth a mark: roles and types are compared by the template.
+        # Beginnings that are plain words get no mark, because templates compare roles and types.
         self._beginnings = {
             string[:length]
             for string in kept
@@ -65,14 +65,14 @@ class ControlTokens:
         self._max_len = max(map(len, kept), default=0)
 
     def choose_mark(self, value: Any, *, avoid: frozenset[str]) -> str | None:
-        """Choose the character that marks user strings, or None where `value` needs no mark.
+        """Return the character that marks user strings, or None if `value` needs no mark.
 
         Args:
             value: nested dicts, lists and scalars, as parsed from JSON.
             avoid: characters of the template.
 
         Raises:
-            RequestError: the input holds every character that could be a mark.
+            RequestError: the input contains every character that could be a mark.
         """
         if self._is_empty or not any(self._needs_mark(string) for string in _strings(value)):
             return None
@@ -85,7 +85,7 @@ class ControlTokens:
         )
 
     def mark(self, value: Any, mark: str) -> Any:
-        """Return a copy of `value` in which no string, keys included, holds a special token."""
+        """Return a copy of `value` in which no string, keys included, contains a special token."""
         if isinstance(value, str):
             if self._ends_in_beginning(value):
                 end = len(value.rstrip())
@@ -98,7 +98,7 @@ class ControlTokens:
         return value
 
     def unmark(self, rendered: str, mark: str | None) -> RenderedPrompt:
-        """Take the marks out of a rendered template and say which special tokens are its own."""
+        """Remove the marks from a rendered template and record which special tokens are its own."""
         if self._is_empty:
             return RenderedPrompt(rendered)
         if mark is None or mark not in rendered:
@@ -132,7 +132,7 @@ class ControlTokens:
 
 
 def text_len(value: Any) -> int:
-    """Count the characters of all strings and keys in `value`, and a flat 16 for any other scalar."""
+    """Count the characters of all strings and keys in `value`; any other scalar counts as 16."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
@@ -154,9 +154,9 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _trie_pattern(strings: Collection[str]) -> str:
-    """Return a pattern that matches the longest of `strings`, in time that does not grow with their number.
+    """Return a pattern that matches the longest of `strings`, in time independent of their number.
 
-    Some tokenizers have thousands that begin alike; a flat alternation would try each at each `<`.
+    Some tokenizers have thousands with the same beginning; a flat alternation would try each at every `<`.
     """
     root: dict[str, Any] = {}
     for string in strings:

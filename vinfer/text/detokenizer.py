@@ -1,12 +1,12 @@
-"""Token ids to text, a few at a time, without ever showing half a character.
+"""Converts token ids to text, a few at a time, without ever showing half a character.
 
 One object per request, on the event loop; each token costs the same however long the answer is. Knows only
-the tokenizer. The pieces joined are what `Tokenizer.decode` makes of all ids, with one exception: where
-byte tokens (`<0xE2>`) are not valid UTF-8, `decode` gives up the whole run, its valid characters too, one
-U+FFFD per byte; those characters have been shown by then, so only the invalid bytes become U+FFFD here.
+the tokenizer. The joined pieces equal `Tokenizer.decode` of all ids, with one exception. If byte tokens
+(`<0xE2>`) are not valid UTF-8, `decode` replaces the whole run, including its valid characters, by one U+FFFD
+per byte. Those characters have already been shown here, so only the invalid bytes become U+FFFD.
 
-`tokenizers.DecodeStream` is not used: it raises "Invalid prefix" on such a run, holds text back for ever
-after invalid bytes, decoding it all again with each token, and has no flush.
+`tokenizers.DecodeStream` is not used. It raises "Invalid prefix" on such a run, holds text back forever after
+invalid bytes while decoding all of it again with each token, and has no flush.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from vinfer.text.tokenizer import Tokenizer
 REPLACEMENT = "\ufffd"
 _PROMPT_TAIL_LEN = 8
 _MAX_HELD_TOKENS = 8
-"""A character has at most four bytes; twice that many tokens cannot still be waiting for its end."""
+"""A character has at most four bytes, so twice as many tokens cannot still be waiting for its end."""
 
 
 class Detokenizer:
     """The text of one request.
 
     Args:
-        skip_special_tokens: leave special tokens out of the text, all but those of `shown_special_ids`.
-        prompt_tail: the last ids of the prompt where the text continues it (eight are enough): a leading
-            space is kept, and a character that the prompt began is shown whole when the answer ends it.
+        skip_special_tokens: leave special tokens out of the text, except for `shown_special_ids`.
+        prompt_tail: the last ids of the prompt if the text continues it (eight are enough). A leading space
+            is then kept, and a character that the prompt began is shown whole once the answer completes it.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Detokenizer:
         return self._decoder.push(self._shown(token_ids))
 
     def flush(self) -> str:
-        """Return what was held back, as U+FFFD where a character was never finished."""
+        """Return the text that was held back, with U+FFFD for a character that was never completed."""
         return self._decoder.flush()
 
     def _shown(self, token_ids: Iterable[int]) -> list[int]:
@@ -63,7 +63,7 @@ class Detokenizer:
 
 class _StreamDecoder(Protocol):
     def prime(self, token_ids: list[int]) -> None:
-        """Take the end of the prompt, whose text is not shown."""
+        """Read the end of the prompt, whose text is not shown."""
         ...
 
     def push(self, token_ids: list[int]) -> str: ...
@@ -72,7 +72,7 @@ class _StreamDecoder(Protocol):
 
 
 class _Utf8:
-    """Bytes to characters; knows whether a character it waits for was begun by the prompt."""
+    """Converts bytes to characters; knows whether the prompt began an incomplete character."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -93,7 +93,7 @@ class _Utf8:
         return self._decoder.decode(new)
 
     def flush(self) -> str:
-        """End an unfinished character; one that the prompt alone began is no text of ours."""
+        """Return the replacement for an incomplete character; nothing if all of it came from the prompt."""
         if self._is_inherited:
             self._decoder.reset()
             self._is_inherited = False
@@ -123,16 +123,16 @@ class _ByteLevelDecoder:
         token = self._tokenizer.id_to_token(token_id) or ""
         try:
             return bytes(map(BYTE_OF_CHARACTER.__getitem__, token))
-        except KeyError:  # an added token is spelled as it reads
+        except KeyError:  # an added token is plain text
             return token.encode()
 
 
 class _WindowDecoder:
-    """Any other decoder: what tokens add is seen by decoding them after the tokens before.
+    """Any other decoder: new tokens are decoded together with the previous ones to see what they add.
 
-    A decoder may treat the first token in its own way (strip its space, leave `##` away); the tokens of the
-    last piece of text stand before the new ones, so that these never are the first. Byte tokens are
-    collected here until they make whole characters.
+    A decoder may treat the first token differently (strip its space, remove `##`). Decoding therefore starts
+    with the tokens of the last piece of text, so that a new token is never the first. Byte tokens are
+    collected here until they form whole characters.
 
     Source: the prefix and read offsets of text-generation-inference (Hugging Face).
     """
@@ -208,7 +208,7 @@ class _WindowDecoder:
         self._text_before = self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def _stand_before_nothing(self) -> None:
-        """After invalid bytes some valid token must stand in their place: they would spoil the next run."""
+        """Put a valid token before the next ones: invalid bytes there would spoil the next run of bytes."""
         placeholder = self._tokenizer.token_to_id("<0x21>")
         if placeholder is not None:
             self._stand_before([placeholder])

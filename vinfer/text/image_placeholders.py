@@ -1,4 +1,4 @@
-"""Puts as many placeholder tokens into a rendered chat as its images have features.
+"""Expands the image markers in a rendered chat to as many placeholder tokens as the images have features.
 
 Pure functions of strings, run on worker threads. Knows neither token ids nor images.
 """
@@ -18,12 +18,12 @@ def expand_placeholders(
     num_tokens: Sequence[int],
     control_tokens: ControlTokens,
 ) -> RenderedPrompt:
-    """Replace each marker that the template wrote by the tokens of its image, in order.
+    """Replace each marker that the template wrote with the tokens of its image, in order.
 
-    A marker that a user typed is no control token and stays text.
+    A marker that a user typed is not a control token and stays text.
 
     Args:
-        num_tokens: of each image.
+        num_tokens: number of tokens of each image.
 
     Raises:
         RequestError: the template did not write one marker per image.

@@ -1,14 +1,14 @@
-"""Finds a fixed string in text that comes in pieces."""
+"""Finds a fixed string in text that arrives in pieces."""
 
 from __future__ import annotations
 
 
 def split_at_marker(text: str, marker: str) -> tuple[str, bool, str]:
-    """Look for the first `marker`.
+    """Split a text at the first `marker`.
 
     Returns:
         The text before it, whether it was found, and the rest: what follows the marker, or the end of the
-        text that may be its beginning.
+        text if that may be the beginning of a marker.
     """
     start = text.find(marker)
     if start >= 0:

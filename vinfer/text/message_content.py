@@ -1,12 +1,12 @@
-"""Gives a chat template the kind of message content that it understands: a string or a list of parts.
+"""Converts message content to the kind that a chat template understands: a string or a list of parts.
 
 Runs on worker threads. Knows the shape of OpenAI messages, not how templates are rendered.
 
-A template is asked, not read: when it is loaded, a message of each role is rendered with its content as a
-string and as one text part, and the text must come out. Then
-- a list of parts goes to a template that takes parts for that role as it is;
+A template is probed, not parsed: when it is loaded, a message of each role is rendered with its content as a
+string and as one text part, and the text must appear. After that
+- a list of parts is passed unchanged to a template that takes parts for that role;
 - otherwise its text parts are joined by a newline, as vLLM does;
-- a string goes as it is, or as one text part to a template that shows only parts.
+- a string is passed unchanged, or as one text part to a template that shows only parts.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ContentFormats:
-    """What a template takes. A role that cannot be rendered alone counts as taking strings only.
+    """The content that a template takes. A role that cannot be rendered alone counts as taking only strings.
 
     Attributes:
         part_roles: roles whose content may be a list of parts.
-        only_part_roles: those of them whose content must be one.
+        only_part_roles: those of them whose content must be a list of parts.
     """
 
     part_roles: frozenset[str]
@@ -35,7 +35,7 @@ class ContentFormats:
 
     @classmethod
     def probe(cls, render: Callable[[Mapping[str, Any]], str]) -> ContentFormats:
-        """Find out by rendering; `render` takes the template's variables and may raise RequestError."""
+        """Probe a template by rendering; `render` takes its variables and may raise RequestError."""
 
         def shows(role: str, content: Any) -> bool:
             message = {"role": role, "content": content}
@@ -50,7 +50,7 @@ class ContentFormats:
                 rendered = render({**given, "messages": [*before, message, *after]})
             except RequestError:
                 return False
-            # A template for strings may print the list itself.
+            # A template that only takes strings may print the list itself.
             return _WORD in rendered and "'type'" not in rendered and '"type"' not in rendered
 
         parts = [{"type": "text", "text": _WORD}]
@@ -60,10 +60,10 @@ class ContentFormats:
         return cls(part_roles, frozenset(role for role in part_roles if not shows(role, _WORD)))
 
     def apply(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the messages with each content as the template takes it.
+        """Return the messages with each content in the form that the template takes.
 
         Raises:
-            RequestError: a part other than text for a template that takes only strings.
+            RequestError: a part is not text, and the template takes only strings.
         """
         return [
             {**message, "content": self._content(index, message)} if "content" in message else message

@@ -1,6 +1,7 @@
-"""What a model thinks, apart from what it answers: text in `<think>` tags at the beginning, as it arrives.
+"""Separates reasoning, the text in `<think>` tags at the beginning, from the answer as it arrives.
 
-One object per choice, on the event loop; linear in the answer. White space around the tags is in neither.
+One object per choice, on the event loop; linear in the answer. White space around the tags belongs to
+neither.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class ReasoningParser:
     """Splits one answer.
 
     Args:
-        is_open: the prompt ends with the opening tag, as some chat templates write it.
+        is_open: whether the prompt already ends with the opening tag, which some chat templates write.
     """
 
     def __init__(self, *, is_open: bool) -> None:
@@ -35,7 +36,7 @@ class ReasoningParser:
         self._is_blank = True
 
     def push(self, text: str) -> list[Text | Reasoning]:
-        """Take more of the answer."""
+        """Read more of the answer and return what is known to be text or reasoning."""
         events: list[Text | Reasoning] = []
         self._unread += text
         if self._state is _State.START:
@@ -54,7 +55,7 @@ class ReasoningParser:
         return events
 
     def finish(self) -> list[Text | Reasoning]:
-        """Take the end of the answer."""
+        """Return what is left at the end of the answer."""
         unread, self._unread = self._unread, ""
         if self._state is _State.START:
             held = "".join(self._spaces) + unread

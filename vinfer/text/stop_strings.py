@@ -1,9 +1,9 @@
 """Finds stop strings in text that arrives in pieces.
 
-One object per request, on the event loop. Knows no tokens.
+One object per request, on the event loop. Does not know tokens.
 
-Which match wins: the one that is complete first; of two that end on the same character, the longer. So
-the outcome does not depend on how the text was cut into pieces, and generation can end at once.
+The match that is complete first wins; of two that end on the same character, the longer one. So the result
+does not depend on how the text is split into pieces, and generation can end at once.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StopResult:
-    """Text that may be shown now, and the stop string that ended it, if any (never part of the text)."""
+    """Text that may be shown now, and the stop string that ended it, if any (not part of the text)."""
 
     text: str
     matched: str | None = None
 
 
 class StopStrings:
-    """Holds back the shortest end of the text that could still become a stop string.
+    """Holds back the shortest suffix of the text that could still become a stop string.
 
     Linear in the text for each stop string (Knuth-Morris-Pratt), whatever the strings are.
 
@@ -38,7 +38,7 @@ class StopStrings:
         self._is_done = False
 
     def push(self, text: str) -> StopResult:
-        """Take more text. Nothing is returned for text after a match."""
+        """Read more text and return what may be shown. Text after a match is dropped."""
         if self._is_done:
             return StopResult("")
         if not self._stop:
@@ -60,14 +60,14 @@ class StopStrings:
         return StopResult(seen[:shown])
 
     def flush(self) -> str:
-        """Return the text held back: no more will come."""
+        """Return the text held back; no more will come."""
         held, self._held = self._held, ""
         self._is_done = True
         return held
 
 
 def _borders(string: str) -> list[int]:
-    """Return for each prefix the length of its longest proper prefix that is also its suffix."""
+    """Return, for each prefix, the length of its longest proper prefix that is also its suffix."""
     borders = [0] * len(string)
     length = 0
     for end in range(1, len(string)):

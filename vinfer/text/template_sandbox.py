@@ -1,14 +1,14 @@
-"""The sandbox that chat templates run in: what they reach, how long they take, how much they make.
+"""The sandbox that chat templates run in: limits what they reach, how long they take, how much they build.
 
 A thread cannot be killed, so a rendering has to end by itself, whatever the template does:
 
 - immutable sandbox: no attribute that leads out of the data, no change to the caller's objects;
-- a deadline, looked at in every loop iteration, call, filter and arithmetic operation;
-- a budget of characters for everything made on the way (results of `~`, `+`, `*`, `%`, filters and methods,
-  what blocks and macros write), charged before a thing is made where one operation can make much of little.
+- a deadline, checked in every loop iteration, call, filter and arithmetic operation;
+- a budget of characters for everything built on the way (results of `~`, `+`, `*`, `%`, filters and methods,
+  output of blocks and macros). An operation that can turn little into much is charged beforehand.
 
-The template's text is rewritten before it is compiled: Jinja itself has no hook for loops, `~`, comparisons
-and literals. Templates behave as in transformers' environment as long as they keep within the limits.
+The template is rewritten before it is compiled, because Jinja has no hooks for loops, `~`, comparisons and
+literals. Within the limits, templates behave as in transformers' environment.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ import jinja2.utils
 import jinja2.visitor
 
 MAX_MADE_CHARACTERS = 1 << 24
-"""A rendering may make this much, besides 64 times the input."""
+"""Characters that a rendering may build besides 64 times the input."""
 _MAX_INT_BITS = 1 << 14
 _MAX_WIDTH = 1 << 14
 _SCALAR_SIZE = 16
-# One call of these makes much of little in ways that no size of arguments tells; no known template uses them.
+# The size of the arguments does not limit what one call of these builds; no known template uses them.
 _REMOVED_FILTERS = ("urlize", "wordwrap", "pprint", "xmlattr")
 _TEXT_FILTERS = (
     *("string", "tojson", "join", "upper", "lower", "title", "capitalize", "trim", "safe", "escape", "e"),
@@ -59,9 +59,9 @@ _WIDE_BRACES = re.compile(r"\{[^{}]*(?:[0-9]{5,}|\{)")
 
 
 class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}`: marks the assistant's part for training; for us its body is all it is.
+    """`{% generation %}`, which marks the assistant's part for training; here it only renders its body.
 
-    A call block, as in transformers: a variable set inside is not seen outside.
+    A call block, as in transformers: a variable set inside is not visible outside.
     """
 
     tags = {"generation"}
@@ -82,7 +82,7 @@ class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "-", "*", "**", "/", "//", "%"})
 
     def __init__(self) -> None:
-        # Not optimized: constants would be computed when the template is compiled, without any limit.
+        # Not optimized, or constants would be computed without any limit when the template is compiled.
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -104,33 +104,33 @@ class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         del self.globals["lipsum"]  # filler text of any length, in one call
 
     def compile_checked(self, tree: jinja2.nodes.Template) -> jinja2.Template:
-        """Compile a parsed template with its loops, `~`, comparisons and literals under the limits."""
+        """Compile a parsed template so that its loops, `~`, comparisons and literals obey the limits."""
         return self.from_string(_Limits(self).visit(tree))
 
     def start(self, max_seconds: float, given_len: int) -> None:
-        """Begin a rendering in this thread, of variables with so many characters."""
+        """Begin a rendering in this thread, for variables with `given_len` characters."""
         self._running.max_seconds = max_seconds
         self._running.ends_at = time.monotonic() + max_seconds
         self._running.num_left = 64 * given_len + MAX_MADE_CHARACTERS
 
     def check_deadline(self) -> None:
-        """Raise SecurityError where this thread's rendering has taken too long."""
+        """Raise SecurityError if this thread's rendering has taken too long."""
         if time.monotonic() > self._running.ends_at:
             raise jinja2.exceptions.SecurityError(
                 f"rendering takes longer than {self._running.max_seconds:g} seconds"
             )
 
     def charge(self, size: int) -> None:
-        """Take so many characters off the budget of this thread's rendering."""
+        """Subtract `size` characters from the budget of this thread's rendering."""
         self._running.num_left -= size
         if self._running.num_left < 0:
             raise _too_large()
 
     def measure(self, value: Any) -> int:
-        """Count the characters that a value has as text; shared parts count each time.
+        """Count the characters of a value as text; shared parts count each time.
 
         Raises:
-            SecurityError: more than the budget has left, which ends the count.
+            SecurityError: the count exceeds the remaining budget, which ends it early.
         """
         size = 0
         waiting = [value]
@@ -179,7 +179,7 @@ class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
                 raise _too_large()
         elif operator == "*" and numbers:
             other = right if numbers[0] is left else left
-            # The number first: what it multiplies may be anything.
+            # Measure last: the value that the number multiplies may be anything.
             self.charge(max(numbers[0], 0) * self.measure(other) if not isinstance(other, float) else 0)
         elif operator == "%" and isinstance(left, (str, bytes)):
             self._charge_format(left, _WIDE_PERCENT, "%", right)
@@ -188,7 +188,7 @@ class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def _charge_method(self, owner: str | bytes, name: str, args: tuple[Any, ...]) -> None:
         if name in ("translate", "maketrans"):
-            raise jinja2.exceptions.SecurityError(f"{name} is not served to templates")
+            raise jinja2.exceptions.SecurityError(f"{name} is not available to templates")
         if name in ("format", "format_map"):
             self._charge_format(owner, _WIDE_BRACES, "{", args)
             return
@@ -203,7 +203,7 @@ class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.charge(len(text) + num_signs * (_MAX_WIDTH // 16 + self.measure(args)))
 
     def _growth(self, name: str, value: Any, args: tuple[Any, ...]) -> int:
-        """Estimate from above what a filter or method of this name makes of its arguments."""
+        """Return an upper estimate of the size that a filter or method of this name returns."""
         size = self.measure(value) + self.measure(args)
         texts = [len(arg) for arg in args if isinstance(arg, str)]
         if name == "replace" and len(texts) == 2:
@@ -221,7 +221,7 @@ class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return size + (width if name in _PADDING else 0)
 
     def _limited(self, name: str, apply: Callable[..., Any]) -> Callable[..., Any]:
-        """Put the limits before a filter."""
+        """Wrap a filter so that the limits are checked first."""
         place = 0 if jinja2.utils._PassArg.from_obj(apply) is None else 1
 
         @functools.wraps(apply)
@@ -248,7 +248,7 @@ class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return limited
 
     def checked(self, items: Any, size: int = 1) -> Iterator[Any]:
-        """Iterate with a look at the deadline, charging `size` per item."""
+        """Yield the items, checking the deadline and charging `size` for each."""
         for item in items:
             self.check_deadline()
             self.charge(size)
@@ -270,17 +270,17 @@ _PADDING = (
 
 
 class _Limits(jinja2.visitor.NodeTransformer):
-    """Rewrites a template: what has no hook passes through a filter of ours."""
+    """Rewrites a template so that everything without a hook passes through one of our filters."""
 
     def __init__(self, environment: TemplateSandbox) -> None:
         self._environment = environment
 
     def visit(self, node: jinja2.nodes.Node, *args: Any, **kwargs: Any) -> Any:
-        """Rewrite what is below a node, then the node."""
+        """Rewrite the children of a node, then the node itself."""
         self.generic_visit(node)
         match node:
             case jinja2.nodes.For():
-                # What an iteration writes besides values, which `finalize` sees.
+                # The plain text that an iteration writes; `finalize` charges the values.
                 size = 1 + sum(len(text.data) for text in node.find_all(jinja2.nodes.TemplateData))
                 node.iter = self._through("checked_iteration", node.iter, jinja2.nodes.Const(size))
             case jinja2.nodes.Concat():
@@ -303,14 +303,14 @@ class _Limits(jinja2.visitor.NodeTransformer):
 
 
 def _len_in_characters(value: Any) -> int:
-    """Count a text's characters, or what a list's places take in memory, without its items."""
+    """Count a text's characters, or the memory of a list's slots without its items."""
     if isinstance(value, (list, tuple)):
         return 8 * len(value)
     return len(value) if isinstance(value, str) else 0
 
 
 def _too_large() -> jinja2.exceptions.SecurityError:
-    return jinja2.exceptions.SecurityError("what the template makes is too large")
+    return jinja2.exceptions.SecurityError("what the template builds is too large")
 
 
 def _sandbox(context: jinja2.runtime.Context) -> TemplateSandbox:
@@ -320,13 +320,13 @@ def _sandbox(context: jinja2.runtime.Context) -> TemplateSandbox:
 
 @jinja2.pass_context
 def _checked_iteration(context: jinja2.runtime.Context, items: Any, size: int) -> Iterator[Any]:
-    """Put around what every `for` loops over."""
+    """Yield the items that a `for` loops over, within the limits."""
     return _sandbox(context).checked(items, size)
 
 
 @jinja2.pass_context
 def _charged(context: jinja2.runtime.Context, value: Any) -> Any:
-    """Pass on what becomes text."""
+    """Charge and return a value that becomes text."""
     sandbox = _sandbox(context)
     sandbox.charge(len(value) if isinstance(value, str) else sandbox.measure(value))
     return value
@@ -334,7 +334,7 @@ def _charged(context: jinja2.runtime.Context, value: Any) -> Any:
 
 @jinja2.pass_context
 def _measured(context: jinja2.runtime.Context, value: Any) -> Any:
-    """Pass on what is compared with, or put into, something else."""
+    """Measure and return a value that is compared with, or put into, something else."""
     if not isinstance(value, (str, int, float)):
         _sandbox(context).measure(value)
     return value

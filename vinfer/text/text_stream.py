@@ -1,7 +1,7 @@
 """The text of one request as its tokens arrive: detokenizer, then stop strings.
 
-One object per request, on the event loop; streamed and whole answers go through the same code. Does not
-know the engine: the caller cancels a request whose text `stopped`.
+One object per request, on the event loop; streamed and whole answers use the same code. Does not know the
+engine: the caller cancels a request whose text has `stopped`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class TextDelta:
     Attributes:
         text: text to send now; may be empty.
         num_tokens: how many of the pushed tokens belong to the answer and count as usage.
-        stopped: a stop string ended the answer; push nothing more.
-        stop: that string.
+        stopped: whether a stop string ended the answer; nothing more may be pushed then.
+        stop: that stop string.
     """
 
     text: str
@@ -39,9 +39,9 @@ class TextStream:
 
     Args:
         stop: stop strings, none of them empty; they are not part of the text.
-        shown_special_ids: special tokens that are shown all the same.
-        prompt_tail: the last few prompt ids where the text continues the prompt (raw completions), so that
-            a leading space survives; empty where the answer stands alone (chat).
+        shown_special_ids: special tokens that are shown anyway.
+        prompt_tail: the last few prompt ids if the text continues the prompt (raw completions), so that a
+            leading space is kept; empty if the answer is separate from the prompt (chat).
     """
 
     def __init__(
@@ -65,19 +65,20 @@ class TextStream:
     def push(
         self, token_ids: Sequence[int], *, ends_with_stop_token: bool = False, is_last: bool = False
     ) -> TextDelta:
-        """Take new tokens.
+        """Read new tokens and return what they add.
 
         Args:
             token_ids: in order; may be empty.
-            ends_with_stop_token: the last one is the engine's stop token: it counts and is not shown.
-            is_last: nothing follows; text that was held back comes out.
+            ends_with_stop_token: whether the last one is the engine's stop token, which counts as usage but
+                is not shown.
+            is_last: whether nothing follows; text that was held back is then returned.
         """
         shown = token_ids[:-1] if ends_with_stop_token else token_ids
         if not self._has_stop:
             text = self._detokenizer.push(shown) + (self._detokenizer.flush() if is_last else "")
             return TextDelta(text, len(token_ids))
         pieces = []
-        # One by one: tokens that a dispatch made after the stop string are not the client's to pay for.
+        # One by one, so that tokens generated after the stop string do not count as usage.
         for num_tokens, token_id in enumerate(shown, start=1):
             result = self._stop_strings.push(self._detokenizer.push((token_id,)))
             pieces.append(result.text)

@@ -1,10 +1,10 @@
-"""Text to token ids and back, from a bundle's `tokenizer/` directory.
+"""Converts text to token ids and back, with the files of a bundle's `tokenizer/` directory.
 
-Owns the two `tokenizers.Tokenizer` objects of a model; neither is changed after `load`, so one `Tokenizer`
-serves all worker threads at once. Does not know models, requests or templates.
+Owns the two `tokenizers.Tokenizer` objects of a model. Neither changes after `load`, so all worker threads
+can share one `Tokenizer`. Does not know models, requests or templates.
 
-Encoding goes through `encode_batch_fast`: of the ways to encode it is the one that releases the GIL (a
-megabyte through `encode` stops the event loop for a second and more).
+Encoding uses `encode_batch_fast`, the only way to encode that releases the GIL: a megabyte through `encode`
+would stop the event loop for more than a second.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Tokenizer:
         plain: tokenizers.Tokenizer,
         special_tokens: Mapping[str, str | None],
     ) -> None:
-        """Take over two equal tokenizers; use `load`."""
+        """Take ownership of two equal tokenizers; call `load` instead."""
         added: dict[int, tokenizers.AddedToken] = fast.get_added_tokens_decoder()
         special = {token_id: token for token_id, token in added.items() if token.special}
         self._fast = fast
@@ -60,13 +60,13 @@ class Tokenizer:
         self.control_tokens = ControlTokens([token.content for token in special.values()])
         self.decoder_types = _decoder_types(fast)
         unk_token = special_tokens.get("unk_token")
-        # What users must not be able to write; the unknown token is what becomes of other text.
+        # Tokens that users must not be able to write; not the unknown token, which any text may become.
         self._control_ids = frozenset(
             token_id for token_id, token in special.items() if token.content != unk_token
         )
 
-        # The plain tokenizer takes special-token strings for text. What the template wrote is spelled there
-        # with a secret that no text can contain: drawn per process, and in no output.
+        # The plain tokenizer treats special-token strings as text. Those that the template wrote are replaced
+        # by aliases with a secret that no text can contain: it is drawn per process and never in any output.
         secret = f"\x00{secrets.token_hex(16)}"
         plain.encode_special_tokens = True
         aliases = {token.content: f"{secret}{token_id}\x00" for token_id, token in special.items()}
@@ -94,7 +94,7 @@ class Tokenizer:
         """Load `tokenizer.json` and `special_tokens.json`; truncation and padding are switched off.
 
         Raises:
-            BundleError: a file is missing or not what it should be.
+            BundleError: a file is missing or invalid.
         """
         special_tokens, named = _read_special_tokens(directory / SPECIAL_TOKENS_FILE)
         path = directory / TOKENIZER_FILE
@@ -102,7 +102,7 @@ class Tokenizer:
         for _ in range(2):
             try:
                 tokenizer = tokenizers.Tokenizer.from_file(str(path))
-            except Exception as error:  # noqa: BLE001 - the binding raises nothing finer
+            except Exception as error:  # noqa: BLE001 - the binding raises nothing more specific
                 raise BundleError(
                     f"{path}: not a readable tokenizer: {error}; build the bundle again"
                 ) from None
@@ -124,7 +124,8 @@ class Tokenizer:
         """Encode text in which nothing is special; no BOS is added.
 
         Raises:
-            RequestError: the text is not valid Unicode, or hides a special token that cannot be kept apart.
+            RequestError: the text is not valid Unicode, or contains a disguised special token that cannot be
+                told from a real one.
         """
         return self._encode_aliased([text])
 
@@ -138,7 +139,7 @@ class Tokenizer:
         """
         if not rendered.has_user_specials:
             token_ids = self.encode(rendered.text, add_special_tokens=False)
-            # More where normalisation made one of something else, such as full-width letters.
+            # There are more if normalization turned something else into one, such as full-width letters.
             if sum(map(self._control_ids.__contains__, token_ids)) <= len(rendered.control_spans):
                 return token_ids
         pieces = []
@@ -159,24 +160,24 @@ class Tokenizer:
         return token_id
 
     def id_to_token(self, token_id: int) -> str | None:
-        """Return the token as it is spelled in the vocabulary (`ĠParis`, `▁Paris`), not as text."""
+        """Return the token as the vocabulary spells it (`ĠParis`, `▁Paris`), not as text."""
         token: str | None = self._fast.id_to_token(token_id)
         return token
 
     def _encode_aliased(self, pieces: list[str]) -> list[int]:
-        """Encode alternating text and aliases (text first) and put the special tokens in for the aliases."""
+        """Encode alternating text and aliases (text first) and replace the aliases with special tokens."""
         if self._one_character_aliases:
             pieces[::2] = [text.translate(self._one_character_aliases) for text in pieces[::2]]
         token_ids = _encode(self._plain, "".join(pieces), add_special_tokens=False)
         if not self._control_ids.isdisjoint(token_ids):
-            # Some models (Unigram, WordLevel) find special tokens as words of their vocabulary: tear those
-            # words apart. Not done always, as a break may cost the word after it its place in the text.
+            # Some models (Unigram, WordLevel) find special tokens as words of their vocabulary, so split
+            # those words. Only done if needed, because a split may change how the next word is tokenized.
             pieces[::2] = [self.control_tokens.mark(text, self._break) for text in pieces[::2]]
             token_ids = _encode(self._plain, "".join(pieces), add_special_tokens=False)
             if not self._control_ids.isdisjoint(token_ids):
                 raise RequestError(
-                    "text spells a special token in other characters that this model reads as the same: "
-                    "write it in plain ones"
+                    "text spells a special token in characters that this model treats as equivalent: "
+                    "use plain characters"
                 )
         alias_ids = self._alias_ids
         return [alias_ids.get(token_id, token_id) for token_id in token_ids if token_id != self._break_id]
@@ -211,7 +212,7 @@ def _read_special_tokens(path: Path) -> tuple[dict[str, str | None], list[str]]:
 
 
 def _register_special(tokenizer: tokenizers.Tokenizer, named: Iterable[str]) -> None:
-    """Make the named tokens special, as transformers does; one the vocabulary lacks stays plain text."""
+    """Make the named tokens special, as transformers does; a token missing from the vocabulary stays text."""
     added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     for name in dict.fromkeys(named):
         if tokenizer.token_to_id(name) is None or (name in added and added[name].special):

@@ -1,4 +1,4 @@
-"""Cases of the fields that decide what an answer shows, where it ends and what form it has."""
+"""Cases of the fields that decide what an answer shows, where it ends and which form it has."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOGPROB_ERROR = 1e-4
 
 
 def check_model(route: Route) -> None:
-    """Another name is another model: its own defaults apply, and the answer has its name."""
+    """Another name is another model: its own defaults apply, and the answer carries its name."""
     for model, fields in (
         (MODEL, {"max_tokens": 6, "temperature": 0}),
         (OTHER, {"max_tokens": OTHER_MAX_TOKENS, "temperature": 0}),
@@ -31,7 +31,7 @@ def check_model(route: Route) -> None:
 
 
 def check_stop(route: Route) -> None:
-    """The text ends before the first of the strings, wherever tokens end."""
+    """The text ends before the first of the strings, wherever the tokens end."""
     fields = {**DRAWN, **letters(route.talk)}
     whole = route.expected.answer(route.prompt, fields).text
     stop = whole[-2:]
@@ -43,13 +43,13 @@ def check_stop(route: Route) -> None:
 
 
 def letters(talk: Talk) -> dict[str, Any]:
-    """Return the bias that leaves only letters: one token is a byte, and most bytes are no UTF-8."""
+    """Return a bias that leaves only letters: a token is one byte, and most bytes are not valid UTF-8."""
     kept = set(talk.ids("abcdefghijklmnopqrstuvwxyz"))
     return {"logit_bias": {str(i): -100.0 for i in range(NUM_TOKENS) if i not in kept}}
 
 
 def check_logprobs(route: Route) -> None:
-    """They are of the model's own distribution, whatever penalties, bias and temperature make of it."""
+    """They come from the model's own distribution, before penalties, bias and temperature."""
     fields = {**DRAWN, "temperature": 0.7, "top_k": 20, "presence_penalty": 1.0, "logit_bias": {"40": 3.0}}
     document = route.talk.post(route.path, route.body({**fields, "logprobs": True if route.is_chat else 3}))
     logprobs = document["choices"][0]["logprobs"]
@@ -63,7 +63,7 @@ def check_logprobs(route: Route) -> None:
         own = logprobs["token_logprobs"]
         check_top(route.talk, logprobs["top_logprobs"], exact, 3)
         for token, top, row in zip(ids, logprobs["top_logprobs"], exact, strict=True):
-            # The best three and the token itself.
+            # The top three and the token itself.
             shown = {int(best) for best in row.argsort()[::-1][:3]} | {token}
             assert {route.talk.id_of_label(label) for label in top} == {
                 token_id if token_id < NUM_TOKENS else None for token_id in shown
@@ -89,12 +89,12 @@ def check_top_logprobs(route: Route) -> None:
 
 
 def expected_logprobs(expected: Expected, prompt: list[int], ids: list[int]) -> Any:
-    """Return float64 [len(ids), vocab], of each token of an answer."""
+    """Return float64 [len(ids), vocab], the logprobs at each token of an answer."""
     return expected.logprobs([*prompt, *ids])[len(prompt) - 1 : -1]
 
 
 def check_top(talk: Talk, tops: list[dict[str, float]], exact: Any, num: int) -> None:
-    """Compare the best tokens and their logprobs; ids that the tokenizer lacks share one spelling."""
+    """Compare the top tokens and their logprobs; ids that the tokenizer lacks share one spelling."""
     for top, row in zip(tops, exact, strict=True):
         best = [int(token) for token in row.argsort()[::-1][:num]]
         found = {talk.id_of_label(label): logprob for label, logprob in top.items()}
@@ -104,7 +104,7 @@ def check_top(talk: Talk, tops: list[dict[str, float]], exact: Any, num: int) ->
 
 
 def check_stream(route: Route) -> None:
-    """The same tokens and text in several events, in order, each with its piece of the text."""
+    """The same tokens and text arrive in several events, in order, each with its piece of the text."""
     fields = {**DRAWN, "max_tokens": 30}
     expected = route.expected.answer(route.prompt, fields)
     events = route.talk.events(route.path, route.body(fields))
@@ -120,7 +120,7 @@ def check_stream(route: Route) -> None:
 
 
 def check_include_usage(route: Route) -> None:
-    """One event more, without choices, counts everything; the others say null."""
+    """One more event, without choices, counts everything; the others have null."""
     fields = {**GREEDY, "max_tokens": 6}
     *others, last = route.talk.events(
         route.path, route.body({**fields, "stream_options": {"include_usage": True}})
@@ -139,7 +139,7 @@ def check_include_usage(route: Route) -> None:
 
 
 def check_continuous_usage(route: Route) -> None:
-    """Every event counts what the stream has brought so far."""
+    """Every event counts the tokens of the stream so far."""
     options = {"stream_options": {"continuous_usage_stats": True}}
     events = route.talk.events(route.path, route.body({**DRAWN, "max_tokens": 30, **options}))
     counts = [event["usage"]["completion_tokens"] for event in events]
@@ -150,7 +150,7 @@ def check_continuous_usage(route: Route) -> None:
 
 
 def constrained(fields: dict[str, Any], texts: Collection[str], **sampling: Any) -> Case:
-    """Make the case of a form: of all that it allows the model takes what it likes most, token by token."""
+    """Return the case of a form: at each token the model takes the likeliest one that the form allows."""
 
     def check(route: Route) -> None:
         asked = {**GREEDY, "max_tokens": 40, **sampling}
@@ -182,7 +182,7 @@ def json_schema(**fields: Any) -> dict[str, Any]:
 
 
 def check_response_format_type(route: Route) -> None:
-    """`json_object` makes an object of what would be braces without end; `text` binds nothing."""
+    """`json_object` makes an object of what would be endless braces; `text` constrains nothing."""
     braces = {"logit_bias": {str(route.talk.ids("}")[0]): 100.0}}
     constrained({"response_format": {"type": "json_object"}}, ["{}"], **braces)(route)
     (answer,) = route.ask(**GREEDY, **braces, response_format={"type": "text"})
@@ -190,7 +190,7 @@ def check_response_format_type(route: Route) -> None:
 
 
 def check_schema_name(route: Route) -> None:
-    """It says nothing about the answer, but must be a name."""
+    """It does not affect the answer, but must be a valid name."""
     constrained(json_schema(name="another-name_1"), OF_SCHEMA)(route)
     assert route.refusal(**json_schema(name="no name")) == "response_format.json_schema.name"
 
@@ -201,7 +201,7 @@ def check_schema_description(route: Route) -> None:
 
 
 def check_schema_strict(route: Route) -> None:
-    """The schema holds whatever it says."""
+    """The schema is enforced whatever the value."""
     for strict in (True, False):
         constrained(json_schema(strict=strict), OF_SCHEMA)(route)
     assert route.refusal(**json_schema(strict="yes")) == "response_format.json_schema.strict"
@@ -212,14 +212,14 @@ def structured(**form: Any) -> dict[str, Any]:
 
 
 def check_priority(route: Route) -> None:
-    """It changes no answer; that it decides who waits is the scheduler's test, not one of time here."""
+    """It changes no answer; the scheduler's tests check that it decides the order of waiting requests."""
     for priority in (-(2**31) + 1, 2**31 - 1):
         assert route.ask(**DRAWN, priority=priority) == [route.expected.answer(route.prompt, DRAWN)]
     assert route.refusal(**DRAWN, priority=2**31) == "priority"
 
 
 def check_cache_salt(route: Route) -> None:
-    """It changes no answer: no request has rows of another one, of whatever salt."""
+    """It changes no answer, because no request uses the rows of another one, whatever the salt."""
     for _ in range(2):
         body = route.body({**DRAWN, "cache_salt": "pepper"})
         document = route.talk.post(route.path, body)

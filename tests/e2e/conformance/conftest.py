@@ -1,4 +1,4 @@
-"""One process of the tiny model for all cases, and the reference that they are held against."""
+"""One process of the tiny model for all cases, and the reference that they are compared with."""
 
 from __future__ import annotations
 

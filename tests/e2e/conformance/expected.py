@@ -1,4 +1,4 @@
-"""What the tiny model must answer: transformers' logits and NumPy's sampler, nothing of ours."""
+"""The answers expected of the tiny model: transformers' logits and a NumPy sampler, none of our code."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SAMPLING_FIELDS = {field for field in Sampling.__dataclass_fields__ if field != 
 
 
 class Expected:
-    """Answers of the reference to what requests ask.
+    """The reference's answers to requests.
 
     Args:
-        model, seeing: of text and of images; float32, on the CPU.
+        model, seeing: the models for text and for images; float32, on the CPU.
     """
 
     def __init__(self, model: PreTrainedModel, seeing: PreTrainedModel, talk: Talk) -> None:
@@ -41,7 +41,7 @@ class Expected:
         return logits
 
     def embedding(self, ids: list[int]) -> Array:
-        """Return float64 [hidden] of length 1: the mean of the last hidden states."""
+        """Return float64 [hidden], L2-normalized: the mean of the last hidden states."""
         import torch
 
         with torch.no_grad():
@@ -50,7 +50,7 @@ class Expected:
         return mean / np.linalg.norm(mean)
 
     def seen(self, ids: list[int], images: Sequence[Image.Image], *, num_tokens: int) -> list[int]:
-        """Return the likeliest tokens after a prompt whose placeholders stand for these images."""
+        """Return the likeliest tokens after a prompt whose placeholders represent these images."""
         import torch
         from tiny.checkpoints import checkpoint
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -67,7 +67,7 @@ class Expected:
         return found
 
     def logprobs(self, ids: list[int]) -> Array:
-        """Return float64 [len(ids), vocab]: row i is of the token after ids[: i + 1]."""
+        """Return float64 [len(ids), vocab]: row i belongs to the token after ids[: i + 1]."""
         logits = self._logits(tuple(ids))
         shifted = logits - logits.max(-1, keepdims=True)
         logprobs: Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
@@ -76,12 +76,13 @@ class Expected:
     def answer(
         self, prompt: list[int], fields: Mapping[str, Any], *, choice: int = 0, texts: Collection[str] = ()
     ) -> Answer:
-        """Answer a request with these fields.
+        """Return the answer to a request with these fields.
 
         Args:
-            fields: of the request; those that `Sampling` lacks and that are not read here change no token.
-            choice: place among the choices of the prompt; each has a seed of its own.
-            texts: all that a grammar allows; nothing for anything.
+            fields: fields of the request; those that neither `Sampling` nor this method reads change no
+                token.
+            choice: index among the choices of the prompt; each has its own seed.
+            texts: all texts that a grammar allows; empty for no grammar.
         """
         sampling = Sampling(
             **{key: value for key, value in fields.items() if key in SAMPLING_FIELDS},

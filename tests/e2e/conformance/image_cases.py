@@ -1,4 +1,4 @@
-"""Cases of the fields that bring images: the answer is transformers' to the very same pixels."""
+"""Cases of the fields that carry images: the answer equals that of transformers to the same pixels."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tiny_server import EOS_ID, MODEL, SEEING
 Case = Callable[[Route], None]
 Part = dict[str, Any]
 WriteParts = Callable[[Image.Image], list[Part]]
-"""Parts of one image, in each of the ways that must mean the same."""
+"""Content parts with one image, in each form that must mean the same."""
 
 NUM_TOKENS = 6
 QUESTION = "What is it?"
 GREEDY = {"temperature": 0, "ignore_eos": True}
-# By the form of a body: its route, and the field that holds the conversation.
+# For each form of a body: its route, and the field that contains the conversation.
 CONVERSATIONS = {
     "ChatFields": ("/v1/chat/completions", "messages"),
     "CountMessages": ("/v1/count_tokens", "conversation"),
@@ -45,7 +45,7 @@ def data_url(image: Image.Image) -> str:
 
 
 def check_seen(route: Route, image: Image.Image, part: Part) -> None:
-    """Check what an image in front of a question becomes: the prompt's ids, their count, or the answer."""
+    """Check the result of an image before a question: the prompt's ids, their count, or the answer."""
     talk = route.talk
     path, field = CONVERSATIONS[route.form]
     text_type = "input_text" if route.form == "ResponsesFields" else "text"
@@ -63,7 +63,7 @@ def check_seen(route: Route, image: Image.Image, part: Part) -> None:
         assert talk.post(path, body)["tokens"] == ids
         return
     tokens = route.expected.seen(ids, [image], num_tokens=NUM_TOKENS)
-    assert EOS_ID not in tokens, "this image ends the answer: take another seed"
+    assert EOS_ID not in tokens, "this image ends the answer: use another seed"
     answer = talk.text([token for token in tokens if token != LLAVA.image_token_id])
     if route.form == "ResponsesFields":
         response = talk.post(path, {**body, "temperature": 0, "max_output_tokens": NUM_TOKENS})
@@ -85,11 +85,11 @@ def refused(route: Route, part: Part, *, model: str = SEEING, role: str = "user"
 
 
 def seen(place: str, write: Callable[[str], list[Part]]) -> Case:
-    """Make the case of a field that holds an image's URL.
+    """Return the case of a field that contains an image's URL.
 
     Args:
         place: path of the field in its part, as errors name it.
-        write: a URL to parts, in each of the ways that must mean the same.
+        write: converts a URL to parts, in each form that must mean the same.
     """
 
     def check(route: Route) -> None:
@@ -108,10 +108,10 @@ def seen(place: str, write: Callable[[str], list[Part]]) -> Case:
 
 
 def without_effect(place: str, write: Callable[[str, str], Part]) -> Case:
-    """Make the case of `detail`: a model has one way to look at an image.
+    """Return the case of `detail`, which has no effect: a model processes images in one way only.
 
     Args:
-        write: a URL and a detail to a part.
+        write: converts a URL and a detail to a part.
     """
 
     def check(route: Route) -> None:
@@ -143,7 +143,7 @@ def _input_image_with_detail(url: str, detail: str) -> Part:
 
 
 def check_file_id(route: Route) -> None:
-    """There are no files: null is taken, as clients send it."""
+    """There are no files; null is accepted, because clients send it."""
     part = {"type": "input_image", "image_url": data_url(IMAGES[0])}
     check_seen(route, IMAGES[0], {**part, "file_id": None})
     assert refused(route, {**part, "file_id": "file-1"}) == "file_id"

@@ -1,9 +1,9 @@
-"""What the sampler's contract says, once more in float64 NumPy: from a model's logits to the one right token.
+"""The sampler's contract implemented again in float64 NumPy: from a model's logits to the one right token.
 
-Written from the documents, not from the programs: the order is penalties, logit bias, min_tokens, grammar,
-temperature, top-k, top-p, min-p; the draw is one threefry uniform of (seed, index of the token) through the
-inverse CDF over token ids. Where a limit or a draw falls so near a boundary that rounding could decide, it
-raises: the case needs another seed. Knows neither JAX nor HTTP.
+Written from the documentation, not from the programs. The order is penalties, logit bias, min_tokens,
+grammar, temperature, top-k, top-p, min-p. The draw is one threefry uniform of (seed, index of the token)
+through the inverse CDF over token ids. If a limit or a draw is so close to a boundary that rounding could
+decide, it raises: the case needs another seed. Knows neither JAX nor HTTP.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-# As fractions of the total mass, and in logits: a hundred times what float32 makes of a tiny model.
+# As fractions of the total mass, and in logits: a hundred times the float32 error of a tiny model.
 NEAR = 2e-5
 NEAR_LOGITS = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How one answer is sampled, as a request says it; the defaults change nothing."""
+    """How one answer is sampled, as in a request; the defaults change nothing."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -50,7 +50,7 @@ def next_token(
 
     Args:
         logits: float64 [vocab], raw.
-        allowed: all that a tokenizer and a grammar leave.
+        allowed: the token ids that the tokenizer and the grammar allow.
     """
     logits = processed(logits, sampling, prompt=prompt, output=output, stop_ids=stop_ids)
     forbidden = np.setdiff1d(np.arange(len(logits)), list(allowed))
@@ -89,7 +89,7 @@ def processed(
 
 
 def kept_weights(logits: Array, sampling: Sampling) -> Array:
-    """Return unnormalised probabilities, float64 [vocab], after temperature, top-k, top-p and min-p."""
+    """Return unnormalized probabilities, float64 [vocab], after temperature, top-k, top-p and min-p."""
     weights: Array = np.exp((logits - logits.max()) / sampling.temperature)
     if sampling.top_k > 0:
         weights[weights < np.sort(weights)[::-1][: sampling.top_k][-1]] = 0
@@ -104,7 +104,7 @@ def kept_weights(logits: Array, sampling: Sampling) -> Array:
 
 
 def uniform(seed: int, index: int) -> float:
-    """Return the draw of a token: threefry2x32 of `fold_in(seed, index)`, 23 bits, in [0, 1)."""
+    """Return the uniform draw of a token: threefry2x32 of `fold_in(seed, index)`, 23 bits, in [0, 1)."""
     seed %= 2**64
     key = threefry((seed >> 32, seed & 0xFFFFFFFF), (0, index))
     first, second = threefry(key, (0, 0))
@@ -112,7 +112,7 @@ def uniform(seed: int, index: int) -> float:
 
 
 def threefry(key: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
-    """Encrypt 64 bits by 64 bits, 20 rounds.
+    """Encrypt 64 bits with a 64-bit key, in 20 rounds.
 
     Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
     """

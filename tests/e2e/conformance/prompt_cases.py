@@ -1,4 +1,4 @@
-"""Cases of the fields that make a prompt, on every route that takes one: its very ids are known."""
+"""Cases of the fields that make up a prompt, on every route that takes one: its exact ids are known."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ USER = {"role": "user", "content": "hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
 CALLED = {"role": "assistant", "content": "so", "tool_calls": [CALL]}
 
-# By the form of a body: its route, and the field that holds the conversation.
+# For each form of a body: its route, and the field that contains the conversation.
 CONVERSATIONS = {
     "ChatFields": ("/v1/chat/completions", "messages"),
     "CountMessages": ("/v1/count_tokens", "conversation"),
@@ -28,7 +28,7 @@ CONVERSATIONS = {
 
 
 def check_prompt(route: Route, text: str, **fields: Any) -> None:
-    """Check that a conversation becomes exactly this prompt, by its ids, their count or the answer to it."""
+    """Check that a conversation becomes exactly this prompt, by its ids, their count, or its answer."""
     path, _ = CONVERSATIONS[route.form]
     ids = route.talk.ids(text)
     body = {"model": MODEL, **fields}
@@ -46,7 +46,7 @@ def check_prompt(route: Route, text: str, **fields: Any) -> None:
 
 
 def shown(messages: list[dict[str, Any]], text: str) -> Case:
-    """Make the case of a part of a message that the template shows."""
+    """Return the case of a part of a message that the template shows."""
 
     def check(route: Route) -> None:
         _, field = CONVERSATIONS[route.form]
@@ -56,7 +56,7 @@ def shown(messages: list[dict[str, Any]], text: str) -> Case:
 
 
 def empty(key: str, nothing: Any, something: Any) -> Case:
-    """Make the case of what an earlier answer has empty: nothing is taken, something is refused."""
+    """Return the case of a key that is empty in earlier answers: empty is accepted, a value is refused."""
 
     def check(route: Route) -> None:
         path, field = CONVERSATIONS[route.form]
@@ -71,7 +71,7 @@ def empty(key: str, nothing: Any, something: Any) -> Case:
 
 
 def check_part_type(route: Route) -> None:
-    """A text part is text, an image has cases of its own; any other kind is refused by its place."""
+    """A text part is text, and images have their own cases; an error for any other kind names its path."""
     path, field = CONVERSATIONS[route.form]
     shown([{"role": "user", "content": [{"type": "text", "text": "one part"}]}], "user: one part")(route)
     audio = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
@@ -141,13 +141,13 @@ def check_max_completion_tokens(route: Route) -> None:
 
 
 def check_modalities(route: Route) -> None:
-    """Text is what there is."""
+    """Only text is supported."""
     assert route.ask(**GREEDY, modalities=["text"]) == [route.expected.answer(route.prompt, GREEDY)]
     assert route.refusal(**GREEDY, modalities=["audio"]) == "modalities[0]"
 
 
 def check_completion_prompt(route: Route) -> None:
-    """A text begins with BOS, token ids are taken as they are; a list of either has an answer each."""
+    """A text begins with BOS, and token ids are used unchanged; a list of either gets one answer each."""
     text, ids = "A horse", route.talk.ids("a kingdom")
     prompts = {
         "text": (text, [[BOS_ID, *route.talk.ids(text)]]),
@@ -160,7 +160,7 @@ def check_completion_prompt(route: Route) -> None:
 
 
 def check_best_of(route: Route) -> None:
-    """Of three answers the two that the model itself finds likeliest by token, the best one first."""
+    """The two of three answers with the highest mean logprob per token, the best one first."""
     drawn = [route.expected.answer(route.prompt, DRAWN, choice=choice) for choice in range(3)]
 
     def mean_logprob(answer: Answer) -> float:
@@ -173,7 +173,7 @@ def check_best_of(route: Route) -> None:
 
 
 def check_echo(route: Route) -> None:
-    """The prompt stands before the answer, each of its tokens but the first with its own logprob."""
+    """The prompt precedes the answer, and each of its tokens except the first has its own logprob."""
     document = route.talk.post(route.path, route.body({**GREEDY, "echo": True, "logprobs": 2}))
     (choice,) = document["choices"]
     answer = route.expected.answer(route.prompt, GREEDY)
@@ -197,7 +197,7 @@ def check_count_text(route: Route) -> None:
 
 
 def check_tokenized_prompt(route: Route) -> None:
-    """As a completion reads it: a special token that is spelled out is one."""
+    """As in a completion, a special token that is spelled out is special."""
     tokenized = route.talk.post("/tokenize", {"model": MODEL, "prompt": "hé</s>"})
     ids = [BOS_ID, *route.talk.ids("hé"), BOS_ID + 1]
     assert (tokenized["tokens"], tokenized["count"]) == (ids, 5)
@@ -211,7 +211,7 @@ def check_add_special_tokens(route: Route) -> None:
 
 
 def check_return_token_strs(route: Route) -> None:
-    """As they are spelled in the vocabulary."""
+    """They are spelled as in the vocabulary."""
     body: dict[str, Any] = {"prompt": "a b"}
     spelled = ["<s>", "a", "Ġ", "b"]
     if route.form == "TokenizeMessages":
@@ -225,7 +225,7 @@ def check_return_token_strs(route: Route) -> None:
 
 
 def check_tokens(route: Route) -> None:
-    """Special tokens are shown; an id beyond the tokenizer's is refused by its place."""
+    """Special tokens are shown; an error for an id beyond the tokenizer's names its path."""
     ids = [BOS_ID, *route.talk.ids("Gru\u00df \U0001f600")]
     body = {"model": MODEL, "tokens": ids}
     assert route.talk.post("/detokenize", body) == {"prompt": "<s>Gru\u00df \U0001f600"}
@@ -233,7 +233,7 @@ def check_tokens(route: Route) -> None:
 
 
 def check_named_model(path: str, **fields: Any) -> Case:
-    """Make the case of the model of a route without answers: named where it is served, refused elsewhere."""
+    """Return the case of `model` on a route without answers: a served name is accepted, another refused."""
 
     def check(route: Route) -> None:
         assert route.talk.post(path, {"model": MODEL, **fields})

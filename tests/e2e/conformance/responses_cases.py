@@ -1,4 +1,4 @@
-"""Cases of `/v1/responses`: text says which tokens came, and the prompt's very ids decide the text."""
+"""Cases of `/v1/responses`: the text shows which tokens were generated, and the prompt's ids decide it."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def refused(route: Route, **fields: Any) -> str:
 
 
 def text_of(response: Mapping[str, Any]) -> str:
-    """Return what a response of one message says."""
+    """Return the text of a response with one message."""
     (item,) = response["output"]
     text: str = item["content"][0]["text"]
     return text
 
 
 def of_completion(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Write sampling fields as the reference knows them."""
+    """Return sampling fields under the names that the reference knows."""
     return {"max_tokens" if key == "max_output_tokens" else key: value for key, value in fields.items()}
 
 
@@ -54,8 +54,8 @@ def check_answer(
     """Check that a response is the reference's answer to this prompt; return its text.
 
     Args:
-        fields: of sampling.
-        texts: all that a form allows.
+        fields: sampling fields.
+        texts: all texts that a form allows.
         others: fields that the reference does not know.
     """
     ids = route.talk.ids(prompt)
@@ -70,7 +70,7 @@ def check_answer(
 
 
 def shown(items: list[dict[str, Any]], text: str) -> Case:
-    """Make the case of a part of an item that the template shows."""
+    """Return the case of a part of an item that the template shows."""
 
     def check(route: Route) -> None:
         check_answer(route, GREEDY, prompt=f"{text}|assistant: ", input=items)
@@ -79,12 +79,12 @@ def shown(items: list[dict[str, Any]], text: str) -> Case:
 
 
 def empty(item: dict[str, Any], path: str, text: str, nothing: Sequence[Any], something: Any) -> Case:
-    """Make the case of what answers carry and prompts do not: it is taken, anything else refused.
+    """Return the case of a field that answers have and prompts do not: empty is accepted, a value refused.
 
     Args:
-        item: without the field.
-        path: of the field in the item.
-        nothing: values that are taken.
+        item: the item without the field.
+        path: path of the field in the item.
+        nothing: values that are accepted.
     """
     *outer, key = path.split(".")
 
@@ -120,7 +120,7 @@ OUTPUT_TEXT = f"{CALLED_TEXT}|tool: 3 tool_call_id=c1"
 
 
 def check_item_type(route: Route) -> None:
-    """Without it an item is a message; what a memory would be needed for is refused."""
+    """Without it an item is a message; types that need stored state are refused."""
     shown([USER], "user: hi")(route)
     shown([{"type": "message", **USER}], "user: hi")(route)
     shown([USER, ANSWERED, CALL, OUTPUT], OUTPUT_TEXT)(route)
@@ -134,7 +134,7 @@ def check_role(route: Route) -> None:
 
 
 def check_part_type(route: Route) -> None:
-    """What was said and what is said are parts alike, a thought is one of its own."""
+    """Input and output text are parts of the same kind; reasoning has its own."""
     for kind in ("input_text", "output_text"):
         shown([{"role": "user", "content": [{"type": kind, "text": "one part"}]}], "user: one part")(route)
     file = {"type": "input_file", "file_id": "file-1"}
@@ -196,7 +196,7 @@ ITEM_CASES: Mapping[str, Case] = {
 
 
 def check_model(route: Route) -> None:
-    """Another name is another model: its own defaults apply, and the answer has its name."""
+    """Another name is another model: its own defaults apply, and the answer carries its name."""
     for model, fields in ((MODEL, {"max_output_tokens": 6, "temperature": 0}), (OTHER, {})):
         response = asked(route, **{**fields, "model": model})
         assert response["model"] == model
@@ -212,7 +212,7 @@ def check_instructions(route: Route) -> None:
 
 
 def changed(field: str, value: Any, fields: Mapping[str, Any] = DRAWN) -> Case:
-    """Make the case of a field that makes another text: with it the one of NumPy, without it another."""
+    """Return the case of a field that changes the text: with it the text is NumPy's, without it another."""
 
     def check(route: Route) -> None:
         with_it = check_answer(route, {**fields, field: value})
@@ -233,7 +233,7 @@ def check_max_output_tokens(route: Route) -> None:
 
 
 def check_stream(route: Route) -> None:
-    """The same text in several events, and the whole response in the last."""
+    """The same text arrives in several events, and the whole response in the last one."""
     fields = {**DRAWN, "max_output_tokens": 30}
     whole = asked(route, **fields)
     events = route.talk.named_events(PATH, {"model": MODEL, "input": PROMPT, **fields})
@@ -248,7 +248,7 @@ def check_stream(route: Route) -> None:
 
 
 def formed(texts: Collection[str], **fields: Any) -> Case:
-    """Make the case of a form: of all that it allows the model takes what it likes most."""
+    """Return the case of a form: the model takes the likeliest tokens that the form allows."""
 
     def check(route: Route) -> None:
         sampled = {**GREEDY, "max_output_tokens": 40}
@@ -261,7 +261,7 @@ FORMAT = {"type": "json_schema", "name": "form", "schema": SCHEMA}
 
 
 def check_format_type(route: Route) -> None:
-    """An object begins with a brace; text is not bound."""
+    """An object begins with a brace; text is not constrained."""
     response = asked(route, temperature=0, max_output_tokens=1, text={"format": {"type": "json_object"}})
     assert text_of(response) == "{"
     assert check_answer(route, GREEDY, text={"format": {"type": "text"}})[0] != "{"
@@ -279,7 +279,7 @@ def check_format_description(route: Route) -> None:
 
 
 def check_format_strict(route: Route) -> None:
-    """The schema holds whatever it says."""
+    """The schema is enforced whatever the value."""
     for strict in (True, False):
         formed(OF_SCHEMA, **FORMAT, strict=strict)(route)
     assert refused(route, text={"format": {**FORMAT, "strict": "yes"}}) == "text.format.strict"
@@ -298,7 +298,7 @@ TOOLS = [tool("add", parameters=CHOICE_OF_TWO), tool("stop")]
 
 
 def offered(tools: list[dict[str, Any]], text: str, **fields: Any) -> Case:
-    """Make the case of a part of a tool that the template shows."""
+    """Return the case of a part of a tool that the template shows."""
 
     def check(route: Route) -> None:
         check_answer(route, GREEDY, prompt=f"{text}{END}", input=[USER], tools=tools, **fields)
@@ -312,7 +312,7 @@ def check_tool_type(route: Route) -> None:
 
 
 def check_tool_strict(route: Route) -> None:
-    """Text of strict tools is UTF-8: of the tokens that this model likes best those that can be so."""
+    """With strict tools text is valid UTF-8: the model takes the likeliest tokens that allow it."""
     offered([tool("f", strict=False)], f"function f  {NO_ARGUMENTS}|")(route)
     fields = {"input": [USER], "temperature": 0, "max_output_tokens": 40}
     (free, constrained) = (
@@ -320,7 +320,7 @@ def check_tool_strict(route: Route) -> None:
         for strict in (False, True)
     )
     assert "\ufffd" in free
-    # What ends the answer may end it inside of a character.
+    # The answer may end inside a character.
     assert "\ufffd" not in constrained[:-1]
     assert refused(route, tools=[tool("f", strict="yes")]) == "tools[0].strict"
 
@@ -328,7 +328,7 @@ def check_tool_strict(route: Route) -> None:
 def called(
     route: Route, prompt: str, allowed: Sequence[Sequence[tuple[str, str]]], **fields: Any
 ) -> list[tuple[str, str]]:
-    """Check that of all calls that are allowed the model makes those it likes most; return them."""
+    """Check that the model makes the likeliest of the allowed calls; return them."""
     sampled = {"temperature": 0, "max_output_tokens": 200}
     texts = {HERMES.written(calls): list(calls) for calls in allowed}
     expected = route.expected.answer(route.talk.ids(prompt), of_completion(sampled), texts=texts)
@@ -355,7 +355,7 @@ def check_named_tool(route: Route) -> None:
 
 
 def check_parallel_calls(route: Route) -> None:
-    """Asked what makes the model go on after a call, it makes more than one, or must end after it."""
+    """With a prompt after which the model goes on, it makes more than one call, or must end after one."""
     (call,) = CALLS["stop"]
     one, two = HERMES.written([call]), HERMES.written([call, call])
     separator = route.talk.ids(two[len(one)])[0]

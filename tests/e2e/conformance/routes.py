@@ -1,4 +1,4 @@
-"""The two routes that generate, told apart only here: how each is asked, and where its answer has what."""
+"""The two routes that generate. Only this module knows how they differ in requests and answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Route:
     """A route, the server and the reference.
 
     Attributes:
-        form: name of the model of `vinfer.server` that types its body.
+        form: name of the `vinfer.server` model that types its body.
     """
 
     form: str
@@ -35,19 +35,19 @@ class Route:
 
     @property
     def prompt(self) -> list[int]:
-        """The ids of the prompt that `body` has."""
+        """The ids of the prompt in `body`."""
         if self.is_chat:
             return self.talk.ids(f"user: {PROMPT}|assistant: ")
         return [BOS_ID, *self.talk.ids(PROMPT)]
 
     def body(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Write a body that asks for logprobs, by which tokens are told apart."""
+        """Return a body that asks for logprobs, which identify the tokens."""
         if self.is_chat:
             return {"model": MODEL, "messages": MESSAGES, "logprobs": True, **fields}
         return {"model": MODEL, "prompt": PROMPT, "logprobs": 0, **fields}
 
     def ask(self, **fields: Any) -> list[Answer]:
-        """Return the choices of a whole answer."""
+        """Return the choices of an answer that is not streamed."""
         return [self.answer(choice) for choice in self.talk.post(self.path, self.body(fields))["choices"]]
 
     def answer(self, choice: Mapping[str, Any]) -> Answer:
@@ -55,7 +55,7 @@ class Route:
         return Answer(self.tokens(choice["logprobs"]), text, choice["finish_reason"])
 
     def tokens(self, logprobs: Mapping[str, Any]) -> list[int]:
-        """Return the ids of the tokens that logprobs are of."""
+        """Return the ids of the tokens that logprobs belong to."""
         if self.is_chat:
             labels = [entry["token"] for entry in logprobs["content"]]
         else:

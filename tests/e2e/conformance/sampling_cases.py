@@ -1,4 +1,4 @@
-"""Cases of the fields that decide which tokens come, on both routes that generate."""
+"""Cases of the fields that decide which tokens are generated, on both routes that generate."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from routes import Route
 from tiny_server import BOS_ID, EOS_ID
 
 DRAWN: dict[str, Any] = {"temperature": 1.0, "seed": 7, "max_tokens": 10}
-# Four tokens that come again and again.
+# Four tokens that are generated often.
 OFTEN: dict[str, Any] = {"logit_bias": {str(token_id): 12.0 for token_id in range(40, 44)}}
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 10}
 
 
 @dataclasses.dataclass(frozen=True)
 class Changed:
-    """A field that makes other tokens: with it the very ones of NumPy, without it others.
+    """A field that changes the tokens: with it they are exactly NumPy's, without it others.
 
     Attributes:
-        fields: of the request, but for the field of the case.
+        fields: fields of the request, except the field of the case.
     """
 
     value: Any
@@ -62,7 +62,7 @@ def check_stop_token_ids(route: Route) -> None:
 
 
 def check_ignore_eos(route: Route) -> None:
-    """The end token is a token as any other: it is generated again and again."""
+    """The end token is a token like any other and is generated repeatedly."""
     fields = {**GREEDY, "logit_bias": {str(EOS_ID): 100.0}}
     (answer,) = route.ask(**fields)
     assert (answer.ids, answer.finish_reason) == ([], "stop")
@@ -71,7 +71,7 @@ def check_ignore_eos(route: Route) -> None:
 
 
 def check_n(route: Route) -> None:
-    """Every choice is drawn by a seed of its own, the first by the request's."""
+    """Every choice is drawn with its own seed, the first one with the request's."""
     expected = [route.expected.answer(route.prompt, DRAWN, choice=choice) for choice in range(3)]
     assert len({tuple(answer.ids) for answer in expected}) == 3
     answers = route.ask(**DRAWN, n=3)
@@ -80,7 +80,7 @@ def check_n(route: Route) -> None:
 
 
 def check_skip_special_tokens(route: Route) -> None:
-    """They are generated all the same, and only shown where asked for."""
+    """They are generated in any case, but only shown on request."""
     fields = {**GREEDY, "logit_bias": {str(BOS_ID): 100.0}, "max_tokens": 3}
     (skipped,) = route.ask(**fields)
     (shown,) = route.ask(**fields, skip_special_tokens=False)

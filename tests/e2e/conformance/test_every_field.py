@@ -1,4 +1,4 @@
-"""Every request field over HTTP to a real engine: each applied one has its exact effect, each refused a 400.
+"""Every request field over HTTP to a real engine: applied fields have their exact effect, refused ones a 400.
 
 The cases are tables by the model that types a body and the path of a field in it. They are compared with
 those models and with the tables of `vinfer.server.fields.treatment`, so a field that is added to either fails
@@ -49,7 +49,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "TokenizeMessages": {"messages": MESSAGES},
     "DetokenizeFields": {"tokens": [4]},
 }
-# A body with messages is of the other form, which refuses the prompt for the same reason.
+# A body with messages has the other form, which refuses the prompt for the same reason.
 NAMED_INSTEAD = {("TokenizeText", "messages"): "prompt"}
 
 

@@ -1,8 +1,8 @@
-"""A `vinfer serve` process over a tiny real model, as the conformance cases talk to it.
+"""A `vinfer serve` process with a tiny real model, for the conformance cases.
 
 The bundle is the tests' own `llama` with another tokenizer file and chat template: text begins with BOS, and
-the template shows every part of a message. Two names serve it, one of them with defaults of its own and a
-form of calls that begins an answer. A third model takes images; it is as it was built.
+the template shows every part of a message. It is served under two names, one of them with its own defaults
+and a tool call format that may begin an answer. A third model takes images; its bundle is unchanged.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OTHER_MAX_TOKENS = 3
 MAX_MODEL_LEN = 512
 BOS_ID, EOS_ID = 256, 257
 
-# Hermes' form, by the comment.
+# The comment in it selects the Hermes format.
 CHAT_TEMPLATE = """\
 {#- <tool_call> #}
 {%- if enable_thinking is defined %}thinking={{ enable_thinking }}|{% endif %}
@@ -61,7 +61,7 @@ models:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One choice: token ids without the stop token, text, and why it ended."""
+    """One choice: token ids without the stop token, text, and the finish reason."""
 
     ids: list[int]
     text: str
@@ -69,7 +69,7 @@ class Answer:
 
 
 class Talk:
-    """A client of the server, which knows the tokenizer: one token is one byte, or BOS, or EOS."""
+    """A client of the server that knows the tokenizer: a token is one byte, BOS, or EOS."""
 
     def __init__(self, http: httpx.Client, tokenizer: Tokenizer) -> None:
         self.http = http
@@ -87,7 +87,7 @@ class Talk:
         return raw.decode("utf-8", "replace")
 
     def id_of_label(self, label: str) -> int | None:
-        """Return the token that logprobs spell so; None for an id that the tokenizer lacks."""
+        """Return the token with this spelling in logprobs; None for an id that the tokenizer lacks."""
         if label in (BOS, EOS):
             return BOS_ID if label == BOS else EOS_ID
         raw = bytes.fromhex(label[8:]) if label.startswith("bytes:\\x") else label.encode()
@@ -100,7 +100,7 @@ class Talk:
         return document
 
     def refusal(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the error of a request that must be refused as the client's mistake."""
+        """Return the error of a request that must be refused with a client error."""
         response = self.http.post(path, json=body)
         assert response.status_code == 400, response.text
         assert response.headers["x-should-retry"] == "false"
@@ -110,7 +110,7 @@ class Talk:
         return error
 
     def events(self, path: str, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the events of a stream before its [DONE]."""
+        """Return the events of a stream before [DONE]."""
         response = self.http.post(path, json={**body, "stream": True})
         assert response.status_code == 200, response.text
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -132,11 +132,11 @@ class Talk:
 
 @contextlib.contextmanager
 def serving(bundle: Path, seeing: Path, folder: Path) -> Iterator[Talk]:
-    """Serve two bundles, the first changed, from a copy in `folder`; fails where the server ends badly."""
+    """Serve two bundles, the first from a changed copy in `folder`; fail if the server exits badly."""
     tokenizer = write_bundle(bundle, folder / "bundle")
     yaml = folder / "two.yaml"
     yaml.write_text(YAML.format(bundle=folder / "bundle", seeing=seeing))
-    # Where the tests of the build half keep the code of the same programs.
+    # The cache where the tests of the build half keep the code of the same programs.
     env = environment(
         VINFER_XLA_CACHE=str(CACHE / "test-xla" / platform_key()), VINFER_CACHE_DIR=str(E2E_CACHE)
     )
@@ -148,11 +148,11 @@ def serving(bundle: Path, seeing: Path, folder: Path) -> Iterator[Talk]:
 
 
 def write_bundle(bundle: Path, copy: Path) -> Tokenizer:
-    """Copy a bundle by links, all but its tokenizer, template and manifest."""
+    """Copy a bundle by hard links, except its tokenizer, template and manifest."""
     try:
         shutil.copytree(bundle, copy, copy_function=os.link)
     except shutil.Error:
-        # Another file system.
+        # Links do not work across file systems.
         shutil.rmtree(copy)
         shutil.copytree(bundle, copy)
     tokenizer = Tokenizer.from_file(str(copy / "tokenizer" / "tokenizer.json"))
@@ -170,6 +170,6 @@ def write_bundle(bundle: Path, copy: Path) -> Tokenizer:
 
 
 def replace(path: Path, content: str) -> None:
-    """Put a new file in the place of a link."""
+    """Replace a link with a new file."""
     path.unlink()
     path.write_text(content)

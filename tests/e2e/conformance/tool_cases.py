@@ -1,4 +1,4 @@
-"""Cases of tools and of what a request sets in the chat template: exact prompts, and calls that are bound."""
+"""Cases of tools and of chat template variables in requests: exact prompts, and constrained calls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tool(name: str, **fields: Any) -> dict[str, Any]:
 
 
 def offered(tools: list[dict[str, Any]], text: str) -> Case:
-    """Make the case of a part of a tool that the template shows."""
+    """Return the case of a part of a tool that the template shows."""
 
     def check(route: Route) -> None:
         check_prompt(route, f"{text}|{END}", messages=[USER], tools=tools)
@@ -45,7 +45,7 @@ def check_tool_type(route: Route) -> None:
 
 
 def check_tool_strict(route: Route) -> None:
-    """It changes no prompt; where it is true, text is UTF-8, which this model's is not."""
+    """It changes no prompt; if it is true, text is valid UTF-8, which this model's text is not otherwise."""
     offered([tool("f", strict=False)], f"function f  {NO_ARGUMENTS}")(route)
     assert refused(route, tools=[tool("f", strict="yes")]) == "tools[0].function.strict"
 
@@ -71,7 +71,7 @@ CALLS = {"add": [("add", '{"a": 1}'), ("add", '{"a": 2}')], "stop": [("stop", "{
 def check_calls(
     route: Route, allowed: Sequence[Sequence[tuple[str, str]]], num_tokens: int = 200, **fields: Any
 ) -> list[tuple[str, str]]:
-    """Check that of all calls that are allowed the model makes those it likes most; return them."""
+    """Check that the model makes the likeliest of the allowed calls; return them."""
     bias = {"logit_bias": {str(EOS_ID): -100.0}}
     asked = {**GREEDY, **bias, "max_tokens": num_tokens}
     texts = [HERMES.written(calls) for calls in allowed]
@@ -104,7 +104,7 @@ def check_named_tool(route: Route) -> None:
 
 
 def check_parallel_calls(route: Route) -> None:
-    """With an end that the model avoids it goes on calling, or must end after one."""
+    """If the model avoids the end token, it goes on calling, or must end after one call."""
     (call,) = CALLS["stop"]
     two = len(route.talk.ids(HERMES.written([call, call])))
     only = {"tools": TOOLS[1:], "tool_choice": "required"}
@@ -125,7 +125,7 @@ def check_parallel_calls(route: Route) -> None:
 
 
 def check_strict_calls(route: Route) -> None:
-    """A model that likes braces begins a call in a form that begins with one; `strict` binds what follows."""
+    """A model biased to braces begins a call if its format begins with one; `strict` constrains the rest."""
     check_tool_strict(route)
     brace, *_ = route.talk.ids("{")
     asked = {**GREEDY, "max_tokens": 100, "logit_bias": {str(brace): 100.0, str(EOS_ID): -100.0}}

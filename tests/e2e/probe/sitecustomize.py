@@ -1,6 +1,6 @@
-"""Python imports this at the start of a server that has this folder in PYTHONPATH.
+"""Python imports this when a server with this folder in PYTHONPATH starts.
 
-On SIGUSR1 the process writes the names of its modules, one a line, to the file MODULES_FILE names.
+On SIGUSR1 the process writes the names of its modules, one per line, to the file that MODULES_FILE names.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""Tool calls: how models write them, answers taken apart as they arrive, tools explained in prompts."""
+"""Tool calls: how models write them, parsing them as answers arrive, explaining tools in prompts."""

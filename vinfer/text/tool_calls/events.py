@@ -1,4 +1,4 @@
-"""What a parser of answers gives out, piece by piece; pure data, known to the parsers and to the server."""
+"""The events that answer parsers emit piece by piece; pure data, used by the parsers and the server."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Text:
-    """More of what the model says."""
+    """More of the model's answer."""
 
     text: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reasoning:
-    """More of what the model thinks before it answers."""
+    """More of the model's reasoning before it answers."""
 
     text: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CallStart:
-    """A call of a tool begins."""
+    """The beginning of a tool call."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CallArguments:
-    """More of the JSON text of the arguments of the call that began last."""
+    """More of the JSON text of the arguments of the latest call."""
 
     text: str
 

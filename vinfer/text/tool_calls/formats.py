@@ -1,7 +1,7 @@
-"""How models write tool calls: one row per format, and which one a chat template speaks.
+"""How models write tool calls: one row per format, and the detection of a chat template's format.
 
-Pure data. `parser` parses by it, `prompt` explains it to models whose template knows no tools, and
-the server binds answers to it.
+Pure data. `parser` parses a format, `prompt` explains it to models whose template does not know tools, and
+the server constrains answers to it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ class ToolFormat:
     """The form of one or more calls: `opening`, objects with `separator` between, `closing`.
 
     Attributes:
-        opening: begins a call, or a list of them; often one token of the vocabulary.
+        opening: begins a call, or a list of calls; often one token of the vocabulary.
         closing: ends what `opening` began; may be empty.
-        repeats_markers: each call has its own opening and closing.
-        begins_with_call: an answer that begins with a call needs no opening.
-        is_pythonic: calls may be written as Python writes them; bound answers and examples have objects.
-        gap: characters that may stand before, between and after calls and mean nothing.
-        before_calls, after_calls: what is written between the markers and the calls.
-        separator: what is written between two calls.
+        repeats_markers: whether each call has its own opening and closing.
+        begins_with_call: whether an answer that begins with a call needs no opening.
+        is_pythonic: whether calls may be written as Python calls; constrained answers and examples use
+            objects.
+        gap: characters that may appear before, between and after calls without meaning.
+        before_calls, after_calls: text between the markers and the calls.
+        separator: text between two calls.
         arguments_key: the member of a call that holds its arguments; the other is `name`.
-        id_len: characters of an id; Mistral's templates insist on nine.
+        id_len: length of an id; Mistral's templates insist on nine characters.
     """
 
     name: ToolFormatName
@@ -49,16 +50,16 @@ class ToolFormat:
     id_len: int = 24
 
     def new_id(self) -> str:
-        """Make the id of a call."""
+        """Return a new call id."""
         letters = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(self.id_len))
         return letters if self.id_len < 24 else f"call_{letters}"
 
     def call_head(self, name: str) -> str:
-        """Write a call up to its arguments; a closing brace ends it after them."""
+        """Return the text of a call up to its arguments; a closing brace follows them."""
         return f'{{"name": {json.dumps(name)}, "{self.arguments_key}": '
 
     def written(self, calls: Sequence[tuple[str, str]]) -> str:
-        """Write calls, each a name and the JSON text of its arguments."""
+        """Return the text of calls, each given as a name and the JSON text of its arguments."""
         opening = ("" if self.begins_with_call else self.opening) + self.before_calls
         closing = self.after_calls + self.closing
         bodies = [f"{self.call_head(name)}{arguments}}}" for name, arguments in calls]
@@ -100,12 +101,12 @@ FORMATS: Mapping[str, ToolFormat] = {form.name: form for form in (HERMES, LLAMA3
 
 
 def format_of_template(source: str) -> ToolFormat | None:
-    """Say which format a chat template that takes tools teaches; None where it is none of ours.
+    """Return the format of a chat template that takes tools; None if the format is unsupported.
 
-    Newer Mistral templates (`[TOOL_CALLS]name[ARGS]{...}`) are not.
+    The format of newer Mistral templates (`[TOOL_CALLS]name[ARGS]{...}`) is unsupported.
     """
     if "<tool_call>" in source:
-        # GLM and Qwen3-Coder have the tag, and XML or a bare name in it.
+        # GLM and Qwen3-Coder use the same tag, but with XML or a bare name inside.
         is_json = '"name"' in source or '\\"name\\"' in source
         return HERMES if is_json else None
     if "[TOOL_CALLS]" in source:

@@ -1,8 +1,8 @@
-"""Reads one tool call that a model writes as a JSON object, character by character.
+"""Parses one tool call that a model writes as a JSON object, character by character.
 
-Linear, one look per character: what it gives out does not depend on how the text was cut into pieces. Once
-name and the beginning of the arguments are known, the arguments go out as the model writes them; until then
-all is held, so that what turns out to be no call can still be shown as text.
+Linear: each character is read once, so the result does not depend on how the text is split into pieces. Once
+the name and the beginning of the arguments are known, the arguments are emitted as the model writes them.
+Until then everything is held, so that an object that is not a call can still be shown as text.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _ARGUMENT_KEYS = ("arguments", "parameters")
 
 
 class JsonCall:
-    """One object, from its opening brace to its closing one.
+    """One object, from its opening brace to its closing brace.
 
     Attributes:
-        is_done: the object is complete.
-        is_call: it is a call: its events were given out.
+        is_done: whether the object is complete.
+        is_call: whether it is a call, whose events have been emitted.
 
     Args:
-        names: of the tools that may be called; an object with another name is no call.
+        names: names of the tools that may be called; an object with another name is not a call.
     """
 
     def __init__(self, names: Collection[str]) -> None:
@@ -43,14 +43,14 @@ class JsonCall:
 
     @property
     def held_text(self) -> str:
-        """What was read, as long as it is not known to be a call."""
+        """The text read so far, as long as it is not known to be a call."""
         return "".join(self._held)
 
     def push(self, text: str) -> tuple[list[Event], int]:
-        """Read on; the first character ever is `{`.
+        """Read more of the object; its first character is `{`.
 
         Returns:
-            What is new, and how many characters were read: fewer than there are once `is_done`.
+            The new events, and how many characters were read: fewer than given once `is_done`.
         """
         events: list[Event] = []
         arguments: list[str] = []
@@ -119,7 +119,7 @@ class JsonCall:
             self._name = string
 
     def _whole_call(self) -> list[Event]:
-        """Read an object whose arguments come first, are text, or are missing."""
+        """Return the events of an object whose arguments come first, are text, or are missing."""
         call = _parsed(self.held_text)
         if call is None or call.get("name") not in self._names:
             return []
@@ -136,10 +136,10 @@ class JsonCall:
 
 
 def json_text(value: Any) -> str:
-    """Write JSON that can be sent: half characters stay escaped.
+    """Return a value as JSON that can be sent: lone surrogates stay escaped.
 
     Raises:
-        ValueError, TypeError: the value is no JSON.
+        ValueError, TypeError: the value is not valid JSON.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:
@@ -150,7 +150,7 @@ def json_text(value: Any) -> str:
 
 
 def _parsed(text: str) -> dict[str, Any] | None:
-    """Parse a JSON object; None where it is anything else."""
+    """Parse a JSON object; return None if the text is anything else."""
     try:
         value = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
@@ -159,4 +159,4 @@ def _parsed(text: str) -> dict[str, Any] | None:
 
 
 def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")

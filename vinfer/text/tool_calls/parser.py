@@ -1,7 +1,7 @@
-"""The tool calls in an answer, as its text arrives: what is text, what is a call, by a model's `ToolFormat`.
+"""Splits an answer into text and tool calls as it arrives, by the model's `ToolFormat`.
 
-One object per choice, on the event loop. Linear in the answer: each character is looked at a fixed number of
-times. A call of a tool that was not offered, or one that cannot be read, is text.
+One object per choice, on the event loop. Linear in the answer: each character is read a fixed number of
+times. A call to a tool that was not offered, or one that cannot be parsed, is text.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class _State(enum.Enum):
 
 
 class ToolCallParser:
-    """Reads one answer.
+    """Parses one answer.
 
-    White space next to calls is part of neither text nor calls, so it is held until it is known what follows.
+    White space next to calls belongs to neither text nor calls, so it is held until it is known what follows.
 
     Args:
-        names: of the tools that may be called.
+        names: names of the tools that may be called.
     """
 
     def __init__(self, tool_format: ToolFormat, names: Collection[str]) -> None:
@@ -42,14 +42,14 @@ class ToolCallParser:
         self._call: JsonCall | PythonicCall = JsonCall(names)
         self._has_calls = False
         self._is_after_call = False
-        # What becomes text again where no call follows.
+        # Held white space, which becomes text if no call follows.
         self._spaces: list[str] = []
         self._gap: list[str] = []
 
     def push(self, text: str) -> list[Event]:
-        """Take more of the answer."""
+        """Read more of the answer and return its events."""
         events: list[Event] = []
-        # Whatever is cut off costs what is left over.
+        # Cutting off the beginning copies the rest, so read the text in short pieces.
         for start in range(0, len(text), _PIECE_LEN):
             self._unread += text[start : start + _PIECE_LEN]
             self._read(events)
@@ -66,7 +66,7 @@ class ToolCallParser:
             pass
 
     def finish(self) -> list[Event]:
-        """Take the end of the answer."""
+        """Return the events that are left at the end of the answer."""
         unread, self._unread = self._unread, ""
         if self._state is _State.CLOSING or (self._state is _State.CALL and self._call.is_call):
             return []
@@ -126,13 +126,13 @@ class ToolCallParser:
         if len(rest) < len(closing) and closing.startswith(rest):
             self._unread = rest
             return False
-        # Some models forget it.
+        # Some models forget the closing marker.
         self._unread = rest.removeprefix(closing)
         self._state = _State.TEXT
         return True
 
     def _give_up(self, events: list[Event]) -> None:
-        """No call follows: what was held is text."""
+        """Emit the held characters as text, because no call follows."""
         gap, self._gap = "".join(self._gap), []
         self._state = _State.TEXT
         self._say(gap, events)

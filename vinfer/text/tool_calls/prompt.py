@@ -1,7 +1,7 @@
-"""Tools for models whose chat template knows none: they are explained in text, in the model's format.
+"""Explains tools in text, in the model's format, for models whose chat template does not know tools.
 
 Pure functions of messages as a chat template takes them. The words around the tools are those that the
-Hermes and Qwen models were trained with, since most models have seen them.
+Hermes and Qwen models were trained with, because most models have seen them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def with_tools_as_text(
     """Put tools and calls into plain messages: calls into the assistant's text, results into a user turn.
 
     Args:
-        tools: may be empty; earlier calls are rewritten all the same.
-        shows_system: whether the template takes a system message; else the first user turn has the tools.
+        tools: may be empty; earlier calls are rewritten anyway.
+        shows_system: whether the template takes a system message; otherwise the tools go into the first user
+            turn.
     """
     plain: list[Message] = []
     follows_result = False
@@ -86,14 +87,14 @@ def _explained(messages: list[Message], explanation: str, *, shows_system: bool)
 
 
 def _preceded(text: str, content: Any) -> Any:
-    """Put text before a message's content, which may hold other parts than text."""
+    """Put text before a message's content, which may contain parts other than text."""
     if isinstance(content, list):
         return [{"type": "text", "text": text}, *content]
     return f"{text}\n\n{content}"
 
 
 def _text(content: Any) -> str:
-    """Return the text of a message's content: a string, None, or parts."""
+    """Return the text of a message's content, which is a string, None, or parts."""
     if content is None or isinstance(content, str):
         return content or ""
     return "\n".join(part.get("text", "") for part in content)

@@ -1,6 +1,6 @@
-"""Reads one tool call that a model writes as a Python call with keyword arguments: `f(city="Oslo", days=2)`.
+"""Parses one tool call that a model writes as a Python call with keyword arguments: `f(city="Oslo", days=2)`.
 
-The text is found character by character and given out whole, once the call is complete. Nothing is evaluated:
+The call is read character by character and emitted as a whole once it is complete. Nothing is evaluated:
 arguments are literals, parsed by `ast` within limits of length and depth.
 """
 
@@ -15,18 +15,18 @@ from vinfer.text.tool_calls.events import CallArguments, CallStart, Event
 from vinfer.text.tool_calls.json_call import json_text
 
 MAX_BODY_CHARS = 16_384
-"""Between the parentheses; what is longer is text."""
+"""Most characters between the parentheses; anything longer is text."""
 MAX_DEPTH = 32
 _MAX_NAME_CHARS = 64
-# Some models write JSON's words.
+# Some models write JSON's constants.
 _WORDS = {"true": True, "false": False, "null": None}
 
 
 class PythonicCall:
-    """One call, from the first letter of its name to its closing parenthesis; as `JsonCall`.
+    """One call, from the first letter of its name to its closing parenthesis; same interface as `JsonCall`.
 
     Args:
-        names: of the tools that may be called.
+        names: names of the tools that may be called.
     """
 
     def __init__(self, names: Collection[str]) -> None:
@@ -41,17 +41,17 @@ class PythonicCall:
 
     @property
     def held_text(self) -> str:
-        """What was read, as long as it is not known to be a call."""
+        """The text read so far, as long as it is not known to be a call."""
         if self.is_call:
             return ""
         name = "".join(self._name)
         return name if self._body is None else f"{name}({''.join(self._body)}"
 
     def push(self, text: str) -> tuple[list[Event], int]:
-        """Read on.
+        """Read more of the call.
 
         Returns:
-            What is new, and how many characters were read: fewer than there are once `is_done`.
+            The new events, and how many characters were read: fewer than given once `is_done`.
         """
         for num_read, character in enumerate(text):
             if self._body is None:
@@ -97,15 +97,15 @@ class PythonicCall:
 
 
 def is_name_character(character: str) -> bool:
-    """Say whether a tool's name may hold this."""
+    """Return whether a tool's name may contain this character."""
     return character.isascii() and (character.isalnum() or character in "_-")
 
 
 def _keyword_arguments(body: str) -> str | None:
-    """Return keyword arguments as a JSON object; None where they are anything but literals."""
+    """Return keyword arguments as a JSON object; None if they are anything but literals."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unknown escapes in strings
+            warnings.simplefilter("ignore")  # about unknown escapes in strings
             call = ast.parse(f"f({body})", mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
             return None
