@@ -106,7 +106,11 @@ def test_what_cannot_change_logits_is_left_out(tiny: Tiny, harmless: dict[str, A
         ("llama", {"model_type": ...}, "no model_type"),
         ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForCausalLM"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
-        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "windows are off: correct one of them"),
+        (
+            "qwen2",
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "windows are off: correct one of them",
+        ),
         ("qwen2", {"layer_types": ["full_attention"]}, "1 entries for num_hidden_layers = 2"),
         ("qwen2", {"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
         ("llama", {"layer_types": ["full_attention", "full_attention"]}, "layer_types"),

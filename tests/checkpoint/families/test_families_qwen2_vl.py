@@ -159,7 +159,10 @@ def test_windows_begin_at_the_layer_that_says_so() -> None:
         ({"odd_key": 1}, "odd_key = 1: vinfer does not know"),
         ({"vision_config": VISION | {"odd_key": 1}}, "vision_config: odd_key = 1: vinfer does not know"),
         ({"vision_config": None}, "has no vision_config"),
-        ({"vision_config": VISION | {"hidden_size": 16}}, "hidden_size = 16: must equal the decoder's hidden size, 32"),
+        (
+            {"vision_config": VISION | {"hidden_size": 16}},
+            "hidden_size = 16: must equal the decoder's hidden size, 32",
+        ),
         ({"vision_config": VISION | {"num_heads": 3}}, "must divide hidden size 16 into multiples of 4"),
         ({"vision_config": VISION | {"num_heads": 8}}, "must divide hidden size 16 into multiples of 4"),
         ({"vision_config": VISION | {"hidden_act": "relu6"}}, "hidden_act = 'relu6'"),
@@ -178,7 +181,10 @@ def test_windows_begin_at_the_layer_that_says_so() -> None:
         ({"rope_scaling": ROPE | {"mrope_section": [-1, 3, 2]}}, "mrope_section"),
         ({"rope_scaling": ROPE | {"mrope_section": ["1", 1, 2]}}, "mrope_section"),
         ({"rope_scaling": ROPE | {"type": "dynamic", "factor": 2.0}}, "dynamic is unsupported"),
-        ({"model_type": "qwen3_vl"}, "model_type = 'qwen3_vl': it takes images or sound of an unsupported kind"),
+        (
+            {"model_type": "qwen3_vl"},
+            "model_type = 'qwen3_vl': it takes images or sound of an unsupported kind",
+        ),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -69,7 +69,10 @@ def test_the_defaults_are_those_of_transformers() -> None:
         ({"no_rope_layers": [1, 0]}, "2 entries for num_hidden_layers = 5"),
         ({"no_rope_layers": [1, 0, 2, 1, 1]}, "list of 0s and 1s"),
         ({"no_rope_layer_interval": 0}, "no_rope_layer_interval = 0"),
-        ({"layer_types": ["sliding_attention"] * 5, "sliding_window": 8}, "use_sliding_window is false: correct one of them"),
+        (
+            {"layer_types": ["sliding_attention"] * 5, "sliding_window": 8},
+            "use_sliding_window is false: correct one of them",
+        ),
         (
             {"layer_types": ["sliding_attention"] * 5, "use_sliding_window": True},
             "sliding_window = None: layers of type",
