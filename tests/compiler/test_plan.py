@@ -150,12 +150,12 @@ REFUSALS: list[tuple[dict[str, Any], type[VinferError], list[str]]] = [
     (
         {"task": "text", "precompile": [{"vision": {"height": 8, "width": 8}}]},
         ConfigError,
-        ["models[0].precompile has vision shapes", "leave them out"],
+        ["models[0].precompile has vision shapes", "remove them"],
     ),
     ({"max_programs": 8}, ConfigError, ["needs 10 programs", "models[0].max_programs is 8", "fewer"]),
-    ({"mesh": {"tp": 9}}, DeviceError, ["tp=9", "needs 9 devices", "here are 8", "cpu:9"]),
-    ({"mesh": {"tp": 3, "dp": 4}}, DeviceError, ["dp=4 tp=3", "needs 12 devices", "here are 8"]),
-    ({"mesh": {"tp": -1, "dp": 2}, "num_devices": 3}, DeviceError, ["multiples of 2", "here are 3"]),
+    ({"mesh": {"tp": 9}}, DeviceError, ["tp=9", "needs 9 devices", "this machine has 8", "cpu:9"]),
+    ({"mesh": {"tp": 3, "dp": 4}}, DeviceError, ["dp=4 tp=3", "needs 12 devices", "this machine has 8"]),
+    ({"mesh": {"tp": -1, "dp": 2}, "num_devices": 3}, DeviceError, ["a multiple of 2", "this machine has 3"]),
 ]
 
 
@@ -379,7 +379,7 @@ def test_a_chunk_must_hold_an_image_that_is_seen_both_ways() -> None:
     check_model(built, fitting, where="models[0]")
     check_model(built, with_images(28, num_features=longest + 1), where="models[0]")
     too_large = with_images(28, num_features=longest + 1, attends_both_ways=True)
-    with pytest.raises(ConfigError, match=rf"is {longest}; .*{longest + 1} tokens of an image.*: add a"):
+    with pytest.raises(ConfigError, match=rf"is {longest}, but .*{longest + 1} tokens of an image.*: add a"):
         check_model(built, too_large, where="models[0]")
 
 

@@ -1,1 +1,1 @@
-"""The compiler: from a checkpoint and a plan to a bundle of exported programs and weights."""
+"""The compiler: builds a bundle of exported programs and weights from a checkpoint and a plan."""

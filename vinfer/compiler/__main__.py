@@ -1,8 +1,8 @@
 """The build child: `python -m vinfer.compiler FD < request.json`.
 
-Runs in a process of its own, with JAX on the CPU and as many forced host devices as the mesh has; exits when
-the bundle is written. The pipe FD carries one JSON document per line (progress, then the result). Standard
-output and error belong to the libraries, which print what they like from the first import on.
+Runs in its own process, with JAX on the CPU and as many forced host devices as the mesh has; exits when
+the bundle is written. The pipe FD carries one JSON document per line: progress, then the result. Standard
+output and error are left to the libraries, which may print from the first import on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> int:
         kind = "checkpoint" if isinstance(error, CheckpointError) else "build"
         _say(events, error=error.message, kind=kind)
         return error.exit_code
-    except Exception as error:  # noqa: BLE001 - the parent shows one line, the log has the rest
+    except Exception as error:  # noqa: BLE001 - the parent shows one line; the log has the rest
         traceback.print_exc()
         _say(events, error=f"{type(error).__name__}: {error}", kind="build")
         return BuildError.exit_code

@@ -1,6 +1,6 @@
-"""Running the build in a child process, seen from the parent.
+"""Runs the build in a child process; this is the parent's side.
 
-The child has JAX on the CPU with as many forced host devices as the mesh has, so it never takes the
+The child has JAX on the CPU with as many forced host devices as the mesh has. So it never takes the
 accelerator from the server and leaves nothing in its memory. This side imports neither JAX nor EasyDeL.
 """
 
@@ -29,13 +29,13 @@ _FORCED_DEVICES = re.compile(r"--xla_force_host_platform_device_count=\d+")
 def run_build(
     plan: BuildPlan, *, revision: str | None, directory: Path, log_path: Path, progress: Progress
 ) -> None:
-    """Write a bundle into an empty directory; returns when the child has ended.
+    """Write a bundle into an empty directory; returns when the child has exited.
 
     Args:
-        log_path: takes whatever the child and its libraries print.
+        log_path: receives all output of the child and its libraries.
 
     Raises:
-        CheckpointError, BuildError: as the child says, with the path of its log.
+        CheckpointError, BuildError: as reported by the child, with the path of its log.
     """
     request = {"plan": dataclasses.asdict(plan), "revision": revision, "directory": str(directory)}
     request["plan"]["programs"] = [shape.model_dump() for shape in plan.programs]  # type: ignore[index]
@@ -57,7 +57,7 @@ def run_build(
     ):
         os.close(child_fd)
         assert child.stdin is not None
-        # A child that has ended already is reported below, by its exit code.
+        # A child that has already exited is reported below, by its exit code.
         with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
             json.dump(request, stdin)
         is_done = False
@@ -85,6 +85,6 @@ def _environment(num_devices: int, scratch: str) -> dict[str, str]:
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={num_devices}".strip(),
         "ENABLE_DISTRIBUTED_INIT": "0",
         "TOKENIZERS_PARALLELISM": "false",
-        # EasyDeL points JAX's cache there when it is imported; nothing of it is kept.
+        # EasyDeL points JAX's cache there when it is imported; nothing in it is kept.
         "COMPILE_FUNC_DIR": scratch,
     }

@@ -1,9 +1,9 @@
-"""Our KV cache as EasyDeL's attention layers see it.
+"""vinfer's KV cache, with the interface that EasyDeL's attention layers use.
 
 EasyDeL's attention calls one method of a cache view, `concatenate_to_cache`, and reads the attributes
 `key`, `starts`, `indexs` and `masking_details`. This view scatters the new rows into a dense cache
-`[num_slots, max_model_len, kv_heads, head_dim]` and hands back the first `kv_length` rows of the slots that
-take part. It knows nothing of tokens, sampling or EasyDeL's own caches, and imports none of EasyDeL.
+`[num_slots, max_model_len, kv_heads, head_dim]` and returns the first `kv_length` rows of the slots that
+take part. It knows nothing of tokens, sampling or EasyDeL's own caches, and does not import EasyDeL.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class Rows:
     """Which slots take part in a forward pass, and where their tokens go.
 
     Attributes:
-        slots: int32 [rows]; a padded row names slot `num_slots`, which does not exist. None where row i
-            is slot i: then the cache is read in place, without a gather (and without moving a cache
-            that is split over dp).
-        positions: int32 [rows, length], the position of every token in its slot; `max_model_len` where
-            nothing may be written (padding, idle slots).
+        slots: int32 [rows]; a padded row names slot `num_slots`, which does not exist. None if row i is
+            slot i: then the cache is read in place, without a gather and without moving a cache that is
+            split over dp.
+        positions: int32 [rows, length], the position of every token in its slot; `max_model_len` for
+            tokens that are not written (padding, idle slots).
         kv_length: rows of the cache that attention reads.
-        spans: first and end, int32 [rows, length] each: positions that a token sees besides, whole images
-            in a model that sees them both ways (`ImageFeatures.spans`). None where there is nothing besides.
-        rope_positions: int32 [rows, 3, length], by which tokens rotate: their time, row and column. None
-            where they rotate by their position.
+        spans: first and end, int32 [rows, length] each: extra positions that a token sees, for whole images
+            in a model with bidirectional image attention (`ImageFeatures.spans`). None if there are none.
+        rope_positions: int32 [rows, 3, length], the time, row and column by which tokens rotate. None if
+            they rotate by their position.
     """
 
     slots: jax.Array | None
@@ -43,10 +43,10 @@ class Rows:
     def attention_mask(self, window: int | None) -> jax.Array:
         """Return bool [rows, 1, length, kv_length]: a token sees its own position and those before it.
 
-        What `spans` adds is seen through every window, as in transformers (`or_mask_function`).
+        Positions in `spans` are visible despite any window, as in transformers (`or_mask_function`).
 
         Args:
-            window: how many positions it sees, its own among them; None for all.
+            window: how many positions a token sees, including its own; None for all.
         """
         kv_positions = jnp.arange(self.kv_length, dtype=jnp.int32)[None, None, None, :]
         positions = self.positions[:, None, :, None]
@@ -64,11 +64,11 @@ class Rows:
 class KVCacheView:
     """One layer's cache. k and v: [num_slots, max_model_len, kv_heads, head_dim].
 
-    The mask of each layer comes from here, its window included: EasyDeL's layers cut windows after this
-    view, in prefill wrongly (`_flexible.py::_apply_sliding_window`), and are told to have none.
+    Each layer's mask comes from here, including its window: EasyDeL's layers apply windows after this
+    view, incorrectly in prefill (`_flexible.py::_apply_sliding_window`), so they are told to have none.
 
-    `key` stays None: EasyDeL compares the batch size of a view's `key` with the query's and ours counts
-    slots, not rows. `masking_details` None keeps EasyDeL from applying its own window.
+    `key` stays None: EasyDeL compares the batch size of a view's `key` with the query's, and ours counts
+    slots, not rows. `masking_details` is None to keep EasyDeL from applying its own window.
     """
 
     k: jax.Array
@@ -81,8 +81,8 @@ class KVCacheView:
     layer: int = dataclasses.field(metadata={"static": True})
     kv_length: int = dataclasses.field(metadata={"static": True})
     sharding: NamedSharding | None = dataclasses.field(metadata={"static": True})
-    """Of k and v on a mesh. Without it XLA would split them as EasyDeL splits the rows (over fsdp too),
-    and gather the whole cache again at the end of a decode dispatch."""
+    """Sharding of k and v on a mesh. Without it, XLA would split them as EasyDeL splits the rows (over fsdp
+    too) and gather the whole cache at the end of a decode dispatch."""
 
     key: ClassVar[None] = None
     starts: ClassVar[None] = None
@@ -112,13 +112,13 @@ class KVCacheView:
             seen_k = k.at[self.slots, : self.kv_length].get(mode="clip")
             seen_v = v.at[self.slots, : self.kv_length].get(mode="clip")
         view = dataclasses.replace(self, k=k, v=v)
-        # Not by assignment from outside: EasyDeL's Gemma 2 drops the view that its layers give back.
+        # Assigned here because EasyDeL's Gemma 2 drops the view that its layers return.
         self.cache[self.layer] = view
         return seen_k, seen_v, self.mask_info, view, None
 
 
 class KVCache:
-    """The views of all layers, in the shape that EasyDeL's models index and assign."""
+    """The views of all layers, which EasyDeL's models index and assign."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
-"""A mixture of experts in plain XLA: every token meets its own experts, whatever else is in the batch.
+"""A mixture of experts in plain XLA: each token gets its own experts, whatever else is in the batch.
 
-Static shapes, no token dropped, no expert read that no token chose (but where blocks are left over, see
+Shapes are static, no token is dropped, and only chosen experts are read, except for leftover blocks (see
 `block_size`). Knows neither EasyDeL nor any model family.
 
-Source: the padded blocks are those of MegaBlocks (arXiv:2211.15841), which vLLM's fused kernel uses as well.
+Source: the padded blocks are those of MegaBlocks (arXiv:2211.15841), which vLLM's fused kernel also uses.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Experts:
 def _linear(rows: jax.Array, kernels: jax.Array, biases: jax.Array | None, expert: jax.Array) -> jax.Array:
     kernel = jax.lax.dynamic_index_in_dim(kernels, expert, keepdims=False)
     if rows.shape[0] == 1:
-        # XLA on the CPU copies the kernel out of the stack before a dot; it reads it in place in a fusion.
+        # XLA on the CPU copies the kernel out of the stack before a dot; in a fusion, it reads it in place.
         products = rows[0, :, None].astype(jnp.float32) * kernel.astype(jnp.float32)
         result = products.sum(axis=0, keepdims=True).astype(rows.dtype)
     else:
@@ -58,12 +58,12 @@ def route(logits: jax.Array, num_chosen: int, *, is_normalised: bool) -> tuple[j
 
     Args:
         logits: [tokens, experts].
-        is_normalised: divide the chosen probabilities by their sum. It is the same as softmax over the
+        is_normalised: divide the chosen probabilities by their sum. Same as softmax over the
             chosen logits.
 
     Returns:
-        Weights, float32 [tokens, num_chosen], and experts, int32 [tokens, num_chosen], best first; of
-        equals the one with the lower index.
+        Weights, float32 [tokens, num_chosen], and experts, int32 [tokens, num_chosen], best first; ties
+        go to the lower index.
     """
     probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
     weights, experts = jax.lax.top_k(probabilities, num_chosen)
@@ -75,8 +75,8 @@ def route(logits: jax.Array, num_chosen: int, *, is_normalised: bool) -> tuple[j
 def block_size(num_tokens: int, num_chosen: int, num_experts: int) -> int:
     """Return how many rows of one expert are computed together.
 
-    One, where a block per choice is no more than a block per expert. Otherwise about what an expert gets on
-    average, a power of two: fewer rows would read its weights more often, more would be padding.
+    Returns 1 if one block per choice is no more than one block per expert. Otherwise about the average
+    rows per expert, a power of two: smaller blocks read weights more often, larger ones add padding.
     """
     choices = num_tokens * num_chosen
     if choices <= num_experts:
@@ -88,8 +88,8 @@ def block_size(num_tokens: int, num_chosen: int, num_experts: int) -> int:
 def mix(hidden: jax.Array, weights: jax.Array, chosen: jax.Array, experts: Experts) -> jax.Array:
     """Return the weighted sum of each token's experts.
 
-    Choices are sorted by expert and cut into blocks of one expert each; there are as many blocks as the worst
-    case needs, and those left over repeat the last expert for nobody.
+    Choices are sorted by expert and cut into blocks of one expert each. There are as many blocks as the worst
+    case needs; leftover blocks repeat the last expert, and their results are unused.
 
     Args:
         hidden: [tokens, hidden].
@@ -116,7 +116,7 @@ def mix(hidden: jax.Array, weights: jax.Array, chosen: jax.Array, experts: Exper
     expert = jnp.searchsorted(block_ends, block, side="right", method="compare_all").astype(jnp.int32)
     expert = jnp.minimum(expert, choices.max())
     rows = first_row[expert] + (block - first_block[expert]) * size
-    # A block may reach into the rows of the next expert: what it computes there, nobody reads.
+    # A block may reach into the rows of the next expert; those results are never read.
     rows = jnp.minimum(rows[:, None] + jnp.arange(size, dtype=jnp.int32), choices.size - 1)
     tokens = by_expert[rows] // num_chosen
 
@@ -133,7 +133,7 @@ def mix(hidden: jax.Array, weights: jax.Array, chosen: jax.Array, experts: Exper
 
 
 def max_blocks(num_tokens: int, num_chosen: int, num_experts: int) -> int:
-    """Return the blocks that the worst distribution over experts needs."""
+    """Return the number of blocks for the worst distribution over experts."""
     choices = num_tokens * num_chosen
     used = min(num_experts, choices)
     return used + (choices - used) // block_size(num_tokens, num_chosen, num_experts)

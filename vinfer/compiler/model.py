@@ -1,4 +1,4 @@
-"""What the programs need of a model and of its image encoder: the seam between programs and modelling code.
+"""What the programs need from a model and its image encoder: the seam between programs and modeling code.
 
 Protocols only. `easydel.model` and `vision.encoders` implement them.
 """
@@ -19,7 +19,7 @@ Arrays = tuple[jax.Array, ...]
 
 
 class Model(Protocol):
-    """What the programs need of a model."""
+    """What the programs need from a model."""
 
     max_model_len: int
     vocab_size: int
@@ -38,16 +38,16 @@ class Model(Protocol):
 
 
 class ImageEncoder(Protocol):
-    """What the programs need of the image half of a model.
+    """What the programs need from the image half of a model.
 
     Attributes:
-        hidden_size: of the decoder.
+        hidden_size: hidden size of the decoder.
     """
 
     hidden_size: int
 
     def max_features(self, shape: ProgramShape) -> int:
-        """Return the most placeholders of one image."""
+        """Return the maximum number of placeholders of one image."""
         ...
 
     def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]: ...
@@ -59,10 +59,10 @@ class ImageEncoder(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """The image half of a bundle: its encoder, and where features lie (see `ImageFeatures`).
+    """The image half of a bundle: its encoder, and where features are stored (see `ImageFeatures`).
 
     Attributes:
-        attends_both_ways: each token of an image sees all others of it; no chunk cuts an image in two.
+        attends_both_ways: each token of an image sees all the others; no chunk splits an image.
         rotates_by_axes: the model's tokens rotate by time, row and column: see `Rows.rope_positions`.
     """
 

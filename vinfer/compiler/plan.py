@@ -1,7 +1,7 @@
-"""From one model's config to a build plan: mesh, programs, memory and the bundle key.
+"""Turns one model's config into a build plan: mesh, programs, memory and the bundle key.
 
-Arithmetic only: no JAX, no EasyDeL, nothing is read but the source's file sizes and our own code. Illegal
-meshes are refused here, in words, before anything heavy happens.
+Arithmetic only: no JAX, no EasyDeL; reads only the source's file sizes and our own code. Illegal
+meshes are rejected here, with a clear message, before any expensive work.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vinfer.config import (
 )
 from vinfer.errors import ConfigError, DeviceError
 
-# What the build extra pins; stands in where EasyDeL is not installed and only a key is wanted.
+# The version in the build extra; used when EasyDeL is not installed and only a key is needed.
 EASYDEL_VERSION = "0.3.0"
 IMAGE_TEXT = "image-text"
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -39,7 +39,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclasses.dataclass(frozen=True)
 class BuildPlan:
-    """Everything the build child needs to know, resolved; JSON-able."""
+    """Everything the build child needs to know, resolved; JSON-serializable."""
 
     key: str
     source: str
@@ -52,14 +52,14 @@ class BuildPlan:
     programs: tuple[ProgramShape, ...]
     embeddings: Pooling | None
     image_cache_bytes: int = 0
-    """Of the features of images; 0 for a model without images."""
+    """Memory for image features; 0 for a model without images."""
 
     @property
     def takes_images(self) -> bool:
         return self.task == IMAGE_TEXT
 
     def num_feature_rows(self, hidden_size: int) -> int:
-        """Return how many features the devices hold: at least those of the longest prompt."""
+        """Return how many image features the devices hold: at least those of the longest prompt."""
         return max(self.max_model_len, self.image_cache_bytes // (hidden_size * DTYPE_BYTES[self.dtype]))
 
     @property
@@ -69,7 +69,7 @@ class BuildPlan:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on each device, before a weight is read; as if the mesh split norms too."""
+    """Bytes on each device, estimated before any weight is read; assumes that the mesh also splits norms."""
 
     weights_bytes: int
     kv_cache_bytes: int
@@ -89,22 +89,22 @@ def plan_build(
         where: the model's place in the config, such as `models[0]`, for messages.
 
     Raises:
-        ConfigError: task and vision shapes that do not go together, or more programs than max_programs.
-        DeviceError: a mesh that needs more devices than there are.
+        ConfigError: task and vision shapes that contradict each other, or more programs than max_programs.
+        DeviceError: a mesh that needs more devices than are available.
     """
     vision = vision_shapes(model)
     if vision and model.task != IMAGE_TEXT:
         raise ConfigError(
-            f"{where}.precompile has vision shapes and {where}.task is {model.task}: set task: {IMAGE_TEXT}, "
-            "or leave them out"
+            f"{where}.precompile has vision shapes; {where}.task is {model.task}: set task: {IMAGE_TEXT}, "
+            "or remove them"
         )
     if not vision and model.task == IMAGE_TEXT:
         raise ConfigError(
-            f"{where}.task is {IMAGE_TEXT} and {where}.precompile has no vision shape: add "
-            "vision: {height: 336, width: 336}, the size that the checkpoint's processor makes"
+            f"{where}.task is {IMAGE_TEXT}, but {where}.precompile has no vision shape: add "
+            "vision: {height: 336, width: 336}, the size that the checkpoint's processor produces"
         )
     mesh = resolve_mesh(model, where=where, num_devices=num_devices)
-    # A sum over fewer rows, or of a shorter cache, may be rounded otherwise: one shape of each kind.
+    # A sum over fewer rows, or of a shorter cache, may round differently, so there is one shape of each kind.
     is_single_shape = model.deterministic
     programs = plan_programs(
         prefill_shapes=[(shape.batch_size, shape.length) for shape in prefill_shapes(model)],
@@ -118,7 +118,7 @@ def plan_build(
     if len(programs) > model.max_programs:
         raise ConfigError(
             f"{where} needs {len(programs)} programs; {where}.max_programs is {model.max_programs}: "
-            "list fewer prefill_length or batch_size, lower max_model_len, leave out prompt_logprobs "
+            "list fewer prefill_length or batch_size, lower max_model_len, remove prompt_logprobs "
             "or embeddings, or raise max_programs"
         )
     facts = {
@@ -154,7 +154,7 @@ def plan_build(
 
 
 def resolve_mesh(model: ModelConfig, *, where: str, num_devices: int) -> dict[str, int]:
-    """Return the size of every mesh axis; `tp: -1` takes all devices that the other axes leave.
+    """Return the size of every mesh axis; `tp: -1` uses all devices that the other axes leave.
 
     Raises:
         DeviceError: too few devices, or a number of devices that the other axes do not divide.
@@ -164,8 +164,8 @@ def resolve_mesh(model: ModelConfig, *, where: str, num_devices: int) -> dict[st
     if ALL_REMAINING_DEVICES in sizes.values():
         if num_devices % others:
             raise DeviceError(
-                f"{where}.mesh asks for multiples of {others} devices and here are {num_devices}: "
-                "give every axis a number"
+                f"{where}.mesh needs a multiple of {others} devices; this machine has {num_devices}: "
+                "set every axis to a number"
             )
         sizes = {
             axis: num_devices // others if size == ALL_REMAINING_DEVICES else size
@@ -173,7 +173,7 @@ def resolve_mesh(model: ModelConfig, *, where: str, num_devices: int) -> dict[st
         }
     if math.prod(sizes.values()) > num_devices:
         raise DeviceError(
-            f"{where}.mesh {mesh_words(sizes)} needs {math.prod(sizes.values())} devices, here are "
+            f"{where}.mesh {mesh_words(sizes)} needs {math.prod(sizes.values())} devices; this machine has "
             f"{num_devices}: make the mesh smaller (on a CPU, --devices cpu:{math.prod(sizes.values())} "
             "makes as many)"
         )
@@ -181,18 +181,18 @@ def resolve_mesh(model: ModelConfig, *, where: str, num_devices: int) -> dict[st
 
 
 def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> MemoryPlan:
-    """Check a plan against the checkpoint's sizes and return the memory it takes.
+    """Check a plan against the checkpoint's sizes and return the memory that it needs.
 
     Raises:
-        ConfigError: the mesh does not divide the heads, max_model_len exceeds what the model knows, or the
-            model's images are others than the plan's.
+        ConfigError: the mesh does not divide the heads, max_model_len exceeds the checkpoint's positions, or
+            the plan's vision shapes do not match the model's images.
     """
     facts = checkpoint.facts
     check_heads(plan.mesh, facts, where=where)
     check_images(plan, checkpoint.vision, where=where)
     if plan.max_model_len > facts.num_positions:
         raise ConfigError(
-            f"{where}.max_model_len is {plan.max_model_len}; the checkpoint knows {facts.num_positions} "
+            f"{where}.max_model_len is {plan.max_model_len}; the checkpoint supports {facts.num_positions} "
             "positions: lower max_model_len"
         )
     size = DTYPE_BYTES[plan.dtype]
@@ -201,7 +201,7 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
     kv_pieces = plan.mesh["dp"] * (tp if facts.num_kv_heads % tp == 0 else 1)
     num_weights = num_parameters(checkpoint)
     if plan.platform == "cpu" and facts.is_tied:
-        # The build stores a tied LM head a second time: see `EasyDeLModel`.
+        # The build stores a second copy of a tied LM head: see `EasyDeLModel`.
         num_weights += facts.vocab_size * facts.hidden_size
     rows = plan.num_slots * plan.max_model_len
     kv_bytes = rows * facts.num_layers * facts.num_kv_heads * (facts.key_dim + facts.value_dim) * size
@@ -212,7 +212,7 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
 
 
 def check_images(plan: BuildPlan, vision: VisionFacts | None, *, where: str) -> None:
-    """Refuse image-text for a model that takes none, and shapes that its images do not fit."""
+    """Reject image-text for a model without images, and vision shapes that do not match its images."""
     if not plan.takes_images:
         return
     if vision is None:
@@ -228,8 +228,8 @@ def check_images(plan: BuildPlan, vision: VisionFacts | None, *, where: str) -> 
     )
     if longest < num_tokens:
         raise ConfigError(
-            f"the longest prefill_length of {where}.precompile is {longest}; the model must see the "
-            f"{num_tokens} tokens of an image in one piece: add a prefill_length of {num_tokens} or more"
+            f"the longest prefill_length of {where}.precompile is {longest}, but the model must process the "
+            f"{num_tokens} tokens of an image in one chunk: add a prefill_length of {num_tokens} or more"
         )
 
 
@@ -254,7 +254,7 @@ def _check_vision_shape(image: tuple[int, ...], vision: VisionFacts, *, where: s
 
 
 def check_heads(mesh: Mapping[str, int], facts: ModelFacts, *, where: str) -> None:
-    """Refuse a tp that divides neither attention heads nor KV heads as our cache needs it."""
+    """Reject a tp that splits the attention heads or KV heads in a way that our cache does not support."""
     heads, kv_heads, tp = facts.num_attention_heads, facts.num_kv_heads, mesh["tp"]
     if _is_legal_tp(tp, heads, kv_heads):
         return
@@ -284,7 +284,7 @@ def build_versions() -> dict[str, str]:
 
 @functools.cache
 def code_hash() -> str:
-    """Return a hash of the code that decides what is in a bundle."""
+    """Return a hash of the code that determines the contents of a bundle."""
     package = Path(__file__).parents[1]
     files = [
         package / "image_processing.py",

@@ -3,7 +3,7 @@
     (weights, kv, state, inputs) -> (kv, state, outputs)
 
 Every argument is a tuple of arrays in the manifest's order. State names and shapes are those of `state.py`;
-sampling is `sampler.py`; the model is whatever `EasyDeLModel` offers. Nothing here knows files or exports.
+sampling is `sampler.py`; the model has the interface of `model.Model`. Nothing here knows files or exports.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ NOT_FINISHED, FINISHED_STOP, FINISHED_LENGTH = 0, 1, 2
 NO_TOKEN = -1
 NUM_ROPE_AXES = 3
 """Time, row and column."""
-# Rows of the KV cache that copy_slot moves at once.
+# Rows of the KV cache that copy_slot copies at once.
 COPY_ROWS = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """Makes the function of each program shape.
+    """Builds the function of each program shape.
 
     Attributes:
-        num_tokens: ids from there on are never sampled (padded vocabularies).
-        rows_are_slots: decode dispatches run all slots, row i being slot i, and read the cache in place: what
-            is split over dp must not move. Otherwise rows are gathered, which is a little faster too.
-        images: None for a model that is served without images.
+        num_tokens: ids from this value on are never sampled (padded vocabularies).
+        rows_are_slots: decode dispatches run all slots, with row i being slot i, and read the cache in place,
+            because a cache split over dp must not move. Otherwise rows are gathered, which is a bit faster.
+        images: None for a model without images.
     """
 
     model: Model
@@ -157,8 +157,8 @@ class Programs:
     ) -> tuple[Arrays, Arrays, Arrays]:
         """Copy the first rows of one slot's cache into another slot.
 
-        Inputs: source, target, num_rows int32. One program for all lengths: it copies block by block and
-        may write up to COPY_ROWS - 1 rows more, which the new owner writes before it reads them.
+        Inputs: source, target, num_rows int32. One program handles all lengths: it copies block by block and
+        may write up to COPY_ROWS - 1 extra rows, which the new owner overwrites before reading.
         """
         source, target, num_rows = inputs
         block = jnp.arange(COPY_ROWS, dtype=jnp.int32)
@@ -169,7 +169,7 @@ class Programs:
         def copy_block(carry: tuple[jax.Array, Arrays]) -> tuple[jax.Array, Arrays]:
             start, kv = carry
             places = start + block
-            # A gather and a scatter, not slices: XLA would gather a whole cache that is split over dp.
+            # Uses a gather and a scatter: with slices, XLA would gather a whole cache that is split over dp.
             moved = tuple(
                 array.at[target, places].set(array.at[source, places].get(mode="clip"), mode="drop")
                 for array in kv
@@ -182,10 +182,10 @@ class Programs:
     def _prefill(
         self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays
     ) -> tuple[Arrays, Arrays, Arrays]:
-        """Write one chunk of each prompt; sample a first token where a prompt ends.
+        """Write one chunk of each prompt; sample a first token if the prompt ends.
 
-        Inputs: those of `_run_chunks`; with images, the pool [feature rows, hidden] and the index int32
-        [rows, length] of `ImageFeatures` after them, and where tokens rotate by axes, their rope_positions
+        Inputs: those of `_run_chunks`. With images, followed by the pool [feature rows, hidden] and the index
+        int32 [rows, length] of `ImageFeatures`. If tokens rotate by axes, then their rope_positions
         int32 [rows, 3, length].
         """
         images = None
@@ -199,10 +199,10 @@ class Programs:
     def _encode_images(
         self, weights: Arrays, features: Arrays, state: Arrays, inputs: Arrays
     ) -> tuple[Arrays, Arrays, Arrays]:
-        """Write the features of some images into the pool, which stands in the place of the KV cache.
+        """Write the features of some images into the pool, which is passed in place of the KV cache.
 
-        Weights: those of the encoder only. Inputs: what `encode` takes, then feature_rows int32
-        [rows, max features], beyond the pool's end where an image has no more, or the row is padding.
+        Weights: only the encoder's. Inputs: those of `encode`, then feature_rows int32 [rows, max features],
+        which point beyond the pool's end for padding and for features that an image does not have.
         """
         assert self.images is not None
         (pool,) = features
@@ -212,10 +212,10 @@ class Programs:
     def _score(
         self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays
     ) -> tuple[Arrays, Arrays, Arrays]:
-        """Prefill one chunk of one prompt, and return the logprobs of its tokens too.
+        """Prefill one chunk of one prompt, and also return the logprobs of its tokens.
 
-        Inputs: those of prefill, then targets int32 [1, length]: the prompt's token after each of the chunk,
-        so the last one of a chunk that is not the last belongs to the next chunk.
+        Inputs: those of prefill, then targets int32 [1, length]: the prompt token after each token of the
+        chunk. Except in the last chunk, the last target is the first token of the next chunk.
         """
         *of_chunks, targets = inputs
         kv, state, outputs, hidden = self._run_chunks(shape, weights, kv, state, tuple(of_chunks))
@@ -228,9 +228,9 @@ class Programs:
     def _embed(
         self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays
     ) -> tuple[Arrays, Arrays, Arrays]:
-        """Prefill one chunk of each prompt, and return the sum of its hidden states in place of tokens.
+        """Prefill one chunk of each prompt, and return the sum of its hidden states instead of tokens.
 
-        Inputs: slots, tokens, starts and lengths as `_run_chunks` takes them, then pooled_from int32 [rows]:
+        Inputs: slots, tokens, starts and lengths as in `_run_chunks`, then pooled_from int32 [rows]:
             the first token of the chunk that counts. The state is neither read nor written.
         """
         slots, tokens, starts, lengths, pooled_from = inputs
@@ -246,11 +246,11 @@ class Programs:
         inputs: Arrays,
         images: ImageFeatures | None = None,
     ) -> tuple[Arrays, Arrays, Arrays, jax.Array]:
-        """Write chunks; return the outputs of sampling and the hidden states [rows, length, hidden] too.
+        """Write chunks; also return the outputs of sampling and the hidden states [rows, length, hidden].
 
-        Inputs: slots int32 [rows] (num_slots where the row is padding), grammar_mask uint32 [rows, words]
+        Inputs: slots int32 [rows] (num_slots for a padded row), grammar_mask uint32 [rows, words]
         (see `keep_allowed`), tokens int32 [rows, length], starts int32 [rows], lengths int32 [rows] (tokens
-        of the chunk), samples bool [rows] (the prompt ends here, and a first token is wanted).
+        of the chunk), samples bool [rows] (whether the prompt ends here and needs a first token).
         """
         slots, grammar_mask, tokens, starts, lengths, samples = inputs
         kv, hidden = self._forward_chunks(shape, weights, kv, slots, tokens, starts, lengths, images)
@@ -273,7 +273,7 @@ class Programs:
         lengths: jax.Array,
         images: ImageFeatures | None = None,
     ) -> tuple[Arrays, jax.Array]:
-        """Write chunks, as `_run_chunks` takes them; return the new kv and hidden [rows, length, hidden]."""
+        """Write chunks, as in `_run_chunks`; return the new kv and hidden [rows, length, hidden]."""
         offsets = jnp.arange(shape.length, dtype=jnp.int32)
         positions = jnp.where(
             offsets[None, :] < lengths[:, None], starts[:, None] + offsets, self.model.max_model_len
@@ -293,11 +293,11 @@ class Programs:
     def _decode(
         self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays
     ) -> tuple[Arrays, Arrays, Arrays]:
-        """Run up to step_limit steps for some slots; end early when none of them is active.
+        """Run up to step_limit steps for some slots; stop early when none of them is active.
 
-        Inputs: slots int32 [rows] (num_slots where the row is padding), grammar_mask uint32 [rows, words]
-        (see `keep_allowed`; it is that of every step, so a row with a grammar asks for a step_limit of 1),
-        step_limit int32. Where rows are slots, `slots` only names who takes part.
+        Inputs: slots int32 [rows] (num_slots for a padded row), grammar_mask uint32 [rows, words] (see
+        `keep_allowed`; it applies to every step, so a row with a grammar needs a step_limit of 1), step_limit
+        int32. If rows are slots, `slots` only says which slots take part.
         """
         slots, grammar_mask, step_limit = inputs
         if self.rows_are_slots:
@@ -337,7 +337,7 @@ class Programs:
 
         start = (jnp.int32(0), kv, row, outputs)
         _, kv, row, outputs = lax.while_loop(goes_on, step_once, start)
-        # A slot that sat this dispatch out keeps its activity.
+        # A slot that did not take part in this dispatch stays active or inactive.
         row["active"] = jnp.where(takes_part, row["active"], was_active)
         state = self._ordered(row) if self.rows_are_slots else self._scatter(state, slots, row)
         return kv, state, outputs
@@ -345,10 +345,10 @@ class Programs:
     def _sample_step(
         self, weights: Arrays, hidden: jax.Array, row: Row, grammar_mask: jax.Array
     ) -> tuple[Row, Arrays]:
-        """Sample the next token of each active row and account for it.
+        """Sample the next token of each active row and update the row.
 
         Args:
-            hidden: [rows, hidden], of the last token of each row.
+            hidden: [rows, hidden], hidden state of the last token of each row.
             grammar_mask: uint32 [rows, words].
         """
         active = row["active"]
@@ -372,7 +372,7 @@ class Programs:
         return row, (jnp.where(active, token, NO_TOKEN), finished, logprob, top_ids, top_values)
 
     def _answer_rope_positions(self, row: Row) -> jax.Array:
-        """Return int32 [rows, 3, 1]: an answer is text, whose three positions are equal."""
+        """Return int32 [rows, 3, 1]: answers are text, whose three positions are equal."""
         places = row["position"] + row["rope_offset"]
         return jnp.broadcast_to(places[:, None, None], (places.shape[0], NUM_ROPE_AXES, 1))
 
@@ -401,20 +401,20 @@ class Programs:
 
 
 def pooled_sum(hidden: jax.Array, pooled_from: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Sum the hidden states of the tokens that count: a chunk's part of an embedding.
+    """Sum the hidden states of the pooled tokens: a chunk's part of an embedding.
 
-    Mean and last-token pooling are one sum over different tokens, so one program serves both and a prompt of
-    any length: the host adds the parts of its chunks.
+    Mean and last-token pooling are both sums, over different tokens. So one program serves both, for
+    prompts of any length: the host adds up the sums of the chunks.
 
     Args:
         hidden: [rows, length, hidden], after the final norm, padded.
-        pooled_from: int32 [rows], the first token that counts.
-        lengths: int32 [rows], tokens of the chunk; those that count end there.
+        pooled_from: int32 [rows], the first pooled token.
+        lengths: int32 [rows], tokens of the chunk; pooling ends there.
 
     Returns:
-        float32 [rows, hidden]; zero where no token counts.
+        float32 [rows, hidden]; zero if no token is pooled.
     """
     places = jnp.arange(hidden.shape[1], dtype=jnp.int32)
     counts = (places >= pooled_from[:, None]) & (places < lengths[:, None])
-    # A product would let what padding holds through where that is not finite.
+    # A product would let non-finite values of padding through.
     return jnp.sum(jnp.where(counts[:, :, None], hidden.astype(jnp.float32), 0.0), axis=1)

@@ -1,8 +1,8 @@
-"""From logits to tokens, on the device, with every parameter a traced array.
+"""Samples tokens from logits on the device; every parameter is a traced array.
 
 Order: repetition, presence and frequency penalties; logit bias; min_tokens; grammar; temperature; top-k;
-top-p; min-p. Nothing sorts the vocabulary: a threshold is found by bisection over the bits of float32, which
-is exact. Ties at a threshold are all kept. Pure functions of jnp arrays; no EasyDeL, no slots, no cache.
+top-p; min-p. The vocabulary is never sorted: bisection over the bits of float32 finds the exact
+threshold. All ties at a threshold are kept. Pure functions of jnp arrays; no EasyDeL, no slots, no cache.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _BLOCK = 128
 _BITS_OF_ONE = 0x3F800000
 
 Row = dict[str, jax.Array]
-"""State of the rows of a dispatch, by the names of `state.py`; every array leads with [rows]."""
+"""State of the rows of a dispatch, by the names of `state.py`; the first axis of every array is [rows]."""
 
 
 def process_logits(logits: jax.Array, row: Row, *, num_tokens: int) -> jax.Array:
     """Apply penalties, bias and min_tokens.
 
     Args:
-        logits: float32 [rows, vocab], of the model.
-        num_tokens: ids from there on are no tokens of the tokenizer and can never be sampled.
+        logits: float32 [rows, vocab], from the model.
+        num_tokens: ids from this value on are not in the tokenizer and are never sampled.
 
     Returns:
         float32 [rows, vocab].
@@ -50,12 +50,12 @@ def process_logits(logits: jax.Array, row: Row, *, num_tokens: int) -> jax.Array
 
 
 def keep_allowed(logits: jax.Array, grammar_mask: jax.Array) -> jax.Array:
-    """Take out the tokens that a grammar does not allow next.
+    """Mask the tokens that a grammar does not allow next.
 
     Args:
         logits: float32 [rows, vocab], processed.
-        grammar_mask: uint32 [rows, ceil(vocab / 32)]; bit i % 32 of word i // 32 is set where token i is
-            allowed. A row without a grammar has all bits set; where every row has, nothing is computed.
+        grammar_mask: uint32 [rows, ceil(vocab / 32)]; bit i % 32 of word i // 32 is set if token i is
+            allowed. A row without a grammar has all bits set; if every row does, nothing is computed.
 
     Returns:
         float32 [rows, vocab].
@@ -71,7 +71,7 @@ def keep_allowed(logits: jax.Array, grammar_mask: jax.Array) -> jax.Array:
 
 
 def sample(logits: jax.Array, row: Row) -> jax.Array:
-    """Draw one token per row; rows of temperature 0 take the largest logit (the first among equals).
+    """Draw one token per row; rows with temperature 0 take the largest logit (the first of equals).
 
     Args:
         logits: float32 [rows, vocab], processed.
@@ -90,15 +90,15 @@ def sample(logits: jax.Array, row: Row) -> jax.Array:
 
 
 def top_logprobs(logits: jax.Array, tokens: jax.Array, wanted: jax.Array) -> tuple[jax.Array, ...]:
-    """Return logprobs of the raw model logits, for the rows of a batch in which some row wants them.
+    """Return logprobs of the raw model logits, if any row of the batch requests them.
 
-    The token's own value is read from the same array as the top values, so that equal tokens have equal
+    The sampled token's value is read from the same array as the top values, so equal tokens have equal
     floats.
 
     Args:
         logits: float32 [rows, vocab], raw.
         tokens: int32 [rows].
-        wanted: bool [rows]; where no row wants any, all results are zero.
+        wanted: bool [rows]; if no row wants any, all results are zero.
 
     Returns:
         float32 [rows] of the tokens, int32 [rows, 20] ids, float32 [rows, 20] their logprobs.
@@ -125,7 +125,7 @@ def _when(condition: jax.Array, change: Callable[[jax.Array], jax.Array], logits
 
 
 def _penalise(logits: jax.Array, row: Row) -> jax.Array:
-    """Repetition penalty counts prompt and output, presence and frequency the output only.
+    """Apply the penalties: repetition counts prompt and output; presence and frequency count output only.
 
     Source: CTRL (arXiv:1909.05858) for repetition; OpenAI's API reference for the other two.
     """
@@ -153,11 +153,11 @@ def _forbid_stop(logits: jax.Array, row: Row, too_early: jax.Array) -> jax.Array
 
 
 def _truncate(logits: jax.Array, row: Row) -> jax.Array:
-    """Return unnormalised probabilities after temperature, top-k, top-p and min-p; 0 is out."""
+    """Return unnormalized probabilities after temperature, top-k, top-p and min-p; 0 means excluded."""
     temperature = jnp.where(row["temperature"] > 0.0, row["temperature"], 1.0)
     largest = jnp.max(logits, axis=-1, keepdims=True)
-    # The difference before the division, and none at the largest: a tiny temperature or an infinite logit
-    # (a tiny repetition penalty) would otherwise leave inf - inf.
+    # Subtract before dividing, and set the largest to 0: a tiny temperature or an infinite logit
+    # (from a tiny repetition penalty) would otherwise produce inf - inf.
     scaled = jnp.where(logits == largest, 0.0, (logits - largest) / temperature[:, None])
     weights = jnp.exp(scaled)
     top_k, top_p, min_p = row["top_k"], row["top_p"], row["min_p"]
@@ -176,7 +176,7 @@ def _keep_top_k(weights: jax.Array, top_k: jax.Array) -> jax.Array:
 
 
 def _keep_top_p(weights: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Keep the smallest set of most likely tokens whose mass reaches top_p, and all ties of its last."""
+    """Keep the smallest set of most likely tokens whose mass reaches top_p, and all ties with its last."""
     needed = top_p * jnp.sum(weights, axis=-1)
 
     def enough(threshold: jax.Array) -> jax.Array:
@@ -189,7 +189,7 @@ def _keep_top_p(weights: jax.Array, top_p: jax.Array) -> jax.Array:
 def _largest_float(enough: Callable[[jax.Array], jax.Array], rows: int) -> jax.Array:
     """Return the largest float32 in [0, 1], per row, for which `enough` (decreasing) still holds.
 
-    Bits of non-negative floats order as integers do, so 31 halvings of the integer range are exact.
+    The bits of non-negative floats sort like integers, so 31 halvings of the integer range are exact.
     """
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -204,9 +204,9 @@ def _largest_float(enough: Callable[[jax.Array], jax.Array], rows: int) -> jax.A
 
 
 def _uniform(row: Row) -> jax.Array:
-    """Return float32 [rows] in [0, 1): a function of seed and token index only, never of the slot.
+    """Return float32 [rows] in [0, 1), which depends only on seed and token index, never on the slot.
 
-    threefry2x32 by name: `rbg` draws differently under vmap.
+    Requests threefry2x32 explicitly, because `rbg` draws differently under vmap.
     """
 
     def draw(seed: jax.Array, generated: jax.Array) -> jax.Array:
@@ -219,7 +219,7 @@ def _uniform(row: Row) -> jax.Array:
 def _inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     """Return the first token at which the running sum of weights passes uniform * total.
 
-    Sums run over blocks first and inside one block after, so that no pass is longer than the vocabulary.
+    Sums run over blocks first and then inside one block, so no pass is longer than the vocabulary.
 
     Args:
         weights: float32 [rows, vocab], not negative, at least one positive.
@@ -244,7 +244,7 @@ def _inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
 def _first_past(running: jax.Array, target: jax.Array, weights: jax.Array) -> jax.Array:
     """Return the first positive entry whose running sum passes `target`, or the last positive entry.
 
-    Rounding can leave the whole running sum below the target; then the last positive entry is right.
+    Rounding can leave the whole running sum below the target; then the last positive entry is correct.
     """
     index = jnp.arange(weights.shape[-1])
     past = (running > target[:, None]) & (weights > 0)

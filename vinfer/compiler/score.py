@@ -1,8 +1,8 @@
-"""Logprobs of a prompt's own tokens, on the device: the LM head in blocks of rows.
+"""Computes logprobs of a prompt's tokens on the device, applying the LM head in blocks of rows.
 
-Pure functions of jnp arrays; no EasyDeL, no slots, no cache. Logits of [length, vocab] never exist: a block
-holds [BLOCK_ROWS, vocab] of them, in float32, and as much again for the logprobs (33 MB together for a
-vocabulary of 128 Ki), whatever the chunk's length.
+Pure functions of jnp arrays; no EasyDeL, no slots, no cache. Logits of [length, vocab] are never
+materialized: a block holds [BLOCK_ROWS, vocab] of them in float32, and as much again for the logprobs. That
+is 33 MB in total for a vocabulary of 128 Ki, whatever the chunk's length.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ BLOCK_ROWS = 32
 def prompt_logprobs(
     logits: Callable[[jax.Array], jax.Array], hidden: jax.Array, targets: jax.Array, num_tokens: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """Return the raw logprobs of the token that follows each token of a chunk, and of the 20 best there.
+    """Return raw logprobs of the token after each token of a chunk, and of the 20 most likely ones there.
 
     Args:
         logits: [rows, hidden] -> float32 [rows, vocab].
         hidden: [length, hidden], last hidden states of the chunk.
-        targets: int32 [length], the token after each; where there is none, any.
+        targets: int32 [length], the token after each; arbitrary where there is none.
         num_tokens: int32, tokens of the chunk; blocks that are all padding are skipped.
 
     Returns:
         float32 [length] of the targets, int32 [length, 20] ids, float32 [length, 20] their logprobs;
-        zero from the block after `num_tokens` on.
+        zero in blocks beyond `num_tokens`.
     """
     length = targets.shape[0]
     rows = min(BLOCK_ROWS, length)

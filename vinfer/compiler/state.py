@@ -1,6 +1,6 @@
-"""The device-resident state of the slots: which arrays there are, and what one request writes into them.
+"""The device-resident state of the slots: its arrays, and what one request writes into them.
 
-Everything that decoding needs is here, so that the host never feeds a token back.
+It holds everything that decoding needs, so the host never sends a token back.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def state_fields(vocab_size: int, *, has_rope_offset: bool = False) -> tuple[Fie
     """List the arrays of the state.
 
     Args:
-        has_rope_offset: tokens of an answer rotate by other positions than their own: those plus an offset,
-            as their prompt's images take fewer positions than tokens (`vinfer.engine.rope_positions`).
+        has_rope_offset: tokens of an answer rotate by their position plus an offset, because the prompt's
+            images take fewer positions than tokens (`vinfer.engine.rope_positions`).
     """
 
     def own(name: str, dtype: str, initial: bool | int | float, *shape: int) -> Field:

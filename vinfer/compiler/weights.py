@@ -1,6 +1,6 @@
-"""From tensors of a checkpoint to one weight argument of the programs.
+"""Maps tensors of a checkpoint to one weight argument of the programs.
 
-Says where each weight comes from as data, so that the writer can stream it piece by piece. Knows neither
+Describes the source of each weight as data, so that the writer can stream it piece by piece. Knows neither
 files nor EasyDeL.
 """
 
@@ -20,18 +20,18 @@ from vinfer.errors import BuildError
 
 Array = npt.NDArray[Any]
 Read = Callable[[str], Array]
-"""Gives the tensor of a name, as the checkpoint stores it; KeyError where there is none."""
+"""Returns the tensor of a name as stored in the checkpoint; KeyError if there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One tensor of a checkpoint, or what `index` takes of it.
+    """One tensor of a checkpoint, or the part that `index` selects.
 
     Attributes:
         source: tensor name in the checkpoint.
-        index: applied to the tensor as it is stored; None takes it whole.
-        is_transposed: the last two axes change places, after `index`: a Linear is stored [out, in] and the
-            programs take [in, out].
+        index: applied to the stored tensor; None means the whole tensor.
+        is_transposed: swap the last two axes after `index`: a Linear is stored as [out, in] and programs take
+            [in, out].
     """
 
     source: str
@@ -51,8 +51,8 @@ class Weight:
 
     Attributes:
         name: EasyDeL's path, joined by dots.
-        axes: a PartitionSpec that the mesh really divides.
-        parts: one part is the weight; several are stacked along a new first axis, as experts are.
+        axes: a PartitionSpec whose axes divide the shape.
+        parts: one part is the whole weight; several are stacked along a new first axis, like experts.
     """
 
     name: str
@@ -64,10 +64,10 @@ class Weight:
     def pieces(self, read: Read) -> Iterator[Array]:
         """Yield the weight's values in its dtype, in C order, one part at a time.
 
-        Nothing here keeps a piece that was yielded.
+        Yielded pieces are not kept.
 
         Raises:
-            BuildError: the checkpoint lacks a tensor, or one has another shape than the model needs.
+            BuildError: the checkpoint lacks a tensor, or a tensor has the wrong shape for the model.
         """
         for part in self.parts:
             yield self._piece(part, read)
@@ -80,20 +80,20 @@ class Weight:
         expected = self.shape[1:] if len(self.parts) > 1 else self.shape
         if array.shape != expected:
             raise BuildError(
-                f"tensor {part.source} gives shape {array.shape}, {self.name} needs {expected}: "
-                "config.json and the weights do not belong together"
+                f"tensor {part.source} has shape {array.shape}; {self.name} needs {expected}: "
+                "config.json and the weights belong to different models"
             )
         dtype = ml_dtypes.bfloat16 if self.dtype == "bfloat16" else np.dtype(self.dtype)
-        # Dtype and order in one pass: two would hold the tensor three times.
+        # Convert dtype and order in one pass: two passes would hold the tensor three times.
         return array.astype(dtype, order="C", copy=False)
 
 
 def in_stored_order(weights: Sequence[Weight], tensor_names: Sequence[str]) -> list[Weight]:
-    """Sort weights by where the checkpoint stores their first part, so that its files are read in one go.
+    """Sort weights by where the checkpoint stores their first part, so that its files are read in order.
 
     Args:
-        tensor_names: of the checkpoint, in the order in which they are stored.
+        tensor_names: tensor names of the checkpoint, in stored order.
     """
     places = {name: place for place, name in enumerate(tensor_names)}
-    # A tensor that is missing is reported when it is read.
+    # A missing tensor is reported when it is read.
     return sorted(weights, key=lambda weight: places.get(weight.parts[0].source, len(places)))

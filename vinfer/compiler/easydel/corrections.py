@@ -1,7 +1,7 @@
-"""What EasyDeL 0.3.0 gets wrong in single families, put right on the built module.
+"""Corrects on the built module what EasyDeL 0.3.0 gets wrong in single families.
 
-Each correction stands beside the fact that makes it necessary. It works by class or static attribute: only
-those survive `split_module` and `merge_module`. `families.py` says which family needs which.
+Each correction stands next to the fact that makes it necessary. It works by class or static attribute,
+because only those survive `split_module` and `merge_module`. `families.py` lists each family's corrections.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import jax.numpy as jnp
 
 
 def drop_output_bias(attention: Any) -> None:
-    """Take the bias off o_proj: `UnifiedAttention._create_o_proj` gives it one where q, k and v have one."""
+    """Remove the bias of o_proj: `UnifiedAttention._create_o_proj` adds one if q, k and v have one."""
     attention.o_proj.use_bias = False
     attention.o_proj.bias = None
 
 
 def correct_cohere2(module: Any) -> None:
-    """Rotate by layer type, and read a tied head.
+    """Rotate by layer type, and use the embedding as the head if tied.
 
     `cohere2/modeling_cohere2.py`:
 
-    - `Cohere2Attention._apply_rotary` rotates where `self.sliding_window` is set; ours never is.
-    - `Cohere2ForCausalLM.apply_lm_head` multiplies by `lm_head` even where the head is the embedding.
+    - `Cohere2Attention._apply_rotary` rotates only if `self.sliding_window` is set, and ours never is.
+    - `Cohere2ForCausalLM.apply_lm_head` multiplies by `lm_head` even if the head is the embedding.
     """
     from easydel.layers.attention import UnifiedAttention
     from easydel.modules._base import BaseCausalLMModule
@@ -51,7 +51,7 @@ def correct_cohere2(module: Any) -> None:
 def cap_attention_logits(module: Any) -> None:
     """Soft-cap attention scores at `attn_logit_softcapping`, as transformers does.
 
-    EasyDeL's config has the key, but nothing passes it to the kernel, which could take it:
+    EasyDeL's config has the key, and the kernel accepts it, but nothing passes it on:
     `layers/attention/_unified.py::UnifiedAttention.forward` calls the performer without `logits_soft_cap`.
     """
     cap = module.config.attn_logit_softcapping
@@ -64,10 +64,10 @@ def cap_attention_logits(module: Any) -> None:
 
 
 def scaled_embeddings(decoder: Any, tokens: Any) -> Any:
-    """Embed tokens as `Gemma3TextScaledWordEmbedding` of transformers does; it scales no image's features.
+    """Embed tokens as `Gemma3TextScaledWordEmbedding` of transformers does, without scaling image features.
 
-    `modules/gemma3/modeling_gemma3.py::Gemma3TextModel.forward` scales what it looks up itself, and takes
-    `inputs_embeds` as they are.
+    `modules/gemma3/modeling_gemma3.py::Gemma3TextModel.forward` scales the embeddings that it looks up,
+    and uses `inputs_embeds` unscaled.
     """
     return decoder.embed_tokens(tokens) * decoder.config.hidden_size**0.5
 
@@ -77,7 +77,7 @@ def _capped_performer() -> type:
     from easydel.layers.attention import FlexibleAttentionModule
 
     class CappedAttention(FlexibleAttentionModule):  # type: ignore[misc, unused-ignore]
-        """Attention with a soft-cap of its own."""
+        """Attention with its own soft-cap."""
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             return super().forward(*args, **kwargs, logits_soft_cap=self.logits_soft_cap)
@@ -88,9 +88,9 @@ def _capped_performer() -> type:
 
 
 def correct_glm4(module: Any) -> None:
-    """Rotate neighbouring pairs, and take the bias off o_proj.
+    """Rotate adjacent pairs, and remove the bias of o_proj.
 
-    - `Glm4Attention` takes the usual rotary module, which pairs the two halves of a head; transformers' GLM-4
+    - `Glm4Attention` uses the usual rotary module, which pairs the two halves of a head; transformers' GLM-4
       pairs dimensions 0 and 1, 2 and 3, and so on (`rotate_half` in modeling_glm4.py).
     - See `drop_output_bias`.
     """
@@ -102,8 +102,8 @@ def correct_glm4(module: Any) -> None:
 def correct_gpt_neox(module: Any) -> None:
     """Split the fused projection as it is stored: query, key and value of head 0, then of head 1, and so on.
 
-    `UnifiedAttention.forward` takes all queries for the first third, all keys for the second; its way for
-    grouped heads takes them head by head, and with as many key heads as query heads that is this layout.
+    `UnifiedAttention.forward` splits it into all queries, all keys and all values. Its path for grouped
+    heads splits by head; with as many key heads as query heads, that is this layout.
     """
     for layer in module.gpt_neox.layers:
         layer.attention.use_gqa = True
@@ -112,10 +112,10 @@ def correct_gpt_neox(module: Any) -> None:
 def correct_gpt2(module: Any) -> None:
     """Use EasyDeL's general attention and its general linear layers.
 
-    - `Conv1D` (modeling_gpt2.py) makes a bias as long as its input, so that what it adds up does not fit.
-    - `GPT2Attention.__call__` masks causally a second time, counting a chunk's rows from 0, whatever the
-      mask says of itself. `UnifiedAttention.__call__` does not.
-    - `GPT2Attention._create_attention_performer` knows one scale and reads neither `scale_attn_weights` nor
+    - `Conv1D` (modeling_gpt2.py) makes a bias as long as its input, so the sum has mismatched shapes.
+    - `GPT2Attention.__call__` applies a second causal mask that counts a chunk's rows from 0, even if the
+      given mask is marked causal. `UnifiedAttention.__call__` does not.
+    - `GPT2Attention._create_attention_performer` has one scale and reads neither `scale_attn_weights` nor
       `scale_attn_by_inverse_layer_idx`.
     """
     config = module.config
@@ -142,7 +142,7 @@ def _gpt2_attention() -> type[Any]:
 
 
 def _linear(conv: Any) -> Any:
-    """Make a linear layer, without values, of the sizes of a Conv1D, whose kernel is [out, in]."""
+    """Build a linear layer without values, with the sizes of a Conv1D, whose kernel is [out, in]."""
     from easydel.layers import ColumnParallelLinear, RowParallelLinear
     from flax import nnx
 
@@ -163,10 +163,10 @@ def _linear(conv: Any) -> Any:
 
 
 def give_each_norm_its_size(module: Any) -> None:
-    """Exchange OLMo 2's norms of q and k, and give them the dtype of the other weights.
+    """Swap OLMo 2's norms of q and k, and use the dtype of the other weights for them.
 
-    `olmo2/modeling_olmo2.py`: `_create_q_norm` takes the size of k and `_create_k_norm` that of q, so that
-    no checkpoint with fewer heads in k fits; neither passes `param_dtype` on, and the default is bfloat16.
+    `olmo2/modeling_olmo2.py`: `_create_q_norm` uses the size of k and `_create_k_norm` that of q, so no
+    checkpoint with fewer k heads fits. Neither passes `param_dtype` on, and the default is bfloat16.
     """
     from easydel.layers import RMSNorm
     from flax import nnx
@@ -185,9 +185,9 @@ def give_each_norm_its_size(module: Any) -> None:
 
 
 def rotate_by_layer_type(module: Any) -> None:
-    """Give OLMo 3's sliding layers a table of their own: see `families/olmo.py`.
+    """Use a separate rotary table for OLMo 3's sliding layers: see `families/olmo.py`.
 
-    `olmo3/modeling_olmo3.py`: `Olmo3Model.__call__` hands one table to every layer.
+    `olmo3/modeling_olmo3.py`: `Olmo3Model.__call__` passes one table to every layer.
     """
     from easydel.modules.olmo3.modeling_olmo3 import Olmo3Attention, Olmo3Model
 
@@ -209,10 +209,10 @@ OLMO3_ROPES = ("full_attention", "sliding_attention")
 
 
 def mask_once(module: Any) -> None:
-    """Keep Phi-3's attention from masking a second time, by row numbers that start from 0 in each chunk.
+    """Prevent Phi-3's attention from applying a second mask, which counts each chunk's rows from 0.
 
-    `phi3/modeling_phi3.py`: `Phi3Attention.__call__` says `causal=True` to the attention operation even
-    where the mask that it hands over is marked as causal already, which `UnifiedAttention` heeds.
+    `phi3/modeling_phi3.py`: `Phi3Attention.__call__` passes `causal=True` to the attention operation even
+    if the mask is already marked causal. `UnifiedAttention` checks that mark.
     """
     from easydel.layers.attention import FlexibleAttentionModule
 
@@ -225,12 +225,12 @@ def mask_once(module: Any) -> None:
 
 
 def correct_stablelm(module: Any) -> None:
-    """Use EasyDeL's general attention with a norm of its own for every head.
+    """Use EasyDeL's general attention with a separate norm for every head.
 
-    - `StableLmAttention.__call__` masks causally a second time, counting a chunk's rows from 0, whatever the
-      mask says of itself. `UnifiedAttention.__call__` does not.
-    - `StableLmLayerNormPerHead.__call__` splits into one piece instead of one per head (`jnp.split(x, 1)`
-      where torch means pieces of size 1), so that all heads get the first head's norm.
+    - `StableLmAttention.__call__` applies a second causal mask that counts a chunk's rows from 0, even if
+      the given mask is marked causal. `UnifiedAttention.__call__` does not.
+    - `StableLmLayerNormPerHead.__call__` splits into one piece instead of one per head (`jnp.split(x, 1)`;
+      torch's split takes the size of pieces), so all heads get the first head's norm.
     - See `drop_output_bias`.
     """
     for layer in module.model.layers:
@@ -250,7 +250,7 @@ def _stablelm_attention() -> type[Any]:
 def _normalise_heads(
     attention: Any, queries: jax.Array, keys: jax.Array, values: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalise queries and keys [rows, length, heads, head_dim], where the model does that."""
+    """Normalize queries and keys [rows, length, heads, head_dim], if the model does."""
     if attention.qk_layernorm:
         queries = _layer_norm(queries, attention.q_layernorm.norms)
         keys = _layer_norm(keys, attention.k_layernorm.norms)

@@ -1,7 +1,7 @@
-"""Which EasyDeL 0.3.0 classes build each family, and where they differ from the usual.
+"""The EasyDeL 0.3.0 classes for each family, and how they differ from the usual layout.
 
-The usual is Llama's layout: `model.layers[i].self_attn`, Linear weights transposed, one rotary table.
-A family that EasyDeL computes wrongly names its correction here, next to the fact that makes it necessary.
+The usual layout is Llama's: `model.layers[i].self_attn`, Linear weights transposed, one rotary table.
+A family that EasyDeL computes incorrectly names its correction here, next to the reason.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Parts = tuple[Part, ...]
 
 
 def usual_parts(name: str, shape: tuple[int, ...]) -> Parts:
-    """Name the checkpoint's tensor for one of EasyDeL's weights.
+    """Return the checkpoint tensor for one of EasyDeL's weights.
 
     Args:
-        name: EasyDeL's path; `kernel` of a Linear or a norm, `embedding`, `scale` of a LayerNorm, `bias`.
+        name: EasyDeL's path: `kernel` of a Linear or a norm, `embedding`, `scale` of a LayerNorm, `bias`.
     """
     stem, _, kind = name.rpartition(".")
     source = f"{stem}.weight" if kind in ("kernel", "embedding", "scale") else name
@@ -42,10 +42,10 @@ def usual_parts(name: str, shape: tuple[int, ...]) -> Parts:
 
 
 def mixture_parts(experts: str) -> Callable[[str, tuple[int, ...]], Parts]:
-    """Make the naming of a family whose checkpoint has a tensor per expert.
+    """Return the naming function of a family whose checkpoint has one tensor per expert.
 
     Args:
-        experts: the attribute that EasyDeL's stacks and the checkpoint's numbers stand under.
+        experts: the attribute that holds EasyDeL's stacks and the checkpoint's numbered experts.
     """
 
     def parts(name: str, shape: tuple[int, ...]) -> Parts:
@@ -62,7 +62,7 @@ def mixture_parts(experts: str) -> Callable[[str, tuple[int, ...]], Parts]:
 
 
 def gpt_oss_parts(name: str, shape: tuple[int, ...]) -> Parts:
-    """Name stacks of gpt-oss: [expert, in, out] as EasyDeL has them, columns of gate and up in turn."""
+    """Return gpt-oss's parts: stacks [expert, in, out] as in EasyDeL, gate and up columns interleaved."""
     layer, found, projection = name.partition(".mlp.experts.")
     if not found:
         return usual_parts(name, shape)
@@ -75,7 +75,7 @@ def gpt_oss_parts(name: str, shape: tuple[int, ...]) -> Parts:
 
 
 def gpt2_parts(name: str, shape: tuple[int, ...]) -> Parts:
-    """As `usual_parts`, but for the layers: transformers' Conv1D is stored [in, out]."""
+    """Like `usual_parts`, except for the layers: transformers' Conv1D is stored as [in, out]."""
     (part,) = usual_parts(name, shape)
     return (
         dataclasses.replace(part, is_transposed=part.is_transposed and not name.startswith("transformer.")),
@@ -83,12 +83,12 @@ def gpt2_parts(name: str, shape: tuple[int, ...]) -> Parts:
 
 
 def usual_embeddings(decoder: Any, tokens: Any) -> Any:
-    """Look tokens up."""
+    """Look up the embeddings of tokens."""
     return decoder.embed_tokens(tokens)
 
 
 def nothing(module: Any) -> None:
-    """Correct nothing."""
+    """Leave the module unchanged."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,16 +96,16 @@ class EasyDeLFamily:
     """How one family is built.
 
     Attributes:
-        module: under `easydel.modules`.
+        module: submodule of `easydel.modules`.
         decoder: attribute of the causal LM that holds the decoder.
         layers: attribute of the decoder that lists its layers.
         attention: attribute of a layer that holds its attention.
-        embedding: tensor of the checkpoint that a tied head reads.
+        embedding: checkpoint tensor that a tied head reads.
         head: EasyDeL's path of the LM head, without `.kernel`.
         ropes: name of a rotary table -> attribute of the decoder that caches it.
         parts: (EasyDeL's path, shape) -> where its values come from.
-        embed: (decoder, tokens) -> what enters the first layer, for features of images to be put into.
-        correct: changes the module after it was built; every change with its upstream fact.
+        embed: (decoder, tokens) -> the first layer's input, before image features are inserted.
+        correct: corrects the module after it is built; each correction cites its upstream cause.
     """
 
     module: str

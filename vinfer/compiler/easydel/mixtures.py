@@ -1,17 +1,17 @@
 """EasyDeL's mixtures of experts, computed exactly.
 
-EasyDeL 0.3.0 has three ways through `BaseMoeModule.moe_call` (`layers/moe/_moe_module.py`), and none is right
-for every family (`tests/tiny/easydel_mixtures.py` measures it, in float32):
+EasyDeL 0.3.0 has three implementations in `BaseMoeModule.moe_call` (`layers/moe/_moe_module.py`). None is
+correct for every family (measured in float32 by `tests/tiny/easydel_mixtures.py`):
 
-- FUSED_MOE takes the softmax of gpt-oss's router three times. It is right for Mixtral and Qwen3-MoE, but
-  rounds their probabilities to bfloat16 before it chooses, where they tie, computes float16 in bfloat16, and
-  takes a Pallas kernel where the process that traces has a TPU: what it exports depends on the machine.
-- STANDARD_MOE divides logits by their sum for Mixtral, takes logits for weights in Qwen3-MoE, and multiplies
-  in bfloat16 whatever the dtype (`layers/linears/_linear_moe.py`).
-- DENSE_MOE normalises weights that `norm_topk_prob: false` leaves alone, takes gpt-oss's softmax twice, and
+- FUSED_MOE applies the softmax of gpt-oss's router three times. It is correct for Mixtral and Qwen3-MoE,
+  but rounds their probabilities to bfloat16 before it chooses, which creates ties, and computes float16
+  in bfloat16. It uses a Pallas kernel if the tracing process has a TPU, so the export depends on the machine.
+- STANDARD_MOE divides logits by their sum for Mixtral, uses logits as weights in Qwen3-MoE, and
+  multiplies in bfloat16 whatever the dtype (`layers/linears/_linear_moe.py`).
+- DENSE_MOE normalizes weights even with `norm_topk_prob: false`, applies gpt-oss's softmax twice, and
   gathers whole experts per token.
 
-So we keep EasyDeL's weights, router and activations, and `vinfer.compiler.mixture` does the rest.
+So vinfer keeps EasyDeL's weights, router and activations, and `vinfer.compiler.mixture` does the rest.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def compute_mixtures_exactly(module: Any) -> None:
 def compute_exactly(block: Any) -> None:
     """Replace `moe_call` of one mixture.
 
-    The block's class changes, because that is what survives `split_module` and `merge_module`.
+    Changes the block's class, because that survives `split_module` and `merge_module`.
     """
     cls = type(block)
     object.__setattr__(block, "__class__", type(cls.__name__, (cls,), {"moe_call": _moe_call}))
@@ -58,7 +58,7 @@ def _moe_call(
     ffn_activation: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     **_: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """Do what EasyDeL's method of this name does, in its words.
+    """Replace EasyDeL's method of the same name and signature.
 
     Args:
         hidden_state: [batch, length, hidden].
@@ -68,7 +68,7 @@ def _moe_call(
     """
     hidden = hidden_state.reshape(-1, hidden_state.shape[-1])
     logits = gate_layer(hidden)
-    # Only Qwen's config has the switch; Mixtral and gpt-oss always normalise.
+    # Only Qwen's config has the switch; Mixtral and gpt-oss always normalize.
     is_normalised = getattr(self.config, "norm_topk_prob", True)
     weights, chosen = route(logits, self.num_experts_per_tok, is_normalised=is_normalised)
     experts = Experts(

@@ -1,8 +1,8 @@
-"""A model of EasyDeL as pure functions of its weights.
+"""An EasyDeL model as pure functions of its weights.
 
-Takes a normalised checkpoint config, builds the EasyDeL module without its weights, and offers what the
+Takes a normalized checkpoint config, builds the EasyDeL module without its weights, and offers what the
 programs need: the list of weights with their PartitionSpecs and sources, a forward pass over our KV cache,
-and the LM head. What holds for every family is here; `corrections` and `mixtures` mend single families.
+and the LM head. Code for every family is here; `corrections` and `mixtures` correct single families.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from vinfer.errors import BuildError
 
 
 def import_easydel() -> None:
-    """Import EasyDeL so that it neither needs torch nor touches this process's settings.
+    """Import EasyDeL without torch and without changing this process's settings.
 
-    - `easydel.modules` imports all ~70 families, and some of them (glm4v_moe) fail where torch is missing,
-      because they patch torch classes of transformers. An empty package in its place leaves each family
-      importable on its own.
-    - Importing initialises jax.distributed unless ENABLE_DISTRIBUTED_INIT=0.
+    - `easydel.modules` imports all ~70 families. Some of them (glm4v_moe) fail without torch, because they
+      patch torch classes of transformers. An empty package in its place keeps each family importable on
+      its own.
+    - Importing initializes jax.distributed unless ENABLE_DISTRIBUTED_INIT=0.
     - ejkernel points JAX's compilation cache at COMPILE_FUNC_DIR; the build compiles nothing worth keeping.
     """
     if "easydel" in sys.modules:
@@ -61,13 +61,13 @@ class EasyDeLModel:
     """A causal language model as pure functions of its weights.
 
     Args:
-        model_type: a key of EASYDEL_FAMILIES.
-        config: normalised keys, as the family's EasyDeL config class reads them.
-        facts: sizes and windows.
-        dtype: of weights, activations and KV cache: float32, bfloat16 or float16.
+        model_type: key in EASYDEL_FAMILIES.
+        config: normalized keys for the family's EasyDeL config class.
+        facts: sizes and windows of the decoder.
+        dtype: dtype of weights, activations and KV cache: float32, bfloat16 or float16.
         mesh: size of every axis of MESH_AXES.
         max_model_len: rows of the RoPE table and of the KV cache.
-        splits_tied_head: store a tied LM head a second time as [hidden, vocab]. XLA on the CPU multiplies
+        splits_tied_head: store a second copy of a tied LM head as [hidden, vocab]. XLA on the CPU multiplies
             by a transposed embedding four times slower than by a stored transpose.
     """
 
@@ -127,7 +127,7 @@ class EasyDeLModel:
         self._places: list[int] = []
         for place, (path, leaf) in enumerate(zip(paths, self._leaves, strict=True)):
             name = _dotted(path)
-            # Dropout keys and counters are no weights, and a tied head reads the embedding.
+            # Dropout keys and counters are not weights, and a tied head reads the embedding.
             if path[0].idx == 1 or (self._head_is_tied and name.startswith(f"{self._family.head}.")):
                 continue
             self._places.append(place)
@@ -141,14 +141,14 @@ class EasyDeLModel:
         rows: Rows,
         images: ImageFeatures | None = None,
     ) -> tuple[tuple[jax.Array, ...], jax.Array]:
-        """Run the decoder over some rows; write their keys and values.
+        """Run the decoder over some rows and write their keys and values.
 
         Args:
-            weights: in the order of `self.weights`, then a rotary table per name of `self.rope_names`, each
+            weights: in the order of `self.weights`, then one rotary table per name in `self.rope_names`, each
                 float32 [max_model_len, rotary_dim]: cosines, then sines.
             kv: k and v of every layer, [num_slots, max_model_len, kv_heads, head_dim].
             tokens: int32 [rows, length], padded.
-            images: what stands in the place of some of the tokens' embeddings.
+            images: image features that replace the embeddings of some tokens.
 
         Returns:
             The new kv, and the last hidden state [rows, length, hidden].
@@ -186,7 +186,7 @@ class EasyDeLModel:
         return logits[:, 0, :].astype(jnp.float32)
 
     def kv_axes(self) -> PartitionAxes:
-        """Return how one KV array is split: slots over dp, heads over tp where tp divides them."""
+        """Return how a KV array is split: slots over dp, and heads over tp if tp divides them."""
         heads = "tp" if self.facts.num_kv_heads % self.axis_sizes["tp"] == 0 else None
         return ("dp", None, heads, None)
 
@@ -207,7 +207,7 @@ class EasyDeLModel:
         parts = self._family.parts(name, shape)
         if stem == self._family.head and self.facts.is_tied:
             parts = (dataclasses.replace(parts[0], source=self._family.embedding),)
-        # tp may be a multiple of the KV heads: then every device keeps all of them.
+        # tp may be a multiple of the KV heads: then every device holds all of them.
         is_kv = stem.endswith(("k_proj", "v_proj"))
         dropped = {"tp"} if is_kv and self.facts.num_kv_heads % self.axis_sizes["tp"] else set()
         return Weight(
@@ -219,10 +219,10 @@ class EasyDeLModel:
         )
 
     def _give_rotary_tables(self, decoder: Any, tables: Sequence[jax.Array]) -> None:
-        """Put our tables in the place of EasyDeL's, which are cast to bfloat16.
+        """Replace EasyDeL's tables, which are cast to bfloat16, with ours.
 
-        How much of a head they rotate is as wide as they are: `get_rope` in layers/rotary/_rotary.py
-        multiplies by partial_rotary_factor what StableLM, for one, has multiplied already.
+        A table's width decides how much of a head it rotates: `get_rope` in layers/rotary/_rotary.py would
+        multiply by partial_rotary_factor again in families like StableLM, which have already applied it.
         """
         from easydel.infra.utils import ModuleCaches
 
@@ -234,7 +234,7 @@ class EasyDeLModel:
                 getattr(layer, self._family.attention).rotary.rotary_dim = min(widths)
 
     def _drop_windows(self, module: Any) -> None:
-        """Leave no window to EasyDeL, which cuts them wrongly: see `KVCacheView`."""
+        """Remove windows from EasyDeL, which applies them incorrectly: see `KVCacheView`."""
         for layer in getattr(getattr(module, self._family.decoder), self._family.layers):
             getattr(layer, self._family.attention).sliding_window = None
 
@@ -243,7 +243,7 @@ def _mask_info(rows: Rows, window: int | None) -> Any:
     from ejkernel.types import MaskInfo
 
     mask_info = MaskInfo.from_attention_mask(rows.attention_mask(window))
-    # Without this mark EasyDeL applies a second causal mask that counts rows from 0.
+    # Without this mark, EasyDeL applies a second causal mask that counts rows from 0.
     object.__setattr__(mask_info, "_causal_baked", True)
     return mask_info
 
@@ -267,7 +267,7 @@ def _partition_rules(module: Any) -> Sequence[tuple[str, Any]]:
 def _fit(
     shape: tuple[int, ...], spec: tuple[Any, ...], sizes: Mapping[str, int], dropped: set[str]
 ) -> PartitionAxes:
-    """Keep of a PartitionSpec what divides the shape; `jax.device_put` refuses uneven splits."""
+    """Keep the axes of a PartitionSpec that divide the shape; `jax.device_put` rejects uneven splits."""
     axes: list[str | tuple[str, ...] | None] = []
     for size, axis in zip(shape, (*spec, *[None] * (len(shape) - len(spec))), strict=False):
         kept: tuple[str, ...] = ()
@@ -283,20 +283,20 @@ def _fit(
 def rotary_rows(
     table: jax.Array, positions: jax.Array, sections: Sequence[int]
 ) -> tuple[jax.Array, jax.Array]:
-    """Make a table with a row per token, for a model whose tokens rotate by time, row and column (M-RoPE).
+    """Return a table with one row per token, for tokens that rotate by time, row and column (M-RoPE).
 
-    Each pair of a head belongs to one of the three, in sections, so a token's row is made of three rows of
-    the usual table.
+    Each pair of a head belongs to one of the three axes, in sections. So a token's row combines three rows
+    of the usual table.
 
     Source: transformers 5.5, `apply_multimodal_rotary_pos_emb` in `models/qwen2_vl/modeling_qwen2_vl.py`.
 
     Args:
         table: float32 [max_model_len, rotary_dim], cosines, then sines.
-        positions: int32 [rows, axes, length]; those beyond the table, of padding, are taken for its last.
-        sections: pairs that rotate by each axis; rotary_dim / 2 together.
+        positions: int32 [rows, axes, length]; padding positions beyond the table use its last row.
+        sections: pairs that rotate by each axis; rotary_dim / 2 in total.
 
     Returns:
-        float32 [rows * length, rotary_dim], and where each token finds its row, int32 [rows, length].
+        float32 [rows * length, rotary_dim], and the row index of each token, int32 [rows, length].
     """
     rows, _, length = positions.shape
     half = table.shape[1] // 2

@@ -1,4 +1,4 @@
-"""Writing a bundle: weights in program layout, programs as StableHLO, the tokenizer, the manifest.
+"""Writes a bundle: weights in program layout, programs as StableHLO, the tokenizer, the manifest.
 
 Runs in the build child. Reports progress through a callback; knows nothing of processes or HTTP.
 """
@@ -55,7 +55,7 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
     """Write a whole bundle into an empty directory.
 
     Raises:
-        BuildError: the checkpoint does not fit the model that EasyDeL builds from its config.
+        BuildError: the checkpoint does not match the model that EasyDeL builds from its config.
     """
     progress("importing easydel", 0, 1)
     vision = checkpoint.vision
@@ -203,8 +203,8 @@ def _num_tokens(tokenizer_json: Path, vocab_size: int) -> int:
     ids = Tokenizer.from_file(str(tokenizer_json)).get_vocab(with_added_tokens=True).values()
     if max(ids) >= vocab_size:
         raise BuildError(
-            f"the tokenizer has id {max(ids)}, the model's vocab_size is {vocab_size}: "
-            "tokenizer and weights do not belong together"
+            f"the tokenizer has id {max(ids)}; the model's vocab_size is {vocab_size}: "
+            "tokenizer and weights belong to different models"
         )
     return max(ids) + 1
 
@@ -222,7 +222,7 @@ def _sampling_defaults(generation: GenerationFacts) -> dict[str, float | int]:
 
 
 def _within_programs(processing: ImageProcessing, plan: BuildPlan) -> ImageProcessing:
-    """Have images of many sizes made so small that the largest encoder takes them."""
+    """Limit the processed size of images with many sizes to what the largest encoder accepts."""
     if not isinstance(processing, Qwen2VLProcessing):
         return processing
     areas = (math.prod(shape.image[1:]) for shape in plan.programs if shape.uses_image_features)
@@ -230,7 +230,7 @@ def _within_programs(processing: ImageProcessing, plan: BuildPlan) -> ImageProce
 
 
 def _features_spec(plan: BuildPlan, hidden_size: int) -> StateSpec:
-    """Describe the array of all images' features: whole on every device, as the embeddings it joins."""
+    """Describe the array of all images' features: replicated, like the embeddings that it replaces."""
     shape = (plan.num_feature_rows(hidden_size), hidden_size)
     return StateSpec(name="image_features", shape=shape, dtype=plan.dtype, axes=(None, None), initial=0)
 
@@ -267,7 +267,7 @@ def _write_programs(
         groups = arguments_of(shape)
         jitted = jax.jit(programs.function(shape), keep_unused=True)
         if plan.num_devices > 1:
-            # On one device they would say nothing, and cost a third of the time to load a program.
+            # On one device they have no effect, and take a third of the time to load a program.
             arguments = tuple(_shardings(mesh, group) for group in groups)
             jitted = jax.jit(
                 programs.function(shape),

@@ -1,8 +1,8 @@
-"""Writing one safetensors file tensor by tensor.
+"""Writes one safetensors file tensor by tensor.
 
-Runs in the build child. Names, dtypes and shapes are known before any value is read, so the header goes first
-and the values follow one piece at a time: a file costs the memory of its largest piece. Knows neither
-checkpoints nor EasyDeL; whoever makes the directory syncs it.
+Runs in the build child. Names, dtypes and shapes are known before any value is read, so the header comes
+first and the values follow piece by piece: writing takes the memory of the largest piece. Knows neither
+checkpoints nor EasyDeL. The caller that creates the directory syncs it.
 
 Source: https://huggingface.co/docs/safetensors, section Format.
 """
@@ -21,12 +21,12 @@ from vinfer.compiler.weights import Array, Read, Weight
 
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# The values begin at a multiple of this, counted from the start of the file.
+# Values start at a multiple of this, counted from the start of the file.
 _ALIGNMENT = 8
 
 
 def num_bytes(weight: Weight) -> int:
-    """Return what a weight takes in its file."""
+    """Return the size of a weight in its file, in bytes."""
     return math.prod(weight.shape) * _ITEM_BYTES[weight.dtype]
 
 
@@ -36,11 +36,11 @@ def write_weight_file(
     """Write weights in the order given, holding one piece of one weight at a time.
 
     Args:
-        read: gives a tensor of the checkpoint by its name.
+        read: returns a tensor of the checkpoint by name.
         written: called after each weight.
 
     Raises:
-        BuildError: the checkpoint does not fit the weights; see `Weight.pieces`.
+        BuildError: the checkpoint does not match the weights; see `Weight.pieces`.
     """
     with path.open("wb") as file:
         file.write(_header(weights))
@@ -48,7 +48,7 @@ def write_weight_file(
             begin = file.tell()
             for piece in weight.pieces(read):
                 _write_values(file, piece)
-                # Or it would stay alive while the next one is made.
+                # Otherwise it would stay alive while the next one is computed.
                 del piece
             assert file.tell() - begin == num_bytes(weight), weight.name
             written()
@@ -72,5 +72,5 @@ def _header(weights: Sequence[Weight]) -> bytes:
 
 
 def _write_values(file: BinaryIO, piece: Array) -> None:
-    # As bytes, since bfloat16 has no place in Python's buffer protocol.
+    # As bytes, because Python's buffer protocol does not support bfloat16.
     file.write(piece.reshape(-1).view(np.uint8).data)

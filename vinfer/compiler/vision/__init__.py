@@ -1,1 +1,1 @@
-"""Image encoders in plain XLA, and how their features take the place of placeholder tokens."""
+"""Image encoders in plain XLA, and the code that replaces placeholder tokens with their features."""

@@ -1,6 +1,6 @@
-"""Encoders of images in plain XLA: a vision tower and what brings it to the decoder's width.
+"""Image encoders in plain XLA: a vision tower and a projection to the decoder's width.
 
-Functions of their weights, which are named as in the checkpoint. Know neither EasyDeL nor the decoder.
+Pure functions of weights, which are named as in the checkpoint. Knows neither EasyDeL nor the decoder.
 
 Source: transformers 5.5, `models/{llava,vipllava,gemma3}/modeling_*.py`.
 """
@@ -32,7 +32,7 @@ _PROJECTOR_NORM = f"{_PROJECTOR}.projector_layernorm"
 
 
 class _SquareEncoder:
-    """What encoders have whose images are all of one size, and so have as many features."""
+    """The common part of encoders whose images all have one size, and so the same number of features."""
 
     def __init__(self, facts: LlavaFacts | Gemma3Facts) -> None:
         self.hidden_size = facts.out_size
@@ -42,12 +42,12 @@ class _SquareEncoder:
         return self._num_features
 
     def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
-        """Return the specs of what `encode` takes besides weights: pixels [rows, *image]."""
+        """Return the specs of the inputs of `encode` besides weights: pixels [rows, *image]."""
         return (ArraySpec(name="pixels", shape=(shape.rows, *shape.image), dtype="float32"),)
 
 
 class LlavaEncoder(_SquareEncoder):
-    """Some hidden states of the tower side by side, through two layers; in ViP-LLaVA through a norm first."""
+    """Concatenates hidden states of the tower and applies two layers; ViP-LLaVA applies a norm first."""
 
     def __init__(self, facts: LlavaFacts, weights: VisionWeights) -> None:
         super().__init__(facts)
@@ -79,7 +79,7 @@ class LlavaEncoder(_SquareEncoder):
 
 
 class Gemma3Encoder(_SquareEncoder):
-    """The tower's last hidden states, the mean of each square of them, normalised and projected."""
+    """Averages the tower's last hidden states over squares, then normalizes and projects them."""
 
     def __init__(self, facts: Gemma3Facts, weights: VisionWeights) -> None:
         super().__init__(facts)
@@ -111,7 +111,7 @@ class Gemma3Encoder(_SquareEncoder):
 def make_encoder(
     facts: LlavaFacts | Gemma3Facts | Qwen2VLFacts, *, dtype: str, tp: int
 ) -> LlavaEncoder | Gemma3Encoder | Qwen2VLEncoder:
-    """Make the encoder of some facts; `dtype` and `tp` as in `VisionWeights`."""
+    """Build the encoder for some facts; `dtype` and `tp` as in `VisionWeights`."""
     weights = VisionWeights(dtype, tp)
     if isinstance(facts, Qwen2VLFacts):
         return Qwen2VLEncoder(facts, weights)
@@ -130,7 +130,7 @@ def _mean_of_squares(patches: jax.Array, per_side: int, squares_per_side: int) -
 
 
 def _rms_norm(hidden: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
-    """Normalise in float32 and multiply by 1 + weight, as every norm of Gemma does."""
+    """Normalize in float32 and multiply by 1 + weight, like every norm in Gemma."""
     wide = hidden.astype(jnp.float32)
     normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)
     return (normal * (1 + weight.astype(jnp.float32))).astype(hidden.dtype)

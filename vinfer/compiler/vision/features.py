@@ -1,7 +1,7 @@
-"""Where the features of images lie on the devices, and how they take the place of placeholder tokens.
+"""Stores image features on the devices and replaces placeholder tokens with them.
 
-One array holds the features of all images that are in use or were lately, one per row; the host decides
-which rows belong to which image (`vinfer.engine.feature_cache`). Knows neither models nor encoders.
+One array holds the features of all images that are in use or were used recently, one per row. The host
+decides which rows belong to which image (`vinfer.engine.feature_cache`). Knows neither models nor encoders.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ImageFeatures:
 
     Attributes:
         pool: [feature rows, hidden].
-        index: int32 [rows, length], the row of `pool` that stands at each position; -1 where text does.
+        index: int32 [rows, length], the row of `pool` for each position; -1 for text.
         rope_positions: see `Rows`.
     """
 
@@ -28,14 +28,14 @@ class ImageFeatures:
     rope_positions: jax.Array | None = None
 
     def spans(self, starts: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Find the run of placeholders that each position stands in: one image, as text is around each.
+        """Return the run of placeholders around each position: one image, because text surrounds each image.
 
         Args:
             starts: int32 [rows], position of the first token of each row.
 
         Returns:
-            The first position of the run and the one behind its last, int32 [rows, length]; nothing lies
-            between the two where text is.
+            The first position of the run and the one after its last, int32 [rows, length]; the range is
+                empty for text.
         """
         length = self.index.shape[1]
         offsets = jnp.arange(length, dtype=jnp.int32)
@@ -45,7 +45,7 @@ class ImageFeatures:
         return starts[:, None] + first, starts[:, None] + end
 
     def merge(self, embeddings: jax.Array) -> jax.Array:
-        """Put features in the place of embeddings [rows, length, hidden]; a dispatch of text does nothing."""
+        """Replace embeddings [rows, length, hidden] with features; does nothing if there are no images."""
 
         def merged() -> jax.Array:
             features = self.pool.at[self.index].get(mode="clip").astype(embeddings.dtype)
@@ -57,6 +57,6 @@ class ImageFeatures:
 def store(pool: jax.Array, features: jax.Array, rows: jax.Array) -> jax.Array:
     """Write features [images, per image, hidden] to rows, int32 [images, per image].
 
-    A row beyond the end of the pool is written nowhere: padding of a dispatch.
+    A row beyond the end of the pool is padding and is not written.
     """
     return pool.at[rows].set(features.astype(pool.dtype), mode="drop")

@@ -1,7 +1,7 @@
-"""The vision towers of Qwen2-VL and Qwen2.5-VL in plain XLA: patches of images of any size to features.
+"""The vision towers of Qwen2-VL and Qwen2.5-VL in plain XLA, from patches of images of any size to features.
 
-A function of its weights, which are named as in the checkpoint. A program takes images of up to so many
-patches; what an image does not fill is padding that nothing looks at. Knows neither EasyDeL nor the decoder.
+A pure function of its weights, which are named as in the checkpoint. A program takes images up to a limit
+of patches; the rest is padding that no patch attends to. Knows neither EasyDeL nor the decoder.
 
 Source: transformers 5.5, `models/{qwen2_vl,qwen2_5_vl}/modeling_*.py`.
 """
@@ -33,7 +33,7 @@ _ROPE_THETA = 10_000.0
 
 
 class Qwen2VLEncoder:
-    """Patches, rotated by row and column, and the projection of each square of them."""
+    """Encodes patches, rotated by row and column, and projects each square of them."""
 
     def __init__(self, facts: Qwen2VLFacts, weights: VisionWeights) -> None:
         self.hidden_size = facts.out_size
@@ -44,7 +44,7 @@ class Qwen2VLEncoder:
         return self._facts.max_features(shape.image)
 
     def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
-        """Return the specs of what `encode` takes besides weights."""
+        """Return the specs of the inputs of `encode` besides weights."""
         patches = self.max_features(shape) * self._facts.merge_size**2
         return (
             ArraySpec(name="pixels", shape=(shape.rows, patches, self._facts.patch_values), dtype="float32"),
@@ -52,11 +52,11 @@ class Qwen2VLEncoder:
         )
 
     def encode(self, weights: Sequence[jax.Array], *images: jax.Array) -> jax.Array:
-        """Return features [images, max features, hidden_size]; those beyond an image's own mean nothing.
+        """Return features [images, max features, hidden_size]; those beyond an image's own are meaningless.
 
         Args:
-            images: pixels [images, patches, values of a patch], the patches of each feature one after the
-                other, and grids int32 [images, 2], rows and columns of features; 0 where a row is padding.
+            images: pixels [images, patches, values of a patch], with the patches of each feature in sequence,
+                and grids int32 [images, 2], rows and columns of features; 0 for a padded row.
         """
         pixels, grids = images
         facts = self._facts
@@ -69,7 +69,7 @@ class Qwen2VLEncoder:
         used = (grids[:, 0] * grids[:, 1] * facts.merge_size**2)[:, None]
         is_real = jnp.arange(num_patches, dtype=jnp.int32)[None, :] < used
         whole = jnp.where(is_real, 0, -1)
-        # As many windows per row as there can be: only which patches are together counts.
+        # Assumes the maximum number of windows per row: only the grouping of patches matters.
         side = facts.window_size * facts.merge_size
         windows = jnp.where(is_real, rows // side * num_patches + columns // side, -1)
         for layer in range(facts.num_layers):
@@ -134,7 +134,7 @@ def _norm(named: Named, facts: Qwen2VLFacts, name: str, hidden: jax.Array) -> ja
 
 
 def _rotate(states: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate heads [images, patches, heads, head_dim] in float32, as the reference does for every dtype."""
+    """Rotate heads [images, patches, heads, head_dim] in float32, like the reference for every dtype."""
     cosines, sines = table
     first, second = jnp.split(states.astype(jnp.float32), 2, axis=-1)
     turned = [first * cosines - second * sines, second * cosines + first * sines]
@@ -169,7 +169,7 @@ def _norm_weights(name: str, facts: Qwen2VLFacts, weights: VisionWeights) -> lis
 
 
 def _qkv_weights(attention: str, hidden: int, weights: VisionWeights) -> list[Weight]:
-    """Take queries, keys and values apart, so that tp splits each of them between heads."""
+    """Split queries, keys and values, so that tp splits each of them between heads."""
     listed = []
     for place, part in enumerate("qkv"):
         rows = (slice(place * hidden, (place + 1) * hidden),)

@@ -1,7 +1,7 @@
-"""The vision towers of CLIP and SigLIP in plain XLA: pixels to hidden states, one per patch.
+"""The vision towers of CLIP and SigLIP in plain XLA, from pixels to one hidden state per patch.
 
-A function of its weights, which are named as in the checkpoint; layers that no feature is taken from are left
-out. Knows neither EasyDeL nor what the hidden states are projected to.
+A pure function of its weights, which are named as in the checkpoint; layers that no feature needs are
+omitted. Knows neither EasyDeL nor the projection of the hidden states.
 
 Source: transformers 5.5, `models/clip/modeling_clip.py` and `models/siglip/modeling_siglip.py`.
 """
@@ -19,7 +19,7 @@ from vinfer.checkpoint.vision import TowerFacts
 from vinfer.compiler.weights import Part, Weight
 
 TOWER = "vision_tower.vision_model"
-# Patches that look at all others at once: scores of all 4096 of Gemma 3 would be a gigabyte per image.
+# Patches that attend at once: scores of all 4096 patches of Gemma 3 would take a gigabyte per image.
 QUERY_BLOCK = 512
 _UNSEEN = -1e30
 
@@ -28,11 +28,11 @@ Named = Mapping[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class VisionWeights:
-    """Describes weights of an encoder.
+    """Describes the weights of an encoder.
 
     Attributes:
-        dtype: name of the weights' dtype, in which products are computed too.
-        tp: devices along that axis: heads and inner layers are split over it where it divides them.
+        dtype: name of the weights' dtype, also used for products.
+        tp: devices along that axis; it splits the heads and inner layers that it divides.
     """
 
     dtype: str
@@ -54,11 +54,11 @@ class VisionWeights:
         return [self.plain(f"{name}.{kind}", (size,)) for kind in ("weight", "bias")]
 
     def plain(self, name: str, shape: tuple[int, ...]) -> Weight:
-        """Describe a weight that is as it is stored, whole on every device."""
+        """Describe a weight that is used as stored and replicated on every device."""
         return self._weight(name, shape, (None,) * len(shape))
 
     def tower(self, facts: TowerFacts, *, num_layers: int) -> list[Weight]:
-        """List the tower's weights up to a layer."""
+        """List the tower's weights up to layer `num_layers`."""
         hidden, inner = facts.hidden_size, facts.inner_size
         patch = (hidden, facts.num_channels, facts.patch_size, facts.patch_size)
         weights = [
@@ -94,7 +94,7 @@ class VisionWeights:
 
 
 def tower_states(named: Named, facts: TowerFacts, pixels: jax.Array, *, num_layers: int) -> list[jax.Array]:
-    """Return what enters the first layer and what leaves each of the first `num_layers`.
+    """Return the input of the first layer and the output of each of the first `num_layers`.
 
     Args:
         pixels: [images, channels, height, width].
@@ -122,7 +122,7 @@ def linear(named: Named, name: str, hidden: jax.Array) -> jax.Array:
 
 
 def layer_norm(named: Named, name: str, hidden: jax.Array, epsilon: float) -> jax.Array:
-    """Normalise in float32, as torch does for every dtype."""
+    """Normalize in float32, like torch for every dtype."""
     wide = hidden.astype(jnp.float32)
     centred = wide - wide.mean(axis=-1, keepdims=True)
     normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + epsilon)
@@ -139,11 +139,11 @@ def activate(inner: jax.Array, name: str) -> jax.Array:
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, groups: jax.Array | None = None) -> jax.Array:
-    """Let every patch of an image see every other, `QUERY_BLOCK` of them at a time; products in float32.
+    """Attend from every patch of an image to all others, `QUERY_BLOCK` at a time; products in float32.
 
     Args:
         query, key, value: [images, patches, heads, head_dim].
-        groups: int32 [images, patches]: a patch sees those of its own group only. Padding is a group too.
+        groups: int32 [images, patches]: a patch sees only its own group. Padding is a group too.
 
     Returns:
         [images, patches, heads, head_dim].
@@ -172,11 +172,11 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, groups: jax.Array
 
 
 def _embed(named: Named, facts: TowerFacts, pixels: jax.Array) -> jax.Array:
-    """Cut into patches, project each, put a class token first, add positions."""
+    """Split into patches, project each, prepend a class token, add positions."""
     kernel = named[f"{TOWER}.embeddings.patch_embedding.weight"]
     hidden, channels, patch, _ = kernel.shape
     images, side = pixels.shape[0], facts.patches_per_side
-    # A patch that the image's edge would cut is left out, as by the convolution of the reference.
+    # Patches cut by the image's edge are dropped, as in the reference's convolution.
     kept = pixels[:, :, : side * patch, : side * patch].astype(kernel.dtype)
     squares = kept.reshape(images, channels, side, patch, side, patch).transpose(0, 2, 4, 1, 3, 5)
     patches = squares.reshape(images, side * side, -1) @ kernel.reshape(hidden, -1).T
@@ -197,7 +197,7 @@ def _layer(named: Named, facts: TowerFacts, name: str, hidden: jax.Array) -> jax
 
 
 def _attend(named: Named, name: str, hidden: jax.Array, num_heads: int) -> jax.Array:
-    """Let every position see every other."""
+    """Attend from every position to every other."""
     query, key, value = (
         linear(named, f"{name}.{projection}", hidden).reshape(*hidden.shape[:2], num_heads, -1)
         for projection in ("q_proj", "k_proj", "v_proj")
