@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -40,7 +40,7 @@ from vinfer.compiler.model import Images
 from vinfer.compiler.plan import BuildPlan
 from vinfer.compiler.programs import Programs
 from vinfer.compiler.state import state_specs
-from vinfer.compiler.vision.encoders import make_encoder
+from vinfer.compiler.vision.encoders import Encoder, make_encoder
 from vinfer.compiler.weights import Weight, in_stored_order
 from vinfer.errors import BuildError
 from vinfer.image_processing import ImageProcessing, Qwen2VLProcessing
@@ -58,20 +58,8 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
         BuildError: the checkpoint does not match the model that EasyDeL builds from its config.
     """
     progress("importing easydel", 0, 1)
-    vision = checkpoint.vision
-    model = EasyDeLModel(
-        model_type=checkpoint.model_type if vision is None else vision.decoder_type,
-        config=checkpoint.config,
-        facts=checkpoint.facts,
-        dtype=plan.dtype,
-        mesh=plan.mesh,
-        max_model_len=plan.max_model_len,
-        splits_tied_head=plan.platform == "cpu",
-    )
-    encoder = None
-    if plan.takes_images:
-        assert vision is not None
-        encoder = make_encoder(vision.encoder, dtype=plan.dtype, tp=plan.mesh["tp"])
+    model = _decoder(plan, checkpoint)
+    encoder = _encoder(plan, checkpoint)
     encoder_weights = () if encoder is None else encoder.weights
     specs_by_name = _write_weights(
         [*model.weights, *encoder_weights], checkpoint, directory / "weights", progress
@@ -85,17 +73,7 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
     kv = _kv_specs(model, plan)
     rotates_by_axes = encoder is not None and bool(checkpoint.facts.rope_sections)
     state = state_specs(model.vocab_size, plan.num_slots, has_rope_offset=rotates_by_axes)
-    images = None
-    if encoder is not None:
-        assert vision is not None
-        assert checkpoint.image_processing is not None
-        images = ImageInput(
-            token_id=vision.image_token_id,
-            processing=_within_programs(checkpoint.image_processing, plan),
-            weights=tuple(specs_by_name[weight.name] for weight in encoder.weights),
-            features=_features_spec(plan, encoder.hidden_size),
-            attends_both_ways=vision.attends_both_ways,
-        )
+    images = None if encoder is None else _image_input(plan, checkpoint, encoder, specs_by_name)
     programs = Programs(
         model,
         num_slots=plan.num_slots,
@@ -112,7 +90,6 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
         )
 
     specs = _write_programs(programs, arguments, plan, model.mesh, directory / "programs", progress)
-    generation = checkpoint.generation
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         key=plan.key,
@@ -123,17 +100,7 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
         dtype=plan.dtype,
         num_slots=plan.num_slots,
         max_model_len=plan.max_model_len,
-        model=ModelCard(
-            source=plan.source,
-            architecture=checkpoint.model_type,
-            task=plan.task,
-            num_parameters=num_parameters(checkpoint),
-            bos_token_id=generation.bos_token_id,
-            eos_token_ids=generation.eos_token_ids,
-            pad_token_id=generation.pad_token_id,
-            vocab_size=model.vocab_size,
-            sampling_defaults=_sampling_defaults(generation),
-        ),
+        model=_model_card(plan, checkpoint, vocab_size=model.vocab_size),
         weights=weights,
         kv=kv,
         state=state,
@@ -144,6 +111,56 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
     )
     write_manifest(directory, manifest)
     return manifest
+
+
+def _decoder(plan: BuildPlan, checkpoint: Checkpoint) -> EasyDeLModel:
+    vision = checkpoint.vision
+    return EasyDeLModel(
+        model_type=checkpoint.model_type if vision is None else vision.decoder_type,
+        config=checkpoint.config,
+        facts=checkpoint.facts,
+        dtype=plan.dtype,
+        mesh=plan.mesh,
+        max_model_len=plan.max_model_len,
+        splits_tied_head=plan.platform == "cpu",
+    )
+
+
+def _encoder(plan: BuildPlan, checkpoint: Checkpoint) -> Encoder | None:
+    """Return the image encoder of the checkpoint; None if the plan takes no images."""
+    if not plan.takes_images:
+        return None
+    assert checkpoint.vision is not None
+    return make_encoder(checkpoint.vision.encoder, dtype=plan.dtype, tp=plan.mesh["tp"])
+
+
+def _image_input(
+    plan: BuildPlan, checkpoint: Checkpoint, encoder: Encoder, specs_by_name: Mapping[str, WeightSpec]
+) -> ImageInput:
+    assert checkpoint.vision is not None
+    assert checkpoint.image_processing is not None
+    return ImageInput(
+        token_id=checkpoint.vision.image_token_id,
+        processing=_within_programs(checkpoint.image_processing, plan),
+        weights=tuple(specs_by_name[weight.name] for weight in encoder.weights),
+        features=_features_spec(plan, encoder.hidden_size),
+        attends_both_ways=checkpoint.vision.attends_both_ways,
+    )
+
+
+def _model_card(plan: BuildPlan, checkpoint: Checkpoint, *, vocab_size: int) -> ModelCard:
+    generation = checkpoint.generation
+    return ModelCard(
+        source=plan.source,
+        architecture=checkpoint.model_type,
+        task=plan.task,
+        num_parameters=num_parameters(checkpoint),
+        bos_token_id=generation.bos_token_id,
+        eos_token_ids=generation.eos_token_ids,
+        pad_token_id=generation.pad_token_id,
+        vocab_size=vocab_size,
+        sampling_defaults=_sampling_defaults(generation),
+    )
 
 
 def _write_weights(

@@ -108,9 +108,10 @@ class Gemma3Encoder(_SquareEncoder):
         return normal @ named[f"{_PROJECTOR}.mm_input_projection_weight"]
 
 
-def make_encoder(
-    facts: LlavaFacts | Gemma3Facts | Qwen2VLFacts, *, dtype: str, tp: int
-) -> LlavaEncoder | Gemma3Encoder | Qwen2VLEncoder:
+Encoder = LlavaEncoder | Gemma3Encoder | Qwen2VLEncoder
+
+
+def make_encoder(facts: LlavaFacts | Gemma3Facts | Qwen2VLFacts, *, dtype: str, tp: int) -> Encoder:
     """Build the encoder for some facts; `dtype` and `tp` as in `VisionWeights`."""
     weights = VisionWeights(dtype, tp)
     if isinstance(facts, Qwen2VLFacts):
