@@ -7,8 +7,6 @@ meshes are rejected here, with a clear message, before any expensive work.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
 import importlib.metadata
 import math
 from collections.abc import Mapping
@@ -21,6 +19,7 @@ from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
+from vinfer.compiler.code_hash import code_hash
 from vinfer.config import (
     ALL_REMAINING_DEVICES,
     ModelConfig,
@@ -81,12 +80,19 @@ class MemoryPlan:
 
 
 def plan_build(
-    model: ModelConfig, source: ResolvedSource, *, where: str, platform: Platform, num_devices: int
+    model: ModelConfig,
+    source: ResolvedSource,
+    *,
+    where: str,
+    platform: Platform,
+    num_devices: int,
+    code_cache: Path | None = None,
 ) -> BuildPlan:
     """Resolve one model's config for a platform.
 
     Args:
         where: the model's place in the config, such as `models[0]`, for messages.
+        code_cache: see `code_hash`.
 
     Raises:
         ConfigError: task and vision shapes that contradict each other, or more programs than max_programs.
@@ -123,7 +129,7 @@ def plan_build(
         )
     facts = {
         "format": FORMAT_VERSION,
-        "code": code_hash(),
+        "code": code_hash(code_cache),
         "versions": build_versions(),
         "source": source.fingerprint,
         "task": model.task,
@@ -280,21 +286,3 @@ def build_versions() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
         versions["easydel"] = EASYDEL_VERSION
     return versions
-
-
-@functools.cache
-def code_hash() -> str:
-    """Return a hash of the code that determines the contents of a bundle."""
-    package = Path(__file__).parents[1]
-    files = [
-        package / "image_processing.py",
-        *(
-            file
-            for room in ("bundle", "checkpoint", "compiler")
-            for file in sorted((package / room).rglob("*.py"))
-        ),
-    ]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(str(file.relative_to(package)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()

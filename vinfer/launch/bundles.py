@@ -62,7 +62,9 @@ def find_or_build(
     if source.kind == "bundle":
         _check_overrides(model, read_manifest(source.path), where=where)
         return FoundBundle(source.path, source, is_new=False)
-    plan = plan_build(model, source, where=where, platform=platform, num_devices=num_devices)
+    plan = plan_build(
+        model, source, where=where, platform=platform, num_devices=num_devices, code_cache=bundles_dir
+    )
     directory = output or bundles_dir / plan.key
     # First without the lock, because a bundle may be on a read-only volume.
     if _damage(directory, plan, verify_weights=verify_weights) is None:
