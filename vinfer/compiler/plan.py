@@ -98,35 +98,9 @@ def plan_build(
         ConfigError: task and vision shapes that contradict each other, or more programs than max_programs.
         DeviceError: a mesh that needs more devices than are available.
     """
-    vision = vision_shapes(model)
-    if vision and model.task != IMAGE_TEXT:
-        raise ConfigError(
-            f"{where}.precompile has vision shapes; {where}.task is {model.task}: set task: {IMAGE_TEXT}, "
-            "or remove them"
-        )
-    if not vision and model.task == IMAGE_TEXT:
-        raise ConfigError(
-            f"{where}.task is {IMAGE_TEXT}, but {where}.precompile has no vision shape: add "
-            "vision: {height: 336, width: 336}, the size that the checkpoint's processor produces"
-        )
+    _check_task(model, where=where)
     mesh = resolve_mesh(model, where=where, num_devices=num_devices)
-    # A sum over fewer rows, or of a shorter cache, may round differently, so there is one shape of each kind.
-    is_single_shape = model.deterministic
-    programs = plan_programs(
-        prefill_shapes=[(shape.batch_size, shape.length) for shape in prefill_shapes(model)],
-        slot_buckets=(model.num_slots,) if is_single_shape else slot_buckets(model.num_slots, mesh["dp"]),
-        steps=model.streaming_chunks,
-        kv_buckets=(model.max_model_len,) if is_single_shape else kv_buckets(model.max_model_len),
-        prompt_logprobs=model.prompt_logprobs,
-        embeddings=model.embeddings is not None,
-        vision_shapes=vision,
-    )
-    if len(programs) > model.max_programs:
-        raise ConfigError(
-            f"{where} needs {len(programs)} programs; {where}.max_programs is {model.max_programs}: "
-            "list fewer prefill_length or batch_size, lower max_model_len, remove prompt_logprobs "
-            "or embeddings, or raise max_programs"
-        )
+    programs = _plan_programs(model, dp=mesh["dp"], where=where)
     facts = {
         "format": FORMAT_VERSION,
         "code": code_hash(code_cache),
@@ -157,6 +131,41 @@ def plan_build(
         embeddings=model.embeddings,
         image_cache_bytes=image_cache_bytes,
     )
+
+
+def _check_task(model: ModelConfig, *, where: str) -> None:
+    vision = vision_shapes(model)
+    if vision and model.task != IMAGE_TEXT:
+        raise ConfigError(
+            f"{where}.precompile has vision shapes; {where}.task is {model.task}: set task: {IMAGE_TEXT}, "
+            "or remove them"
+        )
+    if not vision and model.task == IMAGE_TEXT:
+        raise ConfigError(
+            f"{where}.task is {IMAGE_TEXT}, but {where}.precompile has no vision shape: add "
+            "vision: {height: 336, width: 336}, the size that the checkpoint's processor produces"
+        )
+
+
+def _plan_programs(model: ModelConfig, *, dp: int, where: str) -> tuple[ProgramShape, ...]:
+    # A sum over fewer rows, or of a shorter cache, may round differently, so there is one shape of each kind.
+    is_single_shape = model.deterministic
+    programs = plan_programs(
+        prefill_shapes=[(shape.batch_size, shape.length) for shape in prefill_shapes(model)],
+        slot_buckets=(model.num_slots,) if is_single_shape else slot_buckets(model.num_slots, dp),
+        steps=model.streaming_chunks,
+        kv_buckets=(model.max_model_len,) if is_single_shape else kv_buckets(model.max_model_len),
+        prompt_logprobs=model.prompt_logprobs,
+        embeddings=model.embeddings is not None,
+        vision_shapes=vision_shapes(model),
+    )
+    if len(programs) > model.max_programs:
+        raise ConfigError(
+            f"{where} needs {len(programs)} programs; {where}.max_programs is {model.max_programs}: "
+            "list fewer prefill_length or batch_size, lower max_model_len, remove prompt_logprobs "
+            "or embeddings, or raise max_programs"
+        )
+    return programs
 
 
 def resolve_mesh(model: ModelConfig, *, where: str, num_devices: int) -> dict[str, int]:
