@@ -10,16 +10,15 @@ from vinfer.config.reference import json_schema, reference_table
 from vinfer.config.schema import (
     ALL_REMAINING_DEVICES,
     Config,
-    ImagesConfig,
     MeshConfig,
     ModelConfig,
     PrecompileConfig,
     SamplingConfig,
-    ServerConfig,
     TemplateKwargType,
     VisionConfig,
     default_cache_dir,
 )
+from vinfer.config.server import ImagesConfig, ServerConfig
 from vinfer.config.shapes import (
     PrefillShape,
     VisionShape,

@@ -12,16 +12,16 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
-MAX_INT32 = 2**31 - 1
+from vinfer.config.block import MAX_INT32, Block, LocalPath, printable, refused
+from vinfer.config.server import ServerConfig
+
 ALL_REMAINING_DEVICES = -1
 
-_Text = TypeVar("_Text", str, Path)
 
 TemplateKwargType = Literal["boolean", "integer", "number", "string"]
 
@@ -44,22 +44,9 @@ def default_cache_dir(environ: Mapping[str, str]) -> Path:
     return base / "vinfer"
 
 
-def _refuse(*problems: tuple[tuple[str | int, ...], str]) -> PydanticCustomError:
-    """Return one pydantic error made of (path below the field, sentence) pairs; `problems` unpacks it."""
-    return PydanticCustomError(
-        "config", "{text}", {"text": "; ".join(text for _, text in problems), "problems": list(problems)}
-    )
-
-
 def _not_zero(value: int) -> int:
     if value == 0:
-        raise _refuse(((), "is 0; must be at least 1, or -1 for all remaining devices"))
-    return value
-
-
-def _printable(value: _Text) -> _Text:
-    if not str(value).isprintable():
-        raise _refuse(((), "contains control characters: remove them"))
+        raise refused(((), "is 0; must be at least 1, or -1 for all remaining devices"))
     return value
 
 
@@ -74,95 +61,11 @@ def _one_or_list(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [array["items"], array, *rest]
 
 
-class _Block(BaseModel):
-    # Strict: `port: true` or `port: "80"` is a mistake, not the number 1 or 80.
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
-    )
-
-
-_LocalPath = Annotated[Path, Field(strict=False), AfterValidator(_printable)]
 _Count = Annotated[int, Field(ge=1, le=MAX_INT32)]
 _Axis = Annotated[int, Field(ge=1, le=65536)]
 
 
-class ImagesConfig(_Block):
-    """Limits of one image and of the images of one request; a request beyond them gets a 400."""
-
-    allow_remote: bool = Field(
-        default=False,
-        description="Fetch http(s) URLs, from public addresses only; false accepts only data URLs.",
-    )
-    max_per_request: int = Field(default=8, ge=1, le=256, description="Most images in one request.")
-    max_bytes: int = Field(
-        default=20 * 2**20, ge=1024, le=2**28, description="Largest image file in bytes, as sent or fetched."
-    )
-    max_pixels: int = Field(
-        default=25_000_000,
-        ge=1024,
-        le=2**27,
-        description="Largest width times height; decoding takes up to 12 bytes of memory per pixel.",
-    )
-    max_frames: int = Field(
-        default=100,
-        ge=1,
-        le=10_000,
-        description="Most frames of an animated file; only the first one is used.",
-    )
-    timeout_seconds: float = Field(
-        default=10.0, gt=0, le=300, description="Longest time to fetch one image, redirects included."
-    )
-    max_fetches: int = Field(
-        default=8, ge=1, le=256, description="Images fetched at the same time by the whole server."
-    )
-
-
-class ServerConfig(_Block):
-    """The HTTP server and its limits; shared by all models."""
-
-    host: Annotated[str, AfterValidator(_printable)] = Field(
-        default="127.0.0.1",
-        min_length=1,
-        description="Address to bind; any address beyond loopback needs api_keys_file.",
-    )
-    port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 picks a free one.")
-    api_keys_file: _LocalPath | None = Field(
-        default=None,
-        description="File with one API key per line, relative to the YAML file; null requires no key.",
-    )
-    max_workers: int = Field(default=4, ge=1, le=256, description="Threads that tokenize and decode images.")
-    metrics: bool = Field(default=True, description="Serve Prometheus metrics at /metrics.")
-    unknown_fields: Literal["refuse", "ignore"] = Field(
-        default="refuse", description="What to do with request fields that vinfer does not know."
-    )
-    max_body_bytes: int = Field(
-        default=4 * 2**20,
-        ge=1024,
-        le=2**30,
-        description="Largest request body in bytes; a larger one gets a 413.",
-    )
-    max_n: int = Field(
-        default=8, ge=1, le=128, description="Largest n (choices) that one request may ask for."
-    )
-    drain_timeout_seconds: float = Field(
-        default=30.0, ge=0, le=3600, description="How long running requests may continue after SIGTERM."
-    )
-    request_timeout_seconds: float = Field(
-        default=600.0,
-        gt=0,
-        le=86400,
-        description="Longest time for one request from its arrival; a longer one gets a 408.",
-    )
-    header_timeout_seconds: float = Field(
-        default=10.0, gt=0, le=300, description="How long a client may take to send its request headers."
-    )
-    keep_alive_seconds: float = Field(
-        default=75.0, ge=0, le=3600, description="How long an idle connection stays open between requests."
-    )
-    images: ImagesConfig = Field(default=ImagesConfig(), description="Limits of the images in requests.")
-
-
-class MeshConfig(_Block):
+class MeshConfig(Block):
     """Device mesh: number of devices along each axis."""
 
     dp: _Axis = Field(default=1, description="Data parallel: splits the slots; must divide num_slots.")
@@ -180,7 +83,7 @@ class MeshConfig(_Block):
     sp: _Axis = Field(default=1, description="Sequence parallel: splits the positions.")
 
 
-class VisionConfig(_Block):
+class VisionConfig(Block):
     """One compiled image shape."""
 
     batch_size: int = Field(default=1, ge=1, le=4096, description="Images encoded in one dispatch.")
@@ -189,7 +92,7 @@ class VisionConfig(_Block):
     width: int = Field(ge=1, le=16384, description="Image width in pixels.")
 
 
-class PrecompileConfig(_Block):
+class PrecompileConfig(Block):
     """Prefill shapes to compile: every combination of the listed batch sizes and lengths."""
 
     batch_size: Annotated[tuple[_Count, ...], BeforeValidator(_one_as_list)] = Field(
@@ -217,7 +120,7 @@ class PrecompileConfig(_Block):
     )
 
 
-class SamplingConfig(_Block):
+class SamplingConfig(Block):
     """Defaults for omitted request fields; null: the checkpoint's generation_config, or else OpenAI's."""
 
     max_tokens: _Count | None = Field(default=None, description="Most tokens to generate per choice.")
@@ -262,11 +165,11 @@ class SamplingConfig(_Block):
     )
 
 
-class ModelConfig(_Block):
+class ModelConfig(Block):
     """One served model."""
 
     name: str = Field(description="Id of the model in the API.")
-    source: Annotated[str, AfterValidator(_printable)] = Field(
+    source: Annotated[str, AfterValidator(printable)] = Field(
         min_length=1,
         description="Hub id, directory, file.gguf, package:module/file or bundle directory. "
         "Paths are relative to the YAML file.",
@@ -355,7 +258,7 @@ class ModelConfig(_Block):
         # The name appears in URLs, log lines and metric labels.
         if not _MODEL_NAME.fullmatch(name):
             allowed = "letters, digits and . _ : / -, starting with a letter or digit, at most 128"
-            raise _refuse(((), f"is {name[:60]!r}; must be {allowed}: rename it"))
+            raise refused(((), f"is {name[:60]!r}; must be {allowed}: rename it"))
         return name
 
     @field_validator("chat_template_kwargs")
@@ -366,9 +269,9 @@ class ModelConfig(_Block):
         for name in kwargs:
             if not _TEMPLATE_VARIABLE.fullmatch(name):
                 allowed = "letters, digits and _, not starting with a digit, at most 64"
-                raise _refuse(((), f"has {name[:60]!r}; names must be {allowed}: rename it"))
+                raise refused(((), f"has {name[:60]!r}; names must be {allowed}: rename it"))
             if name in _OUR_VARIABLES or name.endswith("_token"):
-                raise _refuse(((), f"has {name}, which no request may set: remove it"))
+                raise refused(((), f"has {name}, which no request may set: remove it"))
         return kwargs
 
     @field_validator("revision")
@@ -378,7 +281,7 @@ class ModelConfig(_Block):
         if revision is not None and (
             source.startswith(("package:", "/", "./", "../", "~")) or source.endswith(".gguf")
         ):
-            raise _refuse(((), f"is {revision!r}; source is {source}, not a hub id: remove revision"))
+            raise refused(((), f"is {revision!r}; source is {source}, not a hub id: remove revision"))
         return revision
 
     @field_validator("num_slots")
@@ -388,7 +291,7 @@ class ModelConfig(_Block):
         if mesh is not None and num_slots % mesh.dp:
             below = num_slots // mesh.dp * mesh.dp
             choice = f"{below} or {below + mesh.dp}" if below else f"{mesh.dp}"
-            raise _refuse(
+            raise refused(
                 ((), f"is {num_slots}; mesh.dp is {mesh.dp} and must divide it: use {choice}"),
             )
         return num_slots
@@ -422,11 +325,11 @@ class ModelConfig(_Block):
                 )
                 problems.append(((), text))
         if problems:
-            raise _refuse(*problems)
+            raise refused(*problems)
         return precompile
 
 
-class Config(_Block):
+class Config(Block):
     """A whole vinfer YAML file."""
 
     model_config = ConfigDict(title="vinfer configuration")
@@ -435,7 +338,7 @@ class Config(_Block):
     models: tuple[ModelConfig, ...] = Field(
         min_length=1, strict=False, description="Models to serve, each with its own engine."
     )
-    cache_dir: _LocalPath = Field(
+    cache_dir: LocalPath = Field(
         default_factory=lambda: default_cache_dir(os.environ),
         json_schema_extra={"default": "~/.cache/vinfer"},
         description="Directory for built bundles (in bundles/); $XDG_CACHE_HOME/vinfer if that is set.",
@@ -465,5 +368,5 @@ class Config(_Block):
                 text = f"is {n}; server.max_n is {server.max_n}: lower it or raise server.max_n"
                 problems.append(((i, "sampling", "n"), text))
         if problems:
-            raise _refuse(*problems)
+            raise refused(*problems)
         return models

@@ -1,0 +1,88 @@
+"""The `server` block of the YAML file: the HTTP server and its limits.
+
+Plain data, as `schema`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from vinfer.config.block import Block, LocalPath, printable
+
+
+class ImagesConfig(Block):
+    """Limits of one image and of the images of one request; a request beyond them gets a 400."""
+
+    allow_remote: bool = Field(
+        default=False,
+        description="Fetch http(s) URLs, from public addresses only; false accepts only data URLs.",
+    )
+    max_per_request: int = Field(default=8, ge=1, le=256, description="Most images in one request.")
+    max_bytes: int = Field(
+        default=20 * 2**20, ge=1024, le=2**28, description="Largest image file in bytes, as sent or fetched."
+    )
+    max_pixels: int = Field(
+        default=25_000_000,
+        ge=1024,
+        le=2**27,
+        description="Largest width times height; decoding takes up to 12 bytes of memory per pixel.",
+    )
+    max_frames: int = Field(
+        default=100,
+        ge=1,
+        le=10_000,
+        description="Most frames of an animated file; only the first one is used.",
+    )
+    timeout_seconds: float = Field(
+        default=10.0, gt=0, le=300, description="Longest time to fetch one image, redirects included."
+    )
+    max_fetches: int = Field(
+        default=8, ge=1, le=256, description="Images fetched at the same time by the whole server."
+    )
+
+
+class ServerConfig(Block):
+    """The HTTP server and its limits; shared by all models."""
+
+    host: Annotated[str, AfterValidator(printable)] = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address to bind; any address beyond loopback needs api_keys_file.",
+    )
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 picks a free one.")
+    api_keys_file: LocalPath | None = Field(
+        default=None,
+        description="File with one API key per line, relative to the YAML file; null requires no key.",
+    )
+    max_workers: int = Field(default=4, ge=1, le=256, description="Threads that tokenize and decode images.")
+    metrics: bool = Field(default=True, description="Serve Prometheus metrics at /metrics.")
+    unknown_fields: Literal["refuse", "ignore"] = Field(
+        default="refuse", description="What to do with request fields that vinfer does not know."
+    )
+    max_body_bytes: int = Field(
+        default=4 * 2**20,
+        ge=1024,
+        le=2**30,
+        description="Largest request body in bytes; a larger one gets a 413.",
+    )
+    max_n: int = Field(
+        default=8, ge=1, le=128, description="Largest n (choices) that one request may ask for."
+    )
+    drain_timeout_seconds: float = Field(
+        default=30.0, ge=0, le=3600, description="How long running requests may continue after SIGTERM."
+    )
+    request_timeout_seconds: float = Field(
+        default=600.0,
+        gt=0,
+        le=86400,
+        description="Longest time for one request from its arrival; a longer one gets a 408.",
+    )
+    header_timeout_seconds: float = Field(
+        default=10.0, gt=0, le=300, description="How long a client may take to send its request headers."
+    )
+    keep_alive_seconds: float = Field(
+        default=75.0, ge=0, le=3600, description="How long an idle connection stays open between requests."
+    )
+    images: ImagesConfig = Field(default=ImagesConfig(), description="Limits of the images in requests.")
