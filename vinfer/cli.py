@@ -24,8 +24,10 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # rich takes longer to import than everything else here.
+    rich_markup_mode=None,
 )
-config_app = typer.Typer(help="Inspect configuration files.", no_args_is_help=True)
+config_app = typer.Typer(help="Inspect configuration files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
@@ -117,7 +119,7 @@ def serve(
     os._exit(code)
 
 
-@app.command()
+@app.command(short_help="Write each model's bundle ahead of deploy.")
 def precompile(
     config_path: ConfigPath,
     output: Annotated[Path | None, typer.Option(help="Write the bundle here, not to the cache.")] = None,
@@ -139,7 +141,7 @@ def precompile(
         typer.echo(directory)
 
 
-@app.command()
+@app.command(short_help="Compare each model's tokens with transformers.")
 def verify(
     source: Source,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Check only this model.")] = None,
@@ -193,7 +195,7 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-@config_app.command()
+@config_app.command(short_help="Print every key as a Markdown table.")
 def reference() -> None:
     """Print every key with its type, default and meaning, as a Markdown table."""
     from vinfer.config import reference_table
@@ -201,7 +203,7 @@ def reference() -> None:
     typer.echo(reference_table(), nl=False)
 
 
-@config_app.command()
+@config_app.command(short_help="Check a YAML file and print it in full.")
 def show(config_path: ConfigPath, overrides: Overrides = None) -> None:
     """Check a YAML file and print it with every default filled in, as JSON."""
     from vinfer.config import load_config

@@ -1,0 +1,48 @@
+"""What `vinfer --help` loads: the time that it takes is the imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+LOADED = """
+import sys
+from vinfer.cli import main
+sys.argv = ["vinfer", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print(*sys.modules, sep="\\n", file=sys.stderr)
+"""
+HEAVY = {
+    "asyncio", "httpx", "huggingface_hub", "jax", "jinja2", "markdown_it", "numpy", "PIL", "pygments", "rich",
+    "starlette", "tokenizers", "uvicorn", "yaml",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["serve", "--help"], ["config", "--help"], ["serve"], []]
+)
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", LOADED, *arguments], capture_output=True, text=True, check=False
+    )
+    loaded = set(process.stderr.splitlines())
+    assert "typer" in loaded, process.stderr
+    assert HEAVY & loaded == set()
+    # Typer itself reads a command's arguments with pydantic.
+    assert "pydantic" not in loaded or {"serve", "config"} & {*arguments}
+    ours = {name for name in loaded if name.startswith("vinfer.")}
+    assert ours == {"vinfer.cli", "vinfer.errors"}
+
+
+def test_help_lists_every_command_in_whole_sentences() -> None:
+    """Where a summary does not fit its line, it is cut with three dots."""
+    for arguments in (["--help"], ["config", "--help"]):
+        process = subprocess.run(
+            [sys.executable, "-m", "vinfer", *arguments], capture_output=True, text=True, check=True
+        )
+        listed = process.stdout.split("Commands:\n")[1].splitlines()
+        assert all(line.endswith(".") and not line.endswith("...") for line in listed), listed
