@@ -75,8 +75,8 @@ def test_a_file_holds_texts_and_ids(tmp_path: Path) -> None:
     [
         ("", "is empty: write one JSON"),
         ("what?", "prompts.jsonl:1 is not JSON"),
-        ('"a"\n{}', "prompts.jsonl:2 must be a JSON string or list"),
-        ("[true]", "must be a JSON string or list"),
+        ('"a"\n{}', "prompts.jsonl:2 must be a nonempty JSON string or list"),
+        ("[true]", "must be a nonempty JSON string or list"),
         ("[]", "must be a nonempty JSON string or list"),
         ('""', "must be a nonempty JSON string or list"),
         ("[1, 300]", "outside 0 to 299"),
