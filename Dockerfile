@@ -10,11 +10,11 @@
 #       -v "$PWD/keys:/run/secrets/vinfer-keys:ro" vinfer \
 #       serve /configs/model.yaml --set server.api_keys_file=/run/secrets/vinfer-keys
 #
-# vinfer is process 1 and takes SIGTERM itself: readiness goes to 503, streams in flight end, exit 0. Give the
+# vinfer is process 1 and handles SIGTERM: readiness becomes 503, running streams finish, exit code 0. Give the
 # container a grace period longer than the server's drain timeout.
 #
-# Kubernetes does not read HEALTHCHECK. There:
-#   livenessProbe:  httpGet {path: /liveness, port: 8000}     200 from the first second on
+# Kubernetes ignores HEALTHCHECK. Use there:
+#   livenessProbe:  httpGet {path: /liveness, port: 8000}     200 from the first second
 #   readinessProbe: httpGet {path: /readiness, port: 8000}    503 with phase and progress until it can serve
 # and no startupProbe: the port is bound before JAX starts.
 
@@ -25,7 +25,7 @@ ENV PATH=/opt/vinfer/bin:$PATH
 WORKDIR /src
 COPY requirements/run.txt requirements/run.txt
 RUN pip install --no-deps --require-hashes --only-binary :all: -r requirements/run.txt
-# The accelerator's plugin for the JAX that the lock pins. It is not in the lock: nobody needs all of them.
+# The accelerator's plugin for the JAX that the lock pins. It is not in the lock, because nobody needs all of them.
 ARG JAX_EXTRA=""
 RUN if [ -n "$JAX_EXTRA" ]; then \
         pip install "jax[$JAX_EXTRA]==$(python -c 'from importlib.metadata import version; print(version("jax"))')"; \
@@ -39,8 +39,8 @@ COPY requirements/build.txt requirements/build.txt
 RUN pip install --no-deps --require-hashes --only-binary :all: -r requirements/build.txt
 
 FROM python:3.13-slim AS base
-# A published port reaches 0.0.0.0 and not 127.0.0.1; on so wide a bind vinfer asks for server.api_keys_file.
-# Both win over the YAML, so that EXPOSE and HEALTHCHECK below stay true.
+# A published port reaches 0.0.0.0 and not 127.0.0.1; on that address vinfer requires server.api_keys_file.
+# Both override the YAML, so that EXPOSE and HEALTHCHECK below stay true.
 ENV PATH=/opt/vinfer/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/var/cache/vinfer \
@@ -57,7 +57,7 @@ USER vinfer
 WORKDIR /var/cache/vinfer
 VOLUME /var/cache/vinfer
 EXPOSE 8000
-# http.client and not urllib: it takes no proxy from the environment.
+# http.client, because urllib would use a proxy from the environment.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["python", "-c", "import http.client, os; \
 connection = http.client.HTTPConnection('127.0.0.1', int(os.environ['VINFER_SERVER__PORT']), timeout=4); \
 connection.request('GET', '/liveness'); \
@@ -67,9 +67,9 @@ CMD ["--help"]
 
 FROM base AS build
 COPY --from=install-build /opt/vinfer /opt/vinfer
-# A build listens to nothing.
+# A build does not listen on any port.
 HEALTHCHECK NONE
 
-# The last stage is the one that a plain `docker build` makes.
+# A plain `docker build` builds the last stage.
 FROM base AS run
 COPY --from=install-run /opt/vinfer /opt/vinfer
