@@ -114,7 +114,7 @@ def _of_server(arguments: argparse.Namespace, url: str, title: str) -> Report:
         return _compared(arguments, [Side(url, sampling, f"{title} {name}") for sampling, name in sides])
     sampling = SAMPLED if arguments.sampled else GREEDY
     if arguments.beside_images:
-        numbers = [(arguments.beside_images, "beside images"), (0, "alone")]
+        numbers = [(arguments.beside_images, "with images"), (0, "alone")]
         return _compared(arguments, [Side(url, sampling, f"{title} {name}", n) for n, name in numbers])
     side = Side(url, sampling, title)
     return _table(title, asyncio.run(_runs(arguments, [side]))[0])

@@ -126,12 +126,12 @@ class Cost:
 
 async def cost_of_grammar(server: Server, repeats: int) -> Cost:
     """Time 4 constrained and 4 plain requests against 8 plain ones, alternately; return the medians."""
-    runs: dict[str, list[float]] = {"bound": [], "beside": [], "plain": []}
+    runs: dict[str, list[float]] = {"constrained": [], "beside": [], "plain": []}
     for _ in range(repeats + 1):
         for num_constrained in (GROUP, 0):
             constrained, others = await _timed(server, num_constrained)
             if num_constrained:
-                runs["bound"].append(constrained)
+                runs["constrained"].append(constrained)
                 runs["beside"].append(others)
             else:
                 runs["plain"].append(others)
