@@ -1,1 +1,1 @@
-"""The parts of scripts/bench. Standard library only: a measuring client should cost next to nothing."""
+"""The parts of scripts/bench. Standard library only: a benchmark client should cost next to nothing."""

@@ -1,7 +1,7 @@
-"""One streamed completion over a plain socket: what was sent when, and what came when.
+"""Sends one streamed completion over a plain socket and records the time of every event.
 
 Runs on the benchmark's event loop. Written by hand because it shares the machine with the server: an HTTP
-library spends more CPU on a chunk than a small model's server does. It knows no statistics.
+library spends more CPU on a chunk than a small model's server does. Knows no statistics.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ DEFAULT_PORT = 80
 
 
 class BenchError(Exception):
-    """Something a person has to put right; its text is the whole message."""
+    """A problem that the user must fix; its text is the whole message."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Arrival:
-    """Tokens that came in one event; `num_tokens` is 0 where the server does not say how many."""
+    """Tokens that arrived in one event; `num_tokens` is 0 if the server does not report their number."""
 
     seconds: float
     num_tokens: int
@@ -32,7 +32,7 @@ class Arrival:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """One finished request. All times are of one monotonic clock, in seconds."""
+    """One finished request. All times are from one monotonic clock, in seconds."""
 
     sent_seconds: float
     done_seconds: float
@@ -43,7 +43,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where to send completions, and for which model."""
+    """The address and model of completion requests."""
 
     url: str
     model: str
@@ -60,7 +60,7 @@ class Endpoint:
         return {"model": self.model, **content, "stream": True, **fields}
 
     def body_with_image(self, prompt: str, url: str, **fields: Any) -> dict[str, Any]:
-        """Return a body of chat completions that asks for a stream about the image of a data URL."""
+        """Return a streaming chat completion body about the image in a data URL."""
         parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": prompt}]
         message = {"role": "user", "content": parts}
         return {"model": self.model, "messages": [message], "stream": True, **fields}
@@ -70,7 +70,7 @@ def fetch(url: str, *, api_key: str | None = None, timeout_seconds: float = 10) 
     """GET a small document.
 
     Raises:
-        BenchError: no answer, or another status than 200.
+        BenchError: no answer, or a status other than 200.
     """
     parts = urllib.parse.urlsplit(url)
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -91,10 +91,10 @@ def fetch(url: str, *, api_key: str | None = None, timeout_seconds: float = 10) 
 
 
 async def complete(endpoint: Endpoint, body: dict[str, Any]) -> Record:
-    """Send one request on a connection of its own and take down its stream.
+    """Send one request on its own connection and record its stream.
 
     Raises:
-        BenchError: the server refused or broke off.
+        BenchError: the server rejected the request or closed the stream early.
     """
     arrivals: list[Arrival] = []
     num_tokens, num_prompt_tokens = 0, None
@@ -123,7 +123,7 @@ def _has_text(event: dict[str, Any]) -> bool:
 
 
 async def _events(endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[tuple[float, dict[str, Any]]]:
-    """Yield each event of the stream with the time at which its bytes were here."""
+    """Yield each event of the stream with the time at which its bytes arrived."""
     parts = urllib.parse.urlsplit(endpoint.url)
     host, port = parts.hostname or "", parts.port or DEFAULT_PORT
     content = json.dumps(body).encode()
@@ -151,7 +151,7 @@ async def _events(endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[tup
                 if event.startswith(b"data:") and event != b"data: [DONE]":
                     yield seconds, json.loads(event[len(b"data:") :])
     except (asyncio.IncompleteReadError, OSError) as error:
-        raise BenchError(f"{endpoint.url} broke off a stream: {error}") from None
+        raise BenchError(f"{endpoint.url} closed a stream early: {error}") from None
     finally:
         writer.close()
 

@@ -1,4 +1,4 @@
-"""The load and its figures: so many streams at once, each one request after the other.
+"""Runs a load and computes its figures: concurrent streams, each sending one request after another.
 
 Runs on the benchmark's event loop. Knows nothing of processes, tables or JSON.
 """
@@ -28,7 +28,7 @@ WORDS = (
 
 IMAGE_SIDE = 64
 
-# Asked for in this order until the server takes one: peers do not know every field of ours.
+# Tried in this order until the server accepts one: other servers do not know all of our fields.
 DIALECTS: tuple[dict[str, Any], ...] = (
     {"ignore_eos": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
     {"ignore_eos": True, "stream_options": {"include_usage": True}},
@@ -52,15 +52,15 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What one run of a load came to.
+    """The results of one run of a load.
 
     Attributes:
         tokens_per_second: generated tokens over the wall time of the whole run.
         ttft_seconds: from sending a request to its first token.
         itl_seconds: per token, the gap before its event divided by the tokens in the event.
-        chunk_gap_seconds: between two events of one stream.
+        chunk_gap_seconds: time between two events of one stream.
         e2e_seconds: from sending a request to the end of its stream.
-        client_cpu_fraction: of one core, spent by the client during the run.
+        client_cpu_fraction: share of one core used by the client during the run.
     """
 
     streams: int
@@ -76,7 +76,7 @@ class Figures:
 
 
 class Prompts:
-    """An endless row of prompts that share no beginning, so that no prefix cache helps anyone."""
+    """An endless sequence of prompts without a common prefix, so that no prefix cache helps."""
 
     def __init__(self, num_words: int, seed: int) -> None:
         self._num_words = num_words
@@ -89,10 +89,10 @@ class Prompts:
 
 
 class Images:
-    """An endless row of images that differ, so that no cache of features helps anyone."""
+    """An endless sequence of different images, so that no feature cache helps."""
 
     def __init__(self) -> None:
-        # Of this process's own: a server may have seen those of an earlier run.
+        # Seeded per process: a server may have seen the images of an earlier run.
         self._random = random.Random()
 
     def next(self) -> str:
@@ -109,7 +109,7 @@ class Images:
 
 
 def percentile(ordered: Sequence[float], fraction: float) -> float:
-    """Interpolate between the two nearest ranks of sorted values; 0 where there are none."""
+    """Interpolate between the two nearest ranks of sorted values; return 0 if there are none."""
     if not ordered:
         return 0.0
     place = fraction * (len(ordered) - 1)
@@ -119,10 +119,10 @@ def percentile(ordered: Sequence[float], fraction: float) -> float:
 
 
 async def negotiate(endpoint: Endpoint, prompts: Prompts) -> dict[str, Any]:
-    """Return the fields of `DIALECTS` that this server takes.
+    """Return the fields of `DIALECTS` that this server accepts.
 
     Raises:
-        BenchError: it takes none of them; says what it answered to the plainest.
+        BenchError: it accepts none of them; the message has its answer to the plainest one.
     """
     refusal: BenchError | None = None
     for dialect in DIALECTS:
@@ -145,10 +145,10 @@ async def run_load(
     fields: dict[str, Any],
     image_streams: int = 0,
 ) -> Figures:
-    """Keep `streams` requests open until each stream has made `rounds` of them.
+    """Keep `streams` requests open until each stream has sent `rounds` of them.
 
     Args:
-        image_streams: requests with a new image each, kept open beside them and counted by no figure.
+        image_streams: concurrent requests with a new image each, which no figure counts.
 
     Raises:
         BenchError: any request failed.
@@ -166,7 +166,7 @@ async def run_load(
             await one_image()
 
     new_images = Images()
-    # As many as will come, so that the load begins beside a server that has seen images.
+    # As many as the load has, so that the server has seen images before the load begins.
     await asyncio.gather(*(one_image() for _ in range(image_streams)))
     images = [asyncio.create_task(one_image_stream()) for _ in range(image_streams)]
     started, cpu_started = time.perf_counter(), time.process_time()
@@ -193,14 +193,14 @@ async def run_load(
 
 
 def chunk_gaps(record: Record) -> list[float]:
-    """Return the time between each two events of a stream."""
+    """Return the time between consecutive events of a stream."""
     return [b.seconds - a.seconds for a, b in itertools.pairwise(record.arrivals)]
 
 
 def token_gaps(record: Record) -> list[float]:
     """Return one gap per token after the first event.
 
-    Where the server does not count its events' tokens they are taken to be spread evenly.
+    If the server does not report tokens per event, they are assumed to be spread evenly.
     """
     even = max(1, round(record.num_tokens / len(record.arrivals)))
     counts = [arrival.num_tokens or even for arrival in record.arrivals[1:]]
@@ -218,7 +218,7 @@ def median_of(runs: Sequence[Figures]) -> Figures:
                 statistics.median(value.p50 for value in values),
                 statistics.median(value.p99 for value in values),
             )
-        # Counts stay whole numbers.
+        # Counts stay integers.
         return (statistics.median_low if isinstance(values[0], int) else statistics.median)(values)
 
     return Figures(**{field.name: middle(field.name) for field in dataclasses.fields(Figures)})

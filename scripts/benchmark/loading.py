@@ -1,7 +1,7 @@
-"""A large random model on its way from checkpoint to runner, with the memory that each stage takes.
+"""Takes a large random model from checkpoint to runner and measures the memory of each stage.
 
-Every stage is a process of its own, so that the memory of one is not counted to the next. `main` owns the
-directory and the processes: whatever ends it ends them, and takes the directory along.
+Every stage is a separate process, so that its memory does not count toward the next one. `main` owns the
+directory and the processes: when it ends for any reason, it ends them and removes the directory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GIB = 1 << 30
 
 def main(doc: str | None) -> int:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="scratch space")
+    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="scratch")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -42,8 +42,8 @@ def main(doc: str | None) -> int:
     free = shutil.disk_usage(arguments.directory).free
     if free < needed:
         print(
-            f"{arguments.directory} has {free / GIB:.1f} GiB free; {needed / GIB:.1f} are needed: "
-            "give --directory, or fewer --layers",
+            f"{arguments.directory} has {free / GIB:.1f} GiB free; {needed / GIB:.1f} GiB are needed: "
+            "set another --directory, or lower --layers",
             file=sys.stderr,
         )
         return 1
@@ -70,7 +70,7 @@ def _end(number: int, _: FrameType | None) -> None:
 
 
 def shapes(num_layers: int) -> dict[str, tuple[int, ...]]:
-    """List the tensors of the model in the order in which `save_pretrained` stores them."""
+    """List the tensors of the model in the order of `save_pretrained`."""
     layer = {
         "input_layernorm": (HIDDEN,),
         "mlp.down_proj": (HIDDEN, INNER),
@@ -170,7 +170,7 @@ def _write_tokenizer(directory: Path) -> None:
 
 
 def build(directory: Path, _: int) -> None:
-    """Build the bundle by the build child, as `vinfer precompile` does."""
+    """Build the bundle in the build child, like `vinfer precompile`."""
     from vinfer.config import ModelConfig
     from vinfer.launch.bundles import find_or_build
 
@@ -206,7 +206,7 @@ def build(directory: Path, _: int) -> None:
 
 
 def load(directory: Path, _: int) -> None:
-    """Load the bundle as the server does, with a compilation cache that stays for the next time."""
+    """Load the bundle like the server, with a compilation cache that is kept for the next load."""
     began = time.perf_counter()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
@@ -238,7 +238,7 @@ def load(directory: Path, _: int) -> None:
 
 
 class PeakMemory:
-    """Samples what a process has in memory, and keeps the peak of each phase."""
+    """Samples the memory of a process and keeps the peak of each phase."""
 
     def __init__(self) -> None:
         self._phase = "starting"
@@ -273,7 +273,7 @@ class PeakMemory:
 
         def sample() -> None:
             while not stop.wait(SAMPLE_SECONDS):
-                # There is no child yet, or no more.
+                # The child has not started yet, or has ended.
                 with contextlib.suppress(IndexError, OSError):
                     self._keep(Path(f"/proc/{process_of()}/smaps_rollup").read_text())
 

@@ -1,4 +1,4 @@
-"""The command line of scripts/bench: which server, which loads, one table and one JSON line."""
+"""The command line of scripts/bench: chooses server and loads, prints one table and one JSON line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Report = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """A server and how it is asked to sample; two of them are measured in turns and compared."""
+    """A server and its sampling parameters; two sides are measured alternately and compared."""
 
     url: str
     sampling: dict[str, Any]
@@ -54,44 +54,44 @@ def _parse(description: str | None) -> argparse.Namespace:
         prog="scripts/bench", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("config", nargs="?", type=Path, default=ROOT / "configs/smollm2.yaml", help="YAML to serve")
-    add("--url", help="measure this running server; no cold start")
-    add("--pair", metavar="'URL_A URL_B'", help="measure two running servers in turns and print A / B")
+    add("config", nargs="?", type=Path, default=ROOT / "configs/smollm2.yaml", help="config to serve")
+    add("--url", help="measure this running server, without a cold start")
+    add("--pair", metavar="'URL_A URL_B'", help="measure two running servers alternately and print A / B")
     add("--serve", metavar="COMMAND", help="start another server; {port} stands for the port")
     add("--ready-path", default="/readiness", help="answers 200 once the server is ready (%(default)s)")
     add("--ready-timeout", type=float, default=1800, metavar="SECONDS", help="(%(default)s)")
-    add("--vinfer", metavar="PATH", help="the vinfer command")
+    add("--vinfer", metavar="PATH", help="path of the vinfer command")
     add(
         "--cold-starts",
         type=int,
         default=3,
         metavar="N",
-        help="starts to time after a first one (%(default)s)",
+        help="timed starts after the first one (%(default)s)",
     )
-    add("--streams", default="1,4,16", metavar="N,N", help="requests at once (%(default)s)")
+    add("--streams", default="1,4,16", metavar="N,N", help="concurrent requests (%(default)s)")
     add("--rounds", type=int, default=3, metavar="N", help="requests per stream and run (%(default)s)")
-    add("--repeats", type=int, default=3, metavar="N", help="runs per load; the median counts (%(default)s)")
+    add("--repeats", type=int, default=3, metavar="N", help="runs per load; reports the median (%(default)s)")
     add("--prompt-words", type=int, default=61, metavar="N", help="(%(default)s: 67 tokens for SmolLM2)")
     add("--new-tokens", type=int, default=64, metavar="N", help="tokens per answer (%(default)s)")
     add("--sampled", action="store_true", help=f"sample with {SAMPLED} instead of greedily")
     add(
         "--against-greedy",
         action="store_true",
-        help=f"measure {SAMPLED} and greedy in turns on one server and print sampled / greedy",
+        help=f"measure {SAMPLED} and greedy alternately on one server and print sampled / greedy",
     )
     add(
         "--beside-images",
         type=int,
         default=0,
         metavar="N",
-        help="measure chat beside N streams that send a new image each time, and without, in turns",
+        help="measure chat with and without N streams that send a new image each time, alternately",
     )
     add("--chat", action="store_true", help="use /v1/chat/completions instead of /v1/completions")
-    add("--model", help="model id; the first of /v1/models where left out")
+    add("--model", help="model id (default: the first in /v1/models)")
     add("--api-key", help="bearer token")
     arguments = parser.parse_args()
     if bool(arguments.pair) + arguments.against_greedy + bool(arguments.beside_images) > 1:
-        parser.error("--pair, --against-greedy and --beside-images compare different things: use one of them")
+        parser.error("--pair, --against-greedy and --beside-images exclude each other: use one of them")
     # Images are parts of messages.
     arguments.chat |= bool(arguments.beside_images)
     return arguments
@@ -108,13 +108,13 @@ def _measure(arguments: argparse.Namespace) -> Report:
 
 
 def _of_server(arguments: argparse.Namespace, url: str, title: str) -> Report:
-    """Measure one server; sampled and greedily in turns where that is asked for."""
+    """Measure one server; alternately sampled and greedy if requested."""
     if arguments.against_greedy:
         sides = [(SAMPLED, "sampled"), (GREEDY, "greedy")]
         return _compared(arguments, [Side(url, sampling, f"{title} {name}") for sampling, name in sides])
     sampling = SAMPLED if arguments.sampled else GREEDY
     if arguments.beside_images:
-        numbers = [(arguments.beside_images, "beside images"), (0, "alone")]
+        numbers = [(arguments.beside_images, "with images"), (0, "alone")]
         return _compared(arguments, [Side(url, sampling, f"{title} {name}", n) for n, name in numbers])
     side = Side(url, sampling, title)
     return _table(title, asyncio.run(_runs(arguments, [side]))[0])
@@ -127,7 +127,7 @@ def _start_and_measure(arguments: argparse.Namespace) -> Report:
         else vinfer_command(arguments.config, arguments.vinfer)
     )
     starts = []
-    # The first start may have to build, and finds nothing in the page cache.
+    # The first start may need a build, and the page cache is cold.
     for number in range(arguments.cold_starts + 1):
         with serving(command, ready_path=arguments.ready_path, timeout_seconds=arguments.ready_timeout) as (
             url,
@@ -173,7 +173,7 @@ def _compared(arguments: argparse.Namespace, sides: list[Side]) -> Report:
 
 
 async def _runs(arguments: argparse.Namespace, sides: list[Side]) -> list[list[Figures]]:
-    """Measure every load on every side, the sides in turns; return the medians by side and load."""
+    """Measure every load on the sides alternately; return the medians by side and load."""
     endpoints = [
         Endpoint(
             side.url.rstrip("/").removesuffix("/v1"),
@@ -228,7 +228,7 @@ def _table(title: str, runs: list[Figures]) -> Report:
 
 
 def _vinfer_counters(url: str) -> dict[str, float]:
-    """Return what a vinfer server says of its work; nothing for another server."""
+    """Return the counters of a vinfer server; empty for another server."""
     try:
         lines = fetch(f"{url}/metrics").decode().splitlines()
     except BenchError:

@@ -1,6 +1,6 @@
-"""The server under measurement as a process: started, timed until it is ready, stopped.
+"""Runs the measured server as a process: starts it, times it until it is ready, and stops it.
 
-Its output goes to a file, whose end is shown where the server does not come up.
+Its output goes to a file, whose end is shown if the server does not become ready.
 """
 
 from __future__ import annotations
@@ -28,15 +28,13 @@ def vinfer_command(config: Path, vinfer: str | None) -> list[str]:
     """Return the command that serves a config; `{port}` stands for the port.
 
     Raises:
-        BenchError: vinfer is not installed in any of the usual places.
+        BenchError: vinfer is not found in any of the usual places.
     """
     beside = Path(sys.executable).with_name("vinfer")
     places = [beside, ROOT / ".venv/run/bin/vinfer", ROOT / ".venv/dev/bin/vinfer"]
     found = vinfer or next((str(place) for place in places if place.is_file()), shutil.which("vinfer"))
     if found is None:
-        raise BenchError(
-            "vinfer is not installed: run scripts/install .venv/run build demo, or give --vinfer"
-        )
+        raise BenchError("vinfer is not installed: run scripts/install .venv/run build demo, or set --vinfer")
     return [found, "serve", str(config), "--port", "{port}"]
 
 
@@ -48,10 +46,10 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(command: list[str], *, ready_path: str, timeout_seconds: float) -> Iterator[tuple[str, float]]:
-    """Start a server; yield its address and the seconds from the start of its process until it was ready.
+    """Start a server; yield its address and the seconds from process start until it was ready.
 
     Raises:
-        BenchError: it ended, or was not ready in time.
+        BenchError: it exited, or was not ready in time.
     """
     port = free_port()
     words = [word.replace("{port}", str(port)) for word in command]

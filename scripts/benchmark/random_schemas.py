@@ -1,7 +1,7 @@
-"""Random JSON Schemas, drawn by Hypothesis; a fixed seed gives the same ones.
+"""Random JSON Schemas, drawn by Hypothesis; a fixed seed gives the same schemas.
 
-They nest three deep and have the keywords of OpenAI's structured outputs, and const, oneOf, prefixItems,
-uniqueItems and lengths of text beside them. Whether lengths have an end is left to chance. Knows no server.
+They nest three deep and use the keywords of OpenAI's structured outputs, plus const, oneOf, prefixItems,
+uniqueItems and string lengths. Whether lengths have a limit is random. Knows no server.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ VALUES = ("red", "grün", 'a "b"', "new york", "", 0, 1, -2.5, 1000, True, False
 
 
 def draw_schemas(count: int, number: int) -> list[Schema]:
-    """Draw `count` different schemas with this seed; each is valid by the metaschema of 2020-12."""
+    """Draw `count` different schemas with this seed; each is valid under the 2020-12 metaschema."""
     drawn: dict[str, Schema] = {}
 
     @seed(number)
@@ -91,12 +91,12 @@ def _any(depth: int) -> Schemas:
         return st.one_of(plain)
     inner = _any(depth - 1)
     nested = [_object(inner), _object(inner), _object(inner), _array(inner), _tuple(inner), _choice(inner)]
-    # What people ask for is nearly always an object.
+    # Real schemas are nearly always objects.
     return st.one_of([_object(inner)] * 12 + nested + plain if depth == DEPTH else nested + plain)
 
 
 def _bounds(least: str, most: str, values: st.SearchStrategy[int], widths: st.SearchStrategy[int]) -> Schemas:
-    """Draw none, one or both bounds; the upper one is not below the lower one."""
+    """Draw no limit, one or both; the upper limit is not below the lower one."""
     both = st.tuples(values, widths).map(lambda pair: {least: pair[0], most: pair[0] + pair[1]})
     return st.one_of(
         st.just({}), st.builds(lambda n: {least: n}, values), st.builds(lambda n: {most: n}, widths), both
@@ -136,7 +136,7 @@ def _object(draw: st.DrawFn, inner: Schemas) -> Schema:
 @st.composite
 def _array(draw: st.DrawFn, inner: Schemas) -> Schema:
     lengths = draw(_bounds("minItems", "maxItems", st.integers(0, 3), st.integers(0, 5)))
-    # One list in forty is of unique items, as among published schemas; nobody can enforce it by a grammar.
+    # One list in forty has unique items, as in published schemas; no grammar can enforce that.
     unique = {"uniqueItems": True} if draw(st.integers(0, 39)) == 39 else {}
     return {"type": "array", "items": draw(inner), **lengths, **unique}
 

@@ -1,6 +1,6 @@
-"""The command line of scripts/schemas: random schemas over HTTP, what grammars cost, and the page about both.
+"""The command line of scripts/schemas: sends random schemas over HTTP, times grammars, writes the page.
 
-Runs on an event loop of its own beside the server; knows neither grammars nor tokens.
+Runs on its own event loop, in a process apart from the server; knows neither grammars nor tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SEED = 1
 # OpenAI's defaults.
 SAMPLING = {"temperature": 1, "top_p": 1}
 PROMPT = "Make up an example. Keep it short."
-# A form that every answer fills to the same length, whatever the model: so many letters or spaces.
+# A grammar that gives every answer the same length, whatever the model: letters, spaces and punctuation.
 NUM_COMPARED_TOKENS = 96
 COMPARED_FORM = {"regex": "[A-Za-z ,.]{2000}"}
 GROUP = 4
@@ -38,7 +38,7 @@ FIRST_COMPILES = 50
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one schema: why it was refused, or how its answer ended."""
+    """The result for one schema: why it was refused, or how its answer ended."""
 
     schema: Schema
     seconds: float
@@ -67,7 +67,7 @@ class Server:
         return await self._client.post("/v1/chat/completions", json={**body, **SAMPLING, **fields})
 
     async def answer(self, schema: Schema, *, seed: int, max_tokens: int) -> Outcome:
-        """Ask for an answer of this schema."""
+        """Request an answer with this schema."""
         started = time.perf_counter()
         response = await self.post(response_format=_form(schema), seed=seed, max_tokens=max_tokens)
         seconds = time.perf_counter() - started
@@ -92,7 +92,7 @@ def _form(schema: Schema) -> dict[str, Any]:
 async def answer_all(
     server: Server, schemas: Sequence[Schema], *, streams: int, max_tokens: int
 ) -> list[Outcome]:
-    """Ask for one answer of each schema, so many at once, and write each one down as it comes."""
+    """Request one answer per schema with `streams` concurrent requests; record each as it arrives."""
     places = iter(range(len(schemas)))
     outcomes: dict[int, Outcome] = {}
 
@@ -106,7 +106,7 @@ async def answer_all(
 
 
 async def compile_seconds(server: Server, schemas: Sequence[Schema]) -> list[float]:
-    """Return, per schema, by how much its first request of one token is slower than its second one."""
+    """Return, per schema, how much slower its first one-token request is than its second."""
     gaps = []
     for schema in schemas:
         first = await server.answer(schema, seed=0, max_tokens=1)
@@ -117,7 +117,7 @@ async def compile_seconds(server: Server, schemas: Sequence[Schema]) -> list[flo
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cost:
-    """Mean seconds of a request: of each group of a mixed run, and of a plain run."""
+    """Mean seconds per request: for each group of a mixed run, and for a plain run."""
 
     constrained: float
     beside: float
@@ -125,13 +125,13 @@ class Cost:
 
 
 async def cost_of_grammar(server: Server, repeats: int) -> Cost:
-    """Time 4 bound and 4 plain requests against 8 plain ones, in turns; the median of each."""
-    runs: dict[str, list[float]] = {"bound": [], "beside": [], "plain": []}
+    """Time 4 constrained and 4 plain requests against 8 plain ones, alternately; return the medians."""
+    runs: dict[str, list[float]] = {"constrained": [], "beside": [], "plain": []}
     for _ in range(repeats + 1):
         for num_constrained in (GROUP, 0):
             constrained, others = await _timed(server, num_constrained)
             if num_constrained:
-                runs["bound"].append(constrained)
+                runs["constrained"].append(constrained)
                 runs["beside"].append(others)
             else:
                 runs["plain"].append(others)
@@ -179,14 +179,14 @@ def _parse(description: str | None) -> argparse.Namespace:
         prog="scripts/schemas", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("config", nargs="?", type=Path, default=ROOT / "configs/smollm2.yaml", help="YAML to serve")
-    add("--url", help="ask this running server")
-    add("--vinfer", metavar="PATH", help="the vinfer command")
-    add("--count", type=int, default=1000, metavar="N", help="schemas (%(default)s)")
-    add("--streams", type=int, default=16, metavar="N", help="requests at once (%(default)s)")
-    add("--max-tokens", type=int, default=512, metavar="N", help="of each answer (%(default)s)")
-    add("--repeats", type=int, default=5, metavar="N", help="runs of each group, in turns (%(default)s)")
-    add("--write", type=Path, metavar="FILE", help="write the page there too")
+    add("config", nargs="?", type=Path, default=ROOT / "configs/smollm2.yaml", help="config to serve")
+    add("--url", help="use this running server")
+    add("--vinfer", metavar="PATH", help="path of the vinfer command")
+    add("--count", type=int, default=1000, metavar="N", help="number of schemas (%(default)s)")
+    add("--streams", type=int, default=16, metavar="N", help="concurrent requests (%(default)s)")
+    add("--max-tokens", type=int, default=512, metavar="N", help="limit of each answer (%(default)s)")
+    add("--repeats", type=int, default=5, metavar="N", help="alternating runs of each group (%(default)s)")
+    add("--write", type=Path, metavar="FILE", help="also write the page to this file")
     return parser.parse_args()
 
 
@@ -205,7 +205,7 @@ async def _measure(url: str, arguments: argparse.Namespace, schemas: list[Schema
         outcomes = await answer_all(
             server, schemas[: arguments.count], streams=arguments.streams, max_tokens=arguments.max_tokens
         )
-        # Schemas that were not asked for yet.
+        # Schemas that no request has used yet.
         compiles = await compile_seconds(server, schemas[arguments.count :])
         cost = await cost_of_grammar(server, arguments.repeats)
     return _report(arguments, model, outcomes, compiles, cost)
@@ -254,7 +254,7 @@ def _report(
 
 
 def _reason(message: str) -> str:
-    """Return a refusal without the path in front and what is peculiar to one schema."""
+    """Return a refusal without its path and without details of one schema."""
     return re.sub(r"^\S+ cannot be enforced: ", "", message).removesuffix(": change it")
 
 
@@ -264,36 +264,36 @@ def _share(part: int, whole: int) -> str:
 
 PAGE = """# Structured outputs
 
-Written by `scripts/schemas`; do not edit. {count} random JSON Schemas (Hypothesis, seed {seed}:
-objects, arrays, tuples and choices nested three deep, the keywords of OpenAI's structured outputs, many
-without any bound of length) were sent to {model} over HTTP as `response_format`, {streams} at once,
-with temperature and top_p 1, the prompt "{prompt}" and `max_tokens` {max_tokens}.
+Written by `scripts/schemas`; do not edit. {count} random JSON Schemas (Hypothesis, seed {seed}) were sent
+to {model} over HTTP as `response_format`: objects, arrays, tuples and choices nested three deep, with the
+keywords of OpenAI's structured outputs, many without any limit on length. There were {streams} concurrent
+requests, temperature and top_p were 1, the prompt was "{prompt}", and `max_tokens` was {max_tokens}.
 
 | | |
 |---|---|
 | refused with 400 | {refused} |
-| of the others, ended with `stop` | {finished} |
-| of those, valid by `jsonschema` | {valid} |
-| tokens of an answer that ended, median and longest | {median}, {longest} |
+| of the rest, ended with `stop` | {finished} |
+| of those, valid according to `jsonschema` | {valid} |
+| tokens per completed answer, median and longest | {median}, {longest} |
 
-Why schemas were refused:
+Reasons for refusals:
 
 {reasons}
 
-## What it costs
+## Cost
 
-**A schema's first request** waits for its grammar: {compile:.1f} ms in the median of
-{num_compiles} schemas, {slowest:.0f} ms at most, beyond what its second request takes; below 0 is noise.
-The very first grammar of a server also reads the model's vocabulary, which is not in these figures.
+**The first request of a schema** waits for its grammar. It takes {compile:.1f} ms longer than the second
+request in the median of {num_compiles} schemas, and at most {slowest:.0f} ms longer; negative values are
+noise. A server's first grammar also reads the model's vocabulary, which these figures exclude.
 
-**A batch.** 4 bound and 4 plain requests against 8 plain ones, all of {tokens} tokens, in turns, median of
-{repeats} runs:
+**A batch.** 4 constrained and 4 plain requests were compared with 8 plain ones, alternately. All answers had
+{tokens} tokens; the table has the median of {repeats} runs:
 
-| requests | seconds each | against 8 plain |
+| requests | seconds each | relative to 8 plain |
 |---|---|---|
 | 8 plain | {plain:.2f} | 1 |
-| 4 bound, beside 4 plain | {constrained:.2f} | {constrained_ratio:.2f} |
-| 4 plain, beside 4 bound | {beside:.2f} | {beside_ratio:.2f} |
+| 4 constrained, with 4 plain | {constrained:.2f} | {constrained_ratio:.2f} |
+| 4 plain, with 4 constrained | {beside:.2f} | {beside_ratio:.2f} |
 
 Machine: {machine}.
 """

@@ -1,1 +1,1 @@
-"""What scripts/clients runs: other people's clients against a real server, one file per client."""
+"""The parts of scripts/clients: third-party clients against a real server, one file per client."""

@@ -1,4 +1,4 @@
-"""The environments of server and clients, as scripts/install and npm make them."""
+"""Creates the environments of server and clients with scripts/install and npm."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ NODE_SOURCES = Path(__file__).with_name("node")
 
 
 def install_python() -> None:
-    """Make both Python environments, or leave them where they are up to date.
+    """Create both Python environments unless they are up to date.
 
     Raises:
-        CalledProcessError: what went wrong was printed.
+        CalledProcessError: installation failed; its output was printed.
     """
     for place, *names in ((SERVER, "dev", "demo"), (CLIENTS, "clients")):
         relative = place.relative_to(ROOT)
@@ -26,18 +26,18 @@ def install_python() -> None:
 
 
 def install_node() -> str | None:
-    """Install what package-lock.json names, beside a copy of the program; return why not where that is so.
+    """Install package-lock.json's packages next to a copy of the program; return the reason if it cannot.
 
     Raises:
-        CalledProcessError: what went wrong was printed.
+        CalledProcessError: installation failed; its output was printed.
     """
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
-        return "no node and npm here"
+        return "node or npm is missing"
     version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     major = re.match(r"v(\d+)", version)
     if major is None or int(major[1]) < LEAST_NODE:
-        return f"node is {version}; the client needs {LEAST_NODE}"
+        return f"node is {version}; the client needs at least {LEAST_NODE}"
     shutil.copytree(NODE_SOURCES, NODE_CLIENTS, dirs_exist_ok=True)
     command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     subprocess.run(command, cwd=NODE_CLIENTS, stdout=sys.stderr, check=True)

@@ -1,4 +1,4 @@
-"""instructor: a type filled in, by a schema and by a call.
+"""instructor: fills in a type through a schema and through a tool call.
 
 python -m client_runs.instructor_types URL
 """

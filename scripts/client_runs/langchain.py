@@ -1,4 +1,4 @@
-"""langchain-openai: answers, streams, a type filled in, a tool called and its result handed back.
+"""langchain-openai: answers, streams, structured output, and a tool call with its result returned.
 
 python -m client_runs.langchain URL
 """

@@ -1,4 +1,4 @@
-"""The `llm` command: pointed at the server by its address, and by a model of its configuration.
+"""The `llm` command: reaches the server through its address, and through a configured model.
 
 python -m client_runs.llm_command URL
 """
@@ -36,7 +36,7 @@ TIMEOUT_SECONDS = 300
 
 
 class Llm:
-    """The installed command, with a configuration of its own in `folder`."""
+    """The installed command, with its own configuration in `folder`."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.url = url
@@ -55,7 +55,7 @@ class Llm:
         """Return what the command prints.
 
         Raises:
-            AssertionError: it failed, with its last line.
+            AssertionError: it failed; the message has its last line.
         """
         done = subprocess.run(
             [self._command, *arguments],

@@ -1,4 +1,4 @@
-"""lm-eval's `local-completions`: a small task without a network, held against transformers' loglikelihoods.
+"""lm-eval's `local-completions`: runs a small offline task and compares loglikelihoods with transformers.
 
 python -m client_runs.lm_eval_task URL
 """
@@ -43,7 +43,7 @@ def evaluate(raw: RawServer) -> str:
 
 
 def _harness(url: str) -> tuple[list[Pair], list[tuple[float, bool]], float]:
-    """Run lm-eval; return (context, continuation) pairs, its figures for each, and the accuracy."""
+    """Run lm-eval; return (context, continuation) pairs, its result for each, and the accuracy."""
     with tempfile.TemporaryDirectory() as folder:
         _run(
             [
@@ -73,7 +73,7 @@ def _harness(url: str) -> tuple[list[Pair], list[tuple[float, bool]], float]:
 
 
 def _token_ids(raw: RawServer, pair: Pair) -> tuple[list[int], int]:
-    """Return the ids of a context with its continuation, and how many are the context's."""
+    """Return the ids of a context with its continuation, and the number of context ids."""
     context, whole = (
         raw.post("/tokenize", prompt=text, add_special_tokens=False)["tokens"]
         for text in (pair[0], "".join(pair))
@@ -115,9 +115,7 @@ CHECKS: dict[str, Callable[[RawServer], Any]] = {RAN: evaluate}
 def main(url: str) -> None:
     has_torch = subprocess.run([python(SERVER), "-c", "import torch"], capture_output=True, check=False)
     if has_torch.returncode:
-        Row(
-            "lm-eval", version("lm-eval"), RAN, NOT_RUN, "no torch to compare with: scripts/test installs it"
-        ).print()
+        Row("lm-eval", version("lm-eval"), RAN, NOT_RUN, "no torch to compare with: run scripts/test").print()
     else:
         run_checks("lm-eval", CHECKS, RawServer(url))
 

@@ -1,10 +1,10 @@
-"""What transformers makes of a continuation: a process of its own, in the environment that has torch.
+"""Computes transformers' loglikelihoods of continuations, in a process with the environment that has torch.
 
     python -m client_runs.loglikelihoods
-    < [[token ids, how many of them are context], ...]
-    > [[sum of the logprobs of the others, whether each was the most likely], ...]
+    < [[token ids, number of context ids], ...]
+    > [[sum of the logprobs of the rest, whether each was the most likely], ...]
 
-Needs tests/e2e on its path, whose reference loads the demo weights by transformers' own GGUF reader.
+Needs tests/e2e on its path; the reference there loads the demo weights with transformers' GGUF reader.
 """
 
 from __future__ import annotations

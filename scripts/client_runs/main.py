@@ -1,4 +1,4 @@
-"""The command line of scripts/clients: environments, a server, each client as its own process, the table."""
+"""The command line of scripts/clients: makes environments, runs a server and clients, writes the table."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def main(description: str | None) -> int:
         prog="scripts/clients", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "program", nargs="*", help=f"only these, and leave the page alone: {', '.join(PROGRAMS)}"
+        "program", nargs="*", help=f"run only these and do not write the page: {', '.join(PROGRAMS)}"
     )
     chosen = parser.parse_args().program
     if unknown := set(chosen) - set(PROGRAMS):
-        parser.error(f"no such client: {', '.join(sorted(unknown))}; there are {', '.join(PROGRAMS)}")
+        parser.error(f"no such client: {', '.join(sorted(unknown))}; choose from {', '.join(PROGRAMS)}")
     try:
         install_python()
         rows = _run(chosen or PROGRAMS)
@@ -71,7 +71,7 @@ def _run(programs: tuple[str, ...] | list[str]) -> list[Row]:
     with serving(command, ready_path="/readiness", timeout_seconds=READY_SECONDS) as (url, _):
         for program in programs:
             if program == "openai_node" and no_node:
-                rows.append(Row("openai-node", "", "all of it", NOT_RUN, no_node))
+                rows.append(Row("openai-node", "", "everything", NOT_RUN, no_node))
                 continue
             for row in _rows_of(program, url):
                 sys.stderr.write(f"[clients] {row.client}: {row.ran}: {row.result}: {row.remark}\n")
@@ -81,7 +81,7 @@ def _run(programs: tuple[str, ...] | list[str]) -> list[Row]:
 
 
 def _rows_of(program: str, url: str) -> Iterator[Row]:
-    """Run one client; a program that ends badly is a row as well."""
+    """Run one client; a program that fails also becomes a row."""
     if program == "openai_node":
         command, folder = ["node", "openai_node.mjs", url], NODE_CLIENTS
     else:
@@ -98,17 +98,17 @@ def _rows_of(program: str, url: str) -> Iterator[Row]:
             timeout=PROGRAM_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
-        yield Row(program, "", "all of it", FAILED, f"did not end within {error.timeout:.0f} s")
+        yield Row(program, "", "everything", FAILED, f"did not finish within {error.timeout:.0f} s")
         return
     yield from (Row(**json.loads(line)) for line in done.stdout.splitlines())
     if done.returncode:
-        yield Row(program, "", "all of it", FAILED, f"ended with {done.returncode}")
+        yield Row(program, "", "everything", FAILED, f"exited with {done.returncode}")
 
 
 def _compiles(url: str) -> Row:
-    """No client may have made the server compile."""
+    """Return the row that checks that no client made the server compile."""
     lines = fetch(f"{url}/metrics").decode().splitlines()
     count = sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(COMPILES))
     version = json.loads(fetch(f"{url}/version"))["version"]
     result = FAILED if count else PASSED
-    return Row("the server", version, "compiles after ready, after all of these", result, f"{count:.0f}")
+    return Row("the server", version, "compiles after ready, after all clients", result, f"{count:.0f}")

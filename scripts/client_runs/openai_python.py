@@ -1,4 +1,4 @@
-"""openai-python, which checks every answer and event against its own types.
+"""openai-python, which validates every answer and event against its own types.
 
 python -m client_runs.openai_python URL
 """
@@ -76,7 +76,7 @@ def choices_with_logprobs(client: OpenAI, raw: RawServer) -> str:
         raw_tokens = raw_choice["logprobs"]["content"]
         expect_equal([token.token for token in choice.logprobs.content], [t["token"] for t in raw_tokens])
         assert all(len(token.top_logprobs) == 3 for token in choice.logprobs.content)
-    return "equal to the same request without a client, drawn with the same seed"
+    return "equal to the same request sent without a client, with the same seed"
 
 
 def _tools(tool_choice: Any, messages: Any = WEATHER_MESSAGES) -> Callable[[OpenAI, RawServer], str]:
@@ -88,7 +88,7 @@ def _tools(tool_choice: Any, messages: Any = WEATHER_MESSAGES) -> Callable[[Open
             streamed = stream.get_final_completion().choices[0].message
         said = ""
         for message in (whole, streamed):
-            # A stream tells of a role first, with a text that is empty.
+            # A stream starts with a role and an empty text.
             expect_equal(message.content or None, expected["content"])
             calls = [call.function for call in message.tool_calls or () if call.type == "function"]
             arguments = [call.arguments for call in calls]
@@ -152,8 +152,7 @@ def echo(client: OpenAI, raw: RawServer) -> str:
     expect_equal(logprobs, expected["logprobs"]["token_logprobs"])
     expect_equal(logprobs[0], None)
     return (
-        "without strict validation: the client's type has no null for the logprob of the first token, "
-        "which nothing precedes"
+        "without strict validation: the client's type does not allow null as the logprob of the first token"
     )
 
 
@@ -170,12 +169,11 @@ def embeddings_in_base64(client: OpenAI, raw: RawServer) -> str:
     answer = _lenient(client).embeddings.create(model=MODEL, **asked)
     expected = raw.post("/v1/embeddings", **asked, encoding_format="float")["data"]
     for item, raw_item in zip(answer.data, expected, strict=True):
-        # float32 on the way, within whose rounding they are equal.
+        # Sent as float32, so they are equal within its rounding.
         distances = [abs(a - b) for a, b in zip(item.embedding, raw_item["embedding"], strict=True)]
         assert max(distances) < 1e-7, max(distances)
     return (
-        "the client's default, without strict validation: the client validates before it decodes what it "
-        "asked for"
+        "the client's default, without strict validation: the client validates before it decodes the base64"
     )
 
 
@@ -257,7 +255,7 @@ def responses_tools(client: OpenAI, raw: RawServer) -> str:
 
 
 NAMED: Any = {"type": "function", "function": {"name": WEATHER_NAME}}
-# A model of this size calls of its own accord where it has just seen it done.
+# A model of this size makes a call on its own only after it has just seen one.
 AFTER_A_CALL: Any = [
     {"role": "user", "content": "How is the weather in London?"},
     {
@@ -277,8 +275,8 @@ CHECKS: dict[str, Callable[[OpenAI, RawServer], str]] = {
     "chat streamed, with usage": chat_streamed,
     "chat, `n=2` with `logprobs`": choices_with_logprobs,
     "`chat.completions.parse` with a pydantic model": parse,
-    "tools `auto`, answered by text, whole and streamed": _tools("auto", MESSAGES),
-    "tools `auto`, answered by a call, whole and streamed": _tools("auto", AFTER_A_CALL),
+    "tools `auto`, answered with text, whole and streamed": _tools("auto", MESSAGES),
+    "tools `auto`, answered with a call, whole and streamed": _tools("auto", AFTER_A_CALL),
     "tools `required`, whole and streamed": _tools("required"),
     "tools by name, whole and streamed": _tools(NAMED),
     "tool round trip": tool_round_trip,
@@ -288,7 +286,7 @@ CHECKS: dict[str, Callable[[OpenAI, RawServer], str]] = {
     "embeddings": embeddings,
     "embeddings in base64": embeddings_in_base64,
     "models, listed and retrieved": models,
-    "a refused field": errors,
+    "an invalid field": errors,
     "responses": responses,
     "responses streamed": responses_streamed,
     "`responses.parse` with a pydantic model": responses_parsed,
@@ -297,7 +295,7 @@ CHECKS: dict[str, Callable[[OpenAI, RawServer], str]] = {
 
 
 def _lenient(client: OpenAI) -> OpenAI:
-    """Return the same client as its users have it: what does not fit its types is let through."""
+    """Return the client with its default, lenient validation."""
     return OpenAI(base_url=client.base_url, api_key="unused", max_retries=0)
 
 

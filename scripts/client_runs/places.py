@@ -1,4 +1,4 @@
-"""Where things are: the checkout, and the environments that scripts/clients makes in it."""
+"""Paths of the checkout and of the environments that scripts/clients creates in it."""
 
 from __future__ import annotations
 

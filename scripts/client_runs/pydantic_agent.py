@@ -1,4 +1,4 @@
-"""pydantic-ai: an agent that answers, fills in a type, and calls a tool in Python before it answers.
+"""pydantic-ai: an agent that answers, fills in a type, and calls a Python tool before it answers.
 
 python -m client_runs.pydantic_agent URL
 """
@@ -50,7 +50,7 @@ def native_output(model: OpenAIChatModel, raw: RawServer) -> str:
 
 
 def round_trip(model: OpenAIChatModel, raw: RawServer) -> str:
-    """The first step must call, the second must not: the agent runs the tool between them."""
+    """Force a call in the first step and forbid it in the second; the agent runs the tool in between."""
     del raw
     asked = []
 

@@ -1,4 +1,4 @@
-"""What the Python clients ask: a question, a tool with its schema and result, a type to fill in."""
+"""Inputs of the Python clients: a question, a tool with its schema and result, and a type to fill in."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class City(pydantic.BaseModel):
 
 
 def expect_weather_call(name: str, arguments: Any) -> None:
-    """Raise where a call is not one of the tool that satisfies its schema.
+    """Check that a call is to the weather tool and satisfies its schema.
 
     Args:
-        arguments: as JSON, or read already.
+        arguments: as JSON text, or already parsed.
     """
     assert name == WEATHER_NAME, f"called {name!r}"
     jsonschema.validate(json.loads(arguments) if isinstance(arguments, str) else arguments, WEATHER_SCHEMA)

@@ -1,4 +1,4 @@
-"""The server as it is without a client: plain JSON over HTTP, which each client's answer is held against."""
+"""The server without a client: plain JSON over HTTP, the reference for each client's answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TIMEOUT_SECONDS = 300
 
 @dataclasses.dataclass(frozen=True)
 class RawServer:
-    """A running server; `url` is without `/v1`."""
+    """A running server; `url` does not include `/v1`."""
 
     url: str
 

@@ -1,6 +1,6 @@
-"""A row per thing that a client did: made in the client's own process, read by the one that writes the table.
+"""Rows of the table: one per check of a client, written by its process and read by the table's writer.
 
-Each client is a program of its own, which prints its rows to standard output, one JSON object per line.
+Each client is a separate program, which prints its rows to standard output, one JSON object per line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Row:
 
     Attributes:
         result: `passed`, `failed` or `not run`.
-        remark: what came out; why it failed or was not run.
+        remark: the output, or why it failed or was not run.
     """
 
     client: str
@@ -35,21 +35,21 @@ class Row:
 
 
 def run_checks(package: str, checks: Mapping[str, Callable[..., str]], *arguments: Any) -> None:
-    """Call each check with the arguments and print its row: what it returns is the remark.
+    """Call each check with the arguments and print its row; its return value is the remark.
 
     Args:
-        package: the client as it is named on PyPI.
-        checks: what is run, in words, to a function that raises where the answer is not right.
+        package: the client's name on PyPI.
+        checks: description -> function that raises if the answer is wrong.
     """
     for ran, check in checks.items():
         try:
             result, remark = PASSED, check(*arguments)
-        except Exception as error:  # noqa: BLE001 - whatever a client raises is its row
+        except Exception as error:  # noqa: BLE001 - any exception of a client becomes its row
             traceback.print_exc()
             result, remark = FAILED, f"{type(error).__name__}: {error}"
         Row(package, version(package), ran, result, remark).print()
 
 
 def expect_equal(got: object, expected: object) -> None:
-    """Raise AssertionError, with both in it, where they differ."""
+    """Raise AssertionError with both values if they differ."""
     assert got == expected, f"got {got!r}, expected {expected!r}"

@@ -1,4 +1,4 @@
-"""Rows to docs/reports/clients.md."""
+"""Formats rows as docs/reports/clients.md."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ LONGEST_REMARK = 160
 HEAD = """\
 # Clients
 
-Written by `scripts/clients`; do not edit. Clients as they are published, of the versions of
-`requirements/clients.txt` and of `scripts/client_runs/node/package-lock.json`, against `vinfer serve` with
-SmolLM2-135M-Instruct ([configs/smollm2.yaml](../../configs/smollm2.yaml), with `prompt_logprobs` and
-`embeddings`), over HTTP and greedy unless a seed is named.
+Written by `scripts/clients`; do not edit. Published clients, in the versions of `requirements/clients.txt`
+and `scripts/client_runs/node/package-lock.json`, run against `vinfer serve` with SmolLM2-135M-Instruct
+([configs/smollm2.yaml](../../configs/smollm2.yaml), with `prompt_logprobs` and `embeddings`). Requests go
+over HTTP and are greedy unless a row names a seed.
 
-A row has passed if nothing was raised *and* the answer is right: text and calls are those of the same request
-sent as plain JSON, types and schemas are satisfied, a tool was called and the answer after its result came.
-`openai` validates every answer and event strictly, unless its row says otherwise. What a model of this size
-says is its own.
+A row passes if nothing is raised *and* the answer is right: text and calls equal those of the same request
+sent as plain JSON, types and schemas are satisfied, and tools are called and their results answered. `openai`
+validates every answer and event strictly unless its row says otherwise. What a model of this size says is not
+judged.
 
 """
 
@@ -34,6 +34,6 @@ def document(rows: Sequence[Row]) -> str:
 
 
 def _short(remark: str) -> str:
-    """Put a remark into one line of a cell, not too long, in which `<` begins no tag."""
+    """Fit a remark into one line of a cell: shorten it and escape `<`."""
     line = " ".join(remark.split()).replace("<", "&lt;")
     return line if len(line) <= LONGEST_REMARK else f"{line[:LONGEST_REMARK]} ..."

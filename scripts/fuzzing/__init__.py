@@ -1,1 +1,1 @@
-"""The parts of scripts/fuzz: a tiny server, schemathesis against it, and what came of it as a page."""
+"""The parts of scripts/fuzz: a tiny server, schemathesis against it, and the page with the results."""

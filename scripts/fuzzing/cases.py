@@ -1,6 +1,6 @@
-"""schemathesis against a server: a process per route, as many at once as there are cores.
+"""Runs schemathesis against a server: one process per route, as many at once as there are cores.
 
-Knows how its command line is driven; what came of the cases is in the event logs that it writes.
+Knows only its command line; the results of the cases are in the event logs that it writes.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from benchmark.client import BenchError
 from fuzzing.tally import tally
 from fuzzing.tiny import fetch_json
 
-# Hypothesis gives up where it draws too much that it cannot use; another seed goes on.
+# Hypothesis gives up if it draws too many unusable values; another seed continues.
 MAX_ROUNDS = 5
-# A case may ask for thousands of tokens; what takes longer than this hangs.
+# A case may request thousands of tokens; anything slower than this counts as a hang.
 REQUEST_SECONDS = 120
 
 
 def fuzz(url: str, schemathesis: str, *, num_cases: int, seed: int, logs: Path) -> None:
-    """Send at least so many cases, the same number to each route that takes something.
+    """Send at least `num_cases` cases, the same number to each route that takes parameters or a body.
 
-    A route that takes nothing gets one.
+    A route without either gets one case.
 
     Raises:
-        BenchError: schemathesis cannot make cases of a route.
+        BenchError: schemathesis cannot generate cases for a route.
     """
     document = fetch_json(f"{url}/openapi.json")
     operations = [operation for path in document["paths"].values() for operation in path.values()]
@@ -55,11 +55,11 @@ def fuzz(url: str, schemathesis: str, *, num_cases: int, seed: int, logs: Path) 
 
 
 def _run(url: str, schemathesis: str, operation_id: str, num_cases: int, seed: int, log: Path) -> None:
-    """Run it once; its own verdict is not asked for, since every complaint is read from the log."""
+    """Run it once and ignore its exit code, because every complaint is read from the log."""
     command = [schemathesis, "run", f"{url}/openapi.json", "--phases", "fuzzing"]
     command += ["--include-operation-id", operation_id, "--max-examples", str(num_cases), "--seed", str(seed)]
-    # Every case counts, also those after a failure. Shrinking and the database of examples would send cases
-    # again, and take most of the time.
+    # Every case counts, also those after a failure. Shrinking and the example database would repeat cases and
+    # take most of the time.
     command += ["--continue-on-failure", "--no-shrink", "--generation-database", "none", "--workers", "1"]
     command += ["--request-timeout", str(REQUEST_SECONDS)]
     command += ["--report", "ndjson", "--report-ndjson-path", str(log), "--output-sanitize", "false"]

@@ -1,4 +1,4 @@
-"""The command line of scripts/fuzz: serve, fuzz, look at the server again, write the page."""
+"""The command line of scripts/fuzz: serve, fuzz, check the server again, write the page."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description="Fuzz a tiny server.")
-    parser.add_argument("--cases", type=int, default=CASES, help="at least so many (%(default)s)")
+    parser.add_argument("--cases", type=int, default=CASES, help="minimum number of cases (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")
-    parser.add_argument("--logs", type=Path, help="an empty directory that keeps schemathesis's event logs")
+    parser.add_argument("--logs", type=Path, help="an empty directory for schemathesis's event logs")
     parser.add_argument("--schemathesis", required=True, help=argparse.SUPPRESS)
     return parser.parse_args()
 

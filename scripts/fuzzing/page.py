@@ -1,6 +1,6 @@
-"""The page: a table of routes, the complaints with the reason of each, and what makes a run a failure.
+"""Writes the page: a table of routes, and the complaints with their reasons. Decides whether a run fails.
 
-Pure functions. A complaint without a reason is a failure: either the document or the server is to be mended.
+Pure functions. A complaint without a reason is a failure: the document or the server must be fixed.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from collections import Counter
 from fuzzing.tally import Complaint, Tally
 
 MIN_SUCCESS_FRACTION = 0.3
-# What no JSON Schema can say, by the server's words.
+# Rules that no JSON Schema can express, matched by the server's message.
 REASONS: tuple[tuple[str, str], ...] = (
-    (r"prompt has N tokens; max_model_len is N", "how many tokens a text has, the tokenizer knows"),
-    (r"has N tokens; max_model_len is N", "how many tokens a text has, the tokenizer knows"),
+    (r"prompt has N tokens; max_model_len is N", "only the tokenizer knows how many tokens a text has"),
+    (r"has N tokens; max_model_len is N", "only the tokenizer knows how many tokens a text has"),
     (r"^max_\w+ is N and the prompt has N tokens", "the sum of two lengths"),
     (r"^min_tokens is N; at most N tokens", "one field is compared with another, or with a default"),
     (r"^best_of is N", "one field is compared with another"),
     (r"^max_tokens is N and max_completion_tokens", "two fields must be equal"),
-    (r"names must be unique", "a field of items that must differ"),
+    (r"names must be unique", "a field must differ between items"),
     (r"is not in tools", "one field must be found in another"),
     (r"^logit_bias\.N is token N", "keys are text: a schema cannot compare them with a number"),
     (r"^stop_token_ids and the model's", "the model's own end tokens count too"),
-    (r"^continue_final_message", "what the last message is, and what the chat template makes of it"),
-    (r"cannot be enforced", "what a grammar or a schema in a request means"),
-    (r"cannot be followed", "what a grammar or a schema in a request means"),
+    (r"^continue_final_message", "it depends on the last message and on the chat template"),
+    (r"cannot be enforced", "the meaning of a grammar or schema in a request"),
+    (r"cannot be followed", "the meaning of a grammar or schema in a request"),
 )
 
 
 def reason_of(complaint: Complaint) -> str | None:
-    """Say why the document cannot tell what the server refused; None for a complaint nobody has explained."""
+    """Return why the document cannot express the server's refusal; None for an unexplained complaint."""
     if complaint.check != "positive_data_acceptance":
         return None
     return next((reason for pattern, reason in REASONS if re.search(pattern, complaint.message)), None)
 
 
 def failures(tally: Tally, health: list[str], *, min_cases: int) -> list[str]:
-    """List what must not be."""
+    """List what makes the run fail."""
     found = [f"after the run: {complaint}" for complaint in health]
     for route, statuses in tally.statuses.items():
         for status, num in sorted(statuses.items()):
@@ -60,7 +60,7 @@ def failures(tally: Tally, health: list[str], *, min_cases: int) -> list[str]:
 
 
 def page(tally: Tally, *, version: str, seed: int, minutes: float) -> str:
-    """Write docs/reports/fuzzing.md."""
+    """Return the text of docs/reports/fuzzing.md."""
     num_complaints: Counter[str] = Counter()
     for complaint, num in tally.complaints.items():
         num_complaints[complaint.route] += num
@@ -85,23 +85,23 @@ def page(tally: Tally, *, version: str, seed: int, minutes: float) -> str:
 _PAGE = """\
 # Every route, fuzzed
 
-Written by `scripts/fuzz`. It serves a tiny random model under two names and has schemathesis {version}
-make cases from the server's own `/openapi.json`: bodies and queries that the document allows, and mutations
-that it forbids. Every answer is held against the document: status, media type, body, each event of a stream.
-What the document allows must be taken, what it forbids must be refused. Afterwards the server must be as it
-was: ready, no request running or waiting, no program compiled, and answering.
+Written by `scripts/fuzz`. It serves a tiny random model under two names, and schemathesis {version} generates
+cases from the server's own `/openapi.json`: bodies and queries that the document allows, and mutations that
+it forbids. Every answer is checked against the document: status, media type, body, and each event of a
+stream. The server must accept what the document allows and refuse what it forbids. Afterwards it must be as
+before: ready, no request running or waiting, no program compiled, and answering.
 
 Last run: {date:%Y-%m-%d}, seed {seed}, {minutes:.0f} minutes. {num_cases:,} cases; {success:.1%} reach a 2xx,
-{num_5xx} a 5xx, and no body is not as its schema says.
+{num_5xx} a 5xx, and every body matches its schema.
 
 | route | cases | 2xx | 4xx | 5xx | complaints |
 |---|---|---|---|---|---|
 {routes}
 
-A route that takes nothing has one case. A complaint is a case that the document allows and the server
-refuses, with a 400 that names the field. These are left; JSON Schema cannot say them:
+A route without parameters or a body has one case. A complaint is a case that the document allows and the
+server refuses, with a 400 that names the field. These remain, because JSON Schema cannot express them:
 
-| cases | what the document cannot say | the server's words in the most frequent case |
+| cases | what the document cannot express | the server's message in the most frequent case |
 |---|---|---|
 {complaints}
 """

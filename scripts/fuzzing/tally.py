@@ -1,4 +1,4 @@
-"""schemathesis's event logs to figures: per route the statuses, and per kind of complaint how often it came.
+"""Counts schemathesis's event logs: statuses per route, and how often each kind of complaint occurred.
 
 Pure functions over the files that `st run --report ndjson` writes.
 """
@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class Complaint:
-    """A check that failed, in a form that cases share: values of a message are left out."""
+    """A failed check, in a form that cases share: the values in its message are replaced."""
 
     route: str
     check: str
@@ -28,12 +28,12 @@ class Complaint:
 
 @dataclasses.dataclass
 class Tally:
-    """What came of all cases.
+    """The results of all cases.
 
     Attributes:
-        statuses: by route, how many answers had which status; 0 stands for no answer.
-        complaints: how many cases failed a check in the same way.
-        examples: of each complaint, the body of one case.
+        statuses: answers per route and status; 0 stands for no answer.
+        complaints: number of cases that failed a check in the same way.
+        examples: the body of one case for each complaint.
     """
 
     statuses: dict[str, collections.Counter[int]]
@@ -80,7 +80,7 @@ def _recorders(log: Path) -> Iterator[Json]:
 
 
 def _message(check: Json, answer: Json | None) -> str:
-    """Give the server's own reason where it refused, else the check's, without what differs per case."""
+    """Return the server's reason if it refused, else the check's, without values that differ per case."""
     text = _text((answer or {}).get("content"))
     try:
         message = json.loads(text)["error"]["message"]

@@ -1,6 +1,6 @@
-"""The server that is fuzzed: two names of a tiny random model for which every route answers.
+"""The fuzzed server: a tiny random model under two names, for which every route answers.
 
-Knows the metrics that say whether it is as well afterwards as before; nothing of schemathesis.
+Knows the metrics that show whether it is healthy afterwards; knows nothing of schemathesis.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tiny.checkpoints import checkpoint
 
 READY_SECONDS = 1800.0
 
-# Answers are short, so that the time goes into cases; what a case asks for is another matter.
+# Answers are short by default, so that time goes into cases; a case may still request more.
 YAML = """\
 server: {{max_n: 4}}
 models:
@@ -29,7 +29,7 @@ COMMON = (
     "prompt_logprobs: true, embeddings: mean, tool_parser: hermes, "
     "precompile: [{batch_size: 1, prefill_length: [32, 256]}, {batch_size: 4, prefill_length: 32}]"
 )
-# Of each model; none of them may be left over, or above zero, once every client has its answer.
+# Metrics of each model; all must be zero once every client has its answer.
 IDLE_METRICS = (
     "vinfer:num_requests_running",
     "vinfer:num_requests_waiting",
@@ -39,7 +39,7 @@ IDLE_METRICS = (
 
 @contextlib.contextmanager
 def tiny_server(folder: Path) -> Iterator[str]:
-    """Serve the model from a config in `folder`; yields its address."""
+    """Serve the model from a config in `folder`; yield its address."""
     config = folder / "tiny.yaml"
     config.write_text(YAML.format(source=checkpoint("llama"), common=COMMON))
     command = vinfer_command(config, None)
@@ -53,21 +53,21 @@ def fetch_json(url: str | urllib.request.Request) -> Any:
 
 
 def complaints_about_health(url: str) -> list[str]:
-    """Say what the server is not, which it was before: ready, idle, free of compiles, answering."""
+    """List what is wrong with the server: it must be ready, idle, without new compiles, and answering."""
     try:
         with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
             samples = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
         complaints = [
             sample for sample in samples if sample.startswith(IDLE_METRICS) and float(sample.rsplit(" ")[-1])
         ]
-        # Another status than 200 raises.
+        # Any status other than 200 raises.
         fetch_json(f"{url}/readiness")
         body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 2, "ignore_eos": True}).encode()
         request = urllib.request.Request(
             f"{url}/v1/completions", body, headers={"Content-Type": "application/json"}
         )
         if fetch_json(request)["usage"]["completion_tokens"] != 2:
-            complaints.append("a completion does not have the tokens that it was asked for")
+            complaints.append("a completion does not have the requested number of tokens")
     except OSError as error:
         return [f"{url} does not answer: {error}"]
     return complaints

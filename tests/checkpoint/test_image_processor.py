@@ -1,4 +1,4 @@
-"""Processor files as published and of transformers 5 become records; what is not served is named."""
+"""Published and transformers 5 processor files become records; unsupported settings are named."""
 
 from __future__ import annotations
 

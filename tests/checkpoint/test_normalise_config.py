@@ -1,4 +1,4 @@
-"""One fact, one rule, one test: configurations of transformers 4 and 5 in EasyDeL's terms."""
+"""Configurations of transformers 4 and 5 in EasyDeL's terms: one fact, one rule, one test."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Tiny = Callable[..., Any]
 
 
 def _config(tiny: Tiny, model_type: str, /, **changes: Any) -> dict[str, Any]:
-    """The tiny config with changes; a change to `...` removes the key."""
+    """Return the normalized tiny config with changes; `...` removes a key."""
     config = tiny(model_type).config | changes
     return {key: value for key, value in config.items() if value is not ...}
 

@@ -1,4 +1,4 @@
-"""Where a source is found, what its fingerprint notices, and what the errors advise."""
+"""How a source is found, what changes its fingerprint, and what the errors advise."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_offline_and_not_cached_names_both_ways_out(hub_cache: Path) -> None:
 
 
 class _FakeHub(http.server.BaseHTTPRequestHandler):
-    """Serves one repository, org/name, from `directory`; notes every path asked for."""
+    """Serves one repository, org/name, from `directory`; records every requested path."""
 
     directory: Path
     asked: list[str]

@@ -1,4 +1,4 @@
-"""A server over a real bundle, in this process and without a port; images as clients send them."""
+"""Runs a server over a real bundle in this process, without a port; sends images like clients do."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def data_url(image: Image.Image) -> str:
 def server_over(
     directory: Path, model: ModelConfig, engine: Engine, *, image_fetcher: Any = None
 ) -> Iterator[Post]:
-    """Give a function that sends one body, with the model's name in it, and waits for the answer.
+    """Yield a function that sends one body, with the model's name added, and waits for the answer.
 
     Args:
-        image_fetcher: in place of the server's own, which refuses every URL.
+        image_fetcher: replaces the server's own, which refuses every URL.
     """
     table = ModelTable([model.name])
     table.serve(served_model(directory, read_manifest(directory), model, engine, position=0, parity=None))

@@ -1,7 +1,7 @@
-"""Bundles, engines and references that the tests of the build half share, each made once per session.
+"""Bundles, engines and references shared by the tests of the build half, each made once per session.
 
-The bundles that the collected tests name with `@pytest.mark.bundles(...)` are built two at a time from the
-first use on: importing EasyDeL is most of a build, and runs on one core.
+The bundles that the collected tests name with `@pytest.mark.bundles(...)` are built two at a time, starting
+at the first use: importing EasyDeL is most of a build and runs on one core.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--models-doc",
         type=Path,
-        help="measure the families in bfloat16 too, and write the parity matrix to this file",
+        help="also measure the families in bfloat16, and write the parity matrix to this file",
     )
 
 
@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave what only `scripts/parity` runs to `scripts/parity`."""
+    """Skip the tests that only `scripts/parity` runs."""
     if config.getoption("--models-doc", default=None) is None:
         left_out = [item for item in items if item.get_closest_marker("whole_matrix")]
         items[:] = [item for item in items if item not in left_out]
@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def matrix(request: pytest.FixtureRequest) -> Iterator[dict[str, MatrixRow]]:
-    """Collect what the parity tests find; written at the end where `--models-doc` names a file."""
+    """Collect the results of the parity tests; write them at the end if `--models-doc` names a file."""
     rows: dict[str, MatrixRow] = {}
     yield rows
     path = request.config.getoption("--models-doc", default=None)
@@ -64,7 +64,7 @@ def matrix(request: pytest.FixtureRequest) -> Iterator[dict[str, MatrixRow]]:
 
 @pytest.fixture(scope="session")
 def bundle_of(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Path]]:
-    """Return a bundle's directory by its name in `BUNDLES`; waits for its build."""
+    """Yield a function that returns a bundle's directory by its name in `BUNDLES`; it waits for the build."""
     pytest.importorskip("torch", reason="tiny checkpoints are written by transformers with torch")
     from tiny.bundles import BUNDLES, FAMILY_BUNDLES, build, build_in_one_process, model_config
 
@@ -72,10 +72,10 @@ def bundle_of(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Path]]
         name for item in request.session.items for mark in item.iter_markers("bundles") for name in mark.args
     }
     for name in wanted:
-        # Checkpoints first, by one thread.
+        # One thread writes the checkpoints first.
         model_config(name)
     with ThreadPoolExecutor(_NUM_BUILDS, thread_name_prefix="build") as pool:
-        # Those of the matrix share one process; what failed there is built once more, alone, and says why.
+        # Bundles of the matrix share one process; one that fails there is rebuilt alone, to show why.
         families = pool.submit(build_in_one_process, [name for name in FAMILY_BUNDLES if name in wanted])
 
         def build_family(name: str) -> Path:
@@ -96,7 +96,7 @@ def bundle_of(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Path]]
 
 @pytest.fixture(scope="session")
 def engine_of(bundle_of: Callable[[str], Path]) -> Iterator[Callable[[str], Engine]]:
-    """Return a running engine over a bundle of one device."""
+    """Yield a function that returns a running engine over a one-device bundle."""
     from tiny.bundles import model_config
     from tiny.engines import load_engine
 
@@ -116,7 +116,7 @@ def engine_of(bundle_of: Callable[[str], Path]) -> Iterator[Callable[[str], Engi
 def post_to(
     bundle_of: Callable[[str], Path], engine_of: Callable[[str], Engine]
 ) -> Iterator[Callable[[str], Callable[..., httpx.Response]]]:
-    """Return what sends a body to a server over a bundle."""
+    """Yield a function that sends a body to a server over a bundle."""
     from chat_with_images import server_over
     from tiny.bundles import model_config
 
@@ -131,7 +131,7 @@ def post_to(
 
 @pytest.fixture(scope="session")
 def lent_engine(bundle_of: Callable[[str], Path]) -> Callable[[str], AbstractContextManager[Engine]]:
-    """Lend an engine for a while: a process that keeps the code of too many has no room in its memory map."""
+    """Lend an engine temporarily: the code of too many engines fills a process's memory map."""
     from tiny.bundles import model_config
     from tiny.engines import load_engine
 
@@ -148,7 +148,7 @@ def lent_engine(bundle_of: Callable[[str], Path]) -> Callable[[str], AbstractCon
 
 @pytest.fixture(scope="session")
 def reference_of() -> Callable[[str], PreTrainedModel]:
-    """Return transformers' model of a checkpoint, float32."""
+    """Return a function that loads transformers' model of a checkpoint in float32."""
     torch = pytest.importorskip("torch")
     from tiny.checkpoints import reference
 

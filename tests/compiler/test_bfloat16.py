@@ -1,6 +1,6 @@
-"""bfloat16 bundles: as near to the exact answer as transformers in bfloat16 is.
+"""bfloat16 bundles are as close to the exact answer as transformers in bfloat16.
 
-Two right programs in bfloat16 round differently, so tokens of both are judged by a third one: float32
+Two correct programs in bfloat16 round differently, so a third one judges the tokens of both: float32
 arithmetic on the same rounded weights.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LENGTHS = (1, 5, 33, 64, 65, 100, 130, 190)
-# 512 tokens; three standard deviations of a share of 97 % among so many.
+# Three standard deviations of a share of 97 % among 512 tokens.
 MARGIN = 0.025
 
 pytestmark = pytest.mark.bundles("llama-bfloat16")
@@ -85,9 +85,9 @@ def test_answers_are_as_good_as_those_of_transformers(
     )
     assert len(agrees) == 64 * len(LENGTHS)
     assert np.mean(agrees_exactly) >= np.mean(rounded_agrees_exactly) - MARGIN
-    # Each of the two errs by itself, so they may differ from each other twice as often as from the truth.
+    # Each errs independently, so they may differ from each other twice as often as from the truth.
     assert np.mean(agrees) >= 1 - 2 * (1 - np.mean(rounded_agrees_exactly)) - MARGIN
-    # Which steps round is for either to choose: 1.2 was measured.
+    # Either may round at different steps: 1.2 was measured.
     assert root_mean_square <= 1.5 * rounded_root_mean_square
-    # No token that the exact answer does not nearly choose too.
+    # Every token is close to the exact answer's choice.
     assert max(map(np.max, lags)) <= 2 * noise

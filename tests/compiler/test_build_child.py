@@ -1,4 +1,4 @@
-"""The build as a process: what goes wrong in it is one clear error here, and leaves nothing half done."""
+"""The build process: a failure becomes one clear error in the parent and leaves nothing half-built."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PATIENCE_SECONDS = 60
 
 
 def copy_checkpoint(directory: Path, **config_changes: Any) -> Path:
-    """Copy the smallest checkpoint, with other values in its config.json."""
+    """Copy the smallest checkpoint, with changed values in its config.json."""
     directory.mkdir()
     for file in checkpoint("llama-nine-heads").iterdir():
         (directory / file.name).write_bytes(file.read_bytes())
@@ -60,7 +60,7 @@ def plan_for(source: Path) -> BuildPlan:
 
 
 def run(source: Path, directory: Path, progress: Callable[[str, int, int], None] = lambda *_: None) -> None:
-    """Run the real build child over a checkpoint that nothing on this side has looked at."""
+    """Run the real build child over a checkpoint that the parent has not checked."""
     (directory / "scratch").mkdir()
     run_build(
         plan_for(source),
@@ -97,7 +97,7 @@ def test_a_broken_checkpoint_is_refused_before_a_child_starts(
 
 
 def test_the_childs_error_comes_through(tmp_path: Path) -> None:
-    """The class and the words of the child, without its traceback."""
+    """The error has the child's class and message, without its traceback."""
     with pytest.raises(CheckpointError, match=BROKEN[0][1]) as raised:
         run(without_a_tensor(tmp_path / "broken"), tmp_path)
     assert "Traceback" not in raised.value.message
@@ -187,7 +187,7 @@ def start_parent(script: str, model: ModelConfig, bundles: Path) -> subprocess.P
 
 @needs_proc
 def test_a_killed_child_leaves_no_half_bundle(tmp_path: Path) -> None:
-    """Killed in the middle of its work, as by the kernel when memory runs out."""
+    """The child is killed during its work, as by the kernel when memory runs out."""
     model = model_config("llama").model_copy(update={"source": str(checkpoint("llama-nine-heads"))})
     with start_parent(BUILDING_PARENT, model, tmp_path) as parent:
         assert parent.stdout is not None
@@ -207,7 +207,7 @@ def test_a_killed_child_leaves_no_half_bundle(tmp_path: Path) -> None:
 @needs_proc
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
 def test_the_child_ends_with_its_parent(tmp_path: Path) -> None:
-    """A killed server leaves no build behind, no lock and no bundle."""
+    """A killed server leaves behind no build, no lock and no bundle."""
     model = model_config("llama").model_copy(update={"source": str(checkpoint("llama-nine-heads"))})
     with start_parent(BUILDING_PARENT, model, tmp_path / "bundles") as parent:
         assert parent.stdout is not None
@@ -256,7 +256,7 @@ vinfer.launch.bundles.run_build = run_build
 
 
 def test_two_processes_build_one_key_once(tmp_path: Path) -> None:
-    """Whoever comes second waits, says so, and finds the bundle."""
+    """The second process waits, says so, and finds the bundle."""
     model = model_config("llama").model_copy(update={"source": str(checkpoint("llama-nine-heads"))})
     with start_parent(COUNTING_PARENT, model, tmp_path) as first:
         assert first.stdout is not None

@@ -1,6 +1,6 @@
-"""The real engine with grammars: every answer is what its grammar says, and nobody else notices.
+"""The real engine with grammars: every answer obeys its grammar, and other requests are unaffected.
 
-The model is random, so nothing but the masks makes its answers JSON.
+The model is random, so only the masks make its answers JSON.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def params(seed: int, **changes: Any) -> SamplingParams:
 
 
 def form_questions(binder: Binder) -> list[Question]:
-    """Return every form with prompts of one and of several chunks, greedy and sampled."""
+    """Return questions for every form, with prompts of one and several chunks, greedy and sampled."""
     ways: tuple[dict[str, Any], ...] = (
         {"temperature": 0.0},
         {},
@@ -99,7 +99,7 @@ def test_every_answer_of_a_random_schema_is_json_that_validates(engine: Engine, 
             assert answer.token_ids[-1] == EOS
             jsonschema.validate(json.loads(binder.text(answer)), schema)
     assert num_complete >= 0.95 * NUM_SCHEMAS
-    # They differ: it is no matter of one answer for all.
+    # The answers differ, so they are not one answer for all.
     assert len({binder.text(answer) for answer in answers}) > NUM_SCHEMAS / 2
 
 
@@ -116,7 +116,7 @@ def test_choices_expressions_and_grammars_hold_exactly(engine: Engine, binder: B
             for question in questions
         ]
     if prompts == "shared":
-        # The forms of one length have one prompt.
+        # All forms of one length share a prompt.
         questions = [
             dataclasses.replace(
                 question,
@@ -129,7 +129,7 @@ def test_choices_expressions_and_grammars_hold_exactly(engine: Engine, binder: B
     answers = ask(engine, questions)
     for pattern, answer in zip(patterns, answers, strict=True):
         if answer.finish_reason == "length":
-            # Only nested parentheses can go on for so long.
+            # Only nested parentheses can continue for so long.
             assert re.match(r"x{2,4}\(", binder.text(answer))
             continue
         assert re.fullmatch(pattern, binder.text(answer)), (pattern, binder.text(answer))
@@ -140,7 +140,7 @@ def test_choices_expressions_and_grammars_hold_exactly(engine: Engine, binder: B
 
 
 def test_a_crowd_says_what_each_one_says_alone(engine: Engine, binder: Binder) -> None:
-    """Bound and free requests in one batch, greedy and seeded; the free ones join and outlast the others."""
+    """Batch constrained and free requests, greedy and seeded; the free ones join later and outlast them."""
     constrained = form_questions(binder)
     free = [
         Question(
@@ -166,7 +166,7 @@ def test_seeds_decide(engine: Engine, binder: Binder) -> None:
 
 
 def test_logprobs_are_of_the_raw_logits(engine: Engine, binder: Binder) -> None:
-    """The same tokens as a prompt, without a grammar, give the same values."""
+    """The same tokens give the same values as a prompt without a grammar."""
     grammar = binder.grammar("regex", "[a-f]{4}")
     start = prompt(20)
     greedy = dataclasses.replace(GREEDY, stop_token_ids=(EOS,))
@@ -180,7 +180,7 @@ def test_logprobs_are_of_the_raw_logits(engine: Engine, binder: Binder) -> None:
         known = dict(zip(free.top_ids, free.top_logprobs, strict=True))
         token = constrained.token_ids[place]
         assert logprobs.logprob == pytest.approx(known.get(token, logprobs.logprob), abs=1e-4)
-    # What the grammar allowed was not what the model wanted.
+    # The grammar forbade what the model preferred.
     assert any(
         logprobs.top_ids[0] != token
         for logprobs, token in zip(constrained.logprobs, constrained.token_ids, strict=True)
@@ -191,7 +191,7 @@ def test_min_tokens_and_max_tokens(engine: Engine, binder: Binder) -> None:
     grammar = binder.grammar("regex", "a{1,40}")
 
     def length(**changes: Any) -> tuple[int, str | None]:
-        # Nothing is likelier than the end.
+        # The end token is the most likely one.
         bias = ((EOS, 100.0),)
         question = Question(prompt(9), params(0, logit_bias=bias, **changes), grammar=grammar)
         answer = ask(engine, [question])[0]
@@ -199,7 +199,7 @@ def test_min_tokens_and_max_tokens(engine: Engine, binder: Binder) -> None:
 
     assert length() == (1, "stop")
     assert length(min_tokens=7) == (7, "stop")
-    # The grammar ends the answer before min_tokens do.
+    # The grammar ends the answer before min_tokens is reached.
     assert length(min_tokens=60) == (40, "stop")
     assert length(min_tokens=60, max_tokens=12) == (12, "length")
 

@@ -1,4 +1,4 @@
-"""Pooled hidden states are those of transformers, in one chunk and in several, alone and in a crowd."""
+"""Pooled hidden states match transformers, in one chunk and in several, alone and batched."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from vinfer.engine.engine import Engine
 
 TOLERANCE = 1e-5
-"""Largest error of a number of a vector of length 1."""
+"""Largest error of a component of an L2-normalized vector."""
 
-# Both embed programs, odd lengths, bucket edges, KV bucket edges, up to a model that is full.
+# Both embed programs, odd lengths, bucket edges, KV bucket edges, up to a full context.
 LENGTHS = (1, 2, 7, 8, 9, 33, 63, MAX_CHUNK, MAX_CHUNK + 1, 72, 129, 255, 256, 257, 403, MAX_MODEL_LEN)
 POOLINGS: tuple[Pooling, ...] = ("mean", "last")
-# One bundle embeds prompts one by one, the other two at a time.
+# One bundle embeds prompts one at a time, the other two at a time.
 BUNDLES = ("llama", "llama3-rope")
 
 pytestmark = pytest.mark.bundles(*BUNDLES)
@@ -75,7 +75,7 @@ def test_they_are_those_of_transformers(
 
 
 def test_mistakes_are_noticed(engine: Engine, model: PreTrainedModel) -> None:
-    """The other pooling, a chunk left out, and the padding of a bucket that counts."""
+    """Use the other pooling, a missing chunk, and padding that is pooled."""
     question = embedding_of(MAX_CHUNK + 20, "mean")
     answer, other = ask(engine, [question, dataclasses.replace(question, pooling="last")])
     padded = dataclasses.replace(question, prompt_ids=(*question.prompt_ids, 0))
@@ -88,7 +88,7 @@ def test_mistakes_are_noticed(engine: Engine, model: PreTrainedModel) -> None:
 
 
 def test_in_a_crowd_with_generation_as_alone(engine: Engine, model: PreTrainedModel) -> None:
-    """More requests than slots, every pooling, generation between them."""
+    """Submit more requests than slots, with every pooling, mixed with generation."""
     questions = [
         Question(prompt(length)) if place % 3 == 0 else embedding_of(length, POOLINGS[place % 3 - 1])
         for place, length in enumerate((*CROWD, *CROWD))
@@ -107,13 +107,13 @@ def test_in_a_crowd_with_generation_as_alone(engine: Engine, model: PreTrainedMo
 def test_prompts_of_one_bucket_share_dispatches(
     bundle_of: Callable[[str], Path], engine_of: Callable[[str], Engine]
 ) -> None:
-    """Where the bundle has programs for two; the third of three goes alone."""
+    """With programs for two prompts, the third of three is dispatched alone."""
     shapes = [program.shape for program in read_manifest(bundle_of("llama3-rope")).programs]
     assert {shape.rows for shape in shapes if shape.kind == "embed"} == {1, 2}
     engine = engine_of("llama3-rope")
     before = engine.stats().num_prefill_dispatches_total
     ask(engine, [embedding_of(30, "mean"), embedding_of(31, "last"), embedding_of(32, "mean")])
-    # The engine may have begun with the first before it saw the second.
+    # The engine may have started the first before it saw the second.
     assert engine.stats().num_prefill_dispatches_total - before in (2, 3)
 
 

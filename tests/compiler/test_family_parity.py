@@ -1,8 +1,8 @@
-"""The parity matrix: every family says what transformers says, in float32, through real bundles and slots.
+"""The parity matrix: every family matches transformers in float32, through real bundles and slots.
 
-One tiny random checkpoint per family (`tiny.families`), saved by transformers. Prompts cross the prefill
-chunk, the sliding windows and `original_max_position_embeddings`. That a wrong model could not pass is tested
-with references that are wrong on purpose, one mistake at a time.
+One tiny random checkpoint per family (`tiny.families`), saved by transformers. Prompts are longer than the
+prefill chunk, the sliding windows and `original_max_position_embeddings`. References that are wrong on
+purpose, one mistake at a time, show that a wrong model could not pass.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 LENGTHS = (1, 5, 31, 32, 33, 64, 97, 150, 191)
 CROWD = (150, 5, 97)
 JUDGED = 97
-"""The prompt whose answer the wrong references are held against: several chunks, longer than every window."""
+"""The prompt for comparisons with wrong references: several chunks, longer than every window."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def case(
 
 
 def test_the_reference_can_tell_right_from_wrong(case: Case) -> None:
-    """Attention looks at particular places, and the answers are no repetition of one token."""
+    """Attention prefers particular positions, and answers do not repeat one token."""
     length = 191
     with torch.no_grad():
         attention = case.model(torch.tensor([prompt(length)]), output_attentions=True).attentions
@@ -102,7 +102,7 @@ def test_greedy_tokens_are_those_of_transformers(case: Case) -> None:
 
 
 def test_logprobs_are_those_of_transformers(case: Case) -> None:
-    """Prefill in one chunk, in several chunks, and decode; the own token's and the twenty best."""
+    """Compare after prefill in one chunk, in several chunks, and decode: the token's own and the top 20."""
     found = case.comparisons()
     errors = {
         "one chunk": max(c.logprob_errors[0] for n, c in found.items() if n <= FAMILY_CHUNK),
@@ -114,7 +114,7 @@ def test_logprobs_are_those_of_transformers(case: Case) -> None:
 
 
 def test_in_a_crowd_as_alone(case: Case) -> None:
-    """More requests than slots: the third takes over a slot in which another was."""
+    """Submit more requests than slots: the third reuses a slot."""
     answers = ask(case.engine, [case.questions[length] for length in CROWD])
     for length, answer in zip(CROWD, answers, strict=True):
         assert differing_steps(case.logits[length], case.answers[length], answer) == []
@@ -131,24 +131,24 @@ def _rotary_frequencies(model: PreTrainedModel) -> Iterator[torch.Tensor]:
 
 
 def _first(model: PreTrainedModel, *endings: str) -> torch.Tensor | None:
-    """Return the first parameter whose name ends like that."""
+    """Return the first parameter whose name has one of these endings."""
     found = (parameter for name, parameter in model.named_parameters() if name.endswith(endings))
     return next(found, None)
 
 
 def wrong_theta(model: PreTrainedModel) -> bool:
-    """Every rotary frequency some percent too small."""
+    """Make every rotary frequency a few percent too small."""
     frequencies = list(_rotary_frequencies(model))
     for buffer in frequencies:
         buffer *= 0.99
-    # Longrope computes them anew for every sequence.
+    # Longrope computes them for each sequence.
     if "rope_theta" in (getattr(model.config, "rope_parameters", None) or {}):
         model.config.rope_parameters["rope_theta"] *= 1.05
     return bool(frequencies)
 
 
 def narrower_window(model: PreTrainedModel) -> bool:
-    """Every sliding window one position too narrow."""
+    """Make every sliding window one position too narrow."""
     if "sliding_attention" not in (getattr(model.config, "layer_types", None) or ()) and not (
         getattr(model.config, "sliding_window", None)
     ):
@@ -158,7 +158,7 @@ def narrower_window(model: PreTrainedModel) -> bool:
 
 
 def dropped_bias(model: PreTrainedModel) -> bool:
-    """One bias of one attention is zero; where there is none, attention sinks count as one."""
+    """Set one attention bias to zero; if there is none, an attention sink."""
     bias = _first(model, "q_proj.bias", "query_key_value.bias", "c_attn.bias", "sinks")
     if bias is None:
         return False
@@ -167,7 +167,7 @@ def dropped_bias(model: PreTrainedModel) -> bool:
 
 
 def interleaved_queries(model: PreTrainedModel) -> bool:
-    """The two halves of every query head of one layer are interleaved, as llama.cpp stores Llama's."""
+    """Interleave the two halves of every query head of one layer, as llama.cpp stores Llama's."""
     weight = _first(model, "q_proj.weight", "qkv_proj.weight", "query_key_value.weight")
     if weight is None or not list(_rotary_frequencies(model)):
         return False
@@ -180,7 +180,7 @@ def interleaved_queries(model: PreTrainedModel) -> bool:
 
 
 def wrong_norm(model: PreTrainedModel) -> bool:
-    """One weight of one norm is off by a tenth."""
+    """Change one weight of one norm by a tenth."""
     weight = _first(model, "layernorm.weight", "ln_1.weight")
     assert weight is not None
     weight[3] += 0.1
@@ -188,7 +188,7 @@ def wrong_norm(model: PreTrainedModel) -> bool:
 
 
 def swapped_experts(model: PreTrainedModel) -> bool:
-    """Two experts of one router change places."""
+    """Swap two experts of one router."""
     weight = _first(model, "mlp.gate.weight", "mlp.router.weight")
     if weight is None:
         return False
@@ -197,7 +197,7 @@ def swapped_experts(model: PreTrainedModel) -> bool:
 
 
 def one_place_skipped(positions: Any, prompt_len: int) -> Any:
-    """The answer's positions are one too large; a shift of all of them would change nothing."""
+    """Make the answer's positions one too large; shifting all positions would change nothing."""
     return positions + (positions >= prompt_len)
 
 
@@ -236,7 +236,7 @@ def test_bfloat16_is_near(
     reference_of: Callable[[str], PreTrainedModel],
     matrix: dict[str, MatrixRow],
 ) -> None:
-    """By the thresholds of `vinfer verify`; greedy answers may part company, their logits may not."""
+    """Apply the thresholds of `vinfer verify`; greedy answers may diverge, their logits may not."""
     model = reference_of(name)
 
     def reference(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> Logits:

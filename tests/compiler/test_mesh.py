@@ -1,4 +1,4 @@
-"""Bundles for meshes, on four forced CPU devices: the answers of one device, and no KV cache on the wire."""
+"""Bundles for meshes on four forced CPU devices: same answers as one device, no KV cache transfers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ONE_DEVICE_TOO = tuple(name for name in MESHES if BUNDLES[name]["checkpoint"] ==
 
 @dataclasses.dataclass(frozen=True)
 class MeshRun:
-    """What `tiny.mesh_process` printed about one bundle."""
+    """The output of `tiny.mesh_process` for one bundle."""
 
     name: str
     directory: Path
@@ -63,7 +63,7 @@ class MeshRun:
 
 
 def named(bundles: tuple[str, ...]) -> list[Any]:
-    """Return the parameters of `mesh_run`, each saying which bundle it needs."""
+    """Return the parameters of `mesh_run`, each marked with the bundle that it needs."""
     return [pytest.param(name, marks=pytest.mark.bundles(name)) for name in bundles]
 
 
@@ -116,7 +116,7 @@ def mesh_run(request: pytest.FixtureRequest, bundle_of: Callable[[str], Path]) -
 
 
 def test_grammars_hold_on_a_mesh(mesh_run: MeshRun) -> None:
-    """Rows that are slots, where these are split over dp, have their masks by slot."""
+    """If rows are slots split over dp, masks are indexed by slot."""
     assert len(mesh_run.constrained) == 4
     assert all(re.fullmatch(CONSTRAINED, text) for text in mesh_run.constrained), mesh_run.constrained
 
@@ -198,7 +198,7 @@ def test_no_program_gathers_the_kv_cache(mesh_run: MeshRun) -> None:
     expected = {shape.name for shape in shapes if shape.kind != "set_slot"}
     assert set(mesh_run.moved_kv) == expected
     assert {name: moved for name, moved in mesh_run.moved_kv.items() if moved} == {}
-    # The reader of HLO sees this program's communication at all.
+    # Check that the HLO reader sees any communication of this program.
     if BUNDLES[mesh_run.name]["mesh"].get("tp", 1) > 1:
         # copy_slot moves rows of each device's own part, and needs no other.
         silent = {name for name, counts in mesh_run.collectives.items() if not sum(counts.values())}
@@ -218,7 +218,7 @@ print(read.lower(jax.ShapeDtypeStruct((4, 512, 4, 16), jnp.float32)).compile().a
 
 
 def test_a_gathered_cache_would_be_seen() -> None:
-    """A program that does gather keys, compiled by the same XLA."""
+    """Compile a program that does gather keys with the same XLA."""
     process = subprocess.run(
         [sys.executable, "-c", GATHERED],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},

@@ -1,7 +1,7 @@
-"""The real engine over real bundles says what transformers says, alone and in a crowd, in float32.
+"""The real engine over real bundles matches transformers in float32, alone and batched.
 
-Random checkpoints whose attention is far from uniform, so that a wrong rotary table, mask, bias or position
-cannot hide; that it cannot is tested too, by comparing with references that are wrong on purpose.
+Random checkpoints have attention far from uniform, so that a wrong rotary table, mask, bias or position
+shows. Comparisons with references that are wrong on purpose confirm this.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ FAMILIES = ("llama", "llama3-rope", "qwen2", "qwen3")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One bundle, the reference for it, and its answers to every prompt asked alone."""
+    """One bundle, its reference, and its answers to every prompt asked alone."""
 
     engine: Engine
     model: PreTrainedModel
     questions: dict[int, Question]
     answers: dict[int, Answer]
     logits: dict[int, Logits]
-    """Of the reference, for the questions and answers, by length of the prompt."""
+    """The reference's logits for questions and answers, by prompt length."""
 
 
 @pytest.fixture(
@@ -68,7 +68,7 @@ def comparisons(case: Case) -> dict[int, Comparison]:
 
 
 def test_the_reference_can_tell_right_from_wrong(case: Case) -> None:
-    """Attention looks at particular places, and the answers are no repetition of one token."""
+    """Attention prefers particular positions, and answers do not repeat one token."""
     length = 300
     with torch.no_grad():
         attention = case.model(torch.tensor([prompt(length)]), output_attentions=True).attentions
@@ -85,7 +85,7 @@ def test_greedy_tokens_are_those_of_transformers(case: Case) -> None:
 
 
 def test_generate_of_transformers_gives_the_same_tokens(case: Case) -> None:
-    """The same again through its own KV cache and its own loop."""
+    """Compare with transformers' own KV cache and generation loop."""
     for length in (1, 33, 200):
         generated = case.model.generate(
             torch.tensor([prompt(length)]),
@@ -101,7 +101,7 @@ def test_generate_of_transformers_gives_the_same_tokens(case: Case) -> None:
 
 
 def test_logprobs_are_those_of_transformers(case: Case) -> None:
-    """Prefill in one chunk, in several chunks, and decode; the own token's and the twenty best."""
+    """Compare after prefill in one chunk, in several chunks, and decode: the token's own and the top 20."""
     found = comparisons(case)
     errors = {
         "one chunk": max(c.logprob_errors[0] for n, c in found.items() if n <= MAX_CHUNK),
@@ -113,7 +113,7 @@ def test_logprobs_are_those_of_transformers(case: Case) -> None:
 
 @pytest.mark.parametrize("join_apart", [False, True], ids=["together", "joining at different times"])
 def test_eight_in_flight_answer_as_each_alone(case: Case, join_apart: bool) -> None:
-    """More requests than slots: some wait, and take over slots in which other requests were."""
+    """Submit more requests than slots: some wait and reuse the slots of other requests."""
     answers = ask(case.engine, crowd(join_apart=join_apart))
     for length, answer in zip(CROWD, answers, strict=True):
         assert differing_steps(case.logits[length], case.answers[length], answer) == []
@@ -124,7 +124,7 @@ def test_eight_in_flight_answer_as_each_alone(case: Case, join_apart: bool) -> N
 
 
 def test_the_last_row_of_the_cache_is_right(case: Case) -> None:
-    """A prompt that leaves room for a few tokens, and one that leaves room for a single one."""
+    """Use a prompt that leaves room for a few tokens, and one that leaves room for a single token."""
     for length in (MAX_MODEL_LEN - 3, MAX_MODEL_LEN - 1):
         question = Question(prompt(length), dataclasses.replace(GREEDY, max_tokens=MAX_MODEL_LEN - length))
         [answer] = ask(case.engine, [question])
@@ -142,7 +142,7 @@ def test_a_seeded_request_says_the_same_in_a_crowd(case: Case) -> None:
         Question(prompt(length, seed=1), dataclasses.replace(sampled, seed=length, max_tokens=128))
         for length in (65, 5)
     ]
-    # It comes third, so it has neither the slot nor the neighbours of before.
+    # It comes third, so it has a different slot and different neighbors.
     *_, crowded = ask(case.engine, [*neighbours, dataclasses.replace(question, joins_after=5)])
     assert crowded.token_ids == alone.token_ids
     assert alone.token_ids != case.answers[33].token_ids
@@ -175,7 +175,7 @@ def unchanged(model: PreTrainedModel) -> None:
 
 
 def one_place_skipped(positions: Any, prompt_len: int) -> Any:
-    """The answer's positions are one too large; a shift of all of them would change nothing."""
+    """Make the answer's positions one too large; shifting all positions would change nothing."""
     return positions + (positions >= prompt_len)
 
 

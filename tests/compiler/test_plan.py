@@ -1,4 +1,4 @@
-"""The plan as arithmetic: which facts make another bundle, and what is refused before anything heavy."""
+"""The plan as arithmetic: which facts change the bundle key, and what is refused before any real work."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_a_deterministic_model_takes_one_prompt_of_one_length(precompile: list[d
 
 
 def test_each_pooling_has_a_key_of_its_own() -> None:
-    """The programs are the same, but a bundle says how it is to be used."""
+    """The programs are the same, but the bundle states how they are used."""
     mean, last = plan(embeddings="mean"), plan(embeddings="last")
     assert mean.programs == last.programs
     assert mean.key != last.key
@@ -223,7 +223,7 @@ def facts(heads: int, kv_heads: int) -> ModelFacts:
         (9, 3, 9, None),
         (9, 3, 2, "one device (tp=1)"),
         (9, 3, 4, "tp=3"),
-        # 4 divides the heads, and neither divides nor is a multiple of the KV heads.
+        # 4 divides the heads, but neither divides nor is a multiple of the KV heads.
         (24, 6, 4, "tp=3"),
     ],
 )
@@ -275,7 +275,7 @@ class PaperCheckpoint:
         ({"mesh": {"tp": 1, "dp": 2}}, 4_000_000, 3_145_728),
         ({"mesh": {"tp": 1, "fsdp": 4}}, 1_000_000, 6_291_456),
         ({"mesh": {"tp": 2, "dp": 4}}, 2_000_000, 786_432),
-        # Every device keeps all KV heads where tp is a multiple of them.
+        # Every device holds all KV heads if tp is a multiple of them.
         ({"mesh": {"tp": 8}}, 500_000, 6_291_456),
         ({"num_slots": 8}, 4_000_000, 12_582_912),
     ],
@@ -298,7 +298,7 @@ IMAGES = {"task": "image-text", "precompile": [{"vision": {"height": 28, "width"
 
 
 def with_images(side: int, *, num_features: int = 9, attends_both_ways: bool = False) -> Any:
-    """Return a checkpoint whose images are squares; only their shape and number count."""
+    """Return a checkpoint whose images are squares; only their shape and number matter."""
     checkpoint: Any = PaperCheckpoint()
     encoder: Any = SimpleNamespace(max_features=lambda image: num_features)
     checkpoint.vision = VisionFacts(
@@ -318,7 +318,7 @@ def test_images_of_another_size_are_refused_with_the_right_one() -> None:
         check_model(plan(**IMAGES), with_images(336), where="models[0]")
     with pytest.raises(ConfigError, match=r"the checkpoint takes no images: set task: text"):
         check_model(plan(**IMAGES), PaperCheckpoint(), where="models[0]")  # type: ignore[arg-type]
-    # The same checkpoint serves text.
+    # The same checkpoint can serve text.
     check_model(plan(), with_images(336), where="models[0]")
 
 

@@ -1,4 +1,4 @@
-"""The logprobs of a prompt's own tokens are transformers', in one chunk and in several."""
+"""The logprobs of a prompt's tokens match transformers, in one chunk and in several."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5
 """Largest error of a logprob, as a fraction of the largest logit."""
 
-# Both score programs, blocks of 32 rows that are full and that are not, and a KV bucket's edge.
+# Both score programs, full and partial blocks of 32 rows, and a KV bucket's edge.
 LENGTHS = (2, 8, 9, 33, 63, MAX_CHUNK, MAX_CHUNK + 1, 72, 129, 255, 257, 403, MAX_MODEL_LEN - 1)
 
 pytestmark = pytest.mark.bundles("llama")
@@ -49,7 +49,7 @@ def scoring(length: int, max_tokens: int = 1, num_top: int = 20) -> Question:
 
 
 def error(model: PreTrainedModel, question: Question, scored: list[TokenLogprobs]) -> float:
-    """Return the largest error: all but the first token are judged as if they were an answer to it."""
+    """Return the largest error: all tokens but the first are compared as an answer to it."""
     first, *others = question.prompt_ids
     as_answer = Answer(others, scored)
     logits = answer_logits(model, Question((first,)), as_answer)
@@ -62,12 +62,12 @@ def test_they_are_those_of_transformers(engine: Engine, model: PreTrainedModel, 
     [answer] = ask(engine, [question])
     assert len(answer.prompt_logprobs) == length - 1
     assert error(model, question, answer.prompt_logprobs) <= TOLERANCE
-    # And the token after the prompt is judged as ever.
+    # The token after the prompt is compared as usual.
     assert compare(answer_logits(model, question, answer), answer).logprob_errors.max() <= TOLERANCE
 
 
 def test_a_shifted_score_is_noticed(engine: Engine, model: PreTrainedModel) -> None:
-    """What a mistake at the border of two chunks would give."""
+    """Reproduce the result of a mistake at a chunk border."""
     question = scoring(MAX_CHUNK + 20)
     scored = ask(engine, [question])[0].prompt_logprobs
     border = MAX_CHUNK - 1
@@ -76,13 +76,13 @@ def test_a_shifted_score_is_noticed(engine: Engine, model: PreTrainedModel) -> N
 
 
 def test_a_greedy_token_has_the_very_float_of_the_best(engine: Engine) -> None:
-    """Harnesses compare them with `==`; here the prompt is what the model would have said itself."""
+    """Harnesses compare them with `==`; here the prompt is the model's own greedy output."""
     [start] = ask(engine, [Question(prompt(9), dataclasses.replace(GREEDY, max_tokens=150))])
     ids = (*prompt(9), *start.token_ids)
     [scored] = ask(engine, [dataclasses.replace(scoring(1), prompt_ids=ids)])
 
     def best(step: TokenLogprobs) -> tuple[int, float]:
-        # Ids that the tokenizer does not have can be the model's best, and are never sampled.
+        # The model's best id can be missing in the tokenizer; such ids are never sampled.
         pairs = zip(step.top_ids, step.top_logprobs, strict=True)
         return next(pair for pair in pairs if pair[0] < NUM_TOKENS)
 
@@ -103,7 +103,7 @@ def test_what_follows_a_scored_prompt_is_the_same_answer(engine: Engine, model: 
 
 
 def test_scored_and_other_prompts_together(engine: Engine, model: PreTrainedModel) -> None:
-    """More requests than slots; every second one scores its prompt, and some of them want nothing else."""
+    """Submit more requests than slots; every other one scores its prompt, some do nothing else."""
     questions = [
         scoring(length, max_tokens=place % 4 and 12) if place % 2 == 0 else Question(prompt(length))
         for place, length in enumerate(CROWD)

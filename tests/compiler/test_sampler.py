@@ -1,9 +1,9 @@
 """The sampler against NumPy in float64.
 
-Kept sets are compared exactly: the logits lie on a grid of 1/4, so that they are either equal or far apart,
-and rows in which a limit falls within float32 rounding of a sum are left out. Draws use fixed seeds, so a
-result never changes by itself; with other seeds each chi-squared test would fail a right sampler with odds of
-one in a million.
+Kept sets are compared exactly. The logits lie on a grid of 1/4, so they are either equal or far apart; rows
+in which a limit is within float32 rounding of a sum are omitted. Draws use fixed seeds, so results never
+change by themselves; with other seeds, each chi-squared test would fail a correct sampler with odds of one in
+a million.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vinfer.compiler.sampler import (
 )
 from vinfer.compiler.state import state_specs
 
-VOCAB = 300  # no multiple of the 128 of a block
+VOCAB = 300  # not a multiple of the block size 128
 FALSE_ALARM_ODDS = 1e-6
 
 Array = npt.NDArray[Any]
@@ -43,7 +43,7 @@ keep = jax.jit(keep_allowed)
 
 
 def make_row(num_rows: int, vocab: int = VOCAB, **values: Any) -> Row:
-    """Return the state of some rows at its initial values, but for `values`, which are broadcast."""
+    """Return the initial state of some rows, changed by `values`, which are broadcast."""
     specs = {spec.name: spec for spec in state_specs(vocab, num_rows)}
     row = {name: np.full(spec.shape, spec.initial, spec.dtype) for name, spec in specs.items()}
     for name, value in values.items():
@@ -57,7 +57,7 @@ def set_bias(row: Row, line: int, bias: dict[int, float]) -> None:
 
 
 def grid_logits(seed: int, num_rows: int, vocab: int = VOCAB) -> Array:
-    """Return float32 [num_rows, vocab] with many ties and no near ones, from -10 to 10."""
+    """Return float32 [num_rows, vocab] with many ties and no near ties, from -10 to 10."""
     return (np.random.default_rng(seed).integers(-40, 41, (num_rows, vocab)) / 4).astype(np.float32)
 
 
@@ -161,7 +161,7 @@ def test_neutral_parameters_leave_every_bit_beside_a_row_that_has_others() -> No
 
 
 def mask_of(allowed: Array) -> Array:
-    """Return the words of a bool [rows, vocab]; the bits beyond the vocabulary are not set."""
+    """Return the words of a bool [rows, vocab]; bits beyond the vocabulary are not set."""
     vocab = allowed.shape[1]
     padded = np.pad(allowed, ((0, 0), (0, -vocab % 32)))
     return np.packbits(padded, axis=1, bitorder="little").view("<u4").astype(np.uint32)
@@ -190,7 +190,7 @@ def test_rows_without_a_grammar_keep_every_bit() -> None:
 
 
 def test_top_p_and_top_k_choose_among_what_the_grammar_allows() -> None:
-    """The likely tokens are not allowed: were they taken out last, nothing would be left."""
+    """The likely tokens are forbidden: if they were removed last, nothing would be left."""
     row = make_row(2, temperature=1.0, top_k=(2, 0), top_p=(1.0, 0.5), seed=(1, 2))
     logits = np.tile(np.linspace(0, 30, VOCAB, dtype=np.float32), (2, 1))
     allowed = np.zeros((2, VOCAB), bool)
@@ -210,7 +210,7 @@ def test_top_p_and_top_k_choose_among_what_the_grammar_allows() -> None:
 def reference_kept(
     logits: Array, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> tuple[Array, bool]:
-    """Return bool [vocab] and whether a limit lies within float32 rounding of what it is compared with."""
+    """Return bool [vocab], and whether a limit is within float32 rounding of the compared value."""
     is_close = False
     weights = np.exp((logits.astype(np.float64) - float(logits.max())) / temperature)
     if 0 < top_k < len(weights):
@@ -246,7 +246,7 @@ def reference_kept(
 def test_kept_tokens_are_those_of_numpy(
     seed: int, temperatures: list[float], top_ks: list[int], top_ps: list[float], min_ps: list[float]
 ) -> None:
-    """Ties at a limit are all kept; k, then p of what k left, then min-p."""
+    """Keep all ties at a limit; apply k, then p to the rest, then min-p."""
     logits = grid_logits(seed, 4)
     row = make_row(4, temperature=temperatures, top_k=top_ks, top_p=top_ps, min_p=min_ps)
     kept = np.asarray(truncate(logits, row)) > 0.0
@@ -273,10 +273,10 @@ def test_kept_tokens_are_those_of_numpy(
         ((0.4, 0.3, 0.2, 0.1), {"top_p": 1e-30}, [0]),
         ((0.4, 0.3, 0.2, 0.1), {"min_p": 0.51}, [0, 1]),
         ((0.4, 0.3, 0.2, 0.1), {"min_p": 1.0}, [0]),
-        # 0.4 of the 0.7 that k leaves is more than 0.55; of everything it would be less.
+        # 0.4 is more than 0.55 of the 0.7 that k leaves, but less than 0.55 of everything.
         ((0.4, 0.3, 0.2, 0.1), {"top_k": 2, "top_p": 0.55}, [0]),
         ((0.4, 0.3, 0.2, 0.1), {"top_p": 0.55}, [0, 1]),
-        # min-p looks at the ratio to the best token, whatever the others left.
+        # min-p compares with the best token, whatever k and p left.
         ((0.4, 0.3, 0.2, 0.1), {"top_k": 3, "top_p": 0.9, "min_p": 0.6}, [0, 1]),
         # Temperature comes first: at 0.5 the squares 16, 9, 4, 1 of 30 count.
         ((0.4, 0.3, 0.2, 0.1), {"temperature": 0.5, "top_p": 0.52}, [0]),
@@ -305,7 +305,7 @@ def test_temperature_zero_takes_the_first_of_the_largest_whatever_else_is_set() 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-30, 2e-38, 1e-38, 1e-45])
 def test_a_temperature_of_almost_zero_takes_the_largest(temperature: float) -> None:
-    """The API allows any number from 0 to 2: dividing by this one overflowed and drew token 0."""
+    """The API allows any number from 0 to 2: dividing by a tiny one overflowed and drew token 0."""
     logits = grid_logits(1, 8)
     logits[:, 200] = 11.0
     row = make_row(8, temperature=temperature, top_k=(0, 5) * 4, top_p=(1.0, 1.0, 0.5, 0.5) * 2)
@@ -325,7 +325,7 @@ def test_a_repetition_penalty_of_almost_zero_draws_one_of_the_repeated() -> None
 
 
 def draws(logits: Array, num_draws: int, **values: Any) -> Array:
-    """Return int32 [num_draws] of one distribution; seed or generated make the draws differ."""
+    """Return int32 [num_draws] from one distribution; `seed` or `generated` vary the draws."""
     row = make_row(num_draws, **values)
     return np.asarray(draw(np.broadcast_to(logits, (num_draws, VOCAB)), row))
 
@@ -340,7 +340,7 @@ def check_distribution(tokens: Array, logits: Array, parameters: dict[str, float
     expected = exact / exact.sum() * len(tokens)
     counts = np.bincount(tokens, minlength=VOCAB)
     assert counts[~kept].sum() == 0
-    # Rare tokens share one bin, as the test's approximation asks for.
+    # Rare tokens share one bin, as the test's approximation requires.
     rare = expected < 10
     observed_bins = np.append(counts[~rare], counts[rare].sum())
     expected_bins = np.append(expected[~rare], expected[rare].sum())
@@ -376,7 +376,7 @@ def test_draws_follow_the_exact_distribution(parameters: dict[str, float], varie
 
 
 def test_a_draw_depends_on_neither_neighbours_nor_row() -> None:
-    """Weights are compared bit for bit, and 40 draws from each crowd token for token."""
+    """Compare weights bit for bit, and 40 draws from each batch token for token."""
     random = np.random.default_rng(9)
     own_logits = random.normal(0, 2, VOCAB).astype(np.float32)
     own = make_row(1, temperature=0.8, top_p=0.95, repetition_penalty=1.1, seed=(5, 6))
@@ -473,7 +473,7 @@ def test_the_inverse_of_the_running_sum_is_that_of_numpy(seed: int, share: float
 
 
 def test_a_long_flat_tail_is_drawn_as_often_as_it_should() -> None:
-    """131072 tokens, half of the mass on the first: small weights must not drown in the running sum."""
+    """With 131072 tokens and half of the mass on the first, small weights must not vanish in the sum."""
     weights = np.full((64, 2**17), 2.0**-17, np.float32)
     weights[:, 0] = 1.0
     uniform = ((np.arange(64) + 0.5) / 64).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Requests of one prompt share its prefill and answer as if each had been alone, on the real engine."""
+"""Requests with the same prompt share its prefill and answer as if alone, on the real engine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def engine(engine_of: Callable[[str], Engine]) -> Engine:
 
 
 def choices(length: int, n: int, key: str | None) -> list[Question]:
-    """Return n choices as the server asks for them, each with its own seed and length."""
+    """Return n choices as the server submits them, each with its own seed and length."""
     return [
         Question(
             prompt(length),
@@ -48,17 +48,17 @@ def num_prompt_tokens(engine: Engine, questions: list[Question]) -> tuple[list[A
     return answers, engine.stats().prompt_tokens_total - before
 
 
-# One chunk, and several that end inside a block of a copy, at its end and just after it.
+# One chunk, and several that end inside a copy block, at its end and just after it.
 @pytest.mark.parametrize("length", [33, 128, 129, 130, 300])
 @pytest.mark.parametrize("n", [3, NUM_SLOTS + 3])
 def test_they_answer_as_single_requests_do(engine: Engine, length: int, n: int) -> None:
     alone = ask_alone(engine, choices(length, n, None))
     shared, num_prefilled = num_prompt_tokens(engine, choices(length, n, f"{length}/{n}"))
     assert [answer.token_ids for answer in shared] == [answer.token_ids for answer in alone]
-    # Once whole, then the last token of every other one.
+    # The whole prompt once, then the last token for each other choice.
     assert num_prefilled == length + n - 1
     assert [answer.num_cached_tokens for answer in shared] == [0] + [length - 1] * (n - 1)
-    # The choices differ, so that each was sampled under its own seed.
+    # The choices differ, so each was sampled with its own seed.
     assert len({tuple(answer.token_ids[:9]) for answer in shared}) == n
 
 
@@ -82,7 +82,7 @@ def test_one_that_ended_or_runs_can_be_copied(engine: Engine) -> None:
     first, *others = choices(150, 3, "later")
     alone = ask_alone(engine, [dataclasses.replace(question, prompt_key=None) for question in others])
     assert ask(engine, [first])[0].num_cached_tokens == 0
-    # It ended. Then a neighbour that is not kin has the slots to itself for a while.
+    # It has ended. Then an unrelated request has the slots to itself for a while.
     long = dataclasses.replace(others[0], joins_after=0)
     late = dataclasses.replace(others[1], joins_after=3)
     (one, other), num_prefilled = num_prompt_tokens(engine, [long, late])

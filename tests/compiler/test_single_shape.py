@@ -1,4 +1,4 @@
-"""`deterministic: true` on the real engine: the same bits of tokens and logprobs alone and in any crowd."""
+"""`deterministic: true` on the real engine: bit-identical tokens and logprobs, alone and batched."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def binder(bundle_of: Callable[[str], Path]) -> Binder:
 
 
 def questions(binder: Binder) -> list[Question]:
-    """Return greedy, sampled, bound and scored requests, of one chunk and of several, twice over."""
+    """Return greedy, sampled, constrained and scored requests of one chunk and several, each twice."""
     letters = binder.grammar("regex", "[a-z]{20}")
     made = []
     for place, length in enumerate(LENGTHS * 2):
@@ -67,14 +67,14 @@ def test_every_bit_is_that_of_the_request_alone(engine: Engine, binder: Binder) 
     asked = questions(binder)
     alone = [exact(answer) for answer in ask_alone(engine, asked)]
     assert [exact(answer) for answer in ask(engine, asked)] == alone
-    # Others before it, other slots.
+    # Different predecessors and different slots.
     backwards = [dataclasses.replace(question, joins_after=0) for question in reversed(asked)]
     assert [exact(answer) for answer in reversed(ask(engine, backwards))] == alone
 
 
 @pytest.mark.parametrize("length", [20, 33, 64, 150])
 def test_choices_that_share_a_prompt_too(engine: Engine, length: int) -> None:
-    """Whole chunks are copied; the last one is prefilled as it is alone."""
+    """Whole chunks are copied; the last one is prefilled as if alone."""
     asked = [
         Question(prompt(length), dataclasses.replace(SAMPLED, seed=seed), prompt_key=f"of {length}")
         for seed in range(8)

@@ -1,9 +1,9 @@
-"""Builds several bundles of `tiny.bundles` in this one process, which imports EasyDeL once.
+"""Builds several bundles of `tiny.bundles` in one process, which imports EasyDeL once.
 
     python -m tiny.build_in_one_process NAME...
 
-What the build child does with each is done here, by the same code; only the process is shared. Bundles that
-are in `.build/` already are left alone.
+Does the work of the build child with the same code; only the process is shared. Skips bundles that are
+already in `.build/`.
 """
 
 from __future__ import annotations
@@ -33,5 +33,5 @@ if __name__ == "__main__":
     for name in sys.argv[1:]:
         try:
             build(name)
-        except Exception:  # noqa: BLE001 - the test that wants this bundle builds it again, and shows why
+        except Exception:  # noqa: BLE001 - the test that needs this bundle rebuilds it and shows the error
             traceback.print_exc()

@@ -1,4 +1,4 @@
-"""The bundles that tests serve, each built by the real build child and kept in `.build/` by its key.
+"""The bundles of the tests, each built by the real build child and kept in `.build/` under its key.
 
 Knows neither engines nor the reference; imports no JAX.
 """
@@ -42,7 +42,7 @@ _PAIRS: dict[str, Any] = {"num_slots": 4, "precompile": [{"batch_size": 2, "pref
 
 
 def _encoders(model: VisionModel, *num_images: int) -> list[dict[str, int]]:
-    """One for each number of images; for images of many sizes also one for a pair of small ones."""
+    """Return one encoder shape per number of images; for variable sizes, also one for two small images."""
     small = [{"batch_size": 2, "height": 48, "width": 36}] if model.grids else []
     return small + [
         {"batch_size": rows, "height": model.image_size, "width": model.image_size} for rows in num_images
@@ -50,7 +50,7 @@ def _encoders(model: VisionModel, *num_images: int) -> list[dict[str, int]]:
 
 
 def _with_images(name: str) -> dict[str, Any]:
-    """A bundle whose feature array is as small as may be, so that images make room for each other."""
+    """Return a bundle with the smallest feature array, so that images evict each other."""
     return {
         "checkpoint": name,
         **_PAIRS,
@@ -63,7 +63,7 @@ def _with_images(name: str) -> dict[str, Any]:
     }
 
 
-# For the matrix of families: few programs, prompts that still take several chunks.
+# For the parity matrix: few programs, but prompts still need several chunks.
 FAMILY_CHUNK = 32
 FAMILY_MAX_MODEL_LEN = 256
 _FAMILY: dict[str, Any] = {
@@ -120,7 +120,7 @@ FAMILY_BUNDLES: dict[str, dict[str, Any]] = {
 
 
 def model_config(bundle: str) -> ModelConfig:
-    """Return the config of a model of `BUNDLES` or `FAMILY_BUNDLES`, as YAML would give it."""
+    """Return the config of a model of `BUNDLES` or `FAMILY_BUNDLES`, as if read from YAML."""
     settings = dict({**BUNDLES, **FAMILY_BUNDLES}[bundle])
     source = checkpoint(settings.pop("checkpoint"))
     defaults = {
@@ -136,7 +136,7 @@ def model_config(bundle: str) -> ModelConfig:
 
 
 def build(bundle: str) -> Path:
-    """Return the directory of a bundle, building it where its key is not in `.build/`."""
+    """Return the directory of a bundle, and build it if its key is not in `.build/`."""
     return find_or_build(
         model_config(bundle),
         where="models[0]",
@@ -148,9 +148,9 @@ def build(bundle: str) -> Path:
 
 
 def build_in_one_process(bundles: Sequence[str]) -> None:
-    """Build several bundles by `tiny.build_in_one_process`; what fails there is left out.
+    """Build several bundles by `tiny.build_in_one_process`; bundles that fail there are skipped.
 
-    They must be of one device.
+    They must be for one device.
     """
     if bundles:
         environ = {**os.environ, "JAX_PLATFORMS": "cpu", "ENABLE_DISTRIBUTED_INIT": "0"}

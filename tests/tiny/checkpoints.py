@@ -1,8 +1,8 @@
-"""Tiny random checkpoints in transformers' own format, saved by transformers, and the models to compare with.
+"""Tiny random checkpoints saved by transformers in its own format, and the reference models.
 
-Every tensor is drawn anew, norms and biases too, and large enough that attention is far from uniform: a
+Every tensor is random, including norms and biases, and large enough that attention is far from uniform. A
 wrong rotary table, mask or bias then shows in the logits. Files are written once into `.build/` of the
-checkout and never again, since a bundle's key contains their times. Needs torch and transformers.
+checkout and never again, because a bundle's key contains their times. Needs torch and transformers.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ CACHE = Path(__file__).parents[2] / ".build"
 
 BOS, EOS = "<s>", "</s>"
 NUM_TOKENS = 258
-"""Ids that the tokenizer has."""
+"""Number of ids in the tokenizer."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 
-# Standard deviation of attention scores; 0 would be uniform attention, above 4 only one position counts.
+# Standard deviation of attention scores; 0 means uniform attention; above 4, only one position matters.
 SCORE_DEVIATION = 2.5
-# The same of a router's scores, so that experts are chosen clearly.
+# The same for a router's scores, so that the choice of experts is clear.
 ROUTER_DEVIATION = 4.0
 
 
@@ -47,7 +47,7 @@ MODELS: dict[str, TinyModel] = {
         1,
         {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 5e4}},
     ),
-    # Wavelengths of a head of 16 lie on both sides of and between 64 / 4 and 64 / 1.
+    # Wavelengths of a head of 16 lie below, between and above 64 / 4 and 64 / 1.
     "llama3-rope": TinyModel(
         "Llama",
         2,
@@ -116,7 +116,7 @@ def checkpoint(name: str) -> Path:
 
 
 def random_model(name: str) -> PreTrainedModel:
-    """Make the model of `MODELS` with every parameter drawn from its seed; float32, eval mode."""
+    """Build the model of `MODELS` with every parameter drawn from its seed; float32, eval mode."""
     import torch
 
     spec = MODELS[name]
@@ -129,7 +129,7 @@ def random_model(name: str) -> PreTrainedModel:
 
 
 def trained_model(name: str, directory: Path) -> PreTrainedModel:
-    """Make and train the model of `MODELS`; `directory` has its tokenizer."""
+    """Build and train the model of `MODELS`; `directory` has its tokenizer."""
     import torch
     from tiny.colours import train_on_colours
 
@@ -188,14 +188,14 @@ def _draw(path: str, parameter: torch.Tensor, spec: TinyModel, generator: torch.
     if parameter.ndim == 1:
         is_norm = "norm" in layer or layer.startswith("ln_")
         if is_norm and path.endswith("weight"):
-            # Layer norms of towers are plain in every family.
+            # Towers have plain layer norms in every family.
             return (1.0 if "vision_tower" in path else spec.norm_mean) + 0.2 * noise
         return spec.bias_deviation * noise
     if layer in ("embed_tokens", "embed_in", "wte"):
         return noise * spec.embedding_deviation
     if layer in ("lm_head", "embed_out", "wpe"):
         return noise * 0.3
-    # GPT-2 stores [in, out], gpt-oss [expert, in, out].
+    # GPT-2 stores [in, out]; gpt-oss stores [expert, in, out].
     fan_in = parameter.shape[-2 if spec.stores_inputs_first else -1]
     if parameter.ndim == 5:
         fan_in = parameter[0].numel()

@@ -1,6 +1,6 @@
-"""Images of a coloured square on noise, and the training that makes a tiny LLaVA name the colour.
+"""Draws a colored square on noise, and trains a tiny LLaVA to name the color.
 
-Seconds of CPU. The questions and the preparation are those of the served model: `vinfer.images`' own.
+Takes seconds of CPU. Questions and image preparation match the served model, through `vinfer.images`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ STEPS, BATCH, RATE = 160, 16, 1e-3
 
 
 def coloured_image(seed: int) -> tuple[str, Image.Image]:
-    """Draw an image and name its colour; sizes, places and shades vary."""
+    """Return a color's name and an image of it; sizes, positions and shades vary."""
     generator = np.random.default_rng(seed)
     name = list(COLOURS)[generator.integers(len(COLOURS))]
     height, width = generator.integers(36, 70, size=2)
     pixels = generator.normal(120, 25, size=(height, width, 3))
     side = generator.integers(15, 28)
-    # Around the centre, since the processor cuts off the edges of what is not square.
+    # Around the center, because the processor crops images that are not square.
     top, left = (
         (height - side) // 2 + generator.integers(-2, 3),
         (width - side) // 2 + generator.integers(-2, 3),
@@ -50,7 +50,7 @@ def coloured_image(seed: int) -> tuple[str, Image.Image]:
 
 
 def prepared(image: Image.Image) -> np.ndarray:
-    """Return pixels as the server would give them to the encoder."""
+    """Return pixels as the server would pass them to the encoder."""
     content_hash = hashlib.sha256(image.tobytes()).hexdigest()
     return preprocess(DecodedImage(pixels=image, content_hash=content_hash), PROCESSING).pixels
 

@@ -1,4 +1,4 @@
-"""What EasyDeL's StableLM, GLM-4, GPT-2 and GPT-NeoX do without our corrections; needs EasyDeL imported."""
+"""Measures EasyDeL's StableLM, GLM-4, GPT-2 and GPT-NeoX without corrections; needs EasyDeL imported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HIDDEN, HEADS, HEAD_DIM = 64, 4, 16
 
 
 def facts_of_its_attentions() -> dict[str, Any]:
-    """Return what `test_easydel_facts` holds against each family's `correct`."""
+    """Return the facts that `test_easydel_facts` checks for each family's `correct`."""
     import jax.numpy as jnp
 
     sizes = {
@@ -76,7 +76,7 @@ def _module(family: str, config_class: str, model_class: str, config: dict[str, 
 
 
 def _causal_in_spite_of_the_mark(attention: Any) -> bool:
-    """Tell whether it asks for a causal mask although the mask says that it is causal already."""
+    """Return whether it requests a causal mask although the mask is already marked causal."""
     import jax.numpy as jnp
     from ejkernel.types import MaskInfo
 
@@ -99,7 +99,7 @@ def _causal_in_spite_of_the_mark(attention: Any) -> bool:
 
 
 def _norms_used() -> int:
-    """Count the heads' norms that StableLM's norm per head applies."""
+    """Count the norms that StableLM's norm per head applies."""
     import jax.numpy as jnp
     from easydel.modules.stablelm.modeling_stablelm import StableLmLayerNormPerHead
     from flax import nnx

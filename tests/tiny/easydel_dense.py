@@ -1,4 +1,4 @@
-"""What EasyDeL's dense families do where our corrections are left out; needs EasyDeL imported."""
+"""Measures EasyDeL's dense families without our corrections; needs EasyDeL imported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES: dict[str, Any] = {
 
 
 class _AskedError(Exception):
-    """Carries what the attention operation was asked."""
+    """Carries the options passed to the attention operation."""
 
 
 class _Operation:
@@ -57,7 +57,7 @@ def _olmo2_norms() -> dict[str, Any]:
 
 
 def _phi3_is_causal_twice() -> bool:
-    """Whether the operation is to mask causally although the mask is marked as causal."""
+    """Return whether the operation must mask causally although the mask is already marked causal."""
     import jax.numpy as jnp
     from easydel.modules.phi3.modeling_phi3 import Phi3Attention, Phi3Config
     from ejkernel.types import MaskInfo
@@ -86,7 +86,7 @@ def _cohere2_rotates_without_window() -> bool:
 
 
 def _cohere2_tied_logits_of_a_zero_embedding() -> float:
-    """Return the largest logit; 0 where the head is the embedding."""
+    """Return the largest logit; 0 if the head is the embedding."""
     import jax.numpy as jnp
     from easydel.modules.cohere2.modeling_cohere2 import Cohere2Config, Cohere2ForCausalLM
 

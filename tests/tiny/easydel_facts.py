@@ -1,9 +1,9 @@
-"""Measures what the corrections in `vinfer.compiler.easydel.model` correct, and prints it as one JSON object.
+"""Measures what the corrections in `vinfer.compiler.easydel` correct; prints one JSON object.
 
-    python -m tiny.easydel_facts imports               what importing EasyDeL does, without our import
-    python -m tiny.easydel_facts models CHECKPOINT     what its models do where one correction is left out
+    python -m tiny.easydel_facts imports               effects of importing EasyDeL without our import
+    python -m tiny.easydel_facts models CHECKPOINT     its models with one correction removed
 
-Processes of their own: an import of EasyDeL takes 15 to 27 s and leaves a process changed.
+Runs in its own process: an import of EasyDeL takes 15 to 27 s and changes the process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tiny.easydel_mixtures import errors_of_its_mixtures
 
 
 class NoMesh(contextlib.nullcontext[None]):
-    """A mesh of one device that is no context for anything."""
+    """A mesh of one device whose context does nothing."""
 
     size = 1
 
@@ -46,7 +46,7 @@ def import_facts() -> dict[str, Any]:
     }
     try:
         import easydel.modules  # noqa: F401
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is the fact
+    except Exception as error:  # noqa: BLE001 - any exception is the fact
         facts["modules_without_torch"] = f"{type(error).__name__}: {error}"
     return facts
 
@@ -100,7 +100,7 @@ def model_facts(directory: Path) -> dict[str, Any]:
     def failure() -> str:
         try:
             hidden_of_second_chunk()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the fact
+        except Exception as error:  # noqa: BLE001 - any exception is the fact
             return f"{type(error).__name__}: {error}"
         return "none"
 

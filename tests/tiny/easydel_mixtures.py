@@ -1,4 +1,4 @@
-"""How far each of EasyDeL's ways through a mixture of experts is from ours; needs EasyDeL imported."""
+"""Compares each of EasyDeL's mixture-of-experts methods with ours; needs EasyDeL imported."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def _errors(family: str, config_class: str, block_class: str, sizes: Sizes, hidd
     config = getattr(modeling, config_class)(
         hidden_size=hidden.shape[-1], intermediate_size=48, num_experts_per_tok=2, **sizes
     )
-    # Without the flag the fused way tries grouped kernels for minutes.
+    # Without the flag, the fused method tries grouped kernels for minutes.
     config.add_basic_configurations(sharding_axis_dims=(1, 1, 1, 1, 1), moe_force_xla_gmm=True)
 
     def output(method: Any, *, is_ours: bool = False) -> Any:
         block = getattr(modeling, block_class)(
             config=config, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
         )
-        # Its initial weights are too small for an activation or a router to matter.
+        # The initial weights are too small for an activation or router to matter.
         params = nnx.state(block, nnx.Param)
         for leaf in jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)):
             leaf.value = jax.random.normal(jax.random.key(leaf.value.size), leaf.value.shape) / 4
         nnx.update(block, params)
         block.module_moe_method = method
-        # It sets an attribute in its first call, which is one too late inside a trace.
+        # The first call sets an attribute, which is too late inside a trace.
         block._configure_hooks_for_routing_strategy()
         if is_ours:
             compute_exactly(block)

@@ -1,7 +1,7 @@
-"""Drives the real engine over a bundle: prompts in, tokens and logprobs out, alone or together.
+"""Drives the real engine over a bundle: prompts in, tokens and logprobs out, alone or batched.
 
-Runs an event loop of its own, as the server would. Knows no reference; everything it returns is plain data,
-so that answers can cross a process border as JSON.
+Runs its own event loop, like the server. Knows no reference; everything it returns is plain data, so that
+answers can be sent between processes as JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GREEDY = SamplingParams(max_tokens=64, temperature=0.0, top_logprobs=MAX_TOP_LOG
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A prompt and how to sample from it; it joins once its predecessor has yielded that many tokens."""
+    """A prompt and how to sample from it; it joins after its predecessor has yielded `joins_after` tokens."""
 
     prompt_ids: tuple[int, ...]
     params: SamplingParams = GREEDY
@@ -48,7 +48,7 @@ class Question:
 
 @dataclasses.dataclass
 class Answer:
-    """What the engine said: as many logprobs as tokens, or none where they were not asked for."""
+    """The engine's answer: one logprob per token, or none if not requested."""
 
     token_ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
@@ -59,7 +59,7 @@ class Answer:
 
 
 class Binder:
-    """The tokenizer of a bundle: makes grammars, and text of answers."""
+    """The tokenizer of a bundle: compiles grammars and decodes answers."""
 
     def __init__(self, directory: Path) -> None:
         card = read_manifest(directory).model
@@ -75,7 +75,7 @@ class Binder:
         return tuple(self._tokenizer.encode_plain(text))
 
     def text(self, answer: Answer) -> str:
-        """Return an answer's text without control tokens, bytes that are no UTF-8 as they are."""
+        """Return an answer's text without control tokens, with invalid UTF-8 bytes unchanged."""
         return self._tokenizer.decode(answer.token_ids, skip_special_tokens=True)
 
 
@@ -89,7 +89,7 @@ def _matcher(question: Question) -> GrammarMatcher | None:
 def load_engine(directory: Path, model: ModelConfig) -> Engine:
     """Start an engine over a bundle on the first devices of this process.
 
-    Compiled code is kept in `.build/` between runs; the cache of the process is as before afterwards.
+    Compiled code is kept in `.build/` between runs; the process's cache settings are restored afterwards.
     """
     devices = jax.local_devices()
     manifest = open_bundle(directory, platform="cpu", num_devices=len(devices))
@@ -110,7 +110,7 @@ def load_engine(directory: Path, model: ModelConfig) -> Engine:
 
 
 def ask(engine: Engine, questions: Sequence[Question]) -> list[Answer]:
-    """Serve questions, each submitted when the one before it has come as far as `joins_after` says."""
+    """Run questions, each submitted after the previous one has yielded `joins_after` tokens."""
 
     async def serve_all() -> list[Answer]:
         answers = [Answer() for _ in questions]
@@ -152,7 +152,7 @@ def ask(engine: Engine, questions: Sequence[Question]) -> list[Answer]:
                             )
                         )
                 tasks.create_task(serve_one(place))
-                # Into the engine's inbox before anything later, so that slots are given in order.
+                # Reaches the engine's inbox before later ones, so that slots are assigned in order.
                 await asyncio.sleep(0)
         return answers
 
@@ -160,5 +160,5 @@ def ask(engine: Engine, questions: Sequence[Question]) -> list[Answer]:
 
 
 def ask_alone(engine: Engine, questions: Sequence[Question]) -> list[Answer]:
-    """Serve questions one after the other."""
+    """Run questions one after another."""
     return [ask(engine, [question])[0] for question in questions]

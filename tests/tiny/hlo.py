@@ -13,7 +13,7 @@ Shape = tuple[int, ...]
 
 GATHERS = ("all-gather", "all-gather-start", "all-to-all", "collective-permute", "collective-permute-start")
 
-# `%name = f32[2,3]{1,0} opcode(%a, %b), attribute=...`; a tuple type stands in parentheses.
+# `%name = f32[2,3]{1,0} opcode(%a, %b), attribute=...`; a tuple type is in parentheses.
 _INSTRUCTION = re.compile(
     r"^\s*(?:ROOT )?%(?P<name>[\w.-]+) = (?P<type>\(.*?\)|\S+) (?P<opcode>[\w-]+)\((?P<operands>.*?)\)(?:,|$)"
 )
@@ -25,7 +25,7 @@ _OPERAND = re.compile(r"%([\w.-]+)")
 class Instruction:
     opcode: str
     operand_shapes: tuple[Shape, ...]
-    """Per device: the text is of the partitioned program."""
+    """Shapes per device, because the text is of the partitioned program."""
 
 
 def instructions(text: str) -> Iterator[Instruction]:
@@ -47,11 +47,11 @@ def _shapes(type_text: str) -> tuple[Shape, ...]:
 
 
 def moved_kv_shapes(text: str, *, kv_lengths: set[int], head_dim: int) -> list[Shape]:
-    """List operands of gathers and permutes that are keys or values of whole sequences.
+    """List operands of gathers and permutes that are whole sequences of keys or values.
 
     Args:
-        kv_lengths: what attention may read: every kv_length and max_model_len; no other size may equal one
-            of them or head_dim.
+        kv_lengths: lengths that attention may read: every kv_length and max_model_len. No other size may
+            equal one of them or head_dim.
     """
     return [
         shape

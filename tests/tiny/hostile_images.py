@@ -1,4 +1,4 @@
-"""Image files that must be refused: bombs, odd formats, damaged and endless ones; nothing of vinfer."""
+"""Image files that must be refused: bombs, odd formats, damaged and endless ones. Imports no vinfer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from PIL import Image
 from tiny.images import animated, encoded, noise
 
 HOSTILE_LIMITS = {"max_pixels": 1_000_000, "max_frames": 50, "max_bytes": 2**20}
-"""Of `server.images`, by which they are refused."""
+"""The limits of `server.images` that refuse them."""
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG whose header says so, with next to no bytes in it."""
+    """Return a tiny PNG whose header claims this size."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -50,7 +50,7 @@ def jpeg_of_many_scans() -> bytes:
 
 
 def text_bomb() -> bytes:
-    """A PNG whose compressed text is 200 MiB."""
+    """Return a PNG whose compressed text expands to 200 MiB."""
     whole = encoded(Image.new("RGB", (2, 2)))
     body = b"k\x00\x00" + zlib.compress(bytes(200 * 2**20), 9)
     chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
@@ -86,4 +86,4 @@ HOSTILE_IMAGES = {
     "jpeg of many scans": (jpeg_of_many_scans(), "scans"),
     "too many bytes": (encoded(noise(8, 8)) + bytes(2**20), "max_bytes"),
 }
-"""By name: the file, and what its refusal says, as a regular expression."""
+"""Name -> the file, and a regular expression for the error."""

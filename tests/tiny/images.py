@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def noise(width: int, height: int, *, seed: int = 0) -> Image.Image:
-    """An image in which every pixel and every crop is different."""
+    """Return an image in which every pixel and every crop is different."""
     drawn = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(drawn)
 
@@ -38,7 +38,7 @@ def palette_with_transparency() -> bytes:
 
 def animated(kind: str, num_frames: int) -> bytes:
     frames = [Image.new("RGB", (4, 4), (i % 256, i // 256 % 256, 77)) for i in range(num_frames)]
-    # Lossless, or WebP makes one of neighbours.
+    # Lossless, because WebP would otherwise merge similar frames.
     options = {"lossless": True} if kind == "WEBP" else {}
     return encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=10, **options)
 

@@ -1,8 +1,8 @@
-"""Serves one bundle on four forced CPU devices and prints what came of it as JSON.
+"""Runs one bundle on four forced CPU devices and prints the results as JSON.
 
-    python -m tiny.mesh_process BUNDLE DIRECTORY      a name of `BUNDLES` and its bundle, run from tests/
+    python -m tiny.mesh_process BUNDLE DIRECTORY      a name in `BUNDLES` and its directory; run from tests/
 
-A process of its own, since the number of CPU devices is fixed when JAX starts. The last line of standard
+Needs its own process, because the number of CPU devices is fixed when JAX starts. The last line of standard
 output is {"answers": [...], "shared": [...], "scored": [...], "pooled": [[part, ...], ...],
 "bound": [text, ...], "collectives": {program: {opcode: count}}, "moved_kv": {program: [shape, ...]}}.
 """
@@ -18,11 +18,11 @@ from pathlib import Path
 
 NUM_DEVICES = 4
 CONSTRAINED = "[a-f]{3}-[0-9]{2}"
-"""What half of the crowd is bound to the second time; 64 tokens are more than enough."""
+"""The grammar of half of the requests in the second run; 64 tokens are more than enough."""
 
 
 def main(bundle: str, directory: Path) -> None:
-    # Before JAX starts.
+    # Must be set before JAX starts.
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
     import jax
     import numpy as np
@@ -54,7 +54,7 @@ def main(bundle: str, directory: Path) -> None:
         manifest.max_model_len,
         *(p.shape.kv_length for p in manifest.programs if p.shape.kv_length),
     }
-    # What the engine runs, not a second compile of it.
+    # The programs that the engine runs, not compiled a second time.
     texts = {
         shape.name: compiled.as_text()
         for shape, compiled in engine._runner._programs.items()

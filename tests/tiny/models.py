@@ -1,4 +1,4 @@
-"""What a tiny random checkpoint is, before it is written. Imports neither torch nor transformers."""
+"""Describes tiny random checkpoints before they are written. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 VOCAB_SIZE = 304
-"""More than the tokenizer has: vocabularies are padded."""
+"""Larger than the tokenizer's: vocabularies are padded."""
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -26,21 +26,22 @@ SIZES: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class TinyModel:
-    """One random checkpoint: its classes in transformers, and what differs from `SIZES`.
+    """One random checkpoint: its classes in transformers, and its differences from `SIZES`.
 
     Attributes:
-        family: prefix of `<family>Config` and `<family>ForCausalLM`, where the next two do not say otherwise.
-        config: keyword arguments of the config class over `SIZES`; `...` takes a key of `SIZES` out.
-        tolerance: largest error of a logprob as a fraction of the largest logit; more than the usual
+        family: prefix of `<family>Config` and `<family>ForCausalLM`, unless `config_class` and
+            `model_class` say otherwise.
+        config: keyword arguments of the config class over `SIZES`; `...` removes a key of `SIZES`.
+        tolerance: largest error of a logprob as a fraction of the largest logit; raise it above the default
             only with a reason.
-        bias_deviation: standard deviation of biases; less where they would drown what the token says.
-        norm_mean: of norm weights; 0 where the family multiplies by 1 + weight.
-        stores_inputs_first: its matrices are [in, out].
-        embedding_deviation: of the embedding's entries; small where a family multiplies them, or a tied head
-            would say the same token over and over.
-        special_tokens: what the tokenizer has beyond BOS and EOS.
-        files: further files of the checkpoint, name -> text.
-        is_trained: as transformers makes it, then trained by `tiny.colours`; else every tensor is drawn anew.
+        bias_deviation: standard deviation of biases; lower where they would hide the token's effect.
+        norm_mean: mean of norm weights; 0 if the family multiplies by 1 + weight.
+        stores_inputs_first: whether its matrices are [in, out].
+        embedding_deviation: standard deviation of the embedding; small if a family scales embeddings, or if
+            a tied head would otherwise repeat one token.
+        special_tokens: tokens of the tokenizer beyond BOS and EOS.
+        files: additional files of the checkpoint, name -> text.
+        is_trained: initialized by transformers, then trained by `tiny.colours`; else every tensor is random.
     """
 
     family: str

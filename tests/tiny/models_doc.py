@@ -1,4 +1,4 @@
-"""docs/reports/models.md: which families are supported, and how the parity matrix proved them right."""
+"""Writes docs/reports/models.md: the supported families, and the results of the parity matrix."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from collections.abc import Iterable, Mapping
 _HEAD = """# Models
 
 Written by `scripts/parity`; do not edit. Each row is a tiny random checkpoint, saved by transformers
-{transformers} in its own format, built by vinfer, served through slots of the real engine, and held
-against transformers' own logits in float32 (torch {torch}, eager attention, no cache).
+{transformers} in its own format, built by vinfer, and served through slots of the real engine. Its answers
+are compared with transformers' own logits in float32 (torch {torch}, eager attention, no cache).
 
-- **error**: the largest error of a log probability (the token's own and the twenty best), as a fraction
-  of the largest logit: for a prompt of one chunk, a prompt of several chunks, and decode through the
-  slots. Prompts have 1 to 191 tokens; windows and `original_max_position_embeddings` are shorter; a
-  chunk is 32.
-- **greedy**: whether all of 64 greedy tokens after every prompt are transformers', alone and in a crowd.
-- **mistakes**: wrong references that the same check must refuse: rotary frequencies 1 % off, positions
-  one off, a window one narrower, one bias dropped, query halves interleaved, one norm weight off. How
-  many were noticed, of those that the family can have.
-- **bfloat16**: the same checkpoint built in bfloat16 against the float32 reference: how often its most
-  likely token is the reference's, and the mean KL divergence in nats (over the twenty best tokens and
-  one bucket for the rest). Random logits lie nearer to each other than those of text, so this is harder
-  than a trained model.
+- **error**: the largest error of a log probability (the token's own and the top 20), as a fraction of the
+  largest logit. It is measured for a prompt of one chunk, a prompt of several chunks, and decode through
+  slots. Prompts have 1 to 191 tokens; windows and `original_max_position_embeddings` are shorter; a chunk
+  is 32.
+- **greedy**: whether all 64 greedy tokens after every prompt match transformers, alone and batched.
+- **mistakes**: wrong references that the same check must reject: rotary frequencies 1 % off, positions
+  one off, a window one narrower, one bias dropped, query halves interleaved, one norm weight off. The
+  column counts the mistakes noticed among those that apply to the family.
+- **bfloat16**: the same checkpoint built in bfloat16, compared with the float32 reference: how often its
+  most likely token is the reference's, and the mean KL divergence in nats (over the top 20 tokens and one
+  bucket for the rest). Random logits are closer together than those of a trained model, so this test is
+  harder.
 
-Families with images (`llava`, `vipllava`, `gemma3`) are asked with none to three images, first, in the
-middle, last, side by side and in several chunks; a chunk is 64, and their mistakes are those of an encoder:
-an image turned or swapped with another, another layer or activation, two positions swapped, a bias
-dropped, a norm off; for Gemma 3 also those of its mask: images seen one way only, in all layers or in
-those with a window, or seeing each other. Those of `qwen2_vl` and `qwen2_5_vl` are
-of many sizes; their mistakes are also rows for columns, in the tower or in the decoder, images that move
-in time, an answer one position late, a pair rotated by the wrong axis, a tower's windows too large.
+Image families (`llava`, `vipllava`, `gemma3`) get zero to three images: first, in the middle, last, adjacent,
+and across several chunks. A chunk is 64, and their mistakes concern the encoder: an image flipped or swapped
+with another, a different layer or activation, two positions swapped, a bias dropped, a norm off. Gemma 3 adds
+mistakes of its mask: images with causal attention, in all layers or only in those with a window, and images
+that see each other. Images of `qwen2_vl` and `qwen2_5_vl` have many sizes. Their mistakes also include rows
+swapped with columns, in the tower or in the decoder, images that move in time, an answer one position late, a
+pair rotated by the wrong axis, and tower windows that are too large.
 
-Every tensor is drawn anew, norms, biases, sinks and routers too, so large that attention is far from
-uniform.
+Every tensor is random, including norms, biases, sinks and routers, and large enough that attention is far
+from uniform.
 
 | family | checkpoint | one chunk | several | decode | limit | greedy | mistakes | bf16 top-1 | KL | |
 |---|---|---|---|---|---|---|---|---|---|---|
@@ -42,7 +42,7 @@ uniform.
 
 @dataclasses.dataclass
 class MatrixRow:
-    """What the matrix found of one checkpoint; filled in by one test after the other."""
+    """The results of one checkpoint in the matrix, filled in by successive tests."""
 
     checkpoint: str
     model_type: str
@@ -67,7 +67,7 @@ class MatrixRow:
 
 
 def models_doc(rows: Iterable[MatrixRow], versions: Mapping[str, str]) -> str:
-    """Return the whole file; `versions` of torch and transformers."""
+    """Return the text of the file; `versions` has those of torch and transformers."""
     lines = [_line(row) for row in sorted(rows, key=lambda row: (row.model_type, row.checkpoint))]
     return _HEAD.format(**versions) + "\n".join(lines) + "\n"
 

@@ -28,7 +28,7 @@ def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
 
 
 def crowd(*, join_apart: bool) -> list[Question]:
-    """Return eight greedy questions; those that join apart wait for a few tokens of the one before."""
+    """Return eight greedy questions; with `join_apart`, each waits for a few tokens of the previous one."""
     return [
         Question(prompt(length), joins_after=1 + place % 3 * 4 if join_apart else 0)
         for place, length in enumerate(CROWD)
@@ -36,12 +36,12 @@ def crowd(*, join_apart: bool) -> list[Question]:
 
 
 def shared_crowd() -> list[Question]:
-    """Return three greedy questions of one prompt of several chunks, which they share."""
+    """Return three greedy questions that share one prompt of several chunks."""
     return [Question(prompt(200), prompt_key="shared")] * 3
 
 
 def embedding_crowd() -> list[Question]:
-    """Return questions for pooled hidden states of both kinds, some in one bucket, some in several chunks."""
+    """Return questions for pooled hidden states of both kinds, some in one bucket or several chunks."""
     params = dataclasses.replace(GREEDY, max_tokens=0, top_logprobs=None)
     poolings: tuple[Pooling, ...] = ("mean", "last")
     return [

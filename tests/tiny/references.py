@@ -1,7 +1,7 @@
-"""What transformers says to the same prompts, and how far the engine's answers are from it.
+"""Runs transformers on the same prompts and measures how far the engine's answers differ.
 
-The reference sees prompt and answer in one forward pass without a cache, so each answer token is judged by
-the logits of the very tokens before it. Needs torch.
+The reference reads prompt and answer in one forward pass without a cache, so each answer token is compared
+with the logits after exactly the same tokens. Needs torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TIE = 1e-4
-"""Where the reference's two best logits lie closer, either token is right."""
+"""If the reference's two best logits are closer than this, either token is right."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Comparison:
 
     Attributes:
         wrong_steps: steps whose token is not the reference's best one.
-        logprob_errors: float64 [steps], the largest error of the logprobs of one step as a fraction of the
-            largest logit.
+        logprob_errors: float64 [steps], the largest logprob error of each step as a fraction of the largest
+            logit.
     """
 
     wrong_steps: tuple[int, ...]
@@ -50,7 +50,7 @@ def answer_logits(
     """Return float32 [steps, vocab], the logits from which each token of an answer is chosen.
 
     Args:
-        positions: replaces the positions 0, 1, ... given those and the length of the prompt.
+        positions: maps the positions 0, 1, ... and the prompt length to other positions.
     """
     import torch
 
@@ -66,19 +66,19 @@ def answer_logits(
 
 
 def compare(logits: Logits, answer: Answer) -> Comparison:
-    """Judge a greedy answer, with 20 logprobs per token, by the reference's logits [steps, vocab]."""
+    """Compare a greedy answer, with 20 logprobs per token, with the reference's logits [steps, vocab]."""
     steps = figures.compare(logits, answer.token_ids, answer.logprobs, num_token_ids=NUM_TOKENS)
     wrong_steps = np.flatnonzero(steps.lags * steps.scale > TIE)
     return Comparison(tuple(int(step) for step in wrong_steps), steps.largest_errors)
 
 
 def differing_steps(logits: Logits, one: Answer, other: Answer) -> list[int]:
-    """List where two greedy answers to one question part company other than by a tie of the reference.
+    """List the steps at which two greedy answers to one question differ without a tie in the reference.
 
-    After a tie the answers are of different texts and are not compared further.
+    After a tie, the texts differ, so the answers are not compared further.
 
     Args:
-        logits: of the reference, for `one`.
+        logits: the reference's logits for `one`.
     """
     for step, (token, other_token) in enumerate(zip(one.token_ids, other.token_ids, strict=True)):
         if token != other_token:
@@ -88,16 +88,16 @@ def differing_steps(logits: Logits, one: Answer, other: Answer) -> list[int]:
 
 
 def embedding(answer: Answer) -> npt.NDArray[np.float64]:
-    """Return float64 [hidden] of length 1: what the parts of a pooled answer add up to."""
+    """Return float64 [hidden]: the L2-normalized sum of the parts of a pooled answer."""
     parts = np.stack([np.frombuffer(part, np.float32) for part in answer.pooled])
     pooled = parts.sum(axis=0, dtype=np.float64)
     return np.asarray(pooled / np.linalg.norm(pooled))
 
 
 def embedding_error(model: PreTrainedModel, question: Question, answer: Answer) -> float:
-    """Return the largest error of a pooled answer, as a vector of length 1.
+    """Return the largest error of a pooled, L2-normalized answer.
 
-    The reference is what `AutoModel` gives as last_hidden_state, pooled here.
+    The reference is `AutoModel`'s last_hidden_state, pooled here.
     """
     import torch
 

@@ -1,6 +1,6 @@
-"""Random JSON Schemas whose answers are short enough to be complete within a few hundred tokens.
+"""Random JSON Schemas whose answers are complete within a few hundred tokens.
 
-Every keyword that is drawn is one that vinfer enforces; what it refuses is tested by name elsewhere.
+Uses only keywords that vinfer enforces; those that it refuses are tested by name elsewhere.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _integer(draw: random.Random, depth: int) -> Schema:
 
 
 def _number(draw: random.Random, depth: int) -> Schema:
-    # A number's fraction has no end of its own.
+    # A number's fraction has no limit on its length.
     return draw.choice(
         [{"type": "integer", "multipleOf": 3, "minimum": 0, "maximum": 99}, {"enum": [0.5, -1, 1e3]}]
     )

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of families with images. Imports neither torch nor transformers."""
+"""Tiny random checkpoints of image families. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vinfer.image_processing import ClipProcessing, PixelValues, Placeholder
 
 _NO_SIZES: dict[str, Any] = dict.fromkeys(SIZES, ...)
 _FIRST_ID = 258
-"""Of what a tokenizer has beyond BOS and EOS."""
+"""Id of the first token beyond BOS and EOS."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,18 +20,18 @@ class VisionModel:
     """A tiny random checkpoint that takes images.
 
     Attributes:
-        special_tokens: what its tokenizer has for images.
-        image_token: the placeholder, one of them.
-        before, after: ids of what the processor writes around an image's placeholders.
-        image_size: side of an image, as its encoder takes it.
-        num_image_tokens: placeholders of an image.
+        special_tokens: tokens of its tokenizer for images.
+        image_token: the placeholder, one of `special_tokens`.
+        before, after: ids of the tokens that the processor writes around an image's placeholders.
+        image_size: side of an image at the encoder's input, in pixels.
+        num_image_tokens: number of placeholders of an image.
         processor: preprocessor_config.json.
         template: the chat template.
-        grids: rows and columns of the placeholders of images of many sizes, the largest first; the two
-            fields before speak of that one. Empty where all are of one size.
-        has_token_types: its reference must be told which tokens stand for images.
-        num_prompt_tokens: what an image of 64 by 48 pixels adds to a conversation: placeholders, and what is
-            around them.
+        grids: rows and columns of the placeholders of variable-size images, the largest first;
+            `image_size` and `num_image_tokens` describe that one. Empty if all images have one size.
+        has_token_types: its reference needs to know which tokens are placeholders.
+        num_prompt_tokens: tokens that an image of 64 by 48 pixels adds to a conversation, including those
+            around its placeholders.
     """
 
     family: str
@@ -56,11 +56,11 @@ class VisionModel:
 
     @property
     def num_tokens(self) -> int:
-        """Ids that the tokenizer has."""
+        """Number of ids in the tokenizer."""
         return _FIRST_ID + len(self.special_tokens)
 
     def checkpoint(self) -> TinyModel:
-        """Describe its checkpoint."""
+        """Return the description of its checkpoint."""
         return TinyModel(
             self.family,
             self.seed,
@@ -101,7 +101,7 @@ PROCESSING = ClipProcessing(
     crop=(IMAGE_SIZE, IMAGE_SIZE),
     num_image_tokens=NUM_IMAGE_TOKENS,
 )
-"""What vinfer makes of it."""
+"""The settings as vinfer reads them."""
 _LLAVA_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() }}: "
     "{% if message['content'] is string %}{{ message['content'] }}"
@@ -139,7 +139,7 @@ LLAVA = VisionModel(
     num_prompt_tokens=NUM_IMAGE_TOKENS + len("\n"),
 )
 
-# SigLIP in front of Qwen2, all of whose features are taken; its processor makes squares of all images.
+# SigLIP in front of Qwen2, with all features used; its processor makes all images square.
 LLAVA_SIGLIP = VisionModel(
     family="Llava",
     seed=91,
@@ -184,7 +184,7 @@ LLAVA_SIGLIP = VisionModel(
     template=_LLAVA_TEMPLATE,
     num_prompt_tokens=NUM_IMAGE_TOKENS + len("\n"),
 )
-# Four hidden states side by side, that before the first layer among them.
+# Four concatenated hidden states, including the one before the first layer.
 VIPLLAVA = dataclasses.replace(
     LLAVA,
     family="VipLlava",
@@ -192,7 +192,7 @@ VIPLLAVA = dataclasses.replace(
     config={**LLAVA.config, "vision_feature_layers": [-2, 0, -1, 1], "projector_layernorm_eps": 1e-3},
 )
 
-# A patch of 4 leaves two pixels over; 12 by 12 patches become 6 by 6 features, more than a window of 17.
+# Patches of 4 leave two extra pixels; 12 by 12 patches become 6 by 6 features, more than a window of 17.
 _GEMMA3_SIZE, _GEMMA3_FEATURES = 50, 36
 _GEMMA3_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message['role'] }}\n"
@@ -270,7 +270,7 @@ GEMMA3 = VisionModel(
 )
 
 QWEN2_VL_FACTOR = 12
-"""What sides of its images are multiples of."""
+"""The sides of its images are multiples of this."""
 _QWEN2_VL_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
@@ -323,7 +323,7 @@ QWEN2_VL = VisionModel(
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
         "min_pixels": 4 * QWEN2_VL_FACTOR**2,
-        # More than the largest program takes.
+        # More than the largest program accepts.
         "max_pixels": 100 * QWEN2_VL_FACTOR**2,
         "patch_size": QWEN2_VL_FACTOR // 2,
         "temporal_patch_size": 2,
@@ -331,7 +331,7 @@ QWEN2_VL = VisionModel(
     },
     template=_QWEN2_VL_TEMPLATE,
     has_token_types=True,
-    # 64 by 48 pixels are brought to 60 by 48.
+    # 64 by 48 pixels are resized to 60 by 48.
     num_prompt_tokens=1 + 5 * 4 + 1,
 )
 
@@ -355,7 +355,7 @@ QWEN2_5_VL = dataclasses.replace(
             "intermediate_size": 80,
             "num_heads": 4,
             "patch_size": QWEN2_VL_FACTOR // 2,
-            # Three squares of patches, and some pixels over.
+            # Three squares of patches, plus some extra pixels.
             "window_size": 3 * QWEN2_VL_FACTOR + 5,
             "fullatt_block_indexes": [1, 3],
         },
@@ -372,4 +372,4 @@ VISION: dict[str, VisionModel] = {
 }
 VISION_MODELS: dict[str, TinyModel] = {name: model.checkpoint() for name, model in VISION.items()}
 TRAINED_MODELS = {"llava-colours": dataclasses.replace(VISION_MODELS["llava"], is_trained=True)}
-"""The same, trained by `tiny.colours`."""
+"""The same model, trained by `tiny.colours`."""

@@ -1,8 +1,8 @@
-// openai-node: the same question, tool and type as the Python clients, streamed above all.
+// openai-node: the same question, tool and type as the Python clients, mostly streamed.
 //
 //     node openai_node.mjs URL
 //
-// Prints a row per check as rows.py has it. Runs beside the node_modules that it imports.
+// Prints one row per check, in the format of rows.py. Runs next to the node_modules that it imports.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -145,7 +145,7 @@ const checks = {
   "chat streamed, with usage": chatStreamed,
   "`chat.completions.stream`": streamHelper,
   "tools `required`, streamed": toolsStreamed,
-  "tool round trip, the call by name": toolRoundTrip,
+  "tool round trip, call by name": toolRoundTrip,
   "`chat.completions.parse` with a zod type": parsed,
   "responses streamed": responsesStreamed,
   "`responses.parse` with a zod type": responsesParsed,

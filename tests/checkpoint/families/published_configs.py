@@ -1,6 +1,6 @@
-"""config.json of published models, as their authors wrote them: what users will point vinfer at.
+"""config.json of published models, as their authors wrote them: what users will load.
 
-Without what differs between uploads of one model (names, versions) and without the weights.
+Omits what differs between uploads of one model (names, versions), and the weights.
 """
 
 from __future__ import annotations

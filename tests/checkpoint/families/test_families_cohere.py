@@ -36,7 +36,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 )
 def test_layers_slide_by_type_or_pattern(changes: dict[str, Any], layer_types: list[str]) -> None:
     normalised = normalise({**COHERE2, "sliding_window": 32, **changes})
-    # EasyDeL's module reads from it which layers rotate.
+    # EasyDeL's module reads which layers rotate from it.
     assert normalised.config["layer_types"] == layer_types
     assert normalised.facts.windows == tuple(32 if kind == SLIDING else None for kind in layer_types)
 

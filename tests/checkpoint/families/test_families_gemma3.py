@@ -74,7 +74,7 @@ def test_an_image_is_seen_whole_and_both_ways() -> None:
     assert vision.attends_both_ways
     assert (vision.decoder_type, vision.image_token_id) == ("gemma3_text", 259)
     assert vision.image_shape == (3, 26, 26)
-    # Six patches fit into a side of 26; each feature is the mean of two by two.
+    # Six patches fit into a side of 26; each feature is the mean of a 2 by 2 square.
     facts = encoder()
     assert (facts.tower.patches_per_side, facts.features_per_side, facts.num_features) == (6, 3, 9)
 
@@ -156,7 +156,7 @@ def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
 
 @pytest.fixture
 def write(tmp_path: Path, hf_directory: Callable[..., Path]) -> Callable[..., Path]:
-    """Write a whole checkpoint; `rename` gives each tensor the name that it has in the file."""
+    """Write a whole checkpoint; `rename` returns each tensor's name in the file."""
 
     def write_checkpoint(rename: Callable[[str], str] = published, **processor: Any) -> Path:
         directory = hf_directory()

@@ -1,4 +1,4 @@
-"""GPT-2 and GPT-NeoX: one fact, one rule, one test; what old files say otherwise than new ones."""
+"""GPT-2 and GPT-NeoX: one fact, one rule, one test; also how old files differ from new ones."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_gpt2_has_the_defaults_of_its_config_class() -> None:
         ({}, "layer_norm_epsilon", 1e-5),
         ({"scale_attn_weights": False}, "scale_attn_weights", False),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx", True),
-        # EasyDeL's modules drop out in inference, too.
+        # EasyDeL's modules apply dropout in inference too.
         ({"resid_pdrop": 0.1}, "resid_pdrop", 0.0),
         ({"embd_pdrop": 0.1}, "embd_pdrop", 0.0),
     ],
@@ -67,7 +67,7 @@ def test_each_fact_of_gpt2_has_its_rule(changes: dict[str, Any], key: str, value
 
 
 def test_gpt2_has_its_sizes_under_the_usual_names_too() -> None:
-    """Twelve heads would fit the tensors as well, and give other logits."""
+    """Twelve heads would also fit the tensors, with different logits."""
     usual = {
         "hidden_size": "n_embd",
         "num_attention_heads": "n_head",
@@ -145,7 +145,7 @@ def test_what_contradicts_or_is_not_served_is_refused(config: dict[str, Any], me
 
 @pytest.fixture
 def directory(tmp_path: Path, hf_directory: Callable[..., Path]) -> Directory:
-    """Make the directory of a tiny GPT-2 out of a change of its tensors."""
+    """Return a function that writes a tiny GPT-2 with changed tensors."""
 
     def make(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
         from safetensors.numpy import save_file
@@ -164,7 +164,7 @@ def directory(tmp_path: Path, hf_directory: Callable[..., Path]) -> Directory:
 
 
 def test_files_of_the_bare_decoder_are_read(directory: Directory) -> None:
-    """OpenAI's files: no prefix, and the causal mask of every layer."""
+    """OpenAI's files have no prefix, but the causal mask of every layer."""
 
     def as_openai(tensors: dict[str, Any]) -> dict[str, Any]:
         mask = {f"h.{layer}.attn.bias": np.ones((1, 1, 128, 128), np.float32) for layer in range(2)}

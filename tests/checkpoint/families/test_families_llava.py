@@ -211,7 +211,7 @@ def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
 
 @pytest.fixture
 def write(tmp_path: Path, hf_directory: Callable[..., Path]) -> Callable[..., Path]:
-    """Write a whole checkpoint; `rename` gives each tensor the name that it has in the file."""
+    """Write a whole checkpoint; `rename` returns each tensor's name in the file."""
 
     def write_checkpoint(rename: Callable[[str], str], image_token: str = "<image>", **changes: Any) -> Path:
         directory = hf_directory()
@@ -222,7 +222,7 @@ def write(tmp_path: Path, hf_directory: Callable[..., Path]) -> Callable[..., Pa
         tensors = {
             rename(name): generator.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()
         }
-        # A buffer of old files.
+        # Old files have this buffer.
         tensors[rename("vision_tower.vision_model.embeddings.position_ids")] = np.arange(5)
         save_file(tensors, directory / "model.safetensors")
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))

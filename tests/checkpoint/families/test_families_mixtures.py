@@ -1,4 +1,4 @@
-"""One fact, one rule, one test: Mistral, Mixtral, Qwen3-MoE and gpt-oss, against what transformers writes."""
+"""Mistral, Mixtral, Qwen3-MoE and gpt-oss: one fact, one rule, one test; files written by transformers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Read = Callable[..., NormalisedConfig]
 
 @pytest.fixture(scope="module")
 def read() -> Read:
-    """Normalise the config of a tiny checkpoint with changes; a change to `...` removes the key."""
+    """Return a function that normalizes a changed config of a tiny checkpoint; `...` removes a key."""
 
     def read(name: str, /, **changes: Any) -> NormalisedConfig:
         config = json.loads((checkpoint(name) / "config.json").read_text()) | changes
@@ -49,14 +49,14 @@ def test_mixtures_say_so(read: Read, name: str) -> None:
     [
         ("mistral", {}, (37, 37, 37)),
         ("mistral", {"sliding_window": None}, (None,) * 3),
-        # The default of the config class, which holds where a file of transformers 4 says nothing.
+        # The config class's default, which applies if a file of transformers 4 omits the key.
         ("mistral", {"sliding_window": ...}, (4096,) * 3),
         ("mixtral", {}, (37, 37, 37)),
         ("mixtral", {"sliding_window": ...}, (None,) * 3),
         ("qwen3-moe", {}, (41,) * 4),
         ("qwen3-moe", {"use_sliding_window": False}, (None,) * 4),
         ("qwen3-moe", {"sliding_window": ...}, (4096,) * 4),
-        # Unlike Qwen3's, this modeling code does not read it.
+        # Unlike for Qwen3, the modeling code does not read it.
         ("qwen3-moe", {"max_window_layers": 2}, (41,) * 4),
         ("gpt-oss", {}, (43, None, 43)),
         ("gpt-oss", {"layer_types": ...}, (43, None, 43)),

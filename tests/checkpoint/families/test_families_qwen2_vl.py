@@ -82,7 +82,7 @@ def test_the_decoder_is_qwen2_that_rotates_by_three_positions() -> None:
     assert (found.model_type, found.facts.hidden_size, found.facts.is_tied) == ("qwen2_vl", 32, False)
     assert found.facts.rope_sections == (1, 1, 2)
     assert (found.ropes["default"].theta, found.ropes["default"].rope_type) == (1e6, "default")
-    # Qwen2VLTextConfig's own, not Qwen2's.
+    # Qwen2VLTextConfig's default, not Qwen2's.
     assert found.config["rms_norm_eps"] == 1e-5
     assert found.vision is not None
     assert (found.vision.decoder_type, found.vision.image_token_id) == ("qwen2", 258)

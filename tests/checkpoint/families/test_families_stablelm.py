@@ -34,7 +34,7 @@ STABLELM: dict[str, Any] = {
         ({"use_parallel_residual": True}, "use_parallel_residual", True),
         ({}, "layer_norm_eps", 1e-5),
         ({"layer_norm_eps": 1e-6}, "layer_norm_eps", 1e-6),
-        # EasyDeL's module drops out in inference, too.
+        # EasyDeL's module applies dropout in inference too.
         ({"hidden_dropout": 0.1}, "hidden_dropout", 0.0),
     ],
 )
@@ -82,7 +82,7 @@ def test_what_transformers_would_read_otherwise_is_refused(changes: dict[str, An
 
 
 def test_the_number_of_key_heads_must_be_stated() -> None:
-    """Without it transformers takes 32."""
+    """Without it, transformers assumes 32."""
     config = {key: value for key, value in STABLELM.items() if key != "num_key_value_heads"}
     with pytest.raises(CheckpointError, match="num_key_value_heads"):
         normalise(config)

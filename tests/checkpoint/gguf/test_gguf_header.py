@@ -1,4 +1,4 @@
-"""Malformed GGUF files: refused in words, at once, and without the memory they ask for."""
+"""Malformed GGUF files: refused at once, with a clear message, without allocating what they claim."""
 
 from __future__ import annotations
 

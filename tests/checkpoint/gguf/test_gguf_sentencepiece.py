@@ -22,7 +22,7 @@ from vinfer.errors import CheckpointError
 CONTROL = ["<pad>", "<eos>", "<bos>", "<start_of_turn>"]
 RUNS = ("\n\n", "\n", "\u2581\u2581\u2581", "\u2581\u2581", "<b>")
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-# Best first. No piece can be made in two ways that overlap (see the module).
+# Best first. No piece has two overlapping derivations (see the module).
 PIECES = [
     *(
         "\u2581t",
@@ -45,7 +45,7 @@ NORMAL, UNKNOWN, CONTROL_TYPE, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
 def _metadata(*, runs: Sequence[str] = RUNS, **changes: Any) -> dict[str, object]:
-    """What llama.cpp's converter writes: spaces in user-defined tokens, scores that fall with the rank."""
+    """Return what llama.cpp's converter writes: spaces in user-defined tokens, scores falling with rank."""
     tokens = [*CONTROL, "<unk>", *(run.replace("\u2581", " ") for run in runs), *BYTES, *PIECES, "[PAD1]"]
     types = [CONTROL_TYPE] * 4 + [UNKNOWN] + [USER_DEFINED] * len(runs) + [BYTE] * 256
     types += [NORMAL] * len(PIECES) + [UNUSED]
@@ -71,7 +71,7 @@ def _tokenizer(**changes: Any) -> Tokenizer:
 
 
 def _sentencepiece(*, runs: Sequence[str], adds_space: bool) -> SentencePieceProcessor:
-    """The same vocabulary as a model of the package that such tokenizers come from."""
+    """Return the same vocabulary as a model of the sentencepiece package."""
     metadata: dict[str, Any] = _metadata(runs=runs)
     model = sentencepiece_model_pb2.ModelProto()
     for token, type_, score in zip(
@@ -116,7 +116,7 @@ SENTENCEPIECE = {
 @pytest.mark.parametrize("kind", SENTENCEPIECE)
 @given(text=TEXTS)
 def test_ids_and_text_are_those_of_sentencepiece(kind: tuple[tuple[str, ...], bool], text: str) -> None:
-    """Without user-defined tokens where a space is put before the text: those follow llama.cpp, see below."""
+    """Omit user-defined tokens if a space is put before the text: these follow llama.cpp, see below."""
     reference, tokenizer = SENTENCEPIECE[kind]
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     assert ids == reference.encode(text)
@@ -211,14 +211,14 @@ def test_what_cannot_be_built_is_refused(changes: dict[str, Any], message: str) 
 
 
 def test_a_vocabulary_made_to_have_endless_merges_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its merges would take a hundred times the memory of the file."""
+    """Its merges would take a hundred times the file's memory."""
     assert MAX_MERGES > 514_000
     monkeypatch.setattr("vinfer.checkpoint.gguf.sentencepiece.MAX_MERGES", 5)
     with pytest.raises(CheckpointError, match="more than 5 ways"):
         _tokenizer()
 
 
-# From the sentencepiece package, given the vocabulary of the file.
+# Expected values from the sentencepiece package with the file's vocabulary.
 GEMMA_3_IDS = [
     ("The capital of France is", [818, 5279, 529, 7001, 563]),
     ("  two spaces", [138, 13498, 9952]),

@@ -1,4 +1,4 @@
-"""Tokenizers built from GGUF metadata: the real one, and each splitting rule by what it splits."""
+"""Tokenizers built from GGUF metadata: the real one, and the behavior of each splitting rule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vinfer.checkpoint.gguf.tokenizer import build_tokenizer_files
 from vinfer.errors import CheckpointError
 
 ALPHABET = sorted(ByteLevel.alphabet())
-# With all merges possible, only the splitting rule keeps these apart.
+# All merges are possible, so only the splitting rule separates these.
 WORDS = ["12", "123", "1234", "Ġ12", "'s", "Ìģ", "Ã©"]
 MERGES = ["1 2", "12 3", "123 4", "Ġ 12", "' s", "Ì ģ", "Ã ©"]
 
@@ -72,7 +72,7 @@ def test_smollm2_files_are_complete(smollm2: Checkpoint, tmp_path: Path) -> None
     assert smollm2.generation.eos_token_ids == (2,)
 
 
-# The vocabulary of SmolLM2 lacks 21 of the 256 bytes: some control characters and unused planes.
+# The vocabulary of SmolLM2 lacks 21 of the 256 bytes: control characters and unused planes.
 _TEXT = st.text(
     st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cn", "Co"), max_codepoint=0x3FFFF)
     | st.sampled_from("\n\t 0123456789")
@@ -145,7 +145,7 @@ def test_control_tokens_are_special_and_user_tokens_are_not() -> None:
 
 
 def test_only_llama_3_takes_whole_words_without_merges() -> None:
-    """Llama 3 vocabularies hold words that no merge reaches."""
+    """Llama 3 vocabularies contain words that no merge produces."""
     changes = {"merges": ["1 2"]}
     assert _tokenizer("llama-bpe", **changes).encode("123", add_special_tokens=False).tokens == ["123"]
     assert _tokenizer("gpt-2", **changes).encode("123", add_special_tokens=False).tokens == ["12", "3"]

@@ -1,4 +1,4 @@
-"""8-bit float weights: every value times its scale; a checkpoint that is not exactly that is refused."""
+"""8-bit float weights: every value is multiplied by its scale; any other layout is refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ COMPRESSED: dict[str, Any] = {
     "quant_method": "compressed-tensors",
     "quantization_status": "compressed",
 }
-UP = "model.layers.1.mlp.up_proj"  # [48, 32]: 3 rows of blocks, and in each two whole blocks and 8 columns
+UP = "model.layers.1.mlp.up_proj"  # [48, 32]: 3 rows of blocks, each with two whole blocks and 8 columns
 Q = "model.layers.0.self_attn.q_proj"
 
 
@@ -76,7 +76,7 @@ def _blocks(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:
 def _quantise(
     tensors: Tensors, suffix: str, shape_of: Callable[[tuple[int, ...]], tuple[int, ...]]
 ) -> Tensors:
-    """Store every Linear of the layers as 8-bit floats, with random scales that are no powers of two."""
+    """Store every Linear of the layers as 8-bit floats, with random scales that are not powers of two."""
     generator = np.random.default_rng(7)
     stored: Tensors = {}
     for name, tensor in tensors.items():
@@ -123,7 +123,7 @@ def test_blocks_are_multiplied_by_their_scales(
 
 
 def test_one_scale_for_a_whole_matrix(hf_directory: Write, tiny: Tiny) -> None:
-    """As transformers writes it without blocks, with the static scales of activations beside it."""
+    """Test transformers' form without blocks, with static activation scales next to it."""
     stored = _quantise(tiny("llama").tensors, "weight_scale_inv", lambda _: ())
     stored[f"{UP}.activation_scale"] = np.array(3.0, ml_dtypes.bfloat16)
     config = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
@@ -168,7 +168,7 @@ def _with(name: str, value: Array) -> Callable[[Tensors], object]:
             _with(f"{UP}.weight_scale_inv", np.ones((3, 3), np.int8)),
             "scale of .*up_proj.weight is stored as I8",
         ),
-        # A scale beside a weight in full precision: which of the two is meant?
+        # A scale next to a full-precision weight is ambiguous.
         (_with(f"{UP}.weight", np.ones((48, 32), np.float32)), f"does not use, first {UP}.weight_scale_inv"),
         (_with(f"{UP}.k_scale", np.ones(1, np.float32)), "does not use, first .*k_scale"),
         (

@@ -1,4 +1,4 @@
-"""Hugging Face directories: every tensor, every fact beside the weights, and every refusal."""
+"""Hugging Face directories: every tensor, every fact besides the weights, and every refusal."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_the_tokenizer_is_written_unchanged(hf_directory: Write, tmp_path: Path)
 def test_bos_is_added_where_transformers_adds_it(
     hf_directory: Write, tmp_path: Path, has_processor: bool, adds_bos: bool | None
 ) -> None:
-    """The post-processor of tokenizer.json decides, `add_bos_token` beside it does not."""
+    """The post-processor of tokenizer.json decides, not `add_bos_token`."""
     import transformers
 
     directory = hf_directory()
@@ -308,7 +308,7 @@ def test_tensors_are_listed_shard_by_shard_as_they_are_stored(hf_directory: Writ
 
 
 def test_a_shard_that_is_cut_after_it_was_opened_is_an_error_in_words(hf_directory: Write) -> None:
-    """A memory map would end the process with SIGBUS."""
+    """With a memory map, the process would die of SIGBUS."""
     directory = hf_directory()
     checkpoint = _open(directory)
     last = checkpoint.tensor_names()[-1]

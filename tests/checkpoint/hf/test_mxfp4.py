@@ -1,4 +1,4 @@
-"""MXFP4: the values that transformers gives, bit for bit, and every refusal."""
+"""MXFP4: the same values as transformers, bit for bit, and every refusal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DOWN = "model.layers.0.mlp.experts.down_proj"
 
 @pytest.fixture
 def packed(tmp_path: Path) -> tuple[Write, dict[str, Any]]:
-    """Write the tiny gpt-oss with random packed experts; `edit` changes the tensors before."""
+    """Write the tiny gpt-oss with random packed experts; `edit` changes the tensors first."""
     source = checkpoint("gpt-oss")
     tensors: dict[str, Any] = load_file(source / "model.safetensors")
     draw = np.random.default_rng(0)

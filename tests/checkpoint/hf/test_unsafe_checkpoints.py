@@ -1,4 +1,4 @@
-"""A checkpoint never runs code: refused before anything of it is loaded."""
+"""Unsafe checkpoints are refused before anything is loaded, so they never run code."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_weights_only_as_pickles_are_refused_and_never_loaded(
     canary = tmp_path / "canary"
     weights = directory / file_name
     weights.write_bytes(pickle.dumps(_Payload(canary)))
-    # With safetensors beside it, it is ignored.
+    # It is ignored if there are safetensors too.
     checkpoint = open_checkpoint(resolve_source(str(directory)))
     checkpoint.read("model.norm.weight")
     (directory / "model.safetensors").unlink()

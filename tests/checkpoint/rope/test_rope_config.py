@@ -1,4 +1,4 @@
-"""Where a config.json says how its heads rotate: one rule, one test. See also test_rope_parity."""
+"""How rotary facts are read from a config.json: one rule, one test. See also test_rope_parity."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_file_that_says_nothing_has_the_family_s_default(config: dict[str, Any
         ({"rotary_emb_base": 20, "rope_theta": 20.0}, 20.0),
         ({"rope_theta": 20, "rope_parameters": {"rope_theta": 30}}, 30.0),
         ({"rope_theta": 20, "rope_scaling": LINEAR | {"rope_theta": 30}}, 30.0),
-        # rope_scaling replaces rope_parameters, its theta too.
+        # rope_scaling replaces rope_parameters, including its theta.
         ({"rope_scaling": LINEAR, "rope_parameters": {"rope_theta": 30}}, 10_000.0),
     ],
 )
@@ -249,7 +249,7 @@ def test_what_is_not_served_is_refused_by_name(config: dict[str, Any], message: 
             {"rope_scaling": LINEAR | {"partial_rotary_factor": 0.5}, "partial_rotary_factor": 0.25},
             "partial_rotary_factor = 0.5: contradicts 0.25 outside",
         ),
-        # The length of the lists counts the rotated pairs.
+        # The lists have one entry per rotated pair.
         ({"rope_scaling": LONGROPE, "partial_rotary_factor": 0.5}, "short_factor.*2 numbers.*not 4"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The rotary table, against values worked by hand and the published formulas in float64."""
+"""The rotary table against hand-computed values and the published formulas in float64."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LONGROPE = RopeFacts(
             ),
             [1.0, 0.01],
         ),
-        # Exponents count in the whole head: 0/8, 2/8, 4/8; the last pair rests.
+        # Exponents refer to the whole head: 0/8, 2/8, 4/8; the last pair does not rotate.
         (
             RopeFacts(theta=10000.0, rotary_dim=8, rope_type="proportional", factor=2.0, num_rotated=3),
             [0.5, 0.05, 0.005, 0.0],
@@ -86,7 +86,7 @@ def test_the_facts_are_json() -> None:
 
 
 def test_llama3_scales_long_waves_keeps_short_ones_and_blends_between() -> None:
-    """The formula of Meta's release, one frequency at a time."""
+    """Compare with the formula of Meta's release, one frequency at a time."""
     rope = RopeFacts(
         theta=500000.0,
         rotary_dim=64,
@@ -118,7 +118,7 @@ def test_llama3_scales_long_waves_keeps_short_ones_and_blends_between() -> None:
 
 @pytest.mark.parametrize("truncate", [True, False])
 def test_yarn_keeps_fast_waves_and_stretches_slow_ones(truncate: bool) -> None:
-    """The formula of the paper (section 3.2), one frequency at a time."""
+    """Compare with the paper's formula (section 3.2), one frequency at a time."""
     rope = RopeFacts(
         theta=10000.0,
         rotary_dim=64,

@@ -1,4 +1,4 @@
-"""Configs as files hold them, read by us and by transformers: the same frequencies and tables."""
+"""Configs read by vinfer and by transformers give the same frequencies and tables."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PHI3 = {"default_partial_rotary_factor": 1.0, "default_original_length": 4096}
 NEOX = {"default_partial_rotary_factor": 0.25}
 HALF = {"default_partial_rotary_factor": 0.5}
 
-# (family, what config.json says of rope, arguments of read_rope)
+# (family, rope keys of config.json, arguments of read_rope)
 FLAT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("llama", {}, {}),
     ("llama", {"rope_theta": 5e5}, {}),
@@ -213,7 +213,7 @@ def _rotary_embedding(family: str, rope: dict[str, Any]) -> Any:
 def _assert_same(
     facts: RopeFacts, embedding: Any, prefix: str, length: int, arguments: dict[str, str]
 ) -> None:
-    """Compare frequencies to two units in the last place, and tables to what that does to rounded angles."""
+    """Compare frequencies within two units in the last place, and tables within the resulting error."""
     positions = torch.arange(length)[None]
     if type(embedding).__name__ == "Qwen2VLRotaryEmbedding":
         positions = positions[None].expand(3, 1, length)
@@ -232,7 +232,7 @@ def _assert_same(
     angles = np.outer(np.arange(length), expected)
     limit = facts.attention_factor * (1.5 * angles + 1) * 2**-22
     for ours, theirs in ((table[:, :pairs], cos), (table[:, pairs:], sin)):
-        # They write each half twice, for rotate_half.
+        # transformers writes each half twice, for rotate_half.
         np.testing.assert_array_equal(theirs[:, :pairs], theirs[:, pairs:])
         assert (np.abs(ours - theirs[:, :pairs]) <= limit).all()
 
@@ -267,7 +267,7 @@ def test_tables_per_layer_type_are_those_of_transformers(
 
 
 def test_what_transformers_writes_reads_the_same() -> None:
-    """A config of the old form, saved by transformers 5, gives the same facts in its new form."""
+    """A config in the old form gives the same facts after transformers 5 saves it in the new form."""
     for family, rope, arguments in FLAT:
         if family == "qwen2_vl":
             continue

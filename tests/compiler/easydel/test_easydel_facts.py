@@ -1,6 +1,6 @@
-"""Each correction of EasyDeL in `vinfer.compiler.easydel.model`, held to the fact that makes it necessary.
+"""Checks that each correction in `vinfer.compiler.easydel` is still necessary.
 
-A test that fails here says that EasyDeL has changed: take the correction out, and the test with it.
+A failure here means that EasyDeL has changed: remove the correction and its test.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def facts(*arguments: str, flags: tuple[str, ...] = (), **environ: str) -> dict[
 
 @pytest.fixture(scope="module")
 def of_imports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Import EasyDeL as it comes, where torch is not installed."""
+    """Measure a plain import of EasyDeL, without torch."""
     site = tmp_path_factory.mktemp("site-without-torch")
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if entry.name.partition("-")[0] not in OF_TORCH:
             (site / entry.name).symlink_to(entry)
     return facts(
         "imports",
-        # No site module: it would add the real packages.
+        # Without the site module, which would add the real packages.
         flags=("-S",),
         PYTHONPATH=os.pathsep.join([str(site), str(TESTS)]),
         COMPILE_FUNC_DIR=str(tmp_path_factory.mktemp("ejit")),
@@ -55,7 +55,7 @@ def of_imports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def of_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Use its models through our adapter, with one correction left out at a time."""
+    """Measure EasyDeL's models through our adapter, with one correction removed at a time."""
     return facts(
         "models",
         str(checkpoint("llama-two-kv-heads")),

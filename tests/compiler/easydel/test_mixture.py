@@ -1,4 +1,4 @@
-"""Mixtures of experts against the definition, one token and one expert at a time, in float64."""
+"""Mixtures of experts against the definition: one token and one expert at a time, in float64."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_all_tokens_may_choose_one_expert(favourite: int) -> None:
 
 @pytest.mark.parametrize("num_tokens", [2, 40])
 def test_a_token_does_not_depend_on_the_others(num_tokens: int) -> None:
-    """Bit for bit: the row of token 0 is the same whatever the others are and choose."""
+    """Bit for bit: the row of token 0 is the same whatever the other tokens are and choose."""
     arrays = random_experts(5)
     hidden, weights, chosen = random_choices(num_tokens, 2, 5)
     alone = mixed(hidden, weights, chosen, arrays)[0]

@@ -1,4 +1,4 @@
-"""A weight file is what safetensors itself would write of the same values, made without holding them all."""
+"""A weight file equals what safetensors would write, but is made without holding all values."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_file_is_what_the_format_says(tmp_path: Path) -> None:
 
 
 def test_a_file_costs_the_memory_of_one_tensor(tmp_path: Path) -> None:
-    """The writer once held a whole file, 2 GiB, and NumPy's stack of the experts beside their parts."""
+    """The writer once held a whole file, 2 GiB, plus NumPy's stack of the experts and its parts."""
     rows, columns, num_experts = 512, 1024, 8
     tensor_bytes = rows * columns * 4
     weights = [

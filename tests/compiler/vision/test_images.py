@@ -1,4 +1,4 @@
-"""Prompts with images: every family says what transformers says, wherever they stand, alone or not."""
+"""Prompts with images: every family matches transformers, wherever images are, alone and batched."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ Part = int | tuple[int, ...]
 
 
 def drawn(seed: int, size: int) -> np.ndarray:
-    """Draw pixels as a processor would make them: rough and smooth, around 0."""
+    """Return pixels like a processor's output: rough and smooth, around 0."""
     generator = np.random.default_rng(seed)
     coarse = generator.normal(size=(3, 5, 5)).repeat(size // 5, axis=1).repeat(size // 5, axis=2)
     return (coarse + 0.5 * generator.normal(size=coarse.shape)).astype(np.float32)
 
 
 def patches(seed: int, grid: tuple[int, int]) -> np.ndarray:
-    """Draw the patches of an image of many sizes, four for each of its placeholders."""
+    """Return the patches of a variable-size image, four per placeholder."""
     generator = np.random.default_rng(seed)
     num_patches = 4 * grid[0] * grid[1]
     rough = generator.normal(size=(num_patches, 3 * 2 * 6 * 6))
@@ -56,17 +56,17 @@ def patches(seed: int, grid: tuple[int, int]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Asker:
-    """Makes prompts for one family.
+    """Builds prompts for one family.
 
     Attributes:
-        name: of its checkpoint and of its bundle.
+        name: name of its checkpoint and of its bundle.
     """
 
     name: str
     family: VisionModel
 
     def question(self, *parts: Part) -> Question:
-        """Make a prompt of images, by seed, and runs of text, as token ids."""
+        """Build a prompt from images (by seed) and runs of text (token ids)."""
         ids: list[int] = []
         images = []
         for part in parts:
@@ -81,7 +81,7 @@ class Asker:
         return Question(tuple(ids), images=tuple(images))
 
     def image(self, seed: int, *, start: int) -> RequestImage:
-        """Draw an image; those of many sizes differ in theirs too."""
+        """Return an image from its seed; variable-size images also differ in size."""
         grid = self.family.grids[seed % len(self.family.grids)] if self.family.grids else None
         pixels = drawn(seed, self.family.image_size) if grid is None else patches(seed, grid)
         return RequestImage(
@@ -96,9 +96,9 @@ class Asker:
         return {name: self.question(*parts) for name, parts in PROMPTS.items()}
 
     def reference_logits(self, model: PreTrainedModel, asked: Question, answer: Answer) -> Logits:
-        """Return float32 [steps, vocab]: transformers sees images and prompt, then the whole answer.
+        """Return float32 [steps, vocab]: transformers reads images and prompt, then the whole answer.
 
-        In two passes, or a placeholder in a random model's answer would ask for an image.
+        Runs two passes, because a placeholder in a random answer would otherwise need an image.
         """
         ids = torch.tensor([asked.prompt_ids])
         given: dict[str, torch.Tensor] = {}
@@ -107,7 +107,7 @@ class Asker:
             given["pixel_values"] = torch.from_numpy(join([image.pixels for image in asked.images]))
         token_types = (ids == self.family.image_token_id).long()
         if self.family.grids:
-            # Else those of the prompt before, where this one has no image.
+            # Otherwise the previous prompt's deltas are used if this one has no image.
             model.model.rope_deltas = None
             grids = [image.token_grid for image in asked.images]
             if grids:
@@ -125,7 +125,7 @@ class Asker:
         return found
 
     def errors_of(self, logits: Logits, answer: Answer) -> tuple[list[float], list[int]]:
-        """Return each step's largest error of a logprob as a fraction of the largest logit; wrong steps."""
+        """Return the largest relative logprob error of each step, and the wrong steps."""
         steps = figures.compare(
             logits, answer.token_ids, answer.logprobs, num_token_ids=self.family.num_tokens
         )
@@ -143,7 +143,7 @@ PROMPTS: dict[str, tuple[Part, ...]] = {
     "none": (TEXT[:70],),
 }
 JUDGED = "three, beyond a chunk"
-"""The prompt whose answer the wrong references are held against."""
+"""The prompt for comparisons with wrong references."""
 
 
 @pytest.fixture(
@@ -193,14 +193,14 @@ def test_answers_are_those_of_transformers(
 
 
 def wrong_image(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """The last image stands on its head."""
+    """Turn the last image upside down."""
     *others, last = asked.images
     turned = dataclasses.replace(last, pixels=last.pixels[:, ::-1].copy())
     return dataclasses.replace(asked, images=(*others, turned))
 
 
 def images_in_another_order(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """Each stands where another should."""
+    """Reorder the images."""
     pixels = [image.pixels for image in asked.images]
     images = tuple(
         dataclasses.replace(image, pixels=pixels[place - 1]) for place, image in enumerate(asked.images)
@@ -209,13 +209,13 @@ def images_in_another_order(asked: Question, model: PreTrainedModel, patch: pyte
 
 
 def another_layer(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """Features come from the last layer instead of the one before."""
+    """Take features from the last layer instead of the one before."""
     model.config.vision_feature_layer = -1
     return asked
 
 
 def another_activation(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """The tower's activation is the exact function that its own stands for."""
+    """Replace the tower's activation by the exact function that it approximates."""
     for module in model.model.vision_tower.modules():
         if hasattr(module, "activation_fn"):
             module.activation_fn = torch.nn.GELU()
@@ -223,44 +223,44 @@ def another_activation(asked: Question, model: PreTrainedModel, patch: pytest.Mo
 
 
 def wrong_place(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """Two patches have each other's position."""
+    """Swap the positions of two patches."""
     weight = _parameter(model, "position_embedding.weight").data
     weight[[3, 4]] = weight[[4, 3]]
     return asked
 
 
 def dropped_projector_bias(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """The projector has one bias less."""
+    """Remove one bias of the projector."""
     _parameter(model, "multi_modal_projector.linear_1.bias").data.zero_()
     return asked
 
 
 def earlier_layers(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """One of the layers that are joined is another."""
+    """Replace one of the joined layers."""
     model.config.vision_feature_layers = [-2, 0, -2, 1]
     return asked
 
 
 def wrong_projector_epsilon(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """The projector's norm has the usual epsilon."""
+    """Use the usual epsilon in the projector's norm."""
     model.model.multi_modal_projector.projector_layernorm.eps = 1e-5
     return asked
 
 
 def dropped_patch_bias(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """The patches have no bias."""
+    """Remove the bias of the patches."""
     _parameter(model, "patch_embedding.bias").data.zero_()
     return asked
 
 
 def wrong_first_norm(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """One weight of the tower's first norm is off by a tenth."""
+    """Change one weight of the tower's first norm by a tenth."""
     _parameter(model, "pre_layrnorm.weight").data[3] += 0.1
     return asked
 
 
 def wrong_soft_norm(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """One weight of the projector's norm is off by a tenth."""
+    """Change one weight of the projector's norm by a tenth."""
     _parameter(model, "mm_soft_emb_norm.weight").data[3] += 0.1
     return asked
 
@@ -269,7 +269,7 @@ _GEMMA3 = "transformers.models.gemma3.modeling_gemma3"
 
 
 def one_way(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """An image's tokens do not see those that follow."""
+    """Make attention within an image causal."""
     from transformers.models.gemma3 import modeling_gemma3
 
     mask = modeling_gemma3.token_type_ids_mask_function
@@ -278,7 +278,7 @@ def one_way(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) 
 
 
 def one_way_in_windows(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """The same in layers with a window only."""
+    """Make attention within an image causal, only in layers with a window."""
     from transformers import masking_utils
 
     mask = masking_utils.create_sliding_window_causal_mask
@@ -293,7 +293,7 @@ def one_way_in_windows(asked: Question, model: PreTrainedModel, patch: pytest.Mo
 def images_that_see_each_other(
     asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch
 ) -> Question:
-    """All images of a prompt are one."""
+    """Let all images of a prompt attend to each other."""
     from transformers.models.gemma3 import modeling_gemma3
 
     mask = modeling_gemma3.token_type_ids_mask_function
@@ -302,13 +302,13 @@ def images_that_see_each_other(
 
 
 def no_windows(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """All of the tower's layers see the whole image."""
+    """Let all layers of the tower see the whole image."""
     model.model.visual.fullatt_block_indexes = range(100)
     return asked
 
 
 def larger_windows(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """The tower's windows are one feature wider and higher."""
+    """Make the tower's windows one feature wider and higher."""
     model.model.visual.window_size += 12
     return asked
 
@@ -317,20 +317,20 @@ _QWEN2_VL = "transformers.models.qwen2_vl.modeling_qwen2_vl"
 
 
 def another_gate(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """The tower's activation is the exact function that its own stands for."""
+    """Replace the tower's activation by the exact function that it approximates."""
     for block in model.model.visual.blocks:
         block.mlp.act = block.mlp.act_fn = torch.nn.GELU()
     return asked
 
 
 def dropped_merger_bias(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """The projection has one bias less."""
+    """Remove one bias of the projection."""
     _parameter(model, "merger.mlp.0.bias").data.zero_()
     return asked
 
 
 def turned_patches(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """The tower takes rows for columns."""
+    """Swap rows and columns in the tower."""
     visual = type(model.model.visual)
     table = visual.rot_pos_emb
     patch.setattr(visual, "rot_pos_emb", lambda self, grids: table(self, grids).roll(3, dims=-1))
@@ -338,7 +338,7 @@ def turned_patches(asked: Question, model: PreTrainedModel, patch: pytest.Monkey
 
 
 def images_of_one_length(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """All images of a prompt look at each other in the tower."""
+    """Let all images of a prompt attend to each other in the tower."""
     patch.setattr(
         f"{_QWEN2_VL}.torch.repeat_interleave", lambda lengths, repeats: lengths.sum(dim=0, keepdim=True)
     )
@@ -356,25 +356,25 @@ def _with_positions(
 
 
 def turned_positions(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """The decoder takes rows for columns."""
+    """Swap rows and columns in the decoder."""
     _with_positions(patch, model, lambda positions, delta: (positions[[0, 2, 1]], delta))
     return asked
 
 
 def moving_images(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """Time goes on from row to row."""
+    """Advance time from row to row."""
     _with_positions(patch, model, lambda positions, delta: (positions[[1, 1, 2]], delta))
     return asked
 
 
 def late_answer(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """The answer begins one position too late."""
+    """Start the answer one position too late."""
     _with_positions(patch, model, lambda positions, delta: (positions, delta + 1))
     return asked
 
 
 def positions_of_text(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """An image counts as text does."""
+    """Give an image the positions of text."""
     _with_positions(
         patch,
         model,
@@ -384,7 +384,7 @@ def positions_of_text(asked: Question, model: PreTrainedModel, patch: pytest.Mon
 
 
 def other_sections(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:
-    """One pair of each head rotates by rows instead of by columns."""
+    """Rotate one pair of each head by rows instead of columns."""
     for layer in model.model.language_model.layers:
         layer.self_attn.config.rope_parameters["mrope_section"] = [2, 4, 2]
     return asked
@@ -469,7 +469,7 @@ def test_no_mix_of_images_compiles_anything(asker: Asker, engine: Engine) -> Non
 def test_in_a_crowd_as_alone(
     asker: Asker, engine: Engine, alone: dict[str, Answer], model: PreTrainedModel
 ) -> None:
-    """More requests than slots, with and without images."""
+    """Submit more requests than slots, with and without images."""
     questions = asker.questions()
     crowd = [*questions, *questions]
     for name, answer in zip(crowd, ask(engine, [questions[name] for name in crowd]), strict=True):
@@ -496,7 +496,7 @@ def test_text_never_runs_the_encoder(asker: Asker, engine: Engine) -> None:
 def test_a_full_feature_array_makes_room(
     asker: Asker, engine: Engine, alone: dict[str, Answer], model: PreTrainedModel
 ) -> None:
-    """More images than the array holds, then one of the first again."""
+    """Send more images than the array holds, then one of the first again."""
     ask(engine, [_short(asker.question(2000 + seed, 3000 + seed, TEXT[:5])) for seed in range(15)])
     before = engine.stats()
     assert 0.9 < before.mm_cache_usage_fraction <= 1
@@ -508,7 +508,7 @@ def test_a_full_feature_array_makes_room(
 
 
 def test_choices_share_a_prompt_with_images(asker: Asker, engine: Engine, alone: dict[str, Answer]) -> None:
-    """A sibling copies the rows, features among them; its last token may stand for an image itself."""
+    """A sibling copies the rows, including features; its last token may itself be a placeholder."""
     for name in ("last", "three, beyond a chunk"):
         asked = asker.questions()[name]
         shared = dataclasses.replace(asked, prompt_key=f"shared {asker.name} {name}")

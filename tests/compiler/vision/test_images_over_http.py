@@ -1,4 +1,4 @@
-"""Images in chat completions: what a bundle answers over HTTP is what transformers says to the file."""
+"""Images in chat completions: answers over HTTP match transformers on the same file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Post = Callable[..., httpx.Response]
 
 
 def drawing(seed: int, width: int = 64, height: int = 48) -> Image.Image:
-    """Draw an image larger than the model's, and not square."""
+    """Return an image that is larger than the model's and not square."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (6, 8, 3), np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -44,13 +44,13 @@ AS_IMAGE = {"type": "image", "image": data_url(FIRST)}
 OTHER = {"type": "image", "image": data_url(SECOND)}
 
 
-# A family for each kind of processor.
+# One family for each kind of processor.
 NAMES = ("llava", "llava-siglip", "gemma3-images", "qwen2-vl")
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.bundles(name)) for name in NAMES])
 def name(request: pytest.FixtureRequest) -> str:
-    """Name a checkpoint and its bundle."""
+    """Return the name of a checkpoint and its bundle."""
     found: str = request.param
     return found
 
@@ -70,7 +70,7 @@ def chat(post: Post, *parts: dict[str, Any], **fields: Any) -> httpx.Response:
 
 
 def processor_of(name: str) -> Any:
-    """Make transformers' own processor of a checkpoint, without torchvision."""
+    """Build transformers' own processor of a checkpoint, without torchvision."""
     from transformers import Gemma3Processor, LlavaProcessor, PreTrainedTokenizerFast, Qwen2VLProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
@@ -89,11 +89,11 @@ def processor_of(name: str) -> Any:
             image_seq_length=family.num_image_tokens,
         )
     if family.grids:
-        # With the limits that the bundle's largest program sets.
+        # Use the limits that the bundle's largest program sets.
         largest = family.image_size**2
 
         class WithoutVideos(Qwen2VLProcessor):  # type: ignore[misc]
-            """Its video processor would need torchvision."""
+            """Skips the video processor, which would need torchvision."""
 
             def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
                 if argument_name != "video_processor":
@@ -121,13 +121,13 @@ def processor_of(name: str) -> Any:
 def answer_of_transformers(
     name: str, model: PreTrainedModel, images: list[Image.Image], *parts: dict[str, Any]
 ) -> tuple[str, int]:
-    """Return the greedy answer, by transformers' own processor, and the tokens of the prompt."""
+    """Return the greedy answer with transformers' own processor, and the number of prompt tokens."""
     processor = processor_of(name)
     plain = [{"type": "image"} if part["type"] != "text" else part for part in parts]
     text = processor.apply_chat_template(messages(*plain), add_generation_prompt=True)
     inputs = processor(images=images or None, text=text, return_tensors="pt", add_special_tokens=False)
     prompt_len = inputs["input_ids"].shape[1]
-    # The vocabulary is padded: ids that the tokenizer does not have are never sampled here.
+    # The vocabulary is padded: ids missing in the tokenizer are never sampled here.
     padding = list(range(VISION[name].num_tokens, VOCAB_SIZE))
     found = model.generate(
         **inputs, do_sample=False, max_new_tokens=MAX_TOKENS, eos_token_id=None, suppress_tokens=padding
@@ -167,7 +167,7 @@ def test_every_form_of_an_image_is_the_same_image(post: Post) -> None:
 
 
 class GivenFile:
-    """Has fetched a file already, whatever the URL."""
+    """Returns the same file for any URL."""
 
     def __init__(self, image: Image.Image) -> None:
         self.image = image
@@ -271,7 +271,7 @@ def test_an_image_counts_by_its_size(post_to: Callable[[str], Post]) -> None:
     assert num_prompt_tokens(36, 48) - least == 12 - 4
     # The checkpoint allows 100 tokens, the largest program takes 64.
     assert num_prompt_tokens(400, 400) - least == 64 - 4
-    # Shrunk images keep their shape: a quarter of 8 times 8 each way.
+    # Shrunk images keep their aspect ratio: 4 by 16 placeholders instead of 8 by 8.
     assert num_prompt_tokens(1600, 400) - least == 4 * 16 - 4
 
 

@@ -1,4 +1,4 @@
-"""The towers of Qwen2-VL and Qwen2.5-VL: features of several sizes in one dispatch, against transformers."""
+"""The towers of Qwen2-VL and Qwen2.5-VL: images of several sizes in one dispatch, against transformers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SHAPE = ProgramShape(kind="encode_images", rows=4, image=(3, 96, 96))
 GRIDS = ((3, 5), (8, 8), (1, 1))
-"""Rows and columns of features; the fourth place of the dispatch is padding."""
+"""Rows and columns of features; the dispatch's fourth row is padding."""
 
 
 @pytest.mark.parametrize("name", ["qwen2-vl", "qwen2-5-vl"])
@@ -42,7 +42,7 @@ def test_features_are_those_of_transformers(
     encoder = make_encoder(opened.vision.encoder, dtype="float32", tp=1)
     weights = [jnp.asarray(next(iter(weight.pieces(opened.read)))) for weight in encoder.weights]
     pixel_spec, grid_spec = encoder.inputs(SHAPE)
-    # What padding holds must not show.
+    # Values in padding must not affect the result.
     pixels = np.full(pixel_spec.shape, 7, np.float32)
     grids = np.zeros(grid_spec.shape, np.int32)
     generator = np.random.default_rng(1)

@@ -1,4 +1,4 @@
-"""Pixels reach the tokens: a tiny model trained on coloured squares names those of new ones over HTTP."""
+"""Pixels reach the tokens: a tiny model trained on colored squares names the colors of new ones over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vision towers' arithmetic that no tiny checkpoint is large enough for."""
+"""Arithmetic of the vision towers at sizes that no tiny checkpoint reaches."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def last_state() -> np.ndarray:
 
 @pytest.mark.parametrize("block", [8, 16, 24, 32])
 def test_many_patches_look_at_all_others_block_by_block(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Gemma 3's 4096 do, whose scores would be a gigabyte."""
+    """Gemma 3 has 4096 patches, whose scores would take a gigabyte."""
     whole = last_state()
     monkeypatch.setattr(vision_tower, "QUERY_BLOCK", block)
     np.testing.assert_allclose(last_state(), whole, rtol=0, atol=1e-5 * np.abs(whole).max())

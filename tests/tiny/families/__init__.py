@@ -1,6 +1,6 @@
-"""One tiny checkpoint per supported family, for the parity matrix; more of one where its config has a choice.
+"""One tiny checkpoint per supported family, for the parity matrix; several if its config has variants.
 
-Prompts of the matrix are longer than every window and `original_max_position_embeddings` here.
+The matrix's prompts are longer than every window and `original_max_position_embeddings` here.
 """
 
 from __future__ import annotations
@@ -44,4 +44,4 @@ IN_EVERY_RUN = (
     "smollm3",
     "stablelm",
 )
-"""One of each family; the others are for `scripts/parity`. `test_parity.py` has Llama, Qwen2 and Qwen3."""
+"""One per family; the others are only for `scripts/parity`. `test_parity.py` has Llama, Qwen2 and Qwen3."""

@@ -17,7 +17,7 @@ _GEMMA: dict[str, Any] = {
 _EMBEDDING = 0.02
 
 MODELS = {
-    # Caps so low that they bite.
+    # Caps low enough to have an effect.
     "gemma2": TinyModel(
         "Gemma2",
         38,

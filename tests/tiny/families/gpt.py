@@ -26,7 +26,7 @@ GPT2: dict[str, Any] = {
     "n_positions": 300,
     "layer_norm_epsilon": 1e-4,
 }
-# A plain GELU says much the same of every token; biases on top would leave answers of one token repeated.
+# A plain GELU treats tokens much alike; with large biases, answers would repeat one token.
 DEVIATIONS = {"bias_deviation": 0.1, "embedding_deviation": 0.1}
 
 MODELS = {

@@ -1,4 +1,4 @@
-"""Llama, Qwen2 and Qwen3 with every rotary type and choice; `test_parity.py` has more of the plain ones."""
+"""Llama, Qwen2 and Qwen3 with every rotary type and variant; `test_parity.py` has more plain ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODELS = {
             "rope_parameters": {**_ROPE, "rope_type": "linear", "factor": 4.0},
         },
     ),
-    # Wavelengths of a head of 16 lie on both sides of and between 48 / 4 and 48 / 1.
+    # Wavelengths of a head of 16 lie below, between and above 48 / 4 and 48 / 1.
     "llama-llama3-rope": TinyModel(
         "Llama",
         22,

@@ -1,4 +1,4 @@
-"""Mistral: with a window over all layers, and with none."""
+"""Mistral: with a window on all layers, and without one."""
 
 from __future__ import annotations
 

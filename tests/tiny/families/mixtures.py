@@ -1,4 +1,4 @@
-"""Mixtures of experts: more experts than a token meets, odd sizes, dense layers among them, windows."""
+"""Mixtures of experts: more experts than each token uses, odd sizes, some dense layers, windows."""
 
 from __future__ import annotations
 

@@ -14,11 +14,11 @@ MODELS = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 5e4},
         },
     ),
-    # As the 1B and 7B models: as many heads in k as in q.
+    # Like the 1B and 7B models: as many k heads as q heads.
     "olmo2-tied": TinyModel(
         "Olmo2", 63, {"num_key_value_heads": 8, "num_hidden_layers": 2, "tie_word_embeddings": True}
     ),
-    # Layer 3 sees all.
+    # Layer 3 has no window.
     "olmo3": TinyModel(
         "Olmo3",
         64,

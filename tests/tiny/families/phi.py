@@ -5,7 +5,7 @@ from __future__ import annotations
 from tiny.models import TinyModel
 
 MODELS = {
-    # All layers slide, as those of Phi-3-mini-4k.
+    # All layers slide, as in Phi-3-mini-4k.
     "phi3": TinyModel(
         "Phi3",
         68,

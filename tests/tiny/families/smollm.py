@@ -16,7 +16,7 @@ MODELS = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 2e4},
         },
     ),
-    # Layers 1 and 2 do not rotate and slide.
+    # Layers 1 and 2 slide and do not rotate.
     "smollm3-window": TinyModel(
         "SmolLM3",
         61,
