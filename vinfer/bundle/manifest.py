@@ -155,7 +155,7 @@ class Manifest(Frozen):
         return self.mesh["dp"] > 1
 
     def num_bytes_per_device(self) -> dict[str, int]:
-        """Return bytes per device: weights, kv_cache and state, plus image_weights and image_features."""
+        """Return bytes per device: weights, kv_cache and state; with images also those of their parts."""
         groups: dict[str, Iterable[ArraySpec]] = {
             "weights": self.weights,
             "kv_cache": self.kv,
