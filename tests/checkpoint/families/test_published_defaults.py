@@ -7,6 +7,8 @@ had Llama's epsilon here.
 from __future__ import annotations
 
 import copy
+import functools
+import json
 from typing import Any
 
 import numpy as np
@@ -42,14 +44,16 @@ def differences(config: dict[str, Any]) -> list[object]:
     Raises:
         CheckpointError: the config is unsupported.
     """
-    import torch
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import CONFIG_MAPPING
 
     ours = normalise(config)
     whole = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(config))
-    auto = AutoModelForCausalLM if ours.vision is None else AutoModelForImageTextToText
-    with torch.device("meta"):
-        model = auto.from_config(whole, attn_implementation="eager")
+    # Most keys that are left out have the default that they had: the same model again.
+    model = their_model(
+        config["model_type"],
+        json.dumps(whole.to_dict(), sort_keys=True, default=str),
+        takes_images=ours.vision is not None,
+    )
     # The decoder of an image model is compared like a text model.
     theirs = getattr(whole, "text_config", whole)
     decoder = model if ours.vision is None else model.model.language_model
@@ -72,6 +76,18 @@ def differences(config: dict[str, Any]) -> list[object]:
         if hasattr(theirs, key) and key not in OURS and "drop" not in key
     ]
     return [entry for entry in found if entry[1] != entry[2]] + rotary_differences(ours, theirs, decoder)
+
+
+@functools.lru_cache(maxsize=32)
+def their_model(model_type: str, config: str, *, takes_images: bool) -> Any:
+    """Return the model that transformers builds from a whole config, without memory for its tensors."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    auto = AutoModelForImageTextToText if takes_images else AutoModelForCausalLM
+    whole = CONFIG_MAPPING[model_type].from_dict(json.loads(config))
+    with torch.device("meta"):
+        return auto.from_config(whole, attn_implementation="eager")
 
 
 def vision_facts(ours: NormalisedConfig, theirs: Any) -> list[tuple[object, ...]]:
