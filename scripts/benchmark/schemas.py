@@ -267,7 +267,8 @@ PAGE = """# Structured outputs
 Written by `scripts/schemas`; do not edit. {count} random JSON Schemas (Hypothesis, seed {seed}) were sent
 to {model} over HTTP as `response_format`: objects, arrays, tuples and choices nested three deep, with the
 keywords of OpenAI's structured outputs, many without any limit on length. There were {streams} concurrent
-requests, temperature and top_p were 1, the prompt was "{prompt}", and `max_tokens` was {max_tokens}.
+requests, temperature and top_p were 1, `max_tokens` was {max_tokens}, and the prompt was:
+"{prompt}"
 
 | | |
 |---|---|

@@ -73,7 +73,7 @@ def run(source: Path, directory: Path, progress: Callable[[str, int, int], None]
 
 BROKEN: list[tuple[Callable[[Path], Path], str]] = [
     (without_a_tensor, r"lacks 1 of \d+ tensors, first model.layers.0.mlp.up_proj.weight"),
-    (of_another_model, r"mlp.gate_proj.weight has shape \[192, 144\]; config.json requires \[200, 144\]"),
+    (of_another_model, r"mlp.gate_proj.weight has shape \[192, 144\]; its config requires \[200, 144\]"),
 ]
 
 

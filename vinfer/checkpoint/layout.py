@@ -78,7 +78,7 @@ def check_layout(expected: Shapes, found: Shapes, where: str) -> None:
     for name, shape in expected.items():
         if found[name] != shape:
             raise CheckpointError(
-                f"{where}: {name} has shape {list(found[name])}; config.json requires {list(shape)}: "
+                f"{where}: {name} has shape {list(found[name])}; its config requires {list(shape)}: "
                 "config and weights belong to different models"
             )
     surplus = [name for name in found if name not in expected]

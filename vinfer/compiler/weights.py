@@ -80,7 +80,7 @@ class Weight:
         expected = self.shape[1:] if len(self.parts) > 1 else self.shape
         if array.shape != expected:
             raise BuildError(
-                f"tensor {part.source} has shape {array.shape}; {self.name} needs {expected}: "
+                f"tensor {part.source} gives shape {array.shape}; {self.name} needs {expected}: "
                 "config.json and the weights belong to different models"
             )
         dtype = ml_dtypes.bfloat16 if self.dtype == "bfloat16" else np.dtype(self.dtype)

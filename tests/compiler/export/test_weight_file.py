@@ -136,7 +136,7 @@ def test_a_piece_is_gone_before_the_next_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        (_weight("w", (3, 2), "float32"), r"tensor w has shape \(2, 3\); w needs \(3, 2\)"),
+        (_weight("w", (3, 2), "float32"), r"tensor w gives shape \(2, 3\); w needs \(3, 2\)"),
         (_weight("ghost", (3, 2), "float32"), "no tensor ghost, which ghost needs"),
     ],
 )

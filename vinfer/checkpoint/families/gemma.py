@@ -1,4 +1,4 @@
-"""Gemma 2 and Gemma 3 (text): norms around each block multiply by 1 + weight, alternating windows.
+"""Gemma 2 and Gemma 3 (text): norms around each block scale by 1 + weight, windows alternate.
 
 Source: transformers 5.5, `models/{gemma2,gemma3}/configuration_*.py` and `modeling_*.py`.
 """

@@ -82,7 +82,7 @@ def build_sentencepiece(keys: ConfigKeys, vocabulary: Vocabulary, *, unk_token: 
         tokenizer,
         special=vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN),
         user_defined=vocabulary.of_type(TokenType.USER_DEFINED),
-        # As in SentencePiece. Except where a space is put before the text: `tokenizers` would also put one
+        # As in SentencePiece, except where a space is put before the text: `tokenizers` would also put one
         # before the token that it looks for. There, tokens are found in the text as sent, as in llama.cpp.
         are_normalized=not adds_space,
     )
