@@ -1,4 +1,4 @@
-"""What holds for every test: no model hub, no distributed start-up, no clock in Hypothesis.
+"""What holds for every test: no model hub, no distributed start-up, no clock in Hypothesis; and the markers.
 
 Bundles and engines are fixtures of the folders that use them.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import settings
 
 # Before any test module is imported: all are read at import time.
@@ -18,3 +19,29 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # A deadline per example fails on a busy machine and nowhere else. Under CI the same examples come every time.
 settings.register_profile("vinfer", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("vinfer")
+
+MARKERS = (
+    "bundles(*names): needs these bundles of tests/tiny/bundles.py, or builds one itself",
+    "easydel: imports EasyDeL, which takes 20 s",
+    "slow: left out of every run but `scripts/test slow`",
+    "whole_matrix: one more of a kind that every run has; for `scripts/test slow` and `scripts/parity`",
+)
+LEFT_OUT = ("slow", "whole_matrix")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run what is marked slow or whole_matrix too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow") or config.getoption("--models-doc", default=None) is not None:
+        return
+    left_out = {item for item in items if any(item.get_closest_marker(name) for name in LEFT_OUT)}
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))

@@ -34,22 +34,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "bundles(*names): the bundles of tests/tiny/bundles.py that a test needs"
-    )
-    config.addinivalue_line("markers", "whole_matrix: run by scripts/parity only")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the tests that only `scripts/parity` runs."""
-    if config.getoption("--models-doc", default=None) is None:
-        left_out = [item for item in items if item.get_closest_marker("whole_matrix")]
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
-
-
 @pytest.fixture(scope="session")
 def matrix(request: pytest.FixtureRequest) -> Iterator[dict[str, MatrixRow]]:
     """Collect the results of the parity tests; write them at the end if `--models-doc` names a file."""

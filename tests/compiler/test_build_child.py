@@ -29,6 +29,8 @@ from vinfer.launch.bundles import find_or_build
 TESTS = Path(__file__).parents[1]
 PATIENCE_SECONDS = 60
 
+pytestmark = pytest.mark.bundles()
+
 
 def copy_checkpoint(directory: Path, **config_changes: Any) -> Path:
     """Copy the smallest checkpoint, with changed values in its config.json."""

@@ -12,6 +12,14 @@ from server_process import CONFIG, ServerProcess, bundle_directory, started
 from vinfer.text.tokenizer import Tokenizer
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All here need a bundle, be it that of the server."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.bundles())
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
     """`configs/smollm2.yaml` as shipped; builds its bundle if that is not in the cache."""

@@ -30,6 +30,7 @@ from vinfer.server.app import create_app
 from vinfer.server.model_table import ModelTable
 
 BUNDLE = "llama-linear-rope"
+pytestmark = pytest.mark.bundles(BUNDLE)
 # Makes package discovery miss torch, as on a machine without it.
 NO_TORCH = """
 import importlib.util

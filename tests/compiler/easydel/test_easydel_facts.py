@@ -22,6 +22,8 @@ from tiny.checkpoints import checkpoint
 TESTS = Path(__file__).parents[2]
 OF_TORCH = ("torch", "torchgen", "functorch")
 
+pytestmark = pytest.mark.easydel
+
 
 def facts(*arguments: str, flags: tuple[str, ...] = (), **environ: str) -> dict[str, Any]:
     process = subprocess.run(
