@@ -1,7 +1,6 @@
 """Bundles, engines and references shared by the tests of the build half, each made once per session.
 
-The bundles that the collected tests name with `@pytest.mark.bundles(...)` are built two at a time, starting
-at the first use: importing EasyDeL is most of a build and runs on one core.
+Bundles that the collected tests name with `@pytest.mark.bundles(...)` are built together at the first use.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from vinfer.engine.engine import Engine
-
-_NUM_BUILDS = 2
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,35 +43,17 @@ def matrix(request: pytest.FixtureRequest) -> Iterator[dict[str, MatrixRow]]:
 
 
 @pytest.fixture(scope="session")
-def bundle_of(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Path]]:
-    """Yield a function that returns a bundle's directory by its name in `BUNDLES`; it waits for the build."""
+def bundle_of(request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """Return a bundle's directory by its name in `BUNDLES`."""
     pytest.importorskip("torch", reason="tiny checkpoints are written by transformers with torch")
-    from tiny.bundles import BUNDLES, FAMILY_BUNDLES, build, build_in_one_process, model_config
+    from tiny.bundles import build, build_together
 
     wanted = {
         name for item in request.session.items for mark in item.iter_markers("bundles") for name in mark.args
     }
-    for name in wanted:
-        # One thread writes the checkpoints first.
-        model_config(name)
-    with ThreadPoolExecutor(_NUM_BUILDS, thread_name_prefix="build") as pool:
-        # Bundles of the matrix share one process; one that fails there is rebuilt alone, to show why.
-        families = pool.submit(build_in_one_process, [name for name in FAMILY_BUNDLES if name in wanted])
-
-        def build_family(name: str) -> Path:
-            families.result()
-            return build(name)
-
-        builds: dict[str, Future[Path]] = {
-            name: pool.submit(build_one, name)
-            for bundles, build_one in ((BUNDLES, build), (FAMILY_BUNDLES, build_family))
-            for name in bundles
-            if name in wanted
-        }
-        try:
-            yield lambda name: builds[name].result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    build_together(sorted(wanted))
+    # What failed there is built once more, alone, and says why.
+    return functools.cache(build)
 
 
 @pytest.fixture(scope="session")

@@ -180,7 +180,7 @@ def test_a_deterministic_plan_has_one_shape_of_each_kind() -> None:
     ids=str,
 )
 def test_a_deterministic_model_takes_one_prompt_of_one_length(precompile: list[dict[str, Any]]) -> None:
-    with pytest.raises(ValidationError, match="deterministic is true and takes one prompt of one length"):
+    with pytest.raises(ValidationError, match="deterministic is true and allows one prompt of one length"):
         ModelConfig.model_validate({**BASE, "deterministic": True, "precompile": precompile})
 
 

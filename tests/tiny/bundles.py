@@ -13,10 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tiny.checkpoints import CACHE, checkpoint
+from tiny.checkpoints import CACHE, checkpoint, checkpoint_directory
 from tiny.families import FAMILY_MODELS
+from tiny.families import IN_EVERY_RUN as FAMILIES_IN_EVERY_RUN
 from tiny.vision_models import VISION, VisionModel
 
+from vinfer.bundle.directory import is_bundle
+from vinfer.checkpoint.source import resolve_source
+from vinfer.compiler.plan import plan_build
 from vinfer.config import ModelConfig
 from vinfer.launch.bundles import find_or_build
 
@@ -119,6 +123,9 @@ FAMILY_BUNDLES: dict[str, dict[str, Any]] = {
 }
 
 
+IN_EVERY_RUN = (*BUNDLES, *VISION, *FAMILIES_IN_EVERY_RUN, "llama-linear-rope")
+
+
 def model_config(bundle: str) -> ModelConfig:
     """Return the config of a model of `BUNDLES` or `FAMILY_BUNDLES`, as if read from YAML."""
     settings = dict({**BUNDLES, **FAMILY_BUNDLES}[bundle])
@@ -147,16 +154,29 @@ def build(bundle: str) -> Path:
     ).directory
 
 
-def build_in_one_process(bundles: Sequence[str]) -> None:
-    """Build several bundles by `tiny.build_in_one_process`; bundles that fail there are skipped.
+def is_built(bundle: str) -> bool:
+    """Whether the bundle is in `.build/`; where its checkpoint is missing too, it is not written."""
+    if not checkpoint_directory({**BUNDLES, **FAMILY_BUNDLES}[bundle]["checkpoint"]).is_dir():
+        return False
+    model = model_config(bundle)
+    plan = plan_build(
+        model,
+        resolve_source(model.source),
+        where="models[0]",
+        platform="cpu",
+        num_devices=4,
+        code_cache=BUNDLES_DIR,
+    )
+    return is_bundle(BUNDLES_DIR / plan.key)
 
-    They must be for one device.
-    """
-    if bundles:
+
+def build_together(bundles: Sequence[str]) -> None:
+    """Build several bundles by `tiny.build_together`; what fails there is left out."""
+    if not all(map(is_built, bundles)):
         environ = {**os.environ, "JAX_PLATFORMS": "cpu", "ENABLE_DISTRIBUTED_INIT": "0"}
         with tempfile.TemporaryDirectory(prefix="ejit-") as scratch:
             subprocess.run(
-                [sys.executable, "-m", "tiny.build_in_one_process", *bundles],
+                [sys.executable, "-m", "tiny.build_together", *bundles],
                 cwd=Path(__file__).parents[1],
                 env={**environ, "COMPILE_FUNC_DIR": scratch},
                 check=True,

@@ -94,12 +94,17 @@ MODELS: dict[str, TinyModel] = {
 }
 
 
-def checkpoint(name: str) -> Path:
-    """Return the directory of a checkpoint of `MODELS`, written on first use."""
+def checkpoint_directory(name: str) -> Path:
+    """Return where a checkpoint of `MODELS` is or will be."""
     sources = (Path(__file__), *([Path(__file__).with_name("colours.py")] if MODELS[name].is_trained else []))
     identity = repr(MODELS[name]) + "".join(source.read_text() for source in sources)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    directory = CACHE / "test-checkpoints" / f"{name}-{digest}"
+    return CACHE / "test-checkpoints" / f"{name}-{digest}"
+
+
+def checkpoint(name: str) -> Path:
+    """Return the directory of a checkpoint of `MODELS`, written on first use."""
+    directory = checkpoint_directory(name)
     if not directory.is_dir():
         directory.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=directory.parent))
@@ -109,7 +114,12 @@ def checkpoint(name: str) -> Path:
             model.save_pretrained(scratch)
             for file, text in MODELS[name].files.items():
                 (scratch / file).write_text(text)
-            scratch.rename(directory)
+            try:
+                scratch.rename(directory)
+            except OSError:
+                # Another process was faster; what it wrote is the same.
+                if not directory.is_dir():
+                    raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return directory

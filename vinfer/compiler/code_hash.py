@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _DECIDING = ("bundle", "checkpoint", "compiler")
-_STORED = ".code"
+_STORED = ".code-"
 
 
 @functools.cache
@@ -38,7 +38,8 @@ def hash_package(package: Path, cache: Path | None = None) -> str:
     if cache is None:
         return _hash_trees(sources)
     # The name of the file is the hash of all that the hash in it depends on, this module included.
-    stored = cache / _STORED / _hash({name: hashlib.sha256(raw).digest() for name, raw in sources.items()})
+    digest = _hash({name: hashlib.sha256(raw).digest() for name, raw in sources.items()})
+    stored = cache / f"{_STORED}{digest}"
     try:
         kept = stored.read_text()
     except (OSError, ValueError):
