@@ -5,7 +5,11 @@ Bundles and engines are fixtures of the folders that use them.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -20,8 +24,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 settings.register_profile("vinfer", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("vinfer")
 
+_BUILD = Path(__file__).parents[1] / ".build"
 MARKERS = (
     "bundles(*names): needs these bundles of tests/tiny/bundles.py, or builds one itself",
+    "alone: measures time, so no test of another worker runs meanwhile",
     "easydel: imports EasyDeL, which takes 20 s",
     "slow: left out of every run but `scripts/test slow`",
     "whole_matrix: one more of a kind that every run has; for `scripts/test slow` and `scripts/parity`",
@@ -40,8 +46,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only the slow run has."""
     if config.getoption("--slow") or config.getoption("--models-doc", default=None) is not None:
         return
     left_out = {item for item in items if any(item.get_closest_marker(name) for name in LEFT_OUT)}
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=list(left_out))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Among workers, run what is marked alone while no other test runs."""
+    with contextlib.ExitStack() as locks:
+        if hasattr(item.config, "workerinput"):
+            _BUILD.mkdir(exist_ok=True)
+            turn, running = (
+                locks.enter_context((_BUILD / name).open("w")) for name in (".turn.lock", ".running.lock")
+            )
+            # A test that waits for its turn keeps others from starting.
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            fcntl.flock(running, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+            fcntl.flock(turn, fcntl.LOCK_UN)
+        return (yield)

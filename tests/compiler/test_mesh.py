@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("torch", reason="tiny checkpoints are written by transformers with torch")
 
-from tiny.bundles import BUNDLES
+from tiny.bundles import BUNDLES, MESHES_OF_ONE_KIND
 from tiny.engines import Answer, Question, ask
 from tiny.hlo import moved_kv_shapes
 from tiny.mesh_process import CONSTRAINED
@@ -63,8 +63,13 @@ class MeshRun:
 
 
 def named(bundles: tuple[str, ...]) -> list[Any]:
-    """Return the parameters of `mesh_run`, each marked with the bundle that it needs."""
-    return [pytest.param(name, marks=pytest.mark.bundles(name)) for name in bundles]
+    """Return the parameters of `mesh_run`, each saying which bundle it needs."""
+
+    def marks(name: str) -> list[pytest.MarkDecorator]:
+        left_out = [pytest.mark.whole_matrix] if name in MESHES_OF_ONE_KIND else []
+        return [pytest.mark.bundles(name), *left_out]
+
+    return [pytest.param(name, marks=marks(name)) for name in bundles]
 
 
 def answer_from_json(document: dict[str, Any]) -> Answer:

@@ -18,8 +18,11 @@ pytest.importorskip("torch", reason="tiny checkpoints are written by transformer
 
 from server_process import ServerProcess, bench, environment, started
 from tiny.bundles import build
+from tiny.checkpoints import CACHE
 from tiny.hostile_images import HOSTILE_IMAGES, HOSTILE_LIMITS
 from tiny.images import animated, data_url, encoded, noise
+
+from vinfer.engine.compilation import platform_key
 
 MAX_PER_REQUEST = 4
 YAML = """
@@ -37,7 +40,9 @@ MIB = 2**20
 def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     yaml = tmp_path_factory.mktemp("images") / "seeing.yaml"
     yaml.write_text(YAML.format(bundle=build("llava"), **HOSTILE_LIMITS))
-    with started(yaml, env=environment()) as server:
+    # Where other tests keep the code of the same programs.
+    code = CACHE / "test-xla" / platform_key()
+    with started(yaml, env=environment(VINFER_XLA_CACHE=str(code))) as server:
         server.wait_until_ready()
         yield server
         assert server.metrics()["post_ready_compiles_total"] == 0

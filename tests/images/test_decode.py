@@ -53,6 +53,7 @@ def no_memory_is_kept() -> Iterator[None]:
     assert peak - before < 80 * 2**20
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", HOSTILE_IMAGES)
 @pytest.mark.usefixtures("no_memory_is_kept")
 def test_a_hostile_file_is_refused_at_once(name: str) -> None:

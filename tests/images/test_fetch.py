@@ -140,6 +140,7 @@ PRIVATE = [
 ]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("scheme", ["http", "HTTPS"])
 def test_no_spelling_of_an_inner_address_is_connected_to(scheme: str) -> None:
     async def run() -> None:
@@ -326,6 +327,7 @@ def test_a_bad_answer_is_one_refusal(reply: bytes) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.alone
 def test_time_runs_over_the_whole_fetch() -> None:
     """Each piece arrives in time, but all of them together do not."""
 

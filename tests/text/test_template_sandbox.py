@@ -91,6 +91,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", BOMBS)
 def test_bomb(name: str) -> None:
     # Skip the conversations of up to two messages with which every template is probed.
@@ -114,6 +115,7 @@ def test_nothing_is_computed_when_a_template_is_compiled(source: str) -> None:
         template("{% if messages[0] %}" + source + "{% endif %}").render([{"role": "user", "content": "a"}])
 
 
+@pytest.mark.alone
 def test_what_templates_do_is_within_the_limits() -> None:
     """A long conversation, processed several times with every operation that the limits check."""
     source = (

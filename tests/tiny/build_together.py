@@ -1,6 +1,6 @@
 """Builds bundles of `tiny.bundles` with one import of EasyDeL, two at a time.
 
-    python -m tiny.build_together [NAME...]      run from tests/; without names, those of every run
+    python -m tiny.build_together NAME...      run from tests/
 
 Importing EasyDeL takes longer than to build a tiny bundle. This process imports it and starts no JAX, so
 that it can fork one process for each bundle, with as many CPU devices as its mesh has. What the build child
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tiny.bundles import IN_EVERY_RUN, build, is_built, model_config
+from tiny.bundles import build, is_built, model_config
 
 import vinfer.launch.bundles
 from vinfer.checkpoint.checkpoint import open_checkpoint
@@ -56,7 +56,7 @@ def build_in_a_fork(name: str) -> int:
 
 
 def main(names: list[str]) -> None:
-    missing = [name for name in names or IN_EVERY_RUN if not is_built(name)]
+    missing = [name for name in names if not is_built(name)]
     if not missing:
         return
     # Torch draws and writes them meanwhile.

@@ -15,7 +15,6 @@ from typing import Any
 
 from tiny.checkpoints import CACHE, checkpoint, checkpoint_directory
 from tiny.families import FAMILY_MODELS
-from tiny.families import IN_EVERY_RUN as FAMILIES_IN_EVERY_RUN
 from tiny.vision_models import VISION, VisionModel
 
 from vinfer.bundle.directory import is_bundle
@@ -123,7 +122,8 @@ FAMILY_BUNDLES: dict[str, dict[str, Any]] = {
 }
 
 
-IN_EVERY_RUN = (*BUNDLES, *VISION, *FAMILIES_IN_EVERY_RUN, "llama-linear-rope")
+MESHES_OF_ONE_KIND = ("llama-tp2", "llama-dp2")
+"""Llama over tp and over dp, each of which llama-dp2-tp2 has too: for `scripts/test slow`."""
 
 
 def model_config(bundle: str) -> ModelConfig:

@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import time
 
+import pytest
 from fake_engine import FakeEngine, served_model
 from running_server import run
 
@@ -17,6 +18,7 @@ from vinfer.text.tokenizer import Tokenizer
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
+@pytest.mark.alone
 def test_workers_and_event_loop_come_back(tokenizer: Tokenizer) -> None:
     engine, models = FakeEngine(), ModelTable(["fake"])
     hostile = ChatTemplate(
