@@ -180,8 +180,8 @@ class Import:
 
 
 def under(module: str, prefixes: tuple[str, ...]) -> bool:
-    """Whether `module` is one of `prefixes` or inside it; a prefix that ends in `_` starts a file name."""
-    return any(module == p or module.startswith(p if p.endswith("_") else p + ".") for p in prefixes)
+    """Return whether `module` is one of `prefixes` or inside one."""
+    return any(module == prefix or module.startswith(prefix + ".") for prefix in prefixes)
 
 
 def is_type_checking(node: ast.AST) -> bool:
