@@ -23,7 +23,6 @@ from vinfer.compiler.code_hash import code_hash
 from vinfer.config import (
     ALL_REMAINING_DEVICES,
     ModelConfig,
-    kv_buckets,
     prefill_shapes,
     slot_buckets,
     vision_shapes,
@@ -33,6 +32,8 @@ from vinfer.errors import ConfigError, DeviceError
 # The version in the build extra; used when EasyDeL is not installed and only a key is needed.
 EASYDEL_VERSION = "0.3.0"
 IMAGE_TEXT = "image-text"
+PAGE_SIZE: dict[Platform, int] = {"cpu": 32, "cuda": 128, "tpu": 128}
+"""Positions of a page. Accelerators want whole tiles; on a CPU a small page shares more of a prompt."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -48,6 +49,7 @@ class BuildPlan:
     platform: Platform
     num_slots: int
     max_model_len: int
+    page_size: int
     programs: tuple[ProgramShape, ...]
     embeddings: Pooling | None
     image_cache_bytes: int = 0
@@ -112,6 +114,7 @@ def plan_build(
         "platform": platform,
         "num_slots": model.num_slots,
         "max_model_len": model.max_model_len,
+        "page_size": PAGE_SIZE[platform],
         "programs": [shape.model_dump() for shape in programs],
         "embeddings": model.embeddings,
     }
@@ -127,6 +130,7 @@ def plan_build(
         platform=platform,
         num_slots=model.num_slots,
         max_model_len=model.max_model_len,
+        page_size=PAGE_SIZE[platform],
         programs=programs,
         embeddings=model.embeddings,
         image_cache_bytes=image_cache_bytes,
@@ -154,7 +158,6 @@ def _plan_programs(model: ModelConfig, *, dp: int, where: str) -> tuple[ProgramS
         prefill_shapes=[(shape.batch_size, shape.length) for shape in prefill_shapes(model)],
         slot_buckets=(model.num_slots,) if is_single_shape else slot_buckets(model.num_slots, dp),
         steps=model.streaming_chunks,
-        kv_buckets=(model.max_model_len,) if is_single_shape else kv_buckets(model.max_model_len),
         prompt_logprobs=model.prompt_logprobs,
         embeddings=model.embeddings is not None,
         vision_shapes=vision_shapes(model),

@@ -19,6 +19,7 @@ from vinfer.bundle.manifest import Manifest, Platform
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
 from vinfer.launch.bundles import Progress, find_or_build, open_bundle
+from vinfer.launch.kv_memory import choose_pages, process_memory_bytes
 from vinfer.launch.devices import device_memory_bytes, local_devices
 from vinfer.launch.parity import check_new_bundle
 from vinfer.server.constrain.grammars import grammar_compiler
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from vinfer.engine.compilation import CompileCounter
     from vinfer.engine.engine import Engine
+    from vinfer.engine.pages import ShardPages
 
 logger = logging.getLogger(__name__)
 
@@ -170,10 +172,15 @@ def start_engine(
     # Tracing creates millions of objects but hardly any cycles. Collecting meanwhile costs a tenth of the
     # time, and the objects that remain never need to be collected.
     gc.disable()
+    memory_bytes = process_memory_bytes(manifest.platform, device_memory_bytes(devices[0]))
     try:
+        num_pages = choose_pages(
+            manifest, model.kv_cache, where=model.name, memory_bytes=memory_bytes, temporary_bytes=0
+        )
         runner = load_runner(
             directory,
             manifest,
+            num_pages=num_pages,
             devices=devices,
             dispatch_lock=dispatch_lock,
             progress=lambda phase, done, total: progress(model.name, phase, done, total),
@@ -187,6 +194,7 @@ def start_engine(
     scheduler = Scheduler(
         shapes=shapes,
         num_slots=manifest.num_slots,
+        pages=shard_pages(manifest, num_pages),
         steps=max(shape.length for shape in shapes if shape.kind == "decode"),
         dispatch_cost_tokens=DISPATCH_COST_TOKENS.get(manifest.platform),
         min_prefill_tokens=MIN_PREFILL_TOKENS,
@@ -199,11 +207,28 @@ def start_engine(
         runner=runner,
         scheduler=scheduler,
         num_slots=manifest.num_slots,
-        max_model_len=manifest.max_model_len,
+        max_model_len=manifest.page_plan.max_len(num_pages),
         max_queue=model.max_queue,
     )
     engine.start()
     return engine
+
+
+def shard_pages(manifest: Manifest, num_pages: Sequence[int]) -> list[ShardPages]:
+    """Return the pages of each dp shard, all free."""
+    from vinfer.engine.pages import ShardPages
+
+    plan = manifest.page_plan
+    return [
+        ShardPages(
+            shard,
+            num_pages,
+            windows=manifest.kv_windows,
+            page_size=manifest.page_size,
+            pages_of_row=plan.pages_of_row(plan.groups[0]),
+        )
+        for shard in range(manifest.mesh["dp"])
+    ]
 
 
 def served_model(
@@ -243,7 +268,7 @@ def served_model(
         sampling=SamplingDefaults.resolve(model.sampling, manifest.model.sampling_defaults),
         eos_token_ids=manifest.model.eos_token_ids,
         bos_token_id=manifest.model.bos_token_id,
-        max_model_len=manifest.max_model_len,
+        max_model_len=engine.max_model_len,
         vocab_size=manifest.model.vocab_size,
         created=manifest.created,
         root=manifest.model.source,
