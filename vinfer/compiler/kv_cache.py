@@ -58,12 +58,13 @@ class LayerCache:
         window: positions that a token sees, including its own; None for all.
         num_kv_heads: KV heads of the model.
         mesh: None on one device.
-        widens: see `paged_attention.attend`.
+        block_len, widens: see `paged_attention.attend`; queries are widened for decoding only.
     """
 
     group: int
     window: int | None
     num_kv_heads: int
+    block_len: int
     mesh: Mesh | None = None
     widens: bool = False
 
@@ -167,6 +168,7 @@ class KVCacheView:
                 seen,
                 num_kv_heads=split.num_kv_heads_here,
                 scale=scale,
+                block_len=static.block_len,
                 soft_cap=soft_cap,
                 sinks=extra.get("sinks"),
                 first_kv_head=split.first_kv_head(),

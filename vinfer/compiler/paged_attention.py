@@ -16,9 +16,6 @@ from jax import lax
 NO_PAGE = 2**31 - 1
 """A page table's entry for positions that have no page: nothing is written there, and nothing seen."""
 _MASKED = -1e30
-_BLOCK_LEN = {1: 128}
-"""Positions that one turn of the loop reads, by the length of the queries."""
-_LONG_BLOCK_LEN = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +100,7 @@ def attend(
     *,
     num_kv_heads: int,
     scale: float,
+    block_len: int,
     soft_cap: float | None = None,
     sinks: jax.Array | None = None,
     first_kv_head: jax.Array | None = None,
@@ -120,6 +118,7 @@ def attend(
         k, v: pools [pages, page_size, pool heads * their head_dim].
         table: int32 [rows, pages of a row].
         num_kv_heads: KV heads that the queries use.
+        block_len: positions that one turn of the loop reads; a multiple of the page size.
         soft_cap: scores become `soft_cap * tanh(score / soft_cap)`.
         sinks: [heads], a score per head that takes part in the softmax and has no value.
         first_kv_head: int32, where the pool has more heads than the queries use: the first one used.
@@ -131,8 +130,7 @@ def attend(
     """
     rows, length, heads, dim = query.shape
     page_size = k.shape[1]
-    pages_per_block = max((_BLOCK_LEN.get(length, _LONG_BLOCK_LEN)) // page_size, 1)
-    block_len = pages_per_block * page_size
+    pages_per_block = block_len // page_size
     row_first, row_end = seen.of_rows()
     first_block = row_first // block_len
     num_blocks = jnp.max(jnp.where(row_end > 0, -(-row_end // block_len) - first_block, 0))

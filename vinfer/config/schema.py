@@ -127,7 +127,8 @@ class KVCacheConfig(Block):
         default=None, ge=1, le=2**50, description="Bytes on each device for the pages of the KV cache."
     )
     pages: _Count | None = Field(
-        default=None, description="Pages of the KV cache, over all dp shards; 32 tokens each on a CPU, or 128."
+        default=None,
+        description="Pages of the KV cache, over all dp shards; 32 tokens each on a CPU, or 128.",
     )
     memory_fraction: float | None = Field(
         default=None, gt=0, le=1, description="Part of a device's memory for the pages of the KV cache."

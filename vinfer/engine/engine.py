@@ -188,7 +188,8 @@ class Engine:
     def _enqueue(self, schedule: Schedule) -> None:
         for admission in schedule.admissions:
             request = admission.request
-            self._queue_seconds[request.id] = time.monotonic() - request.arrival_seconds
+            if not admission.outputs:
+                self._queue_seconds[request.id] = time.monotonic() - request.arrival_seconds
             self._runner.set_slot(admission)
         if schedule.encode is not None:
             self._runner.encode(schedule.encode)

@@ -85,7 +85,9 @@ def load_runner(
     # XLA compiles without holding the interpreter lock, so weights are read in the meantime.
     with ThreadPoolExecutor(_NUM_COMPILE_THREADS, thread_name_prefix="compile") as pool:
         compiling = {
-            program.shape: pool.submit(_compile, directory / "programs", program, manifest, kv_specs, mesh, steps)
+            program.shape: pool.submit(
+                _compile, directory / "programs", program, manifest, kv_specs, mesh, steps
+            )
             for program in manifest.programs
         }
         try:
@@ -112,6 +114,30 @@ def load_runner(
         image_weights=image_weights,
         image_features=features,
     )
+
+
+def temporary_bytes(directory: Path, manifest: Manifest, *, devices: Sequence[jax.Device]) -> int:
+    """Return the most memory that a program needs besides its arguments, on one device, as XLA says.
+
+    It hardly depends on the number of pages, so that the smallest will do. Compiles the largest program of
+    each kind that reads the KV cache.
+    """
+    mesh = make_mesh(manifest, devices)
+    kv_specs = manifest.kv_specs(manifest.page_plan.least_pages())
+    largest: dict[str, ProgramSpec] = {}
+    for program in manifest.programs:
+        shape = program.shape
+        if shape.uses_kv and shape.uses_weights:
+            known = largest.setdefault(shape.kind, program)
+            if shape.rows * shape.length > known.shape.rows * known.shape.length:
+                largest[shape.kind] = program
+    steps = _Steps(len(largest), lambda *_: None)
+    sizes = []
+    for program in largest.values():
+        compiled = _compile(directory / "programs", program, manifest, kv_specs, mesh, steps)
+        analysis = compiled.memory_analysis()
+        sizes.append(0 if analysis is None else analysis.temp_size_in_bytes)
+    return max(sizes)
 
 
 def make_mesh(manifest: Manifest, devices: Sequence[jax.Device]) -> Mesh:

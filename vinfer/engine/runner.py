@@ -34,6 +34,8 @@ class Compiled(Protocol):
 
     def __call__(self, weights: Arrays, kv: Arrays, state: Arrays, inputs: tuple[Any, ...]) -> Any: ...
 
+    def memory_analysis(self) -> Any: ...
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Dispatch:
@@ -300,9 +302,7 @@ class Runner:
         return Dispatch(owners, outputs, chunks)
 
 
-def _fill(
-    tables: np.ndarray[Any, Any], shard: int, row: int, pages: Sequence[Sequence[int]]
-) -> None:
+def _fill(tables: np.ndarray[Any, Any], shard: int, row: int, pages: Sequence[Sequence[int]]) -> None:
     for group, of_group in enumerate(pages):
         tables[shard, group, row, : len(of_group)] = of_group
 

@@ -21,7 +21,6 @@ from vinfer.engine.request import Request
 from vinfer.engine.running import Running, prompt_kind
 from vinfer.engine.schedule import Admission, Chunk, Decode, Encode, Prefill, Schedule
 
-
 _PROMPT_KINDS: tuple[ProgramKind, ...] = ("prefill", "score", "embed")
 
 
@@ -267,7 +266,9 @@ class Scheduler:
             return None
         return PrefixKeys(request.cache_scope, tokens, request.images, self._pages[0].page_size)
 
-    def _find(self, shard: ShardPages, keys: PrefixKeys, request: Request, num_tokens: int, first: int = 0) -> int:
+    def _find(
+        self, shard: ShardPages, keys: PrefixKeys, request: Request, num_tokens: int, first: int = 0
+    ) -> int:
         """Return how many pages a prompt may begin with: fewer than all of it, and no part of a whole block."""
         if prompt_kind(request) != "prefill":
             return 0
@@ -458,9 +459,7 @@ class Scheduler:
         """Return whether equal prompts may copy the page before the last token of this one."""
         end = running.num_to_prefill - 1
         return (
-            running.finds_pages
-            and end % running.shard.page_size != 0
-            and self._is_edge(running.request, end)
+            running.finds_pages and end % running.shard.page_size != 0 and self._is_edge(running.request, end)
         )
 
     def _chunk_end(self, running: Running, start: int) -> int:

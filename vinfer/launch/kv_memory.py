@@ -1,19 +1,18 @@
 """Decides how many pages the KV cache of a model has on this machine: `models[].kv_cache`, or a default.
 
-Loader thread, once per model, before anything is compiled. Knows no arrays.
+Loader thread: once with the plan, before anything is built, and once before programs are compiled. Pure
+arithmetic, but for the container's memory limit.
 """
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 from pathlib import Path
 
 from vinfer.bundle.kv_pages import PagePlan
 from vinfer.bundle.manifest import Manifest, Platform
 from vinfer.config import KVCacheConfig
 from vinfer.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 MAX_CPU_BYTES = 4 << 30
 """Without `kv_cache`, a CPU's pages never take more, nor more than a quarter of the process's memory."""
@@ -23,72 +22,92 @@ ACCELERATOR_FRACTION = 0.9
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMemory:
+    """What a device has, and what other things than the KV cache take of it, in bytes.
+
+    Attributes:
+        total: memory of one device; for a CPU, what this process may use, over all its devices. None if the
+            device does not say.
+        weights: weights, state and image features, on one device.
+        temporary: most memory that a program needs besides its arguments, on one device.
+    """
+
+    platform: Platform
+    num_devices: int
+    total: int | None
+    weights: int
+    temporary: int = 0
+
+    @property
+    def left(self) -> int | None:
+        """Memory for the pages where the config does not say; None if unknown."""
+        if self.total is None:
+            return None
+        if self.platform == "cpu":
+            return int(min(MAX_CPU_BYTES, self.total * CPU_FRACTION)) // self.num_devices
+        return max(int(self.total * ACCELERATOR_FRACTION) - self.weights - self.temporary, 0)
+
+
 def choose_pages(
-    manifest: Manifest, config: KVCacheConfig, *, where: str, memory_bytes: int | None, temporary_bytes: int
+    plan: PagePlan, config: KVCacheConfig, memory: DeviceMemory, *, dp: int, where: str
 ) -> tuple[int, ...]:
-    """Return the pages of each group in one dp shard.
+    """Return the pages of each group in one dp shard: never more than all slots can use.
 
     Args:
         where: the model's place in the config, such as `models[0]`, for messages.
-        memory_bytes: memory of one device, if known; for a CPU what this process may use.
-        temporary_bytes: most memory that a program needs besides its arguments, on one device.
 
     Raises:
-        ConfigError: the pages do not hold even one prefill, or the memory is not known.
+        ConfigError: the pages do not hold the longest prefill, or the device does not say its memory.
     """
-    plan = manifest.page_plan
-    most = plan.most_pages()
-    chosen = _stated(plan, config, manifest, where, memory_bytes)
-    if chosen is None:
-        budget = _default_bytes(manifest, plan, memory_bytes, temporary_bytes)
-        chosen = plan.within(budget)
-    chosen = plan.with_pages(min(chosen[0], most[0]))
-    if plan.max_len(chosen) < min(plan.max_write_len, plan.max_model_len):
+    chosen = _pages(plan, config, memory, dp, where)
+    least = min(plan.max_write_len, plan.max_model_len)
+    if plan.max_len(chosen) < least:
         raise ConfigError(
-            f"{where}.kv_cache has room for {chosen[0]} pages of {plan.page_size} tokens in each dp shard; the "
-            f"longest prefill_length is {plan.max_write_len}: raise kv_cache, or lower prefill_length or the "
-            "memory of weights"
+            f"{where}.kv_cache has room for {chosen[0]} pages of {plan.page_size} tokens per device; one "
+            f"prefill has up to {least} tokens: raise kv_cache, lower prefill_length, or split the weights "
+            "over more devices with mesh.tp"
         )
-    logger.info(
-        "KV cache: %d pages of %d tokens (%.2f GiB per device), requests of up to %d tokens",
-        chosen[0] * manifest.mesh["dp"],
-        plan.page_size,
-        plan.num_bytes(chosen) / 2**30,
-        plan.max_len(chosen),
-    )
     return chosen
 
 
-def _stated(
-    plan: PagePlan, config: KVCacheConfig, manifest: Manifest, where: str, memory_bytes: int | None
-) -> tuple[int, ...] | None:
+def _pages(
+    plan: PagePlan, config: KVCacheConfig, memory: DeviceMemory, dp: int, where: str
+) -> tuple[int, ...]:
+    most = plan.most_pages()
     if config.pages is not None:
-        return plan.with_pages(config.pages // manifest.mesh["dp"])
+        return plan.with_pages(min(config.pages // dp, most[0]))
     if config.bytes is not None:
-        return plan.within(config.bytes)
-    if config.memory_fraction is None:
-        return None
-    if memory_bytes is None:
+        budget: int | None = config.bytes
+    elif config.memory_fraction is None:
+        budget = memory.left
+    elif memory.total is None:
         raise ConfigError(
             f"{where}.kv_cache.memory_fraction is {config.memory_fraction}, but the device does not say how "
             "much memory it has: set kv_cache.bytes"
         )
-    return plan.within(int(memory_bytes * config.memory_fraction))
+    else:
+        budget = int(memory.total * config.memory_fraction)
+    if budget is None or plan.num_bytes(most) <= budget:
+        return most
+    return plan.within(budget)
 
 
-def _default_bytes(
-    manifest: Manifest, plan: PagePlan, memory_bytes: int | None, temporary_bytes: int
-) -> int:
-    everything = plan.num_bytes(plan.most_pages())
-    if memory_bytes is None:
-        return everything
-    if manifest.platform == "cpu":
-        # All devices of a CPU share its memory.
-        share = int(min(MAX_CPU_BYTES, memory_bytes * CPU_FRACTION)) // manifest.num_devices
-        return min(everything, share)
-    others = sum(manifest.num_bytes_per_device([0] * len(plan.groups)).values())
-    left = int(memory_bytes * ACCELERATOR_FRACTION) - others - temporary_bytes
-    return max(min(everything, left), 0)
+def memory_of(manifest: Manifest, device_bytes: int | None, *, temporary: int = 0) -> DeviceMemory:
+    """Return the memory of a bundle's devices.
+
+    Args:
+        device_bytes: memory of one device, if known.
+        temporary: see `DeviceMemory`.
+    """
+    others = sum(manifest.num_bytes_per_device([0] * len(manifest.kv_windows)).values())
+    return DeviceMemory(
+        platform=manifest.platform,
+        num_devices=manifest.num_devices,
+        total=process_memory_bytes(manifest.platform, device_bytes),
+        weights=others,
+        temporary=temporary,
+    )
 
 
 def process_memory_bytes(platform: Platform, device_bytes: int | None) -> int | None:

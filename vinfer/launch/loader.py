@@ -19,8 +19,8 @@ from vinfer.bundle.manifest import Manifest, Platform
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
 from vinfer.launch.bundles import Progress, find_or_build, open_bundle
-from vinfer.launch.kv_memory import choose_pages, process_memory_bytes
 from vinfer.launch.devices import device_memory_bytes, local_devices
+from vinfer.launch.kv_memory import choose_pages, memory_of
 from vinfer.launch.parity import check_new_bundle
 from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.server.model_table import ModelTable, SamplingDefaults, ServedModel
@@ -131,6 +131,7 @@ class Loader:
             devices=self._devices,
             dispatch_lock=self._dispatch_lock,
             progress=self._report,
+            where=f"models[{position}]",
         )
         self._engines.append(engine)
         parity = check_new_bundle(bundle, manifest, model, engine, self._report)
@@ -163,8 +164,13 @@ def start_engine(
     devices: Sequence[jax.Device],
     dispatch_lock: threading.Lock,
     progress: Progress,
+    where: str = "models[0]",
 ) -> Engine:
-    """Load a bundle and start its engine's thread."""
+    """Load a bundle and start its engine's thread.
+
+    Args:
+        where: the model's place in the config, for messages.
+    """
     from vinfer.engine.engine import Engine
     from vinfer.engine.load import load_runner
     from vinfer.engine.scheduler import Scheduler
@@ -172,11 +178,8 @@ def start_engine(
     # Tracing creates millions of objects but hardly any cycles. Collecting meanwhile costs a tenth of the
     # time, and the objects that remain never need to be collected.
     gc.disable()
-    memory_bytes = process_memory_bytes(manifest.platform, device_memory_bytes(devices[0]))
     try:
-        num_pages = choose_pages(
-            manifest, model.kv_cache, where=model.name, memory_bytes=memory_bytes, temporary_bytes=0
-        )
+        num_pages = _choose_pages(directory, manifest, model, devices, where=where)
         runner = load_runner(
             directory,
             manifest,
@@ -212,6 +215,29 @@ def start_engine(
     )
     engine.start()
     return engine
+
+
+def _choose_pages(
+    directory: Path, manifest: Manifest, model: ModelConfig, devices: Sequence[jax.Device], *, where: str
+) -> tuple[int, ...]:
+    """Return the pages of each group in one dp shard, and log them."""
+    from vinfer.engine.load import temporary_bytes
+
+    temporary = 0
+    if manifest.platform != "cpu" and not model.kv_cache.model_fields_set:
+        temporary = temporary_bytes(directory, manifest, devices=devices)
+    plan, dp = manifest.page_plan, manifest.mesh["dp"]
+    memory = memory_of(manifest, device_memory_bytes(devices[0]), temporary=temporary)
+    num_pages = choose_pages(plan, model.kv_cache, memory, dp=dp, where=where)
+    logger.info(
+        "KV cache of %s: %d pages of %d tokens, %.2f GiB per device; requests of up to %d tokens",
+        model.name,
+        num_pages[0] * dp,
+        plan.page_size,
+        plan.num_bytes(num_pages) / 2**30,
+        plan.max_len(num_pages),
+    )
+    return num_pages
 
 
 def shard_pages(manifest: Manifest, num_pages: Sequence[int]) -> list[ShardPages]:

@@ -70,7 +70,7 @@ class EasyDeLModel:
         max_model_len: rows of the RoPE table; the longest sequence.
         splits_tied_head: store a second copy of a tied LM head as [hidden, vocab]. XLA on the CPU multiplies
             by a transposed embedding four times slower than by a stored transpose.
-        widens_queries: see `compiler.paged_attention.attend`; for accelerators.
+        attention_block_len, widens_queries: see `compiler.paged_attention.attend`.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class EasyDeLModel:
         mesh: Mapping[str, int],
         max_model_len: int,
         splits_tied_head: bool,
+        attention_block_len: int,
         widens_queries: bool,
     ) -> None:
         import_easydel()
@@ -117,6 +118,7 @@ class EasyDeLModel:
                 group=groups.index(window),
                 window=window,
                 num_kv_heads=facts.num_kv_heads,
+                block_len=attention_block_len,
                 mesh=self.mesh if self.mesh.size > 1 else None,
                 widens=widens_queries,
             )
@@ -185,7 +187,6 @@ class EasyDeLModel:
             output = decoder(
                 **read,
                 position_ids=position_ids,
-                mask_info=_mask_info(*tokens.shape),
                 past_key_values=cache,
                 mode="decode" if tokens.shape[1] == 1 else "prefill",
             )
@@ -260,17 +261,6 @@ class EasyDeLModel:
     def _attentions(self, module: Any) -> list[Any]:
         layers = getattr(getattr(module, self._family.decoder), self._family.layers)
         return [getattr(layer, self._family.attention) for layer in layers]
-
-
-def _mask_info(rows: int, length: int) -> Any:
-    """Return a mask that no layer applies; without one, EasyDeL would make its own."""
-    from ejkernel.types import MaskInfo
-
-    causal = jnp.tril(jnp.ones((length, length), jnp.bool_))
-    mask_info = MaskInfo.from_attention_mask(jnp.broadcast_to(causal, (rows, 1, length, length)))
-    # Without this mark, EasyDeL applies a second causal mask that counts rows from 0.
-    object.__setattr__(mask_info, "_causal_baked", True)
-    return mask_info
 
 
 def _placeholder(leaf: Any) -> Any:

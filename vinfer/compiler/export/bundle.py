@@ -26,6 +26,7 @@ from vinfer.bundle.manifest import (
     KVArray,
     Manifest,
     ModelCard,
+    Platform,
     ProgramSpec,
     StateSpec,
     WeightSpec,
@@ -48,6 +49,8 @@ from vinfer.errors import BuildError
 from vinfer.image_processing import ImageProcessing, Qwen2VLProcessing
 
 WEIGHT_FILE_BYTES = 2 << 30
+ATTENTION_BLOCK_LEN: dict[Platform, int] = {"cpu": 128, "cuda": 512, "tpu": 512}
+"""Positions that attention reads at once. On a CPU short prompts pay for a whole block."""
 KV = ("k", "v")
 """The arrays of each layer, in order."""
 
@@ -99,7 +102,9 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
             shape, programs.inputs(shape), weights=weights, kv=any_pages, state=state, images=images
         )
 
-    specs = _write_programs(programs, model.facts.windows, arguments, plan, model.mesh, directory / "programs", progress)
+    specs = _write_programs(
+        programs, model.facts.windows, arguments, plan, model.mesh, directory / "programs", progress
+    )
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         key=plan.key,
@@ -135,6 +140,7 @@ def _decoder(plan: BuildPlan, checkpoint: Checkpoint) -> EasyDeLModel:
         mesh=plan.mesh,
         max_model_len=plan.max_model_len,
         splits_tied_head=plan.platform == "cpu",
+        attention_block_len=ATTENTION_BLOCK_LEN[plan.platform],
         widens_queries=plan.platform != "cpu",
     )
 
@@ -306,7 +312,9 @@ def _write_programs(
                 out_shardings=(arguments[1], arguments[2], _shardings(mesh, outputs)),
                 keep_unused=True,
             )
-        exported = export.export(jitted, platforms=[plan.platform])(*_abstract_arguments(shape, groups, windows, plan))
+        exported = export.export(jitted, platforms=[plan.platform])(
+            *_abstract_arguments(shape, groups, windows, plan)
+        )
         file = shape.name.replace("[", "-").replace("]", "").replace(",", "-") + ".stablehlo"
         (directory / file).write_bytes(exported.serialize())
         specs.append(ProgramSpec(shape=shape, file=file, inputs=inputs, outputs=outputs))
