@@ -24,7 +24,7 @@ class Visible:
 
     Attributes:
         spans: a second range of positions, (first, end), int32 [rows, length] each: the image around a token
-            in a model with bidirectional image attention. Empty ranges have first >= end. None: there is none.
+            in a model with bidirectional image attention; first >= end for text. None for other models.
     """
 
     first: jax.Array
@@ -44,7 +44,7 @@ class Visible:
         return jnp.min(jnp.where(sees_something, first, last[:, None]), axis=1), last
 
     def mask(self, positions: jax.Array) -> jax.Array:
-        """Return bool [rows, length, block]: which of some positions, int32 [rows, block], each token sees."""
+        """Return bool [rows, length, block]: which positions, int32 [rows, block], each token sees."""
         places = positions[:, None, :]
         mask = (places >= self.first[:, :, None]) & (places < self.end[:, :, None])
         if self.spans is None:
@@ -176,7 +176,7 @@ def attend(
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How queries, scores and outputs are arranged: grouped by KV head, or widened to whole rows of a page."""
+    """How queries, scores and outputs are arranged: grouped by KV head, or widened to rows of a page."""
 
     num_kv_heads: int
     group: int

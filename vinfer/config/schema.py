@@ -128,7 +128,7 @@ class KVCacheConfig(Block):
     )
     pages: _Count | None = Field(
         default=None,
-        description="Pages of the KV cache, over all dp shards; 32 tokens each on a CPU, or 128.",
+        description="Pages of the KV cache, over all dp shards: 32 tokens each on a CPU, else 128.",
     )
     memory_fraction: float | None = Field(
         default=None, gt=0, le=1, description="Part of a device's memory for the pages of the KV cache."
@@ -208,8 +208,8 @@ class ModelConfig(Block):
     num_slots: int = Field(default=16, ge=1, le=4096, description="Requests decoded together.")
     kv_cache: KVCacheConfig = Field(
         default=KVCacheConfig(),
-        description="Memory of the KV cache. By default on accelerators, what weights and programs leave; on a "
-        "CPU the least of num_slots times max_model_len, 4 GiB and a quarter of the process's memory.",
+        description="Memory of the KV cache. By default on accelerators, what weights and programs leave; on "
+        "a CPU the least of num_slots times max_model_len, 4 GiB and a quarter of the process's memory.",
     )
     prefix_cache: Literal["per_key", "shared", "off"] = Field(
         default="per_key",
@@ -232,7 +232,7 @@ class ModelConfig(Block):
         default=False,
         description="Use a single prefill shape and a single decode shape for all requests, so that a seeded "
         "request has bit-identical tokens and logprobs whatever shares its batch. Each step costs as much as "
-        "with all slots busy and max_model_len tokens in each.",
+        "with all slots busy.",
     )
     max_programs: int = Field(
         default=128, ge=1, le=4096, description="Refuse a plan that needs more compiled programs than this."
