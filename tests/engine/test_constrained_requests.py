@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import cast
 
 import pytest
-from engine_requests import MAX_MODEL_LEN, STEPS, CountingMatcher, make_request, make_shapes
+from engine_requests import MAX_MODEL_LEN, STEPS, CountingMatcher, make_pages, make_request, make_shapes
 from fake_runner import GUARD_SECONDS, FakeRunner, LogEntry
 
 from vinfer.engine.engine import Engine
@@ -28,7 +28,12 @@ def running(runner: FakeRunner, num_slots: int = 2) -> Iterator[Engine]:
     engine = Engine(
         name="fake",
         runner=cast(Runner, runner),
-        scheduler=Scheduler(shapes=make_shapes(num_slots=num_slots), num_slots=num_slots, steps=STEPS),
+        scheduler=Scheduler(
+            shapes=make_shapes(num_slots=num_slots),
+            num_slots=num_slots,
+            pages=make_pages(num_slots),
+            steps=STEPS,
+        ),
         num_slots=num_slots,
         max_model_len=MAX_MODEL_LEN,
         max_queue=100,

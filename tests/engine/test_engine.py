@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar, cast
 
 import pytest
-from engine_requests import MAX_MODEL_LEN, STEPS, make_request, make_shapes
+from engine_requests import MAX_MODEL_LEN, STEPS, make_pages, make_request, make_shapes
 from fake_runner import GUARD_SECONDS, VOCABULARY, FakeRunner
 
 from vinfer.engine.engine import Engine
@@ -33,7 +33,12 @@ def running(
     engine = Engine(
         name="fake",
         runner=cast(Runner, runner),
-        scheduler=Scheduler(shapes=make_shapes(num_slots=num_slots), num_slots=num_slots, steps=STEPS),
+        scheduler=Scheduler(
+            shapes=make_shapes(num_slots=num_slots),
+            num_slots=num_slots,
+            pages=make_pages(num_slots),
+            steps=STEPS,
+        ),
         num_slots=num_slots,
         max_model_len=MAX_MODEL_LEN,
         max_queue=max_queue,
@@ -110,7 +115,7 @@ def test_choices_share_one_prefill_and_each_says_what_it_would_alone() -> None:
 
     async def main(engine: Engine) -> list[Answer]:
         async def choice(name: str, max_tokens: int) -> Answer:
-            stream = engine.submit(make_request(name, 20, max_tokens, key="p"))
+            stream = engine.submit(make_request(name, 20, max_tokens, scope="p"))
             seen.append(await anext(stream))
             if seen[-1].is_last:
                 return list(seen[-1].token_ids), seen[-1].finish_reason
@@ -131,7 +136,7 @@ def test_a_cancelled_sibling_leaves_the_others_their_answers() -> None:
     runner = FakeRunner(num_readable=0)
 
     async def main(engine: Engine) -> list[Answer]:
-        streams = [engine.submit(make_request(name, 40, 5, key="p")) for name in "abc"]
+        streams = [engine.submit(make_request(name, 40, 5, scope="p")) for name in "abc"]
         # The first of five chunks is enqueued, and reading it is not let through.
         runner.wait_until_blocked()
         engine.cancel("a")
