@@ -36,7 +36,6 @@ def check_choice(shapes: tuple[ProgramShape, ...], kind: ProgramKind, *, rows: i
     others = [shape for shape in shapes if covers(shape, kind, rows, length)]
     cost = chosen.rows * chosen.length
     assert cost == min(shape.rows * shape.length for shape in others)
-    # Of two that cost the same, the shorter one computes fewer logits of padding.
     assert chosen.length == min(s.length for s in others if s.rows * s.length == cost)
 
 

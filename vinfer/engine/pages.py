@@ -55,6 +55,16 @@ class PagePool:
         self._num_owners[page] = 1
         return page
 
+    def allocate_copy(self, source: int) -> int:
+        """Return a page for a copy of a page: without other memory, the page itself, if nobody owns it."""
+        if self.num_available == 1:
+            return self.allocate()
+        # Held meanwhile, or the page could be taken as its own copy.
+        self.share(source)
+        page = self.allocate()
+        self.give_back(source)
+        return page
+
     def give_back(self, page: int) -> None:
         """Remove an owner."""
         self._num_owners[page] -= 1
@@ -119,7 +129,10 @@ class PageTable:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PageCopy:
-    """Copy a page of every group in one dp shard, before the work that needs it."""
+    """Copy a page of every group in one dp shard, before the work that needs it.
+
+    Where the source is the target, the page is used in place.
+    """
 
     shard: int
     sources: tuple[int, ...]
@@ -165,6 +178,10 @@ class ShardPages:
 
     def num_promisable(self) -> int:
         """Pages of the first group that are neither held nor promised."""
+        if self._windows[0] is not None:
+            # What requests share may leave the window of one, which then needs a page that nobody else has.
+            promised = (max(table.num_promised, table.num_held) for table in self._tables)
+            return self._pools[0].num_pages - sum(promised)
         return self._pools[0].num_available - sum(table.num_outstanding for table in self._tables)
 
     def pages_for(self, num_positions: int) -> int:
@@ -204,11 +221,19 @@ class ShardPages:
         """Whether every group has a page with these contents."""
         return all(pool.find(key) is not None for pool in self._pools)
 
-    def num_taken(self, keys: PrefixKeys, num_found: int) -> int:
-        """Return how many of some found pages have no owner, so that sharing them takes them."""
+    def num_needed(self, keys: PrefixKeys | None, *, num_found: int, num_positions: int) -> int:
+        """Return how many promisable pages a request takes.
+
+        Args:
+            num_found: pages of others that it begins with.
+            num_positions: those for which pages are promised.
+        """
+        num_new = self.pages_for(num_positions)
+        if self._windows[0] is not None or keys is None:
+            return num_new
         pool = self._pools[0]
         found = (pool.find(keys.of_page(place)) for place in range(num_found))
-        return sum(page is not None and pool.is_idle(page) for page in found)
+        return num_new - num_found + sum(page is not None and pool.is_idle(page) for page in found)
 
     def open(self, num_positions: int) -> PageTable:
         """Return an empty table, with a promise of pages for some positions."""
@@ -248,7 +273,17 @@ class ShardPages:
         Returns:
             False if there are too few pages; nothing has changed then but for passed windows.
         """
+        self._leave_passed(table, start)
         last = -(-end // self.page_size)
+        if not self._has_room(table, last):
+            return False
+        for pages, pool in zip(table.pages, self._pools, strict=True):
+            while len(pages) < last:
+                pages.append(pool.allocate())
+        return True
+
+    def _leave_passed(self, table: PageTable, start: int) -> None:
+        """Give back the pages that no token from `start` on sees."""
         for window, pages, pool in zip(self._windows, table.pages, self._pools, strict=True):
             if window is None:
                 continue
@@ -256,15 +291,15 @@ class ShardPages:
                 if pages[place] != NO_PAGE:
                     pool.give_back(pages[place])
                     pages[place] = NO_PAGE
+
+    def _has_room(self, table: PageTable, last: int) -> bool:
+        """Return whether a table can have `last` entries."""
         for group, (pages, pool) in enumerate(zip(table.pages, self._pools, strict=True)):
             available = pool.num_available
             if group == 0:
                 available = self.num_promisable() + table.num_outstanding
             if last - len(pages) > available:
                 return False
-        for pages, pool in zip(table.pages, self._pools, strict=True):
-            while len(pages) < last:
-                pages.append(pool.allocate())
         return True
 
     def publish(self, table: PageTable, keys: PrefixKeys, *, start: int, end: int) -> None:
@@ -286,19 +321,15 @@ class ShardPages:
             start: end of the pages before it, which the table has.
             end: end of the part.
         """
-        sources = [pool.find(key) for pool in self._pools]
-        if any(source is None for source in sources):
+        found = [page for pool in self._pools if (page := pool.find(key)) is not None]
+        if len(found) < len(self._pools):
             return None
-        found = tuple(source for source in sources if source is not None)
-        # Held meanwhile, or the page could be taken as its own copy.
-        for page, pool in zip(found, self._pools, strict=True):
-            pool.share(page)
-        is_covered = self.cover(table, start=start, end=end)
-        for page, pool in zip(found, self._pools, strict=True):
-            pool.give_back(page)
-        if not is_covered:
+        self._leave_passed(table, start)
+        if not self._has_room(table, end // self.page_size + 1):
             return None
-        return PageCopy(self.shard, found, tuple(pages[end // self.page_size] for pages in table.pages))
+        for page, pages, pool in zip(found, table.pages, self._pools, strict=True):
+            pages.append(pool.allocate_copy(page))
+        return PageCopy(self.shard, tuple(found), tuple(pages[-1] for pages in table.pages))
 
     def _first_visible(self, position: int, window: int) -> int:
         """Return the place of the first page that a token at a position sees through a window."""

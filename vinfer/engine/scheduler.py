@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from vinfer.bundle.programs import ProgramKind, ProgramShape, choose_encoder, choose_program, is_single_shape
 from vinfer.engine.chunks import ChunkPlan, keep_whole
 from vinfer.engine.feature_cache import FeatureCache
-from vinfer.engine.pages import ShardPages, total_owned
+from vinfer.engine.pages import PageCopy, ShardPages, total_owned
 from vinfer.engine.prefix_keys import PrefixKeys
 from vinfer.engine.request import Request
 from vinfer.engine.running import Running, prompt_kind
@@ -152,7 +152,7 @@ class Scheduler:
         return request_id in self._running
 
     def observe(self, request_id: str, token_ids: Sequence[int]) -> None:
-        """Record tokens that were read from the device, in order; also for a request that has to wait again."""
+        """Record tokens that were read from the device, in order; also those of a request that waits again."""
         running = self._running.get(request_id)
         if running is not None:
             running.tokens += token_ids
@@ -235,10 +235,8 @@ class Scheduler:
             if best is not None and best[2] is shard:
                 continue
             num_found = 0 if keys is None else self._find(shard, keys, request, len(tokens))
-            num_new = shard.pages_for(num_positions) - num_found
-            if keys is not None:
-                num_new += shard.num_taken(keys, num_found)
-            num_spare = shard.num_promisable() - num_new
+            num_needed = shard.num_needed(keys, num_found=num_found, num_positions=num_positions)
+            num_spare = shard.num_promisable() - num_needed
             rank = (num_found, num_spare)
             if num_spare >= 0 and (best is None or rank > best[0]):
                 best = (rank, slot, shard)
@@ -269,7 +267,7 @@ class Scheduler:
     def _find(
         self, shard: ShardPages, keys: PrefixKeys, request: Request, num_tokens: int, first: int = 0
     ) -> int:
-        """Return how many pages a prompt may begin with: fewer than all of it, and no part of a whole block."""
+        """Return how many pages a prompt may begin with: not all of it, and no part of a whole block."""
         if prompt_kind(request) != "prefill":
             return 0
         # The last token is always computed, for its logits.
@@ -347,18 +345,31 @@ class Scheduler:
             if prefills and shape.rows * shape.length > budget:
                 break
             budget -= shape.rows * shape.length
-            prefills.append(Prefill(shape, tuple(self._prefilled(*chunk) for chunk in chunks)))
+            # All copies come first, as on the device: a chunk may write over a page that was copied.
+            copies = [self._copy_part(*chunk) for chunk in chunks]
+            prefilled = [
+                self._prefilled(span, running, copy)
+                for (span, running), copy in zip(chunks, copies, strict=True)
+                # A page without owners may have become that of another copy. Then the prompt waits.
+                if copy is not None or span.copied_part is None
+            ]
+            assert prefilled, "pages for the whole prompt are promised"
+            prefills.append(Prefill(shape, tuple(prefilled)))
         return tuple(prefills)
 
-    def _prefilled(self, span: _Span, running: Running) -> Chunk:
-        """Give a chunk its pages, and count it as done."""
-        copy = None
-        if span.copied_part is not None:
-            copy = running.shard.copy_part(
-                running.table, span.copied_part, start=running.num_prefilled, end=span.start
-            )
-            assert copy is not None, "pages for the whole prompt are promised"
+    def _copy_part(self, span: _Span, running: Running) -> PageCopy | None:
+        """Copy the partial page before a span, if it has one that is still there."""
+        if span.copied_part is None:
+            return None
+        copy = running.shard.copy_part(
+            running.table, span.copied_part, start=running.num_prefilled, end=span.start
+        )
+        if copy is not None:
             self._skip_to(running, span.start)
+        return copy
+
+    def _prefilled(self, span: _Span, running: Running, copy: PageCopy | None) -> Chunk:
+        """Give a chunk its pages, and count it as done."""
         is_covered = running.shard.cover(running.table, start=span.start, end=span.end)
         assert is_covered, "pages for the whole prompt are promised"
         is_final = span.end == running.num_to_prefill
@@ -415,11 +426,11 @@ class Scheduler:
 
     def _due_chunks(self) -> Iterator[tuple[_Span, Running]]:
         """Yield the next chunk of every prompt that does not wait for pages of another, oldest first."""
-        awaited: set[bytes] = set()
+        awaited: dict[int, set[bytes]] = {shard.shard: set() for shard in self._pages}
         for running in self._running.values():
             if running.is_prefilled or not self._sees_images(running):
                 continue
-            span = self._next_span(running, awaited)
+            span = self._next_span(running, awaited[running.shard.shard])
             if span is not None:
                 yield span, running
 
@@ -429,31 +440,35 @@ class Scheduler:
         Args:
             awaited: keys of the pages that older prompts are about to write; this prompt's own are added.
         """
-        start, size = running.num_prefilled, running.shard.page_size
-        part = None
-        if running.finds_pages and start % size == 0:
+        if running.finds_pages:
             assert running.keys is not None
-            place = start // size
-            num_found = self._find(
-                running.shard, running.keys, running.request, running.num_to_prefill, first=place
+            size, end = running.shard.page_size, running.num_to_prefill - 1
+            part = running.keys.of_part(end) if self._shares_parts(running) else None
+            if running.num_prefilled % size == 0:
+                self._find_more(running)
+                place = running.num_prefilled // size
+                is_last_page = place == end // size
+                if is_last_page and part is not None and running.shard.has(part):
+                    return _Span(end, running.num_to_prefill, part)
+                waits_for = part if is_last_page else running.keys.of_page(place)
+                if waits_for in awaited:
+                    return None
+            awaited.update(
+                running.keys.of_page(place) for place in range(running.num_prefilled // size, end // size)
             )
-            if num_found > place:
-                self._begin_with(running, num_found)
-                start = running.num_prefilled
-            end = running.num_to_prefill - 1
-            is_last_page = start // size == end // size
-            if is_last_page and start < end and self._shares_parts(running):
-                part = running.keys.of_part(end)
-            if part is not None and running.shard.has(part):
-                return _Span(end, running.num_to_prefill, part)
-            waits_for = part if is_last_page else running.keys.of_page(start // size)
-            if waits_for in awaited:
-                return None
-            for place in range(start // size, end // size):
-                awaited.add(running.keys.of_page(place))
-            if self._shares_parts(running):
-                awaited.add(running.keys.of_part(end))
-        return _Span(start, self._chunk_end(running, start))
+            if part is not None:
+                awaited.add(part)
+        return _Span(running.num_prefilled, self._chunk_end(running, running.num_prefilled))
+
+    def _find_more(self, running: Running) -> None:
+        """Let a prompt skip the pages of others that have been written since it began."""
+        assert running.keys is not None
+        place = running.num_prefilled // running.shard.page_size
+        num_found = self._find(
+            running.shard, running.keys, running.request, running.num_to_prefill, first=place
+        )
+        if num_found > place:
+            self._begin_with(running, num_found)
 
     def _shares_parts(self, running: Running) -> bool:
         """Return whether equal prompts may copy the page before the last token of this one."""
