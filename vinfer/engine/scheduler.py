@@ -152,7 +152,7 @@ class Scheduler:
         return request_id in self._running
 
     def observe(self, request_id: str, token_ids: Sequence[int]) -> None:
-        """Record tokens that were read from the device, in order; also those of a request that waits again."""
+        """Record tokens that were read from the device, in order; also those of one that waits again."""
         running = self._running.get(request_id)
         if running is not None:
             running.tokens += token_ids
