@@ -250,9 +250,7 @@ class CheckingDevice:
             self._pages[copy.shard, group, target] = dict(self._pages[copy.shard, group, source])
             self.counts["used in place" if source == target else "copied"] += 1
 
-    def _write(
-        self, slot: _Slot, shard: int, pages: Sequence[Sequence[int]], start: int, end: int
-    ) -> None:
+    def _write(self, slot: _Slot, shard: int, pages: Sequence[Sequence[int]], start: int, end: int) -> None:
         for group, table in enumerate(pages):
             for position in range(start, end):
                 place, offset = divmod(position, self._page_size)

@@ -110,6 +110,7 @@ class Simulation:
     def cancel(self, name: str) -> None:
         self._cancelled.add(name)
         self.scheduler.finish(name)
+        self.scheduler.check_integrity()
 
     def step(self) -> None:
         """Schedule and carry out; the dispatches before are read then, or before that for a grammar's sake."""
@@ -117,10 +118,10 @@ class Simulation:
             self._read_all()
         num_unread = len(self._in_flight)
         schedule = self.scheduler.schedule()
-        self.scheduler.check_integrity()
         assert schedule or num_unread or not self.scheduler.num_running, "the engine would fail"
         num_padded = sum(prefill.shape.rows * prefill.shape.length for prefill in schedule.prefills)
         assert len(schedule.prefills) <= 1 or num_padded <= self.largest_bucket
+        self.scheduler.check_integrity()
         enqueued = self._device.carry_out(schedule)
         self._read_all()
         self._in_flight = enqueued
@@ -133,11 +134,10 @@ class Simulation:
                     continue
                 self._tokens[name] += tokens
                 self.scheduler.observe(name, tokens)
-                self.scheduler.check_integrity()
                 if is_last:
                     self._finished.add(name)
                     self.scheduler.finish(name)
-                    self.scheduler.check_integrity()
+            self.scheduler.check_integrity()
         self._in_flight = []
 
     def run_to_the_end(self) -> None:
