@@ -1,7 +1,8 @@
 """A device that asserts that every dispatch is valid, and that every row finds its own past in its pages.
 
-It works in order, as a real one does: a dispatch takes effect when it is enqueued, and its tokens are read later.
-Each position of a page holds the history that its keys and values depend on: all tokens and images up to there.
+It works in order, as a real one does: a dispatch takes effect when it is enqueued, and its tokens are read
+later. Each position of a page holds the history that its keys and values depend on: all tokens and images up
+to there.
 """
 
 from __future__ import annotations
@@ -262,7 +263,7 @@ class CheckingDevice:
     def _check_past(
         self, slot: _Slot, shard: int, pages: Sequence[Sequence[int]], start: int, end: int
     ) -> None:
-        """Assert that the positions before `end` that a token at `start` or later sees are those of the row."""
+        """Assert that what the tokens from `start` on see before `end` is the row's own past."""
         assert len(pages) == len(self._windows)
         audience = _audience(slot.course.request)
         for group, (window, table) in enumerate(zip(self._windows, pages, strict=True)):

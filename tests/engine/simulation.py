@@ -1,4 +1,4 @@
-"""The engine's loop around a scheduler and a checking device, without threads: what is read when, as in `Engine`."""
+"""The loop of `Engine` around a scheduler and a checking device, without threads: it reads tokens as late."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Simulation:
         self.scheduler.check_integrity()
 
     def step(self) -> None:
-        """Schedule and carry out; the dispatches before are read then, or before that for a grammar's sake."""
+        """Schedule and carry out; then read the dispatches before. With a grammar they are read first."""
         if self.scheduler.is_constrained:
             self._read_all()
         num_unread = len(self._in_flight)

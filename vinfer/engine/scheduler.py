@@ -354,6 +354,9 @@ class Scheduler:
                 if copy is not None or span.copied_part is None
             ]
             assert prefilled, "pages for the whole prompt are promised"
+            for _, running in chunks:
+                # Only now: a page that is replaced by its like may not go to another chunk of the dispatch.
+                self._publish(running)
             prefills.append(Prefill(shape, tuple(prefilled)))
         return tuple(prefills)
 
@@ -389,12 +392,15 @@ class Scheduler:
         running.num_dispatched += chunk.samples
         if is_final:
             self._let_go_of_features(running)
+        return chunk
+
+    def _publish(self, running: Running) -> None:
+        """Let others find what a prompt has written, in dispatches after this one."""
         running.publish()
-        if is_final and self._shares_parts(running):
+        if running.is_prefilled and self._shares_parts(running):
             assert running.keys is not None
             end = running.num_to_prefill - 1
             running.shard.publish_part(running.table, running.keys.of_part(end), end=end)
-        return chunk
 
     def _feature_rows(self, running: Running, span: _Span) -> tuple[int, ...]:
         request = running.request
