@@ -531,8 +531,8 @@ class Scheduler:
         Where there are too few, others give theirs back.
 
         Args:
-            unread: requests that are prefilled in this step. They keep their pages, because the token
-                of a prefill is not read before the next step is scheduled.
+            unread: requests that are prefilled in this step. They keep their pages until the next one,
+                because the token of a prefill is not read before that is scheduled.
         """
         decoding = sorted(rows, key=lambda running: (running.request.priority, running.arrival))
         covered: list[Running] = []
@@ -541,14 +541,13 @@ class Scheduler:
             end = running.max_kv_len + min(step_limit, running.num_left)
             while not running.shard.cover(running.table, start=running.max_kv_len, end=end):
                 candidates = [
-                    other
-                    for other in (*covered, *decoding, running)
-                    if other.shard is running.shard and other.request.id not in unread
+                    other for other in (*covered, *decoding, running) if other.shard is running.shard
                 ]
-                if candidates in ([], [running]):
-                    # Prompts and finished answers hold the rest, and will be done with it.
-                    break
                 victim = self._victim(candidates)
+                if candidates == [running] or victim.request.id in unread:
+                    # Prompts and finished answers hold the rest, and will be done with it; or the next step
+                    # takes the pages.
+                    break
                 self._preempt(victim)
                 covered, decoding = ([r for r in group if r is not victim] for group in (covered, decoding))
                 if victim is running:
