@@ -28,7 +28,12 @@ Answer = tuple[list[int], FinishReason | None]
 
 @contextlib.contextmanager
 def running(
-    runner: FakeRunner, *, num_slots: int = 2, max_queue: int = 100, start: bool = True
+    runner: FakeRunner,
+    *,
+    num_slots: int = 2,
+    num_pages: int | None = None,
+    max_queue: int = 100,
+    start: bool = True,
 ) -> Iterator[Engine]:
     engine = Engine(
         name="fake",
@@ -36,7 +41,7 @@ def running(
         scheduler=Scheduler(
             shapes=make_shapes(num_slots=num_slots),
             num_slots=num_slots,
-            pages=make_pages(num_slots),
+            pages=make_pages(num_slots, num_pages),
             steps=STEPS,
         ),
         num_slots=num_slots,
@@ -146,6 +151,42 @@ def test_a_cancelled_sibling_leaves_the_others_their_answers() -> None:
     with running(runner, num_slots=3) as engine:
         first = (sum(range(40)) + 1) % VOCABULARY
         assert run(main(engine)) == [(list(range(first, first + 5)), "length")] * 2
+
+
+def test_a_preempted_request_goes_on_where_it_was() -> None:
+    """Each needs 11 of 16 pages in the end, so they take turns."""
+
+    async def main(engine: Engine) -> list[Answer]:
+        streams = [
+            engine.submit(make_request(name, (10 * place, 1), 40)) for place, name in enumerate("abcd")
+        ]
+        return await asyncio.gather(*map(answer, streams))
+
+    with running(FakeRunner(), num_slots=3, num_pages=16) as engine:
+        answers = run(main(engine))
+        engine.stop()
+        assert engine.stats().num_preemptions_total > 0
+        assert engine.stats().generation_tokens_total == 4 * 40
+        assert engine.stats().kv_cache_usage_fraction == 0
+    assert answers == [([10 * place + 2 + n for n in range(40)], "length") for place in range(4)]
+
+
+def test_the_next_turn_of_a_conversation_finds_the_answer_in_pages() -> None:
+    """Prompt 1, 2, 3 and answer 7, 8, 9, 10, 11: seven of these are written, which is one page of four."""
+
+    async def main(engine: Engine) -> list[TokenEvent]:
+        tokens, _ = await answer(engine.submit(make_request("a", (1, 2, 3), 5, scope="s")))
+        assert tokens == [7, 8, 9, 10, 11]
+        following = engine.submit(make_request("b", (1, 2, 3, *tokens, 4), 1, scope="s"))
+        return [event async for event in following]
+
+    with running(FakeRunner()) as engine:
+        (event,) = run(main(engine))
+        engine.stop()
+        assert event.token_ids == (1 + 2 + 3 + 45 + 4 + 1,)
+        assert event.num_cached_tokens == 4
+        assert engine.stats().prefix_cache_queries_total == 3 + 9
+        assert engine.stats().prefix_cache_hits_total == 4
 
 
 def test_a_request_for_no_tokens_ends_without_any() -> None:

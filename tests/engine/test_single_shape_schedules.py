@@ -127,7 +127,8 @@ def test_every_request_goes_through_what_it_goes_through_alone(
         (4, 40, 15, 8),  # three pages are equal, and one chunk
         (4, 40, 16, 16),
         (3, 40, 40, 24),  # page and chunk end together at 24
-        (3, 17, 17, 16),  # a part of a page is copied, if that is the end of a chunk
+        (3, 17, 17, 0),  # five pages end at 15, which is no end of a chunk
+        (16, 25, 25, 24),  # half a page is copied
         (16, 40, 40, 32),
         (16, 9, 9, 8),
     ],
