@@ -66,7 +66,7 @@ def _hide_operands(operation: ir.Operation) -> None:
             _put_behind_barriers(operation)
 
 
-def _is_constant(value: ir.Value) -> bool:
+def _is_constant(value: ir.Value) -> bool:  # type: ignore[type-arg, unused-ignore]
     return not isinstance(value.owner, ir.Block) and value.owner.name == "stablehlo.constant"
 
 
@@ -74,7 +74,7 @@ def _put_behind_barriers(operation: ir.Operation) -> None:
     for place, operand in enumerate(operation.operands):
         if _is_constant(operand):
             with ir.InsertionPoint(operation):
-                barrier = stablehlo.OptimizationBarrierOp([operand])
+                barrier = stablehlo.OptimizationBarrierOp([operand])  # type: ignore[no-untyped-call]
             operation.operands[place] = barrier.results[0]
 
 
@@ -83,6 +83,6 @@ def _broadcast(operation: ir.Operation) -> None:
     number = ir.DenseElementsAttr(operation.operands[0].owner.attributes["value"])
     whole = ir.DenseElementsAttr.get_splat(operation.results[0].type, number.get_splat_value())
     with ir.InsertionPoint(operation):
-        constant = stablehlo.ConstantOp(whole)
+        constant = stablehlo.ConstantOp(whole)  # type: ignore[no-untyped-call]
     operation.results[0].replace_all_uses_with(constant.result)
     operation.erase()
