@@ -228,7 +228,7 @@ class CheckingDevice:
                 rows.append((slot, shard, pages, slot.num_positions))
         read: Read = []
         for slot, shard, pages, start in rows:
-            tokens = []
+            tokens: list[int] = []
             while slot.is_active and len(tokens) < decode.step_limit:
                 self._write(slot, shard, pages, slot.num_positions, slot.num_positions + 1)
                 tokens.append(slot.sample())
