@@ -115,7 +115,7 @@ def test_one_more_page_never_fits(num_bytes: int, page_bytes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_pages", "expected"), [((1, 1), 32), ((31, 6), 992), ((32, 6), 1000), ((500, 24), 1000), ((), 0)]
+    ("num_pages", "expected"), [((1, 1), 32), ((31, 6), 992), ((32, 6), 1000), ((500, 24), 1000)]
 )
 def test_the_longest_request_is_that_of_the_model_or_what_the_first_group_holds(
     num_pages: tuple[int, ...], expected: int
