@@ -145,8 +145,10 @@ def test_a_mesh_shares_a_prompt(mesh_run: MeshRun, reference_of: Callable[[str],
     # With single shapes, whole chunks of 64 tokens are shared; otherwise all but the last token of 200.
     num_shared = 192 if manifest.is_deterministic else 199
     cached = [answer.num_cached_tokens for answer in mesh_run.shared]
-    # A request that arrives when the first is prefilled goes to its shard; before that, to an empty one.
-    assert cached in [[0] * num_cold + [num_shared] * (3 - num_cold) for num_cold in range(1, num_shards + 1)]
+    # A request that arrives when the first is prefilled goes to its shard, if that has a slot left.
+    assert cached[0] == 0
+    assert set(cached) == {0, num_shared}
+    assert cached.count(0) <= num_shards
     for question, answer in zip(shared_crowd(), mesh_run.shared, strict=True):
         comparison = compare(answer_logits(model, question, answer), answer)
         assert comparison.wrong_steps == ()
@@ -250,6 +252,6 @@ def test_a_moved_or_copied_pool_would_be_seen(program: str, opcode: str | None) 
         text=True,
         check=True,
     )
-    moves = moves_of(process.stdout, num_elements=32 * 32 * 64)
-    assert moves == ([] if opcode is None else [(opcode, (64, 32, 64))])
-    assert moves_of(process.stdout, num_elements=64 * 32 * 64 + 1) == []
+    moves = moves_of(process.stdout, shapes={(64, 32, 64), (32, 32, 64)})
+    assert {name for name, _ in moves} == ({opcode} if opcode else set())
+    assert moves_of(process.stdout, shapes={(64, 32, 63)}) == []
