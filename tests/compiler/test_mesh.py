@@ -22,7 +22,7 @@ from tiny.checkpoints import checkpoint_directory
 from tiny.engines import Answer, Question, ask
 from tiny.hlo import moves_of
 from tiny.mesh_process import CONSTRAINED
-from tiny.prompts import crowd, embedding_crowd, scored_crowd, shared_crowd
+from tiny.prompts import crowd, embedding_crowd, long_answers, scored_crowd, shared_crowd
 from tiny.references import answer_logits, compare, differing_steps, embedding_error
 
 from vinfer.bundle.directory import read_manifest
@@ -89,11 +89,10 @@ def answer_from_json(document: dict[str, Any]) -> Answer:
     )
 
 
-@pytest.fixture(scope="module", params=named(MESHES))
-def mesh_run(request: pytest.FixtureRequest, bundle_of: Callable[[str], Path]) -> MeshRun:
-    directory = bundle_of(request.param)
+def output_of(*arguments: str | Path) -> dict[str, Any]:
+    """Run `tiny.mesh_process`."""
     process = subprocess.run(
-        [sys.executable, "-m", "tiny.mesh_process", request.param, str(directory)],
+        [sys.executable, "-m", "tiny.mesh_process", *map(str, arguments)],
         cwd=TESTS,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -101,7 +100,14 @@ def mesh_run(request: pytest.FixtureRequest, bundle_of: Callable[[str], Path]) -
         check=False,
     )
     assert process.returncode == 0, process.stderr
-    found = json.loads(process.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module", params=named(MESHES))
+def mesh_run(request: pytest.FixtureRequest, bundle_of: Callable[[str], Path]) -> MeshRun:
+    directory = bundle_of(request.param)
+    found = output_of(request.param, directory)
     answers, shared, scored = (
         [answer_from_json(answer) for answer in found[key]] for key in ("answers", "shared", "scored")
     )
@@ -150,6 +156,23 @@ def test_a_mesh_shares_a_prompt(mesh_run: MeshRun, reference_of: Callable[[str],
     assert set(cached) == {0, num_shared}
     assert cached.count(0) <= num_shards
     for question, answer in zip(shared_crowd(), mesh_run.shared, strict=True):
+        comparison = compare(answer_logits(model, question, answer), answer)
+        assert comparison.wrong_steps == ()
+        assert comparison.logprob_errors.max() <= TOLERANCE
+
+
+@pytest.mark.bundles("llama-dp2-tp2")
+def test_a_shard_without_memory_preempts(
+    bundle_of: Callable[[str], Path], reference_of: Callable[[str], PreTrainedModel]
+) -> None:
+    """Each of two shards has six pages and two slots, for requests of up to four pages."""
+    name = "llama-dp2-tp2"
+    found = output_of(name, bundle_of(name), "12")
+    assert found["num_preemptions"] > 0
+    model = reference_of("llama")
+    for question, document in zip(long_answers(), found["answers"], strict=True):
+        answer = answer_from_json(document)
+        assert len(answer.token_ids) == question.params.max_tokens
         comparison = compare(answer_logits(model, question, answer), answer)
         assert comparison.wrong_steps == ()
         assert comparison.logprob_errors.max() <= TOLERANCE

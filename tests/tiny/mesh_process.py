@@ -1,6 +1,8 @@
 """Runs one bundle on four forced CPU devices and prints the results as JSON.
 
-    python -m tiny.mesh_process BUNDLE DIRECTORY      a name in `BUNDLES` and its directory; run from tests/
+    python -m tiny.mesh_process BUNDLE DIRECTORY [PAGES]     a name in `BUNDLES`, its directory; from tests/
+
+With PAGES, only `long_answers` run, on so many pages: {"answers": [...], "num_preemptions": int}.
 
 Needs its own process, because the number of CPU devices is fixed when JAX starts. The last line of standard
 output is {"answers": [...], "shared": [...], "scored": [...], "pooled": [[part, ...], ...],
@@ -22,9 +24,22 @@ CONSTRAINED = "[a-f]{3}-[0-9]{2}"
 """The grammar of half of the requests in the second run; 64 tokens are more than enough."""
 
 
-def main(bundle: str, directory: Path) -> None:
-    # Must be set before JAX starts.
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+def run_cramped(bundle: str, directory: Path, num_pages: int) -> None:
+    from tiny.bundles import model_config
+    from tiny.engines import ask, load_engine
+    from tiny.prompts import long_answers
+
+    from vinfer.config import KVCacheConfig
+
+    model = model_config(bundle).model_copy(update={"kv_cache": KVCacheConfig(pages=num_pages)})
+    engine = load_engine(directory, model)
+    answers = [dataclasses.asdict(answer) for answer in ask(engine, long_answers())]
+    num_preemptions = engine.stats().num_preemptions_total
+    engine.stop()
+    sys.stdout.write(json.dumps({"answers": answers, "num_preemptions": num_preemptions}) + "\n")
+
+
+def run(bundle: str, directory: Path) -> None:
     import jax
     import numpy as np
     from tiny.bundles import model_config
@@ -79,4 +94,9 @@ def main(bundle: str, directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    # Must be set before JAX starts.
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+    if len(sys.argv) > 3:
+        run_cramped(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        run(sys.argv[1], Path(sys.argv[2]))

@@ -40,6 +40,11 @@ def shared_crowd() -> list[Question]:
     return [Question(prompt(200), cache_scope="shared")] * 3
 
 
+def long_answers() -> list[Question]:
+    """Return greedy questions of two to four pages each, of whose answers few pages hold all."""
+    return [Question(prompt(length, seed=3)) for length in (60, 50, 33, 5, 64, 40)]
+
+
 def embedding_crowd() -> list[Question]:
     """Return questions for pooled hidden states of both kinds, some in one bucket or several chunks."""
     params = dataclasses.replace(GREEDY, max_tokens=0, top_logprobs=None)
