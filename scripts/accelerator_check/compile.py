@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from accelerator_check.targets import TARGETS, Target, compiler_options, devices
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from accelerator_check.targets import TARGETS, Target, compiler_options, devices
 from vinfer.bundle.directory import read_manifest
 from vinfer.bundle.manifest import ArraySpec, Manifest, ProgramSpec, argument_specs
 from vinfer.engine.load import make_mesh
@@ -61,9 +61,7 @@ def _write_text(compiled: Any, path: Path) -> str | None:
     return None
 
 
-def _compile(
-    directory: Path, program: ProgramSpec, manifest: Manifest, mesh: Mesh, target: Target
-) -> Any:
+def _compile(directory: Path, program: ProgramSpec, manifest: Manifest, mesh: Mesh, target: Target) -> Any:
     """Compile one program as `vinfer.engine.load` does, for the most pages that requests can use."""
     groups = argument_specs(
         program.shape,

@@ -1,6 +1,8 @@
 """Writes the programs of a published config.json, without weights, for one platform.
 
-    python -m accelerator_check.export CASE_JSON DIRECTORY
+    python -m accelerator_check.export DIRECTORY CASE_JSON...
+
+Each case gets a folder of its own name.
 
 Runs in a process of its own: EasyDeL, which it imports, sets flags that end the TPU compiler.
 """
@@ -15,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerator_check.cases import Case, programs_to_check
-
 from vinfer.checkpoint.generation import GenerationFacts
 from vinfer.checkpoint.normalise import normalise
 from vinfer.checkpoint.source import ResolvedSource
@@ -66,9 +67,7 @@ def export(case: Case, directory: Path) -> None:
         }
     )
     source = ResolvedSource(case.model, "hf", Path(case.model), {"config": case.config})
-    plan = plan_build(
-        model, source, where=case.model, platform=case.platform, num_devices=case.tp
-    )
+    plan = plan_build(model, source, where=case.model, platform=case.platform, num_devices=case.tp)
     plan = dataclasses.replace(plan, programs=programs_to_check(plan.programs))
     directory.mkdir(parents=True, exist_ok=True)
     build_programs(plan, ConfigOnly(case.config), directory, lambda *_: None)
@@ -76,4 +75,6 @@ def export(case: Case, directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    export(Case(**json.loads(sys.argv[1])), Path(sys.argv[2]))
+    for text in sys.argv[2:]:
+        case = Case(**json.loads(text))
+        export(case, Path(sys.argv[1]) / case.name)

@@ -8,11 +8,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from accelerator_check.hlo import Computation, Instruction, Leaf, Module, Unreadable
+from accelerator_check.hlo import Computation, Instruction, Leaf, Module, UnreadableError
 
 NO_WORK = frozenset(
-    "parameter get-tuple-element bitcast tuple constant opt-barrier after-all partition-id replica-id "
-    "add-dependency domain".split()
+    (
+        "add-dependency",
+        "after-all",
+        "bitcast",
+        "constant",
+        "domain",
+        "get-tuple-element",
+        "opt-barrier",
+        "parameter",
+        "partition-id",
+        "replica-id",
+        "tuple",
+    )
 )
 IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
 """Instructions that update their first operand, and which operand has the new values."""
@@ -20,11 +31,18 @@ PARTIAL_READS = frozenset(("dynamic-slice", "gather", "slice"))
 LAZY = frozenset(("bitcast", "reshape", "convert", "copy", "transpose", "negate"))
 """Within a fusion these compute only the elements that are needed."""
 COLLECTIVES = frozenset(
-    "all-reduce all-gather reduce-scatter all-to-all collective-permute collective-broadcast "
-    "ragged-all-to-all".split()
+    (
+        "all-gather",
+        "all-reduce",
+        "all-to-all",
+        "collective-broadcast",
+        "collective-permute",
+        "ragged-all-to-all",
+        "reduce-scatter",
+    )
 )
 FREE_CALLS = frozenset(
-    "ConcatBitcast AssumeGatherIndicesInBound GatherScatterIndicesBitpacked AllocateBuffer".split()
+    ("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast", "GatherScatterIndicesBitpacked")
 )
 WHOLE_READS = ("__cublas$", "__triton_gemm", "TopK", "__cub$", "Sharding")
 """Custom calls that read their operands once and write their results."""
@@ -73,10 +91,11 @@ def moved(module: Module, computation: Computation, trips: Trips, depth: int = 0
 
 
 def loops(module: Module, computation: Computation) -> Iterator[Instruction]:
-    """Yield the loops that a computation starts, also from computations that it calls."""
+    """Yield the loops that a computation starts and whose length is data, also those of what it calls."""
     for instruction in computation.instructions.values():
         if instruction.opcode == "while":
-            yield instruction
+            if constant_turns(module, computation, instruction) is None:
+                yield instruction
         elif instruction.opcode in ("call", "conditional", "async-start"):
             for name in _bodies(instruction):
                 yield from loops(module, module[name])
@@ -92,7 +111,7 @@ def _bodies(instruction: Instruction) -> tuple[str, ...]:
     }.get(instruction.opcode, ())
     names = instruction.called(*keys)
     if keys and not names:
-        raise Unreadable(f"{instruction.opcode} {instruction.name} calls nothing")
+        raise UnreadableError(f"{instruction.opcode} {instruction.name} calls nothing")
     return names
 
 
@@ -117,7 +136,9 @@ def _new_leaves(module: Module, computation: Computation, instruction: Instructi
         return [0]
     if opcode.endswith("-start"):
         # (operands, results, contexts), where contexts are scalars.
-        return list(range(min(len(instruction.operands), len(instruction.leaves) - 1), len(instruction.leaves)))
+        return list(
+            range(min(len(instruction.operands), len(instruction.leaves) - 1), len(instruction.leaves))
+        )
     aliased = set(instruction.aliased_leaves)
     if opcode in IN_PLACE:
         aliased.add(0)
@@ -129,7 +150,7 @@ def _new_leaves(module: Module, computation: Computation, instruction: Instructi
 def _inside(module: Module, fusion: Instruction) -> Computation:
     names = fusion.called("calls")
     if len(names) != 1:
-        raise Unreadable(f"fusion {fusion.name} calls {len(names)} computations")
+        raise UnreadableError(f"fusion {fusion.name} calls {len(names)} computations")
     return module[names[0]]
 
 
@@ -198,7 +219,7 @@ def _moved_by(
     if opcode in NO_WORK or opcode.endswith(("-done", "-update")):
         return Moved()
     if opcode == "while":
-        return _moved_by_loop(module, instruction, trips, depth)
+        return _moved_by_loop(module, computation, instruction, trips, depth)
     if opcode == "conditional":
         branches = [moved(module, module[name], trips, depth) for name in _bodies(instruction)]
         return min(branches, key=lambda branch: (len(branch.unknown), branch.num_bytes))
@@ -212,14 +233,41 @@ def _moved_by(
     )
 
 
-def _moved_by_loop(module: Module, loop: Instruction, trips: Trips, depth: int) -> Moved:
-    number, is_data = loop.trip_count, loop.trip_count is None
+def _moved_by_loop(
+    module: Module, computation: Computation, loop: Instruction, trips: Trips, depth: int
+) -> Moved:
+    number = constant_turns(module, computation, loop)
+    is_data = number is None
     if number is None:
         number = trips(loop, depth)
     once = sum((moved(module, module[name], trips, depth + is_data) for name in _bodies(loop)), Moved())
     if number is None:
         return once + Moved(unknown=(f"the number of turns of {loop.name}",))
     return once.times(number)
+
+
+def constant_turns(module: Module, computation: Computation, loop: Instruction) -> int | None:
+    """Return how often a loop turns: as stated, or counted in ones from 0 to a constant. None: it is data."""
+    if loop.trip_count is not None:
+        return loop.trip_count
+    (condition,), (body,) = loop.called("condition"), loop.called("body")
+    compare = module[condition].root
+    if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
+        return None
+    counter, limit = module[condition].operands(compare)
+    start = computation[loop.operands[0]]
+    if counter.tuple_index is None or start.opcode != "tuple" or limit.constant is None:
+        return None
+    first = computation[start.operands[counter.tuple_index]]
+    if first.opcode == "copy":
+        first = computation[first.operands[0]]
+    root = module[body].root
+    following = module[body][root.operands[counter.tuple_index]] if root.opcode == "tuple" else root
+    if following.opcode != "add" or first.constant != 0:
+        return None
+    terms = list(module[body].operands(following))
+    is_counter = any(term.tuple_index == counter.tuple_index for term in terms)
+    return limit.constant if is_counter and any(term.constant == 1 for term in terms) else None
 
 
 def _moved_by_custom_call(computation: Computation, call: Instruction) -> Moved:

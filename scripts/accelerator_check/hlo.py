@@ -1,6 +1,6 @@
 """Reads the text of an optimised HLO module: computations, instructions and the shapes of their results.
 
-Raises `Unreadable` at anything it does not understand, so that nothing is mistaken for "no copies".
+Raises `UnreadableError` at anything it does not understand, so that nothing is mistaken for "no copies".
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MEMORY_SPACE = re.compile(r"S\((\d+)\)")
 _HBM = 0
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """Text that this reader does not understand."""
 
 
@@ -86,6 +86,18 @@ class Instruction:
         return frozenset(int(index or 0) for index in re.findall(r"\{(\d*)\}: \(", stated[1]))
 
     @property
+    def constant(self) -> int | None:
+        """Value of an integer constant."""
+        is_integer = self.opcode == "constant" and re.fullmatch(r"-?\d+", self.arguments)
+        return int(self.arguments) if is_integer else None
+
+    @property
+    def tuple_index(self) -> int | None:
+        """Which element a get-tuple-element takes; None for other instructions."""
+        stated = re.search(r"\bindex=(\d+)", self.attributes)
+        return int(stated[1]) if self.opcode == "get-tuple-element" and stated else None
+
+    @property
     def trip_count(self) -> int | None:
         stated = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.attributes)
         return int(stated[1]) if stated else None
@@ -99,7 +111,7 @@ class Computation:
 
     def __getitem__(self, name: str) -> Instruction:
         if name not in self.instructions:
-            raise Unreadable(f"{self.name} has no instruction {name}")
+            raise UnreadableError(f"{self.name} has no instruction {name}")
         return self.instructions[name]
 
     def operands(self, instruction: Instruction) -> Iterator[Instruction]:
@@ -117,7 +129,7 @@ class Module:
 
     def __getitem__(self, name: str) -> Computation:
         if name not in self.computations:
-            raise Unreadable(f"no computation {name}")
+            raise UnreadableError(f"no computation {name}")
         return self.computations[name]
 
 
@@ -125,7 +137,7 @@ def read_module(text: str) -> Module:
     """Read a whole module.
 
     Raises:
-        Unreadable: a line of a computation that is not understood, or no entry.
+        UnreadableError: a line of a computation that is not understood, or no entry.
     """
     computations: dict[str, Computation] = {}
     entry: str | None = None
@@ -142,9 +154,9 @@ def read_module(text: str) -> Module:
         elif line.strip():
             lines.append(line)
     if header is not None:
-        raise Unreadable(f"the text ends within {header[2]}")
+        raise UnreadableError(f"the text ends within {header[2]}")
     if entry is None:
-        raise Unreadable("there is no ENTRY computation")
+        raise UnreadableError("there is no ENTRY computation")
     return Module(computations, computations[entry])
 
 
@@ -156,23 +168,23 @@ def _read_computation(name: str, lines: list[str]) -> Computation:
         instructions[instruction.name] = instruction
         root = instruction if is_root else root
     if root is None:
-        raise Unreadable(f"{name} has no ROOT")
+        raise UnreadableError(f"{name} has no ROOT")
     return Computation(name, instructions, root)
 
 
 def _read_instruction(line: str) -> tuple[Instruction, bool]:
     start = _START.match(line)
     if start is None:
-        raise Unreadable(line.strip()[:160])
+        raise UnreadableError(line.strip()[:160])
     rest = re.sub(r"/\*.*?\*/", "", line[start.end() :])
     type_end = _closing(rest) if rest.startswith("(") else rest.find(" ")
     opcode = re.match(r"\s*([a-z][\w\-]*)\(", rest[type_end:])
     if type_end < 0 or opcode is None:
-        raise Unreadable(line.strip()[:160])
+        raise UnreadableError(line.strip()[:160])
     arguments_start = type_end + opcode.end() - 1
     arguments_end = _closing(rest, arguments_start)
     if arguments_end < 0:
-        raise Unreadable(line.strip()[:160])
+        raise UnreadableError(line.strip()[:160])
     arguments = rest[arguments_start + 1 : arguments_end - 1]
     return (
         Instruction(
@@ -191,12 +203,12 @@ def _leaves(text: str, line: str) -> tuple[Leaf, ...]:
     found = []
     for dtype, shape, layout in _LEAF.findall(text):
         if dtype not in ITEM_BITS:
-            raise Unreadable(f"dtype {dtype}: {line.strip()[:120]}")
+            raise UnreadableError(f"dtype {dtype}: {line.strip()[:120]}")
         space = _MEMORY_SPACE.search(layout)
         sizes = tuple(int(size) for size in shape.split(",") if size)
         found.append(Leaf(dtype, sizes, int(space[1]) if space else _HBM))
     if not found and text.strip() != "()":
-        raise Unreadable(line.strip()[:160])
+        raise UnreadableError(line.strip()[:160])
     return tuple(found)
 
 

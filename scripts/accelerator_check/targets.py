@@ -1,6 +1,6 @@
 """The accelerators that programs are compiled for, and the packages with their compilers.
 
-Importing this module changes nothing; `set_environment` must run before JAX is imported.
+A process that compiles must start with `compiling_environment`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import importlib.util
-import os
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -51,10 +50,12 @@ TARGETS = {
 }
 
 
-def set_environment(environment: Mapping[str, str]) -> dict[str, str]:
+def compiling_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a process that compiles."""
+    # EasyDeL leaves flags there that end libtpu.
+    inherited = {name: value for name, value in environment.items() if name != "XLA_FLAGS"}
     return {
-        **environment,
+        **inherited,
         "JAX_PLATFORMS": "cpu",
         # Nothing is known of this machine that libtpu could ask for.
         "TPU_SKIP_MDS_QUERY": "1",
@@ -65,7 +66,7 @@ def set_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def missing_packages(platform: str) -> list[str]:
-    """Return what pip must install before programs for a platform compile; the locked jax decides versions."""
+    """Return what pip must install to compile for a platform. The locked jax decides the versions."""
     if platform == "tpu":
         return [] if importlib.util.find_spec("libtpu") else [libtpu_requirement()]
     version = importlib.metadata.version("jax")
@@ -102,17 +103,10 @@ def devices(target: Target) -> list[Any]:
     else:
         # libtpu assumes four chips per host unless told otherwise.
         single = {"chips_per_host_bounds": (1, 1, 1)} if target.num_devices == 1 else {}
-        description = topologies.get_topology_desc(
-            platform="tpu", topology_name=target.topology, **single
-        )
+        description = topologies.get_topology_desc(platform="tpu", topology_name=target.topology, **single)
     return list(description.devices)[: target.num_devices]
 
 
 def compiler_options(target: Target) -> dict[str, int] | None:
     """Return options for `compile`: autotuning would run candidates on a GPU."""
     return {"xla_gpu_autotune_level": 0} if target.platform == "cuda" else None
-
-
-def is_inherited_flag_harmful(flags: str | None = None) -> bool:
-    """Whether XLA_FLAGS has what EasyDeL sets there, which aborts libtpu."""
-    return "xla_gpu" in (os.environ.get("XLA_FLAGS", "") if flags is None else flags)
