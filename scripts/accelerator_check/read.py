@@ -55,6 +55,8 @@ def read_figures(
     record: Path, shape: ProgramShape, manifest: Manifest, block_len: int, row_len: int
 ) -> Figures:
     """Read NAME.json and NAME.hlo of `compile`."""
+    if not record.exists():
+        return Figures(unknown=("not compiled",))
     stated = json.loads(record.read_text())
     figures = Figures(temp_bytes=stated.get("temp_bytes"), compile_seconds=stated["compile_seconds"])
     reason = stated.get("error") or stated.get("hlo_error")

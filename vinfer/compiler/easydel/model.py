@@ -134,7 +134,7 @@ class EasyDeLModel:
         )
         self._family.correct(module)
         self._drop_windows(module)
-        attend_over_pages(self._attentions(module))
+        attend_over_pages(self._attentions(module), keeps_weights_in_place=widens_queries)
         graph, params, others = module.split_module()
         self._graph = graph
         self._leaves, self._tree = jax.tree_util.tree_flatten((params, others))
