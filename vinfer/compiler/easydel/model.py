@@ -70,7 +70,8 @@ class EasyDeLModel:
         max_model_len: rows of the RoPE table; the longest sequence.
         splits_tied_head: store a second copy of a tied LM head as [hidden, vocab]. XLA on the CPU multiplies
             by a transposed embedding four times slower than by a stored transpose.
-        attention_block_len, widens_queries: see `compiler.paged_attention.attend`.
+        attention_block_len, widens_queries: see `compiler.paged_attention.attend`. Widened queries are for
+            accelerators, where projections also get barriers: see `attend_over_pages`.
     """
 
     def __init__(
