@@ -4,7 +4,8 @@
 
 Needs its own process, because the number of CPU devices is fixed when JAX starts. The last line of standard
 output is {"answers": [...], "shared": [...], "scored": [...], "pooled": [[part, ...], ...],
-"bound": [text, ...], "collectives": {program: {opcode: count}}, "moved_kv": {program: [shape, ...]}}.
+"bound": [text, ...], "collectives": {program: {opcode: count}}, "moved_pools": {program: [[opcode, shape],
+...]}}.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main(bundle: str, directory: Path) -> None:
     import numpy as np
     from tiny.bundles import model_config
     from tiny.engines import GREEDY, Binder, Question, ask, load_engine
-    from tiny.hlo import GATHERS, instructions, moved_kv_shapes
+    from tiny.hlo import COLLECTIVES, instructions, moves_of
     from tiny.prompts import crowd, embedding_crowd, scored_crowd, shared_crowd
 
     from vinfer.bundle.directory import read_manifest
@@ -50,9 +51,8 @@ def main(bundle: str, directory: Path) -> None:
             for place, question in enumerate(crowd(join_apart=False))
         ],
     )
-    kv_lengths = {
-        manifest.max_model_len,
-        *(p.shape.kv_length for p in manifest.programs if p.shape.kv_length),
+    pools = {
+        shape for pool in engine._runner._kv for shape in (pool.shape, pool.addressable_shards[0].data.shape)
     }
     # The programs that the engine runs, not compiled a second time.
     texts = {
@@ -69,15 +69,10 @@ def main(bundle: str, directory: Path) -> None:
         ],
         "bound": [binder.text(answer) for answer in constrained[1::2]],
         "collectives": {
-            name: collections.Counter(
-                i.opcode for i in instructions(text) if i.opcode in (*GATHERS, "all-reduce")
-            )
+            name: collections.Counter(i.opcode for i in instructions(text) if i.opcode in COLLECTIVES)
             for name, text in texts.items()
         },
-        "moved_kv": {
-            name: moved_kv_shapes(text, kv_lengths=kv_lengths, head_dim=manifest.kv[0].shape[-1])
-            for name, text in texts.items()
-        },
+        "moved_pools": {name: moves_of(text, shapes=pools) for name, text in texts.items()},
     }
     engine.stop()
     sys.stdout.write(json.dumps(found) + "\n")

@@ -37,7 +37,7 @@ def crowd(*, join_apart: bool) -> list[Question]:
 
 def shared_crowd() -> list[Question]:
     """Return three greedy questions that share one prompt of several chunks."""
-    return [Question(prompt(200), prompt_key="shared")] * 3
+    return [Question(prompt(200), cache_scope="shared")] * 3
 
 
 def embedding_crowd() -> list[Question]:

@@ -85,4 +85,6 @@ class PagePlan:
 
     def max_len(self, num_pages: Sequence[int]) -> int:
         """Return the longest request, prompt and answer, that a number of pages in each group can hold."""
-        return min(self.max_model_len, num_pages[0] * self.page_size) if num_pages else 0
+        if num_pages[0] >= self.pages_of_row(self.groups[0]):
+            return self.max_model_len
+        return min(self.max_model_len, num_pages[0] * self.page_size)

@@ -75,11 +75,12 @@ class PagePool:
         else:
             self._free.append(page)
 
-    def publish(self, page: int, key: bytes) -> None:
-        """Let a page be found by its contents, unless another page has the same."""
+    def publish(self, page: int, key: bytes) -> int:
+        """Let a page be found by its contents, unless another has the same; return the one to be found."""
         if key not in self._page_of:
             self._page_of[key] = page
             self._keys.setdefault(page, set()).add(key)
+        return self._page_of[key]
 
     def _forget(self, page: int) -> None:
         for key in self._keys.pop(page, ()):
@@ -303,11 +304,19 @@ class ShardPages:
         return True
 
     def publish(self, table: PageTable, keys: PrefixKeys, *, start: int, end: int) -> None:
-        """Let the pages that are full at `end`, and were not at `start`, be found by their contents."""
+        """Let the pages that are full at `end`, and were not at `start`, be found by their contents.
+
+        A page whose contents are in another one is replaced by that. So no two pages with owners have equal
+        known contents, and groups with windows never hold more pages than the full one.
+        """
         for pages, pool in zip(table.pages, self._pools, strict=True):
             for place in range(start // self.page_size, end // self.page_size):
                 if pages[place] != NO_PAGE:
-                    pool.publish(pages[place], keys.of_page(place))
+                    found = pool.publish(pages[place], keys.of_page(place))
+                    if found != pages[place]:
+                        pool.share(found)
+                        pool.give_back(pages[place])
+                        pages[place] = found
 
     def publish_part(self, table: PageTable, key: bytes, *, end: int) -> None:
         """Let the page that is written up to `end` be found by that part of its contents."""

@@ -84,8 +84,9 @@ class Dispatch:
     def _with_prompt(self, event: TokenEvent, chunk: Chunk) -> TokenEvent:
         """Add the prompt logprobs and cached tokens of a chunk; end a request that generates nothing."""
         scored: tuple[TokenLogprobs, ...] = ()
-        if chunk.request.scores_prompt:
-            details = [np.asarray(array) for array in self.outputs[5:]]
+        # A preempted request has had its prompt scored, and goes on with a prefill program.
+        details = [np.asarray(array) for array in self.outputs[5:]]
+        if details:
             # No prompt token follows the last one, so it has no logprob to report.
             num_scored = chunk.length - chunk.is_final
             num_top = chunk.request.params.top_logprobs or 0
@@ -201,7 +202,7 @@ class Runner:
             following = chunk.tokens[1:] + (() if chunk.next_token is None else (chunk.next_token,))
             targets[row, : len(following)] = following
         owners = tuple(
-            chunk.request if chunk.is_final or chunk.request.scores_prompt else None for chunk in work.chunks
+            chunk.request if chunk.is_final or work.shape.kind == "score" else None for chunk in work.chunks
         )
         mask = self._grammar_mask(rows, owners)
         tables = self._prompt_page_tables(work)

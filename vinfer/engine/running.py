@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from vinfer.bundle.programs import ProgramKind
+from vinfer.engine.feature_cache import FeatureCache
 from vinfer.engine.pages import PageTable, ShardPages
 from vinfer.engine.prefix_keys import PrefixKeys
 from vinfer.engine.request import Request
@@ -80,6 +81,12 @@ class Running:
         if end > self.num_published:
             self.shard.publish(self.table, self.keys, start=self.num_published, end=end)
             self.num_published = end
+
+    def let_go_of_features(self, features: FeatureCache) -> None:
+        """Unpin its images, if they are pinned."""
+        if self.holds_features:
+            features.unpin(self.request.images)
+            self.holds_features = False
 
 
 def prompt_kind(request: Request) -> ProgramKind:

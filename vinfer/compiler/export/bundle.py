@@ -38,6 +38,7 @@ from vinfer.bundle.verification import hash_files
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.generation import GenerationFacts
 from vinfer.compiler.easydel.model import EasyDeLModel
+from vinfer.compiler.export.constants import with_hidden_constants
 from vinfer.compiler.export.weight_file import num_bytes, write_weight_file
 from vinfer.compiler.model import Images
 from vinfer.compiler.plan import BuildPlan
@@ -352,6 +353,8 @@ def _write_programs(
         exported = export.export(jitted, platforms=[plan.platform])(
             *_abstract_arguments(shape, groups, windows, plan)
         )
+        if plan.num_devices > 1:
+            exported = with_hidden_constants(exported)
         file = shape.name.replace("[", "-").replace("]", "").replace(",", "-") + ".stablehlo"
         (directory / file).write_bytes(exported.serialize())
         specs.append(ProgramSpec(shape=shape, file=file, inputs=inputs, outputs=outputs))
