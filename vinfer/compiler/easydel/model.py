@@ -70,7 +70,8 @@ class EasyDeLModel:
         max_model_len: rows of the RoPE table; the longest sequence.
         splits_tied_head: store a second copy of a tied LM head as [hidden, vocab]. XLA on the CPU multiplies
             by a transposed embedding four times slower than by a stored transpose.
-        attention_block_len, widens_queries: see `compiler.paged_attention.attend`.
+        attention_block_len, widens_queries: see `compiler.paged_attention.attend`. Widened queries are for
+            accelerators, where projections also get barriers: see `attend_over_pages`.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class EasyDeLModel:
         )
         self._family.correct(module)
         self._drop_windows(module)
-        attend_over_pages(self._attentions(module))
+        attend_over_pages(self._attentions(module), keeps_weights_in_place=widens_queries)
         graph, params, others = module.split_module()
         self._graph = graph
         self._leaves, self._tree = jax.tree_util.tree_flatten((params, others))

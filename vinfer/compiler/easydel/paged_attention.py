@@ -10,17 +10,37 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
+from jax import lax
 
-def attend_over_pages(attentions: Iterable[Any]) -> None:
+
+def attend_over_pages(attentions: Iterable[Any], *, keeps_weights_in_place: bool) -> None:
     """Replace the performer of each attention layer.
 
-    Changes the performer's class, because that survives `split_module` and `merge_module`. A correction may
-    have set `logits_soft_cap`.
+    Changes classes, because these survive `split_module` and `merge_module`. A correction may have set
+    `logits_soft_cap`.
+
+    Args:
+        keeps_weights_in_place: hide from the compiler that queries, keys and values are split into heads.
+            Otherwise XLA on a TPU wants the projections transposed, and each dispatch copies their weights.
     """
     for attention in attentions:
+        if keeps_weights_in_place:
+            attention.__class__ = _with_barriers(type(attention))
         performer = attention.attention_performer
         performer.__class__ = _paged_attention()
         performer.logits_soft_cap = getattr(performer, "logits_soft_cap", None)
+
+
+@functools.cache
+def _with_barriers(attention_class: type) -> type:
+    """Return the class with a barrier between its projections and what splits them into heads."""
+
+    def preprocess(self: Any, *projected: Any) -> tuple[Any, ...]:
+        return tuple(
+            lax.optimization_barrier(array) for array in attention_class._preprocess_qkv(self, *projected)
+        )
+
+    return type(attention_class.__name__, (attention_class,), {"_preprocess_qkv": preprocess})
 
 
 @functools.cache

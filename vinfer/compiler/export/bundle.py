@@ -78,10 +78,47 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
     )
     checkpoint.write_tokenizer(directory / "tokenizer")
     num_tokens = _num_tokens(directory / "tokenizer" / "tokenizer.json", model.vocab_size)
+    images = None if encoder is None else _image_input(plan, checkpoint, encoder, specs_by_name)
+    return _write_programs_and_manifest(
+        plan, checkpoint, model, encoder, images, weights, num_tokens, directory, progress
+    )
+
+
+def build_programs(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progress: Progress) -> Manifest:
+    """Write the programs and the manifest of a text model, but neither weights nor a tokenizer.
+
+    No server can load the result. It is for looking at compiled programs, and reads no tensor.
+    """
+    model = _decoder(plan, checkpoint)
+    of_model = [(weight.name, weight.shape, weight.dtype, weight.axes) for weight in model.weights]
+    of_ropes = [
+        (f"rope.{name}", (model.max_model_len, checkpoint.ropes[name].rotary_dim), "float32", ())
+        for name in model.rope_names
+    ]
+    weights = tuple(
+        WeightSpec(name=name, shape=shape, dtype=dtype, axes=axes, file="")
+        for name, shape, dtype, axes in (*of_model, *of_ropes)
+    )
+    return _write_programs_and_manifest(
+        plan, checkpoint, model, None, None, weights, model.vocab_size, directory, progress
+    )
+
+
+def _write_programs_and_manifest(
+    plan: BuildPlan,
+    checkpoint: Checkpoint,
+    model: EasyDeLModel,
+    encoder: Encoder | None,
+    images: ImageInput | None,
+    weights: tuple[WeightSpec, ...],
+    num_tokens: int,
+    directory: Path,
+    progress: Progress,
+) -> Manifest:
+    """Write what is left of a bundle once its weights are known."""
     kv = _kv_arrays(model, plan)
     rotates_by_axes = encoder is not None and bool(checkpoint.facts.rope_sections)
     state = state_specs(model.vocab_size, plan.num_slots, has_rope_offset=rotates_by_axes)
-    images = None if encoder is None else _image_input(plan, checkpoint, encoder, specs_by_name)
     programs = Programs(
         model,
         num_slots=plan.num_slots,
