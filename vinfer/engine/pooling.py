@@ -43,7 +43,7 @@ class PooledDispatch:
 
 
 def embed_inputs(chunks: Sequence[Chunk], shape: ProgramShape) -> tuple[Any, ...]:
-    """Return tokens, starts, lengths and pooled_from, the inputs of an embed program after the page tables."""
+    """Return the inputs of an embed program after the page tables: tokens, starts, lengths, pooled_from."""
     tokens = np.zeros((shape.rows, shape.length), np.int32)
     starts, lengths, pooled_from = (np.zeros(shape.rows, np.int32) for _ in range(3))
     for row, chunk in enumerate(chunks):

@@ -25,14 +25,14 @@ def attend_over_pages(attentions: Iterable[Any], *, keeps_weights_in_place: bool
     """
     for attention in attentions:
         if keeps_weights_in_place:
-            attention.__class__ = _with_barriers(type(attention))
+            attention.__class__ = _with_barriers(attention.__class__)
         performer = attention.attention_performer
         performer.__class__ = _paged_attention()
         performer.logits_soft_cap = getattr(performer, "logits_soft_cap", None)
 
 
 @functools.cache
-def _with_barriers(attention_class: type) -> type:
+def _with_barriers(attention_class: Any) -> type:
     """Return the class with a barrier between its projections and what splits them into heads."""
 
     def preprocess(self: Any, *projected: Any) -> tuple[Any, ...]:
