@@ -32,13 +32,19 @@ class Arrival:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """One finished request. All times are from one monotonic clock, in seconds."""
+    """One finished request. All times are from one monotonic clock, in seconds.
+
+    Attributes:
+        num_cached_tokens: prompt tokens from the server's prefix cache; None if it does not say.
+    """
 
     sent_seconds: float
     done_seconds: float
     arrivals: tuple[Arrival, ...]
     num_prompt_tokens: int | None
     num_tokens: int
+    num_cached_tokens: int | None
+    text: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,7 +103,8 @@ async def complete(endpoint: Endpoint, body: dict[str, Any]) -> Record:
         BenchError: the server rejected the request or closed the stream early.
     """
     arrivals: list[Arrival] = []
-    num_tokens, num_prompt_tokens = 0, None
+    num_tokens, num_prompt_tokens, num_cached_tokens = 0, None, None
+    text = ""
     sent_seconds = time.perf_counter()
     async for seconds, event in _events(endpoint, body):
         if "error" in event:
@@ -106,18 +113,27 @@ async def complete(endpoint: Endpoint, body: dict[str, Any]) -> Record:
         if usage := event.get("usage"):
             counted = usage["completion_tokens"] - num_tokens
             num_tokens, num_prompt_tokens = usage["completion_tokens"], usage["prompt_tokens"]
-        if _has_text(event) or (counted and event["choices"]):
+            num_cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+        new_text = _text(event)
+        text += new_text
+        if new_text or (counted and event["choices"]):
             arrivals.append(Arrival(seconds, counted))
     if not arrivals:
         raise BenchError(f"{endpoint.url} sent no token")
     return Record(
-        sent_seconds, time.perf_counter(), tuple(arrivals), num_prompt_tokens, num_tokens or len(arrivals)
+        sent_seconds,
+        time.perf_counter(),
+        tuple(arrivals),
+        num_prompt_tokens,
+        num_tokens or len(arrivals),
+        num_cached_tokens,
+        text,
     )
 
 
-def _has_text(event: dict[str, Any]) -> bool:
-    return any(
-        choice.get("text") or (choice.get("delta") or {}).get("content")
+def _text(event: dict[str, Any]) -> str:
+    return "".join(
+        choice.get("text") or (choice.get("delta") or {}).get("content") or ""
         for choice in event.get("choices") or ()
     )
 

@@ -18,6 +18,13 @@ from typing import Any
 from benchmark.client import BenchError, Endpoint, fetch
 from benchmark.load import Figures, Prompts, median_of, negotiate, run_load
 from benchmark.process import ROOT, serving, vinfer_command
+from benchmark.shared_prefix import (
+    SharedFigures,
+    median_of_shared,
+    run_shared,
+    shared_lines,
+    shared_ratios,
+)
 
 SAMPLED = {"temperature": 0.7, "top_p": 0.95, "top_k": 50}
 GREEDY = {"temperature": 0}
@@ -86,6 +93,11 @@ def _parse(description: str | None) -> argparse.Namespace:
         metavar="N",
         help="measure chat with and without N streams that send a new image each time, alternately",
     )
+    add(
+        "--shared-prefix",
+        action="store_true",
+        help="measure requests with one system prompt and a chat of six turns instead; also with --pair",
+    )
     add("--chat", action="store_true", help="use /v1/chat/completions instead of /v1/completions")
     add("--model", help="model id (default: the first in /v1/models)")
     add("--api-key", help="bearer token")
@@ -101,6 +113,8 @@ def _measure(arguments: argparse.Namespace) -> Report:
     if arguments.pair:
         sampling = SAMPLED if arguments.sampled else GREEDY
         first, second = arguments.pair.split()
+        if arguments.shared_prefix:
+            return _shared(arguments, [Side(url, GREEDY, url) for url in (first, second)])
         return _compared(arguments, [Side(url, sampling, url) for url in (first, second)])
     if arguments.url:
         return _of_server(arguments, arguments.url, arguments.url)
@@ -109,6 +123,8 @@ def _measure(arguments: argparse.Namespace) -> Report:
 
 def _of_server(arguments: argparse.Namespace, url: str, title: str) -> Report:
     """Measure one server; alternately sampled and greedy if requested."""
+    if arguments.shared_prefix:
+        return _shared(arguments, [Side(url, GREEDY, title)])
     if arguments.against_greedy:
         sides = [(SAMPLED, "sampled"), (GREEDY, "greedy")]
         return _compared(arguments, [Side(url, sampling, f"{title} {name}") for sampling, name in sides])
@@ -172,17 +188,45 @@ def _compared(arguments: argparse.Namespace, sides: list[Side]) -> Report:
     return {"a": a, "b": b, "ratios": ratios}
 
 
+def _shared(arguments: argparse.Namespace, sides: list[Side]) -> Report:
+    """Measure the loads with shared beginnings on the sides alternately."""
+    figures = asyncio.run(_shared_runs(arguments, sides))
+    for side, of_side in zip(sides, figures, strict=True):
+        print(shared_lines(side.title, of_side))
+    report: Report = {
+        "shared_prefix": [
+            {"url": side.url, **dataclasses.asdict(of_side)}
+            for side, of_side in zip(sides, figures, strict=True)
+        ]
+    }
+    if len(sides) > 1:
+        report["ratios"] = shared_ratios(*figures)
+        print("A / B: " + ", ".join(f"{name} {value:.2f}" for name, value in report["ratios"].items()))
+    return report
+
+
+async def _shared_runs(arguments: argparse.Namespace, sides: list[Side]) -> list[SharedFigures]:
+    runs: list[list[SharedFigures]] = [[] for _ in sides]
+    endpoints = [_endpoint(side, arguments) for side in sides]
+    dialects = [await negotiate(endpoint, Prompts(arguments.prompt_words, seed=0)) for endpoint in endpoints]
+    for repeat in range(arguments.repeats + 1):
+        for of_side, side, endpoint, dialect in zip(runs, sides, endpoints, dialects, strict=True):
+            run = await run_shared(endpoint, {**side.sampling, **dialect})
+            # The first one warms up.
+            if repeat:
+                of_side.append(run)
+            _say(f"{side.title} run {repeat}: {run.wall_seconds:.2f} s")
+    return [median_of_shared(of_side) for of_side in runs]
+
+
+def _endpoint(side: Side, arguments: argparse.Namespace) -> Endpoint:
+    url = side.url.rstrip("/").removesuffix("/v1")
+    return Endpoint(url, _model(side.url, arguments), arguments.api_key, arguments.chat)
+
+
 async def _runs(arguments: argparse.Namespace, sides: list[Side]) -> list[list[Figures]]:
     """Measure every load on the sides alternately; return the medians by side and load."""
-    endpoints = [
-        Endpoint(
-            side.url.rstrip("/").removesuffix("/v1"),
-            _model(side.url, arguments),
-            arguments.api_key,
-            arguments.chat,
-        )
-        for side in sides
-    ]
+    endpoints = [_endpoint(side, arguments) for side in sides]
     prompts = Prompts(arguments.prompt_words, seed=0)
     dialects = [await negotiate(endpoint, prompts) for endpoint in endpoints]
     loads = [int(text) for text in arguments.streams.split(",")]

@@ -16,6 +16,7 @@ from vinfer.bundle.directory import (
 )
 from vinfer.bundle.manifest import (
     FORMAT_VERSION,
+    kv_groups,
 )
 from vinfer.bundle.verification import check_fits, hash_files, verify_files
 from vinfer.errors import BundleError
@@ -69,13 +70,32 @@ def test_a_directory_without_manifest_is_no_bundle(tmp_path: Path) -> None:
 def test_bytes_per_device_follow_the_mesh() -> None:
     manifest = make_manifest({})
     assert manifest.num_devices == 8
-    # w: 16*8*2 bytes over dp*fsdp*tp = 8, norm: 8*4 bytes on every device; k: 4*64*4*2 bfloat16 over dp*tp;
-    # state over dp: 4 bools, 64 int32, 4 float32.
-    assert manifest.num_bytes_per_device() == {
+    # w: 16*8*2 bytes over dp*fsdp*tp = 8, norm: 8*4 bytes on every device; in each dp shard 5 pages of 16*8
+    # and 3 of 16*16 bfloat16, over tp; state over dp: 4 bools, 64 int32, 4 float32.
+    assert manifest.num_bytes_per_device([5, 3]) == {
         "weights": 256 // 8 + 32,
-        "kv_cache": 4096 // 8,
+        "kv_cache": (5 * 256 + 3 * 512) // 4,
         "state": (4 + 256 + 16) // 2,
     }
+    assert manifest.num_bytes_per_device([0, 0])["kv_cache"] == 0
+
+
+def test_every_dp_shard_has_its_own_pages() -> None:
+    full, windowed = make_manifest({}).kv_specs([5, 3])
+    assert (full.name, full.shape, full.axes, full.initial) == ("k", (10, 16, 8), ("dp", None, "tp"), 0)
+    assert (windowed.name, windowed.shape) == ("windowed.k", (6, 16, 16))
+
+
+def test_the_page_plan_is_of_one_shard_and_one_device() -> None:
+    plan = make_manifest({}).page_plan
+    assert (plan.page_size, plan.max_model_len, plan.num_slots, plan.max_write_len) == (16, 64, 2, 8)
+    assert [(group.window, group.page_bytes) for group in plan.groups] == [(None, 64), (8, 128)]
+
+
+def test_layers_with_one_window_are_one_group_and_full_attention_comes_first() -> None:
+    assert kv_groups((128, None, 128, 64)) == (None, 64, 128)
+    assert kv_groups((128, 128)) == (128,)
+    assert kv_groups((None, None)) == (None,)
 
 
 def test_a_bundle_from_before_parity_reads_as_unverified(directory: Path) -> None:

@@ -4,54 +4,51 @@ from __future__ import annotations
 
 from typing import Any
 
-from vinfer.bundle.programs import plan_programs
+import pytest
+
+from vinfer.bundle.programs import choose_program, plan_programs
+
+KINDS: dict[str, Any] = {"slot_buckets": [1], "steps": 8}
 
 
-def test_programs_are_listed_with_every_length_for_one_prompt_and_no_useless_cache_length() -> None:
-    shapes = plan_programs(
-        prefill_shapes=[(4, 256), (1, 64), (1, 1024)], slot_buckets=[4, 1], steps=8, kv_buckets=[1024, 256]
-    )
+def test_programs_are_listed_with_every_length_for_one_prompt() -> None:
+    shapes = plan_programs(prefill_shapes=[(4, 256), (1, 64), (1, 1024)], slot_buckets=[4, 1], steps=8)
     assert [shape.name for shape in shapes] == [
         "set_slot",
-        "copy_slot",
-        "prefill[1,64,256]",
-        "prefill[1,64,1024]",
-        "prefill[1,256,256]",
-        "prefill[1,256,1024]",
-        "prefill[1,1024,1024]",  # with 256 rows or fewer in use, a shorter program is enough
-        "prefill[4,256,256]",
-        "prefill[4,256,1024]",
-        "decode[1,8,256]",
-        "decode[1,8,1024]",
-        "decode[4,8,256]",
-        "decode[4,8,1024]",
+        "copy_page",
+        "prefill[1,64]",
+        "prefill[1,256]",
+        "prefill[1,1024]",
+        "prefill[4,256]",
+        "decode[1,8]",
+        "decode[4,8]",
     ]
 
 
 def test_prompts_are_scored_by_the_shortest_and_the_longest_length_and_one_prompt_at_a_time() -> None:
-    kinds: dict[str, Any] = {"slot_buckets": [1], "steps": 8, "kv_buckets": [256, 1024]}
-    plain = plan_programs(prefill_shapes=[(4, 256), (1, 64), (1, 1024)], **kinds)
-    shapes = plan_programs(prefill_shapes=[(4, 256), (1, 64), (1, 1024)], prompt_logprobs=True, **kinds)
-    assert [shape.name for shape in shapes if shape not in plain] == [
-        "score[1,64,256]",
-        "score[1,64,1024]",
-        "score[1,1024,256]",
-        "score[1,1024,1024]",
-    ]
-    one_length = plan_programs(prefill_shapes=[(2, 64)], prompt_logprobs=True, **kinds)
-    scores = [shape.name for shape in one_length if shape.kind == "score"]
-    assert scores == ["score[1,64,256]", "score[1,64,1024]"]
+    plain = plan_programs(prefill_shapes=[(4, 256), (1, 64), (1, 1024)], **KINDS)
+    shapes = plan_programs(prefill_shapes=[(4, 256), (1, 64), (1, 1024)], prompt_logprobs=True, **KINDS)
+    assert [shape.name for shape in shapes if shape not in plain] == ["score[1,64]", "score[1,1024]"]
+    one_length = plan_programs(prefill_shapes=[(2, 64)], prompt_logprobs=True, **KINDS)
+    assert [shape.name for shape in one_length if shape.kind == "score"] == ["score[1,64]"]
 
 
 def test_prompts_are_embedded_by_the_shortest_and_the_longest_length_alone_and_in_the_largest_batch() -> None:
-    kinds: dict[str, Any] = {"slot_buckets": [1], "steps": 8, "kv_buckets": [256, 1024]}
-
     def embeds(*prefill_shapes: tuple[int, int]) -> list[str]:
-        shapes = plan_programs(prefill_shapes=prefill_shapes, embeddings=True, **kinds)
+        shapes = plan_programs(prefill_shapes=prefill_shapes, embeddings=True, **KINDS)
         return [shape.name for shape in shapes if shape.kind == "embed"]
 
-    alone = ["embed[1,64,256]", "embed[1,64,1024]", "embed[1,1024,256]", "embed[1,1024,1024]"]
+    alone = ["embed[1,64]", "embed[1,1024]"]
     assert embeds((1, 64), (1, 256), (1, 1024)) == alone
-    assert embeds((1, 64), (2, 64), (4, 64), (1, 1024)) == [*alone, "embed[4,64,256]", "embed[4,64,1024]"]
+    assert embeds((1, 64), (2, 64), (4, 64), (1, 1024)) == [*alone, "embed[4,64]"]
     # A batch only holds chunks that would have its length on their own.
     assert embeds((1, 64), (4, 256), (1, 1024)) == alone
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "chosen"),
+    [(1, 1, "prefill[1,64]"), (1, 65, "prefill[1,256]"), (2, 64, "prefill[4,64]"), (1, 64, "prefill[1,64]")],
+)
+def test_the_cheapest_program_that_covers_a_dispatch_runs(rows: int, length: int, chosen: str) -> None:
+    shapes = plan_programs(prefill_shapes=[(1, 64), (4, 64), (1, 256)], **KINDS)
+    assert choose_program(shapes, "prefill", rows=rows, length=length).name == chosen

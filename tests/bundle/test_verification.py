@@ -101,7 +101,7 @@ def test_a_config_must_not_state_what_the_bundle_it_serves_is_not(
     tmp_path: Path, stated: dict[str, object], is_refused: bool
 ) -> None:
     model = ModelConfig.model_validate({"name": "m", "source": str(tmp_path), **stated})
-    shapes = plan_programs(prefill_shapes=[(1, 16)], slot_buckets=[1, 4], steps=4, kv_buckets=[64])
+    shapes = plan_programs(prefill_shapes=[(1, 16)], slot_buckets=[1, 4], steps=4)
     programs = tuple(ProgramSpec(shape=shape, file="", inputs=(), outputs=()) for shape in shapes)
     write_manifest(tmp_path, make_manifest({}).model_copy(update={"programs": programs}))
 

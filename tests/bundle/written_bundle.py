@@ -5,6 +5,7 @@ from __future__ import annotations
 from vinfer.bundle.manifest import (
     FORMAT_VERSION,
     ArraySpec,
+    KVArray,
     Manifest,
     ModelCard,
     ProgramSpec,
@@ -49,8 +50,11 @@ def make_manifest(files: dict[str, str]) -> Manifest:
             WeightSpec(name="w", shape=(16, 8), dtype="bfloat16", axes=(("dp", "fsdp"), "tp"), file="0"),
             WeightSpec(name="norm", shape=(8,), dtype="float32", file="0"),
         ),
+        page_size=16,
+        kv_windows=(None, 8),
         kv=(
-            StateSpec(name="k", shape=(4, 64, 4, 2), dtype="bfloat16", axes=("dp", None, "tp"), initial=0.0),
+            KVArray(name="k", group=0, width=8, dtype="bfloat16", axes=("dp", None, "tp")),
+            KVArray(name="windowed.k", group=1, width=16, dtype="bfloat16", axes=("dp", None, "tp")),
         ),
         state=(
             StateSpec(name="active", shape=(4,), dtype="bool", axes=("dp",), initial=False),
@@ -59,7 +63,7 @@ def make_manifest(files: dict[str, str]) -> Manifest:
         ),
         programs=(
             ProgramSpec(
-                shape=ProgramShape(kind="decode", rows=4, length=8, kv_length=64),
+                shape=ProgramShape(kind="decode", rows=4, length=8),
                 file=PROGRAM,
                 inputs=(ArraySpec(name="slots", shape=(4,), dtype="int32"),),
                 outputs=(tokens,),

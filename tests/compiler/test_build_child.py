@@ -247,7 +247,8 @@ def run_build(plan, *, directory, **_):
     )
     write_manifest(directory, Manifest(
         format_version=FORMAT_VERSION, key=plan.key, created=0, versions={}, platform="cpu",
-        mesh=plan.mesh, dtype=plan.dtype, num_slots=1, max_model_len=1, model=card, weights=(), kv=(),
+        mesh=plan.mesh, dtype=plan.dtype, num_slots=1, max_model_len=1, model=card, weights=(),
+        page_size=32, kv_windows=(None,), kv=(),
         state=(), programs=(), files={},
     ))
 

@@ -121,7 +121,7 @@ def test_choices_expressions_and_grammars_hold_exactly(engine: Engine, binder: B
             dataclasses.replace(
                 question,
                 prompt_ids=prompt(len(question.prompt_ids)),
-                prompt_key=str(len(question.prompt_ids)),
+                cache_scope=str(len(question.prompt_ids)),
             )
             for question in questions
         ]

@@ -1,4 +1,4 @@
-"""Bundles for meshes on four forced CPU devices: same answers as one device, no KV cache transfers."""
+"""Bundles for meshes on four forced CPU devices: same answers as one device, no page leaves its device."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ import pytest
 pytest.importorskip("torch", reason="tiny checkpoints are written by transformers with torch")
 
 from tiny.bundles import BUNDLES, MESHES_OF_ONE_KIND
+from tiny.checkpoints import checkpoint_directory
 from tiny.engines import Answer, Question, ask
-from tiny.hlo import moved_kv_shapes
+from tiny.hlo import moves_of
 from tiny.mesh_process import CONSTRAINED
-from tiny.prompts import crowd, embedding_crowd, scored_crowd, shared_crowd
+from tiny.prompts import crowd, embedding_crowd, long_answers, scored_crowd, shared_crowd
 from tiny.references import answer_logits, compare, differing_steps, embedding_error
 
 from vinfer.bundle.directory import read_manifest
@@ -59,7 +60,7 @@ class MeshRun:
     embedded: list[Answer]
     constrained: list[str]
     collectives: dict[str, dict[str, int]]
-    moved_kv: dict[str, list[list[int]]]
+    moved_pools: dict[str, list[tuple[str, list[int]]]]
 
 
 def named(bundles: tuple[str, ...]) -> list[Any]:
@@ -88,11 +89,10 @@ def answer_from_json(document: dict[str, Any]) -> Answer:
     )
 
 
-@pytest.fixture(scope="module", params=named(MESHES))
-def mesh_run(request: pytest.FixtureRequest, bundle_of: Callable[[str], Path]) -> MeshRun:
-    directory = bundle_of(request.param)
+def output_of(*arguments: str | Path) -> dict[str, Any]:
+    """Run `tiny.mesh_process`."""
     process = subprocess.run(
-        [sys.executable, "-m", "tiny.mesh_process", request.param, str(directory)],
+        [sys.executable, "-m", "tiny.mesh_process", *map(str, arguments)],
         cwd=TESTS,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -100,7 +100,14 @@ def mesh_run(request: pytest.FixtureRequest, bundle_of: Callable[[str], Path]) -
         check=False,
     )
     assert process.returncode == 0, process.stderr
-    found = json.loads(process.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module", params=named(MESHES))
+def mesh_run(request: pytest.FixtureRequest, bundle_of: Callable[[str], Path]) -> MeshRun:
+    directory = bundle_of(request.param)
+    found = output_of(request.param, directory)
     answers, shared, scored = (
         [answer_from_json(answer) for answer in found[key]] for key in ("answers", "shared", "scored")
     )
@@ -116,7 +123,7 @@ def mesh_run(request: pytest.FixtureRequest, bundle_of: Callable[[str], Path]) -
         embedded,
         found["bound"],
         found["collectives"],
-        found["moved_kv"],
+        found["moved_pools"],
     )
 
 
@@ -136,12 +143,36 @@ def test_a_mesh_answers_as_transformers_does(
         assert comparison.logprob_errors.max() <= TOLERANCE
 
 
-def test_a_mesh_copies_a_shared_prompt(
-    mesh_run: MeshRun, reference_of: Callable[[str], PreTrainedModel]
-) -> None:
+def test_a_mesh_shares_a_prompt(mesh_run: MeshRun, reference_of: Callable[[str], PreTrainedModel]) -> None:
+    """Each dp shard has its own pages, so each prefills the prompt once at most."""
     model = reference_of(BUNDLES[mesh_run.name]["checkpoint"])
-    assert [answer.num_cached_tokens for answer in mesh_run.shared] == [0, 199, 199]
+    manifest = read_manifest(mesh_run.directory)
+    num_shards = manifest.mesh["dp"]
+    # With single shapes, whole chunks of 64 tokens are shared; otherwise all but the last token of 200.
+    num_shared = 192 if manifest.is_deterministic else 199
+    cached = [answer.num_cached_tokens for answer in mesh_run.shared]
+    # A request that arrives when the first is prefilled goes to its shard, if that has a slot left.
+    assert cached[0] == 0
+    assert set(cached) == {0, num_shared}
+    assert cached.count(0) <= num_shards
     for question, answer in zip(shared_crowd(), mesh_run.shared, strict=True):
+        comparison = compare(answer_logits(model, question, answer), answer)
+        assert comparison.wrong_steps == ()
+        assert comparison.logprob_errors.max() <= TOLERANCE
+
+
+@pytest.mark.bundles("llama-dp2-tp2")
+def test_a_shard_without_memory_preempts(
+    bundle_of: Callable[[str], Path], reference_of: Callable[[str], PreTrainedModel]
+) -> None:
+    """Each of two shards has six pages and two slots, for requests of up to four pages."""
+    name = "llama-dp2-tp2"
+    found = output_of(name, bundle_of(name), "12")
+    assert found["num_preemptions"] > 0
+    model = reference_of("llama")
+    for question, document in zip(long_answers(), found["answers"], strict=True):
+        answer = answer_from_json(document)
+        assert len(answer.token_ids) == question.params.max_tokens
         comparison = compare(answer_logits(model, question, answer), answer)
         assert comparison.wrong_steps == ()
         assert comparison.logprob_errors.max() <= TOLERANCE
@@ -186,9 +217,14 @@ def test_a_mesh_answers_as_one_device_does(
 def test_weights_and_cache_are_split(mesh_run: MeshRun) -> None:
     manifest = read_manifest(mesh_run.directory)
     whole = dict.fromkeys(manifest.mesh, 1)
-    mesh, kv = manifest.mesh, manifest.kv[0]
-    split_kv = mesh["dp"] * (mesh["tp"] if kv.shape[2] % mesh["tp"] == 0 else 1)
-    assert kv.num_bytes_per_device(mesh) * split_kv == kv.num_bytes_per_device(whole)
+    mesh = manifest.mesh
+    config = json.loads(
+        (checkpoint_directory(BUNDLES[mesh_run.name]["checkpoint"]) / "config.json").read_text()
+    )
+    num_kv_heads = config["num_key_value_heads"]
+    split_kv = mesh["dp"] * (mesh["tp"] if num_kv_heads % mesh["tp"] == 0 else 1)
+    for pool in manifest.kv_specs([3] * len(manifest.kv_windows)):
+        assert pool.num_bytes_per_device(mesh) * split_kv == pool.num_bytes_per_device(whole)
     projections = [
         spec for spec in manifest.weights if ".mlp." in spec.name and spec.name.endswith("_proj.kernel")
     ]
@@ -198,38 +234,47 @@ def test_weights_and_cache_are_split(mesh_run: MeshRun) -> None:
     assert all(s.num_bytes_per_device(mesh) * pieces == s.num_bytes_per_device(whole) for s in projections)
 
 
-def test_no_program_gathers_the_kv_cache(mesh_run: MeshRun) -> None:
+def test_no_program_moves_or_copies_a_pool(mesh_run: MeshRun) -> None:
+    """Pages, tables and prefixes belong to a dp shard, and the heads in a page to a tp shard."""
     shapes = [program.shape for program in read_manifest(mesh_run.directory).programs]
     expected = {shape.name for shape in shapes if shape.kind != "set_slot"}
-    assert set(mesh_run.moved_kv) == expected
-    assert {name: moved for name, moved in mesh_run.moved_kv.items() if moved} == {}
+    assert set(mesh_run.moved_pools) == expected
+    assert {name: moved for name, moved in mesh_run.moved_pools.items() if moved} == {}
     # Check that the HLO reader sees any communication of this program.
     if BUNDLES[mesh_run.name]["mesh"].get("tp", 1) > 1:
-        # copy_slot moves rows of each device's own part; only slots that are split over dp need another's.
         silent = {name for name, counts in mesh_run.collectives.items() if not sum(counts.values())}
-        assert silent == (set() if BUNDLES[mesh_run.name]["mesh"].get("dp", 1) > 1 else {"copy_slot"})
+        assert silent == {"copy_page"}
 
 
-GATHERED = """
-import os
+MOVED = """
+import os, sys
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 mesh = jax.make_mesh((2,), ("dp",))
 split, whole = NamedSharding(mesh, P("dp")), NamedSharding(mesh, P())
-read = jax.jit(lambda kv: jnp.sin(kv[:, :256]), in_shardings=split, out_shardings=whole)
-print(read.lower(jax.ShapeDtypeStruct((4, 512, 4, 16), jnp.float32)).compile().as_text())
+written = lambda pool: pool.at[3, 5].set(1.0)
+program = {
+    "gathered": jax.jit(jnp.sin, in_shardings=split, out_shardings=whole),
+    "copied": jax.jit(written, in_shardings=whole, out_shardings=whole),
+    "donated": jax.jit(written, in_shardings=whole, out_shardings=whole, donate_argnums=0),
+}[sys.argv[1]]
+print(program.lower(jax.ShapeDtypeStruct((64, 32, 64), jnp.float32)).compile().as_text())
 """
 
 
-def test_a_gathered_cache_would_be_seen() -> None:
-    """Compile a program that does gather keys with the same XLA."""
+@pytest.mark.parametrize(
+    ("program", "opcode"), [("gathered", "all-gather"), ("copied", "copy"), ("donated", None)]
+)
+def test_a_moved_or_copied_pool_would_be_seen(program: str, opcode: str | None) -> None:
+    """Compile programs that do so, and one that does not, with the same XLA."""
     process = subprocess.run(
-        [sys.executable, "-c", GATHERED],
+        [sys.executable, "-c", MOVED, program],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert moved_kv_shapes(process.stdout, kv_lengths={256, 512}, head_dim=16) == [(2, 256, 4, 16)]
-    assert moved_kv_shapes(process.stdout, kv_lengths={100}, head_dim=16) == []
+    moves = moves_of(process.stdout, shapes={(64, 32, 64), (32, 32, 64)})
+    assert {name for name, _ in moves} == ({opcode} if opcode else set())
+    assert moves_of(process.stdout, shapes={(64, 32, 63)}) == []

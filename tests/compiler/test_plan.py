@@ -18,7 +18,6 @@ from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
 from vinfer.compiler import plan as plan_module
 from vinfer.compiler.plan import (
     BuildPlan,
-    MemoryPlan,
     build_versions,
     check_heads,
     check_model,
@@ -77,6 +76,9 @@ def test_what_changes_the_programs_or_weights_changes_the_key(change: dict[str, 
         {"name": "another"},
         {"sampling": {"temperature": 0.1, "max_tokens": 7}},
         {"max_queue": 1},
+        {"kv_cache": {"pages": 7}},
+        {"kv_cache": {"memory_fraction": 0.5}},
+        {"prefix_cache": "off"},
         {"max_programs": 4096},
         {"num_devices": 1},
         {"mesh": {"tp": -1}, "num_devices": 1},
@@ -130,7 +132,7 @@ REFUSALS: list[tuple[dict[str, Any], type[VinferError], list[str]]] = [
         ConfigError,
         ["models[0].precompile has vision shapes", "remove them"],
     ),
-    ({"max_programs": 8}, ConfigError, ["needs 10 programs", "models[0].max_programs is 8", "fewer"]),
+    ({"max_programs": 5}, ConfigError, ["needs 6 programs", "models[0].max_programs is 5", "fewer"]),
     ({"mesh": {"tp": 9}}, DeviceError, ["tp=9", "needs 9 devices", "this machine has 8", "cpu:9"]),
     ({"mesh": {"tp": 3, "dp": 4}}, DeviceError, ["dp=4 tp=3", "needs 12 devices", "this machine has 8"]),
     ({"mesh": {"tp": -1, "dp": 2}, "num_devices": 3}, DeviceError, ["a multiple of 2", "this machine has 3"]),
@@ -147,20 +149,20 @@ def test_what_cannot_be_built_is_refused_in_words(
 
 
 def test_as_many_programs_as_allowed_are_planned() -> None:
-    # set_slot, copy_slot; prefill of 64 and 256, decode of 1 and 4 slots, each for 256 and 1024 rows.
-    assert len(plan(max_programs=10).programs) == 10
-    assert len(plan(prompt_logprobs=True).programs) == 14
-    assert len(plan(embeddings="mean").programs) == 14
-    assert len(plan(embeddings="mean", prompt_logprobs=True).programs) == 18
+    # set_slot, copy_page; prefill of 64 and 256, decode of 1 and 4 slots.
+    assert len(plan(max_programs=6).programs) == 6
+    assert len(plan(prompt_logprobs=True).programs) == 8
+    assert len(plan(embeddings="mean").programs) == 8
+    assert len(plan(embeddings="mean", prompt_logprobs=True).programs) == 10
 
 
 def test_a_deterministic_plan_has_one_shape_of_each_kind() -> None:
     kinds = {"prompt_logprobs": True, "embeddings": "mean"}
     one_length = {"precompile": [{"batch_size": 1, "prefill_length": 64}], **kinds}
     single_shape = plan(deterministic=True, **one_length)
-    assert {(shape.kind, shape.rows, shape.length, shape.kv_length) for shape in single_shape.programs} >= {
-        ("prefill", 1, 64, 1024),
-        ("decode", 4, 4, 1024),
+    assert {(shape.kind, shape.rows, shape.length) for shape in single_shape.programs} >= {
+        ("prefill", 1, 64),
+        ("decode", 4, 4),
     }
     assert is_single_shape(single_shape.programs)
     assert not is_single_shape(plan(**one_length).programs)
@@ -266,9 +268,9 @@ class PaperCheckpoint:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "weights_bytes", "kv_cache_bytes"),
+    ("overrides", "weights_bytes", "all_pages_bytes"),
     [
-        # 4 slots * 1024 rows * 3 layers * 4 heads * 16 * (k and v) * 4 bytes
+        # 4 slots * 1024 positions * 3 layers * 4 heads * 16 * (k and v) * 4 bytes
         ({}, 4_000_000, 6_291_456),
         ({"dtype": "bfloat16"}, 2_000_000, 3_145_728),
         ({"mesh": {"tp": 2}}, 2_000_000, 3_145_728),
@@ -281,10 +283,31 @@ class PaperCheckpoint:
     ],
     ids=str,
 )
-def test_memory_of_each_device(overrides: dict[str, Any], weights_bytes: int, kv_cache_bytes: int) -> None:
-    memory = check_model(plan(**overrides), PaperCheckpoint(), where="models[0]")  # type: ignore[arg-type]
-    assert memory == MemoryPlan(weights_bytes, kv_cache_bytes)
-    assert memory.total_bytes == weights_bytes + kv_cache_bytes
+def test_memory_of_each_device(overrides: dict[str, Any], weights_bytes: int, all_pages_bytes: int) -> None:
+    """The pages are those that all slots can use; a config or the machine may say fewer."""
+    built = plan(**overrides)
+    memory = check_model(built, PaperCheckpoint(), where="models[0]")  # type: ignore[arg-type]
+    assert memory.weights_bytes == weights_bytes
+    assert memory.image_features_bytes == 0
+    pages = memory.pages
+    assert pages.num_bytes(pages.most_pages()) == all_pages_bytes
+    assert (pages.page_size, pages.max_model_len, pages.max_write_len) == (32, 1024, 256)
+    assert pages.num_slots == built.num_slots // built.mesh["dp"]
+
+
+def test_layers_with_a_window_have_pages_of_their_own() -> None:
+    checkpoint: Any = PaperCheckpoint()
+    checkpoint.facts = dataclasses.replace(PaperCheckpoint.facts, windows=(100, None, 100))
+    pages = check_model(plan(), checkpoint, where="models[0]").pages
+    # 32 positions * 4 heads * 16 * (k and v) * 4 bytes * layers of the group
+    assert [(group.window, group.page_bytes) for group in pages.groups] == [(None, 16_384), (100, 32_768)]
+    # A window of 100 and a chunk of 256 positions lie in 13 pages at most.
+    assert pages.most_pages() == (4 * 32, 4 * 13)
+
+
+@pytest.mark.parametrize(("platform", "page_size"), [("cpu", 32), ("cuda", 128), ("tpu", 128)])
+def test_pages_are_as_large_as_the_platform_wants_them(platform: Platform, page_size: int) -> None:
+    assert plan(platform=platform).page_size == page_size
 
 
 def test_more_positions_than_the_model_knows_are_refused() -> None:
@@ -370,7 +393,6 @@ def test_features_take_what_the_config_says_and_at_least_the_longest_prompt(
     built = plan(**IMAGES, image_cache_bytes=image_cache_bytes)
     memory = check_model(built, with_images(28), where="models[0]")
     assert memory.image_features_bytes == expected
-    assert memory.total_bytes == memory.weights_bytes + memory.kv_cache_bytes + expected
 
 
 def test_an_encoder_per_vision_shape() -> None:

@@ -65,7 +65,10 @@ def exact(answer: Answer) -> tuple[object, ...]:
 
 def test_every_bit_is_that_of_the_request_alone(engine: Engine, binder: Binder) -> None:
     asked = questions(binder)
-    alone = [exact(answer) for answer in ask_alone(engine, asked)]
+    cold = [dataclasses.replace(question, cache_scope=None) for question in asked]
+    alone = [exact(answer) for answer in ask_alone(engine, cold)]
+    assert [exact(answer) for answer in ask(engine, cold)] == alone
+    # Some begin with pages of others now.
     assert [exact(answer) for answer in ask(engine, asked)] == alone
     # Different predecessors and different slots.
     backwards = [dataclasses.replace(question, joins_after=0) for question in reversed(asked)]
@@ -76,10 +79,10 @@ def test_every_bit_is_that_of_the_request_alone(engine: Engine, binder: Binder) 
 def test_choices_that_share_a_prompt_too(engine: Engine, length: int) -> None:
     """Whole chunks are copied; the last one is prefilled as if alone."""
     asked = [
-        Question(prompt(length), dataclasses.replace(SAMPLED, seed=seed), prompt_key=f"of {length}")
+        Question(prompt(length), dataclasses.replace(SAMPLED, seed=seed), cache_scope=f"of {length}")
         for seed in range(8)
     ]
-    alone = ask_alone(engine, [dataclasses.replace(question, prompt_key=None) for question in asked])
+    alone = ask_alone(engine, [dataclasses.replace(question, cache_scope=None) for question in asked])
     shared = ask(engine, asked)
     assert [exact(answer) for answer in shared] == [exact(answer) for answer in alone]
     num_copied = (length - 1) // CHUNK * CHUNK

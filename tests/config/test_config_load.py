@@ -88,6 +88,8 @@ def test_defaults_bind_loopback_and_limit_every_queue(yaml_file: Path) -> None:
     assert server.header_timeout_seconds == 10
     assert model.mesh.model_dump() == {"dp": 1, "fsdp": 1, "ep": 1, "tp": -1, "sp": 1}
     assert set(model.sampling.model_dump().values()) == {None}
+    assert set(model.kv_cache.model_dump().values()) == {None}
+    assert model.prefix_cache == "per_key"
 
 
 def test_config_is_frozen(yaml_file: Path) -> None:
@@ -214,6 +216,20 @@ def test_local_paths_are_relative_to_where_they_are_written(
         ("precompile: [{batch_size: true}]", "precompile[0].batch_size is true; expected an integer"),
         ("precompile: []", "precompile is empty: fill it in or leave it out"),
         ("mesh:", "mesh is empty; expected a block of keys: fill it in or leave it out"),
+        (
+            "kv_cache: {bytes: 4, pages: 2}",
+            "kv_cache.pages is set, and so is bytes: keep one of them",
+        ),
+        (
+            "kv_cache: {bytes: null, memory_fraction: 0.5, pages: 2}",
+            "kv_cache.memory_fraction is set, and so is pages: keep one of them",
+        ),
+        ("kv_cache: {pages: 0}", "kv_cache.pages is 0; must be at least 1"),
+        ("kv_cache: {bytes: 4.5}", "kv_cache.bytes is 4.5; expected an integer"),
+        ("kv_cache: {memory_fraction: 0}", "kv_cache.memory_fraction is 0; must be more than 0"),
+        ("kv_cache: {memory_fraction: 90}", "kv_cache.memory_fraction is 90; must be at most 1"),
+        ("kv_cache: 4", "kv_cache is 4; expected a block of keys"),
+        ("prefix_cache: true", "prefix_cache is true; allowed values: per_key, shared, off"),
         ("dtype: fp16", "dtype is 'fp16'; allowed values: float32, bfloat16, float16; did you mean float16?"),
         ("task: audio", "task is 'audio'; allowed values: text, image-text"),
         ("sampling: {temperature: -1}", "sampling.temperature is -1; must be at least 0"),
@@ -256,6 +272,20 @@ def test_a_bad_model_field_says_key_value_limit_and_next_move(
     place, _, text = line.partition(": ")
     assert place.startswith("x.yaml:1:")
     assert text.startswith(f"models[0].{problem}")
+
+
+@pytest.mark.parametrize("size", ["bytes: 1073741824", "pages: 512", "memory_fraction: 0.8"])
+def test_the_kv_cache_has_one_size(yaml_file: Path, size: str) -> None:
+    (model,) = load(yaml_file, f"models: [{{name: m, source: org/m, kv_cache: {{{size}}}}}]\n").models
+    name, _, value = size.partition(": ")
+    stated = {key: size for key, size in model.kv_cache.model_dump().items() if size is not None}
+    assert stated == {name: pytest.approx(float(value))}
+
+
+def test_off_is_a_word(yaml_file: Path) -> None:
+    """YAML 1.1 would read false."""
+    (model,) = load(yaml_file, "models: [{name: m, source: org/m, prefix_cache: off}]\n").models
+    assert model.prefix_cache == "off"
 
 
 def test_revision_is_for_hub_ids(yaml_file: Path) -> None:

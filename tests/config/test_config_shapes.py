@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from vinfer.config import (
     ModelConfig,
     PrecompileConfig,
-    kv_buckets,
     prefill_shapes,
     slot_buckets,
     vision_shapes,
@@ -21,38 +20,11 @@ def model(**fields: object) -> ModelConfig:
 
 
 @pytest.mark.parametrize(
-    ("max_model_len", "buckets"),
-    [
-        (1, (1,)),
-        (200, (200,)),
-        (256, (256,)),
-        (257, (256, 257)),
-        (2048, (256, 1024, 2048)),
-        (4096, (256, 1024, 4096)),
-        (5000, (256, 1024, 4096, 5000)),
-    ],
-)
-def test_kv_buckets(max_model_len: int, buckets: tuple[int, ...]) -> None:
-    assert kv_buckets(max_model_len) == buckets
-
-
-@pytest.mark.parametrize(
     ("num_slots", "dp", "buckets"),
     [(1, 1, (1,)), (4, 1, (1, 4)), (6, 1, (1, 4, 6)), (16, 1, (1, 4, 16)), (16, 2, (16,)), (2, 2, (2,))],
 )
 def test_slot_buckets(num_slots: int, dp: int, buckets: tuple[int, ...]) -> None:
     assert slot_buckets(num_slots, dp) == buckets
-
-
-@settings(deadline=None)
-@given(st.integers(1, 2_000_000), st.data())
-def test_some_kv_bucket_covers_every_length(max_model_len: int, data: st.DataObject) -> None:
-    buckets = kv_buckets(max_model_len)
-    length = data.draw(st.integers(1, max_model_len))
-    smallest = min(bucket for bucket in buckets if bucket >= length)
-    assert buckets == tuple(sorted(set(buckets)))
-    assert buckets[-1] == max_model_len
-    assert smallest <= max(256, 4 * length)
 
 
 @pytest.mark.parametrize(

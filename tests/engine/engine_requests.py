@@ -6,13 +6,16 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from vinfer.bundle.kv_pages import PageGroup, PagePlan
 from vinfer.bundle.manifest import Pooling
 from vinfer.bundle.programs import ProgramShape, plan_programs
+from vinfer.engine.pages import ShardPages
 from vinfer.engine.request import Request, RequestImage, SamplingParams, TokenMatcher
 from vinfer.errors import RequestError
 
 MAX_MODEL_LEN = 64
 STEPS = 4
+PAGE_SIZE = 4
 IMAGE_LENS = {"p": 3, "q": 5, "r": 9, "s": 16, "t": 30}
 """Number of tokens of an image, by its content hash."""
 
@@ -23,7 +26,8 @@ def make_request(
     max_tokens: int = 3,
     stop: tuple[int, ...] = (),
     *,
-    key: str | None = None,
+    scope: str | None = None,
+    tenant: str = "",
     scores_prompt: bool = False,
     pooling: Pooling | None = None,
     grammar: TokenMatcher | None = None,
@@ -43,7 +47,8 @@ def make_request(
         prompt_ids=prompt_ids,
         params=params,
         arrival_seconds=0.0,
-        prompt_key=key,
+        cache_scope=scope,
+        tenant=tenant,
         scores_prompt=scores_prompt,
         pooling=pooling,
         grammar=grammar,
@@ -87,7 +92,7 @@ def make_shapes(
     num_slots: int = 2,
     encoders: Sequence[int] = (),
 ) -> tuple[ProgramShape, ...]:
-    """Return compiled programs: decode for 1 and for all slots, reading 8, 16 or 64 rows of the cache.
+    """Return compiled programs, with decode for 1 and for all slots.
 
     Args:
         encoders: number of images of each image encoder.
@@ -96,7 +101,6 @@ def make_shapes(
         prefill_shapes=prefill_shapes,
         slot_buckets={1, num_slots},
         steps=STEPS,
-        kv_buckets=(8, 16, MAX_MODEL_LEN),
         prompt_logprobs=True,
         embeddings=True,
         vision_shapes=[(rows, 3, 8, 8) for rows in encoders],
@@ -110,3 +114,38 @@ def make_max_features(
     encoders = sorted((s for s in shapes if s.kind == "encode_images"), key=lambda shape: shape.rows)
     limits = dict.fromkeys(encoders, several_at_most)
     return limits | {shape: max(IMAGE_LENS.values()) for shape in encoders[:1]}
+
+
+def make_pages(
+    num_slots: int,
+    num_pages: int | None = None,
+    *,
+    page_size: int = PAGE_SIZE,
+    windows: Sequence[int | None] = (None,),
+    dp: int = 1,
+    max_write_len: int = 8,
+) -> list[ShardPages]:
+    """Return the pages of each dp shard, as many of each group as `PagePlan` says.
+
+    Args:
+        num_pages: of the first group in each shard; None for as many as all slots can need.
+        max_write_len: most tokens of one prefill chunk or decode dispatch.
+    """
+    plan = PagePlan(
+        page_size=page_size,
+        max_model_len=MAX_MODEL_LEN,
+        num_slots=num_slots // dp,
+        max_write_len=max_write_len,
+        groups=tuple(PageGroup(window, page_bytes=1) for window in windows),
+    )
+    counts = plan.most_pages() if num_pages is None else plan.with_pages(num_pages)
+    return [
+        ShardPages(
+            shard,
+            counts,
+            windows=windows,
+            page_size=page_size,
+            pages_of_row=plan.pages_of_row(plan.groups[0]),
+        )
+        for shard in range(dp)
+    ]

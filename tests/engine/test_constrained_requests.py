@@ -7,38 +7,16 @@ more.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
-from typing import cast
 
 import pytest
-from engine_requests import MAX_MODEL_LEN, STEPS, CountingMatcher, make_request, make_shapes
+from engine_requests import STEPS, CountingMatcher, make_request
 from fake_runner import GUARD_SECONDS, FakeRunner, LogEntry
+from running_engine import running
 
 from vinfer.engine.engine import Engine
 from vinfer.engine.request import TokenEvent
-from vinfer.engine.runner import Runner
-from vinfer.engine.scheduler import Scheduler
 from vinfer.engine.stream import TokenStream
 from vinfer.errors import RequestError
-
-
-@contextlib.contextmanager
-def running(runner: FakeRunner, num_slots: int = 2) -> Iterator[Engine]:
-    engine = Engine(
-        name="fake",
-        runner=cast(Runner, runner),
-        scheduler=Scheduler(shapes=make_shapes(num_slots=num_slots), num_slots=num_slots, steps=STEPS),
-        num_slots=num_slots,
-        max_model_len=MAX_MODEL_LEN,
-        max_queue=100,
-    )
-    engine.start()
-    try:
-        yield engine
-    finally:
-        runner.let_through()
-        engine.stop()
 
 
 async def events(stream: TokenStream) -> list[TokenEvent]:

@@ -6,61 +6,18 @@ Tests never sleep: they let dispatches through one by one if the order matters.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
-from collections.abc import Coroutine, Iterator
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import pytest
-from engine_requests import MAX_MODEL_LEN, STEPS, make_request, make_shapes
-from fake_runner import GUARD_SECONDS, VOCABULARY, FakeRunner
+from engine_requests import STEPS, make_request
+from fake_runner import FakeRunner
+from running_engine import Answer, answer, run, running
 
 from vinfer.engine.engine import Engine
-from vinfer.engine.request import FinishReason, TokenEvent
-from vinfer.engine.runner import Runner
-from vinfer.engine.scheduler import Scheduler
+from vinfer.engine.request import TokenEvent
 from vinfer.engine.stream import TokenStream
 from vinfer.errors import EngineError, NotReadyError, QueueFullError
-
-T = TypeVar("T")
-Answer = tuple[list[int], FinishReason | None]
-
-
-@contextlib.contextmanager
-def running(
-    runner: FakeRunner, *, num_slots: int = 2, max_queue: int = 100, start: bool = True
-) -> Iterator[Engine]:
-    engine = Engine(
-        name="fake",
-        runner=cast(Runner, runner),
-        scheduler=Scheduler(shapes=make_shapes(num_slots=num_slots), num_slots=num_slots, steps=STEPS),
-        num_slots=num_slots,
-        max_model_len=MAX_MODEL_LEN,
-        max_queue=max_queue,
-    )
-    if start:
-        engine.start()
-    try:
-        yield engine
-    finally:
-        runner.let_through()
-        engine.stop()
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(asyncio.wait_for(main, GUARD_SECONDS))
-
-
-async def answer(stream: TokenStream) -> Answer:
-    """Read a stream to its end; raise its error, if any."""
-    tokens: list[int] = []
-    finish_reason = None
-    async for event in stream:
-        if event.error is not None:
-            raise event.error
-        tokens += event.token_ids
-        finish_reason = event.finish_reason
-    return tokens, finish_reason
 
 
 @pytest.mark.parametrize(
@@ -102,45 +59,6 @@ def test_more_requests_than_slots_each_get_their_own_tokens() -> None:
         num_tokens = min(1 + i % 7, 4)
         assert tokens == [10 * i + 2 + n for n in range(num_tokens)]
         assert finish_reason == ("stop" if num_tokens == 4 else "length")
-
-
-def test_choices_share_one_prefill_and_each_says_what_it_would_alone() -> None:
-    runner = FakeRunner()
-    seen: list[TokenEvent] = []
-
-    async def main(engine: Engine) -> list[Answer]:
-        async def choice(name: str, max_tokens: int) -> Answer:
-            stream = engine.submit(make_request(name, 20, max_tokens, key="p"))
-            seen.append(await anext(stream))
-            if seen[-1].is_last:
-                return list(seen[-1].token_ids), seen[-1].finish_reason
-            first, (rest, finish_reason) = seen[-1].token_ids, await answer(stream)
-            return [*first, *rest], finish_reason
-
-        return await asyncio.gather(*(choice(name, 1 + place) for place, name in enumerate("abcd")))
-
-    with running(runner, num_slots=2) as engine:
-        answers = run(main(engine))
-        engine.stop()
-        assert engine.stats().prompt_tokens_total == 20 + 3
-    assert answers == [(list(range(191, 192 + place)), "length") for place in range(4)]
-    assert sorted(event.num_cached_tokens for event in seen) == [0, 19, 19, 19]
-
-
-def test_a_cancelled_sibling_leaves_the_others_their_answers() -> None:
-    runner = FakeRunner(num_readable=0)
-
-    async def main(engine: Engine) -> list[Answer]:
-        streams = [engine.submit(make_request(name, 40, 5, key="p")) for name in "abc"]
-        # The first of five chunks is enqueued, and reading it is not let through.
-        runner.wait_until_blocked()
-        engine.cancel("a")
-        runner.let_through()
-        return [await answer(stream) for stream in streams[1:]]
-
-    with running(runner, num_slots=3) as engine:
-        first = (sum(range(40)) + 1) % VOCABULARY
-        assert run(main(engine)) == [(list(range(first, first + 5)), "length")] * 2
 
 
 def test_a_request_for_no_tokens_ends_without_any() -> None:

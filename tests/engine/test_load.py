@@ -48,6 +48,7 @@ def _manifest(weights: tuple[WeightSpec, ...]) -> Manifest:
         dtype="bfloat16",
         num_slots=1,
         max_model_len=1,
+        page_size=1,
         model=ModelCard(
             source="",
             architecture="llama",
@@ -60,6 +61,7 @@ def _manifest(weights: tuple[WeightSpec, ...]) -> Manifest:
             sampling_defaults={},
         ),
         weights=weights,
+        kv_windows=(),
         kv=(),
         state=(StateSpec(name="active", shape=(1,), dtype="bool", initial=False),),
         programs=(
@@ -95,6 +97,7 @@ def _load(
         directory,
         _manifest(weights),
         devices=jax.devices(),
+        num_pages=(),
         dispatch_lock=threading.Lock(),
         progress=lambda *_: on_progress(),
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vinfer.bundle.programs import ProgramShape, choose_program, plan_programs
-from vinfer.config.shapes import kv_buckets, slot_buckets
+from vinfer.bundle.programs import ProgramKind, ProgramShape, choose_program, plan_programs
+from vinfer.config.shapes import slot_buckets
 
 
 @st.composite
-def configurations(draw: st.DrawFn) -> tuple[tuple[ProgramShape, ...], int, int, int]:
-    """Draw (programs, max_model_len, num_slots, steps)."""
+def configurations(draw: st.DrawFn) -> tuple[tuple[ProgramShape, ...], int, int]:
+    """Draw (programs, num_slots, steps)."""
     max_model_len = draw(st.integers(1, 5000))
     dp = draw(st.sampled_from((1, 2)))
     num_slots = dp * draw(st.integers(1, 20))
@@ -20,66 +20,58 @@ def configurations(draw: st.DrawFn) -> tuple[tuple[ProgramShape, ...], int, int,
         prefill_shapes=draw(st.sets(pairs, min_size=1, max_size=6)),
         slot_buckets=slot_buckets(num_slots, dp),
         steps=(steps := draw(st.integers(1, 16))),
-        kv_buckets=kv_buckets(max_model_len),
         prompt_logprobs=True,
         embeddings=True,
     )
-    return shapes, max_model_len, num_slots, steps
+    return shapes, num_slots, steps
 
 
-def covers(shape: ProgramShape, kind: str, rows: int, length: int, kv_length: int) -> bool:
-    return (
-        shape.kind == kind and shape.rows >= rows and shape.length >= length and shape.kv_length >= kv_length
-    )
+def covers(shape: ProgramShape, kind: ProgramKind, rows: int, length: int) -> bool:
+    return shape.kind == kind and shape.rows >= rows and shape.length >= length
 
 
-def check_choice(
-    shapes: tuple[ProgramShape, ...], kind: str, *, rows: int, length: int, kv_length: int
-) -> None:
-    chosen = choose_program(shapes, kind, rows=rows, length=length, kv_length=kv_length)  # type: ignore[arg-type]
-    assert covers(chosen, kind, rows, length, kv_length)
-    others = [shape for shape in shapes if covers(shape, kind, rows, length, kv_length)]
+def check_choice(shapes: tuple[ProgramShape, ...], kind: ProgramKind, *, rows: int, length: int) -> None:
+    chosen = choose_program(shapes, kind, rows=rows, length=length)
+    assert covers(chosen, kind, rows, length)
+    others = [shape for shape in shapes if covers(shape, kind, rows, length)]
     cost = chosen.rows * chosen.length
     assert cost == min(shape.rows * shape.length for shape in others)
-    assert chosen.kv_length == min(s.kv_length for s in others if s.rows * s.length == cost)
+    assert chosen.length == min(s.length for s in others if s.rows * s.length == cost)
 
 
 @given(configurations(), st.data())
 def test_a_chunk_of_one_prompt_always_finds_a_program(
-    configuration: tuple[tuple[ProgramShape, ...], int, int, int], data: st.DataObject
+    configuration: tuple[tuple[ProgramShape, ...], int, int], data: st.DataObject
 ) -> None:
-    shapes, max_model_len, _, _ = configuration
+    shapes, _, _ = configuration
     longest = max(shape.length for shape in shapes if shape.kind == "prefill")
-    end = data.draw(st.integers(1, max_model_len), label="end")
-    length = data.draw(st.integers(1, min(end, longest)), label="length")
-    check_choice(shapes, "prefill", rows=1, length=length, kv_length=end)
-    check_choice(shapes, "score", rows=1, length=length, kv_length=end)
-    check_choice(shapes, "embed", rows=1, length=length, kv_length=end)
+    length = data.draw(st.integers(1, longest), label="length")
+    check_choice(shapes, "prefill", rows=1, length=length)
+    check_choice(shapes, "score", rows=1, length=length)
+    check_choice(shapes, "embed", rows=1, length=length)
 
 
 @given(configurations(), st.data())
 def test_a_batch_of_chunks_finds_a_program_wherever_one_has_the_rows(
-    configuration: tuple[tuple[ProgramShape, ...], int, int, int], data: st.DataObject
+    configuration: tuple[tuple[ProgramShape, ...], int, int], data: st.DataObject
 ) -> None:
-    shapes, max_model_len, _, _ = configuration
+    shapes, _, _ = configuration
     wide = data.draw(
         st.sampled_from([shape for shape in shapes if shape.kind in ("prefill", "embed")]), label="program"
     )
     rows = data.draw(st.integers(1, wide.rows), label="rows")
     length = data.draw(st.integers(1, wide.length), label="length")
-    end = data.draw(st.integers(length, max_model_len), label="end")
-    check_choice(shapes, wide.kind, rows=rows, length=length, kv_length=end)
+    check_choice(shapes, wide.kind, rows=rows, length=length)
 
 
 @given(configurations(), st.data())
 def test_a_decode_dispatch_always_finds_a_program(
-    configuration: tuple[tuple[ProgramShape, ...], int, int, int], data: st.DataObject
+    configuration: tuple[tuple[ProgramShape, ...], int, int], data: st.DataObject
 ) -> None:
-    shapes, max_model_len, num_slots, steps = configuration
+    shapes, num_slots, steps = configuration
     check_choice(
         shapes,
         "decode",
         rows=data.draw(st.integers(1, num_slots), label="rows"),
         length=data.draw(st.integers(1, steps), label="steps"),
-        kv_length=data.draw(st.integers(1, max_model_len), label="kv_length"),
     )

@@ -1,41 +1,27 @@
-"""The scheduler's decisions, case by case. Random sequences of operations: test_scheduler_sequences.py."""
+"""The scheduler's decisions, case by case, for prompts that share nothing and memory for all.
+
+Shared beginnings of prompts: test_shared_prefixes.py. Too little memory: test_preemption.py. Random sequences
+of operations: test_scheduler_sequences.py.
+"""
 
 from __future__ import annotations
 
 import pytest
-from engine_requests import STEPS, make_max_features, make_request, make_shapes
+from engine_requests import PAGE_SIZE, STEPS, make_max_features, make_pages, make_request, make_shapes
+from schedule_contents import admitted, decoded, encoded, prefilled
 
-from vinfer.engine.schedule import Schedule
 from vinfer.engine.scheduler import Scheduler
 
 
 def make_scheduler(
     num_slots: int = 2, prefill_shapes: tuple[tuple[int, int], ...] = ((1, 4), (1, 8))
 ) -> Scheduler:
-    return Scheduler(shapes=make_shapes(prefill_shapes, num_slots), num_slots=num_slots, steps=STEPS)
-
-
-def admitted(schedule: Schedule) -> list[tuple[str, int]]:
-    return [(admission.request.id, admission.slot) for admission in schedule.admissions]
-
-
-def prefilled(schedule: Schedule) -> list[tuple[int, int, list[tuple[str, int, int]]]]:
-    """Return (rows, padded length, [(request, start, length)]) of every prefill."""
-    return [
-        (
-            prefill.shape.rows,
-            prefill.shape.length,
-            [(chunk.request.id, chunk.start, chunk.length) for chunk in prefill.chunks],
-        )
-        for prefill in schedule.prefills
-    ]
-
-
-def decoded(schedule: Schedule) -> tuple[list[str], int] | None:
-    """Return (requests, step limit) of the decode dispatch."""
-    if schedule.decode is None:
-        return None
-    return [owner.id for owner in schedule.decode.owners], schedule.decode.step_limit
+    return Scheduler(
+        shapes=make_shapes(prefill_shapes, num_slots),
+        num_slots=num_slots,
+        pages=make_pages(num_slots),
+        steps=STEPS,
+    )
 
 
 def test_requests_take_the_lowest_free_slot_in_order_of_arrival() -> None:
@@ -95,17 +81,18 @@ def test_waiting_requests_go_by_priority_then_arrival_and_none_loses_its_slot() 
 def test_a_long_prompt_goes_in_chunks_of_the_largest_bucket(
     prompt_len: int, expected: list[tuple[int, int, int]]
 ) -> None:
-    """Each row is (padded length, start, length); attention reads the cache up to the end of the chunk."""
+    """Each row is (padded length, start, length); a chunk has the pages of all tokens up to its end."""
     scheduler = make_scheduler()
     scheduler.submit(make_request("a", prompt_len, max_tokens=1))
     chunks = []
     while schedule := scheduler.schedule():
         for prefill in schedule.prefills:
             (chunk,) = prefill.chunks
-            assert prefill.shape.kv_length == next(
-                kv for kv in (8, 16, 64) if kv >= chunk.start + chunk.length
-            )
-            assert chunk.is_final == (chunk.start + chunk.length == prompt_len)
+            end = chunk.start + chunk.length
+            assert [len(pages) for pages in chunk.pages] == [-(-end // PAGE_SIZE)]
+            assert chunk.tokens == tuple(range(chunk.start, end))
+            assert chunk.next_token == (None if end == prompt_len else end)
+            assert chunk.is_final == (end == prompt_len)
             chunks.append((prefill.shape.length, chunk.start, chunk.length))
     assert chunks == expected
 
@@ -195,7 +182,9 @@ def test_no_step_is_dispatched_beyond_max_tokens(max_tokens: int, step_limits: l
     assert limits == step_limits
     # Its tokens are not read yet, so it still has its slot.
     assert scheduler.is_running("a")
-    assert scheduler.num_kv_rows == 2 + max_tokens - 1
+    # The newest token is not written.
+    num_positions = 2 + max_tokens - 1
+    assert scheduler.kv_usage_fraction == -(-num_positions // PAGE_SIZE) / 32
 
 
 def test_a_request_leaves_the_dispatches_when_all_its_tokens_are_on_the_way() -> None:
@@ -211,15 +200,18 @@ def test_a_request_leaves_the_dispatches_when_all_its_tokens_are_on_the_way() ->
     assert not scheduler.schedule()
 
 
-def test_decode_reads_the_cache_as_far_as_the_last_step_writes_it() -> None:
+def test_decode_has_pages_as_far_as_its_last_step_writes() -> None:
     scheduler = make_scheduler()
     scheduler.submit(make_request("a", 4, max_tokens=20))
-    lengths = []
+    num_pages = []
     while schedule := scheduler.schedule():
         if schedule.decode is not None:
-            lengths.append(schedule.decode.shape.kv_length)
-    # Rows in use after each dispatch: 8, 12, 16, 20, 23.
-    assert lengths == [8, 16, 16, 64, 64]
+            ((pages,),) = schedule.decode.pages
+            assert len(set(pages)) == len(pages)
+            num_pages.append(len(pages))
+    # Positions written after each dispatch: 8, 12, 16, 20, 23.
+    assert num_pages == [2, 3, 4, 5, 6]
+    assert scheduler.kv_usage_fraction == 6 / 32
 
 
 def test_cancel_while_waiting() -> None:
@@ -268,87 +260,14 @@ def test_drop_all_names_running_and_waiting_requests() -> None:
     scheduler.schedule()
     assert scheduler.drop_all() == ["a", "b", "c"]
     scheduler.check_integrity()
-    assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_kv_rows) == (0, 0, 0)
+    assert (scheduler.num_running, scheduler.num_waiting, scheduler.kv_usage_fraction) == (0, 0, 0)
     assert not scheduler.schedule()
-
-
-def copied(schedule: Schedule) -> list[tuple[str, int | None]]:
-    """Return the chunks in the order in which they are enqueued, and the slot that each copies from."""
-    return [(chunk.request.id, chunk.copied_from) for work in schedule.prefills for chunk in work.chunks]
-
-
-def test_siblings_wait_for_one_prefill_and_copy_it() -> None:
-    scheduler = make_scheduler(num_slots=3)
-    for name in "abc":
-        scheduler.submit(make_request(name, 20, key="p"))
-    assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 0, 8)])]
-    assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 8, 8)])]
-    # 4 padded tokens of 8 are left for b; then it decodes together with a.
-    third = scheduler.schedule()
-    assert prefilled(third) == [(1, 4, [("a", 16, 4)]), (1, 4, [("b", 19, 1)])]
-    assert copied(third) == [("a", None), ("b", 0)]
-    assert decoded(third) == (["a", "b"], 1)
-    fourth = scheduler.schedule()
-    assert prefilled(fourth) == [(1, 4, [("c", 19, 1)])]
-    assert copied(fourth) == [("c", 0)]
-
-
-def test_the_next_sibling_takes_over_from_one_that_is_cancelled() -> None:
-    scheduler = make_scheduler(num_slots=3)
-    for name in "abc":
-        scheduler.submit(make_request(name, 20, key="p"))
-    scheduler.schedule()
-    scheduler.finish("a")
-    assert copied(scheduler.schedule()) == [("b", None)]
-    chunks = [chunk for _ in range(3) for chunk in copied(scheduler.schedule())]
-    assert chunks == [("b", None), ("b", None), ("c", 1)]
-
-
-def test_a_slot_with_a_new_owner_is_copied_before_it_is_written() -> None:
-    scheduler = make_scheduler(num_slots=2)
-    scheduler.submit(make_request("a", 16, max_tokens=1, key="p"))
-    scheduler.submit(make_request("b", 16, key="p"))
-    scheduler.schedule()
-    assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 8, 8)])]
-    scheduler.finish("a")
-    scheduler.submit(make_request("other", 4))
-    schedule = scheduler.schedule()
-    assert admitted(schedule) == [("other", 0)]
-    assert copied(schedule) == [("b", 0), ("other", None)]
-    # Now slot 0 holds something else; slot 1 is the source.
-    scheduler.finish("other")
-    scheduler.submit(make_request("c", 16, key="p"))
-    assert copied(scheduler.schedule()) == [("c", 1)]
-
-
-def test_the_slot_of_a_sibling_that_ended_needs_no_copy() -> None:
-    scheduler = make_scheduler(num_slots=3)
-    scheduler.submit(make_request("a", 4))
-    scheduler.submit(make_request("b", 16, key="p"))
-    for _ in range(3):
-        scheduler.schedule()
-    scheduler.finish("a")
-    scheduler.finish("b")
-    scheduler.submit(make_request("c", 16, key="p"))
-    schedule = scheduler.schedule()
-    # Slot 0 is free too.
-    assert admitted(schedule) == [("c", 1)]
-    assert copied(schedule) == [("c", 1)]
-
-
-def test_a_prompt_of_another_key_or_of_none_is_never_copied() -> None:
-    scheduler = make_scheduler(num_slots=4)
-    keys = {"a": "p", "b": "q", "c": None, "d": None}
-    for name, key in keys.items():
-        scheduler.submit(make_request(name, 8, key=key))
-    chunks = [chunk for _ in range(4) for chunk in copied(scheduler.schedule())]
-    assert chunks == [(name, None) for name in keys]
 
 
 def test_scored_prompts_run_their_own_programs_alone() -> None:
     scheduler = make_scheduler(num_slots=3, prefill_shapes=((1, 4), (3, 8)))
     scheduler.submit(make_request("a", 8))
-    scheduler.submit(make_request("b", 9, scores_prompt=True, key="p"))
+    scheduler.submit(make_request("b", 9, scores_prompt=True, scope="p"))
     scheduler.submit(make_request("c", 8))
     first = scheduler.schedule()
     assert [(work.shape.kind, [chunk.request.id for chunk in work.chunks]) for work in first.prefills] == [
@@ -356,23 +275,23 @@ def test_scored_prompts_run_their_own_programs_alone() -> None:
     ]
     works = [work for _ in range(2) for work in scheduler.schedule().prefills]
     assert [(work.shape.name, work.chunks[0].length) for work in works] == [
-        ("score[1,8,8]", 8),
-        ("score[1,4,16]", 1),
+        ("score[1,8]", 8),
+        ("score[1,4]", 1),
     ]
 
 
 def test_embedded_prompts_share_dispatches_with_each_other_only() -> None:
     scheduler = make_scheduler(num_slots=4, prefill_shapes=((1, 4), (3, 8)))
-    scheduler.submit(make_request("a", 8, max_tokens=0, pooling="mean", key="p"))
+    scheduler.submit(make_request("a", 8, max_tokens=0, pooling="mean", scope="p"))
     scheduler.submit(make_request("b", 9))
-    scheduler.submit(make_request("c", 8, max_tokens=0, pooling="last", key="p"))
+    scheduler.submit(make_request("c", 8, max_tokens=0, pooling="last", scope="p"))
     scheduler.submit(make_request("d", 12, max_tokens=0, pooling="mean"))
     works = [work for _ in range(3) for work in scheduler.schedule().prefills]
     assert [(work.shape.name, [(c.request.id, c.length) for c in work.chunks]) for work in works] == [
-        ("embed[3,8,8]", [("a", 8), ("c", 8), ("d", 8)]),
-        ("prefill[1,8,8]", [("b", 8)]),
-        ("prefill[1,4,16]", [("b", 1)]),
-        ("embed[1,4,16]", [("d", 4)]),
+        ("embed[3,8]", [("a", 8), ("c", 8), ("d", 8)]),
+        ("prefill[1,8]", [("b", 8)]),
+        ("prefill[1,4]", [("b", 1)]),
+        ("embed[1,4]", [("d", 4)]),
     ]
     assert scheduler.schedule().prefills == ()
 
@@ -395,18 +314,12 @@ def image_scheduler(
     return Scheduler(
         shapes=shapes,
         num_slots=num_slots,
+        pages=make_pages(num_slots),
         steps=STEPS,
         num_feature_rows=num_feature_rows,
         max_features=make_max_features(shapes),
         keeps_images_whole=keeps_images_whole,
     )
-
-
-def encoded(schedule: Schedule) -> tuple[int, list[str]] | None:
-    """Return (images of the program, content hash of each) of the encoder dispatch."""
-    if schedule.encode is None:
-        return None
-    return schedule.encode.shape.rows, [image.content_hash for image in schedule.encode.images]
 
 
 def test_a_prompt_is_prefilled_once_its_images_are_encoded() -> None:
@@ -431,20 +344,6 @@ def test_no_chunk_cuts_an_image_that_is_seen_both_ways() -> None:
     assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 0, 7)])]
     assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 7, 6)])]
     assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 13, 8)])]
-
-
-@pytest.mark.parametrize(("images", "is_shared"), [([(3, "q")], False), ([(2, "q")], True)])
-def test_a_prompt_that_ends_in_such_an_image_is_not_shared(
-    images: list[tuple[int, str]], is_shared: bool
-) -> None:
-    """Prefilling only its last token would split the image."""
-    scheduler = image_scheduler(keeps_images_whole=True)
-    for name in ("a", "b"):
-        scheduler.submit(make_request(name, 8, key="shared", images=images))
-    chunks = [
-        chunk for _ in range(2) for prefill in scheduler.schedule().prefills for chunk in prefill.chunks
-    ]
-    assert [(chunk.request.id, chunk.length) for chunk in chunks] == [("a", 8), ("b", 1 if is_shared else 8)]
 
 
 def test_text_is_not_held_up_by_images_and_nobody_waits_for_two_dispatches_of_them() -> None:

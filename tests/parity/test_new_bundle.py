@@ -44,6 +44,8 @@ MANIFEST = Manifest(
         sampling_defaults={},
     ),
     weights=(),
+    page_size=32,
+    kv_windows=(None,),
     kv=(),
     state=(),
     programs=(),

@@ -13,15 +13,14 @@ from vinfer.errors import ConfigError, RequestError
 from vinfer.parity.prompts import MAX_PROMPT_LEN, Prompt, answer_len, built_in_prompts, read_prompts
 
 
-def manifest(max_model_len: int, prefill_lengths: tuple[int, ...], kv_lengths: tuple[int, ...]) -> Manifest:
+def manifest(max_model_len: int, prefill_lengths: tuple[int, ...], page_size: int = 32) -> Manifest:
     shapes: tuple[ProgramShape, ...] = plan_programs(
         prefill_shapes=[(1, length) for length in prefill_lengths],
         slot_buckets=[1, 4],
         steps=4,
-        kv_buckets=kv_lengths,
     )
     programs = tuple(ProgramSpec(shape=shape, file="", inputs=(), outputs=()) for shape in shapes)
-    return Manifest.model_construct(max_model_len=max_model_len, programs=programs)
+    return Manifest.model_construct(max_model_len=max_model_len, page_size=page_size, programs=programs)
 
 
 def encode(text: str) -> list[int]:
@@ -32,19 +31,19 @@ def lengths(prompts: list[Prompt]) -> list[int]:
     return [len(prompt.token_ids) for prompt in prompts if "random" in prompt.name]
 
 
-def test_prompts_cross_chunks_and_kv_lengths_and_reach_the_last_row() -> None:
-    prompts = built_in_prompts(manifest(1024, (64, 80), (256, 1024)), encode, num_token_ids=300)
-    # 223 + 64 tokens cross 256; 960 + 64 end in the last row.
-    assert lengths(prompts) == [1, 65, 81, 223, 960]
+def test_prompts_cross_chunks_and_pages_and_reach_the_last_position() -> None:
+    prompts = built_in_prompts(manifest(1024, (64, 80)), encode, num_token_ids=300)
+    # Answers of 64 tokens end pages 2, 4 and 16 in their middle; 960 + 64 end at the last position.
+    assert lengths(prompts) == [1, 31, 65, 81, 95, 479, 960]
     [text] = [prompt for prompt in prompts if "text" in prompt.name]
     assert bytes(text.token_ids).decode().startswith("The harbour master")
 
 
 def test_prompts_of_a_short_and_of_a_long_context() -> None:
-    short = built_in_prompts(manifest(8, (8,), (8,)), encode, num_token_ids=300)
+    short = built_in_prompts(manifest(8, (8,)), encode, num_token_ids=300)
     assert [(len(p.token_ids), answer_len(8, len(p.token_ids))) for p in short] == [(1, 4), (4, 4), (4, 4)]
-    long = built_in_prompts(manifest(131072, (512,), (256, 1024, 131072)), encode, num_token_ids=300)
-    assert lengths(long) == [1, 223, 513, 991, MAX_PROMPT_LEN]
+    long = built_in_prompts(manifest(131072, (512,), page_size=128), encode, num_token_ids=300)
+    assert lengths(long) == [1, 95, 223, 479, 513, 2015, MAX_PROMPT_LEN]
 
 
 def test_one_token_of_room() -> None:
@@ -53,9 +52,7 @@ def test_one_token_of_room() -> None:
 
 
 def test_prompts_are_the_same_every_time() -> None:
-    one, other = (
-        built_in_prompts(manifest(512, (64,), (256, 512)), encode, num_token_ids=300) for _ in range(2)
-    )
+    one, other = (built_in_prompts(manifest(512, (64,)), encode, num_token_ids=300) for _ in range(2))
     assert one == other
     assert all(0 <= token < 300 for prompt in one for token in prompt.token_ids)
     assert len({prompt.token_ids[0] for prompt in one}) > 1

@@ -10,7 +10,7 @@ from fake_engine import FakeEngine, byte_tokenizer, served_model
 from running_server import RunningServer, Start, run
 
 from vinfer.config import ServerConfig
-from vinfer.server.model_table import ModelTable
+from vinfer.server.model_table import ModelTable, PrefixCache
 from vinfer.text.tokenizer import Tokenizer
 
 
@@ -23,10 +23,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def start(tokenizer: Tokenizer) -> Start:
     """Start a separate server with settings other than the defaults."""
 
-    def start_server(*, max_model_len: int = 128, **settings: Any) -> Any:
+    def start_server(
+        *, max_model_len: int = 128, prefix_cache: PrefixCache = "per_key", **settings: Any
+    ) -> Any:
         engine = FakeEngine(max_model_len=max_model_len)
         models = ModelTable(["fake"])
-        models.serve(served_model(engine, tokenizer))
+        models.serve(served_model(engine, tokenizer, prefix_cache=prefix_cache))
         return run(ServerConfig(port=0, **settings), models, engine)
 
     return start_server

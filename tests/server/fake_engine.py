@@ -21,7 +21,7 @@ from vinfer.bundle.manifest import Embeddings
 from vinfer.engine.request import EngineStats, FinishReason, Request, TokenEvent, TokenLogprobs
 from vinfer.errors import QueueFullError, VinferError
 from vinfer.server.constrain.grammars import grammar_compiler
-from vinfer.server.model_table import SamplingDefaults, ServedModel
+from vinfer.server.model_table import PrefixCache, SamplingDefaults, ServedModel
 from vinfer.text.answer_form import answer_form
 from vinfer.text.chat_template import ChatTemplate
 from vinfer.text.tokenizer import Tokenizer
@@ -103,7 +103,7 @@ class FakeEngine:
         if self.queue_full:
             raise QueueFullError("64 requests wait already: try again later")
         with self.changed:
-            is_shared = any(request.prompt_key == earlier.prompt_key for earlier in self.requests)
+            is_shared = any(_shares(request, earlier) for earlier in self.requests)
             self.requests.append(request)
             self.changed.notify_all()
         if request.pooling is not None:
@@ -123,6 +123,9 @@ class FakeEngine:
             kv_cache_usage_fraction=0.25,
             generation_tokens_total=self.num_generated,
             num_overlapped_dispatches_total=7,
+            num_preemptions_total=2,
+            prefix_cache_queries_total=40,
+            prefix_cache_hits_total=30,
         )
 
     def wait_until_cancelled(self, num: int) -> None:
@@ -195,13 +198,24 @@ class FakeEngine:
         return tokens, "length"
 
 
+def _shares(request: Request, earlier: Request) -> bool:
+    """Return whether a prompt is found whole in the pages of an earlier one; parts are never found here."""
+    asked, found = ((each.cache_scope, each.prompt_ids, each.images) for each in (request, earlier))
+    return request.cache_scope is not None and asked == found
+
+
 def _logprobs(token: int, num: int) -> TokenLogprobs:
     """Return -0.5 for the token itself, and -1.5, -2.5, ... for the next ids."""
     return TokenLogprobs(-0.5, tuple(token + i for i in range(num)), tuple(-0.5 - i for i in range(num)))
 
 
 def served_model(
-    engine: FakeEngine, tokenizer: Tokenizer, name: str = "fake", *, chat_template: str | None = TEMPLATE
+    engine: FakeEngine,
+    tokenizer: Tokenizer,
+    name: str = "fake",
+    *,
+    chat_template: str | None = TEMPLATE,
+    prefix_cache: PrefixCache = "per_key",
 ) -> ServedModel:
     """Return a model that is served by a fake engine."""
     template = None
@@ -229,6 +243,7 @@ def served_model(
         fingerprint="bundle-0123",
         has_prompt_logprobs=True,
         is_deterministic=False,
+        prefix_cache=prefix_cache,
         embeddings=Embeddings(pooling="mean", size=EMBEDDING_SIZE),
         answer_form=answer_form("auto", template),
     )

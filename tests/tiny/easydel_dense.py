@@ -15,21 +15,9 @@ SIZES: dict[str, Any] = {
 }
 
 
-class _AskedError(Exception):
-    """Carries the options passed to the attention operation."""
-
-
-class _Operation:
-    """Stands in for the attention operation and computes nothing."""
-
-    def forward(self, **options: Any) -> Any:
-        raise _AskedError(options["causal"])
-
-
 def facts_of_its_dense_families() -> dict[str, Any]:
     return {
         "olmo2_norms": _olmo2_norms(),
-        "phi3_is_causal_twice": _phi3_is_causal_twice(),
         "cohere2_rotates_without_window": _cohere2_rotates_without_window(),
         "cohere2_tied_logits_of_a_zero_embedding": _cohere2_tied_logits_of_a_zero_embedding(),
     }
@@ -54,24 +42,6 @@ def _olmo2_norms() -> dict[str, Any]:
     attention = _built(Olmo2Config(**SIZES), Olmo2Attention, layer_idx=0)
     kernels = {name: getattr(attention, name).kernel.value for name in ("q_norm", "k_norm")}
     return {name: [kernel.shape[0], str(kernel.dtype)] for name, kernel in kernels.items()}
-
-
-def _phi3_is_causal_twice() -> bool:
-    """Return whether the operation must mask causally although the mask is already marked causal."""
-    import jax.numpy as jnp
-    from easydel.modules.phi3.modeling_phi3 import Phi3Attention, Phi3Config
-    from ejkernel.types import MaskInfo
-
-    attention = _built(Phi3Config(**SIZES), Phi3Attention, layer_idx=0)
-    attention.attention_performer = _Operation()
-    mask_info = MaskInfo.from_attention_mask(jnp.ones((1, 1, 3, 3), bool))
-    object.__setattr__(mask_info, "_causal_baked", True)
-    try:
-        with attention.config.mesh:
-            attention(jnp.ones((1, 3, 32)), mask_info, jnp.arange(3)[None], "prefill")
-    except _AskedError as asked:
-        return bool(asked.args[0])
-    raise AssertionError("Phi3Attention does not call its attention operation")
 
 
 def _cohere2_rotates_without_window() -> bool:

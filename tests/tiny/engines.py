@@ -41,7 +41,7 @@ class Question:
     joins_after: int = 0
     scores_prompt: bool = False
     pooling: Pooling | None = None
-    prompt_key: str | None = None
+    cache_scope: str | None = "tests"
     grammar: Grammar | None = None
     images: tuple[RequestImage, ...] = ()
 
@@ -125,7 +125,7 @@ def ask(engine: Engine, questions: Sequence[Question]) -> list[Answer]:
                 arrival_seconds=time.monotonic(),
                 scores_prompt=question.scores_prompt,
                 pooling=question.pooling,
-                prompt_key=question.prompt_key,
+                cache_scope=question.cache_scope,
                 grammar=_matcher(question),
                 images=question.images,
             )

@@ -1,4 +1,4 @@
-"""Finds communication in the HLO text of a compiled program (`compiled.as_text()`).
+"""Finds communication and copies in the HLO text of a compiled program (`compiled.as_text()`).
 
 Text in, plain data out; knows neither JAX nor bundles.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 Shape = tuple[int, ...]
 
-GATHERS = ("all-gather", "all-gather-start", "all-to-all", "collective-permute", "collective-permute-start")
+_COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+COLLECTIVES = (*_COLLECTIVES, *(f"{name}-start" for name in _COLLECTIVES))
+COPIES = ("copy", "copy-start")
 
 # `%name = f32[2,3]{1,0} opcode(%a, %b), attribute=...`; a tuple type is in parentheses.
 _INSTRUCTION = re.compile(
@@ -23,13 +25,15 @@ _OPERAND = re.compile(r"%([\w.-]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
+    """One instruction; shapes are per device, because the text is of the partitioned program."""
+
     opcode: str
     operand_shapes: tuple[Shape, ...]
-    """Shapes per device, because the text is of the partitioned program."""
+    result_shapes: tuple[Shape, ...]
 
 
 def instructions(text: str) -> Iterator[Instruction]:
-    """Yield every instruction of every computation, with the shapes of its operands."""
+    """Yield every instruction of every computation, with the shapes of its operands and results."""
     shapes: dict[str, tuple[Shape, ...]] = {}
     for line in text.splitlines():
         if line.endswith("{"):
@@ -39,24 +43,23 @@ def instructions(text: str) -> Iterator[Instruction]:
             continue
         shapes[match["name"]] = _shapes(match["type"])
         operands = [shape for name in _OPERAND.findall(match["operands"]) for shape in shapes.get(name, ())]
-        yield Instruction(match["opcode"], tuple(operands))
+        yield Instruction(match["opcode"], tuple(operands), shapes[match["name"]])
 
 
 def _shapes(type_text: str) -> tuple[Shape, ...]:
     return tuple(tuple(int(size) for size in sizes.split(",") if size) for sizes in _SHAPE.findall(type_text))
 
 
-def moved_kv_shapes(text: str, *, kv_lengths: set[int], head_dim: int) -> list[Shape]:
-    """List operands of gathers and permutes that are whole sequences of keys or values.
+def moves_of(text: str, *, shapes: Collection[Shape]) -> list[tuple[str, Shape]]:
+    """List the collectives and copies of whole pools, each with the shape of the pool.
 
     Args:
-        kv_lengths: lengths that attention may read: every kv_length and max_model_len. No other size may
-            equal one of them or head_dim.
+        shapes: those of a pool over all devices and on one device. No other array may have one of them.
     """
     return [
-        shape
+        (instruction.opcode, shape)
         for instruction in instructions(text)
-        if instruction.opcode in GATHERS
-        for shape in instruction.operand_shapes
-        if kv_lengths & set(shape) and head_dim in shape
+        if instruction.opcode in (*COLLECTIVES, *COPIES)
+        for shape in (*instruction.operand_shapes, *instruction.result_shapes)
+        if shape in shapes
     ]

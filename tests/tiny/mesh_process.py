@@ -1,10 +1,13 @@
 """Runs one bundle on four forced CPU devices and prints the results as JSON.
 
-    python -m tiny.mesh_process BUNDLE DIRECTORY      a name in `BUNDLES` and its directory; run from tests/
+    python -m tiny.mesh_process BUNDLE DIRECTORY [PAGES]     a name in `BUNDLES`, its directory; from tests/
+
+With PAGES, only `long_answers` run, on so many pages: {"answers": [...], "num_preemptions": int}.
 
 Needs its own process, because the number of CPU devices is fixed when JAX starts. The last line of standard
 output is {"answers": [...], "shared": [...], "scored": [...], "pooled": [[part, ...], ...],
-"bound": [text, ...], "collectives": {program: {opcode: count}}, "moved_kv": {program: [shape, ...]}}.
+"bound": [text, ...], "collectives": {program: {opcode: count}}, "moved_pools": {program: [[opcode, shape],
+...]}}.
 """
 
 from __future__ import annotations
@@ -21,14 +24,27 @@ CONSTRAINED = "[a-f]{3}-[0-9]{2}"
 """The grammar of half of the requests in the second run; 64 tokens are more than enough."""
 
 
-def main(bundle: str, directory: Path) -> None:
-    # Must be set before JAX starts.
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+def run_cramped(bundle: str, directory: Path, num_pages: int) -> None:
+    from tiny.bundles import model_config
+    from tiny.engines import ask, load_engine
+    from tiny.prompts import long_answers
+
+    from vinfer.config import KVCacheConfig
+
+    model = model_config(bundle).model_copy(update={"kv_cache": KVCacheConfig(pages=num_pages)})
+    engine = load_engine(directory, model)
+    answers = [dataclasses.asdict(answer) for answer in ask(engine, long_answers())]
+    num_preemptions = engine.stats().num_preemptions_total
+    engine.stop()
+    sys.stdout.write(json.dumps({"answers": answers, "num_preemptions": num_preemptions}) + "\n")
+
+
+def run(bundle: str, directory: Path) -> None:
     import jax
     import numpy as np
     from tiny.bundles import model_config
     from tiny.engines import GREEDY, Binder, Question, ask, load_engine
-    from tiny.hlo import GATHERS, instructions, moved_kv_shapes
+    from tiny.hlo import COLLECTIVES, instructions, moves_of
     from tiny.prompts import crowd, embedding_crowd, scored_crowd, shared_crowd
 
     from vinfer.bundle.directory import read_manifest
@@ -50,9 +66,8 @@ def main(bundle: str, directory: Path) -> None:
             for place, question in enumerate(crowd(join_apart=False))
         ],
     )
-    kv_lengths = {
-        manifest.max_model_len,
-        *(p.shape.kv_length for p in manifest.programs if p.shape.kv_length),
+    pools = {
+        shape for pool in engine._runner._kv for shape in (pool.shape, pool.addressable_shards[0].data.shape)
     }
     # The programs that the engine runs, not compiled a second time.
     texts = {
@@ -69,19 +84,19 @@ def main(bundle: str, directory: Path) -> None:
         ],
         "bound": [binder.text(answer) for answer in constrained[1::2]],
         "collectives": {
-            name: collections.Counter(
-                i.opcode for i in instructions(text) if i.opcode in (*GATHERS, "all-reduce")
-            )
+            name: collections.Counter(i.opcode for i in instructions(text) if i.opcode in COLLECTIVES)
             for name, text in texts.items()
         },
-        "moved_kv": {
-            name: moved_kv_shapes(text, kv_lengths=kv_lengths, head_dim=manifest.kv[0].shape[-1])
-            for name, text in texts.items()
-        },
+        "moved_pools": {name: moves_of(text, shapes=pools) for name, text in texts.items()},
     }
     engine.stop()
     sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    # Must be set before JAX starts.
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+    if len(sys.argv) > 3:
+        run_cramped(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        run(sys.argv[1], Path(sys.argv[2]))

@@ -37,7 +37,12 @@ def crowd(*, join_apart: bool) -> list[Question]:
 
 def shared_crowd() -> list[Question]:
     """Return three greedy questions that share one prompt of several chunks."""
-    return [Question(prompt(200), prompt_key="shared")] * 3
+    return [Question(prompt(200), cache_scope="shared")] * 3
+
+
+def long_answers() -> list[Question]:
+    """Return greedy questions of two to four pages each, of whose answers few pages hold all."""
+    return [Question(prompt(length, seed=3)) for length in (60, 50, 33, 5, 64, 40)]
 
 
 def embedding_crowd() -> list[Question]:

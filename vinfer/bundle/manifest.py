@@ -12,10 +12,11 @@ from typing import Literal
 
 from vinfer.bundle.certificate import ParityReport
 from vinfer.bundle.frozen import Frozen
+from vinfer.bundle.kv_pages import PageGroup, PagePlan
 from vinfer.bundle.programs import ProgramShape, is_single_shape
 from vinfer.image_processing import ImageProcessing
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MESH_AXES = ("dp", "fsdp", "ep", "tp", "sp")
 
 MAX_STOP_TOKEN_IDS = 16
@@ -49,6 +50,26 @@ class WeightSpec(ArraySpec):
 
 class StateSpec(ArraySpec):
     initial: bool | int | float
+
+
+class KVArray(Frozen):
+    """The k or v of one layer: a pool of pages, whose number is chosen when the bundle is loaded.
+
+    Attributes:
+        group: index of the layer's group in `Manifest.kv_windows`.
+        width: elements of one position: KV heads times head_dim.
+    """
+
+    name: str
+    group: int
+    width: int
+    dtype: str
+    axes: PartitionAxes
+
+    def spec(self, *, num_pages: int, page_size: int) -> StateSpec:
+        """Return the array [num_pages, page_size, width], over all devices."""
+        shape = (num_pages, page_size, self.width)
+        return StateSpec(name=self.name, shape=shape, dtype=self.dtype, axes=self.axes, initial=0)
 
 
 class ProgramSpec(Frozen):
@@ -114,7 +135,11 @@ class Manifest(Frozen):
     max_model_len: int
     model: ModelCard
     weights: tuple[WeightSpec, ...]
-    kv: tuple[StateSpec, ...]
+    page_size: int
+    """Positions of one page of the KV cache."""
+    kv_windows: tuple[int | None, ...]
+    """Groups of layers whose pages are counted together: positions that a token sees in them; None is all."""
+    kv: tuple[KVArray, ...]
     state: tuple[StateSpec, ...]
     programs: tuple[ProgramSpec, ...]
     images: ImageInput | None = None
@@ -154,11 +179,40 @@ class Manifest(Frozen):
         """Whether decode programs run all slots in order, because slots are split over dp."""
         return self.mesh["dp"] > 1
 
-    def num_bytes_per_device(self) -> dict[str, int]:
+    @property
+    def page_plan(self) -> PagePlan:
+        """The figures from which the number of pages follows."""
+        shapes = [program.shape for program in self.programs if program.shape.uses_weights]
+        return PagePlan(
+            page_size=self.page_size,
+            max_model_len=self.max_model_len,
+            num_slots=self.num_slots // self.mesh["dp"],
+            max_write_len=max(shape.length for shape in shapes),
+            groups=tuple(
+                PageGroup(window, self._page_bytes(group)) for group, window in enumerate(self.kv_windows)
+            ),
+        )
+
+    def _page_bytes(self, group: int) -> int:
+        one_page = [
+            array.spec(num_pages=self.mesh["dp"], page_size=self.page_size)
+            for array in self.kv
+            if array.group == group
+        ]
+        return sum(spec.num_bytes_per_device(self.mesh) for spec in one_page)
+
+    def kv_specs(self, num_pages: Sequence[int]) -> tuple[StateSpec, ...]:
+        """Return the arrays of the KV cache for a number of pages of each group in one dp shard."""
+        return tuple(
+            array.spec(num_pages=num_pages[array.group] * self.mesh["dp"], page_size=self.page_size)
+            for array in self.kv
+        )
+
+    def num_bytes_per_device(self, num_pages: Sequence[int]) -> dict[str, int]:
         """Return bytes per device: weights, kv_cache and state; with images also those of their parts."""
         groups: dict[str, Iterable[ArraySpec]] = {
             "weights": self.weights,
-            "kv_cache": self.kv,
+            "kv_cache": self.kv_specs(num_pages),
             "state": self.state,
         }
         if self.images is not None:
@@ -188,6 +242,12 @@ def argument_specs(
         state if shape.uses_state else (),
         inputs,
     )
+
+
+def kv_groups(windows: Sequence[int | None]) -> tuple[int | None, ...]:
+    """Return the window of each group of layers: the full layers' None first, then each window once."""
+    distinct = dict.fromkeys(windows)
+    return tuple(sorted(distinct, key=lambda window: (window is not None, window or 0)))
 
 
 def num_mask_words(vocab_size: int) -> int:

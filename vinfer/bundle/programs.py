@@ -11,7 +11,7 @@ from typing import Literal
 
 from vinfer.bundle.frozen import Frozen
 
-ProgramKind = Literal["set_slot", "copy_slot", "encode_images", "prefill", "score", "embed", "decode"]
+ProgramKind = Literal["set_slot", "copy_page", "encode_images", "prefill", "score", "embed", "decode"]
 
 
 class ProgramShape(Frozen):
@@ -19,29 +19,27 @@ class ProgramShape(Frozen):
 
     Attributes:
         rows: prompts of a prefill, score or embed dispatch, slots of a decode dispatch, or images of
-            encode_images; 0 for set_slot and copy_slot.
+            encode_images; 0 for set_slot and copy_page.
         length: padded prompt tokens of a prefill, score or embed dispatch, or most steps of a decode
             dispatch; otherwise 0.
-        kv_length: rows of the KV cache that attention reads; 0 if there is no attention.
         image: (channels, height, width) of each image of encode_images; otherwise empty.
     """
 
     kind: ProgramKind
     rows: int = 0
     length: int = 0
-    kv_length: int = 0
     image: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         if self.rows == 0:
             return self.kind
-        sizes = (self.rows, *self.image) if self.image else (self.rows, self.length, self.kv_length)
+        sizes = (self.rows, *self.image) if self.image else (self.rows, self.length)
         return f"{self.kind}[{','.join(map(str, sizes))}]"
 
     @property
     def uses_weights(self) -> bool:
-        return self.kind not in ("set_slot", "copy_slot", "encode_images")
+        return self.kind not in ("set_slot", "copy_page", "encode_images")
 
     @property
     def uses_image_features(self) -> bool:
@@ -54,7 +52,7 @@ class ProgramShape(Frozen):
 
     @property
     def uses_state(self) -> bool:
-        return self.kind not in ("copy_slot", "embed", "encode_images")
+        return self.kind not in ("copy_page", "embed", "encode_images")
 
 
 def plan_programs(
@@ -62,7 +60,6 @@ def plan_programs(
     prefill_shapes: Iterable[tuple[int, int]],
     slot_buckets: Iterable[int],
     steps: int,
-    kv_buckets: Iterable[int],
     prompt_logprobs: bool = False,
     embeddings: bool = False,
     vision_shapes: Iterable[tuple[int, int, int, int]] = (),
@@ -73,14 +70,12 @@ def plan_programs(
         prefill_shapes: (batch_size, prefill_length) pairs.
         slot_buckets: numbers of slots that one decode dispatch may run.
         steps: most decode steps per dispatch.
-        kv_buckets: KV cache lengths that attention may read; the last one is max_model_len.
         prompt_logprobs: add score programs for the shortest and the longest prefill length.
         embeddings: add embed programs for the shortest and the longest prefill length, for one prompt and for
             the largest batch if it has these lengths.
         vision_shapes: (batch_size, channels, height, width) of image encoders.
     """
-    kv_buckets = sorted(kv_buckets)
-    shapes = [ProgramShape(kind="set_slot"), ProgramShape(kind="copy_slot")]
+    shapes = [ProgramShape(kind="set_slot"), ProgramShape(kind="copy_page")]
     shapes += [
         ProgramShape(kind="encode_images", rows=rows, image=tuple(image))
         for rows, *image in sorted(vision_shapes)
@@ -91,19 +86,15 @@ def plan_programs(
     # A single prompt must always find a program, so every length exists with batch 1.
     by_batch[1] = sorted({length for lengths in by_batch.values() for length in lengths})
     for batch, lengths in sorted(by_batch.items()):
-        shapes += _prompt_shapes("prefill", batch, lengths, kv_buckets)
+        shapes += _prompt_shapes("prefill", batch, lengths)
     if prompt_logprobs:
-        shapes += _prompt_shapes("score", 1, {by_batch[1][0], by_batch[1][-1]}, kv_buckets)
+        shapes += _prompt_shapes("score", 1, {by_batch[1][0], by_batch[1][-1]})
     if embeddings:
         ends = {by_batch[1][0], by_batch[1][-1]}
         for batch in sorted({1, max(by_batch)}):
             # No batch is formed for a length that a single prompt cannot use.
-            shapes += _prompt_shapes("embed", batch, ends & set(by_batch[batch]), kv_buckets)
-    shapes += [
-        ProgramShape(kind="decode", rows=rows, length=steps, kv_length=kv)
-        for rows in sorted(slot_buckets)
-        for kv in kv_buckets
-    ]
+            shapes += _prompt_shapes("embed", batch, ends & set(by_batch[batch]))
+    shapes += [ProgramShape(kind="decode", rows=rows, length=steps) for rows in sorted(slot_buckets)]
     return tuple(shapes)
 
 
@@ -113,43 +104,25 @@ def is_single_shape(shapes: Iterable[ProgramShape]) -> bool:
     return len(kinds) == len(set(kinds))
 
 
-def _prompt_shapes(
-    kind: ProgramKind, rows: int, lengths: Iterable[int], kv_buckets: Sequence[int]
-) -> list[ProgramShape]:
-    """Combine each length with every kv_length that a chunk too long for the previous length can need."""
-    shapes = []
-    shorter = 0
-    for length in sorted(lengths):
-        shapes += [
-            ProgramShape(kind=kind, rows=rows, length=length, kv_length=kv)
-            for kv in kv_buckets
-            if kv > shorter
-        ]
-        shorter = length
-    return shapes
+def _prompt_shapes(kind: ProgramKind, rows: int, lengths: Iterable[int]) -> list[ProgramShape]:
+    return [ProgramShape(kind=kind, rows=rows, length=length) for length in sorted(lengths)]
 
 
 def choose_program(
-    shapes: Iterable[ProgramShape], kind: ProgramKind, *, rows: int, length: int, kv_length: int
+    shapes: Iterable[ProgramShape], kind: ProgramKind, *, rows: int, length: int
 ) -> ProgramShape:
     """Return the cheapest compiled program that covers a dispatch.
 
     Args:
         rows: prompts or slots of the dispatch.
         length: longest chunk of the dispatch in tokens; 1 for decode.
-        kv_length: rows of the KV cache in use when the dispatch ends.
     """
     covering = [
-        shape
-        for shape in shapes
-        if shape.kind == kind
-        and shape.rows >= rows
-        and shape.length >= length
-        and shape.kv_length >= kv_length
+        shape for shape in shapes if shape.kind == kind and shape.rows >= rows and shape.length >= length
     ]
     if not covering:
-        raise AssertionError(f"no {kind} program covers rows={rows} length={length} kv_length={kv_length}")
-    return min(covering, key=lambda s: (s.rows * s.length, s.kv_length))
+        raise AssertionError(f"no {kind} program covers rows={rows} length={length}")
+    return min(covering, key=lambda shape: (shape.rows * shape.length, shape.length))
 
 
 def choose_encoder(

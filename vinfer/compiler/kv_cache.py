@@ -1,88 +1,90 @@
-"""vinfer's KV cache, with the interface that EasyDeL's attention layers use.
+"""vinfer's KV cache in pages, with the interface that EasyDeL's attention layers use.
 
-EasyDeL's attention calls one method of a cache view, `concatenate_to_cache`, and reads the attributes
-`key`, `starts`, `indexs` and `masking_details`. This view scatters the new rows into a dense cache
-`[num_slots, max_model_len, kv_heads, head_dim]` and returns the first `kv_length` rows of the slots that
-take part. It knows nothing of tokens, sampling or EasyDeL's own caches, and does not import EasyDeL.
+EasyDeL's attention calls one method of a cache view, `concatenate_to_cache`, and reads the attributes `key`,
+`starts`, `indexs` and `masking_details`. This view writes the new rows into its layer's pages. The layer's
+attention then calls `attend` (`easydel.attention`). It knows nothing of tokens, sampling or EasyDeL's own
+caches, and does not import EasyDeL.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from vinfer.compiler import paged_attention
+from vinfer.compiler.paged_attention import NO_PAGE
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Which slots take part in a forward pass, and where their tokens go.
+    """Which pages the rows of a forward pass have, and where their tokens go.
 
     Attributes:
-        slots: int32 [rows]; a padded row names slot `num_slots`, which does not exist. None if row i is
-            slot i: then the cache is read in place, without a gather and without moving a cache that is
-            split over dp.
-        positions: int32 [rows, length], the position of every token in its slot; `max_model_len` for
+        page_tables: int32 [shards, groups, rows of a shard, pages of a row]: the page of each stretch of
+            `page_size` positions, for each group of layers, numbered within a dp shard's part of the pool;
+            NO_PAGE where there is none.
+        positions: int32 [rows, length], the position of every token in its sequence; `max_model_len` for
             tokens that are not written (padding, idle slots).
-        kv_length: rows of the cache that attention reads.
+        max_model_len: the longest sequence.
+        is_split: whether the rows are split over dp; otherwise every shard sees all rows, and has pages for
+            its own rows only.
         spans: first and end, int32 [rows, length] each: extra positions that a token sees, for whole images
             in a model with bidirectional image attention (`ImageFeatures.spans`). None if there are none.
         rope_positions: int32 [rows, 3, length], the time, row and column by which tokens rotate. None if
             they rotate by their position.
     """
 
-    slots: jax.Array | None
+    page_tables: jax.Array
     positions: jax.Array
-    kv_length: int
+    max_model_len: int
+    is_split: bool = False
     rope_positions: jax.Array | None = None
     spans: tuple[jax.Array, jax.Array] | None = None
 
-    def attention_mask(self, window: int | None) -> jax.Array:
-        """Return bool [rows, 1, length, kv_length]: a token sees its own position and those before it.
 
-        Positions in `spans` are visible despite any window, as in transformers (`or_mask_function`).
+@dataclasses.dataclass(frozen=True)
+class LayerCache:
+    """What is static about one layer's cache.
 
-        Args:
-            window: how many positions a token sees, including its own; None for all.
-        """
-        kv_positions = jnp.arange(self.kv_length, dtype=jnp.int32)[None, None, None, :]
-        positions = self.positions[:, None, :, None]
-        mask = kv_positions <= positions
-        if window is not None:
-            mask &= kv_positions > positions - window
-        if self.spans is None:
-            return mask
-        first, end = (bound[:, None, :, None] for bound in self.spans)
-        return mask | ((kv_positions >= first) & (kv_positions < end))
+    Attributes:
+        group: index of the layer's group in the page tables.
+        window: positions that a token sees, including its own; None for all.
+        num_kv_heads: KV heads of the model.
+        mesh: None on one device.
+        block_len, widens: see `paged_attention.attend`; queries are widened for decoding only.
+    """
+
+    group: int
+    window: int | None
+    num_kv_heads: int
+    block_len: int
+    mesh: Mesh | None = None
+    widens: bool = False
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCacheView:
-    """One layer's cache. k and v: [num_slots, max_model_len, kv_heads, head_dim].
+    """One layer's pages. k and v: [pages, page_size, kv_heads * head_dim].
 
     Each layer's mask comes from here, including its window: EasyDeL's layers apply windows after this
     view, incorrectly in prefill (`_flexible.py::_apply_sliding_window`), so they are told to have none.
 
-    `key` stays None: EasyDeL compares the batch size of a view's `key` with the query's, and ours counts
-    slots, not rows. `masking_details` is None to keep EasyDeL from applying its own window.
+    `key` stays None: EasyDeL compares the batch size of a view's `key` with the query's, and ours has pages,
+    not rows. `masking_details` is None to keep EasyDeL from applying its own window.
     """
 
     k: jax.Array
     v: jax.Array
-    slots: jax.Array | None
-    positions: jax.Array
-    mask_info: Any
-    """EasyDeL's wrapping of `Rows.attention_mask` with this layer's window."""
     cache: KVCache = dataclasses.field(metadata={"static": True})
     layer: int = dataclasses.field(metadata={"static": True})
-    kv_length: int = dataclasses.field(metadata={"static": True})
-    sharding: NamedSharding | None = dataclasses.field(metadata={"static": True})
-    """Sharding of k and v on a mesh. Without it, XLA would split them as EasyDeL splits the rows (over fsdp
-    too) and gather the whole cache at the end of a decode dispatch."""
 
     key: ClassVar[None] = None
     starts: ClassVar[None] = None
@@ -90,48 +92,107 @@ class KVCacheView:
     masking_details: ClassVar[None] = None
 
     def concatenate_to_cache(
-        self, *, key: jax.Array, value: jax.Array, **_: Any
+        self, *, key: jax.Array, value: jax.Array, mask_info: Any, **_: Any
     ) -> tuple[jax.Array, jax.Array, Any, KVCacheView, None]:
-        """Write new rows and return what attention reads.
+        """Write new rows; `attend` reads them.
 
         Args:
             key: [rows, length, kv_heads, head_dim], already rotated.
             value: [rows, length, kv_heads, head_dim].
         """
-        rows = key.shape[0]
-        owners = jnp.arange(rows, dtype=jnp.int32) if self.slots is None else self.slots
-        where = (owners[:, None], self.positions)
-        k = self.k.at[where].set(key.astype(self.k.dtype), mode="drop")
-        v = self.v.at[where].set(value.astype(self.v.dtype), mode="drop")
-        if self.sharding is not None:
-            k = jax.lax.with_sharding_constraint(k, self.sharding)
-            v = jax.lax.with_sharding_constraint(v, self.sharding)
-        if self.slots is None:
-            seen_k, seen_v = k[:, : self.kv_length], v[:, : self.kv_length]
-        else:
-            seen_k = k.at[self.slots, : self.kv_length].get(mode="clip")
-            seen_v = v.at[self.slots, : self.kv_length].get(mode="clip")
+        static, rows = self.cache.layers[self.layer], self.cache.rows
+        split = _Split(static, rows_are_split=rows.is_split)
+
+        def write(
+            k: jax.Array, v: jax.Array, key: jax.Array, value: jax.Array, tables: jax.Array, at: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            table = tables[0, static.group]
+            new_k, new_v = (new.reshape(*new.shape[:2], -1) for new in (key, value))
+            write_rows = functools.partial(
+                paged_attention.write, table=table, positions=at, max_model_len=rows.max_model_len
+            )
+            return write_rows(k, new_k), write_rows(v, new_v)
+
+        pool, of_heads = split.pool, split.of_kv_heads
+        k, v = split.over_mesh(
+            write,
+            (pool, pool, of_heads, of_heads, split.tables, split.of_rows),
+            (pool, pool),
+        )(self.k, self.v, key, value, rows.page_tables, rows.positions)
         view = dataclasses.replace(self, k=k, v=v)
         # Assigned here because EasyDeL's Gemma 2 drops the view that its layers return.
         self.cache[self.layer] = view
-        return seen_k, seen_v, self.mask_info, view, None
+        return key, value, mask_info, view, None
+
+    def attend(
+        self, query: jax.Array, *, scale: float, soft_cap: float | None, sinks: jax.Array | None
+    ) -> jax.Array:
+        """Return [rows, length, heads, value_dim] for queries [rows, length, heads, head_dim].
+
+        Args:
+            scale, soft_cap, sinks: see `paged_attention.attend`.
+        """
+        static, rows = self.cache.layers[self.layer], self.cache.rows
+        split = _Split(static, rows_are_split=rows.is_split)
+        extra: dict[str, jax.Array] = {}
+        specs: dict[str, PartitionSpec] = {}
+        if sinks is not None:
+            extra["sinks"], specs["sinks"] = sinks, PartitionSpec(split.heads)
+        if rows.spans is not None:
+            extra["first"], extra["end"] = rows.spans
+            specs["first"] = specs["end"] = split.of_rows
+
+        def attend(
+            query: jax.Array,
+            k: jax.Array,
+            v: jax.Array,
+            tables: jax.Array,
+            positions: jax.Array,
+            extra: dict[str, jax.Array],
+        ) -> jax.Array:
+            table = tables[0, static.group]
+            if split.has_foreign_rows:
+                is_own = jnp.any(table != NO_PAGE, axis=1)
+                positions = jnp.where(is_own[:, None], positions, rows.max_model_len)
+            seen = paged_attention.visible(
+                positions,
+                max_model_len=rows.max_model_len,
+                window=static.window,
+                spans=(extra["first"], extra["end"]) if rows.spans is not None else None,
+            )
+            output = paged_attention.attend(
+                query,
+                k,
+                v,
+                table,
+                seen,
+                num_kv_heads=split.num_kv_heads_here,
+                scale=scale,
+                block_len=static.block_len,
+                soft_cap=soft_cap,
+                sinks=extra.get("sinks"),
+                first_kv_head=split.first_kv_head(),
+                widens=static.widens and query.shape[1] == 1,
+            )
+            # Only one shard has a row's pages; the others have computed zeros.
+            return lax.psum(output, "dp") if split.has_foreign_rows else output
+
+        of_query = PartitionSpec(split.rows_axis, None, split.heads, None)
+        return split.over_mesh(
+            attend,
+            (of_query, split.pool, split.pool, split.tables, split.of_rows, specs),
+            of_query,
+        )(query, self.k, self.v, rows.page_tables, rows.positions, extra)
 
 
 class KVCache:
     """The views of all layers, which EasyDeL's models index and assign."""
 
-    def __init__(
-        self,
-        arrays: Sequence[jax.Array],
-        rows: Rows,
-        mask_infos: Sequence[Any],
-        sharding: NamedSharding | None,
-    ) -> None:
+    def __init__(self, arrays: Sequence[jax.Array], rows: Rows, layers: Sequence[LayerCache]) -> None:
         pairs = zip(arrays[0::2], arrays[1::2], strict=True)
-        self.views = [
-            KVCacheView(k, v, rows.slots, rows.positions, mask_info, self, layer, rows.kv_length, sharding)
-            for layer, ((k, v), mask_info) in enumerate(zip(pairs, mask_infos, strict=True))
-        ]
+        self.rows = rows
+        self.layers = tuple(layers)
+        self.views = [KVCacheView(k, v, self, layer) for layer, (k, v) in enumerate(pairs)]
 
     def __setitem__(self, layer: int, view: KVCacheView) -> None:
         self.views[layer] = view
@@ -145,3 +206,65 @@ class KVCache:
     def arrays(self) -> tuple[jax.Array, ...]:
         """Return k, v of layer 0, k, v of layer 1, ..."""
         return tuple(array for view in self.views for array in (view.k, view.v))
+
+
+def copy_pages(
+    kv: Sequence[jax.Array], sources: jax.Array, targets: jax.Array, layers: Sequence[LayerCache]
+) -> tuple[jax.Array, ...]:
+    """Copy one page of every group within each dp shard.
+
+    Args:
+        kv: k and v of every layer, in order.
+        sources, targets: int32 [shards, groups]; a target of NO_PAGE copies nothing.
+    """
+    copied = []
+    for place, pool in enumerate(kv):
+        layer = layers[place // 2]
+        split = _Split(layer)
+
+        def copy(
+            pool: jax.Array, sources: jax.Array, targets: jax.Array, group: int = layer.group
+        ) -> jax.Array:
+            page = pool.at[sources[:, group]].get(mode="clip")
+            return pool.at[targets[:, group]].set(page, mode="drop")
+
+        on_mesh = split.over_mesh(copy, (split.pool, split.tables, split.tables), split.pool)
+        copied.append(on_mesh(pool, sources, targets))
+    return tuple(copied)
+
+
+class _Split:
+    """How one layer's arrays are split over a mesh: pools and rows over dp, heads over tp."""
+
+    def __init__(self, layer: LayerCache, *, rows_are_split: bool = False) -> None:
+        sizes = {} if layer.mesh is None else dict(layer.mesh.shape)
+        self._mesh = layer.mesh
+        self._tp = sizes.get("tp", 1)
+        self._num_kv_heads = layer.num_kv_heads
+        self._splits_pool = layer.num_kv_heads % self._tp == 0
+        self.heads = "tp" if self._tp > 1 else None
+        self.rows_axis = "dp" if rows_are_split else None
+        self.has_foreign_rows = sizes.get("dp", 1) > 1 and not rows_are_split
+        self.pool = PartitionSpec("dp", None, "tp" if self._splits_pool else None)
+        self.tables = PartitionSpec("dp")
+        self.of_rows = PartitionSpec(self.rows_axis)
+        self.of_kv_heads = PartitionSpec(self.rows_axis, None, "tp" if self._splits_pool else None, None)
+
+    @property
+    def num_kv_heads_here(self) -> int:
+        """KV heads that one device's queries use."""
+        return self._num_kv_heads // self._tp if self._splits_pool else 1
+
+    def first_kv_head(self) -> jax.Array | None:
+        """Return the KV head of a device's queries, where every device holds all heads of the pool."""
+        if self._splits_pool:
+            return None
+        return lax.axis_index("tp") * self._num_kv_heads // self._tp
+
+    def over_mesh(self, function: Any, arguments: tuple[Any, ...], results: Any) -> Any:
+        """Return a function that runs on each device with its own part of the arrays."""
+        if self._mesh is None:
+            return function
+        return functools.partial(jax.shard_map, mesh=self._mesh, check_vma=False)(
+            function, in_specs=arguments, out_specs=results
+        )

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vinfer.bundle.directory import bundle_key
-from vinfer.bundle.manifest import FORMAT_VERSION, MESH_AXES, Platform, Pooling, mesh_words
+from vinfer.bundle.kv_pages import PageGroup, PagePlan
+from vinfer.bundle.manifest import FORMAT_VERSION, MESH_AXES, Platform, Pooling, kv_groups, mesh_words
 from vinfer.bundle.programs import ProgramShape, plan_programs
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.family import ModelFacts
@@ -23,7 +24,6 @@ from vinfer.compiler.code_hash import code_hash
 from vinfer.config import (
     ALL_REMAINING_DEVICES,
     ModelConfig,
-    kv_buckets,
     prefill_shapes,
     slot_buckets,
     vision_shapes,
@@ -33,6 +33,8 @@ from vinfer.errors import ConfigError, DeviceError
 # The version in the build extra; used when EasyDeL is not installed and only a key is needed.
 EASYDEL_VERSION = "0.3.0"
 IMAGE_TEXT = "image-text"
+PAGE_SIZE: dict[Platform, int] = {"cpu": 32, "cuda": 128, "tpu": 128}
+"""Positions of a page. Accelerators want whole tiles; on a CPU a small page shares more of a prompt."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -48,6 +50,7 @@ class BuildPlan:
     platform: Platform
     num_slots: int
     max_model_len: int
+    page_size: int
     programs: tuple[ProgramShape, ...]
     embeddings: Pooling | None
     image_cache_bytes: int = 0
@@ -68,15 +71,15 @@ class BuildPlan:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on each device, estimated before any weight is read; assumes that the mesh also splits norms."""
+    """Bytes on each device, estimated before any weight is read; assumes that the mesh also splits norms.
+
+    Attributes:
+        pages: from which the number of pages of the KV cache follows.
+    """
 
     weights_bytes: int
-    kv_cache_bytes: int
+    pages: PagePlan
     image_features_bytes: int = 0
-
-    @property
-    def total_bytes(self) -> int:
-        return self.weights_bytes + self.kv_cache_bytes + self.image_features_bytes
 
 
 def plan_build(
@@ -112,6 +115,7 @@ def plan_build(
         "platform": platform,
         "num_slots": model.num_slots,
         "max_model_len": model.max_model_len,
+        "page_size": PAGE_SIZE[platform],
         "programs": [shape.model_dump() for shape in programs],
         "embeddings": model.embeddings,
     }
@@ -127,6 +131,7 @@ def plan_build(
         platform=platform,
         num_slots=model.num_slots,
         max_model_len=model.max_model_len,
+        page_size=PAGE_SIZE[platform],
         programs=programs,
         embeddings=model.embeddings,
         image_cache_bytes=image_cache_bytes,
@@ -154,7 +159,6 @@ def _plan_programs(model: ModelConfig, *, dp: int, where: str) -> tuple[ProgramS
         prefill_shapes=[(shape.batch_size, shape.length) for shape in prefill_shapes(model)],
         slot_buckets=(model.num_slots,) if is_single_shape else slot_buckets(model.num_slots, dp),
         steps=model.streaming_chunks,
-        kv_buckets=(model.max_model_len,) if is_single_shape else kv_buckets(model.max_model_len),
         prompt_logprobs=model.prompt_logprobs,
         embeddings=model.embeddings is not None,
         vision_shapes=vision_shapes(model),
@@ -162,7 +166,7 @@ def _plan_programs(model: ModelConfig, *, dp: int, where: str) -> tuple[ProgramS
     if len(programs) > model.max_programs:
         raise ConfigError(
             f"{where} needs {len(programs)} programs; {where}.max_programs is {model.max_programs}: "
-            "list fewer prefill_length or batch_size, lower max_model_len, remove prompt_logprobs "
+            "list fewer prefill_length or batch_size, remove prompt_logprobs "
             "or embeddings, or raise max_programs"
         )
     return programs
@@ -212,17 +216,32 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
         )
     size = DTYPE_BYTES[plan.dtype]
     weight_pieces = math.prod(plan.mesh[axis] for axis in ("fsdp", "ep", "tp", "sp"))
-    tp = plan.mesh["tp"]
-    kv_pieces = plan.mesh["dp"] * (tp if facts.num_kv_heads % tp == 0 else 1)
     num_weights = num_parameters(checkpoint)
     if plan.platform == "cpu" and facts.is_tied:
         # The build stores a second copy of a tied LM head: see `EasyDeLModel`.
         num_weights += facts.vocab_size * facts.hidden_size
-    rows = plan.num_slots * plan.max_model_len
-    kv_bytes = rows * facts.num_layers * facts.num_kv_heads * (facts.key_dim + facts.value_dim) * size
     feature_rows = plan.num_feature_rows(facts.hidden_size) if plan.takes_images else 0
     return MemoryPlan(
-        num_weights * size // weight_pieces, kv_bytes // kv_pieces, feature_rows * facts.hidden_size * size
+        num_weights * size // weight_pieces,
+        _page_plan(plan, facts),
+        feature_rows * facts.hidden_size * size,
+    )
+
+
+def _page_plan(plan: BuildPlan, facts: ModelFacts) -> PagePlan:
+    """Return the figures of `Manifest.page_plan` before there is a manifest."""
+    tp = plan.mesh["tp"]
+    num_kv_heads = facts.num_kv_heads // tp if facts.num_kv_heads % tp == 0 else facts.num_kv_heads
+    row_bytes = num_kv_heads * (facts.key_dim + facts.value_dim) * DTYPE_BYTES[plan.dtype]
+    return PagePlan(
+        page_size=plan.page_size,
+        max_model_len=plan.max_model_len,
+        num_slots=plan.num_slots // plan.mesh["dp"],
+        max_write_len=max(shape.length for shape in plan.programs if shape.uses_weights),
+        groups=tuple(
+            PageGroup(window, plan.page_size * row_bytes * facts.windows.count(window))
+            for window in kv_groups(facts.windows)
+        ),
     )
 
 

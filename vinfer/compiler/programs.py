@@ -1,4 +1,4 @@
-"""A bundle's programs as pure functions: set_slot, copy_slot, encode_images, prefill, score, embed, decode.
+"""A bundle's programs as pure functions: set_slot, copy_page, encode_images, prefill, score, embed, decode.
 
     (weights, kv, state, inputs) -> (kv, state, outputs)
 
@@ -9,7 +9,7 @@ sampling is `sampler.py`; the model has the interface of `model.Model`. Nothing 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,6 @@ NOT_FINISHED, FINISHED_STOP, FINISHED_LENGTH = 0, 1, 2
 NO_TOKEN = -1
 NUM_ROPE_AXES = 3
 """Time, row and column."""
-# Rows of the KV cache that copy_slot copies at once.
-COPY_ROWS = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +38,11 @@ class Programs:
 
     Attributes:
         num_tokens: ids from this value on are never sampled (padded vocabularies).
-        rows_are_slots: decode dispatches run all slots, with row i being slot i, and read the cache in place,
-            because a cache split over dp must not move. Otherwise rows are gathered, which is a bit faster.
+        rows_are_slots: decode dispatches run all slots, with row i being slot i, because slots that are split
+            over dp must not move. Otherwise the state's rows are gathered.
+        page_size: positions of a page.
+        kv_groups: the group of each array of the KV cache.
+        num_shards: dp; each shard has its own pages and its own slots.
         images: None for a model without images.
     """
 
@@ -49,14 +50,17 @@ class Programs:
     num_slots: int
     num_tokens: int
     rows_are_slots: bool
+    page_size: int
+    kv_groups: Sequence[int]
+    num_shards: int = 1
     images: Images | None = None
 
     def function(self, shape: ProgramShape) -> Program:
         """Return the pure function of a shape."""
         if shape.kind == "set_slot":
             return self._set_slot
-        if shape.kind == "copy_slot":
-            return self._copy_slot
+        if shape.kind == "copy_page":
+            return self._copy_page
         if shape.kind == "encode_images":
             return self._encode_images
         of_shape = {
@@ -71,9 +75,11 @@ class Programs:
         """Return the specs of the `inputs` tuple."""
         if shape.kind == "set_slot":
             return set_slot_inputs(self.model.vocab_size, has_rope_offset=self._rotates_by_axes)
-        if shape.kind == "copy_slot":
+        if shape.kind == "copy_page":
+            by_group = (self.num_shards, self._num_groups)
             return tuple(
-                ArraySpec(name=name, shape=(), dtype="int32") for name in ("source", "target", "num_rows")
+                ArraySpec(name=name, shape=by_group, dtype="int32", axes=("dp", None))
+                for name in ("sources", "targets")
             )
         if shape.kind == "encode_images":
             assert self.images is not None
@@ -81,14 +87,15 @@ class Programs:
             rows = ArraySpec(name="feature_rows", shape=grid, dtype="int32")
             return (*self.images.encoder.inputs(shape), rows)
         rows = ArraySpec(name="slots", shape=(shape.rows,), dtype="int32")
+        tables = self._page_tables(shape)
         num_words = num_mask_words(self.model.vocab_size)
         mask = ArraySpec(name="grammar_mask", shape=(shape.rows, num_words), dtype="uint32")
         if shape.kind == "decode":
-            return rows, mask, ArraySpec(name="step_limit", shape=(), dtype="int32")
+            return rows, tables, mask, ArraySpec(name="step_limit", shape=(), dtype="int32")
         grid = (shape.rows, shape.length)
         if shape.kind == "embed":
             return (
-                rows,
+                tables,
                 ArraySpec(name="tokens", shape=grid, dtype="int32"),
                 *(
                     ArraySpec(name=name, shape=(shape.rows,), dtype="int32")
@@ -97,6 +104,7 @@ class Programs:
             )
         of_chunks = (
             rows,
+            tables,
             mask,
             ArraySpec(name="tokens", shape=grid, dtype="int32"),
             ArraySpec(name="starts", shape=(shape.rows,), dtype="int32"),
@@ -152,32 +160,16 @@ class Programs:
             rows.append(array.at[slot].set(row))
         return kv, tuple(rows), ()
 
-    def _copy_slot(
+    def _copy_page(
         self, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays
     ) -> tuple[Arrays, Arrays, Arrays]:
-        """Copy the first rows of one slot's cache into another slot.
+        """Copy one page of every group.
 
-        Inputs: source, target, num_rows int32. One program handles all lengths: it copies block by block and
-        may write up to COPY_ROWS - 1 extra rows, which the new owner overwrites before reading.
+        Inputs: sources, targets int32 [shards, groups]; NO_PAGE as a target copies nothing.
         """
-        source, target, num_rows = inputs
-        block = jnp.arange(COPY_ROWS, dtype=jnp.int32)
-
-        def goes_on(carry: tuple[jax.Array, Arrays]) -> jax.Array:
-            return carry[0] < num_rows
-
-        def copy_block(carry: tuple[jax.Array, Arrays]) -> tuple[jax.Array, Arrays]:
-            start, kv = carry
-            places = start + block
-            # Uses a gather and a scatter: with slices, XLA would gather a whole cache that is split over dp.
-            moved = tuple(
-                array.at[target, places].set(array.at[source, places].get(mode="clip"), mode="drop")
-                for array in kv
-            )
-            return start + COPY_ROWS, moved
-
-        _, kv = lax.while_loop(goes_on, copy_block, (jnp.int32(0), kv))
-        return kv, state, ()
+        sources, targets = inputs
+        copied = self.model.copy_pages(kv, sources, targets)
+        return copied, state, ()
 
     def _prefill(
         self, shape: ProgramShape, weights: Arrays, kv: Arrays, state: Arrays, inputs: Arrays
@@ -230,11 +222,11 @@ class Programs:
     ) -> tuple[Arrays, Arrays, Arrays]:
         """Prefill one chunk of each prompt, and return the sum of its hidden states instead of tokens.
 
-        Inputs: slots, tokens, starts and lengths as in `_run_chunks`, then pooled_from int32 [rows]:
+        Inputs: page_tables, tokens, starts and lengths as in `_run_chunks`, then pooled_from int32 [rows]:
             the first token of the chunk that counts. The state is neither read nor written.
         """
-        slots, tokens, starts, lengths, pooled_from = inputs
-        kv, hidden = self._forward_chunks(shape, weights, kv, slots, tokens, starts, lengths)
+        page_tables, tokens, starts, lengths, pooled_from = inputs
+        kv, hidden = self._forward_chunks(shape, weights, kv, page_tables, tokens, starts, lengths)
         return kv, state, (pooled_sum(hidden, pooled_from, lengths),)
 
     def _run_chunks(
@@ -248,12 +240,13 @@ class Programs:
     ) -> tuple[Arrays, Arrays, Arrays, jax.Array]:
         """Write chunks; also return the outputs of sampling and the hidden states [rows, length, hidden].
 
-        Inputs: slots int32 [rows] (num_slots for a padded row), grammar_mask uint32 [rows, words]
-        (see `keep_allowed`), tokens int32 [rows, length], starts int32 [rows], lengths int32 [rows] (tokens
-        of the chunk), samples bool [rows] (whether the prompt ends here and needs a first token).
+        Inputs: slots int32 [rows] (num_slots for a padded row), page_tables (see `Rows`), grammar_mask
+        uint32 [rows, words] (see `keep_allowed`), tokens int32 [rows, length], starts int32 [rows], lengths
+        int32 [rows] (tokens of the chunk), samples bool [rows] (whether the prompt ends here and needs a
+        first token).
         """
-        slots, grammar_mask, tokens, starts, lengths, samples = inputs
-        kv, hidden = self._forward_chunks(shape, weights, kv, slots, tokens, starts, lengths, images)
+        slots, page_tables, grammar_mask, tokens, starts, lengths, samples = inputs
+        kv, hidden = self._forward_chunks(shape, weights, kv, page_tables, tokens, starts, lengths, images)
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
         row = self._gather(state, slots)
         row["active"] = samples
@@ -267,7 +260,7 @@ class Programs:
         shape: ProgramShape,
         weights: Arrays,
         kv: Arrays,
-        slots: jax.Array,
+        page_tables: jax.Array,
         tokens: jax.Array,
         starts: jax.Array,
         lengths: jax.Array,
@@ -282,9 +275,9 @@ class Programs:
         if images is not None and self.images is not None and self.images.attends_both_ways:
             spans = images.spans(starts)
         rows = Rows(
-            slots=slots,
+            page_tables=page_tables,
             positions=positions,
-            kv_length=shape.kv_length,
+            max_model_len=self.model.max_model_len,
             rope_positions=None if images is None else images.rope_positions,
             spans=spans,
         )
@@ -295,11 +288,12 @@ class Programs:
     ) -> tuple[Arrays, Arrays, Arrays]:
         """Run up to step_limit steps for some slots; stop early when none of them is active.
 
-        Inputs: slots int32 [rows] (num_slots for a padded row), grammar_mask uint32 [rows, words] (see
-        `keep_allowed`; it applies to every step, so a row with a grammar needs a step_limit of 1), step_limit
-        int32. If rows are slots, `slots` only says which slots take part.
+        Inputs: slots int32 [rows] (num_slots for a padded row), page_tables (see `Rows`; they have pages for
+        every step), grammar_mask uint32 [rows, words] (see `keep_allowed`; it applies to every step, so a row
+        with a grammar needs a step_limit of 1), step_limit int32. If rows are slots, `slots` only says which
+        slots take part.
         """
-        slots, grammar_mask, step_limit = inputs
+        slots, page_tables, grammar_mask, step_limit = inputs
         if self.rows_are_slots:
             takes_part = jnp.zeros(self.num_slots, jnp.bool_).at[slots].set(True, mode="drop")
             row = self._named(state)
@@ -321,9 +315,10 @@ class Programs:
             step, kv, row, outputs = carry
             positions = jnp.where(row["active"], row["position"], self.model.max_model_len)[:, None]
             rows = Rows(
-                slots=None if self.rows_are_slots else slots,
+                page_tables=page_tables,
                 positions=positions,
-                kv_length=shape.kv_length,
+                max_model_len=self.model.max_model_len,
+                is_split=self.rows_are_slots,
                 rope_positions=self._answer_rope_positions(row) if self._rotates_by_axes else None,
             )
             kv, hidden = self.model.forward(weights, kv, row["token"][:, None], rows)
@@ -375,6 +370,18 @@ class Programs:
         """Return int32 [rows, 3, 1]: answers are text, whose three positions are equal."""
         places = row["position"] + row["rope_offset"]
         return jnp.broadcast_to(places[:, None, None], (places.shape[0], NUM_ROPE_AXES, 1))
+
+    def _page_tables(self, shape: ProgramShape) -> ArraySpec:
+        """Describe the page tables of a dispatch: see `Rows.page_tables`."""
+        is_split = shape.kind == "decode" and self.rows_are_slots
+        rows = shape.rows // self.num_shards if is_split else shape.rows
+        num_pages = -(-self.model.max_model_len // self.page_size)
+        size = (self.num_shards, self._num_groups, rows, num_pages)
+        return ArraySpec(name="page_tables", shape=size, dtype="int32", axes=("dp", None, None, None))
+
+    @property
+    def _num_groups(self) -> int:
+        return max(self.kv_groups) + 1
 
     @property
     def _rotates_by_axes(self) -> bool:

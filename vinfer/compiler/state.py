@@ -24,7 +24,7 @@ class Field:
     @property
     def changes(self) -> bool:
         """Whether sampling a token changes it."""
-        return not self.is_request or self.name == "remaining"
+        return not self.is_request or self.name in ("generated", "output_counts", "remaining")
 
 
 def state_fields(vocab_size: int, *, has_rope_offset: bool = False) -> tuple[Field, ...]:
@@ -46,8 +46,8 @@ def state_fields(vocab_size: int, *, has_rope_offset: bool = False) -> tuple[Fie
         own("token", "int32", 0),
         own("position", "int32", 0),
         own("active", "bool", False),
-        own("generated", "int32", 0),
-        own("output_counts", "int32", 0, vocab_size),
+        of_request("generated", "int32", 0),
+        of_request("output_counts", "int32", 0, vocab_size),
         of_request("remaining", "int32", 0),
         of_request("seed", "uint32", 0, 2),
         of_request("temperature", "float32", 0.0),

@@ -10,6 +10,7 @@ from vinfer.config.reference import json_schema, reference_table
 from vinfer.config.schema import (
     ALL_REMAINING_DEVICES,
     Config,
+    KVCacheConfig,
     MeshConfig,
     ModelConfig,
     PrecompileConfig,
@@ -22,7 +23,6 @@ from vinfer.config.server import ImagesConfig, ServerConfig
 from vinfer.config.shapes import (
     PrefillShape,
     VisionShape,
-    kv_buckets,
     prefill_shapes,
     slot_buckets,
     vision_shapes,
@@ -32,6 +32,7 @@ __all__ = [
     "ALL_REMAINING_DEVICES",
     "Config",
     "ImagesConfig",
+    "KVCacheConfig",
     "MeshConfig",
     "ModelConfig",
     "PrecompileConfig",
@@ -43,7 +44,6 @@ __all__ = [
     "VisionShape",
     "default_cache_dir",
     "json_schema",
-    "kv_buckets",
     "load_bundle_config",
     "load_config",
     "prefill_shapes",

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from vinfer.config.block import MAX_INT32, Block, LocalPath, printable, refused
@@ -120,6 +120,28 @@ class PrecompileConfig(Block):
     )
 
 
+class KVCacheConfig(Block):
+    """Memory of the KV cache: one of these, or null for what fits."""
+
+    bytes: int | None = Field(
+        default=None, ge=1, le=2**50, description="Bytes on each device for the pages of the KV cache."
+    )
+    pages: _Count | None = Field(
+        default=None,
+        description="Pages of the KV cache, over all dp shards: 32 tokens each on a CPU, else 128.",
+    )
+    memory_fraction: float | None = Field(
+        default=None, gt=0, le=1, description="Part of a device's memory for the pages of the KV cache."
+    )
+
+    @model_validator(mode="after")
+    def _has_one_size(self) -> KVCacheConfig:
+        stated = [name for name in ("bytes", "pages", "memory_fraction") if getattr(self, name) is not None]
+        if len(stated) > 1:
+            raise refused(((stated[1],), f"is set, and so is {stated[0]}: keep one of them"))
+        return self
+
+
 class SamplingConfig(Block):
     """Defaults for omitted request fields; null: the checkpoint's generation_config, or else OpenAI's."""
 
@@ -184,6 +206,16 @@ class ModelConfig(Block):
     mesh: MeshConfig = Field(default=MeshConfig(), description="Device mesh.")
     max_model_len: _Count = Field(default=2048, description="Longest prompt plus output, in tokens.")
     num_slots: int = Field(default=16, ge=1, le=4096, description="Requests decoded together.")
+    kv_cache: KVCacheConfig = Field(
+        default=KVCacheConfig(),
+        description="Memory of the KV cache. By default on accelerators, what weights and programs leave; on "
+        "a CPU the least of num_slots times max_model_len, 4 GiB and a quarter of the process's memory.",
+    )
+    prefix_cache: Literal["per_key", "shared", "off"] = Field(
+        default="per_key",
+        description="Which requests reuse the pages of equal beginnings of prompts: those with the same API "
+        "key, all, or none but the choices of one request.",
+    )
     streaming_chunks: int = Field(
         default=8,
         ge=1,
@@ -200,7 +232,7 @@ class ModelConfig(Block):
         default=False,
         description="Use a single prefill shape and a single decode shape for all requests, so that a seeded "
         "request has bit-identical tokens and logprobs whatever shares its batch. Each step costs as much as "
-        "with all slots busy and max_model_len tokens in each.",
+        "with all slots busy.",
     )
     max_programs: int = Field(
         default=128, ge=1, le=4096, description="Refuse a plan that needs more compiled programs than this."
@@ -221,12 +253,12 @@ class ModelConfig(Block):
     prompt_logprobs: bool = Field(
         default=False,
         description="Compile what `echo` with `logprobs` needs, which evaluation harnesses use: two more "
-        "programs per KV length.",
+        "programs.",
     )
     embeddings: Literal["mean", "last"] | None = Field(
         default=None,
         description="Compile what `/v1/embeddings` needs. `mean` averages the hidden states of all tokens, "
-        "`last` takes the last token's. Two more programs per KV length, or four if a batch_size is above 1.",
+        "`last` takes the last token's. Two more programs, or four if a batch_size is above 1.",
     )
     tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "pythonic", "none"] = Field(
         default="auto",

@@ -1,4 +1,4 @@
-"""Derives shapes from a model's config: prefill shapes, KV buckets and slot buckets.
+"""Derives shapes from a model's config: prefill shapes and slot buckets.
 
 Pure arithmetic on plain integers, on any thread. It does not know which programs exist for a shape.
 """
@@ -11,7 +11,6 @@ from vinfer.config.schema import ModelConfig
 
 DEFAULT_PREFILL_LENGTHS = (64, 256, 1024)
 DETERMINISTIC_PREFILL_LENGTH = 256
-SMALLEST_KV_BUCKET = 256
 BUCKET_GROWTH = 4
 
 
@@ -58,11 +57,6 @@ def vision_shapes(model: ModelConfig) -> tuple[VisionShape, ...]:
             }
         )
     )
-
-
-def kv_buckets(max_model_len: int) -> tuple[int, ...]:
-    """Return the KV lengths (tokens) that programs are compiled for: 256, times 4, up to `max_model_len`."""
-    return _geometric(SMALLEST_KV_BUCKET, max_model_len)
 
 
 def slot_buckets(num_slots: int, dp: int) -> tuple[int, ...]:

@@ -29,7 +29,8 @@ class Engine:
 
     Args:
         name: the model's name, for logs and the thread.
-        num_slots, max_model_len: the bundle's.
+        num_slots: the bundle's.
+        max_model_len: the longest prompt and answer: the bundle's, or what the KV cache can hold.
         max_queue: most requests that may wait for a slot.
     """
 
@@ -187,7 +188,8 @@ class Engine:
     def _enqueue(self, schedule: Schedule) -> None:
         for admission in schedule.admissions:
             request = admission.request
-            self._queue_seconds[request.id] = time.monotonic() - request.arrival_seconds
+            if not admission.outputs:
+                self._queue_seconds[request.id] = time.monotonic() - request.arrival_seconds
             self._runner.set_slot(admission)
         if schedule.encode is not None:
             self._runner.encode(schedule.encode)
@@ -212,6 +214,7 @@ class Engine:
                 if request.id in self._queue_seconds:
                     event = dataclasses.replace(event, queue_seconds=self._queue_seconds.pop(request.id))
                 deliveries.append((stream, event))
+                self._scheduler.observe(request.id, event.token_ids)
                 if event.is_last:
                     del self._streams[request.id]
                     self._scheduler.finish(request.id)
@@ -227,12 +230,11 @@ class Engine:
 
     def _count(self, schedule: Schedule, num_generated: int, overlapped: int) -> None:
         before = self._stats
-        num_kv_rows = self._scheduler.num_kv_rows
         features = self._scheduler.features
         self._stats = EngineStats(
             num_requests_running=self._scheduler.num_running,
             num_slots=self._num_slots,
-            kv_cache_usage_fraction=num_kv_rows / (self._num_slots * self._max_model_len),
+            kv_cache_usage_fraction=self._scheduler.kv_usage_fraction,
             prompt_tokens_total=before.prompt_tokens_total
             + sum(chunk.length for prefill in schedule.prefills for chunk in prefill.chunks),
             generation_tokens_total=before.generation_tokens_total + num_generated,
@@ -245,6 +247,9 @@ class Engine:
             mm_cache_queries_total=features.num_queries,
             mm_cache_hits_total=features.num_hits,
             mm_cache_usage_fraction=features.usage_fraction,
+            num_preemptions_total=self._scheduler.num_preemptions,
+            prefix_cache_queries_total=self._scheduler.num_prefix_queries,
+            prefix_cache_hits_total=self._scheduler.num_prefix_hits,
         )
 
 

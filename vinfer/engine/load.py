@@ -64,10 +64,14 @@ def load_runner(
     manifest: Manifest,
     *,
     devices: Sequence[jax.Device],
+    num_pages: Sequence[int],
     dispatch_lock: threading.Lock,
     progress: Progress,
 ) -> Runner:
     """Place weights, KV cache and state on the mesh and compile every program.
+
+    Args:
+        num_pages: pages of the KV cache, by group, in each dp shard.
 
     Raises:
         BundleError: a weight or program file does not match the manifest.
@@ -75,23 +79,26 @@ def load_runner(
     """
     mesh = make_mesh(manifest, devices)
     images = manifest.images
+    kv_specs = manifest.kv_specs(num_pages)
     image_weight_specs = () if images is None else images.weights
     steps = _Steps(len(manifest.weights) + len(image_weight_specs) + len(manifest.programs), progress)
     # XLA compiles without holding the interpreter lock, so weights are read in the meantime.
     with ThreadPoolExecutor(_NUM_COMPILE_THREADS, thread_name_prefix="compile") as pool:
         compiling = {
-            program.shape: pool.submit(_compile, directory / "programs", program, manifest, mesh, steps)
+            program.shape: pool.submit(
+                _compile, directory / "programs", program, manifest, kv_specs, mesh, steps
+            )
             for program in manifest.programs
         }
         try:
             weights = _place_weights(directory / "weights", manifest.weights, mesh, steps)
             image_weights = _place_weights(directory / "weights", image_weight_specs, mesh, steps)
-            kv, state = _filled(manifest.kv, mesh), _filled(manifest.state, mesh)
+            kv, state = _filled(kv_specs, mesh), _filled(manifest.state, mesh)
             features = _filled(() if images is None else (images.features,), mesh)
             jax.block_until_ready((weights, image_weights, kv, state, features))
             programs = {shape: future.result() for shape, future in compiling.items()}
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
-            raise _no_room(manifest, error) from error
+            raise _no_room(manifest, num_pages, error) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     return Runner(
@@ -107,6 +114,30 @@ def load_runner(
         image_weights=image_weights,
         image_features=features,
     )
+
+
+def temporary_bytes(directory: Path, manifest: Manifest, *, devices: Sequence[jax.Device]) -> int:
+    """Return the most memory that a program needs besides its arguments, on one device, as XLA says.
+
+    It hardly depends on the number of pages, so that the smallest will do. Compiles the largest program of
+    each kind that reads the KV cache.
+    """
+    mesh = make_mesh(manifest, devices)
+    kv_specs = manifest.kv_specs(manifest.page_plan.least_pages())
+    largest: dict[str, ProgramSpec] = {}
+    for program in manifest.programs:
+        shape = program.shape
+        if shape.uses_kv and shape.uses_weights:
+            known = largest.setdefault(shape.kind, program)
+            if shape.rows * shape.length > known.shape.rows * known.shape.length:
+                largest[shape.kind] = program
+    steps = _Steps(len(largest), lambda *_: None)
+    sizes = []
+    for program in largest.values():
+        compiled = _compile(directory / "programs", program, manifest, kv_specs, mesh, steps)
+        analysis = compiled.memory_analysis()
+        sizes.append(0 if analysis is None else analysis.temp_size_in_bytes)
+    return max(sizes)
 
 
 def make_mesh(manifest: Manifest, devices: Sequence[jax.Device]) -> Mesh:
@@ -192,7 +223,12 @@ def _open_masks(programs: Sequence[ProgramSpec], mesh: Mesh) -> dict[int, jax.Ar
 
 
 def _compile(
-    directory: Path, program: ProgramSpec, manifest: Manifest, mesh: Mesh, steps: _Steps
+    directory: Path,
+    program: ProgramSpec,
+    manifest: Manifest,
+    kv_specs: Sequence[ArraySpec],
+    mesh: Mesh,
+    steps: _Steps,
 ) -> Compiled:
     """Compile one program, or load it from the compilation cache."""
     started = time.perf_counter()
@@ -201,7 +237,7 @@ def _compile(
         shape,
         program.inputs,
         weights=manifest.weights,
-        kv=manifest.kv,
+        kv=kv_specs,
         state=manifest.state,
         images=manifest.images,
     )
@@ -223,10 +259,10 @@ def _compile(
     return compiled
 
 
-def _no_room(manifest: Manifest, error: Exception) -> DeviceError:
-    sizes = manifest.num_bytes_per_device().items()
+def _no_room(manifest: Manifest, num_pages: Sequence[int], error: Exception) -> DeviceError:
+    sizes = manifest.num_bytes_per_device(num_pages).items()
     needs = ", ".join(f"{name} {num_bytes / 2**30:.2f} GiB" for name, num_bytes in sizes)
     return DeviceError(
-        f"the devices have no room ({needs} per device): lower num_slots or max_model_len, "
+        f"the devices have no room ({needs} per device): lower kv_cache or num_slots, "
         f"or raise mesh.tp ({str(error).splitlines()[0]})"
     )

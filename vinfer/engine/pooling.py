@@ -42,15 +42,14 @@ class PooledDispatch:
         ]
 
 
-def embed_inputs(chunks: Sequence[Chunk], shape: ProgramShape, *, num_slots: int) -> tuple[Any, ...]:
-    """Return slots, tokens, starts, lengths and pooled_from, the inputs of the embed program of a shape."""
-    slots = np.full(shape.rows, num_slots, np.int32)
+def embed_inputs(chunks: Sequence[Chunk], shape: ProgramShape) -> tuple[Any, ...]:
+    """Return the inputs of an embed program after the page tables: tokens, starts, lengths, pooled_from."""
     tokens = np.zeros((shape.rows, shape.length), np.int32)
     starts, lengths, pooled_from = (np.zeros(shape.rows, np.int32) for _ in range(3))
     for row, chunk in enumerate(chunks):
-        slots[row], starts[row], lengths[row] = chunk.slot, chunk.start, chunk.length
-        tokens[row, : chunk.length] = chunk.request.prompt_ids[chunk.start : chunk.start + chunk.length]
+        starts[row], lengths[row] = chunk.start, chunk.length
+        tokens[row, : chunk.length] = chunk.tokens
         if chunk.request.pooling == "last":
             # Only the last token of the prompt is pooled, so none from the chunks before the final one.
             pooled_from[row] = chunk.length - chunk.is_final
-    return slots, tokens, starts, lengths, pooled_from
+    return tokens, starts, lengths, pooled_from

@@ -107,8 +107,9 @@ class Request:
             alternatives each; only if the bundle has score programs.
         pooling: yield the pooled hidden states of the prompt instead of an answer; params.max_tokens must be
             0. Only if the bundle has embed programs.
-        prompt_key: requests with the same key have the same prompt; later ones copy the KV rows of an
-            earlier one. None never shares.
+        cache_scope: requests with the same scope may share the pages of equal beginnings of their prompts.
+            None never shares.
+        tenant: whose request it is, for fairness between those who need memory.
         grammar: constrains the answer; None allows any answer.
         priority: among waiting requests the lowest value goes first; ties are first come, first served.
         images: in the order of their placeholders; only if the bundle has an image encoder, and not in a
@@ -121,7 +122,8 @@ class Request:
     arrival_seconds: float
     scores_prompt: bool = False
     pooling: Pooling | None = None
-    prompt_key: str | None = None
+    cache_scope: str | None = None
+    tenant: str = ""
     grammar: TokenMatcher | None = None
     priority: int = 0
     images: tuple[RequestImage, ...] = ()
@@ -152,7 +154,7 @@ class TokenEvent:
         pooled: parts of the request's pooled hidden states, float32 in the machine's byte order. The sum of
             all parts in all events is the hidden state of the last token, or for mean pooling the sum over
             all tokens.
-        num_cached_tokens: with the first new token, how many prompt tokens were copied instead of prefilled.
+        num_cached_tokens: with the first new token, how many prompt tokens were found in pages of others.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -189,6 +191,10 @@ class EngineStats:
     """Images in requests, and how many of them already had their features in the cache."""
     mm_cache_hits_total: int = 0
     mm_cache_usage_fraction: float = 0.0
+    num_preemptions_total: int = 0
+    prefix_cache_queries_total: int = 0
+    """Prompt tokens of requests that may share pages, and how many of them were found."""
+    prefix_cache_hits_total: int = 0
 
 
 class EngineClient(Protocol):

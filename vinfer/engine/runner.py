@@ -16,13 +16,14 @@ import numpy as np
 
 from vinfer.bundle.manifest import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec
 from vinfer.bundle.programs import ProgramKind, ProgramShape
+from vinfer.engine.pages import NO_PAGE, PageCopy
 from vinfer.engine.pooling import PooledDispatch, embed_inputs
 from vinfer.engine.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from vinfer.engine.rope_positions import prompt_rope_positions, rope_offset
 from vinfer.engine.schedule import Admission, Chunk, Decode, Encode, Prefill
 
 Arrays = tuple[jax.Array, ...]
-_COPY_SLOT = ProgramShape(kind="copy_slot")
+_COPY_PAGE = ProgramShape(kind="copy_page")
 ALL_ALLOWED = 0xFFFFFFFF
 """A word of a grammar mask with all bits set."""
 _FINISH: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length"}
@@ -32,6 +33,8 @@ class Compiled(Protocol):
     """A compiled program: (weights, kv, state, inputs) -> (kv, state, outputs)."""
 
     def __call__(self, weights: Arrays, kv: Arrays, state: Arrays, inputs: tuple[Any, ...]) -> Any: ...
+
+    def memory_analysis(self) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,8 +84,9 @@ class Dispatch:
     def _with_prompt(self, event: TokenEvent, chunk: Chunk) -> TokenEvent:
         """Add the prompt logprobs and cached tokens of a chunk; end a request that generates nothing."""
         scored: tuple[TokenLogprobs, ...] = ()
-        if chunk.request.scores_prompt:
-            details = [np.asarray(array) for array in self.outputs[5:]]
+        # A preempted request has had its prompt scored, and goes on with a prefill program.
+        details = [np.asarray(array) for array in self.outputs[5:]]
+        if details:
             # No prompt token follows the last one, so it has no logprob to report.
             num_scored = chunk.length - chunk.is_final
             num_top = chunk.request.params.top_logprobs or 0
@@ -91,7 +95,7 @@ class Dispatch:
             event,
             finish_reason="length" if chunk.is_final and not chunk.samples else event.finish_reason,
             prompt_logprobs=scored,
-            num_cached_tokens=0 if chunk.copied_from is None else chunk.start,
+            num_cached_tokens=chunk.num_cached if chunk.is_final else 0,
         )
 
 
@@ -155,14 +159,14 @@ class Runner:
 
         The first run in a process allocates memory that later runs reuse; no request should pay for that.
         """
-        self._copy(source=0, target=0, num_rows=0)
+        self._copy_page(None)
         if self._image_features:
             encoders = [shape for shape in self._programs if shape.kind == "encode_images"]
             self.encode(Encode(min(encoders, key=lambda shape: shape.rows), (), ()))
         for kind in ("prefill", "score", "embed"):
             if any(shape.kind == kind for shape in self._programs):
                 self.prefill(Prefill(self._smallest(kind), ())).read()
-        self.decode(Decode(self._smallest("decode"), (), (), step_limit=1)).read()
+        self.decode(Decode(self._smallest("decode"), (), (), (), step_limit=1)).read()
 
     def set_slot(self, admission: Admission) -> None:
         """Enqueue writing the row of an admitted request."""
@@ -183,8 +187,8 @@ class Runner:
         if work.shape.kind == "embed":
             return self._embed(work)
         for chunk in work.chunks:
-            if chunk.copied_from not in (None, chunk.slot):
-                self._copy(source=chunk.copied_from, target=chunk.slot, num_rows=chunk.start)
+            if chunk.copy is not None:
+                self._copy_page(chunk.copy)
         rows, length = work.shape.rows, work.shape.length
         slots = np.full(rows, self._num_slots, np.int32)
         tokens = np.zeros((rows, length), np.int32)
@@ -193,16 +197,16 @@ class Runner:
         targets = np.zeros((rows, length), np.int32)
         for row, chunk in enumerate(work.chunks):
             slots[row], starts[row], lengths[row] = chunk.slot, chunk.start, chunk.length
-            end = chunk.start + chunk.length
-            tokens[row, : chunk.length] = chunk.request.prompt_ids[chunk.start : end]
+            tokens[row, : chunk.length] = chunk.tokens
             samples[row] = chunk.samples
-            following = chunk.request.prompt_ids[chunk.start + 1 : end + 1]
+            following = chunk.tokens[1:] + (() if chunk.next_token is None else (chunk.next_token,))
             targets[row, : len(following)] = following
         owners = tuple(
-            chunk.request if chunk.is_final or chunk.request.scores_prompt else None for chunk in work.chunks
+            chunk.request if chunk.is_final or work.shape.kind == "score" else None for chunk in work.chunks
         )
         mask = self._grammar_mask(rows, owners)
-        inputs: tuple[Any, ...] = (slots, mask, tokens, starts, lengths, samples)
+        tables = self._prompt_page_tables(work)
+        inputs: tuple[Any, ...] = (slots, tables, mask, tokens, starts, lengths, samples)
         if work.shape.kind == "score":
             inputs += (targets,)
         elif self._image_features:
@@ -221,11 +225,16 @@ class Runner:
         slots = np.full(work.shape.rows, self._num_slots, np.int32)
         slots[: len(work.slots)] = work.slots
         mask = self._grammar_mask(work.shape.rows, owners)
-        return self._dispatch(work.shape, owners, (slots, mask, np.int32(work.step_limit)))
+        tables = self._empty_page_tables(work.shape)
+        for row, (slot, pages) in enumerate(zip(work.slots, work.pages, strict=True)):
+            # Where rows are slots, those of a dp shard are in its part of the tables.
+            shard, place = divmod(slot, tables.shape[2]) if self._rows_are_slots else (0, row)
+            _fill(tables, shard, place, pages)
+        return self._dispatch(work.shape, owners, (slots, tables, mask, np.int32(work.step_limit)))
 
     def _embed(self, work: Prefill) -> PooledDispatch:
         """Enqueue one chunk of each of some prompts whose hidden states are pooled."""
-        inputs = embed_inputs(work.chunks, work.shape, num_slots=self._num_slots)
+        inputs = (self._prompt_page_tables(work), *embed_inputs(work.chunks, work.shape))
         with self._dispatch_lock:
             self._kv, _, (pooled,) = self._programs[work.shape](self._weights, self._kv, (), inputs)
         pooled.copy_to_host_async()
@@ -255,15 +264,28 @@ class Runner:
             mask[row] = np.frombuffer(allowed, "<u4")
         return mask
 
-    def _copy(self, *, source: int, target: int, num_rows: int) -> None:
-        """Enqueue copying a slot's first rows into another slot."""
-        inputs = (np.int32(source), np.int32(target), np.int32(num_rows))
+    def _prompt_page_tables(self, work: Prefill) -> np.ndarray[Any, Any]:
+        """Return int32 [shards, groups, rows, pages of a row]; a row has pages in its own shard only."""
+        tables = self._empty_page_tables(work.shape)
+        for row, chunk in enumerate(work.chunks):
+            _fill(tables, chunk.shard, row, chunk.pages)
+        return tables
+
+    def _empty_page_tables(self, shape: ProgramShape) -> np.ndarray[Any, Any]:
+        (spec,) = (spec for spec in self._inputs[shape] if spec.name == "page_tables")
+        return np.full(spec.shape, NO_PAGE, np.int32)
+
+    def _copy_page(self, copy: PageCopy | None) -> None:
+        """Enqueue copying a page of every group; None copies nothing."""
+        sources, targets = (np.full(spec.shape, NO_PAGE, np.int32) for spec in self._inputs[_COPY_PAGE])
+        if copy is not None:
+            sources[copy.shard], targets[copy.shard] = copy.sources, copy.targets
         with self._dispatch_lock:
-            self._kv, _, _ = self._programs[_COPY_SLOT]((), self._kv, (), inputs)
+            self._kv, _, _ = self._programs[_COPY_PAGE]((), self._kv, (), (sources, targets))
 
     def _smallest(self, kind: ProgramKind) -> ProgramShape:
         shapes = (shape for shape in self._programs if shape.kind == kind)
-        return min(shapes, key=lambda shape: (shape.rows * shape.length, shape.kv_length))
+        return min(shapes, key=lambda shape: shape.rows * shape.length)
 
     def _dispatch(
         self,
@@ -281,6 +303,11 @@ class Runner:
         return Dispatch(owners, outputs, chunks)
 
 
+def _fill(tables: np.ndarray[Any, Any], shard: int, row: int, pages: Sequence[Sequence[int]]) -> None:
+    for group, of_group in enumerate(pages):
+        tables[shard, group, row, : len(of_group)] = of_group
+
+
 def _feature_index(work: Prefill) -> np.ndarray[Any, Any]:
     """Return int32 [rows, length]: the row of the feature array at each position, or -1."""
     index = np.full((work.shape.rows, work.shape.length), -1, np.int32)
@@ -294,7 +321,9 @@ def _rope_positions(work: Prefill) -> np.ndarray[Any, Any]:
     positions = np.zeros((work.shape.rows, 3, work.shape.length), np.int32)
     for row, chunk in enumerate(work.chunks):
         request = chunk.request
-        of_prompt = prompt_rope_positions(len(request.prompt_ids), request.images)
+        # A preempted request goes on beyond its prompt.
+        num_positions = max(len(request.prompt_ids), chunk.start + chunk.length)
+        of_prompt = prompt_rope_positions(num_positions, request.images)
         positions[row, :, : chunk.length] = of_prompt[:, chunk.start : chunk.start + chunk.length]
     return positions
 
@@ -311,9 +340,13 @@ def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> tuple[A
         bias_ids[place], bias_values[place] = token, bias
     prompt_mask = np.zeros(specs["prompt_mask"].shape, np.bool_)
     prompt_mask[np.asarray(request.prompt_ids, np.int64)] = True
+    outputs = np.asarray(admission.outputs, np.int64)
+    output_counts = np.bincount(outputs, minlength=len(prompt_mask)).astype(np.int32)
     values: dict[str, Any] = {
         "slot": np.int32(admission.slot),
-        "remaining": np.int32(params.max_tokens),
+        "generated": np.int32(len(admission.outputs)),
+        "output_counts": output_counts,
+        "remaining": np.int32(params.max_tokens - len(admission.outputs)),
         "seed": np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
         "temperature": np.float32(params.temperature),
         "top_k": np.int32(params.top_k),

@@ -8,24 +8,34 @@ from __future__ import annotations
 import dataclasses
 
 from vinfer.bundle.programs import ProgramShape
+from vinfer.engine.pages import PageCopy
 from vinfer.engine.request import Request, RequestImage
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Admission:
-    """Write a request's row into its slot."""
+    """Write a request's row into its slot.
+
+    Attributes:
+        outputs: the tokens of its answer so far, if it was preempted.
+    """
 
     slot: int
     request: Request
+    outputs: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some tokens of one prompt.
+    """Some tokens of one prompt, or of the answer so far of a preempted request.
 
     Attributes:
-        copied_from: the slot that holds the prompt's rows before `start`. They are copied from there first,
-            or reused in place if it is the same slot. None if this request prefilled them itself.
+        start: position of the first token.
+        next_token: the token that follows the chunk; None if there is none yet.
+        pages: the request's page table, by group (see `PageTable`), with pages for these tokens.
+        shard: the dp shard of its pages.
+        num_cached: positions of the prompt that were in pages of others.
+        copy: a page to copy before the chunk is written.
         feature_rows: for each token, the row of the feature array that replaces it, or -1; empty if the
             request has no images.
     """
@@ -33,13 +43,21 @@ class Chunk:
     slot: int
     request: Request
     start: int
-    length: int
-    copied_from: int | None = None
+    tokens: tuple[int, ...]
+    next_token: int | None
+    pages: tuple[tuple[int, ...], ...]
+    shard: int = 0
+    num_cached: int = 0
+    copy: PageCopy | None = None
     feature_rows: tuple[int, ...] = ()
 
     @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    @property
     def is_final(self) -> bool:
-        return self.start + self.length == len(self.request.prompt_ids)
+        return self.next_token is None
 
     @property
     def samples(self) -> bool:
@@ -66,11 +84,16 @@ class Prefill:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Decode:
-    """One multi-step decode dispatch; `owners[i]` is the request whose tokens row i yields."""
+    """One multi-step decode dispatch; `owners[i]` is the request whose tokens row i yields.
+
+    Attributes:
+        pages: the page table of each row, by group, with pages for every step.
+    """
 
     shape: ProgramShape
     slots: tuple[int, ...]
     owners: tuple[Request, ...]
+    pages: tuple[tuple[tuple[int, ...], ...], ...]
     step_limit: int
 
 

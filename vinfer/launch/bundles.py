@@ -19,6 +19,7 @@ from vinfer.compiler.child import run_build
 from vinfer.compiler.plan import BuildPlan, MemoryPlan, build_versions, check_model, plan_build
 from vinfer.config import ModelConfig
 from vinfer.errors import BundleError, ConfigError, DeviceError
+from vinfer.launch.kv_memory import DeviceMemory, choose_pages, process_memory_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -104,24 +105,37 @@ def _damage(directory: Path, plan: BuildPlan, *, verify_weights: bool) -> str | 
 def _announce(
     model: ModelConfig, plan: BuildPlan, source: ResolvedSource, *, where: str, memory_bytes: int | None
 ) -> None:
-    memory: MemoryPlan = check_model(plan, open_checkpoint(source), where=where)
+    planned: MemoryPlan = check_model(plan, open_checkpoint(source), where=where)
+    memory = DeviceMemory(
+        platform=plan.platform,
+        num_devices=plan.num_devices,
+        total=process_memory_bytes(plan.platform, memory_bytes),
+        weights=planned.weights_bytes + planned.image_features_bytes,
+    )
+    if memory.total is not None and memory.weights > memory.total:
+        raise DeviceError(
+            f"{where} needs {planned.weights_bytes / 2**30:.2f} GiB of weights and "
+            f"{planned.image_features_bytes / 2**30:.2f} GiB of image features per device; a device has "
+            f"{memory.total / 2**30:.2f}: raise mesh.tp, or use a smaller model or dtype"
+        )
+    num_pages = choose_pages(planned.pages, model.kv_cache, memory, dp=plan.mesh["dp"], where=where)
+    kv_cache_bytes = planned.pages.num_bytes(num_pages)
+    if memory.total is not None and memory.weights + kv_cache_bytes > memory.total:
+        raise DeviceError(
+            f"{where} needs {memory.weights / 2**30:.2f} GiB of weights and image features and "
+            f"{kv_cache_bytes / 2**30:.2f} GiB of KV cache per device; a device has "
+            f"{memory.total / 2**30:.2f}: lower kv_cache, or raise mesh.tp"
+        )
     logger.info(
         "plan for %s: mesh %s, per device %.2f GiB weights, %.2f GiB KV cache and %.2f GiB image features, "
         "%d programs",
         model.name,
         mesh_words(plan.mesh),
-        memory.weights_bytes / 2**30,
-        memory.kv_cache_bytes / 2**30,
-        memory.image_features_bytes / 2**30,
+        planned.weights_bytes / 2**30,
+        kv_cache_bytes / 2**30,
+        planned.image_features_bytes / 2**30,
         len(plan.programs),
     )
-    if memory_bytes is not None and memory.total_bytes > memory_bytes:
-        raise DeviceError(
-            f"{where} needs {memory.total_bytes / 2**30:.2f} GiB per device "
-            f"({memory.weights_bytes / 2**30:.2f} weights, {memory.kv_cache_bytes / 2**30:.2f} KV cache, "
-            f"{memory.image_features_bytes / 2**30:.2f} image features); a device has "
-            f"{memory_bytes / 2**30:.2f}: lower num_slots or max_model_len, or raise mesh.tp"
-        )
 
 
 def _check_overrides(model: ModelConfig, manifest: Manifest, *, where: str) -> None:

@@ -20,6 +20,7 @@ from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
 from vinfer.launch.bundles import Progress, find_or_build, open_bundle
 from vinfer.launch.devices import device_memory_bytes, local_devices
+from vinfer.launch.kv_memory import choose_pages, memory_of
 from vinfer.launch.parity import check_new_bundle
 from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.server.model_table import ModelTable, SamplingDefaults, ServedModel
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from vinfer.engine.compilation import CompileCounter
     from vinfer.engine.engine import Engine
+    from vinfer.engine.pages import ShardPages
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +131,7 @@ class Loader:
             devices=self._devices,
             dispatch_lock=self._dispatch_lock,
             progress=self._report,
+            where=f"models[{position}]",
         )
         self._engines.append(engine)
         parity = check_new_bundle(bundle, manifest, model, engine, self._report)
@@ -161,8 +164,13 @@ def start_engine(
     devices: Sequence[jax.Device],
     dispatch_lock: threading.Lock,
     progress: Progress,
+    where: str = "models[0]",
 ) -> Engine:
-    """Load a bundle and start its engine's thread."""
+    """Load a bundle and start its engine's thread.
+
+    Args:
+        where: the model's place in the config, for messages.
+    """
     from vinfer.engine.engine import Engine
     from vinfer.engine.load import load_runner
     from vinfer.engine.scheduler import Scheduler
@@ -171,9 +179,11 @@ def start_engine(
     # time, and the objects that remain never need to be collected.
     gc.disable()
     try:
+        num_pages = _choose_pages(directory, manifest, model, devices, where=where)
         runner = load_runner(
             directory,
             manifest,
+            num_pages=num_pages,
             devices=devices,
             dispatch_lock=dispatch_lock,
             progress=lambda phase, done, total: progress(model.name, phase, done, total),
@@ -187,6 +197,7 @@ def start_engine(
     scheduler = Scheduler(
         shapes=shapes,
         num_slots=manifest.num_slots,
+        pages=shard_pages(manifest, num_pages),
         steps=max(shape.length for shape in shapes if shape.kind == "decode"),
         dispatch_cost_tokens=DISPATCH_COST_TOKENS.get(manifest.platform),
         min_prefill_tokens=MIN_PREFILL_TOKENS,
@@ -199,11 +210,51 @@ def start_engine(
         runner=runner,
         scheduler=scheduler,
         num_slots=manifest.num_slots,
-        max_model_len=manifest.max_model_len,
+        max_model_len=manifest.page_plan.max_len(num_pages),
         max_queue=model.max_queue,
     )
     engine.start()
     return engine
+
+
+def _choose_pages(
+    directory: Path, manifest: Manifest, model: ModelConfig, devices: Sequence[jax.Device], *, where: str
+) -> tuple[int, ...]:
+    """Return the pages of each group in one dp shard, and log them."""
+    from vinfer.engine.load import temporary_bytes
+
+    temporary = 0
+    if manifest.platform != "cpu" and not model.kv_cache.model_fields_set:
+        temporary = temporary_bytes(directory, manifest, devices=devices)
+    plan, dp = manifest.page_plan, manifest.mesh["dp"]
+    memory = memory_of(manifest, device_memory_bytes(devices[0]), temporary=temporary)
+    num_pages = choose_pages(plan, model.kv_cache, memory, dp=dp, where=where)
+    logger.info(
+        "KV cache of %s: %d pages of %d tokens, %.2f GiB per device; requests of up to %d tokens",
+        model.name,
+        num_pages[0] * dp,
+        plan.page_size,
+        plan.num_bytes(num_pages) / 2**30,
+        plan.max_len(num_pages),
+    )
+    return num_pages
+
+
+def shard_pages(manifest: Manifest, num_pages: Sequence[int]) -> list[ShardPages]:
+    """Return the pages of each dp shard, all free."""
+    from vinfer.engine.pages import ShardPages
+
+    plan = manifest.page_plan
+    return [
+        ShardPages(
+            shard,
+            num_pages,
+            windows=manifest.kv_windows,
+            page_size=manifest.page_size,
+            pages_of_row=plan.pages_of_row(plan.groups[0]),
+        )
+        for shard in range(manifest.mesh["dp"])
+    ]
 
 
 def served_model(
@@ -243,13 +294,15 @@ def served_model(
         sampling=SamplingDefaults.resolve(model.sampling, manifest.model.sampling_defaults),
         eos_token_ids=manifest.model.eos_token_ids,
         bos_token_id=manifest.model.bos_token_id,
-        max_model_len=manifest.max_model_len,
+        max_model_len=engine.max_model_len,
+        length_limit_key="max_model_len" if engine.max_model_len == manifest.max_model_len else "kv_cache",
         vocab_size=manifest.model.vocab_size,
         created=manifest.created,
         root=manifest.model.source,
         fingerprint=manifest.key,
         has_prompt_logprobs=manifest.has_prompt_logprobs,
         is_deterministic=manifest.is_deterministic,
+        prefix_cache=model.prefix_cache,
         embeddings=manifest.embeddings,
         answer_form=answer_form(model.tool_parser, chat_template, reasoning_parser=model.reasoning_parser),
         images=manifest.images,

@@ -65,7 +65,7 @@ def precompile(
         )
         directories.append(bundle.directory)
         if devices:
-            _warm_up(bundle, model, platform, devices, progress)
+            _warm_up(bundle, model, platform, devices, progress, where=f"models[{position}]")
         else:
             logger.info(
                 "%s is built for %s, but neither warmed up nor verified: this machine has none",
@@ -89,6 +89,8 @@ def _warm_up(
     platform: Platform,
     devices: Sequence[jax.Device],
     progress: Progress,
+    *,
+    where: str,
 ) -> None:
     from vinfer.engine.compilation import platform_key, set_compilation_cache
 
@@ -106,6 +108,7 @@ def _warm_up(
             devices=devices,
             dispatch_lock=threading.Lock(),
             progress=progress,
+            where=where,
         )
         store.mkdir(parents=True, exist_ok=True)
         for file in Path(scratch).glob("*-cache"):

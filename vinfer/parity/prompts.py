@@ -36,8 +36,8 @@ class Prompt:
 def built_in_prompts(manifest: Manifest, encode: Encode, *, num_token_ids: int) -> list[Prompt]:
     """Return the prompts for a bundle: random ids of lengths just past the limits of its programs, and text.
 
-    A single token; one token more than each prefill length, so that a chunk is nearly empty; an answer that
-    grows past each KV length; a prompt whose answer ends in the last row of the cache; text.
+    A single token; one token more than each prefill length, so that a chunk is nearly empty; answers that
+    grow past the end of a page; a prompt whose answer ends in the last row of the cache; text.
 
     Args:
         encode: converts text to token ids, with whatever the tokenizer puts before a text.
@@ -46,7 +46,8 @@ def built_in_prompts(manifest: Manifest, encode: Encode, *, num_token_ids: int) 
     longest = min(manifest.max_model_len - answer_len(manifest.max_model_len), MAX_PROMPT_LEN)
     shapes = [program.shape for program in manifest.programs]
     edges = {shape.length + 1 for shape in shapes if shape.kind == "prefill"}
-    edges |= {shape.kv_length - ANSWER_LEN // 2 - 1 for shape in shapes if shape.kind == "decode"}
+    # Answers that grow over the end of the first pages, and of the blocks that attention reads.
+    edges |= {manifest.page_size * pages - ANSWER_LEN // 2 - 1 for pages in (1, 2, 4, 16)}
     lengths = {1, *(edge for edge in edges if 0 < edge < longest), longest}
     prompts = [
         Prompt(f"{length} random", random_ids(length, num_token_ids=num_token_ids))

@@ -34,7 +34,11 @@ _ENGINE_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("num_requests_running", "Requests that hold a slot.", lambda s: s.num_requests_running),
     ("num_requests_waiting", "Requests waiting for a slot.", lambda s: s.num_requests_waiting),
     ("num_slots", "Requests that can be decoded together.", lambda s: s.num_slots),
-    ("kv_cache_usage_perc", "Fraction of the KV cache in use, 0 to 1.", lambda s: s.kv_cache_usage_fraction),
+    (
+        "kv_cache_usage_perc",
+        "Fraction of the KV cache that requests hold, 0 to 1.",
+        lambda s: s.kv_cache_usage_fraction,
+    ),
     (
         "mm_cache_usage_perc",
         "Fraction of the image feature cache in use, 0 to 1.",
@@ -50,6 +54,21 @@ _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = 
         "num_overlapped_dispatches",
         "Dispatches enqueued before the tokens of the previous dispatch had been read.",
         lambda s: s.num_overlapped_dispatches_total,
+    ),
+    (
+        "num_preemptions",
+        "Requests that gave their part of the KV cache back before their end.",
+        lambda s: s.num_preemptions_total,
+    ),
+    (
+        "prefix_cache_queries",
+        "Prompt tokens of requests that look for pages of other requests.",
+        lambda s: s.prefix_cache_queries_total,
+    ),
+    (
+        "prefix_cache_hits",
+        "Prompt tokens that were found in pages of other requests.",
+        lambda s: s.prefix_cache_hits_total,
     ),
     ("num_encode_dispatches", "Image encoder programs dispatched.", lambda s: s.num_encode_dispatches_total),
     ("num_images_encoded", "Images encoded.", lambda s: s.num_images_encoded_total),

@@ -21,6 +21,7 @@ from vinfer.text.answer_form import PLAIN_ANSWERS, AnswerForm
 from vinfer.text.chat_template import ChatTemplate
 from vinfer.text.tokenizer import Tokenizer
 
+PrefixCache = Literal["per_key", "shared", "off"]
 ParityVerdict = Literal["passed", "failed", "unverified"]
 
 
@@ -74,12 +75,16 @@ class ServedModel:
         chat_template: None if the checkpoint has none; conversations are then refused.
         chat_template_kwargs: the template's variables that requests may set, with their types.
         eos_token_ids: ids that end a completion unless the client asks to ignore them.
+        max_model_len: most tokens of a prompt and its answer together.
+        length_limit_key: the key of the model's config that sets max_model_len: that one, or `kv_cache` if
+            its pages hold fewer tokens.
         vocab_size: prompt ids, stop ids and biased ids must be smaller.
         created: when the bundle was built, in seconds since the epoch.
         root: where the weights come from, as the config names it.
         grammars: compiles the grammars that constrain answers.
         fingerprint: the bundle key, sent as `system_fingerprint`.
         is_deterministic: answers are the same to the last bit, whatever shares the batch.
+        prefix_cache: which requests may share the pages of equal beginnings of their prompts.
         has_prompt_logprobs: whether requests may score their prompts (`echo` with `logprobs`).
         embeddings: how prompts become vectors; None if the bundle has no embed programs.
         answer_form: how the model writes tool calls and reasoning, and how tools are described to it.
@@ -106,6 +111,8 @@ class ServedModel:
     fingerprint: str
     has_prompt_logprobs: bool
     is_deterministic: bool
+    prefix_cache: PrefixCache
+    length_limit_key: str = "max_model_len"
     embeddings: Embeddings | None = None
     answer_form: AnswerForm = PLAIN_ANSWERS
     images: ImageInput | None = None

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ from tiny.prompts import prompt
 from tiny.references import TIE, differing_steps
 from tiny.vision_models import VISION, VisionModel
 
+from vinfer.bundle.directory import read_manifest
 from vinfer.engine.compilation import CompileCounter
 from vinfer.engine.request import RequestImage
 from vinfer.parity import figures
@@ -36,6 +38,7 @@ TOLERANCE = 1e-5
 """Largest error of a logprob, as a fraction of the largest logit."""
 
 TEXT = prompt(150)
+PAGE_SIZE = 32
 Part = int | tuple[int, ...]
 
 
@@ -507,15 +510,56 @@ def test_a_full_feature_array_makes_room(
     assert differing_steps(logits, alone["first"], again) == []
 
 
-def test_choices_share_a_prompt_with_images(asker: Asker, engine: Engine, alone: dict[str, Answer]) -> None:
-    """A sibling copies the rows, including features; its last token may itself be a placeholder."""
+def test_choices_share_a_prompt_with_images(
+    asker: Asker, engine: Engine, alone: dict[str, Answer], bundle_of: Callable[[str], Path]
+) -> None:
+    """A sibling has the pages, which depend on the features; its last token may itself be a placeholder."""
+    images = read_manifest(bundle_of(asker.name)).images
+    assert images is not None
     for name in ("last", "three, beyond a chunk"):
         asked = asker.questions()[name]
-        shared = dataclasses.replace(asked, prompt_key=f"shared {asker.name} {name}")
+        shared = dataclasses.replace(asked, cache_scope=f"shared {asker.name} {name}")
         first, second = ask(engine, [shared, shared])
         assert first.token_ids == alone[name].token_ids
         assert second.token_ids == alone[name].token_ids
-        assert (first.num_cached_tokens, second.num_cached_tokens) == (0, len(shared.prompt_ids) - 1)
+        num_shared = num_shareable(shared, keeps_images_whole=images.attends_both_ways)
+        assert (first.num_cached_tokens, second.num_cached_tokens) == (0, num_shared)
+
+
+def num_shareable(asked: Question, *, keeps_images_whole: bool) -> int:
+    """Return how much of a prompt an equal one begins with: whole pages, and then a part of the last one.
+
+    If images must stay whole, no page may end within one. Then the part is not reached either.
+    """
+
+    def splits_an_image(position: int) -> bool:
+        return keeps_images_whole and any(
+            image.start < position < image.start + image.num_tokens for image in asked.images
+        )
+
+    last = len(asked.prompt_ids) - 1
+    edges = range(0, last + 1, PAGE_SIZE)
+    return max(p for p in edges if not splits_an_image(p)) if splits_an_image(edges[-1]) else last
+
+
+def test_a_beginning_is_shared_up_to_another_image(
+    asker: Asker, engine: Engine, model: PreTrainedModel
+) -> None:
+    """The token ids of two images are the same; the page that holds the first of another one differs."""
+    first = asker.question(TEXT[:PAGE_SIZE], 1, TEXT[:40])
+    other = asker.question(TEXT[:PAGE_SIZE], 1 + (len(asker.family.grids) or 1), TEXT[:40])
+    assert first.prompt_ids == other.prompt_ids
+    assert first.images != other.images
+    scope = f"another image {asker.name}"
+    asked = [dataclasses.replace(each, cache_scope=scope) for each in (first, other, first, other)]
+    alone = [ask(engine, [dataclasses.replace(each, cache_scope=None)])[0] for each in asked[:2]]
+    cached = []
+    for question, answer in zip(asked, ask_alone(engine, asked), strict=True):
+        cached.append(answer.num_cached_tokens)
+        expected = alone[question.images == other.images]
+        assert differing_steps(asker.reference_logits(model, question, expected), expected, answer) == []
+    most = len(first.prompt_ids) - 1
+    assert cached == [0, PAGE_SIZE, most, most]
 
 
 def _short(asked: Question) -> Question:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
+from fake_engine import FakeEngine, served_model
 from refusals import BAD_CHAT_FIELDS, BAD_COMPLETION_FIELDS, TOOL_CALL, USER, assert_refused, of_treatment
-from running_server import RunningServer, Start
+from running_server import RunningServer, Start, run
 
+from vinfer.config import ServerConfig
 from vinfer.server.fields.chat import CHAT
 from vinfer.server.fields.completions import COMPLETION
 from vinfer.server.fields.count import COUNT_MESSAGES, COUNT_TEXT
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.tokenization import DETOKENIZE, TOKENIZE_MESSAGES, TOKENIZE_TEXT
 from vinfer.server.fields.treatment import CHAT_FIELDS, COMPLETION_FIELDS, Treatment
+from vinfer.server.model_table import ModelTable
+from vinfer.text.tokenizer import Tokenizer
 
 ACCEPTED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 # The contract's list of chat fields, however each is treated.
@@ -123,6 +128,16 @@ def test_prompt_that_does_not_fit(server: RunningServer) -> None:
     assert server.complete(prompt=[4] * 120, max_tokens=8).status_code == 200
     # A default is clamped to the room that is left.
     assert server.complete(prompt=[4] * 120, max_tokens=None).json()["usage"]["completion_tokens"] == 8
+
+
+def test_a_length_that_memory_limits_names_kv_cache(tokenizer: Tokenizer) -> None:
+    engine = FakeEngine()
+    models = ModelTable(["fake"])
+    models.serve(dataclasses.replace(served_model(engine, tokenizer), length_limit_key="kv_cache"))
+    with run(ServerConfig(port=0), models, engine) as server:
+        advice = "raise models[0].kv_cache"
+        assert_refused(server.complete(prompt=[4] * 128), "prompt", f"shorten it or {advice}")
+        assert_refused(server.complete(prompt=[4] * 120, max_tokens=9), "max_tokens", advice)
 
 
 def test_unknown_fields_can_be_ignored(start: Start) -> None:

@@ -99,22 +99,10 @@ def test_priority_and_cache_salt_reach_the_engine(server: RunningServer, chat: b
         assert send(n=2, temperature=1, priority=priority, cache_salt=salt).status_code == 200
     requests = server.engine.requests
     assert [request.priority for request in requests] == [-3, -3, 0, 0]
-    keys = [request.prompt_key or "" for request in requests]
+    scopes = [request.cache_scope or "" for request in requests]
     # The salt isolates prompts from those with other salts, not choices from each other.
-    assert keys[0] == keys[1]
-    assert ["tenant a" in key for key in keys] == [True, True, False, False]
-
-
-def test_choices_and_equal_prompts_share_one_prefill(server: RunningServer) -> None:
-    """Only within one HTTP request: what other clients have sent must have no effect."""
-    for _ in range(2):
-        server.complete(prompt=[[4, 5], [6], [4, 5]], n=2, max_tokens=1)
-    keys = [request.prompt_key for request in server.engine.requests]
-    first, second = keys[:6], keys[6:]
-    for four, six in ((first[:2] + first[4:], first[2:4]), (second[:2] + second[4:], second[2:4])):
-        assert len(set(four)) == len(set(six)) == 1
-        assert four[0] != six[0]
-    assert not set(first) & set(second)
+    assert scopes[0] == scopes[1]
+    assert ["tenant a" in scope for scope in scopes] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +121,7 @@ def test_cached_tokens_are_those_of_another_request(
 ) -> None:
     usage = server.complete(prompt=prompt, n=n, max_tokens=2).json()["usage"]
     assert usage["prompt_tokens_details"] == {"cached_tokens": cached}
+    server.engine.reset()
     chunks = events(
         server.complete(
             prompt=prompt, n=n, max_tokens=2, stream=True, stream_options={"include_usage": True}

@@ -44,6 +44,9 @@ def test_metrics(start: Start) -> None:
     assert value("vinfer:generation_tokens_total", "fake") == 12
     assert value("vinfer:num_overlapped_dispatches_total", "fake") == 7
     assert value("vinfer:kv_cache_usage_perc", "fake") == 0.25
+    assert value("vinfer:num_preemptions_total", "fake") == 2
+    assert value("vinfer:prefix_cache_queries_total", "fake") == 40
+    assert value("vinfer:prefix_cache_hits_total", "fake") == 30
     assert value("vinfer:post_ready_compiles_total") == 0
     assert not any("unknown" in label for _, labels in found for label in labels)
 

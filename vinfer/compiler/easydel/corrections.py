@@ -54,13 +54,8 @@ def cap_attention_logits(module: Any) -> None:
     EasyDeL's config has the key, and the kernel accepts it, but nothing passes it on:
     `layers/attention/_unified.py::UnifiedAttention.forward` calls the performer without `logits_soft_cap`.
     """
-    cap = module.config.attn_logit_softcapping
-    if cap is None:
-        return
     for layer in module.model.layers:
-        performer = layer.self_attn.attention_performer
-        performer.__class__ = _capped_performer()
-        performer.logits_soft_cap = cap
+        layer.self_attn.attention_performer.logits_soft_cap = module.config.attn_logit_softcapping
 
 
 def scaled_embeddings(decoder: Any, tokens: Any) -> Any:
@@ -70,21 +65,6 @@ def scaled_embeddings(decoder: Any, tokens: Any) -> Any:
     and uses `inputs_embeds` unscaled.
     """
     return decoder.embed_tokens(tokens) * decoder.config.hidden_size**0.5
-
-
-@functools.cache
-def _capped_performer() -> type:
-    from easydel.layers.attention import FlexibleAttentionModule
-
-    class CappedAttention(FlexibleAttentionModule):  # type: ignore[misc, unused-ignore]
-        """Attention with its own soft-cap."""
-
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            return super().forward(*args, **kwargs, logits_soft_cap=self.logits_soft_cap)
-
-        __call__ = forward
-
-    return CappedAttention
 
 
 def correct_glm4(module: Any) -> None:
@@ -206,22 +186,6 @@ def rotate_by_layer_type(module: Any) -> None:
 
 
 OLMO3_ROPES = ("full_attention", "sliding_attention")
-
-
-def mask_once(module: Any) -> None:
-    """Prevent Phi-3's attention from applying a second mask, which counts each chunk's rows from 0.
-
-    `phi3/modeling_phi3.py`: `Phi3Attention.__call__` passes `causal=True` to the attention operation even
-    if the mask is already marked causal. `UnifiedAttention` checks that mark.
-    """
-    from easydel.layers.attention import FlexibleAttentionModule
-
-    class Performer(FlexibleAttentionModule):  # type: ignore[misc]
-        def forward(self, *arguments: Any, **options: Any) -> Any:
-            return super().forward(*arguments, **options | {"causal": False})
-
-    for layer in module.model.layers:
-        layer.self_attn.attention_performer.__class__ = Performer
 
 
 def correct_stablelm(module: Any) -> None:

@@ -20,7 +20,6 @@ from vinfer.compiler.easydel.corrections import (
     correct_gpt_neox,
     correct_stablelm,
     give_each_norm_its_size,
-    mask_once,
     rotate_by_layer_type,
     scaled_embeddings,
 )
@@ -198,9 +197,7 @@ EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
         ropes={name: f"{name}_frequencies" for name in OLMO3_ROPES},
         correct=rotate_by_layer_type,
     ),
-    "phi3": EasyDeLFamily(
-        module="phi3", config_class="Phi3Config", model_class="Phi3ForCausalLM", correct=mask_once
-    ),
+    "phi3": EasyDeLFamily(module="phi3", config_class="Phi3Config", model_class="Phi3ForCausalLM"),
     "qwen2": EasyDeLFamily(module="qwen2", config_class="Qwen2Config", model_class="Qwen2ForCausalLM"),
     "qwen3": EasyDeLFamily(module="qwen3", config_class="Qwen3Config", model_class="Qwen3ForCausalLM"),
     "qwen3_moe": EasyDeLFamily(

@@ -19,12 +19,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from vinfer.bundle.manifest import MESH_AXES, PartitionAxes, axis_names
+from vinfer.bundle.manifest import MESH_AXES, PartitionAxes, axis_names, kv_groups
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.compiler.easydel.families import EASYDEL_FAMILIES
-from vinfer.compiler.kv_cache import KVCache, Rows
+from vinfer.compiler.easydel.paged_attention import attend_over_pages
+from vinfer.compiler.kv_cache import KVCache, LayerCache, Rows, copy_pages
 from vinfer.compiler.vision.features import ImageFeatures
 from vinfer.compiler.weights import Weight
 from vinfer.errors import BuildError
@@ -66,9 +67,11 @@ class EasyDeLModel:
         facts: sizes and windows of the decoder.
         dtype: dtype of weights, activations and KV cache: float32, bfloat16 or float16.
         mesh: size of every axis of MESH_AXES.
-        max_model_len: rows of the RoPE table and of the KV cache.
+        max_model_len: rows of the RoPE table; the longest sequence.
         splits_tied_head: store a second copy of a tied LM head as [hidden, vocab]. XLA on the CPU multiplies
             by a transposed embedding four times slower than by a stored transpose.
+        attention_block_len, widens_queries: see `compiler.paged_attention.attend`. Widened queries are for
+            accelerators, where projections also get barriers: see `attend_over_pages`.
     """
 
     def __init__(
@@ -81,6 +84,8 @@ class EasyDeLModel:
         mesh: Mapping[str, int],
         max_model_len: int,
         splits_tied_head: bool,
+        attention_block_len: int,
+        widens_queries: bool,
     ) -> None:
         import_easydel()
         from flax import nnx
@@ -108,6 +113,18 @@ class EasyDeLModel:
         self.max_model_len = max_model_len
         self.mesh: Mesh = easydel_config.mesh
         self.axis_sizes = dict(mesh)
+        groups = kv_groups(facts.windows)
+        self._layers = [
+            LayerCache(
+                group=groups.index(window),
+                window=window,
+                num_kv_heads=facts.num_kv_heads,
+                block_len=attention_block_len,
+                mesh=self.mesh if self.mesh.size > 1 else None,
+                widens=widens_queries,
+            )
+            for window in facts.windows
+        ]
         self._model_class = getattr(package, self._family.model_class)
         module = self._model_class.lazy_init(
             config=easydel_config,
@@ -118,6 +135,7 @@ class EasyDeLModel:
         )
         self._family.correct(module)
         self._drop_windows(module)
+        attend_over_pages(self._attentions(module), keeps_weights_in_place=widens_queries)
         graph, params, others = module.split_module()
         self._graph = graph
         self._leaves, self._tree = jax.tree_util.tree_flatten((params, others))
@@ -146,7 +164,7 @@ class EasyDeLModel:
         Args:
             weights: in the order of `self.weights`, then one rotary table per name in `self.rope_names`, each
                 float32 [max_model_len, rotary_dim]: cosines, then sines.
-            kv: k and v of every layer, [num_slots, max_model_len, kv_heads, head_dim].
+            kv: k and v of every layer, [pages, page_size, kv_heads * head_dim].
             tokens: int32 [rows, length], padded.
             images: image features that replace the embeddings of some tokens.
 
@@ -161,9 +179,7 @@ class EasyDeLModel:
             per_token, position_ids = rotary_rows(table, rows.rope_positions, self.facts.rope_sections)
             tables = (per_token,)
         self._give_rotary_tables(decoder, tables)
-        masks = {window: _mask_info(rows, window) for window in {None, *self.facts.windows}}
-        on_mesh = NamedSharding(self.mesh, PartitionSpec(*self.kv_axes())) if self.mesh.size > 1 else None
-        cache = KVCache(kv, rows, [masks[window] for window in self.facts.windows], on_mesh)
+        cache = KVCache(kv, rows, self._layers)
         with self.mesh:
             if images is None:
                 read: dict[str, jax.Array] = {"input_ids": tokens}
@@ -172,11 +188,16 @@ class EasyDeLModel:
             output = decoder(
                 **read,
                 position_ids=position_ids,
-                mask_info=masks[None],
                 past_key_values=cache,
                 mode="decode" if tokens.shape[1] == 1 else "prefill",
             )
         return cache.arrays(), output.last_hidden_state
+
+    def copy_pages(
+        self, kv: Sequence[jax.Array], sources: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        """Copy one page of every group in every layer: see `kv_cache.copy_pages`."""
+        return copy_pages(kv, sources, targets, self._layers)
 
     def logits(self, weights: Sequence[jax.Array], hidden: jax.Array) -> jax.Array:
         """Return float32 [rows, vocab] for hidden [rows, hidden]; `weights` as in `forward`."""
@@ -186,9 +207,9 @@ class EasyDeLModel:
         return logits[:, 0, :].astype(jnp.float32)
 
     def kv_axes(self) -> PartitionAxes:
-        """Return how a KV array is split: slots over dp, and heads over tp if tp divides them."""
+        """Return how a pool is split: pages over dp, and heads over tp if tp divides them."""
         heads = "tp" if self.facts.num_kv_heads % self.axis_sizes["tp"] == 0 else None
-        return ("dp", None, heads, None)
+        return ("dp", None, heads)
 
     def _merge(self, weights: Sequence[jax.Array]) -> Any:
         leaves: list[Any] = [_placeholder(leaf) for leaf in self._leaves]
@@ -235,17 +256,12 @@ class EasyDeLModel:
 
     def _drop_windows(self, module: Any) -> None:
         """Remove windows from EasyDeL, which applies them incorrectly: see `KVCacheView`."""
-        for layer in getattr(getattr(module, self._family.decoder), self._family.layers):
-            getattr(layer, self._family.attention).sliding_window = None
+        for attention in self._attentions(module):
+            attention.sliding_window = None
 
-
-def _mask_info(rows: Rows, window: int | None) -> Any:
-    from ejkernel.types import MaskInfo
-
-    mask_info = MaskInfo.from_attention_mask(rows.attention_mask(window))
-    # Without this mark, EasyDeL applies a second causal mask that counts rows from 0.
-    object.__setattr__(mask_info, "_causal_baked", True)
-    return mask_info
+    def _attentions(self, module: Any) -> list[Any]:
+        layers = getattr(getattr(module, self._family.decoder), self._family.layers)
+        return [getattr(layer, self._family.attention) for layer in layers]
 
 
 def _placeholder(leaf: Any) -> Any:

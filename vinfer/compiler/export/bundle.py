@@ -23,18 +23,22 @@ from vinfer.bundle.manifest import (
     ArraySpec,
     Embeddings,
     ImageInput,
+    KVArray,
     Manifest,
     ModelCard,
+    Platform,
     ProgramSpec,
     StateSpec,
     WeightSpec,
     argument_specs,
+    kv_groups,
 )
 from vinfer.bundle.programs import ProgramShape
 from vinfer.bundle.verification import hash_files
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.generation import GenerationFacts
 from vinfer.compiler.easydel.model import EasyDeLModel
+from vinfer.compiler.export.constants import with_hidden_constants
 from vinfer.compiler.export.weight_file import num_bytes, write_weight_file
 from vinfer.compiler.model import Images
 from vinfer.compiler.plan import BuildPlan
@@ -46,6 +50,10 @@ from vinfer.errors import BuildError
 from vinfer.image_processing import ImageProcessing, Qwen2VLProcessing
 
 WEIGHT_FILE_BYTES = 2 << 30
+ATTENTION_BLOCK_LEN: dict[Platform, int] = {"cpu": 128, "cuda": 512, "tpu": 512}
+"""Positions that attention reads at once. On a CPU short prompts pay for a whole block."""
+KV = ("k", "v")
+"""The arrays of each layer, in order."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""
@@ -70,26 +78,71 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
     )
     checkpoint.write_tokenizer(directory / "tokenizer")
     num_tokens = _num_tokens(directory / "tokenizer" / "tokenizer.json", model.vocab_size)
-    kv = _kv_specs(model, plan)
+    images = None if encoder is None else _image_input(plan, checkpoint, encoder, specs_by_name)
+    return _write_programs_and_manifest(
+        plan, checkpoint, model, encoder, images, weights, num_tokens, directory, progress
+    )
+
+
+def build_programs(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progress: Progress) -> Manifest:
+    """Write the programs and the manifest of a text model, but neither weights nor a tokenizer.
+
+    No server can load the result. It is for looking at compiled programs, and reads no tensor.
+    """
+    model = _decoder(plan, checkpoint)
+    of_model = [(weight.name, weight.shape, weight.dtype, weight.axes) for weight in model.weights]
+    of_ropes = [
+        (f"rope.{name}", (model.max_model_len, checkpoint.ropes[name].rotary_dim), "float32", ())
+        for name in model.rope_names
+    ]
+    weights = tuple(
+        WeightSpec(name=name, shape=shape, dtype=dtype, axes=axes, file="")
+        for name, shape, dtype, axes in (*of_model, *of_ropes)
+    )
+    return _write_programs_and_manifest(
+        plan, checkpoint, model, None, None, weights, model.vocab_size, directory, progress
+    )
+
+
+def _write_programs_and_manifest(
+    plan: BuildPlan,
+    checkpoint: Checkpoint,
+    model: EasyDeLModel,
+    encoder: Encoder | None,
+    images: ImageInput | None,
+    weights: tuple[WeightSpec, ...],
+    num_tokens: int,
+    directory: Path,
+    progress: Progress,
+) -> Manifest:
+    """Write what is left of a bundle once its weights are known."""
+    kv = _kv_arrays(model, plan)
     rotates_by_axes = encoder is not None and bool(checkpoint.facts.rope_sections)
     state = state_specs(model.vocab_size, plan.num_slots, has_rope_offset=rotates_by_axes)
-    images = None if encoder is None else _image_input(plan, checkpoint, encoder, specs_by_name)
     programs = Programs(
         model,
         num_slots=plan.num_slots,
         num_tokens=num_tokens,
         rows_are_slots=plan.mesh["dp"] > 1,
+        page_size=plan.page_size,
+        kv_groups=[array.group for array in kv],
+        num_shards=plan.mesh["dp"],
         images=None
         if encoder is None or images is None
         else Images(encoder, images.features, images.attends_both_ways, rotates_by_axes),
     )
 
+    # Any number of pages will do: programs are exported for all numbers.
+    any_pages = [array.spec(num_pages=plan.mesh["dp"], page_size=plan.page_size) for array in kv]
+
     def arguments(shape: ProgramShape) -> tuple[Sequence[ArraySpec], ...]:
         return argument_specs(
-            shape, programs.inputs(shape), weights=weights, kv=kv, state=state, images=images
+            shape, programs.inputs(shape), weights=weights, kv=any_pages, state=state, images=images
         )
 
-    specs = _write_programs(programs, arguments, plan, model.mesh, directory / "programs", progress)
+    specs = _write_programs(
+        programs, model.facts.windows, arguments, plan, model.mesh, directory / "programs", progress
+    )
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         key=plan.key,
@@ -102,6 +155,8 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
         max_model_len=plan.max_model_len,
         model=_model_card(plan, checkpoint, vocab_size=model.vocab_size),
         weights=weights,
+        page_size=plan.page_size,
+        kv_windows=kv_groups(checkpoint.facts.windows),
         kv=kv,
         state=state,
         programs=specs,
@@ -123,6 +178,8 @@ def _decoder(plan: BuildPlan, checkpoint: Checkpoint) -> EasyDeLModel:
         mesh=plan.mesh,
         max_model_len=plan.max_model_len,
         splits_tied_head=plan.platform == "cpu",
+        attention_block_len=ATTENTION_BLOCK_LEN[plan.platform],
+        widens_queries=plan.platform != "cpu",
     )
 
 
@@ -252,24 +309,25 @@ def _features_spec(plan: BuildPlan, hidden_size: int) -> StateSpec:
     return StateSpec(name="image_features", shape=shape, dtype=plan.dtype, axes=(None, None), initial=0)
 
 
-def _kv_specs(model: EasyDeLModel, plan: BuildPlan) -> tuple[StateSpec, ...]:
+def _kv_arrays(model: EasyDeLModel, plan: BuildPlan) -> tuple[KVArray, ...]:
     facts = model.facts
-    rows = (plan.num_slots, plan.max_model_len, facts.num_kv_heads)
+    groups = kv_groups(facts.windows)
     return tuple(
-        StateSpec(
+        KVArray(
             name=f"layers.{layer}.{name}",
-            shape=(*rows, dim),
+            group=groups.index(window),
+            width=facts.num_kv_heads * dim,
             dtype=plan.dtype,
             axes=model.kv_axes(),
-            initial=0,
         )
-        for layer in range(facts.num_layers)
-        for name, dim in (("k", facts.key_dim), ("v", facts.value_dim))
+        for layer, window in enumerate(facts.windows)
+        for name, dim in zip(KV, (facts.key_dim, facts.value_dim), strict=True)
     )
 
 
 def _write_programs(
     programs: Programs,
+    windows: Sequence[int | None],
     arguments_of: Callable[[ProgramShape], tuple[Sequence[ArraySpec], ...]],
     plan: BuildPlan,
     mesh: Mesh,
@@ -292,12 +350,36 @@ def _write_programs(
                 out_shardings=(arguments[1], arguments[2], _shardings(mesh, outputs)),
                 keep_unused=True,
             )
-        exported = export.export(jitted, platforms=[plan.platform])(*[_abstract(group) for group in groups])
+        exported = export.export(jitted, platforms=[plan.platform])(
+            *_abstract_arguments(shape, groups, windows, plan)
+        )
+        if plan.num_devices > 1:
+            exported = with_hidden_constants(exported)
         file = shape.name.replace("[", "-").replace("]", "").replace(",", "-") + ".stablehlo"
         (directory / file).write_bytes(exported.serialize())
         specs.append(ProgramSpec(shape=shape, file=file, inputs=inputs, outputs=outputs))
     progress("exporting programs", len(specs), len(specs))
     return tuple(specs)
+
+
+def _abstract_arguments(
+    shape: ProgramShape,
+    groups: Sequence[Sequence[ArraySpec]],
+    windows: Sequence[int | None],
+    plan: BuildPlan,
+) -> tuple[tuple[jax.ShapeDtypeStruct, ...], ...]:
+    """Return the shapes of a program's arguments, with a symbol for the number of pages of each group."""
+    weights, kv, state, inputs = (_abstract(group) for group in groups)
+    if shape.uses_kv and kv:
+        groups_in_order = kv_groups(windows)
+        pages = export.symbolic_shape(
+            ", ".join(f"{plan.mesh['dp']}*pages{place}" for place in range(len(groups_in_order)))
+        )
+        kv = tuple(
+            jax.ShapeDtypeStruct((pages[groups_in_order.index(window)], *array.shape[1:]), array.dtype)
+            for window, array in zip([w for w in windows for _ in KV], kv, strict=True)
+        )
+    return weights, kv, state, inputs
 
 
 def _abstract(group: Sequence[ArraySpec]) -> tuple[jax.ShapeDtypeStruct, ...]:

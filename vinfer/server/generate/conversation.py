@@ -94,7 +94,6 @@ async def prepare(
                 params=params,
                 grammar=grammar,
                 priority=fields.priority,
-                cache_salt=fields.cache_salt,
                 images=request_images(prompt_ids, images, model),
             )
         ],
@@ -107,6 +106,8 @@ async def prepare(
             ),
             continues_prompt=fields.continue_final_message,
         ),
+        tenant=context.tenant,
+        cache_salt=fields.cache_salt,
         arrival_seconds=context.arrival_seconds,
         metrics=services.metrics,
     )

@@ -22,6 +22,7 @@ from vinfer.engine.request import (
     TokenLogprobs,
 )
 from vinfer.errors import EngineError
+from vinfer.server.generate.cache_scope import cache_scope
 from vinfer.server.generate.sampling import choice_seed
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ServedModel
@@ -76,7 +77,6 @@ class PromptJob:
         scores_prompt: the logprobs of the prompt's own tokens are requested.
         grammar: what constrains each of its completions; None for nothing.
         priority: the priority of each of its completions while it waits for a slot.
-        cache_salt: the prompt shares KV rows only with prompts that have the same salt.
         images: the prompt's images.
     """
 
@@ -85,7 +85,6 @@ class PromptJob:
     scores_prompt: bool = False
     grammar: Grammar | None = None
     priority: int = 0
-    cache_salt: str | None = None
     images: tuple[RequestImage, ...] = ()
 
 
@@ -123,7 +122,9 @@ class Generation:
     """All completions of one HTTP request: `n` for each prompt, in order.
 
     Args:
-        name: prefix of the engine's request ids.
+        name: prefix of the engine's request ids, unique in this process.
+        tenant: whose request it is: see `RequestContext`.
+        cache_salt: limits whose pages its prompts share: see `cache_scope`.
         arrival_seconds: time.monotonic() when the HTTP request arrived.
     """
 
@@ -135,6 +136,8 @@ class Generation:
         jobs: Sequence[PromptJob],
         n: int,
         rules: TextRules,
+        tenant: str,
+        cache_salt: str | None,
         arrival_seconds: float,
         metrics: ServerMetrics,
     ) -> None:
@@ -145,15 +148,12 @@ class Generation:
         self._metrics = metrics
         self._rules = rules
         self._n = n
-        # Prompts are equal only if their images are, which compare by content and place.
-        first_with: dict[tuple[object, ...], int] = {}
-        prompt_keys = [
-            f"{name}/{job.cache_salt}/{first_with.setdefault((job.prompt_ids, job.images), i)}"
-            for i, job in enumerate(jobs)
-        ]
+        scope = cache_scope(model.prefix_cache, tenant=tenant, cache_salt=cache_salt, request_name=name)
         self._choices = [
-            _start_of_choice(
-                f"{name}-{i * n + j}", i * n + j, j, job, prompt_keys[i], rules, model, arrival_seconds
+            _Choice(
+                i * n + j,
+                _request(f"{name}-{i * n + j}", job, j, arrival_seconds, cache_scope=scope, tenant=tenant),
+                _text_stream(job, rules, model),
             )
             for i, job in enumerate(jobs)
             for j in range(n)
@@ -173,7 +173,7 @@ class Generation:
 
     @property
     def num_cached_tokens(self) -> int:
-        """The number of prompt tokens that a choice of the prompt reused from another request."""
+        """The number of prompt tokens that a choice of the prompt found in pages of other requests."""
         cached = [choice.num_cached_tokens for choice in self._choices]
         return sum(max(cached[first : first + self._n]) for first in range(0, len(cached), self._n))
 
@@ -287,36 +287,38 @@ class Generation:
             self._metrics.observe_finish(name, finish_reason, now - self.arrival_seconds)
 
 
-def _start_of_choice(
+def _request(
     request_id: str,
-    index: int,
-    index_in_prompt: int,
     job: PromptJob,
-    prompt_key: str,
-    rules: TextRules,
-    model: ServedModel,
+    index_in_prompt: int,
     arrival_seconds: float,
-) -> _Choice:
+    *,
+    cache_scope: str,
+    tenant: str,
+) -> Request:
     params = dataclasses.replace(job.params, seed=choice_seed(job.params.seed, index_in_prompt))
     grammar = job.grammar
-    request = Request(
+    return Request(
         id=request_id,
         prompt_ids=job.prompt_ids,
         params=params,
         arrival_seconds=arrival_seconds,
         scores_prompt=job.scores_prompt,
-        prompt_key=prompt_key,
+        cache_scope=cache_scope,
+        tenant=tenant,
         images=job.images,
         grammar=None
         if grammar is None
         else grammar.matcher(min_tokens=params.min_tokens, stop_token_ids=params.stop_token_ids),
         priority=job.priority,
     )
-    text = TextStream(
+
+
+def _text_stream(job: PromptJob, rules: TextRules, model: ServedModel) -> TextStream:
+    return TextStream(
         model.tokenizer,
         stop=rules.stop,
         skip_special_tokens=rules.skip_special_tokens,
         shown_special_ids=rules.shown_special_ids,
         prompt_tail=job.prompt_ids[-PROMPT_TAIL_LEN:] if rules.continues_prompt else (),
     )
-    return _Choice(index, request, text)

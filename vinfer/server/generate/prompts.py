@@ -79,7 +79,7 @@ def embedding_prompt_ids(fields: EmbeddingFields, model: ServedModel) -> list[Pr
         if len(prompt_ids) > limit:
             raise ContextLengthError(
                 f"{path} has {len(prompt_ids)} tokens; max_model_len is {limit}: "
-                f"shorten it or raise models[{model.position}].max_model_len",
+                f"shorten it or raise models[{model.position}].{model.length_limit_key}",
                 param=path,
             )
         prompts.append(prompt_ids)

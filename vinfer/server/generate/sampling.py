@@ -122,7 +122,7 @@ def _max_tokens(fields: ChatFields | CompletionFields, model: ServedModel, promp
     if room < (0 if fields.max_tokens == 0 else 1):
         raise ContextLengthError(
             f"prompt has {prompt_len} tokens; max_model_len is {limit}: "
-            f"shorten it or raise models[{model.position}].max_model_len",
+            f"shorten it or raise models[{model.position}].{model.length_limit_key}",
             param="messages" if isinstance(fields, ChatFields) else "prompt",
         )
     name, sent = "max_tokens", fields.max_tokens
@@ -134,7 +134,7 @@ def _max_tokens(fields: ChatFields | CompletionFields, model: ServedModel, promp
     if sent > room:
         raise ContextLengthError(
             f"{name} is {sent} and the prompt has {prompt_len} tokens; max_model_len is {limit}: "
-            f"lower it to {room} or raise models[{model.position}].max_model_len",
+            f"lower it to {room} or raise models[{model.position}].{model.length_limit_key}",
             param=name,
         )
     return sent

@@ -46,14 +46,14 @@ class Authenticator:
                 "write one per line, or leave the setting out"
             )
 
-    def check(self, scope: Scope) -> None:
-        """Check the API key of a request.
+    def check(self, scope: Scope) -> str:
+        """Check the API key of a request, and return a digest of it; "" if none is needed.
 
         Raises:
             AuthenticationError: the request has no key, several, or a wrong one.
         """
         if not self._digests or scope["path"] in PUBLIC_PATHS:
-            return
+            return ""
         sent = [value for name, value in scope["headers"] if name == b"authorization"]
         scheme, _, key = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
         digest = _digest(key.strip())
@@ -61,6 +61,7 @@ class Authenticator:
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if scheme.lower() != b"bearer" or not any(matches):
             raise AuthenticationError("no valid API key: send one `Authorization: Bearer KEY` header")
+        return digest.hex()
 
 
 def _digest(key: bytes) -> bytes:

@@ -27,12 +27,14 @@ class RequestContext:
 
     Attributes:
         arrival_seconds: time.monotonic() when its headers had been read.
+        tenant: whose request it is: a digest of its API key, or "" if the server has no keys.
         model_name: set once a served model is found.
         failed: set if an answer broke off after its first byte, when its status can no longer show that.
     """
 
     request_id: str
     arrival_seconds: float
+    tenant: str = ""
     model_name: str = ""
     failed: bool = False
 

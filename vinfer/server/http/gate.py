@@ -60,7 +60,7 @@ class Gate:
             await send(message)
 
         try:
-            await self._serve(scope, receive, send_with_headers)
+            await self._serve(scope, receive, send_with_headers, context)
         except (ClientLeftError, ClientDisconnect):
             status = CLIENT_LEFT_STATUS
         except Exception as error:  # noqa: BLE001  the last resort: the client gets an answer in any case
@@ -73,10 +73,10 @@ class Gate:
         finally:
             self._account(scope, context, status)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         if self._models.draining and scope["path"] not in _OPEN_WHILE_DRAINING:
             raise NotReadyError("the server is shutting down: try again")
-        self._authenticator.check(scope)
+        context.tenant = self._authenticator.check(scope)
         await self._app(scope, receive, send)
 
     def _account(self, scope: Scope, context: RequestContext, status: int) -> None:

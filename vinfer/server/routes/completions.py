@@ -59,6 +59,8 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
             # Harnesses that score an echoed prompt ask for one token and cut one entry off the end.
             lists_stop_token=fields.echo,
         ),
+        tenant=context.tenant,
+        cache_salt=fields.cache_salt,
         arrival_seconds=context.arrival_seconds,
         metrics=services.metrics,
     )
@@ -85,7 +87,6 @@ def _jobs(
                 scores_prompt=fields.scores_prompt,
                 grammar=grammar,
                 priority=fields.priority,
-                cache_salt=fields.cache_salt,
             )
         )
     return jobs

@@ -57,6 +57,7 @@ async def embeddings(services: Services, request: HttpRequest) -> JSONResponse:
             params=_NOTHING_TO_SAMPLE,
             arrival_seconds=context.arrival_seconds,
             pooling=facts.pooling,
+            tenant=context.tenant,
         )
         for i, prompt_ids in enumerate(prompts)
     ]

@@ -1,0 +1,1 @@
+"""scripts/accelerators: compiles programs for accelerators that this machine does not have."""

@@ -1,0 +1,105 @@
+"""The verdicts of scripts/accelerators, and how two small models become a whole one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from accelerator_check.cases import cut, programs_to_check
+from accelerator_check.main import main
+from accelerator_check.read import Figures
+from accelerator_check.report import FAIL, OK, UNKNOWN, Row, page, verdict
+from accelerator_check.targets import compiling_environment, libtpu_requirement
+
+from vinfer.bundle.programs import ProgramShape
+
+MB = 10**6
+LIMIT = 100 * MB
+
+
+def figures(temp_mb: int | None = 10, copies: tuple[str, ...] | None = (), **others: object) -> Figures:
+    temp = None if temp_mb is None else temp_mb * MB
+    return Figures(temp_bytes=temp, copies=copies, **others)  # type: ignore[arg-type]
+
+
+def row(*by_size: Figures, num_layers: int = 16) -> Row:
+    return Row("v5e", "model", "decode[1,8]", dict(zip((2, 4), by_size, strict=False)), num_layers)
+
+
+@pytest.mark.parametrize(
+    ("by_size", "expected"),
+    [
+        ((figures(), figures()), OK),
+        ((figures(), figures(copies=("1 x copy bf16[2048,128,512]",))), FAIL),
+        # 10 MB at 2 layers and 30 MB at 4 are 150 MB at 16.
+        ((figures(10), figures(30)), FAIL),
+        ((figures(10), figures(20)), OK),
+        ((figures(101), figures(1)), FAIL),
+        ((figures(), figures(copies=None, unknown=("HLO: garbage",))), UNKNOWN),
+        ((figures(), figures(temp_mb=None)), UNKNOWN),
+        # What is known may be bad enough.
+        ((figures(), figures(101, copies=None)), FAIL),
+        ((), UNKNOWN),
+    ],
+)
+def test_verdict(by_size: tuple[Figures, ...], expected: str) -> None:
+    assert verdict(row(*by_size), LIMIT) == expected
+
+
+def test_figures_of_a_whole_model_grow_with_its_layers() -> None:
+    of_model = row(figures(step_bytes=100.0), figures(step_bytes=130.0))
+    assert of_model.whole("step_bytes") == 130 + 12 * 15
+    assert row(figures(step_bytes=100.0), figures()).whole("step_bytes") is None
+    assert row(figures(step_bytes=100.0)).whole("step_bytes") is None
+
+
+def test_the_page_names_each_copy_and_each_reason() -> None:
+    rows = [
+        row(figures(), figures(copies=("2 x copy bf16[8,8]",))),
+        row(figures(copies=None, unknown=("HLO: garbage",)), figures()),
+    ]
+    text = page(rows, max_temp_bytes=LIMIT, row_len=1024, versions="jax 1", setup="Small.")
+    assert "- v5e, model, `decode[1,8]`: makes 2 x copy bf16[8,8] anew" in text
+    assert "- v5e, model, `decode[1,8]`: unknown: HLO: garbage" in text
+    assert "| FAIL |" in text
+    assert "| unknown |" in text
+
+
+def test_a_cut_config_keeps_what_belongs_to_its_layers() -> None:
+    config = {"num_hidden_layers": 3, "layer_types": ["a", "b", "a"], "eos_token_id": [1, 2], "x": 3}
+    assert cut(config, 2) == {
+        "num_hidden_layers": 2,
+        "layer_types": ["a", "b"],
+        "eos_token_id": [1, 2],
+        "x": 3,
+    }
+
+
+def test_the_smallest_and_the_largest_programs_are_checked() -> None:
+    shapes = [ProgramShape(kind="set_slot"), ProgramShape(kind="copy_page")]
+    shapes += [ProgramShape(kind="prefill", rows=1, length=length) for length in (64, 256, 1024)]
+    shapes += [ProgramShape(kind="decode", rows=rows, length=8) for rows in (1, 4, 32)]
+    names = [shape.name for shape in programs_to_check(shapes)]
+    assert names == ["copy_page", "decode[1,8]", "decode[32,8]", "prefill[1,64]", "prefill[1,1024]"]
+
+
+def test_a_missing_compiler_is_named_with_its_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["accelerators", "--targets", "v5e,h100"])
+    assert main("") == 2
+    message = capsys.readouterr().err
+    assert libtpu_requirement() in message
+    assert "jax-cuda12-pjrt==" in message
+    assert "nvidia-cuda-nvcc-cu12" in message
+
+
+def test_flags_of_easydel_do_not_reach_the_compiler() -> None:
+    environment = compiling_environment({"XLA_FLAGS": "--xla_gpu_x=1", "HOME": "/home"})
+    assert "XLA_FLAGS" not in environment
+    assert environment["HOME"] == "/home"

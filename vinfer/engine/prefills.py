@@ -1,0 +1,221 @@
+"""Plans prefill dispatches: which chunks of which prompts, with which pages and features.
+
+Pure Python beside the scheduler, engine thread. It counts a chunk as done when it plans it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from vinfer.bundle.programs import ProgramKind, ProgramShape, choose_program
+from vinfer.engine.chunks import ChunkPlan, keep_whole
+from vinfer.engine.feature_cache import FeatureCache
+from vinfer.engine.pages import PageCopy
+from vinfer.engine.prefixes import Prefixes
+from vinfer.engine.running import Running
+from vinfer.engine.schedule import Chunk, Prefill
+
+_PROMPT_KINDS: tuple[ProgramKind, ...] = ("prefill", "score", "embed")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Span:
+    """The positions of a chunk, from `start` to `end`, and the key of the partial page to copy before it."""
+
+    start: int
+    end: int
+    copied_part: bytes | None = None
+
+
+class PrefillPlanner:
+    """The prefill dispatches of one model; see `Scheduler` for the policy.
+
+    Args:
+        shapes: the compiled programs.
+        prefixes: which pages of others a prompt begins with.
+        features: the feature array.
+        dispatch_cost_tokens: see `ChunkPlan`.
+        min_prefill_tokens: lower limit of the padded tokens between two decode dispatches.
+    """
+
+    def __init__(
+        self,
+        shapes: Iterable[ProgramShape],
+        *,
+        prefixes: Prefixes,
+        features: FeatureCache,
+        dispatch_cost_tokens: int | None,
+        min_prefill_tokens: int,
+    ) -> None:
+        self._shapes = tuple(shapes)
+        self._prefixes = prefixes
+        self._features = features
+        self._chunk_plans = {
+            kind: ChunkPlan(of_kind, dispatch_cost_tokens)
+            for kind in _PROMPT_KINDS
+            if (of_kind := {shape.length for shape in self._shapes if shape.kind == kind})
+        }
+        prefills = [shape for shape in self._shapes if shape.kind == "prefill"]
+        self._max_batch = max(shape.rows for shape in prefills)
+        self._max_prefill_tokens = max(min_prefill_tokens, *(shape.length for shape in prefills))
+
+    def plan(self, requests: Collection[Running]) -> tuple[Prefill, ...]:
+        """Return the prefills before the next decode dispatch, and count them as done.
+
+        Args:
+            requests: those with slots, in the order in which they got them.
+        """
+        prefills: list[Prefill] = []
+        budget = self._max_prefill_tokens
+        while budget > 0:
+            chunks = self._next_chunks(requests)
+            if not chunks:
+                break
+            shape = self._prefill_shape([chunk for chunk, _ in chunks], chunks[0][1].kind)
+            if prefills and shape.rows * shape.length > budget:
+                break
+            budget -= shape.rows * shape.length
+            # All copies come first, as on the device: a chunk may write over a page that was copied.
+            copies = [self._copy_part(*chunk) for chunk in chunks]
+            prefilled = [
+                self._prefilled(span, running, copy)
+                for (span, running), copy in zip(chunks, copies, strict=True)
+                # A page without owners may have become that of another copy. Then the prompt waits.
+                if copy is not None or span.copied_part is None
+            ]
+            assert prefilled, "pages for the whole prompt are promised"
+            for _, running in chunks:
+                # Only now: a page that is replaced by its like may not go to another chunk of the dispatch.
+                self._publish(running)
+            prefills.append(Prefill(shape, tuple(prefilled)))
+        return tuple(prefills)
+
+    def _copy_part(self, span: _Span, running: Running) -> PageCopy | None:
+        """Copy the partial page before a span, if it has one that is still there."""
+        if span.copied_part is None:
+            return None
+        copy = running.shard.copy_part(
+            running.table, span.copied_part, start=running.num_prefilled, end=span.start
+        )
+        if copy is not None:
+            self._prefixes.skip_to(running, span.start)
+        return copy
+
+    def _prefilled(self, span: _Span, running: Running, copy: PageCopy | None) -> Chunk:
+        """Give a chunk its pages, and count it as done."""
+        is_covered = running.shard.cover(running.table, start=span.start, end=span.end)
+        assert is_covered, "pages for the whole prompt are promised"
+        is_final = span.end == running.num_to_prefill
+        chunk = Chunk(
+            slot=running.slot,
+            request=running.request,
+            start=span.start,
+            tokens=tuple(running.tokens[span.start : span.end]),
+            next_token=None if is_final else running.tokens[span.end],
+            pages=running.table.snapshot(),
+            shard=running.shard.shard,
+            num_cached=running.num_cached,
+            copy=copy,
+            feature_rows=self._feature_rows(running, span),
+        )
+        running.num_prefilled = span.end
+        running.num_dispatched += chunk.samples
+        if is_final:
+            running.let_go_of_features(self._features)
+        return chunk
+
+    def _publish(self, running: Running) -> None:
+        """Let others find what a prompt has written, in dispatches after this one."""
+        running.publish()
+        if running.is_prefilled and self._prefixes.shares_parts(running):
+            assert running.keys is not None
+            end = running.num_to_prefill - 1
+            running.shard.publish_part(running.table, running.keys.of_part(end), end=end)
+
+    def _feature_rows(self, running: Running, span: _Span) -> tuple[int, ...]:
+        request = running.request
+        if not request.images:
+            return ()
+        assert running.kind == "prefill", f"{request.id}: only prefill programs take images"
+        placed = [-1] * running.num_to_prefill
+        for image in request.images:
+            placed[image.start : image.start + image.num_tokens] = self._features.rows_of(image)
+        return tuple(placed[span.start : span.end])
+
+    def _next_chunks(self, requests: Collection[Running]) -> list[tuple[_Span, Running]]:
+        """Return the next chunk of the oldest unfinished prompt, and other chunks of the same bucket."""
+        chunks: list[tuple[_Span, Running]] = []
+        bucket = 0
+        for span, running in self.due_chunks(requests):
+            kind = running.kind
+            shape = self._prefill_shape([span], kind)
+            if chunks and (kind == "score" or (kind, shape.length) != (chunks[0][1].kind, bucket)):
+                continue
+            bucket = shape.length
+            chunks.append((span, running))
+            if kind == "score" or len(chunks) == self._max_batch:
+                break
+        # A longer program would pad every chunk beyond its own bucket and cost more than separate dispatches.
+        while len(chunks) > 1 and not self._has_program(chunks[0][1].kind, rows=len(chunks), length=bucket):
+            chunks.pop()
+        return chunks
+
+    def due_chunks(self, requests: Collection[Running]) -> Iterator[tuple[_Span, Running]]:
+        """Yield the next chunk of every prompt that does not wait for pages of another, oldest first."""
+        awaited: defaultdict[int, set[bytes]] = defaultdict(set)
+        for running in requests:
+            if running.is_prefilled or not self._sees_images(running):
+                continue
+            span = self._next_span(running, awaited[running.shard.shard])
+            if span is not None:
+                yield span, running
+
+    def _sees_images(self, running: Running) -> bool:
+        """Return whether every image of a prompt is encoded before the work being planned."""
+        images = running.request.images
+        return not images or (running.holds_features and self._features.are_encoded(images))
+
+    def _next_span(self, running: Running, awaited: set[bytes]) -> _Span | None:
+        """Return the next chunk of one prompt, after looking for pages of others; None to wait for some.
+
+        Args:
+            awaited: keys of the pages that older prompts are about to write; this prompt's own are added.
+        """
+        if running.finds_pages:
+            assert running.keys is not None
+            size, end = running.shard.page_size, running.num_to_prefill - 1
+            part = running.keys.of_part(end) if self._prefixes.shares_parts(running) else None
+            if running.num_prefilled % size == 0:
+                self._prefixes.find_more(running)
+                place = running.num_prefilled // size
+                is_last_page = place == end // size
+                if is_last_page and part is not None and running.shard.has(part):
+                    return _Span(end, running.num_to_prefill, part)
+                waits_for = part if is_last_page else running.keys.of_page(place)
+                if waits_for in awaited:
+                    return None
+            awaited.update(
+                running.keys.of_page(place) for place in range(running.num_prefilled // size, end // size)
+            )
+            if part is not None:
+                awaited.add(part)
+        return _Span(running.num_prefilled, self._chunk_end(running, running.num_prefilled))
+
+    def _chunk_end(self, running: Running, start: int) -> int:
+        """Return the end of the chunk that begins at `start`."""
+        plan = self._chunk_plans.get(running.kind)
+        assert plan is not None, f"{running.request.id} needs a {running.kind} program; the bundle has none"
+        end = start + plan.next_length(running.num_to_prefill - start)
+        return keep_whole(start, end, self._prefixes.whole_blocks(running.request))
+
+    def _has_program(self, kind: ProgramKind, *, rows: int, length: int) -> bool:
+        return any(
+            shape.kind == kind and shape.rows >= rows and shape.length == length for shape in self._shapes
+        )
+
+    def _prefill_shape(self, spans: Sequence[_Span], kind: ProgramKind) -> ProgramShape:
+        return choose_program(
+            self._shapes, kind, rows=len(spans), length=max(span.end - span.start for span in spans)
+        )
