@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ IMAGES = ((1, 3, 20), (2, 39, 58), (4, 70, 90))
 class Case:
     """One dispatch; `rows` are (start, length) pairs."""
 
-    rows: Sequence[tuple[int, int]] = ROWS
+    rows: tuple[tuple[int, int], ...] = ROWS
     page_size: int = 8
     block_len: int = 32
     kv_heads: int = 2
@@ -115,29 +116,48 @@ def pools(case: Case, arrays: Arrays, tables: Array, num_pages: int, *, fill: fl
     return written
 
 
-def paged(
-    case: Case, arrays: Arrays, *, tables: Array | None = None, fill: float = np.nan, **changes: Any
-) -> Array:
-    """Return what `attend` says."""
-    own_tables, num_pages = page_tables(case)
-    k, v = pools(case, arrays, own_tables, num_pages, fill=fill)
+@functools.cache
+def program(case: Case, num_kv_heads: int) -> Callable[..., jax.Array]:
+    """Return `attend` for the options of a case, compiled once for all rows, tables and pages."""
 
     @jax.jit
-    def run(query: Any, k: Any, v: Any, table: Any, positions: Any, spans: Any, sinks: Any) -> jax.Array:
-        seen = visible(positions, max_model_len=MAX_MODEL_LEN, window=case.window, spans=spans)
-        options = {
-            "num_kv_heads": case.kv_heads,
-            "scale": DIM**-0.5,
-            "block_len": case.block_len,
-            "soft_cap": case.soft_cap,
-            "sinks": sinks,
-            "widens": case.widens,
-        }
-        return attend(query, k, v, table, seen, **{**options, **changes})
+    def run(
+        query: Any, k: Any, v: Any, table: Any, positions: Any, spans: Any, sinks: Any, first_kv_head: Any
+    ) -> jax.Array:
+        return attend(
+            query,
+            k,
+            v,
+            table,
+            visible(positions, max_model_len=MAX_MODEL_LEN, window=case.window, spans=spans),
+            num_kv_heads=num_kv_heads,
+            scale=DIM**-0.5,
+            block_len=case.block_len,
+            soft_cap=case.soft_cap,
+            sinks=sinks,
+            first_kv_head=first_kv_head,
+            widens=case.widens,
+        )
 
+    return run
+
+
+def paged(
+    case: Case,
+    arrays: Arrays,
+    *,
+    tables: Array | None = None,
+    fill: float = np.nan,
+    kv_head: int | None = None,
+) -> Array:
+    """Return what `attend` says; with `kv_head`, all queries use that head of the pages."""
+    own_tables, num_pages = page_tables(case)
+    k, v = pools(case, arrays, own_tables, num_pages, fill=fill)
+    # Which rows there are is data, but for their number.
+    run = program(dataclasses.replace(case, rows=(), seed=0), case.kv_heads if kv_head is None else 1)
     sinks = arrays.sinks if case.has_sinks else None
     table = own_tables if tables is None else tables
-    return np.asarray(run(arrays.query, k, v, table, case.positions(), case.spans(), sinks))
+    return np.asarray(run(arrays.query, k, v, table, case.positions(), case.spans(), sinks, kv_head))
 
 
 def dense(case: Case, arrays: Arrays) -> Array:
@@ -193,7 +213,7 @@ def test_random_rows_attend_as_plain_attention_does(seed: int) -> None:
     draw = np.random.default_rng(seed)
     starts = [int(draw.integers(0, MAX_MODEL_LEN - 20)) for _ in range(6)]
     case = Case(
-        rows=[(start, int(draw.integers(0, 20))) for start in starts] + [(0, 20)],
+        rows=(*((start, int(draw.integers(0, 20))) for start in starts), (0, 20)),
         page_size=int(draw.choice([1, 2, 4, 8])),
         block_len=int(draw.choice([8, 24, 64])),
         kv_heads=int(draw.choice([1, 2, 4])),
@@ -236,19 +256,13 @@ def test_tokens_that_are_not_written_get_zeros(case: Case) -> None:
 @pytest.mark.parametrize("case", BITWISE, ids=repr)
 def test_a_row_is_the_same_whatever_the_others_need(case: Case) -> None:
     """A longer row makes the loop longer for all; its blocks must not touch the others."""
+    row, case = 2, dataclasses.replace(case, has_images=False)
     arrays = Arrays.drawn(case)
-    row = 2
-    alone = dataclasses.replace(
-        case,
-        rows=[pair if place == row else (0, 0) for place, pair in enumerate(case.rows)]
-        + [(0, case.length if case.length == 1 else 0)],
-        has_images=False,
-    )
-    alone = dataclasses.replace(alone, rows=[*alone.rows[:-1], (0, case.length)])
-    crowd = dataclasses.replace(case, rows=[*case.rows, (0, case.length)], has_images=False)
-    more = Arrays.drawn(crowd)
-    more.query[: len(case.rows)] = arrays.query
-    np.testing.assert_array_equal(paged(alone, more)[row], paged(crowd, more)[row])
+    alone = tuple(pair if place == row else (0, 0) for place, pair in enumerate(case.rows))
+    # The padded length stays the same, so both run as one program.
+    alone = (*alone[:-1], (0, case.length))
+    output = paged(dataclasses.replace(case, rows=alone), arrays)
+    np.testing.assert_array_equal(output[row], paged(case, arrays)[row])
 
 
 def test_pages_behind_a_window_need_not_exist() -> None:
@@ -264,14 +278,14 @@ def test_pages_behind_a_window_need_not_exist() -> None:
 
 @pytest.mark.parametrize("rows", [ROWS, DECODE_ROWS], ids=["prefill", "decode"])
 @pytest.mark.parametrize("kv_head", range(4))
-def test_one_of_the_heads_in_a_page_can_be_used(kv_head: int, rows: Sequence[tuple[int, int]]) -> None:
+def test_one_of_the_heads_in_a_page_can_be_used(kv_head: int, rows: tuple[tuple[int, int], ...]) -> None:
     """With more tp shards than KV heads, each device holds all heads and uses one."""
     case = Case(kv_heads=4, rows=rows, widens=True)
     arrays = Arrays.drawn(case)
     of_one = dataclasses.replace(
         arrays, query=np.repeat(arrays.query[:, :, kv_head : kv_head + 1], HEADS, axis=2)
     )
-    output = paged(case, of_one, num_kv_heads=1, first_kv_head=jnp.int32(kv_head))
+    output = paged(case, of_one, kv_head=kv_head)
     expected = dense(case, arrays)[:, :, kv_head]
     for head in range(HEADS):
         np.testing.assert_allclose(output[:, :, head], expected, atol=TOLERANCE)
@@ -285,9 +299,9 @@ def test_bfloat16_sums_in_float32() -> None:
     )
     tables, num_pages = page_tables(case)
     k, v = (jnp.asarray(pool, jnp.bfloat16) for pool in pools(case, rounded, tables, num_pages))
-    seen = visible(jnp.asarray(case.positions()), max_model_len=MAX_MODEL_LEN, window=None)
+    run = program(dataclasses.replace(case, rows=()), case.kv_heads)
     query = jnp.asarray(rounded.query, jnp.bfloat16)
-    output = attend(query, k, v, tables, seen, num_kv_heads=2, scale=DIM**-0.5, block_len=8)
+    output = run(query, k, v, tables, case.positions(), None, None, None)
     assert output.dtype == jnp.bfloat16
     # Half a step of bfloat16 near 3 for the result, and the same again for the rounded probabilities.
     np.testing.assert_allclose(output.astype(jnp.float32), dense(case, rounded), atol=2e-2)
@@ -295,7 +309,7 @@ def test_bfloat16_sums_in_float32() -> None:
 
 @pytest.mark.parametrize("page_size", [1, 8, 32])
 @pytest.mark.parametrize("rows", [ROWS, DECODE_ROWS], ids=["prefill", "decode"])
-def test_rows_are_written_where_the_table_says(page_size: int, rows: Sequence[tuple[int, int]]) -> None:
+def test_rows_are_written_where_the_table_says(page_size: int, rows: tuple[tuple[int, int], ...]) -> None:
     case = Case(page_size=page_size, rows=rows)
     tables, num_pages = page_tables(case)
     draw = np.random.default_rng(0)
