@@ -16,7 +16,7 @@ from vinfer.bundle.kv_pages import PageGroup, PagePlan
 from vinfer.bundle.programs import ProgramShape, is_single_shape
 from vinfer.image_processing import ImageProcessing
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MESH_AXES = ("dp", "fsdp", "ep", "tp", "sp")
 
 MAX_STOP_TOKEN_IDS = 16

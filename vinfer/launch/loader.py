@@ -228,7 +228,7 @@ def _choose_pages(
         temporary = temporary_bytes(directory, manifest, devices=devices)
     plan, dp = manifest.page_plan, manifest.mesh["dp"]
     memory = memory_of(manifest, device_memory_bytes(devices[0]), temporary=temporary)
-    num_pages = choose_pages(plan, model.kv_cache, memory, dp=dp, where=where)
+    num_pages = choose_pages(plan, model, memory, dp=dp, where=where)
     logger.info(
         "KV cache of %s: %d pages of %d tokens, %.2f GiB per device; requests of up to %d tokens",
         model.name,
