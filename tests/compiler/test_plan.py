@@ -308,6 +308,29 @@ def test_layers_with_a_window_have_pages_of_their_own() -> None:
     assert pages.most_pages() == (4 * 32, 4 * 13)
 
 
+@pytest.mark.parametrize(
+    ("windows", "num_bytes"),
+    [
+        # 64 pages of 128 positions * 2 bytes * 256 * (k and v) in each of 18 layers
+        ([None] * 18, 150_994_944),
+        # The same in 3 layers; 13 pages hold a window of 512 and a chunk of 1024 in the other 15.
+        ([*[512] * 5, None] * 3, 25_165_824 + 25_559_040),
+    ],
+    ids=["without windows", "with windows"],
+)
+def test_kv_cache_of_gemma_3_270m_at_8192_tokens(windows: list[int | None], num_bytes: int) -> None:
+    """The figures of docs/design/kv-cache.md."""
+    checkpoint: Any = PaperCheckpoint()
+    checkpoint.facts = dataclasses.replace(
+        facts(4, 1), num_layers=18, key_dim=256, value_dim=256, num_positions=32_768, windows=tuple(windows)
+    )
+    built = plan(platform="tpu", dtype="bfloat16", max_model_len=8192, precompile=[{}])
+    pages = check_model(built, checkpoint, where="models[0]").pages
+    assert pages.num_bytes(pages.least_pages()) == num_bytes
+    document = (Path(__file__).parents[2] / "docs/design/kv-cache.md").read_text()
+    assert f"{num_bytes / 1e6:.0f} MB" in document
+
+
 @pytest.mark.parametrize(("platform", "page_size"), [("cpu", 32), ("cuda", 128), ("tpu", 128)])
 def test_pages_are_as_large_as_the_platform_wants_them(platform: Platform, page_size: int) -> None:
     assert plan(platform=platform).page_size == page_size
