@@ -210,10 +210,10 @@ def load(directory: Path, _: int) -> None:
     began = time.perf_counter()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
-
-    from vinfer.bundle.directory import read_manifest
     from vinfer.engine.compilation import CompileCounter, set_compilation_cache
     from vinfer.engine.load import load_runner
+
+    from vinfer.bundle.directory import read_manifest
 
     set_compilation_cache(directory / "xla")
     counter = CompileCounter()
