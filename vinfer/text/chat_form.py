@@ -1,0 +1,129 @@
+"""Turns a conversation into a prompt: the chat template, and what has to be said in another way for it.
+
+Runs on worker threads. A `ChatForm` is immutable. Knows neither token ids nor HTTP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from vinfer.errors import RequestError
+from vinfer.text.answer_form import AnswerForm
+from vinfer.text.chat_template import ChatTemplate
+from vinfer.text.control_tokens import RenderedPrompt
+from vinfer.text.shown_content import Message, Place, Shape, Tool, first_hidden, refusal, shape_of
+from vinfer.text.tool_calls.formats import HERMES
+from vinfer.text.tool_calls.prompt import with_tools_as_text
+
+_MAX_KEPT_MESSAGES = 64
+"""Longer conversations have shapes that seldom come back."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ChatForm:
+    """A chat template, and the form of the answers to its prompts."""
+
+    template: ChatTemplate
+    answers: AnswerForm
+
+    def render(
+        self,
+        messages: list[Message],
+        tools: list[Tool],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        **variables: Any,
+    ) -> RenderedPrompt:
+        """Render a conversation, of which nothing may be missing in the prompt.
+
+        If the template does not show developer messages, they become system messages. If it does not show
+        the text next to tool calls, the text becomes a message of its own.
+
+        Args:
+            messages: as in the OpenAI API, already validated; `content` is a string, None or a list of parts.
+            tools: those that the prompt offers.
+            continue_final_message: the prompt ends with the text of the last message.
+
+        Raises:
+            RequestError: the template refuses the messages, or does not show one of them.
+        """
+        choice = {**variables, "add_generation_prompt": add_generation_prompt}
+        messages = self._shown(messages, len(tools), choice)
+        inputs, offered = self._inputs(messages, tools)
+        if continue_final_message:
+            return self.template.render_unfinished(inputs, tools=offered, **variables)
+        return self.template.render(inputs, tools=offered, **choice)
+
+    def _inputs(
+        self, messages: list[Message], tools: Sequence[Tool]
+    ) -> tuple[list[Message], list[Tool] | None]:
+        """Return what the template takes: if it does not know tools, they are explained in the messages."""
+        if not self.answers.has_tools_as_text:
+            return messages, list(tools) or None
+        form = self.answers.tool_format or HERMES
+        return with_tools_as_text(messages, tools, form, shows_system=self.template.shows_system), None
+
+    def _shown(self, messages: list[Message], num_tools: int, variables: dict[str, Any]) -> list[Message]:
+        """Return the messages in the first form in which the template shows all of them."""
+        refusals: list[RequestError] = []
+        for form in _forms(messages):
+            shape = shape_of(form, num_tools, variables)
+            find = _kept_hidden if len(form) <= _MAX_KEPT_MESSAGES else _hidden
+            try:
+                place = find(self, shape)
+            except RequestError:
+                # Its words would be about the shape; the conversation itself gets the template's own.
+                continue
+            if place is None:
+                return form
+            refusals.append(refusal(place, form))
+        if refusals:
+            raise refusals[0]
+        return messages
+
+
+def _hidden(form: ChatForm, shape: Shape) -> Place | None:
+    def render(messages: list[Message], tools: list[Tool], variables: dict[str, Any]) -> str:
+        inputs, offered = form._inputs(messages, tools)  # noqa: SLF001
+        return form.template.render(inputs, tools=offered, **variables).text
+
+    return first_hidden(shape, render)
+
+
+_kept_hidden: Callable[[ChatForm, Shape], Place | None] = functools.lru_cache(maxsize=1024)(_hidden)
+
+
+def _forms(messages: list[Message]) -> Iterator[list[Message]]:
+    """Yield the messages as they are, then said in other ways."""
+    yield messages
+    has_developer = any(message["role"] == "developer" for message in messages)
+    has_both = any(_has_text_and_calls(message) for message in messages)
+    if has_developer:
+        yield [_as_system(message) for message in messages]
+    if has_both:
+        yield _with_text_apart(messages)
+    if has_developer and has_both:
+        yield _with_text_apart([_as_system(message) for message in messages])
+
+
+def _as_system(message: Message) -> Message:
+    return {**message, "role": "system"} if message["role"] == "developer" else message
+
+
+def _has_text_and_calls(message: Message) -> bool:
+    return bool(message.get("tool_calls") and message.get("content"))
+
+
+def _with_text_apart(messages: list[Message]) -> list[Message]:
+    apart: list[Message] = []
+    for message in messages:
+        if _has_text_and_calls(message):
+            said = {key: value for key, value in message.items() if key != "tool_calls"}
+            apart += [said, {**message, "content": None}]
+        else:
+            apart.append(message)
+    return apart
