@@ -14,8 +14,34 @@ from vinfer.text.tokenizer import Tokenizer
 
 ALPHABET = [
     *SPECIALS,
-    *("<", "e", "end", "im", ">", "|", "<|im_", "end|>", "\n", " ", "\t", "\r\n", "é", "日", "\ua000", "\ua001"),
-    *("<think>", "</think>", "assistant", "user\n", "<|im_start|>assistant\n", "[/INST]", "{{ x }}", "{% if %}"),
+    *(
+        "<",
+        "e",
+        "end",
+        "im",
+        ">",
+        "|",
+        "<|im_",
+        "end|>",
+        "\n",
+        " ",
+        "\t",
+        "\r\n",
+        "é",
+        "日",
+        "\ua000",
+        "\ua001",
+    ),
+    *(
+        "<think>",
+        "</think>",
+        "assistant",
+        "user\n",
+        "<|im_start|>assistant\n",
+        "[/INST]",
+        "{{ x }}",
+        "{% if %}",
+    ),
     *("<end_of_turn>", "<|eot_id|>", "</s>", "<tool_response>", "</tool_response>", "'", '"', "\\"),
 ]
 texts = st.lists(st.sampled_from(ALPHABET), max_size=6).map("".join) | st.text(max_size=12)
@@ -32,7 +58,7 @@ def test_the_prompt_ends_with_the_text(name: str, text: str) -> None:
     # Nothing in the text is the template's own token.
     start = len(prompt.text) - len(text)
     assert all(end <= start for _, end in prompt.control_spans)
-    found = COMPILED[name]._control_tokens.spans(prompt.text)  # noqa: SLF001
+    found = COMPILED[name]._control_tokens.spans(prompt.text)
     assert prompt.has_user_specials == (found != prompt.control_spans)
 
 
@@ -87,7 +113,8 @@ def test_nothing_to_continue_is_an_empty_text(content: Any) -> None:
 
 
 THINKS = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content.split('</think>')[-1] }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
 

@@ -88,7 +88,7 @@ class ChatForm:
 
 def _hidden(form: ChatForm, shape: Shape) -> Place | None:
     def render(messages: list[Message], tools: list[Tool], variables: dict[str, Any]) -> str:
-        inputs, offered = form._inputs(messages, tools)  # noqa: SLF001
+        inputs, offered = form._inputs(messages, tools)
         return form.template.render(inputs, tools=offered, **variables).text
 
     return first_hidden(shape, render)

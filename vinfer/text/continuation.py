@@ -3,8 +3,8 @@
 Pure functions of strings and a rendering, run on worker threads. Knows neither Jinja nor token ids.
 
 Where the message's text ends in the prompt is not searched for: a text such as `<` or `end` is in the
-template's own tokens too. Instead a character that is nowhere in the input (the fence) is put before and after
-the text, and the prompt ends at the second one. The fences also keep a template from trimming the text.
+template's own tokens too. Instead a character that is nowhere in the input (the fence) is put before and
+after the text, and the prompt ends at the second one. The fences also keep a template from trimming the text.
 """
 
 from __future__ import annotations

@@ -150,6 +150,7 @@ def check_continuation(messages: list[ChatMessage], add_generation_prompt: bool 
         )
     if messages[-1].tool_calls:
         raise RequestError(
-            "continue_final_message cannot continue a message with tool_calls, which end a turn: leave them out",
+            "continue_final_message cannot continue a message with tool_calls, which end a turn: leave them "
+            "out",
             param="continue_final_message",
         )

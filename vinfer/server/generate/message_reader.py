@@ -38,6 +38,7 @@ class MessageReader:
 
     Args:
         tools: those that may be called; without any, nothing is a call.
+        calls_come_first: an answer that does not begin with a call has none, whatever its text contains.
         is_parallel: several calls may be returned; if not, everything from the second call on is dropped.
         reasoning: splits off the model's reasoning; None if the model answers directly.
     """
@@ -48,6 +49,7 @@ class MessageReader:
         tools: Sequence[Tool],
         *,
         is_parallel: bool,
+        calls_come_first: bool = False,
         reasoning: ReasoningParser | None = None,
     ) -> None:
         self.reasoning = ""
@@ -59,7 +61,9 @@ class MessageReader:
         self._form = form.tool_format
         self._parser = None
         if tools and self._form is not None:
-            self._parser = ToolCallParser(self._form, {tool.function.name for tool in tools})
+            self._parser = ToolCallParser(
+                self._form, {tool.function.name for tool in tools}, calls_come_first=calls_come_first
+            )
 
     def push(self, text: str, *, is_last: bool) -> list[dict[str, Any]]:
         """Read more text and return each piece of the message as a streamed delta."""

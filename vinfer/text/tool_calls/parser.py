@@ -23,6 +23,8 @@ class _State(enum.Enum):
     GAP = enum.auto()
     CALL = enum.auto()
     CLOSING = enum.auto()
+    BEGINNING = enum.auto()
+    PLAIN = enum.auto()
 
 
 class ToolCallParser:
@@ -32,12 +34,18 @@ class ToolCallParser:
 
     Args:
         names: names of the tools that may be called.
+        calls_come_first: an answer that does not begin with a call has none, whatever its text contains.
     """
 
-    def __init__(self, tool_format: ToolFormat, names: Collection[str]) -> None:
+    def __init__(
+        self, tool_format: ToolFormat, names: Collection[str], *, calls_come_first: bool = False
+    ) -> None:
         self._format = tool_format
         self._names = names
+        self._calls_come_first = calls_come_first
         self._state = _State.GAP if tool_format.begins_with_call else _State.TEXT
+        if calls_come_first:
+            self._state = _State.BEGINNING
         self._unread = ""
         self._call: JsonCall | PythonicCall = JsonCall(names)
         self._has_calls = False
@@ -61,6 +69,8 @@ class ToolCallParser:
             _State.GAP: self._read_gap,
             _State.CALL: self._read_call,
             _State.CLOSING: self._read_closing,
+            _State.BEGINNING: self._read_beginning,
+            _State.PLAIN: self._read_plain,
         }
         while self._unread and steps[self._state](events):
             pass
@@ -86,6 +96,23 @@ class ToolCallParser:
             self._gap = [self._format.opening]
             self._state = _State.GAP
         return found
+
+    def _read_beginning(self, _events: list[Event]) -> bool:
+        """Decide whether the answer begins with a call."""
+        opening = self._format.opening
+        begun = self._unread.lstrip()
+        if len(begun) < len(opening) and opening.startswith(begun):
+            return False
+        if begun.startswith(opening):
+            self._state = _State.TEXT
+        else:
+            self._state = _State.GAP if self._format.begins_with_call else _State.PLAIN
+        return True
+
+    def _read_plain(self, events: list[Event]) -> bool:
+        events.append(Text(self._unread))
+        self._unread = ""
+        return False
 
     def _read_gap(self, events: list[Event]) -> bool:
         rest = self._unread.lstrip(self._format.gap)
@@ -134,6 +161,11 @@ class ToolCallParser:
     def _give_up(self, events: list[Event]) -> None:
         """Emit the held characters as text, because no call follows."""
         gap, self._gap = "".join(self._gap), []
+        if self._calls_come_first and not self._has_calls:
+            self._state = _State.PLAIN
+            if gap:
+                events.append(Text(gap))
+            return
         self._state = _State.TEXT
         self._say(gap, events)
 
