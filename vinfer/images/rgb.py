@@ -43,7 +43,8 @@ def as_rgb(image: Image.Image, *, raw_mode: str) -> Image.Image:
 
 def raw_mode_of(image: Image.Image) -> str:
     """Return how the file of an image that is not loaded yet stores a pixel."""
-    arguments = image.tile[0][3] if image.tile else image.mode
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else image.mode
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
