@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_tokenizers import byte_level, write_tokenizer
 from templates import TEMPLATES, assistant, template, user
 
 from vinfer.errors import RequestError
 from vinfer.text.answer_form import answer_form
-from vinfer.text.chat_form import ChatForm
+from vinfer.text.chat_form import ChatForm, load_chat_forms
+from vinfer.text.tokenizer import Tokenizer
 
 
 def form_of(source: str, **options: Any) -> ChatForm:
@@ -199,3 +202,22 @@ def test_all_templates_are_worth_it() -> None:
     """This ensures that the test above compares something: a plain conversation is never refused."""
     for form in FORMS.values():
         assert "end" in prompt(form, [user("a"), assistant("b"), user("end")])
+
+
+@pytest.mark.parametrize("has_tool_use", [True, False])
+def test_a_template_of_its_own_for_tools(tmp_path: Path, has_tool_use: bool) -> None:
+    tokenizer = Tokenizer.load(write_tokenizer(tmp_path, byte_level()))
+    (tmp_path / "chat_template.jinja").write_text(FOUR_ROLES)
+    if has_tool_use:
+        (tmp_path / "tool_use_template.jinja").write_text(TEMPLATES["qwen3"])
+    forms = load_chat_forms(tmp_path, tokenizer, tool_parser="auto", reasoning_parser="auto")
+    assert forms.template is not None
+    assert forms.template.source == FOUR_ROLES
+    assert (forms.tool_use is not None) == has_tool_use
+    # Earlier calls are explained in text where the template knows none, in the format of the other one.
+    assert forms.answers.has_tools_as_text
+    assert forms.answers.has_reasoning == has_tool_use
+    if forms.tool_use is not None:
+        assert forms.tool_use.template.source == TEMPLATES["qwen3"]
+        assert not forms.tool_use.answers.has_tools_as_text
+        assert forms.tool_use.answers.tool_format == forms.answers.tool_format

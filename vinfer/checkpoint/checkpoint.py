@@ -78,7 +78,7 @@ class Checkpoint(Protocol):
         ...
 
     def write_tokenizer(self, directory: Path) -> None:
-        """Write tokenizer.json, special_tokens.json and, for a chat model, chat_template.jinja."""
+        """Write tokenizer.json, special_tokens.json and, for a chat model, its chat templates."""
         ...
 
 

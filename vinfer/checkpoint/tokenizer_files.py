@@ -1,7 +1,7 @@
 """Reads a tokenizer from a Hugging Face directory and writes the tokenizer part of a bundle.
 
 Runs in the build half, on any thread. A bundle's tokenizer is always tokenizer.json (rules of the
-`tokenizers` package), special_tokens.json and, for chat models, chat_template.jinja. Renders nothing.
+`tokenizers` package), special_tokens.json and, for chat models, chat_template.jinja and tool_use_template.jinja.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from vinfer.checkpoint.chat_templates import ChatTemplates, read_chat_templates
 from vinfer.checkpoint.json_file import (
     MAX_TOKENIZER_BYTES,
-    read_json_object,
     read_optional_json_object,
     read_text,
 )
@@ -32,19 +32,19 @@ class TokenizerFiles:
 
     Attributes:
         tokenizer_json: text of tokenizer.json; already checked that it loads.
-        chat_template: Jinja source, or None for a model without one.
+        templates: the chat templates.
     """
 
     tokenizer_json: str
+    templates: ChatTemplates
     bos_token: str | None = None
     eos_token: str | None = None
     pad_token: str | None = None
     unk_token: str | None = None
     additional_special_tokens: tuple[str, ...] = ()
-    chat_template: str | None = None
 
     def write(self, directory: Path) -> None:
-        """Write tokenizer.json, special_tokens.json and any chat_template.jinja to `directory`."""
+        """Write tokenizer.json, special_tokens.json and any chat templates to `directory`."""
         directory.mkdir(parents=True, exist_ok=True)
         special_tokens: dict[str, object] = {name: getattr(self, name) for name in _NAMED_TOKENS}
         special_tokens["additional_special_tokens"] = list(self.additional_special_tokens)
@@ -52,8 +52,12 @@ class TokenizerFiles:
         (directory / "special_tokens.json").write_text(
             json.dumps(special_tokens, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
         )
-        if self.chat_template is not None:
-            (directory / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8", newline="")
+        for name, template in (
+            ("chat_template.jinja", self.templates.default),
+            ("tool_use_template.jinja", self.templates.tool_use),
+        ):
+            if template is not None:
+                (directory / name).write_text(template, encoding="utf-8", newline="")
 
     def with_placeholder(
         self, placeholder: Placeholder, *, image_token_id: int, where: str
@@ -125,7 +129,7 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
         pad_token=named["pad_token"],
         unk_token=named["unk_token"],
         additional_special_tokens=_additional_tokens(config, special),
-        chat_template=_chat_template(directory, config),
+        templates=read_chat_templates(directory, config),
     )
 
 
@@ -145,29 +149,3 @@ def _additional_tokens(config: Mapping[str, object], special: Mapping[str, objec
             if isinstance(entries, list) and entries:
                 return tuple(text for entry in entries if (text := _token_text(entry)) is not None)
     return ()
-
-
-def _chat_template(directory: Path, config: Mapping[str, object]) -> str | None:
-    """Find the template: its own file first, as in transformers, then tokenizer_config.json."""
-    if (directory / "chat_template.jinja").is_file():
-        return read_text(directory / "chat_template.jinja")
-    template = config.get("chat_template")
-    if template is None and (directory / "chat_template.json").is_file():
-        template = read_json_object(directory / "chat_template.json").get("chat_template")
-    if isinstance(template, list):
-        named = {
-            str(entry.get("name")): entry.get("template") for entry in template if isinstance(entry, dict)
-        }
-        template = named.get("default")
-        if template is None:
-            raise CheckpointError(
-                f"{directory}/tokenizer_config.json: chat_template has no entry named default "
-                f"(found: {', '.join(named) or 'none'}): write the one you want to "
-                "chat_template.jinja"
-            )
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError(
-            f"{directory}/tokenizer_config.json: chat_template is {type(template).__name__}, not a string "
-            "or list"
-        )
-    return template

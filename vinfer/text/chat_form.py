@@ -8,13 +8,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from vinfer.errors import RequestError
-from vinfer.text.answer_form import AnswerForm
-from vinfer.text.chat_template import ChatTemplate
+from vinfer.text.answer_form import AnswerForm, answer_form
+from vinfer.text.chat_template import TOOL_USE_FILE, ChatTemplate, load_chat_template
 from vinfer.text.control_tokens import RenderedPrompt
 from vinfer.text.shown_content import Message, Place, Shape, Tool, first_hidden, refusal, shape_of
+from vinfer.text.tokenizer import Tokenizer
 from vinfer.text.tool_calls.formats import HERMES
 from vinfer.text.tool_calls.prompt import with_tools_as_text
 
@@ -84,6 +86,44 @@ class ChatForm:
         if refusals:
             raise refusals[0]
         return messages
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ChatForms:
+    """The chat templates of a model, and the form of its answers.
+
+    Attributes:
+        template: None if the model takes no conversations.
+        tool_use: for conversations with tools, if the model has a template of its own for them.
+    """
+
+    template: ChatTemplate | None
+    answers: AnswerForm
+    tool_use: ChatForm | None
+
+
+def load_chat_forms(
+    directory: Path, tokenizer: Tokenizer, *, tool_parser: str, reasoning_parser: str
+) -> ChatForms:
+    """Load the chat templates from a bundle's `tokenizer/` directory.
+
+    Args:
+        tool_parser, reasoning_parser: as `answer_form` takes them.
+
+    Raises:
+        BundleError: a template is unreadable or does not compile.
+    """
+    usual = load_chat_template(directory, tokenizer)
+    of_tools = load_chat_template(directory, tokenizer, file_name=TOOL_USE_FILE)
+    answers = answer_form(tool_parser, usual, reasoning_parser=reasoning_parser)
+    if of_tools is None:
+        return ChatForms(usual, answers, None)
+    with_tools = answer_form(tool_parser, of_tools, reasoning_parser=reasoning_parser)
+    # One model writes its answers in one way, whichever template a request uses.
+    thinks = answers.has_reasoning or with_tools.has_reasoning
+    answers = dataclasses.replace(answers, tool_format=with_tools.tool_format, has_reasoning=thinks)
+    with_tools = dataclasses.replace(with_tools, has_reasoning=thinks)
+    return ChatForms(usual, answers, ChatForm(of_tools, with_tools))
 
 
 def _hidden(form: ChatForm, shape: Shape) -> Place | None:

@@ -26,6 +26,8 @@ from vinfer.text.template_sandbox import TemplateSandbox
 from vinfer.text.tokenizer import Tokenizer
 
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+TOOL_USE_FILE = "tool_use_template.jinja"
+"""The template of requests with tools, if a model has one of its own for them."""
 MAX_OUTPUT_CHARACTERS = 1 << 20
 """Characters that a template may add besides four times the input. Tool schemas are often written twice and
 escaped; anything longer is a runaway loop."""
@@ -180,13 +182,15 @@ class ChatTemplate:
         return "".join(pieces)
 
 
-def load_chat_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """Load the chat template from a bundle's `tokenizer/` directory; return None if the model has none.
+def load_chat_template(
+    directory: Path, tokenizer: Tokenizer, *, file_name: str = CHAT_TEMPLATE_FILE
+) -> ChatTemplate | None:
+    """Load a chat template from a bundle's `tokenizer/` directory; return None if the model has none.
 
     Raises:
         BundleError: the file is unreadable or does not compile.
     """
-    path = directory / CHAT_TEMPLATE_FILE
+    path = directory / file_name
     try:
         source = path.read_text(encoding="utf-8")
     except FileNotFoundError:

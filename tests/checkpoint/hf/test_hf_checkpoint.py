@@ -280,12 +280,37 @@ def test_the_chat_template_is_found(
     assert (tmp_path / "out" / "chat_template.jinja").read_bytes() == expected
 
 
+NAMED = {"default": "d", "tool_use": "t", "rag": "r"}
+
+
+@pytest.mark.parametrize("place", ["list", "object", "old file", "new files"])
+def test_a_template_for_tools_is_found(hf_directory: Write, tmp_path: Path, place: str) -> None:
+    directory = hf_directory()
+    entries = [{"name": name, "template": template} for name, template in NAMED.items()]
+    if place == "list":
+        _edit(directory / "tokenizer_config.json", chat_template=entries)
+    elif place == "object":
+        _edit(directory / "tokenizer_config.json", chat_template=NAMED)
+    elif place == "old file":
+        _edit(directory / "chat_template.json", chat_template=NAMED)
+    else:
+        # As transformers 5 saves them; then tokenizer_config.json does not count.
+        _edit(directory / "tokenizer_config.json", chat_template=[{"name": "tool_use", "template": "old"}])
+        (directory / "chat_template.jinja").write_text("d")
+        (directory / "additional_chat_templates").mkdir()
+        (directory / "additional_chat_templates" / "tool_use.jinja").write_text("t")
+    _open(directory).write_tokenizer(tmp_path / "out")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "d"
+    assert (tmp_path / "out" / "tool_use_template.jinja").read_text() == "t"
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
         ([{"name": "tool", "template": "t"}], "no entry named default.*tool"),
         ([{"name": ["tool"], "template": "t"}], "no entry named default.*tool"),
         (7, "int"),
+        ({"default": "d", "tool_use": 7}, "named tool_use is int"),
     ],
 )
 def test_a_chat_template_that_cannot_be_chosen_is_refused(

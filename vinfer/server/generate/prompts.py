@@ -18,7 +18,6 @@ from vinfer.server.fields.template_kwargs import template_kwargs
 from vinfer.server.fields.tokenization import DetokenizeFields, TokenizeMessages, TokenizeText
 from vinfer.server.fields.tools import Tool
 from vinfer.server.model_table import ServedModel
-from vinfer.text.chat_form import ChatForm
 from vinfer.text.image_placeholders import expand_placeholders
 
 if TYPE_CHECKING:
@@ -142,15 +141,16 @@ def _render(
     kwargs: Mapping[str, Any],
     tools: Sequence[Tool] = (),
 ) -> PromptIds:
-    if model.chat_template is None:
+    form = model.chat_form(has_tools=bool(tools))
+    if form is None:
         raise RequestError(f"model {model.name} has no chat template: use /v1/completions", param="messages")
-    if tools and model.answer_form.tool_format is None:
+    if tools and form.answers.tool_format is None:
         raise RequestError(
             f"tools: models[{model.position}].tool_parser is none, so model {model.name} takes no tools: "
             "leave them out or change the key",
             param="tools",
         )
-    rendered = ChatForm(model.chat_template, model.answer_form).render(
+    rendered = form.render(
         [message.as_template_input() for message in messages],
         [tool.as_template_input() for tool in tools],
         add_generation_prompt=add_generation_prompt,
