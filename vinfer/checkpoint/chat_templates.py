@@ -29,6 +29,10 @@ class ChatTemplates:
     default: str | None = None
     tool_use: str | None = None
 
+    def write(self, token: str) -> bool:
+        """Return whether a template spells a token out."""
+        return any(token in source for source in (self.default, self.tool_use) if source is not None)
+
 
 def read_chat_templates(directory: Path, tokenizer_config: Mapping[str, object]) -> ChatTemplates:
     """Read the templates: their own files first, as in transformers, then tokenizer_config.json.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from vinfer.text.shown_content import Message, Place, Shape, Tool, first_hidden,
 from vinfer.text.tokenizer import Tokenizer
 from vinfer.text.tool_calls.formats import HERMES
 from vinfer.text.tool_calls.prompt import with_tools_as_text
+
+logger = logging.getLogger(__name__)
 
 _MAX_KEPT_MESSAGES = 64
 """Longer conversations have shapes that seldom come back."""
@@ -115,6 +118,14 @@ def load_chat_forms(
     """
     usual = load_chat_template(directory, tokenizer)
     of_tools = load_chat_template(directory, tokenizer, file_name=TOOL_USE_FILE)
+    for template in (usual, of_tools):
+        if template is not None and (split := template.split_markers(tokenizer)):
+            logger.warning(
+                "%s: the chat template writes %s, of which the tokenizer makes several tokens: right only if "
+                "the model was trained so; otherwise tokens are missing in tokenizer.json",
+                directory,
+                ", ".join(split[:4]),
+            )
     answers = answer_form(tool_parser, usual, reasoning_parser=reasoning_parser)
     if of_tools is None:
         return ChatForms(usual, answers, None)

@@ -33,6 +33,8 @@ MAX_OUTPUT_CHARACTERS = 1 << 20
 escaped; anything longer is a runaway loop."""
 _MAX_ERROR_LEN = 500
 _WORD = "xprobex"
+# As in `<|im_end|>` and `<｜User｜>`.
+_MARKER = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>")
 
 
 class ChatTemplate:
@@ -137,6 +139,11 @@ class ChatTemplate:
         if mark is not None:
             given = {name: self._control_tokens.mark(value, mark) for name, value in given.items()}
         return self._control_tokens.unmark(self._render(given), mark)
+
+    def split_markers(self, tokenizer: Tokenizer) -> list[str]:
+        """Return what looks like a control token in the source but is several tokens."""
+        markers = dict.fromkeys(_MARKER.findall(self.source))
+        return [text for text in markers if len(tokenizer.encode(text, add_special_tokens=False)) > 1]
 
     def _shows_system(self) -> bool:
         messages = [{"role": "system", "content": _WORD}, {"role": "user", "content": "a"}]

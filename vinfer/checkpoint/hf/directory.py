@@ -82,7 +82,7 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
     raw_config = read_json_object(directory / "config.json")
     where = str(directory / "config.json")
     normalised = normalise(raw_config, where)
-    tokenizer = read_tokenizer_files(directory)
+    tokenizer = read_tokenizer_files(directory, vocab_size=normalised.facts.vocab_size)
     processing = None
     if normalised.vision is not None:
         processing = normalised.vision.read_processing(directory)
@@ -104,19 +104,21 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
         _refuse_contradicted_tie(directory, names, stored)
         del tensors[names.head]
     check_layout(normalised.shapes, {name: tensor.shape for name, tensor in tensors.items()}, str(directory))
+    generation = read_generation_facts(
+        read_optional_json_object(directory / "generation_config.json"),
+        raw_config,
+        tokenizer_eos_id=tokenizer.eos_token_id(),
+        vocab_size=normalised.facts.vocab_size,
+        where=str(directory),
+    )
+    tokenizer.refuse_unknown_end(generation.eos_token_ids, str(directory))
     return HfCheckpoint(
         model_type=normalised.model_type,
         config=normalised.config,
         hugging_face_config=raw_config,
         ropes=normalised.ropes,
         facts=normalised.facts,
-        generation=read_generation_facts(
-            read_optional_json_object(directory / "generation_config.json"),
-            raw_config,
-            tokenizer_eos_id=tokenizer.eos_token_id(),
-            vocab_size=normalised.facts.vocab_size,
-            where=str(directory),
-        ),
+        generation=generation,
         tokenizer=tokenizer,
         tensors=tensors,
         scheme=scheme,
