@@ -60,6 +60,11 @@ class Checkpoint(Protocol):
     @property
     def generation(self) -> GenerationFacts: ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about how the checkpoint is read, a line each."""
+        ...
+
     def tensor_names(self) -> list[str]:
         """List exactly the tensors that the model needs; no `lm_head.weight` if the head is tied.
 
