@@ -111,7 +111,9 @@ def _cleaned(value: object) -> object:
 def _is_native(config: Mapping[str, object]) -> bool:
     """Return whether `auto_map` names nothing but the classes of a family that vinfer implements."""
     family, code = FAMILIES.get(str(config.get("model_type"))), config.get("auto_map")
-    if family is None or config.get("architectures") != [family.architecture] or not isinstance(code, dict):
+    if family is None or not isinstance(code, dict):
+        return False
+    if config.get("architectures") not in ([family.architecture], [family.headless]):
         return False
     base = re.sub(r"For[A-Z]\w*$|LMHeadModel$", "", family.architecture)
     expected = re.compile(rf"[\w./-]+\.{base}(Config|Model|PreTrainedModel|LMHeadModel|For[A-Z]\w*)")

@@ -308,6 +308,7 @@ def served_model(
         is_deterministic=manifest.is_deterministic,
         prefix_cache=model.prefix_cache,
         embeddings=manifest.embeddings,
+        has_head=manifest.model.has_head,
         answer_form=chat.answers,
         tool_use=chat.tool_use,
         images=manifest.images,

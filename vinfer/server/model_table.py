@@ -89,6 +89,7 @@ class ServedModel:
         has_prompt_logprobs: whether requests may score their prompts (`echo` with `logprobs`).
         embeddings: how prompts become vectors; None if the bundle has no embed programs.
         tool_use: the form of conversations with tools, if the model has a chat template of its own for them.
+        has_head: false for a model that only embeds.
         answer_form: how the model writes tool calls and reasoning, and how tools are described to it.
         images: how images become part of a prompt; None if the model takes none.
         parity: how the bundle compares with transformers; None if it was never compared.
@@ -116,6 +117,7 @@ class ServedModel:
     prefix_cache: PrefixCache
     length_limit_key: str = "max_model_len"
     embeddings: Embeddings | None = None
+    has_head: bool = True
     answer_form: AnswerForm = PLAIN_ANSWERS
     tool_use: ChatForm | None = None
     images: ImageInput | None = None
@@ -126,6 +128,19 @@ class ServedModel:
         """The variables that the model's chat templates read."""
         variables = frozenset() if self.chat_template is None else self.chat_template.variables
         return variables if self.tool_use is None else variables | self.tool_use.template.variables
+
+    def require_head(self) -> None:
+        """Check that the model can generate.
+
+        Raises:
+            RequestError: it only embeds.
+        """
+        if not self.has_head:
+            raise RequestError(
+                f"model {self.name} is a decoder without a head, so it generates nothing: use "
+                "/v1/embeddings, or another model",
+                param="model",
+            )
 
     def chat_form(self, *, has_tools: bool) -> ChatForm | None:
         """Return how a conversation becomes a prompt; None if the model takes no conversations."""

@@ -83,6 +83,8 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
     raw_config = read_json_object(directory / "config.json")
     where = str(directory / "config.json")
     normalised = normalise(raw_config, where)
+    if not normalised.facts.has_head:
+        raw_config = {**raw_config, "tie_word_embeddings": True}
     tokenizer = read_tokenizer_files(directory, vocab_size=normalised.facts.vocab_size)
     processing = None
     if normalised.vision is not None:

@@ -72,6 +72,7 @@ async def prepare(
     """
     model = services.models.serving(fields.model)
     context.model_name = model.name
+    model.require_head()
     n = num_choices(fields, model, services.config.max_n)
     images = await prepare_images(services, sources, model)
     prompt_ids = await services.in_worker(chat_prompt_ids, fields, model, images)
