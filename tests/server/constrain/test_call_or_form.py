@@ -14,7 +14,7 @@ import pytest
 from fake_engine import EOS, TEMPLATE, FakeEngine, ids_of, served_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running_server import RunningServer, run
+from running_server import RunningServer, events, run
 from tool_requests import CITY, WITH_CONTROL_TOKEN, follows, function, say
 
 from vinfer.config import ServerConfig
@@ -285,3 +285,26 @@ def test_special_tags(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> 
             assert matcher.mask[token // 8] >> token % 8 & 1, token
             if token != EOS:
                 matcher.advance([token])
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_a_call_that_is_cut_off_leaks_no_markup(tokenizer: Tokenizer, name: str) -> None:
+    """At every length, whole and streamed; what is there of the arguments is kept."""
+    form = FORMATS[name]
+    text = form.written([GOOD, ("find", "{}")])
+    with serving(tokenizer, tool_format=form) as server:
+        for more in ({"tool_choice": "required"}, {"response_format": NAMED}):
+            if "response_format" in more and form in (FORMATS["llama3_json"], FORMATS["pythonic"]):
+                continue  # until its name is read, the call may be the form
+            server.engine.script = ids_of(text)
+            for length in range(len(form.opening) + 1, len(text), 3):
+                fields = {"tools": TOOLS, "max_tokens": length, **more}
+                choice = server.chat(**fields).json()["choices"][0]
+                assert choice["finish_reason"] == "length"
+                assert choice["message"]["content"] is None
+                calls = [call["function"] for call in choice["message"].get("tool_calls", ())]
+                assert all(GOOD[1].startswith(call["arguments"]) for call in calls[:1])
+                deltas = [
+                    chunk["choices"][0]["delta"] for chunk in events(server.chat(**fields, stream=True).text)
+                ]
+                assert "".join(delta.get("content") or "" for delta in deltas) == ""

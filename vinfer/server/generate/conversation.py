@@ -50,6 +50,7 @@ class Conversation:
             self.fields.callable_tools,
             is_parallel=self.fields.parallel_tool_calls,
             calls_come_first=self.calls_come_first,
+            only_calls=bool(required_tools(self.fields.tools, self.fields.tool_choice)),
             reasoning=ReasoningParser(is_open=self.thinks.is_open) if self.thinks.is_possible else None,
         )
 

@@ -32,6 +32,9 @@ class ToolCallParser:
 
     White space next to calls belongs to neither text nor calls, so it is held until it is known what follows.
 
+    Attributes:
+        is_cut: the answer ended inside of a call whose name was not known yet, so nothing is shown of it.
+
     Args:
         names: names of the tools that may be called.
         calls_come_first: an answer that does not begin with a call has none, whatever its text contains.
@@ -40,6 +43,7 @@ class ToolCallParser:
     def __init__(
         self, tool_format: ToolFormat, names: Collection[str], *, calls_come_first: bool = False
     ) -> None:
+        self.is_cut = False
         self._format = tool_format
         self._names = names
         self._calls_come_first = calls_come_first
@@ -79,6 +83,11 @@ class ToolCallParser:
         """Return the events that are left at the end of the answer."""
         unread, self._unread = self._unread, ""
         if self._state is _State.CLOSING or (self._state is _State.CALL and self._call.is_call):
+            return []
+        is_inside = self._state in (_State.GAP, _State.CALL) and self._format.opening in "".join(self._gap)
+        if self._calls_come_first and (self._has_calls or is_inside):
+            # Only calls follow a marker or a call, so what was cut off is no text.
+            self.is_cut = True
             return []
         held = "".join(self._spaces) + "".join(self._gap)
         if self._state is _State.CALL:
