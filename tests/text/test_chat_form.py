@@ -221,3 +221,17 @@ def test_a_template_of_its_own_for_tools(tmp_path: Path, has_tool_use: bool) -> 
         assert forms.tool_use.template.source == TEMPLATES["qwen3"]
         assert not forms.tool_use.answers.has_tools_as_text
         assert forms.tool_use.answers.tool_format == forms.answers.tool_format
+
+
+def test_markers_that_are_several_tokens_are_named_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in TinyLlama, which was trained so; or tokens are missing, which only the user can tell."""
+    tokenizer = Tokenizer.load(write_tokenizer(tmp_path, byte_level()))
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATES["smollm2"])
+    load_chat_forms(tmp_path, tokenizer, tool_parser="auto", reasoning_parser="auto")
+    assert not caplog.records
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATES["parts"] + "{{ '<|user|>' }}<\uff5cEnd\uff5c>")
+    load_chat_forms(tmp_path, tokenizer, tool_parser="auto", reasoning_parser="auto")
+    (record,) = caplog.records
+    assert "writes <|assistant|>, <|user|>, <\uff5cEnd\uff5c>" in record.getMessage()
