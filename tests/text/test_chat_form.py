@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,17 @@ def _with_word(message: dict[str, Any], word: str) -> dict[str, Any]:
             "content": [*content[:-1], {"type": "text", "text": f"{content[-1]['text']}{word}"}],
         }
     return {**message, "content": content + word} if content.strip() else message
+
+
+def test_a_long_conversation_is_checked_in_linear_time() -> None:
+    messages = [user("a"), assistant("b")] * 1_000
+    started = time.monotonic()
+    assert prompt(form_of(TEMPLATES["smollm2"]), messages).count("user\na") == 1_000
+    hidden = [*messages[:-1], says("system", "c"), user("d")]
+    with pytest.raises(RequestError) as caught:
+        prompt(form_of(ONLY_FIRST_SYSTEM), hidden)
+    assert caught.value.param == "messages[1999].content"
+    assert time.monotonic() - started < 20
 
 
 def test_all_templates_are_worth_it() -> None:

@@ -23,7 +23,7 @@ from vinfer.text.tool_calls.prompt import with_tools_as_text
 
 logger = logging.getLogger(__name__)
 
-_MAX_KEPT_MESSAGES = 64
+_MAX_KEPT_PARTS = 256
 """Longer conversations have shapes that seldom come back."""
 
 
@@ -77,7 +77,7 @@ class ChatForm:
         refusals: list[RequestError] = []
         for form in _forms(messages):
             shape = shape_of(form, num_tools, variables)
-            find = _kept_hidden if len(form) <= _MAX_KEPT_MESSAGES else _hidden
+            find = _kept_hidden if shape.num_parts <= _MAX_KEPT_PARTS else _hidden
             try:
                 place = find(self, shape)
             except RequestError:

@@ -8,6 +8,7 @@ and tool, and each word must appear. Contents do not matter, so the result is ke
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from vinfer.errors import RequestError
 Message = dict[str, Any]
 Tool = dict[str, Any]
 _TEXT, _BLANK = "text", "blank"
+_WORD = re.compile(r"xprobe[0-9]+x")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,10 +34,6 @@ class MessageShape:
     is_list: bool
     num_calls: int
 
-    @property
-    def has_text_and_calls(self) -> bool:
-        return bool(self.num_calls) and _TEXT in (self.parts or ())
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shape:
@@ -44,6 +42,10 @@ class Shape:
     messages: tuple[MessageShape, ...]
     num_tools: int
     variables: tuple[tuple[str, Any], ...]
+
+    @property
+    def num_parts(self) -> int:
+        return sum(1 + len(message.parts or ()) + message.num_calls for message in self.messages)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ def first_hidden(
     """
     messages, tools, words = _skeleton(shape)
     rendered = render(messages, tools, dict(shape.variables)).casefold()
-    return next((place for word, place in words.items() if word not in rendered), None)
+    shown = set(_WORD.findall(rendered))
+    return next((place for word, place in words.items() if word not in shown), None)
 
 
 def refusal(place: Place, messages: Sequence[Message]) -> RequestError:
