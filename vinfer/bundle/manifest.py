@@ -80,7 +80,11 @@ class ProgramSpec(Frozen):
 
 
 class ModelCard(Frozen):
-    """Facts about the model that the API and people need."""
+    """Facts about the model that the API and people need.
+
+    Attributes:
+        has_head: false for a bare decoder, whose head is its embedding: it only embeds.
+    """
 
     source: str
     architecture: str
@@ -91,6 +95,7 @@ class ModelCard(Frozen):
     pad_token_id: int | None
     vocab_size: int
     sampling_defaults: dict[str, float | int]
+    has_head: bool = True
 
 
 class Embeddings(Frozen):

@@ -252,12 +252,18 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
     """Check a plan against the checkpoint's sizes and return the memory that it needs.
 
     Raises:
-        ConfigError: the mesh does not divide the heads, max_model_len exceeds the checkpoint's positions, or
-            the plan's vision shapes do not match the model's images.
+        ConfigError: the mesh does not divide the heads, a model without a head is not to embed,
+            max_model_len exceeds the checkpoint's positions, or the plan's vision shapes do not match the
+            model's images.
     """
     facts = checkpoint.facts
     check_heads(plan.mesh, facts, where=where)
     check_images(plan, checkpoint.vision, where=where)
+    if not facts.has_head and plan.embeddings is None:
+        raise ConfigError(
+            f"{where}.source is a decoder without a head, which can only embed: set {where}.embeddings: mean "
+            "(or last), or use a checkpoint whose architectures end in ForCausalLM"
+        )
     if plan.max_model_len > facts.num_positions:
         raise ConfigError(
             f"{where}.max_model_len is {plan.max_model_len}; the checkpoint supports {facts.num_positions} "

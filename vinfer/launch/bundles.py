@@ -108,7 +108,10 @@ def _damage(directory: Path, key: str, *, verify_weights: bool) -> str | None:
 def _announce(
     model: ModelConfig, plan: BuildPlan, source: ResolvedSource, *, where: str, memory_bytes: int | None
 ) -> None:
-    planned: MemoryPlan = check_model(plan, open_checkpoint(source), where=where)
+    checkpoint = open_checkpoint(source)
+    for note in checkpoint.notes:
+        logger.warning("%s: %s", model.name, note)
+    planned: MemoryPlan = check_model(plan, checkpoint, where=where)
     memory = DeviceMemory(
         platform=plan.platform,
         num_devices=plan.num_devices,

@@ -217,6 +217,7 @@ def _model_card(plan: BuildPlan, checkpoint: Checkpoint, *, vocab_size: int) -> 
         pad_token_id=generation.pad_token_id,
         vocab_size=vocab_size,
         sampling_defaults=_sampling_defaults(generation),
+        has_head=checkpoint.facts.has_head,
     )
 
 

@@ -18,7 +18,7 @@ from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LO
 from vinfer.server.document import answers
 from vinfer.server.document.operations import OPERATIONS
 from vinfer.server.fields.chat import CHAT
-from vinfer.server.fields.completions import MAX_PROMPTS
+from vinfer.server.fields.completions import COMPLETION, MAX_PROMPTS
 from vinfer.server.fields.count import COUNT_MESSAGES
 from vinfer.server.fields.embeddings import EMBEDDING
 from vinfer.server.fields.form import RequestForm
@@ -33,6 +33,8 @@ from vinfer.server.model_table import ServedModel
 from vinfer.server.services import Services
 
 # Forms that a model without a chat template does not support.
+_GENERATING: tuple[RequestForm[Any], ...] = (CHAT, RESPONSES, COMPLETION)
+"""Forms that a model without a head does not support."""
 _CONVERSATIONS: tuple[RequestForm[Any], ...] = (CHAT, RESPONSES, COUNT_MESSAGES, TOKENIZE_MESSAGES)
 
 
@@ -97,6 +99,8 @@ def _forms(model: ServedModel) -> Iterator[tuple[str, RequestForm[Any]]]:
             if form in _CONVERSATIONS and model.chat_template is None:
                 continue
             if form is EMBEDDING and model.embeddings is None:
+                continue
+            if form in _GENERATING and not model.has_head:
                 continue
             yield path, form
 

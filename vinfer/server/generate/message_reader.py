@@ -38,6 +38,8 @@ class MessageReader:
 
     Args:
         tools: those that may be called; without any, nothing is a call.
+        calls_come_first: an answer that does not begin with a call has none, whatever its text contains.
+        only_calls: the answer can only be calls, so whatever else is read is a part of one that was cut off.
         is_parallel: several calls may be returned; if not, everything from the second call on is dropped.
         reasoning: splits off the model's reasoning; None if the model answers directly.
     """
@@ -48,18 +50,28 @@ class MessageReader:
         tools: Sequence[Tool],
         *,
         is_parallel: bool,
+        calls_come_first: bool = False,
+        only_calls: bool = False,
         reasoning: ReasoningParser | None = None,
     ) -> None:
         self.reasoning = ""
         self.content = ""
         self._reasoning = reasoning
         self.calls: list[AnswerCall] = []
+        self._only_calls = only_calls
         self._is_parallel = is_parallel
         self._is_over = False
         self._form = form.tool_format
         self._parser = None
         if tools and self._form is not None:
-            self._parser = ToolCallParser(self._form, {tool.function.name for tool in tools})
+            self._parser = ToolCallParser(
+                self._form, {tool.function.name for tool in tools}, calls_come_first=calls_come_first
+            )
+
+    @property
+    def has_call_instead_of_text(self) -> bool:
+        """Whether the answer is a call, even if too little of it came to show its name."""
+        return bool(self.calls) or self._only_calls or (self._parser is not None and self._parser.is_cut)
 
     def push(self, text: str, *, is_last: bool) -> list[dict[str, Any]]:
         """Read more text and return each piece of the message as a streamed delta."""
@@ -81,7 +93,8 @@ class MessageReader:
         events: list[Event] = []
         for part in parts:
             events += self._parser.push(part.text) if isinstance(part, Text) else [part]
-        return events + (self._parser.finish() if is_last else [])
+        events += self._parser.finish() if is_last else []
+        return [event for event in events if not (self._only_calls and isinstance(event, Text))]
 
     def _delta(self, event: Event) -> dict[str, Any]:
         if isinstance(event, Text):

@@ -86,8 +86,9 @@ class ChatShape:
         message: dict[str, Any] = {"role": "assistant", "content": reader.content}
         if reader.reasoning:
             message["reasoning_content"] = reader.reasoning
-        if reader.calls:
+        if reader.has_call_instead_of_text:
             message["content"] = reader.content or None
+        if reader.calls:
             message["tool_calls"] = [call.as_answer() for call in reader.calls]
         return {
             "index": choice.index,
