@@ -149,7 +149,12 @@ def _request_schemas(operations: Iterable[Operation], config: ServerConfig, mode
     forms = [form for operation in operations for form in operation.forms]
     schemas = _schemas([form.fields for form in forms], "validation")
     for schema in schemas.values():
-        schema["additionalProperties"] = config.unknown_fields == "ignore"
+        # The types of the history allow unknown keys in any case.
+        is_strict = schema.get("additionalProperties") is False and config.unknown_fields == "refuse"
+        schema["additionalProperties"] = not is_strict
+        for name, written in schema["properties"].items():
+            if name not in schema.get("required", ()):
+                schema["properties"][name] = _or_null(written)
     for form in forms:
         schema = schemas[form.fields.__name__]
         schema["properties"] = _properties(schema, form)
@@ -166,10 +171,8 @@ def _properties(schema: Json, form: RequestForm[Any]) -> Json:
     for name, rule in form.rules.items():
         if rule.treatment is not Treatment.APPLIED:
             properties[name] = _without_effect(rule)
-        elif name in schema["required"]:
-            properties[name] = schema["properties"][name]
         else:
-            properties[name] = _or_null(schema["properties"][name])
+            properties[name] = schema["properties"][name]
     return properties
 
 

@@ -137,9 +137,6 @@ def _as_effort(schema: Json, served: Sequence[ServedModel]) -> Json:
 
 
 _NARROW: Mapping[str, Narrow] = {
-    "max_tokens": _as_new_tokens,
-    "max_completion_tokens": _as_new_tokens,
-    "max_output_tokens": _as_new_tokens,
     "min_tokens": _as_new_tokens,
     "stop_token_ids": _as_model_ids,
     "logit_bias": _as_biases,

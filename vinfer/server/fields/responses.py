@@ -15,9 +15,9 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from vinfer.errors import RequestError
-from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.body_model import Body, Unknown
 from vinfer.server.fields.chat import ChatFields
-from vinfer.server.fields.form import RequestForm, Unknown
+from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.problems import shown
 from vinfer.server.fields.responses_input import InputItems, input_messages
 from vinfer.server.fields.rules import absent, all_of, any_of, having, present
@@ -236,13 +236,17 @@ def _named(text: str) -> str:
     return text
 
 
-def parse_responses(body: Mapping[str, Any], unknown: Unknown) -> tuple[ResponsesFields, ChatFields]:
+def parse_responses(
+    body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
+) -> tuple[ResponsesFields, ChatFields]:
     """Check the body of a response's request, and return it with the chat completion that asks for the same.
+
+    `ignored` as in `RequestForm.parse`.
 
     Raises:
         RequestError: names the first bad field.
     """
-    fields = RESPONSES.parse(body, unknown)
+    fields = RESPONSES.parse(body, unknown, ignored)
     form = fields.text.format
     if form is not None:
         _check_format(form)

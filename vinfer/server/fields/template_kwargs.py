@@ -57,14 +57,20 @@ def _scalar(value: Any) -> Any:
     return value
 
 
+def _without_nulls(kwargs: Any) -> Any:
+    return {key: item for key, item in kwargs.items() if item is not None} if isinstance(kwargs, dict) else kwargs
+
+
 _Scalar = (
-    bool
+    None
+    | bool
     | Annotated[float, Field(ge=-MAX_TEMPLATE_NUMBER, le=MAX_TEMPLATE_NUMBER)]
     | Annotated[str, Field(max_length=MAX_TEMPLATE_STRING_CHARS)]
 )
 TemplateKwargs = Annotated[
     dict[str, Annotated[Any, BeforeValidator(_scalar, json_schema_input_type=_Scalar)]],
     Field(max_length=MAX_TEMPLATE_KWARGS),
+    BeforeValidator(_without_nulls),
 ]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 

@@ -18,6 +18,7 @@ from vinfer.server.fields.messages import ChatMessage
 from vinfer.server.fields.template_kwargs import template_kwargs
 from vinfer.server.fields.tokenization import DetokenizeFields, TokenizeMessages, TokenizeText
 from vinfer.server.fields.tools import Tool
+from vinfer.server.generate.call_ids import checked_length, with_call_ids
 from vinfer.server.model_table import ServedModel
 from vinfer.text.control_tokens import RenderedPrompt
 from vinfer.text.image_placeholders import expand_placeholders
@@ -154,7 +155,9 @@ def _render(
             "leave them out or change the key",
             param="tools",
         )
-    inputs = [message.as_template_input() for message in messages]
+    inputs = with_call_ids(
+        [message.as_template_input() for message in messages], checked_length(model.chat_template.source)
+    )
     offered = [tool.as_template_input() for tool in tools]
     if form.has_tools_as_text:
         inputs = with_tools_as_text(

@@ -18,6 +18,7 @@ from vinfer.server.generate.generation import ChoiceDelta, GeneratedToken
 from vinfer.server.generate.images import image_sources
 from vinfer.server.generate.logprobs import chat_logprobs
 from vinfer.server.generate.message_reader import MessageReader
+from vinfer.server.generate.sampling import lowered_max_tokens
 from vinfer.server.http.body import read_json_object
 from vinfer.server.http.context import RequestContext
 from vinfer.server.services import Services
@@ -32,9 +33,10 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
     """
     context = RequestContext.of(request.scope)
     body = await read_json_object(request, services)
-    fields = parse_chat(body, services.config.unknown_fields)
+    fields = parse_chat(body, services.config.unknown_fields, context.ignored)
     sources = image_sources(fields.messages, "messages")
     conversation = await prepare(services, context, fields, sources, f"chatcmpl-{uuid.uuid4().hex}")
+    context.max_tokens = lowered_max_tokens(fields, [conversation.params])
     shape = ChatShape(conversation)
     return await answer(services, request, fields, conversation.generation, shape)
 

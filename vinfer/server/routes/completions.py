@@ -21,7 +21,12 @@ from vinfer.server.generate.echo import Echo, echoes
 from vinfer.server.generate.generation import ChoiceDelta, Generation, PromptJob, TextRules
 from vinfer.server.generate.logprobs import CompletionLogprobs
 from vinfer.server.generate.prompts import PromptIds, completion_prompt_ids
-from vinfer.server.generate.sampling import num_candidates, num_choices, resolve_sampling
+from vinfer.server.generate.sampling import (
+    lowered_max_tokens,
+    num_candidates,
+    num_choices,
+    resolve_sampling,
+)
 from vinfer.server.http.body import read_json_object
 from vinfer.server.http.context import RequestContext
 from vinfer.server.model_table import ServedModel
@@ -45,6 +50,7 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
     prompts = await services.in_worker(completion_prompt_ids, fields, model)
     grammar = await compile_grammar(services, fields, model)
     jobs = _jobs(fields, model, prompts, grammar, is_ranked=best_of > n)
+    context.max_tokens = lowered_max_tokens(fields, [job.params for job in jobs])
     echoed = await services.in_worker(echoes, fields, prompts, model)
     shape = CompletionShape(fields, model, echoed, n=n, best_of=best_of)
     generation = Generation(

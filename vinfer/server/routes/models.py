@@ -39,7 +39,7 @@ async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse
         RequestError: the request is refused.
     """
     body = await read_json_object(request, services)
-    fields = parse_count(body, services.config.unknown_fields)
+    fields = parse_count(body, services.config.unknown_fields, RequestContext.of(request.scope).ignored)
     model = services.models.serving(fields.model)
     RequestContext.of(request.scope).model_name = model.name
     messages = fields.conversation if isinstance(fields, CountMessages) else ()

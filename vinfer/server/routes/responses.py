@@ -18,6 +18,7 @@ from vinfer.server.generate.answer import deltas_or_pings, whole_choices
 from vinfer.server.generate.conversation import Conversation, prepare
 from vinfer.server.generate.generation import ChoiceDelta
 from vinfer.server.generate.response_items import Json, ResponseItems
+from vinfer.server.generate.sampling import lowered_max_tokens
 from vinfer.server.generate.sse import Chunks, EventStream, Framing
 from vinfer.server.http.body import read_json_object
 from vinfer.server.http.context import RequestContext
@@ -34,10 +35,11 @@ async def responses(services: Services, request: HttpRequest) -> ASGIApp | JSONR
     """
     context = RequestContext.of(request.scope)
     body = await read_json_object(request, services)
-    fields, completion = parse_responses(body, services.config.unknown_fields)
+    fields, completion = parse_responses(body, services.config.unknown_fields, context.ignored)
     with in_own_words():
         sources = input_images(fields.input)
         conversation = await prepare(services, context, completion, sources, f"resp_{uuid.uuid4().hex}")
+    context.max_tokens = lowered_max_tokens(completion, [conversation.params])
     answer = ResponseAnswer(services, fields, conversation)
     generation = conversation.generation
     generation.start()
