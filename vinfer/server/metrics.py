@@ -125,7 +125,9 @@ class ServerMetrics:
         )
         # Without a label: clients choose the keys.
         self._ignored_keys = Counter(
-            "vinfer:ignored_keys", "Unknown keys in conversations that had no effect.", registry=self._registry
+            "vinfer:ignored_keys",
+            "Unknown keys in conversations that had no effect.",
+            registry=self._registry,
         )
 
     def count_ignored_keys(self, num: int) -> None:

@@ -122,7 +122,7 @@ def _stream(event: type[BaseModel], *, names_events: bool) -> Json:
         "schema": {
             "type": "object",
             "description": "One event of the stream that `stream: true` asks for, not the whole stream. "
-            f"{about} Lines that begin with a colon are pings.",
+            f"{about} Blank lines between events are pings.",
             "properties": {"event": {"type": "string"}, "data": data},
             "required": ["data"],
         }
@@ -169,7 +169,12 @@ def _properties(schema: Json, form: RequestForm[Any]) -> Json:
     """Return the properties that a body may have; null counts as left out for every field."""
     properties: Json = {}
     for name, rule in form.rules.items():
-        if rule.treatment is not Treatment.APPLIED:
+        if rule.treatment is Treatment.ALIAS:
+            properties[name] = {
+                **schema["properties"][rule.reason],
+                "description": f"Another name of `{rule.reason}`.",
+            }
+        elif rule.treatment is not Treatment.APPLIED:
             properties[name] = _without_effect(rule)
         else:
             properties[name] = schema["properties"][name]

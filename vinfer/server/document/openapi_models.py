@@ -133,7 +133,7 @@ def _as_kwargs(schema: Json, served: Sequence[ServedModel]) -> Json:
 def _as_effort(schema: Json, served: Sequence[ServedModel]) -> Json:
     if any(reads_reasoning_effort(model) for model in served):
         return schema
-    return {"type": "null", "description": "The chat template does not read it."}
+    return {"enum": [None, "none"], "description": "The chat template does not read it."}
 
 
 _NARROW: Mapping[str, Narrow] = {

@@ -66,7 +66,9 @@ class HistoryBody(Body):
             if key in known or _is_empty(item):
                 continue
             if plain_key(key) in map(plain_key, cls.content_keys):
-                raise _refused(key, item, "carries content that would be missing from the prompt: leave it out")
+                raise _refused(
+                    key, item, "carries content that would be missing from the prompt: leave it out"
+                )
             meant = near_miss(key, known)
             if meant is not None and reading.unknown == "refuse":
                 raise _refused(key, item, f"is not a known field: did you mean {meant}?")

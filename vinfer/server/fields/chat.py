@@ -69,6 +69,7 @@ class ChatFields(SamplingFields):
     continue_final_message: bool = False
     chat_template_kwargs: TemplateKwargs = {}
     reasoning_effort: ReasoningEffort | None = None
+    include_reasoning: bool = True
     tools: Tools = []
     tool_choice: ToolChoiceField | None = None
     parallel_tool_calls: bool = True

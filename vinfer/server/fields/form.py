@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from vinfer.server.fields.body_model import Body, Reading, Unknown
 from vinfer.server.fields.problems import request_error
-from vinfer.server.fields.treatment import FieldRule, applied_fields
+from vinfer.server.fields.treatment import FieldRule, applied_fields, used_aliases
 
 BodyT = TypeVar("BodyT", bound=Body)
 
@@ -41,4 +41,4 @@ class RequestForm(Generic[BodyT]):
                 applied_fields(body, self.rules, unknown), extra=extra, context=reading
             )
         except ValidationError as error:
-            raise request_error(error) from None
+            raise request_error(error, used_aliases(body, self.rules)) from None

@@ -30,7 +30,7 @@ class CalledFunction(HistoryBody):
 
 
 class ToolCall(HistoryBody):
-    """A tool call of an earlier assistant turn. Without an `id`, the results that follow answer it in order."""
+    """A tool call of an earlier assistant turn. The results that follow answer calls without an `id`."""
 
     content_keys: ClassVar[frozenset[str]] = frozenset({"custom"})
 
@@ -62,7 +62,17 @@ _NO_CALLS = {"properties": {"tool_calls": {"anyOf": [{"type": "null"}, {"type": 
 
 MESSAGE_CONTENT_KEYS = frozenset(
     {
-        *("refusal", "audio", "function_call", "text", "parts", "image", "images", "image_url", "input_audio"),
+        *(
+            "refusal",
+            "audio",
+            "function_call",
+            "text",
+            "parts",
+            "image",
+            "images",
+            "image_url",
+            "input_audio",
+        ),
         *("video", "videos", "video_url", "file", "files", "attachments", "documents", "tool_results"),
     }
 )

@@ -54,6 +54,7 @@ class StreamOptions(Body):
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
+    include_obfuscation: bool = Field(False, description="Has no effect: chunks are never padded.")
 
 
 NULL_OR_FALSE: dict[str, Any] = {"enum": [None, False]}
@@ -92,6 +93,8 @@ class SamplingFields(Body):
     min_tokens: int = Field(0, ge=0, le=MAX_INT32)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    return_token_ids: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None

@@ -133,9 +133,7 @@ def _max_tokens(fields: ChatFields | CompletionFields, model: ServedModel, promp
     return min(sent, room)
 
 
-def lowered_max_tokens(
-    fields: ChatFields | CompletionFields, params: Sequence[SamplingParams]
-) -> int | None:
+def lowered_max_tokens(fields: ChatFields | CompletionFields, params: Sequence[SamplingParams]) -> int | None:
     """Return the smallest number that max_tokens was lowered to, because no more fits; None if all fit.
 
     Args:

@@ -1,8 +1,7 @@
 """The first and last step of every request: id, drain, API key, error mapping, log line and metrics.
 
 One ASGI middleware around all routes, so that no new route can bypass it. It logs no text from the client:
-not the path, not the query, and no header but the request id. At debug level it names ignored keys, if they are
-short and plain.
+not the path, not the query, and no header but the request id. At debug level it names ignored keys.
 """
 
 from __future__ import annotations
