@@ -59,7 +59,9 @@ def test_what_is_no_origin(origin: str) -> None:
         ServerConfig(cors_origins=[origin])
 
 
-@pytest.mark.parametrize("origin", ["*", PAGE, "http://localhost:3000", "http://[::1]:80", "app://obsidian.md"])
+@pytest.mark.parametrize(
+    "origin", ["*", PAGE, "http://localhost:3000", "http://[::1]:80", "app://obsidian.md"]
+)
 def test_what_is_one(origin: str) -> None:
     assert ServerConfig(cors_origins=[origin]).cors_origins == [origin]
 

@@ -142,7 +142,7 @@ def test_pings_while_nothing_comes(start: Start, ping_seconds: float) -> None:
 
 
 def test_a_client_that_strips_white_space_survives_pings(start: Start) -> None:
-    """vLLM's benchmark strips what each network read returns, before it looks for the end of an event."""
+    """VLLM's benchmark strips what each network read returns, before it looks for the end of an event."""
     with start(ping_seconds=0.05) as server:
         server.engine.seconds_per_event = 0.2
         body = {"model": "fake", "prompt": [4, 5], "max_tokens": 4, "stream": True}
@@ -200,7 +200,7 @@ def test_models(server: RunningServer) -> None:
         "created": 1_700_000_000,
         "owned_by": "easydel",
         "permission": [],
-        "root": "org/fake",
+        "root": "fake",
         "max_model_len": 128,
         "parity_verdict": "unverified",
         "parity": None,

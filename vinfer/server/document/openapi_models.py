@@ -122,7 +122,7 @@ def _as_kwargs(schema: Json, served: Sequence[ServedModel]) -> Json:
     known = {
         "type": "object",
         "properties": {
-            name: {"anyOf": [KWARG_SCHEMAS[kind] for kind in sorted(theirs)]}
+            name: {"anyOf": [*(KWARG_SCHEMAS[kind] for kind in sorted(theirs)), {"type": "null"}]}
             for name, theirs in kinds.items()
         },
         "additionalProperties": False,
