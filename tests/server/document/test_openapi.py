@@ -270,7 +270,7 @@ def test_the_models_limit_their_fields(server: RunningServer) -> None:
         ("/v1/completions", {"stop_token_ids": [VOCAB_SIZE - 1]}, {"stop_token_ids": [VOCAB_SIZE]}),
         ("/v1/completions", {"logit_bias": {str(VOCAB_SIZE - 1): 1}}, {"logit_bias": {str(VOCAB_SIZE): 1}}),
         ("/v1/completions", {"logit_bias": {"5": 1}}, {"logit_bias": {"05": 1}}),
-        ("/v1/embeddings", {"input": [4] * (room + 1)}, {"input": [4] * (room + 2)}),
+        ("/v1/embeddings", {"input": [VOCAB_SIZE - 1]}, {"input": [VOCAB_SIZE]}),
         ("/v1/embeddings", {"dimensions": model.embeddings.size}, {"dimensions": model.embeddings.size + 1}),
         ("/detokenize", {"tokens": [259]}, {"tokens": [260]}),
     ]:

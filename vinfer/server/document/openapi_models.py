@@ -141,7 +141,8 @@ _NARROW: Mapping[str, Narrow] = {
     "stop_token_ids": _as_model_ids,
     "logit_bias": _as_biases,
     "prompt": _as_prompt,
-    "input": _as_prompt,
+    # Without a limit of length: `truncate_prompt_tokens` may cut it.
+    "input": _as_model_ids,
     "tokens": _as_tokenizer_ids,
     "dimensions": _as_dimensions,
     "chat_template_kwargs": _as_kwargs,
