@@ -74,7 +74,7 @@ def _with_listed_names(part: Schema) -> Schema:
 
 
 def _is_text(names: Schema) -> bool:
-    return names.get("type", "string") == "string"
+    return bool(names.get("type", "string") == "string")
 
 
 def _all_text(values: Any) -> bool:
