@@ -124,7 +124,7 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
         "response_format.schema",
         "not a known field",
     ),
-    ({"response_format": json_schema(None)}, SCHEMA_PATH, "must be an object"),
+    ({"response_format": json_schema(None)}, SCHEMA_PATH, "is missing"),
     ({"response_format": json_schema("{}")}, SCHEMA_PATH, "must be an object"),
     ({"response_format": json_schema({}, strict=1)}, "response_format.json_schema.strict", "boolean"),
     ({"response_format": json_schema({}, name="a b")}, "response_format.json_schema.name", "pattern"),
@@ -136,7 +136,11 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
         SCHEMA_PATH,
         "one value might satisfy two branches of a oneOf",
     ),
-    ({"response_format": json_schema({"$ref": "http://127.0.0.1:9/"})}, SCHEMA_PATH, "does not fetch"),
+    (
+        {"response_format": json_schema({"$ref": "http://127.0.0.1:9/"})},
+        SCHEMA_PATH,
+        "only parts of the schema itself",
+    ),
     # The body's own limit.
     ({"response_format": json_schema(nested(40))}, None, "nested deeper than 64 levels"),
     (outputs(), "structured_outputs", "has 0 of regex, choice, grammar and json: send one"),
