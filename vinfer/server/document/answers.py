@@ -103,7 +103,6 @@ class AnswerMessage(Answer):
     role: Literal["assistant"]
     content: str | None
     reasoning_content: str = Field("", description="Reasoning before the answer; left out if there is none.")
-    # Factories, because a default in the schema would be a value that the server never sends.
     tool_calls: Annotated[list[AnsweredCall], Field(min_length=1)] = Field(default_factory=list)
     refusal: str | None = Field(description="Always null: a model's refusal is its content.")
     annotations: Nothing

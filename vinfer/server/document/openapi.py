@@ -213,7 +213,6 @@ def _schemas(models: Sequence[type[BaseModel]], mode: Literal["validation", "ser
     schemas: Json = written["$defs"]
     for schema in schemas.values():
         for inner in schema.get("properties", {}).values():
-            # A default that is no scalar says nothing to a reader and breaks generators of clients.
-            if isinstance(inner.get("default"), dict | list):
-                del inner["default"]
+            # A generated client would send it, or expect it in an answer that leaves the field out.
+            inner.pop("default", None)
     return schemas
