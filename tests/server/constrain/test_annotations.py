@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import time
 from typing import Any
 
 import pytest
@@ -198,6 +200,22 @@ def test_what_never_ends_is_refused(server: RunningServer, schema: dict[str, Any
 @pytest.mark.parametrize("schema", FINITE)
 def test_what_may_end_is_not(schema: dict[str, Any]) -> None:
     check_ends(schema, "x")
+
+
+def test_a_schema_that_is_written_to_take_long_does_not() -> None:
+    """Each definition ends only if the next one does, and the last is found first."""
+    num = 1500
+    names = [f"{i:04}" for i in range(num)]
+    chain = {name: holds("a", {"$ref": f"#/$defs/{names[(i + 1) % num]}"}) for i, name in enumerate(names)}
+    for schema in (
+        {"$defs": chain, "$ref": "#/$defs/0000"},
+        {"$defs": {**chain, names[-1]: TEXT}, "$ref": "#/$defs/0000"},
+    ):
+        started = time.thread_time()
+        with contextlib.suppress(RequestError):
+            check_ends(schema, "x")
+        without_annotations(schema)
+        assert time.thread_time() - started < 2
 
 
 def test_a_tool_that_never_ends_is_named(server: RunningServer) -> None:

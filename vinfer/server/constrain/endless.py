@@ -1,6 +1,7 @@
 """Finds JSON Schemas that no value of finite length satisfies: an answer would go on until max_tokens.
 
-Pure functions, any thread. Anything that is not understood here counts as finite; the compiler checks it.
+Pure functions, any thread. Anything that is not understood here counts as finite; the compiler checks it. So
+does a schema that takes too long.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from vinfer.errors import RequestError
+
+MAX_VISITS = 200_000
+"""Parts looked at before the search is given up: less than half a second."""
 
 _CONTAINERS = ({"object"}, {"array"}, {"object", "array"})
 
@@ -33,6 +37,7 @@ class _Finite:
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
         self._known: set[int] = set()
+        self._num_visits = 0
 
     def holds(self) -> bool:
         """Return whether the whole schema has a finite value."""
@@ -40,7 +45,7 @@ class _Finite:
         while True:
             num_known = len(self._known)
             self._known |= {id(target) for target in targets if self._ends(target)}
-            if self._ends(self._root):
+            if self._ends(self._root) or self._num_visits > MAX_VISITS:
                 return True
             if len(self._known) == num_known:
                 return False
@@ -77,7 +82,8 @@ class _Finite:
 
     def _ends(self, part: Any) -> bool:
         """Return whether a part has a finite value if those that are known do."""
-        if not isinstance(part, dict):
+        self._num_visits += 1
+        if not isinstance(part, dict) or self._num_visits > MAX_VISITS:
             return True
         target = self._resolved(part.get("$ref"))
         if target is not None and id(target) not in self._known:
