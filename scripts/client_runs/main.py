@@ -14,7 +14,15 @@ from benchmark.client import BenchError, fetch
 from benchmark.process import serving
 
 from client_runs.environments import install_node, install_python
-from client_runs.places import CLIENTS, NODE_CLIENTS, ROOT, SERVER, python
+from client_runs.places import (
+    CLIENTS,
+    GENERATORS,
+    NODE_CLIENTS,
+    NODE_GENERATORS,
+    ROOT,
+    SERVER,
+    python,
+)
 from client_runs.rows import FAILED, NOT_RUN, PASSED, Row
 from client_runs.table import document
 
@@ -26,6 +34,7 @@ PROGRAMS = (
     "pydantic_agent",
     "instructor_types",
     "lm_eval_task",
+    "generated_clients",
 )
 OVERRIDES = ("models[0].prompt_logprobs=true", "models[0].embeddings=mean", "models[0].verify=off")
 COMPILES = "vinfer:post_ready_compiles_total"
@@ -46,8 +55,9 @@ def main(description: str | None) -> int:
     if unknown := set(chosen) - set(PROGRAMS):
         parser.error(f"no such client: {', '.join(sorted(unknown))}; choose from {', '.join(PROGRAMS)}")
     try:
-        install_python()
-        rows = _run(chosen or PROGRAMS)
+        programs = chosen or PROGRAMS
+        install_python(has_generators="generated_clients" in programs)
+        rows = _run(programs)
     except (BenchError, subprocess.CalledProcessError) as error:
         sys.stderr.write(f"clients: error: {error}\n")
         return 1
@@ -62,7 +72,9 @@ def main(description: str | None) -> int:
 
 
 def _run(programs: tuple[str, ...] | list[str]) -> list[Row]:
-    no_node = install_node() if "openai_node" in programs else None
+    no_node = install_node(NODE_CLIENTS) if "openai_node" in programs else None
+    if "generated_clients" in programs:
+        install_node(NODE_GENERATORS)
     vinfer = SERVER / "bin" / "vinfer"
     command = [str(vinfer), "serve", str(ROOT / "configs" / "smollm2.yaml"), "--port", "{port}"]
     for override in OVERRIDES:
@@ -84,6 +96,10 @@ def _rows_of(program: str, url: str) -> Iterator[Row]:
     """Run one client; a program that fails also becomes a row."""
     if program == "openai_node":
         command, folder = ["node", "openai_node.mjs", url], NODE_CLIENTS
+    elif program == "generated_clients":
+        command = [str(python(GENERATORS)), "-m", f"client_runs.{program}", url]
+        command.append(str(NODE_GENERATORS / "node_modules"))
+        folder = Path(__file__).parents[1]
     else:
         command = [str(python(CLIENTS)), "-m", f"client_runs.{program}", url]
         folder = Path(__file__).parents[1]

@@ -50,7 +50,8 @@ class Conversation:
             self.fields.callable_tools,
             is_parallel=self.fields.parallel_tool_calls,
             calls_come_first=self.calls_come_first,
-            only_calls=bool(required_tools(self.fields.tools, self.fields.tool_choice)),
+            must_call=bool(required_tools(self.fields.tools, self.fields.tool_choice)),
+            shows_reasoning=self.fields.include_reasoning,
             reasoning=ReasoningParser(is_open=self.thinks.is_open) if self.thinks.is_possible else None,
         )
 
@@ -96,6 +97,7 @@ async def prepare(
         rules=TextRules(
             stop=tuple(fields.stop),
             skip_special_tokens=fields.skip_special_tokens,
+            includes_stop=fields.include_stop_str_in_output,
             shown_special_ids=model.answer_form.marker_ids(
                 model.tokenizer, reads_calls=bool(fields.callable_tools)
             ),

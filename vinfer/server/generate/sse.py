@@ -22,10 +22,9 @@ from vinfer.server.http.errors import error_object
 from vinfer.server.http.gate import log_failure
 from vinfer.server.services import Services
 
-PING_SECONDS = 10.0
-"""A comment is sent after this long a silence, because proxies close idle connections."""
-
-_PING = b": ping\n\n"
+# A blank line is no event, and no parser trips over it. Some clients strip white space from what a network
+# read returns, and would take a comment and the event after it for one line.
+_PING = b"\n\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
