@@ -48,6 +48,8 @@ class ChoiceDelta:
     text: str = ""
     tokens: list[GeneratedToken] = dataclasses.field(default_factory=list)
     finish_reason: FinishReason | None = None
+    stop: str | None = None
+    """The stop string that ended it, if one did."""
     prompt_logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
     """Those of the prompt's next tokens, if it is scored; all come before the first token of the answer."""
     sum_logprobs: float = 0.0
@@ -67,6 +69,7 @@ class ChoiceDelta:
         self.sum_logprobs += later.sum_logprobs
         self.num_logprobs += later.num_logprobs
         self.finish_reason = later.finish_reason
+        self.stop = later.stop
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +252,7 @@ class Generation:
             event.token_ids, ends_with_stop_token=ends_with_stop_token, is_last=event.is_last
         )
         finish_reason: FinishReason | None = "stop" if text.stopped else event.finish_reason
-        delta = ChoiceDelta(choice.index, text.text, finish_reason=finish_reason)
+        delta = ChoiceDelta(choice.index, text.text, finish_reason=finish_reason, stop=text.stop)
         delta.prompt_logprobs = list(event.prompt_logprobs)
         choice.num_cached_tokens += event.num_cached_tokens
         if event.logprobs is not None:
