@@ -14,6 +14,12 @@ from vinfer.server.document.answers import Answer, Count
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
 
+class AnthropicErrorDetails(Answer):
+    """A code by which clients know what to do instead."""
+
+    error_code: Literal["thread_unsupported_request"]
+
+
 class AnthropicError(Answer):
     """What went wrong."""
 
@@ -28,6 +34,7 @@ class AnthropicError(Answer):
         "api_error",
     ]
     message: str
+    details: AnthropicErrorDetails | None = Field(None, description="Left out for most errors.")
 
 
 class AnthropicErrorBody(Answer):

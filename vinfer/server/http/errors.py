@@ -32,6 +32,8 @@ _ANTHROPIC_TYPES: Mapping[int, str] = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+# By field: Anthropic's clients then do without it.
+_ANTHROPIC_CODES: Mapping[str | None, str] = {"thread": "thread_unsupported_request"}
 
 
 def as_vinfer_error(error: Exception) -> VinferError | None:
@@ -62,9 +64,15 @@ def error_object(error: Exception, request_id: str) -> dict[str, Any]:
 def anthropic_error_object(error: Exception, request_id: str) -> dict[str, Any]:
     """Return an error in Anthropic's format."""
     known = as_vinfer_error(error)
-    kind = "api_error" if known is None else _ANTHROPIC_TYPES.get(known.status, "api_error")
-    message = error_object(error, request_id)["error"]["message"]
-    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+    written: dict[str, Any] = {
+        "type": "api_error",
+        "message": error_object(error, request_id)["error"]["message"],
+    }
+    if known is not None:
+        written["type"] = _ANTHROPIC_TYPES.get(known.status, "api_error")
+        if known.param in _ANTHROPIC_CODES:
+            written["details"] = {"error_code": _ANTHROPIC_CODES[known.param]}
+    return {"type": "error", "error": written, "request_id": request_id}
 
 
 def is_anthropic(path: str) -> bool:

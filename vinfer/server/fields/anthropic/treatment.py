@@ -17,6 +17,8 @@ _CONVERSATION_FIELDS: Mapping[str, FieldRule] = {
     "thinking": APPLIED,
     "output_config": APPLIED,
     "cache_control": ACCEPTED,
+    "thread": refused("vinfer keeps nothing between requests: send the whole conversation as messages"),
+    "compaction": refused("vinfer writes no summaries by itself: ask for one in a message"),
     "context_management": refused(
         "a conversation is never changed: leave it out", {}, {"edits": []}, _NOTHING_CLEARED
     ),
@@ -37,6 +39,7 @@ MESSAGES_FIELDS: Mapping[str, FieldRule] = {
     "metadata": ACCEPTED,
     "service_tier": ACCEPTED,
     "diagnostics": ACCEPTED,
+    "fallbacks": refused("a request is answered by the model that it names: leave it out", []),
     "container": refused("vinfer runs no code: leave it out"),
     "inference_geo": refused("a model runs where its server does: leave it out"),
 }
