@@ -37,7 +37,7 @@ def install_node() -> str | None:
     version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     major = re.match(r"v(\d+)", version)
     if major is None or int(major[1]) < LEAST_NODE:
-        return f"node is {version}; the client needs at least {LEAST_NODE}"
+        return f"node is {version}; the clients need at least {LEAST_NODE}"
     shutil.copytree(NODE_SOURCES, NODE_CLIENTS, dirs_exist_ok=True)
     command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     subprocess.run(command, cwd=NODE_CLIENTS, stdout=sys.stderr, check=True)

@@ -509,7 +509,7 @@ _PROMPT_CASES: Mapping[str, Case] = {
     "tools.name": offered(
         [tool("one"), tool("two")], f"function one  {NO_ARGUMENTS}|function two  {NO_ARGUMENTS}|"
     ),
-    "tools.description": offered([tool("f", description="Adds.")], f"function f Adds. {NO_ARGUMENTS}|"),
+    "tools.description": offered([tool("f", description="Sums up.")], f"function f Sums up. {NO_ARGUMENTS}|"),
     "tools.input_schema": offered([tool("f", CHOICE_OF_TWO)], f"function f  {WRITTEN_CHOICE}|"),
     "tools.strict": check_tool_strict,
     "tools.cache_control": option("cache_control", CACHE, None),

@@ -111,7 +111,7 @@ class Talk:
         if path.startswith("/v1/messages"):
             # Anthropic's form has no field for the path, so messages begin with it.
             error["param"] = error["message"].split()[0].rstrip(":")
-            error["code"] = None
+            error["code"] = error.pop("details", {}).get("error_code")
         assert set(error) == {"message", "type", "param", "code"}
         assert error["type"] == "invalid_request_error"
         return error
