@@ -16,6 +16,7 @@ from docs.shell import SERVER, HttpCall, commands, http_call
 
 from vinfer.errors import RequestError
 from vinfer.server.app import METRICS_ROUTE, ROUTES
+from vinfer.server.fields.anthropic.messages import parse_messages, parse_messages_count
 from vinfer.server.fields.chat import parse_chat
 from vinfer.server.fields.completions import parse_completion
 from vinfer.server.fields.count import parse_count
@@ -29,6 +30,8 @@ PARSERS: Mapping[str, Callable[[Mapping[str, Any], Any], object]] = {
     "/v1/chat/completions": parse_chat,
     "/v1/completions": parse_completion,
     "/v1/responses": parse_responses,
+    "/v1/messages": parse_messages,
+    "/v1/messages/count_tokens": parse_messages_count,
     "/v1/embeddings": EMBEDDING.parse,
     "/v1/count_tokens": parse_count,
     "/tokenize": parse_tokenize,
