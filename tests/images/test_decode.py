@@ -153,7 +153,6 @@ def test_a_data_url_is_read_and_its_bytes_say_what_it_is(media_type: str) -> Non
     [
         ("data:image/png;base64," + "A" * 5, "base64"),
         (data_url(PNG) + "!", "base64"),
-        (data_url(PNG).replace(",", ",\n"), "base64"),
         (data_url(PNG).rstrip("=") if data_url(PNG).endswith("=") else data_url(PNG) + "=", "base64"),
         (data_url(PNG).replace(";base64,", ",", 1), "without ;base64"),
         ("data:image/png;base64,\u4e00", "base64"),

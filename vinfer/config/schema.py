@@ -154,15 +154,16 @@ class SamplingConfig(Block):
     )
     top_p: float | None = Field(
         default=None,
-        gt=0,
+        ge=0,
         le=1,
-        description="Sample from the most likely tokens with this total probability; 1 is off.",
+        description="Sample from the most likely tokens with this total probability; 1 is off, and 0 takes "
+        "the most likely one.",
     )
     top_k: int | None = Field(
         default=None,
-        ge=0,
+        ge=-1,
         le=MAX_INT32,
-        description="Sample only from this many of the most likely tokens; 0 is off.",
+        description="Sample only from this many of the most likely tokens; 0 and -1 are off.",
     )
     min_p: float | None = Field(
         default=None,

@@ -298,7 +298,6 @@ def served_model(
         length_limit_key="max_model_len" if engine.max_model_len == manifest.max_model_len else "kv_cache",
         vocab_size=manifest.model.vocab_size,
         created=manifest.created,
-        root=manifest.model.source,
         fingerprint=manifest.key,
         has_prompt_logprobs=manifest.has_prompt_logprobs,
         is_deterministic=manifest.is_deterministic,

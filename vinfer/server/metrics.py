@@ -123,6 +123,16 @@ class ServerMetrics:
             ["model_name", "outcome"],
             registry=self._registry,
         )
+        # Without a label: clients choose the keys.
+        self._ignored_keys = Counter(
+            "vinfer:ignored_keys",
+            "Unknown keys in conversations that had no effect.",
+            registry=self._registry,
+        )
+
+    def count_ignored_keys(self, num: int) -> None:
+        """Count unknown keys in a conversation that had no effect."""
+        self._ignored_keys.inc(num)
 
     def observe_queue(self, model_name: str, seconds: float) -> None:
         """Observe a completion's time from arrival to a slot."""

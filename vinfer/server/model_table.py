@@ -80,7 +80,6 @@ class ServedModel:
             its pages hold fewer tokens.
         vocab_size: prompt ids, stop ids and biased ids must be smaller.
         created: when the bundle was built, in seconds since the epoch.
-        root: where the weights come from, as the config names it.
         grammars: compiles the grammars that constrain answers.
         fingerprint: the bundle key, sent as `system_fingerprint`.
         is_deterministic: answers are the same to the last bit, whatever shares the batch.
@@ -107,7 +106,6 @@ class ServedModel:
     max_model_len: int
     vocab_size: int
     created: int
-    root: str
     fingerprint: str
     has_prompt_logprobs: bool
     is_deterministic: bool

@@ -19,8 +19,7 @@ from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 
 MAYBE_NEUTRAL = [
-    *(None, False, True, 0, "", "none", "auto", "disabled", [], {}),
-    {"include_obfuscation": False},
+    *(None, False, True, 0, 1, -1, "", "none", "auto", "disabled", "medium", "deepseek", "assistant", [], {}),
     "standard",
     {"edits": []},
     {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
@@ -93,6 +92,9 @@ def test_each_form_does_what_it_says_with_each_field(server: RunningServer, mode
                 assert passes == (json.dumps(value) in neutral), (form["path"], field, value)
                 neutral.discard(json.dumps(value))
             assert not neutral, "try these too"
+        for alias, field in form["aliases"].items():
+            assert field in form["applied"]
+            assert refusal(post(server, form, **{alias: {"some": "thing"}})) == alias
         for field in form["accepted"]:
             assert post(server, form, **{field: {"some": "thing"}}).status_code == 200
         for field in form["required"]:

@@ -60,6 +60,7 @@ SUCCESSES: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "/v1/models", {}),
     ("GET", "/v1/models/fake", {}),
     ("GET", "/v1/capabilities", {}),
+    ("GET", "/", {}),
     ("GET", "/liveness", {}),
     ("GET", "/readiness", {}),
     ("GET", "/health", {}),
@@ -67,8 +68,9 @@ SUCCESSES: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "/openapi.json", {}),
     ("GET", "/metrics", {}),
 ]
-# Sums, order and the prompt's own length are beyond JSON Schema.
+# Misspellings, sums, order and the prompt's own length are beyond JSON Schema.
 NO_MATTER_OF_SCHEMA: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": "hi", "nmae": "good"}]},
     {"max_completion_tokens": 5},
     {"stop_token_ids": list(range(4, 20))},
     {"min_tokens": 5},
@@ -234,7 +236,7 @@ def test_config_decides(tmp_path: Any) -> None:
     )
     schemas = document["components"]["schemas"]
     assert schemas["ChatFields"]["additionalProperties"] is True
-    assert schemas["ChatMessage"]["additionalProperties"] is True
+    assert schemas["Tool"]["additionalProperties"] is True
     assert schemas["ErrorBody"]["additionalProperties"] is False
     assert schemas["CompletionFields"]["properties"]["n"]["maximum"] == 3
     assert "/metrics" not in document["paths"]
@@ -264,14 +266,14 @@ def test_the_models_limit_their_fields(server: RunningServer) -> None:
     (model,) = server.models.served_models
     room = model.max_model_len - 1
     for path, at, beyond in [
-        ("/v1/completions", {"max_tokens": room}, {"max_tokens": room + 1}),
+        ("/v1/completions", {"min_tokens": 0}, {"min_tokens": room + 1}),
         ("/v1/completions", {"prompt": [VOCAB_SIZE - 1]}, {"prompt": [VOCAB_SIZE]}),
         ("/v1/completions", {"prompt": [[VOCAB_SIZE - 1]]}, {"prompt": [[VOCAB_SIZE]]}),
         ("/v1/completions", {"prompt": [4] * room}, {"prompt": [4] * (room + 2)}),
         ("/v1/completions", {"stop_token_ids": [VOCAB_SIZE - 1]}, {"stop_token_ids": [VOCAB_SIZE]}),
         ("/v1/completions", {"logit_bias": {str(VOCAB_SIZE - 1): 1}}, {"logit_bias": {str(VOCAB_SIZE): 1}}),
         ("/v1/completions", {"logit_bias": {"5": 1}}, {"logit_bias": {"05": 1}}),
-        ("/v1/embeddings", {"input": [4] * (room + 1)}, {"input": [4] * (room + 2)}),
+        ("/v1/embeddings", {"input": [VOCAB_SIZE - 1]}, {"input": [VOCAB_SIZE]}),
         ("/v1/embeddings", {"dimensions": model.embeddings.size}, {"dimensions": model.embeddings.size + 1}),
         ("/detokenize", {"tokens": [259]}, {"tokens": [260]}),
     ]:
@@ -326,7 +328,7 @@ def test_a_model_that_loads_limits_nothing(server: RunningServer) -> None:
     models = ModelTable(["fake", "loads"])
     models.serve(server.models.served_models[0])
     schema = openapi_document(ServerConfig(), models)["components"]["schemas"]["CompletionFields"]
-    assert schema["properties"]["max_tokens"]["anyOf"][0]["maximum"] == 2**31 - 1
+    assert schema["properties"]["min_tokens"]["anyOf"][0]["maximum"] == 2**31 - 1
 
 
 def test_the_server_gives_the_document_of_its_config(start: Start) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from fake_engine import EOS, PROMPT_IDS, START, FakeEngine, ids_of, letters, served_model
 from messages_requests import CALL, TOOL, answered, body, folded, named_events, post, say, streamed
-from running_server import RunningServer, run
+from running_server import RunningServer, Start, run
 from tool_requests import follows
 
 from vinfer.config import ServerConfig
-from vinfer.server.generate import answer as answer_module
 from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 
@@ -258,14 +257,14 @@ def test_the_beginning_of_an_answer_is_continued(thinking: RunningServer) -> Non
     assert prompt_ids == (*PROMPT_IDS, *ids_of("The answer is ("))
 
 
-def test_a_silence_is_a_ping_event(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer_module, "PING_SECONDS", 0.05)
-    server.engine.seconds_per_event = 0.3
-    server.engine.script = [*ids_of("A"), EOS]
-    events = named_events(post(server, stream=True, max_tokens=4).text)
-    assert {"type": "ping"} in events
-    whole = folded([event for event in events if event["type"] != "ping"])
-    assert whole["content"] == [{"type": "text", "text": "A"}]
+def test_a_silence_is_a_ping_event(start: Start) -> None:
+    with start(ping_seconds=0.05) as server:
+        server.engine.seconds_per_event = 0.3
+        server.engine.script = [*ids_of("A"), EOS]
+        events = named_events(post(server, stream=True, max_tokens=4).text)
+        assert {"type": "ping"} in events
+        whole = folded([event for event in events if event["type"] != "ping"])
+        assert whole["content"] == [{"type": "text", "text": "A"}]
 
 
 def test_a_client_that_leaves_frees_its_slot(server: RunningServer) -> None:

@@ -101,9 +101,15 @@ class AnswerMessage(Answer):
     role: Literal["assistant"]
     content: str | None
     reasoning_content: str = Field("", description="Reasoning before the answer; left out if there is none.")
-    tool_calls: Annotated[list[AnsweredCall], Field(min_length=1)] = []
-    refusal: None
+    # Factories, because a default in the schema would be a value that the server never sends.
+    tool_calls: Annotated[list[AnsweredCall], Field(min_length=1)] = Field(default_factory=list)
+    refusal: str | None = Field(description="Always null: a model's refusal is its content.")
     annotations: Annotated[list[None], Field(max_length=0)]
+
+
+TokenIds = Annotated[
+    list[Count], Field(default_factory=list, description="Only if `return_token_ids` asks for them.")
+]
 
 
 class ChatChoice(Answer):
@@ -113,6 +119,7 @@ class ChatChoice(Answer):
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason
+    token_ids: TokenIds
 
 
 class _Head(Answer):
@@ -128,6 +135,7 @@ class ChatCompletion(_Head):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: TokenIds
 
 
 class FunctionDelta(Answer):
@@ -152,8 +160,8 @@ class MessageDelta(Answer):
     role: Literal["assistant"] = "assistant"
     content: str = ""
     reasoning_content: str = ""
-    tool_calls: Annotated[list[CallDelta], Field(min_length=1)] = []
-    refusal: None = None
+    tool_calls: Annotated[list[CallDelta], Field(min_length=1)] = Field(default_factory=list)
+    refusal: str | None = Field(None, description="Always null: a model's refusal is its content.")
 
 
 class ChatChunkChoice(Answer):
@@ -163,6 +171,7 @@ class ChatChunkChoice(Answer):
     delta: MessageDelta
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason | None
+    token_ids: TokenIds
 
 
 class ChatChunk(_Head):
@@ -171,6 +180,7 @@ class ChatChunk(_Head):
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
+    prompt_token_ids: TokenIds
 
 
 class ParallelLogprobs(Answer):
@@ -189,6 +199,8 @@ class CompletionChunkChoice(Answer):
     text: str
     logprobs: ParallelLogprobs | None
     finish_reason: FinishReason | None
+    token_ids: TokenIds
+    prompt_token_ids: TokenIds
 
 
 class CompletionChoice(CompletionChunkChoice):
@@ -340,6 +352,14 @@ class Health(Answer):
     status: str
 
 
+class Welcome(Answer):
+    """Where to go from here."""
+
+    message: str
+    models: Literal["/v1/models"]
+    documentation: Literal["/openapi.json"]
+
+
 class Version(Answer):
     """The version of vinfer."""
 
@@ -362,6 +382,7 @@ class FormCapabilities(Answer):
     applied: list[str]
     refused: list[RefusedField]
     accepted: list[str] = Field(description="Accepted without effect.")
+    aliases: dict[str, str] = Field(description="Other names of applied fields.")
 
 
 class SamplingDefaultValues(Answer):

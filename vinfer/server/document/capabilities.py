@@ -124,4 +124,5 @@ def _of_form(path: str, form: RequestForm[Any]) -> answers.FormCapabilities:
             for field in treated(Treatment.REFUSED)
         ],
         accepted=treated(Treatment.ACCEPTED),
+        aliases={field: form.rules[field].reason for field in treated(Treatment.ALIAS)},
     )

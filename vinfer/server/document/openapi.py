@@ -125,7 +125,7 @@ def _stream(event: type[BaseModel], *, names_events: bool) -> Json:
         "schema": {
             "type": "object",
             "description": "One event of the stream that `stream: true` asks for, not the whole stream. "
-            f"{about} Lines that begin with a colon are pings, and so are events named ping.",
+            f"{about} Blank lines between events are pings, and so are events named ping.",
             "properties": {"event": {"type": "string"}, "data": data},
             "required": ["data"],
         }
@@ -153,9 +153,12 @@ def _request_schemas(operations: Iterable[Operation], config: ServerConfig, mode
     forms = [form for operation in operations for form in operation.forms]
     schemas = _schemas([form.fields for form in forms], "validation")
     for schema in schemas.values():
-        # History has unknown keys in any case.
-        takes_any = schema.get("additionalProperties") is True
-        schema["additionalProperties"] = takes_any or config.unknown_fields == "ignore"
+        # The types of the history allow unknown keys in any case.
+        is_strict = schema.get("additionalProperties") is False and config.unknown_fields == "refuse"
+        schema["additionalProperties"] = not is_strict
+        for name, written in schema["properties"].items():
+            if name not in schema.get("required", ()):
+                schema["properties"][name] = _or_null(written)
     for form in forms:
         schema = schemas[form.fields.__name__]
         schema["properties"] = _properties(schema, form)
@@ -170,12 +173,15 @@ def _properties(schema: Json, form: RequestForm[Any]) -> Json:
     """Return the properties that a body may have; null counts as left out for every field."""
     properties: Json = {}
     for name, rule in form.rules.items():
-        if rule.treatment is not Treatment.APPLIED:
+        if rule.treatment is Treatment.ALIAS:
+            properties[name] = {
+                **schema["properties"][rule.reason],
+                "description": f"Another name of `{rule.reason}`.",
+            }
+        elif rule.treatment is not Treatment.APPLIED:
             properties[name] = _without_effect(rule)
-        elif name in schema["required"]:
-            properties[name] = schema["properties"][name]
         else:
-            properties[name] = _or_null(schema["properties"][name])
+            properties[name] = schema["properties"][name]
     return properties
 
 

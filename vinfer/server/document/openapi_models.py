@@ -128,7 +128,7 @@ def _as_kwargs(schema: Json, served: Sequence[ServedModel]) -> Json:
     known = {
         "type": "object",
         "properties": {
-            name: {"anyOf": [KWARG_SCHEMAS[kind] for kind in sorted(theirs)]}
+            name: {"anyOf": [*(KWARG_SCHEMAS[kind] for kind in sorted(theirs)), {"type": "null"}]}
             for name, theirs in kinds.items()
         },
         "additionalProperties": False,
@@ -139,18 +139,16 @@ def _as_kwargs(schema: Json, served: Sequence[ServedModel]) -> Json:
 def _as_effort(schema: Json, served: Sequence[ServedModel]) -> Json:
     if any(reads_reasoning_effort(model) for model in served):
         return schema
-    return {"type": "null", "description": "The chat template does not read it."}
+    return {"enum": [None, "none"], "description": "The chat template does not read it."}
 
 
 _NARROW: Mapping[str, Narrow] = {
-    "max_tokens": _as_new_tokens,
-    "max_completion_tokens": _as_new_tokens,
-    "max_output_tokens": _as_new_tokens,
     "min_tokens": _as_new_tokens,
     "stop_token_ids": _as_model_ids,
     "logit_bias": _as_biases,
     "prompt": _as_prompt,
-    "input": _as_prompt,
+    # Without a limit of length: `truncate_prompt_tokens` may cut it.
+    "input": _as_model_ids,
     "tokens": _as_tokenizer_ids,
     "dimensions": _as_dimensions,
     "chat_template_kwargs": _as_kwargs,

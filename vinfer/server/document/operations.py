@@ -159,6 +159,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         not_ready=answers.Health,
         errors=_ANY_ROUTE,
     ),
+    ("GET", "/"): Operation(summary="Say where to go from here", answer=answers.Welcome, errors=_PLAIN),
     ("GET", "/version"): Operation(summary="Return vinfer's version", answer=answers.Version, errors=_PLAIN),
     ("GET", "/openapi.json"): Operation(summary="Return this document", answer=None, errors=_PLAIN),
     ("GET", "/metrics"): Operation(

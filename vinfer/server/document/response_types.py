@@ -83,7 +83,7 @@ class AnsweredReasoning(Answer):
     """`reasoning` of the request."""
 
     effort: Effort | None
-    summary: None
+    summary: Literal["auto"] | None
 
 
 class AnsweredFormat(Answer):
@@ -160,8 +160,14 @@ class Response(Answer):
     output: list[OutputItem]
     parallel_tool_calls: bool
     previous_response_id: None
+    presence_penalty: float
+    frequency_penalty: float
     reasoning: AnsweredReasoning
     store: Literal[False]
+    service_tier: Literal["default"]
+    safety_identifier: None
+    prompt_cache_key: None
+    max_tool_calls: None
     temperature: float
     text: AnsweredText
     tool_choice: Literal["none", "auto", "required"] | AnsweredChoice

@@ -50,10 +50,15 @@ def field_path(location: Sequence[str | int]) -> str:
     return path
 
 
-def request_error(error: ValidationError) -> RequestError:
-    """Return the error for the first problem of a body."""
+def request_error(error: ValidationError, sent_names: Mapping[str, str]) -> RequestError:
+    """Return the error for the first problem of a body.
+
+    Args:
+        sent_names: fields that were sent under another name, and that name.
+    """
     problem = error.errors(include_url=False)[0]
-    path = field_path(problem["loc"])
+    first, *rest = problem["loc"]
+    path = field_path((sent_names.get(str(first), first), *rest))
     describe = _DESCRIPTIONS.get(problem["type"], _other)
     if problem["type"] in _EXPECTED:
         describe = _wrong_type

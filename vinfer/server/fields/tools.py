@@ -104,7 +104,10 @@ def parsed_arguments(arguments: str) -> dict[str, Any] | str:
     """Parse the arguments of an earlier call; text that is not a JSON object stays text, as a model wrote it.
 
     So does JSON that is not allowed in a request body, such as deep nesting: chat templates write it again.
+    Clients write a call without arguments as an empty text or null, which templates cannot iterate over.
     """
+    if arguments.strip() in ("", "null"):
+        return {}
     try:
         value = parse_strictly(arguments, parse_float=finite)
     except RequestError:

@@ -49,6 +49,8 @@ class Conversation:
             self.model.answer_form,
             self.fields.callable_tools,
             is_parallel=self.fields.parallel_tool_calls,
+            must_call=bool(required_tools(self.fields.tools, self.fields.tool_choice)),
+            shows_reasoning=self.fields.include_reasoning,
             reasoning=ReasoningParser(is_open=self.is_reasoning_open) if self.may_reason else None,
         )
 
@@ -101,6 +103,7 @@ async def prepare(
         rules=TextRules(
             stop=tuple(fields.stop),
             skip_special_tokens=fields.skip_special_tokens,
+            includes_stop=fields.include_stop_str_in_output,
             shown_special_ids=model.answer_form.marker_ids(
                 model.tokenizer, reads_calls=bool(fields.callable_tools)
             ),

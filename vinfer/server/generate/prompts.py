@@ -18,6 +18,7 @@ from vinfer.server.fields.messages import ChatMessage
 from vinfer.server.fields.template_kwargs import template_kwargs
 from vinfer.server.fields.tokenization import DetokenizeFields, TokenizeMessages, TokenizeText
 from vinfer.server.fields.tools import Tool
+from vinfer.server.generate.call_ids import checked_length, with_call_ids
 from vinfer.server.model_table import ServedModel
 from vinfer.text.control_tokens import RenderedPrompt
 from vinfer.text.image_placeholders import expand_placeholders
@@ -69,13 +70,18 @@ def completion_prompt_ids(fields: CompletionFields, model: ServedModel) -> list[
 def embedding_prompt_ids(fields: EmbeddingFields, model: ServedModel) -> list[PromptIds]:
     """Parse `input` like the `prompt` of a completion; an empty text is refused.
 
+    `truncate_prompt_tokens` cuts off the beginning, as vLLM does.
+
     Raises:
         RequestError: names the item that is not a prompt, is empty, or is not in the vocabulary.
         ContextLengthError: names the item that is longer than max_model_len.
     """
     limit = model.max_model_len
+    kept = limit if fields.truncate_prompt_tokens == -1 else fields.truncate_prompt_tokens
     prompts = []
     for path, prompt_ids in _taken_apart(fields.input, "input", model, _embedded_text_ids):
+        if kept is not None and len(prompt_ids) > kept:
+            prompt_ids = _last_tokens(prompt_ids, kept, model)
         if len(prompt_ids) > limit:
             raise ContextLengthError(
                 f"{path} has {len(prompt_ids)} tokens; max_model_len is {limit}: "
@@ -154,7 +160,9 @@ def _render(
             "leave them out or change the key",
             param="tools",
         )
-    inputs = [message.as_template_input() for message in messages]
+    inputs = with_call_ids(
+        [message.as_template_input() for message in messages], checked_length(model.chat_template.source)
+    )
     offered = [tool.as_template_input() for tool in tools]
     if form.has_tools_as_text:
         inputs = with_tools_as_text(
@@ -224,6 +232,12 @@ def _taken_apart(
             yield path, _checked_ids(item, path, model)
         else:
             raise _not_a_prompt(path)
+
+
+def _last_tokens(prompt_ids: PromptIds, num: int, model: ServedModel) -> PromptIds:
+    """Return the last tokens, after the beginning-of-sequence token if the prompt has one."""
+    has_first = prompt_ids[0] == model.bos_token_id and num > 1
+    return (*prompt_ids[:1], *prompt_ids[len(prompt_ids) - num + 1 :]) if has_first else prompt_ids[-num:]
 
 
 def _embedded_text_ids(text: str, path: str, model: ServedModel) -> PromptIds:

@@ -16,7 +16,6 @@ from vinfer.errors import (
     AuthenticationError,
     BodyTooLargeError,
     MethodNotAllowedError,
-    NotFoundError,
     RequestError,
     RequestTimeoutError,
     VinferError,
@@ -40,12 +39,9 @@ def as_vinfer_error(error: Exception) -> VinferError | None:
     """Return the corresponding VinferError; None for an unexpected error."""
     if isinstance(error, VinferError):
         return error
-    if isinstance(error, HTTPException):
-        if error.status_code == 404:
-            return NotFoundError("no such route: GET /v1/models lists what is served")
-        if error.status_code == 405:
-            allowed = _sorted_methods(error)
-            return MethodNotAllowedError(f"this route does not allow that method: use {allowed}")
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allowed = _sorted_methods(error)
+        return MethodNotAllowedError(f"this route does not allow that method: use {allowed}")
     return None
 
 

@@ -25,6 +25,7 @@ from vinfer.server.generate.generation import ChoiceDelta
 from vinfer.server.generate.images import prepare_images
 from vinfer.server.generate.message_blocks import Json, MessageBlocks
 from vinfer.server.generate.prompts import chat_prompt_ids
+from vinfer.server.generate.sampling import lowered_max_tokens
 from vinfer.server.generate.sse import Chunks, EventStream, Framing
 from vinfer.server.http.body import read_json_object
 from vinfer.server.http.context import RequestContext
@@ -48,17 +49,18 @@ async def messages(services: Services, request: HttpRequest) -> ASGIApp | JSONRe
     """
     context = RequestContext.of(request.scope)
     body = await read_json_object(request, services)
-    fields, completion = parse_messages(body, services.config.unknown_fields)
+    fields, completion = parse_messages(body, services.config.unknown_fields, context.ignored)
     model = services.models.serving(fields.model)
     with in_own_words():
         completion = for_model(completion, fields.thinking, model)
         sources = images_of(fields.messages)
         conversation = await prepare(services, context, completion, sources, f"msg_{uuid.uuid4().hex}")
+    context.max_tokens = lowered_max_tokens(completion, [conversation.params])
     answer = MessageAnswer(fields, conversation)
     generation = conversation.generation
     generation.start()
     if fields.stream:
-        return EventStream(services, generation, answer.events(), FRAMING)
+        return EventStream(services, generation, answer.events(services.config.ping_seconds), FRAMING)
     (choice,) = await whole_choices(services, request, generation)
     answer.delta_events(choice)
     return JSONResponse(answer.written())
@@ -70,10 +72,11 @@ async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse
     Raises:
         RequestError: the request is refused.
     """
+    context = RequestContext.of(request.scope)
     body = await read_json_object(request, services)
-    fields, completion = parse_messages_count(body, services.config.unknown_fields)
+    fields, completion = parse_messages_count(body, services.config.unknown_fields, context.ignored)
     model = services.models.serving(fields.model)
-    RequestContext.of(request.scope).model_name = model.name
+    context.model_name = model.name
     with in_own_words():
         completion = for_model(completion, fields.thinking, model)
         images = await prepare_images(services, images_of(fields.messages), model)
@@ -92,10 +95,10 @@ class MessageAnswer:
         self._stop_reason: str | None = None
         self._stop_sequence: str | None = None
 
-    async def events(self) -> Chunks:
+    async def events(self, ping_seconds: float) -> Chunks:
         """Yield every event as it comes; the message begins with its first token."""
         has_begun = False
-        async for delta in deltas_or_pings(self._conversation.generation):
+        async for delta in deltas_or_pings(self._conversation.generation, ping_seconds):
             if delta is None:
                 yield None
                 continue

@@ -65,9 +65,21 @@ class ToolCallParser:
         while self._unread and steps[self._state](events):
             pass
 
-    def finish(self) -> list[Event]:
-        """Return the events that are left at the end of the answer."""
+    def finish(self, *, must_call: bool = False, is_cut: bool = False) -> list[Event]:
+        """Return the events that are left at the end of the answer.
+
+        Args:
+            must_call: the answer is constrained to calls, so what is left is the beginning of one.
+            is_cut: the answer ended because it may not be longer; a call that had begun is not text.
+        """
         unread, self._unread = self._unread, ""
+        has_begun = (
+            self._state is not _State.TEXT
+            and bool(self._format.opening)
+            and (self._gap[:1] == [self._format.opening])
+        )
+        if must_call or (is_cut and has_begun):
+            return []
         if self._state is _State.CLOSING or (self._state is _State.CALL and self._call.is_call):
             return []
         held = "".join(self._spaces) + "".join(self._gap)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from vinfer.server.fields.anthropic.history import History
+from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ImageSource, NonEmpty
 from vinfer.server.fields.problems import shown
 
@@ -43,7 +43,7 @@ CacheControl = Annotated[
 ]
 
 
-class TextBlock(History):
+class TextBlock(HistoryBody):
     """Text."""
 
     type: Annotated[Literal["text"], BeforeValidator(_text_type)]
@@ -64,7 +64,7 @@ def _source_type(kind: Any) -> Any:
     return kind
 
 
-class Base64Source(History):
+class Base64Source(HistoryBody):
     """An image's file in base64."""
 
     type: Annotated[Literal["base64"], BeforeValidator(_source_type)]
@@ -72,7 +72,7 @@ class Base64Source(History):
     data: NonEmpty
 
 
-class UrlSource(History):
+class UrlSource(HistoryBody):
     """An image's http(s) URL."""
 
     type: Literal["url"]
@@ -83,7 +83,7 @@ def _source_kind(source: Any) -> str:
     return "[url]" if _type_of(source) == "url" else "[base64]"
 
 
-class ImageBlock(History):
+class ImageBlock(HistoryBody):
     """An image."""
 
     type: Literal["image"]
@@ -101,7 +101,7 @@ class ImageBlock(History):
         return f"data:{source.media_type};base64,{source.data}", f"{here}.source.data"
 
 
-class ToolUseBlock(History):
+class ToolUseBlock(HistoryBody):
     """A tool that the model called."""
 
     type: Literal["tool_use"]
@@ -128,7 +128,7 @@ ResultBlocks = list[
 ]
 
 
-class ToolResultBlock(History):
+class ToolResultBlock(HistoryBody):
     """What a called tool returned; `is_error` says that it failed."""
 
     type: Literal["tool_result"]
@@ -148,7 +148,7 @@ class ToolResultBlock(History):
         return {"role": "tool", "content": content or "", "tool_call_id": self.tool_use_id}
 
 
-class ThinkingBlock(History):
+class ThinkingBlock(HistoryBody):
     """The model's reasoning before it answered. The signature is not checked."""
 
     type: Literal["thinking"]
@@ -157,7 +157,7 @@ class ThinkingBlock(History):
     cache_control: CacheControl = None
 
 
-class RedactedThinkingBlock(History):
+class RedactedThinkingBlock(HistoryBody):
     """Reasoning that only Anthropic's models can read; it is not part of the prompt."""
 
     type: Literal["redacted_thinking"]

@@ -18,9 +18,9 @@ from vinfer.server.fields.anthropic.thinking import Thinking, check_thinking, th
 from vinfer.server.fields.anthropic.tool_use import ToolDefinitions, ToolUseChoice
 from vinfer.server.fields.anthropic.treatment import COUNT_MESSAGES_FIELDS, MESSAGES_FIELDS
 from vinfer.server.fields.anthropic.turns import System, Turn, chat_messages, check_turns, continues_answer
-from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.body_model import Body, Unknown
 from vinfer.server.fields.chat import ChatFields
-from vinfer.server.fields.form import RequestForm, Unknown
+from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.problems import renaming
 from vinfer.server.fields.rules import Json
 from vinfer.server.fields.sampling import MAX_INT32, MAX_STOP_STRINGS, Seed, StopString, Temperature, TopP
@@ -145,23 +145,31 @@ def in_own_words() -> AbstractContextManager[None]:
     return renaming(_NAMES)
 
 
-def parse_messages(body: Mapping[str, Any], unknown: Unknown) -> tuple[MessagesFields, ChatFields]:
+def parse_messages(
+    body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
+) -> tuple[MessagesFields, ChatFields]:
     """Check the body of a message's request, and return it with the chat completion that asks for the same.
+
+    `ignored` as in `RequestForm.parse`.
 
     Raises:
         RequestError: names the first bad field.
     """
-    fields = MESSAGES.parse(body, unknown)
+    fields = MESSAGES.parse(body, unknown, ignored)
     return fields, _checked_chat(fields)
 
 
-def parse_messages_count(body: Mapping[str, Any], unknown: Unknown) -> tuple[CountMessagesFields, ChatFields]:
+def parse_messages_count(
+    body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
+) -> tuple[CountMessagesFields, ChatFields]:
     """Check the body of a token count, and return it with the chat completion that has the same prompt.
+
+    `ignored` as in `RequestForm.parse`.
 
     Raises:
         RequestError: names the first bad field.
     """
-    fields = MESSAGES_COUNT.parse(body, unknown)
+    fields = MESSAGES_COUNT.parse(body, unknown, ignored)
     return fields, _checked_chat(fields)
 
 

@@ -22,7 +22,7 @@ from vinfer.server.fields.anthropic.blocks import (
     ToolUseBlock,
     text_as_block,
 )
-from vinfer.server.fields.anthropic.history import ANY_KEYS, History
+from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ImageSource
 from vinfer.server.fields.rules import Json, all_of, any_of, having
 
@@ -41,10 +41,10 @@ def _content_of(role: str) -> Json:
     return all_of(having("role", role), {"properties": {"content": {"anyOf": [{"type": "string"}, blocks]}}})
 
 
-class Turn(History):
+class Turn(HistoryBody):
     """One message: what the user, the model or the system said."""
 
-    model_config = ConfigDict(json_schema_extra={**ANY_KEYS, **any_of(*map(_content_of, _BLOCKS_OF_ROLE))})
+    model_config = ConfigDict(json_schema_extra=any_of(*map(_content_of, _BLOCKS_OF_ROLE)))
 
     role: Literal["user", "assistant", "system"]
     content: Annotated[list[Block], BeforeValidator(text_as_block, json_schema_input_type=str | list[Block])]
