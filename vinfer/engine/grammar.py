@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -37,11 +38,26 @@ MAX_STEP_SECONDS = 0.25
 """CPU time for the mask of one token. A request that needs more fails, because all others wait for it."""
 MAX_REASON_CHARS = 200
 
-# Beginnings of llguidance messages that mention options no request has, and the message to show instead.
-_REWORDED = {
-    "oneOf constraints are not supported": "one value might satisfy two branches of a oneOf (give each a "
-    "type of its own or a property with a const of its own, or use anyOf)",
-}
+# llguidance's messages that speak of itself or of options no request has, and what to show instead.
+_REWORDED = (
+    (
+        r"oneOf constraints are not supported.*",
+        (
+            "one value might satisfy two branches of a oneOf (give each a type of its own or a property with "
+            "a const of its own, or use anyOf)"
+        ),
+    ),
+    (r"Unimplemented keys: \[(.*)\].*", r"it has keywords that vinfer does not support: \1"),
+    (
+        r"Resource '(.*)' is not present.*",
+        r"it refers to \1, and only parts of the schema itself can be used",
+    ),
+    (r"Pointer '(.*)' does not exist.*", r"it refers to #\1, which does not exist"),
+    (r"Invalid type: (.*)", r"\1 is not a type of JSON"),
+    (r"Unknown format: (.*)", r"the format \1 is not one that vinfer knows (leave it out, or use a pattern)"),
+    (r"Unsatisfiable schema: (.*)", r"no value satisfies it: \1"),
+    (r"NoExtensionBias.*", "it is defined by nothing but itself"),
+)
 _MASK_WORD_BYTES = MASK_WORD_BITS // 8
 # JSON on one line, as Python's json.dumps writes it, so that a small model cannot get stuck in white space.
 JSON_FORM: JsonCompileOptions = {
@@ -284,6 +300,7 @@ def _first_line(message: str) -> str:
     lines = [line.strip() for line in message.splitlines()]
     stated = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     text = (stated or lines or ["llguidance gives no reason"])[0]
-    text = next((ours for theirs, ours in _REWORDED.items() if text.startswith(theirs)), text)
+    for theirs, ours in _REWORDED:
+        text = re.sub(theirs, ours, text, count=1, flags=re.DOTALL)
     text = text if len(text) <= MAX_REASON_CHARS else text[:MAX_REASON_CHARS] + "..."
     return ascii(text)[1:-1]

@@ -212,11 +212,12 @@ def test_each_field_has_its_rule(document: dict[str, Any]) -> None:
     for operation in OPERATIONS.values():
         for form in operation.forms:
             schema = schemas[form.fields.__name__]
-            assert set(schema["properties"]) == set(form.rules)
+            patterns = schema.get("patternProperties", {})
+            assert {*schema["properties"], *(pattern.strip("^$") for pattern in patterns)} == set(form.rules)
             assert schema["additionalProperties"] is False
             for name, rule in form.rules.items():
                 if rule.treatment is Treatment.REFUSED:
-                    written = schema["properties"][name]
+                    written = patterns[f"^{name}$"]
                     assert written["enum"] == [None, *rule.neutral]
                     assert rule.reason in written["description"]
 
@@ -249,11 +250,14 @@ def test_config_decides(tmp_path: Any) -> None:
 
 def test_the_models_are_named() -> None:
     one, two = (openapi_document(ServerConfig(), ModelTable(names)) for names in (["a"], ["a", "b"]))
-    assert one["components"]["schemas"]["ChatFields"]["properties"]["model"] == {"enum": ["a"]}
+    assert one["components"]["schemas"]["ChatFields"]["properties"]["model"] == {
+        "type": "string",
+        "enum": ["a"],
+    }
     for document, may_be_missing in ((one, True), (two, False)):
         tokenize = document["components"]["schemas"]["TokenizeText"]
         assert ("model" not in tokenize["required"]) is may_be_missing
-        assert (None in tokenize["properties"]["model"]["enum"]) is may_be_missing
+        assert ({"type": "null"} in tokenize["properties"]["model"].get("anyOf", [])) is may_be_missing
         (parameter,) = document["paths"]["/tokenizer_info"]["get"]["parameters"]
         assert parameter["required"] is not may_be_missing
     (parameter,) = two["paths"]["/v1/models/{id}"]["get"]["parameters"]

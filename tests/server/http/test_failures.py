@@ -42,7 +42,7 @@ def test_unknown_model(server: RunningServer) -> None:
         }
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/models/", "/docs"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/nothing", "/v1/models/", "/docs"])
 def test_unknown_route(server: RunningServer, path: str) -> None:
     response = server.http.get(path)
     assert response.status_code == 404

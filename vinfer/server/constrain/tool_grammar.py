@@ -18,6 +18,7 @@ from vinfer.server.constrain.call_rules import (
     may_call,
     must_call,
 )
+from vinfer.server.constrain.endless import check_ends
 from vinfer.server.constrain.grammars import MAX_SCHEMA_CHARS, limited_json
 from vinfer.server.constrain.json_schema import closed
 from vinfer.server.fields.chat import ChatFields
@@ -120,5 +121,7 @@ _ANY_OBJECT = limited_json({"type": "object", "x-guidance": JSON_FORM}, "tools",
 
 
 def _schema_text(position: int, tool: Tool) -> str:
-    schema = closed({"type": "object", "properties": {}, **(tool.function.parameters or {})})
+    parameters = {"type": "object", "properties": {}, **(tool.function.parameters or {})}
+    check_ends(parameters, _path(position))
+    schema = closed(parameters)
     return limited_json({**schema, "x-guidance": JSON_FORM}, _path(position), MAX_SCHEMA_CHARS)

@@ -22,6 +22,8 @@ class Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+# With items of some type, because generators of clients know no arrays of nothing.
+Nothing = Annotated[list[dict[str, Any]], Field(max_length=0)]
 ChatFinishReason = FinishReason | Literal["tool_calls"]
 Count = Annotated[int, Field(ge=0)]
 Byte = Annotated[int, Field(ge=0, le=255)]
@@ -77,7 +79,7 @@ class ChatLogprobs(Answer):
     """Logprobs of a chat completion's tokens."""
 
     content: list[TokenLogprob]
-    refusal: None
+    refusal: Nothing | None
 
 
 class AnsweredFunction(Answer):
@@ -104,7 +106,7 @@ class AnswerMessage(Answer):
     # Factories, because a default in the schema would be a value that the server never sends.
     tool_calls: Annotated[list[AnsweredCall], Field(min_length=1)] = Field(default_factory=list)
     refusal: str | None = Field(description="Always null: a model's refusal is its content.")
-    annotations: Annotated[list[None], Field(max_length=0)]
+    annotations: Nothing
 
 
 TokenIds = Annotated[
@@ -308,7 +310,7 @@ class ModelInfo(Answer):
     object: Literal["model"]
     created: Count
     owned_by: str
-    permission: Annotated[list[None], Field(max_length=0)]
+    permission: Nothing
     root: str
     max_model_len: Count
     parity_verdict: ParityVerdict

@@ -161,28 +161,40 @@ def _request_schemas(operations: Iterable[Operation], config: ServerConfig, mode
                 schema["properties"][name] = _or_null(written)
     for form in forms:
         schema = schemas[form.fields.__name__]
-        schema["properties"] = _properties(schema, form)
+        _write_rules(schema, form)
         for name in ("n", "best_of"):
             if name in schema["properties"]:
                 schema["properties"][name]["maximum"] = config.max_n
     openapi_models.narrow_to_models(schemas, forms, models)
+    for schema in schemas.values():
+        _hide_rules_between_fields(schema)
     return schemas
 
 
-def _properties(schema: Json, form: RequestForm[Any]) -> Json:
-    """Return the properties that a body may have; null counts as left out for every field."""
-    properties: Json = {}
+def _write_rules(schema: Json, form: RequestForm[Any]) -> None:
+    """Write the fields that a body may have besides those that are applied.
+
+    Refused fields pass with neutral values, and aliases are described elsewhere. As patterns they are checked
+    like the others, but generators of clients do not write code for them.
+    """
+    patterns: Json = {}
     for name, rule in form.rules.items():
         if rule.treatment is Treatment.ALIAS:
-            properties[name] = {
-                **schema["properties"][rule.reason],
-                "description": f"Another name of `{rule.reason}`.",
-            }
-        elif rule.treatment is not Treatment.APPLIED:
-            properties[name] = _without_effect(rule)
-        else:
-            properties[name] = schema["properties"][name]
-    return properties
+            about = f"Another name of `{rule.reason}`."
+            patterns[f"^{name}$"] = {**schema["properties"][rule.reason], "description": about}
+        elif rule.treatment is Treatment.REFUSED:
+            patterns[f"^{name}$"] = _without_effect(rule)
+        elif rule.treatment is Treatment.ACCEPTED:
+            schema["properties"][name] = _without_effect(rule)
+    if patterns:
+        schema["patternProperties"] = patterns
+
+
+def _hide_rules_between_fields(schema: Json) -> None:
+    """Write the rules between fields as a condition: generators take a composition for a type of its own."""
+    rules = {key: schema.pop(key) for key in ("allOf", "anyOf") if key in schema}
+    if rules:
+        schema |= {"if": rules, "else": False}
 
 
 def _without_effect(rule: FieldRule) -> Json:
@@ -203,4 +215,9 @@ def _schemas(models: Sequence[type[BaseModel]], mode: Literal["validation", "ser
         [(model, mode) for model in models], ref_template="#/components/schemas/{model}"
     )
     schemas: Json = written["$defs"]
+    for schema in schemas.values():
+        for inner in schema.get("properties", {}).values():
+            # A default that is no scalar says nothing to a reader and breaks generators of clients.
+            if isinstance(inner.get("default"), dict | list):
+                del inner["default"]
     return schemas

@@ -55,7 +55,8 @@ def _name_models(schema: Json, known: list[str]) -> None:
     required: list[str] = schema.setdefault("required", [])
     if len(known) > 1 and "model" not in required:
         required.append("model")
-    schema["properties"]["model"] = {"enum": known if "model" in required else [*known, None]}
+    named: Json = {"type": "string", "enum": known}
+    schema["properties"]["model"] = named if "model" in required else {"anyOf": [named, {"type": "null"}]}
 
 
 def _limited(schema: Json, *, maximum: int, max_items: int | None = None) -> Json:
@@ -139,7 +140,8 @@ def _as_kwargs(schema: Json, served: Sequence[ServedModel]) -> Json:
 def _as_effort(schema: Json, served: Sequence[ServedModel]) -> Json:
     if any(reads_reasoning_effort(model) for model in served):
         return schema
-    return {"enum": [None, "none"], "description": "The chat template does not read it."}
+    none = {"type": "string", "enum": ["none"]}
+    return {"anyOf": [none, {"type": "null"}], "description": "The chat template does not read it."}
 
 
 _NARROW: Mapping[str, Narrow] = {

@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, RootModel
 
-from vinfer.server.document.answers import Answer, Count
+from vinfer.server.document.answers import Answer, Count, Nothing
 
-Nothing = Annotated[list[None], Field(max_length=0)]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
@@ -159,15 +158,15 @@ class Response(Answer):
     model: str
     output: list[OutputItem]
     parallel_tool_calls: bool
-    previous_response_id: None
+    previous_response_id: str | None = Field(description="Always null.")
     presence_penalty: float
     frequency_penalty: float
     reasoning: AnsweredReasoning
     store: Literal[False]
     service_tier: Literal["default"]
-    safety_identifier: None
-    prompt_cache_key: None
-    max_tool_calls: None
+    safety_identifier: str | None = Field(description="Always null.")
+    prompt_cache_key: str | None = Field(description="Always null.")
+    max_tool_calls: Count | None = Field(description="Always null.")
     temperature: float
     text: AnsweredText
     tool_choice: Literal["none", "auto", "required"] | AnsweredChoice

@@ -153,7 +153,7 @@ class ReasoningOptions(Body):
     summary: Annotated[Literal["auto"], BeforeValidator(_no_summary)] | None = None
 
 
-class StreamOptions(Body):
+class ResponseStreamOptions(Body):
     """`stream_options`: a stream always ends with its usage."""
 
     include_obfuscation: bool = Field(False, description="Has no effect: events are never padded.")
@@ -200,7 +200,7 @@ class ResponsesFields(Body):
     frequency_penalty: Penalty | None = None
     ignore_eos: bool = False
     include: list[Included] = Field([], description="Has no effect: an answer has no such parts.")
-    stream_options: StreamOptions | None = None
+    stream_options: ResponseStreamOptions | None = None
 
     def as_chat(self) -> ChatFields:
         """Return the chat completion that asks for the same.

@@ -73,11 +73,9 @@ class ToolCallParser:
             is_cut: the answer ended because it may not be longer; a call that had begun is not text.
         """
         unread, self._unread = self._unread, ""
-        has_begun = (
-            self._state is not _State.TEXT
-            and bool(self._format.opening)
-            and (self._gap[:1] == [self._format.opening])
-        )
+        # A marker of one character, as in Pythonic calls, may begin a text as well.
+        has_begun = self._state is not _State.TEXT and self._gap[:1] == [self._format.opening]
+        has_begun &= len(self._format.opening) > 1
         if must_call or (is_cut and has_begun):
             return []
         if self._state is _State.CLOSING or (self._state is _State.CALL and self._call.is_call):
