@@ -469,8 +469,15 @@ def changed(field: str, value: Any, fields: Mapping[str, Any] = DRAWN) -> Case:
 
 
 def check_max_tokens(route: Route) -> None:
+    """Agents ask for more tokens than there is room for: they get what fits, and the header says how many."""
     check_answer(route, {**DRAWN, "max_tokens": 4})
-    assert refused(route, max_tokens=MAX_MODEL_LEN) == "max_tokens"
+    room = MAX_MODEL_LEN - len(route.talk.ids(f"user: {PROMPT}|assistant: "))
+    body = {"model": MODEL, "messages": [TURN], "temperature": 0, "max_tokens": MAX_MODEL_LEN}
+    response = route.talk.http.post(PATH, json=body)
+    assert response.headers["x-vinfer-max-tokens"] == str(room)
+    message = response.json()
+    assert message["usage"]["output_tokens"] <= room
+    assert refused(route, max_tokens=0) == "max_tokens"
 
 
 def check_stop_sequences(route: Route) -> None:

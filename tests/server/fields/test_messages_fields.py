@@ -195,6 +195,8 @@ def test_a_tools_name_may_be_long(full: RunningServer, tokenizer: Tokenizer) -> 
 def test_keys_of_history_that_say_nothing(full: RunningServer, tokenizer: Tokenizer, turn: Any) -> None:
     assert prompt(full, tokenizer, messages=[turn]) == "[user: hi]"
     call = {**USE, "caller": {"type": "direct"}, "index": 0}
+    ignored = post(full, messages=[*HI, assistant(call), user(RESULT)], max_tokens=4)
+    assert ignored.headers["x-vinfer-ignored"] == "caller, index"
     result = {**RESULT, "toolset_name": None, "cache_control": {"type": "ephemeral"}}
     turns = [*HI, assistant(call), user(result)]
     assert prompt(full, tokenizer, messages=turns) == f"{CALLED}[tool: 3 of toolu_1]"

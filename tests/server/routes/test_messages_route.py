@@ -279,3 +279,11 @@ def test_headers_of_anthropics_clients(server: RunningServer) -> None:
     response = server.http.post("/v1/messages?beta=true", json=body(max_tokens=4), headers=headers)
     assert response.status_code == 200
     assert response.headers["request-id"] == response.headers["x-request-id"]
+
+
+def test_more_tokens_than_there_is_room_for(server: RunningServer) -> None:
+    room = 128 - len(PROMPT_IDS)
+    response = post(server, max_tokens=32000)
+    assert response.headers["x-vinfer-max-tokens"] == str(room)
+    assert response.json()["usage"]["output_tokens"] == room
+    assert response.json()["stop_reason"] == "max_tokens"
