@@ -149,7 +149,7 @@ class Response(Answer):
     created_at: Count
     completed_at: Count | None
     status: Literal["in_progress", "completed", "incomplete", "failed"]
-    background: Literal[False]
+    background: bool = Field(description="Always false.")
     error: ResponseFailure | None
     incomplete_details: IncompleteDetails | None
     instructions: str | None
@@ -162,7 +162,7 @@ class Response(Answer):
     presence_penalty: float
     frequency_penalty: float
     reasoning: AnsweredReasoning
-    store: Literal[False]
+    store: bool = Field(description="Always false.")
     service_tier: Literal["default"]
     safety_identifier: str | None = Field(description="Always null.")
     prompt_cache_key: str | None = Field(description="Always null.")
