@@ -17,6 +17,7 @@ from vinfer.config import ServerConfig
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
 from vinfer.server.document import answers
 from vinfer.server.document.operations import OPERATIONS
+from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT
 from vinfer.server.fields.chat import CHAT
 from vinfer.server.fields.completions import COMPLETION, MAX_PROMPTS
 from vinfer.server.fields.count import COUNT_MESSAGES
@@ -33,9 +34,16 @@ from vinfer.server.model_table import ServedModel
 from vinfer.server.services import Services
 
 # Forms that a model without a chat template does not support.
-_GENERATING: tuple[RequestForm[Any], ...] = (CHAT, RESPONSES, COMPLETION)
+_CONVERSATIONS: tuple[RequestForm[Any], ...] = (
+    CHAT,
+    RESPONSES,
+    MESSAGES,
+    MESSAGES_COUNT,
+    COUNT_MESSAGES,
+    TOKENIZE_MESSAGES,
+)
+_GENERATING: tuple[RequestForm[Any], ...] = (CHAT, RESPONSES, MESSAGES, COMPLETION)
 """Forms that a model without a head does not support."""
-_CONVERSATIONS: tuple[RequestForm[Any], ...] = (CHAT, RESPONSES, COUNT_MESSAGES, TOKENIZE_MESSAGES)
 
 
 async def capabilities(services: Services, request: HttpRequest) -> JSONResponse:
