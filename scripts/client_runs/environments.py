@@ -43,7 +43,7 @@ def install_node(place: Path) -> str | None:
     version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     major = re.match(r"v(\d+)", version)
     if major is None or int(major[1]) < LEAST_NODE:
-        return f"node is {version}; the client needs at least {LEAST_NODE}"
+        return f"node is {version}; the clients need at least {LEAST_NODE}"
     shutil.copytree(NODE_SOURCES[place], place, dirs_exist_ok=True)
     command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     subprocess.run(command, cwd=place, stdout=sys.stderr, check=True)

@@ -25,7 +25,6 @@ LIMITS = ImagesConfig(**HOSTILE_LIMITS)
 KINDS = every_kind()
 
 
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_becomes_the_rgb_of_the_reference(name: str) -> None:
     """As `load_image` of transformers does it."""

@@ -90,11 +90,18 @@ class GrammarSpec:
     Attributes:
         text: a JSON Schema, a regular expression, a JSON array of strings, or a Lark grammar.
         param: path of the request field, for messages.
+        form: the grammar that a Lark grammar calls `@form`.
     """
 
     kind: GrammarKind
     text: str
     param: str
+    form: GrammarSpec | None = None
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What two equal grammars have in common, whichever field they come from."""
+        return self.kind, self.text, *(self.form.key if self.form is not None else ())
 
 
 class GrammarMatcher:
@@ -184,7 +191,7 @@ class GrammarCompiler:
         self._mask_bytes = num_mask_words(vocab_size) * _MASK_WORD_BYTES
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"grammar-{name}")
         self._lock = threading.Lock()
-        self._cache: OrderedDict[tuple[GrammarKind, str], Grammar] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, ...], Grammar] = OrderedDict()
         self._loaded: tuple[GrammarVocabulary, LLTokenizer] | None = None
 
     async def compile(self, spec: GrammarSpec) -> Grammar:
@@ -201,10 +208,10 @@ class GrammarCompiler:
 
     def _find(self, spec: GrammarSpec) -> Grammar | None:
         with self._lock:
-            grammar = self._cache.get((spec.kind, spec.text))
+            grammar = self._cache.get(spec.key)
             if grammar is None:
                 return None
-            self._cache.move_to_end((spec.kind, spec.text))
+            self._cache.move_to_end(spec.key)
         return dataclasses.replace(grammar, spec=spec)
 
     def _compile(self, spec: GrammarSpec) -> Grammar:
@@ -229,7 +236,7 @@ class GrammarCompiler:
             raise _refused(spec, f"it takes longer than {MAX_COMPILE_SECONDS:g} s to compile")
         grammar = Grammar(spec, vocabulary, first, mask)
         with self._lock:
-            self._cache[spec.kind, spec.text] = grammar
+            self._cache[spec.key] = grammar
             if len(self._cache) > MAX_CACHED:
                 self._cache.popitem(last=False)
         return grammar
@@ -251,15 +258,29 @@ class GrammarCompiler:
 
 
 def _source(spec: GrammarSpec) -> str:
-    if spec.kind == "json_schema":
-        return LLMatcher.grammar_from_json_schema(spec.text, overrides=JSON_FORM)
-    if spec.kind == "regex":
-        return LLMatcher.grammar_from_regex(spec.text)
+    """Write the grammar for llguidance."""
+    if spec.form is not None:
+        return json.dumps({"grammars": [_part(spec), {**_part(spec.form), "name": "form"}]})
+    if spec.kind in ("json_schema", "regex"):
+        return json.dumps({"grammars": [_part(spec)]})
+    return str(_part(spec)["lark_grammar"])
+
+
+def _part(spec: GrammarSpec) -> dict[str, object]:
+    """Write one of llguidance's grammars, which can call each other by name."""
+    if spec.kind == "lark":
+        return {"lark_grammar": spec.text}
     if spec.kind == "choice":
         # JSON strings are valid Lark strings.
         choices = (json.dumps(choice, ensure_ascii=False) for choice in json.loads(spec.text))
-        return LLMatcher.grammar_from_lark(f"start: {' | '.join(choices)}")
-    return LLMatcher.grammar_from_lark(spec.text)
+        return {"lark_grammar": f"start: {' | '.join(choices)}"}
+    source = (
+        LLMatcher.grammar_from_regex(spec.text)
+        if spec.kind == "regex"
+        else LLMatcher.grammar_from_json_schema(spec.text, overrides=JSON_FORM)
+    )
+    (part,) = json.loads(source)["grammars"]
+    return dict(part)
 
 
 def _mask(matcher: LLMatcher, vocabulary: GrammarVocabulary, num_bytes: int) -> bytes:

@@ -25,7 +25,16 @@ from vinfer.server.http.gate import Gate
 from vinfer.server.http.unknown_route import unknown_route
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ModelTable
-from vinfer.server.routes import chat, completions, embeddings, health, models, responses, tokenization
+from vinfer.server.routes import (
+    chat,
+    completions,
+    embeddings,
+    health,
+    messages,
+    models,
+    responses,
+    tokenization,
+)
 from vinfer.server.services import Deadlines, Services
 
 Handler = Callable[[Services, HttpRequest], Coroutine[Any, Any, Any]]
@@ -34,6 +43,8 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/chat/completions", chat.chat_completions),
     ("POST", "/v1/completions", completions.completions),
     ("POST", "/v1/responses", responses.responses),
+    ("POST", "/v1/messages", messages.messages),
+    ("POST", "/v1/messages/count_tokens", messages.count_tokens),
     ("POST", "/v1/embeddings", embeddings.embeddings),
     ("POST", "/v1/count_tokens", models.count_tokens),
     ("GET", "/v1/models", models.list_models),
@@ -131,4 +142,4 @@ async def _refuse(
         known = unknown_route(
             request.method, request.scope["path"], [(method, path) for method, path, _ in routes]
         )
-    return error_response(known, RequestContext.of(request.scope).request_id)
+    return error_response(known, RequestContext.of(request.scope).request_id, request.scope["path"])

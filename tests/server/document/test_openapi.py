@@ -46,6 +46,9 @@ SUCCESSES: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/v1/completions", {"prompt": "a", "logprobs": 0, **STREAM}),
     ("POST", "/v1/responses", {"input": "hi", "max_output_tokens": 3}),
     ("POST", "/v1/responses", {"input": HI, "stream": True}),
+    ("POST", "/v1/messages", {"messages": HI, "max_tokens": 3}),
+    ("POST", "/v1/messages", {"messages": HI, "max_tokens": 3, "stream": True}),
+    ("POST", "/v1/messages/count_tokens", {"messages": HI}),
     ("POST", "/v1/embeddings", {"input": ["a", [4, 5]], "dimensions": 2}),
     ("POST", "/v1/embeddings", {"input": "a", "encoding_format": "base64"}),
     ("POST", "/v1/count_tokens", {"conversation": "a"}),
@@ -238,7 +241,7 @@ def test_config_decides(tmp_path: Any) -> None:
     assert schemas["ErrorBody"]["additionalProperties"] is False
     assert schemas["CompletionFields"]["properties"]["n"]["maximum"] == 3
     assert "/metrics" not in document["paths"]
-    assert document["security"] == [{"key": []}]
+    assert document["security"] == [{"key": []}, {"x_api_key": []}]
     public = {
         path for path, methods in document["paths"].items() if methods.get("get", {}).get("security") == []
     }
@@ -302,6 +305,7 @@ def test_reasoning_effort_is_for_templates_that_read_it(tokenizer: Tokenizer) ->
         for path, fields in [
             ("/v1/chat/completions", {"reasoning_effort": "low"}),
             ("/v1/responses", {"reasoning": {"effort": "low"}}),
+            ("/v1/messages", {"output_config": {"effort": "low"}}),
         ]:
             body = {**BODIES[path][0], **fields}
             assert contract.request_validator("POST", path).is_valid(body) is is_read
@@ -314,9 +318,10 @@ def test_images_are_for_models_that_take_them(server: RunningServer) -> None:
     for path, part in [
         ("/v1/chat/completions", {"type": "image", "image": "data:,"}),
         ("/v1/responses", {"type": "input_image", "image_url": "data:,"}),
+        ("/v1/messages", {"type": "image", "source": {"type": "url", "url": "http://x/y.png"}}),
     ]:
         field = "input" if path == "/v1/responses" else "messages"
-        body = {"model": "fake", field: [{"role": "user", "content": [part]}]}
+        body = {**BODIES[path][0], field: [{"role": "user", "content": [part]}]}
         for models, is_valid in ((server.models, False), (loading, True)):
             contract = Contract(ServerConfig(), models)
             assert contract.request_validator("POST", path).is_valid(body) is is_valid

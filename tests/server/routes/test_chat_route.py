@@ -230,6 +230,25 @@ def test_continue_final_message_goes_on_with_it(server: RunningServer) -> None:
     assert body["choices"][0]["message"]["content"] == " it"
 
 
+@pytest.mark.parametrize("text", ["<", "e", "im_end", ">", "\n", "", "  ", "<|im_end|>", "</think>"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+def test_a_continued_prompt_ends_with_the_text(path: str, text: str, server: RunningServer) -> None:
+    turns = [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": text}]
+    body = {"model": "fake", "messages": turns, "continue_final_message": True}
+    response = server.http.post(path, json=body)
+    assert response.status_code == 200, response.text
+    found = response.json()["tokens"] if path == "/tokenize" else server.engine.requests[0].prompt_ids
+    begun = [IM_START, *ids_of("user\n<|im_end|>"), IM_END, IM_START, *ids_of(f"assistant\n{text}")]
+    assert list(found) == begun
+
+
+def test_a_message_with_calls_cannot_be_continued(server: RunningServer) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [call]}]
+    error = server.chat(messages=turns, continue_final_message=True).json()["error"]
+    assert (error["param"], "tool_calls" in error["message"]) == ("continue_final_message", True)
+
+
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
 

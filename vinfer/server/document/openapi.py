@@ -62,9 +62,12 @@ def openapi_document(config: ServerConfig, models: ModelTable) -> Json:
                 **_answer_schemas(operations.values()),
                 **_request_schemas(operations.values(), config, models),
             },
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "x_api_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
         },
-        "security": [] if config.api_keys_file is None else [{"key": []}],
+        "security": [] if config.api_keys_file is None else [{"key": []}, {"x_api_key": []}],
     }
 
 
@@ -102,7 +105,7 @@ def _responses(operation: Operation) -> Json:
         content["text/event-stream"] = _stream(operation.event, names_events=operation.names_events)
     answers: dict[str, Json] = {"200": {"description": "OK", "content": content}}
     for status in sorted({error.status for error in operation.errors}):
-        answers[str(status)] = _answer(status, ErrorBody)
+        answers[str(status)] = _answer(status, operation.error)
     if operation.not_ready is not None:
         answers[str(NotReadyError.status)] = _answer(NotReadyError.status, operation.not_ready)
     return answers
@@ -122,7 +125,7 @@ def _stream(event: type[BaseModel], *, names_events: bool) -> Json:
         "schema": {
             "type": "object",
             "description": "One event of the stream that `stream: true` asks for, not the whole stream. "
-            f"{about} Blank lines between events are pings.",
+            f"{about} Blank lines between events are pings, and so are events named ping.",
             "properties": {"event": {"type": "string"}, "data": data},
             "required": ["data"],
         }
@@ -139,9 +142,10 @@ def _reference(model: type[BaseModel]) -> Json:
 
 
 def _answer_schemas(operations: Iterable[Operation]) -> Json:
-    models: list[type[BaseModel]] = [ErrorBody]
+    models: list[type[BaseModel]] = []
     for operation in operations:
-        models += [model for model in (operation.answer, operation.event) if model is not None]
+        known = (operation.answer, operation.event, operation.error)
+        models += [model for model in known if model is not None and model not in models]
     return _schemas(models, "serialization")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from vinfer.server.fields.anthropic.thinking import thinking_types
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.template_kwargs import KWARG_SCHEMAS, reads_reasoning_effort, settable_kwargs
 from vinfer.server.fields.treatment import Treatment
@@ -39,10 +40,15 @@ def narrow_to_models(schemas: Json, forms: Iterable[RequestForm[Any]], models: M
                 schema["properties"][field] = narrow(schema["properties"][field], served)
     if served and all(model.images is None for model in served):
         schemas["ContentPart"]["properties"]["type"]["enum"] = ["text"]
-        schemas["ImagePart"] = {"not": {}, "description": "No model on this server takes images."}
+        for name in ("ImagePart", "ImageBlock"):
+            schemas[name] = {"not": {}, "description": "No model on this server takes images."}
     if served:
         reasoning = schemas["ReasoningOptions"]["properties"]
         reasoning["effort"] = _as_effort(reasoning["effort"], served)
+        config = schemas["OutputConfig"]["properties"]
+        config["effort"] = _as_effort(config["effort"], served)
+        kinds = set().union(*map(thinking_types, served))
+        schemas["Thinking"]["properties"]["type"]["enum"] = sorted(kinds)
 
 
 def _name_models(schema: Json, known: list[str]) -> None:

@@ -162,3 +162,9 @@ def check_continuation(messages: list[ChatMessage], add_generation_prompt: bool 
         raise RequestError(
             "continue_final_message needs an assistant message at the end", param="continue_final_message"
         )
+    if messages[-1].tool_calls:
+        raise RequestError(
+            "continue_final_message cannot continue a message with tool_calls, which end a turn: leave them "
+            "out",
+            param="continue_final_message",
+        )

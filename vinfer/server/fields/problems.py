@@ -5,7 +5,9 @@ Pure functions on the event loop or in a worker thread. It knows no route.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -64,6 +66,27 @@ def request_error(error: ValidationError, sent_names: Mapping[str, str]) -> Requ
         f"{path} {describe(problem['type'], problem.get('input'), problem.get('ctx', {}), problem['msg'])}",
         param=path,
     )
+
+
+@contextlib.contextmanager
+def renaming(names: Sequence[tuple[re.Pattern[str], str]]) -> Iterator[None]:
+    """Make errors name the fields of another route.
+
+    Args:
+        names: the patterns of one route's names, and what stands for each in the other's; tried in order.
+
+    Raises:
+        RequestError: as it was raised, except for the names.
+    """
+    try:
+        yield
+    except RequestError as error:
+        if error.param is None:
+            raise
+        message, param = error.message, error.param
+        for pattern, name in names:
+            message, param = pattern.sub(name, message), pattern.sub(name, param)
+        raise type(error)(message, param=param) from None
 
 
 def shown(value: Any) -> str:

@@ -6,9 +6,9 @@ Like `chat`, and on the same threads. What depends on the model is checked in th
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -18,7 +18,7 @@ from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import Body, Unknown
 from vinfer.server.fields.chat import ChatFields
 from vinfer.server.fields.form import RequestForm
-from vinfer.server.fields.problems import shown
+from vinfer.server.fields.problems import renaming, shown
 from vinfer.server.fields.responses_input import InputItems, input_messages
 from vinfer.server.fields.rules import absent, all_of, any_of, having, present
 from vinfer.server.fields.sampling import (
@@ -249,25 +249,9 @@ _NAMES = (
 )
 
 
-@contextlib.contextmanager
-def in_own_words() -> Iterator[None]:
-    """Make errors of a chat completion name the fields of this route.
-
-    Raises:
-        RequestError: as it was raised, except for the names.
-    """
-    try:
-        yield
-    except RequestError as error:
-        if error.param is None:
-            raise
-        raise type(error)(_named(error.message), param=_named(error.param)) from None
-
-
-def _named(text: str) -> str:
-    for name, own_name in _NAMES:
-        text = name.sub(own_name, text)
-    return text
+def in_own_words() -> AbstractContextManager[None]:
+    """Make errors of a chat completion name the fields of this route."""
+    return renaming(_NAMES)
 
 
 def parse_responses(

@@ -81,13 +81,13 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 def settable_kwargs(model: ServedModel) -> dict[str, str]:
     """Return the `chat_template_kwargs` that requests may set, with types: those allowed and read."""
-    read = frozenset() if model.chat_template is None else model.chat_template.variables
+    read = model.template_variables
     return {name: kind for name, kind in model.chat_template_kwargs.items() if name in read}
 
 
 def reads_reasoning_effort(model: ServedModel) -> bool:
     """Return whether the chat template reads `reasoning_effort`."""
-    return model.chat_template is not None and "reasoning_effort" in model.chat_template.variables
+    return "reasoning_effort" in model.template_variables
 
 
 def template_kwargs(

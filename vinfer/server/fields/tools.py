@@ -17,7 +17,8 @@ from vinfer.server.fields.problems import shown
 from vinfer.server.http.body import finite, parse_strictly
 
 MAX_TOOLS = 128
-NAME_PATTERN = r"^[a-zA-Z0-9_-]{1,64}$"
+NAME_PATTERN = r"^[a-zA-Z0-9_-]{1,128}$"
+"""OpenAI's limit is 64 and Anthropic's 128, which the names of MCP servers and their tools need."""
 
 CHOICE_WORDS = ("none", "auto", "required")
 

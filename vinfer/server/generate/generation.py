@@ -50,6 +50,8 @@ class ChoiceDelta:
     token_ids: list[int] = dataclasses.field(default_factory=list)
     """All that count as usage, in order; those whose text was held back come with the next delta."""
     finish_reason: FinishReason | None = None
+    stop: str | None = None
+    """The stop string that ended it, if one did."""
     prompt_logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
     """Those of the prompt's next tokens, if it is scored; all come before the first token of the answer."""
     sum_logprobs: float = 0.0
@@ -70,6 +72,7 @@ class ChoiceDelta:
         self.sum_logprobs += later.sum_logprobs
         self.num_logprobs += later.num_logprobs
         self.finish_reason = later.finish_reason
+        self.stop = later.stop
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,7 +262,7 @@ class Generation:
             event.token_ids, ends_with_stop_token=ends_with_stop_token, is_last=event.is_last
         )
         finish_reason: FinishReason | None = "stop" if text.stopped else event.finish_reason
-        delta = ChoiceDelta(choice.index, text.text, finish_reason=finish_reason)
+        delta = ChoiceDelta(choice.index, text.text, finish_reason=finish_reason, stop=text.stop)
         choice.held_ids += event.token_ids[: text.num_tokens]
         delta.prompt_logprobs = list(event.prompt_logprobs)
         choice.num_cached_tokens += event.num_cached_tokens

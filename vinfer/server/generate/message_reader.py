@@ -38,6 +38,7 @@ class MessageReader:
 
     Args:
         tools: those that may be called; without any, nothing is a call.
+        calls_come_first: an answer that does not begin with a call has none, whatever its text contains.
         is_parallel: several calls may be returned; if not, everything from the second call on is dropped.
         must_call: the answer is constrained to calls.
         shows_reasoning: whether reasoning is part of the message; if not, it is dropped.
@@ -50,6 +51,7 @@ class MessageReader:
         tools: Sequence[Tool],
         *,
         is_parallel: bool,
+        calls_come_first: bool = False,
         must_call: bool = False,
         shows_reasoning: bool = True,
         reasoning: ReasoningParser | None = None,
@@ -65,12 +67,15 @@ class MessageReader:
         self._form = form.tool_format
         self._parser = None
         if tools and self._form is not None:
-            self._parser = ToolCallParser(self._form, {tool.function.name for tool in tools})
+            self._parser = ToolCallParser(
+                self._form, {tool.function.name for tool in tools}, calls_come_first=calls_come_first
+            )
 
     @property
     def whole_content(self) -> str | None:
         """The content of a whole message; null for a message that has nothing but calls, or should have."""
-        return self.content or None if self.calls or self._must_call else self.content
+        is_call = bool(self.calls) or self._must_call or (self._parser is not None and self._parser.is_cut)
+        return self.content or None if is_call else self.content
 
     def push(self, text: str, *, is_last: bool, is_cut: bool = False) -> list[dict[str, Any]]:
         """Read more text and return each piece of the message as a streamed delta.

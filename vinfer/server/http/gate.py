@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vinfer.errors import NotReadyError
 from vinfer.server.http.auth import PUBLIC_PATHS, Authenticator
 from vinfer.server.http.context import ClientLeftError, RequestContext
-from vinfer.server.http.errors import as_vinfer_error, error_response
+from vinfer.server.http.errors import as_vinfer_error, error_response, is_anthropic
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ModelTable
 
@@ -55,6 +55,8 @@ class Gate:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = context.request_id
+                if is_anthropic(scope["path"]):
+                    headers["request-id"] = context.request_id
                 _report(context, headers)
                 if self._models.draining:
                     headers["Connection"] = "close"
@@ -70,7 +72,8 @@ class Gate:
                 # Too late for an error response; uvicorn closes the connection after an incomplete one.
                 context.failed = True
             else:
-                await error_response(error, context.request_id)(scope, receive, send_with_headers)
+                response = error_response(error, context.request_id, scope["path"])
+                await response(scope, receive, send_with_headers)
         finally:
             self._account(scope, context, status)
 

@@ -45,6 +45,7 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
     fields = parse_completion(body, services.config.unknown_fields)
     model = services.models.serving(fields.model)
     context.model_name = model.name
+    model.require_head()
     n = num_choices(fields, model, services.config.max_n)
     best_of = num_candidates(fields, n, services.config.max_n)
     prompts = await services.in_worker(completion_prompt_ids, fields, model)
