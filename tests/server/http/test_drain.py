@@ -27,7 +27,8 @@ def server_process(
         str(tmp_path / "t"),
         str(drain_timeout_seconds),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(SERVER_TESTS)}
+    inherited = os.environ.get("PYTHONPATH", "")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SERVER_TESTS), inherited])}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
