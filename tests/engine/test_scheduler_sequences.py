@@ -229,7 +229,8 @@ def test_everything_happens_in_such_sequences() -> None:
                 priority=0,
                 image_names=(),
                 scope=draw.choice(("s", "t")),
-                tenant=draw.choice("uv"),
+                # Tenants take turns, which would part equal prompts.
+                tenant="u" if is_narrow else draw.choice("uv"),
                 n=draw.choice((1, 1, 2)),
             )
             machine.step(num_steps=draw.randrange(6))

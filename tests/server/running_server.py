@@ -15,6 +15,7 @@ from contract import CheckedClient, Contract
 from fake_engine import FakeEngine
 
 from vinfer.config import ServerConfig
+from vinfer.server.api_keys import read_api_keys
 from vinfer.server.app import create_app
 from vinfer.server.http.serve import bind, run_server
 from vinfer.server.model_table import ModelTable
@@ -45,7 +46,7 @@ class RunningServer:
 @contextlib.contextmanager
 def run(config: ServerConfig, models: ModelTable, engine: FakeEngine) -> Iterator[RunningServer]:
     """Serve in a thread; drain at the end, and fail the test if the server does not stop."""
-    app = create_app(config, models, compile_count=lambda: 0)
+    app = create_app(config, models, read_api_keys(config.api_keys_file), compile_count=lambda: 0)
     sock = bind("127.0.0.1", 0)
     port = sock.getsockname()[1]
     exit_codes: list[int] = []

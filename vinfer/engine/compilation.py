@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 from pathlib import Path
 
 import jax
@@ -83,6 +84,7 @@ def set_compilation_cache(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not os.access(directory, os.W_OK):
             raise PermissionError(f"{directory} is not writable")
+        _make_private(directory)
     except OSError as error:
         logger.warning("no compilation cache: %s; every start compiles anew", error)
         return
@@ -92,6 +94,29 @@ def set_compilation_cache(directory: Path) -> None:
     # By default JAX puts a path under the directory into every key, so a seeded entry would never be found.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     jax.config.update("jax_raise_persistent_cache_errors", False)
+
+
+def _make_private(directory: Path) -> None:
+    """Take the right to write from others: whoever can write to the cache can run code in this process.
+
+    Raises:
+        PermissionError: others may write to it, and it is not ours to change.
+    """
+    status = directory.stat()
+    writable_by_others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if not writable_by_others:
+        return
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid != os.geteuid():
+        raise PermissionError(f"{directory} has mode {mode:04o} and another owner, so others may write to it")
+    directory.chmod(mode & ~writable_by_others)
+    logger.warning(
+        "the compilation cache %s had mode %04o, so others could write code that runs here: changed to %04o; "
+        "delete its files if you do not trust them",
+        directory,
+        mode,
+        mode & ~writable_by_others,
+    )
 
 
 def seed_cache(source: Path, cache: Path) -> None:

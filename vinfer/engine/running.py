@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Iterable
 
 from vinfer.bundle.programs import ProgramKind
 from vinfer.engine.feature_cache import FeatureCache
@@ -87,6 +89,17 @@ class Running:
         if self.holds_features:
             features.unpin(self.request.images)
             self.holds_features = False
+
+
+def by_turns(running: Iterable[Running]) -> list[Running]:
+    """Return the unfinished prompts such that tenants take turns, each with its oldest first."""
+    nth_of_tenant: Counter[str] = Counter()
+    placed = []
+    for place, each in enumerate(running):
+        if not each.is_prefilled:
+            placed.append((nth_of_tenant[each.request.tenant], place, each))
+            nth_of_tenant[each.request.tenant] += 1
+    return [each for _, _, each in sorted(placed, key=lambda entry: entry[:2])]
 
 
 def prompt_kind(request: Request) -> ProgramKind:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vinfer.bundle.certificate import ParityReport
 from vinfer.bundle.manifest import Manifest, Platform
+from vinfer.bundle.verification import WeightHashing
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
 from vinfer.launch.bundles import Progress, find_or_build, open_bundle
@@ -24,6 +25,7 @@ from vinfer.launch.kv_memory import choose_pages, memory_of
 from vinfer.launch.parity import check_new_bundle
 from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.server.model_table import ModelTable, SamplingDefaults, ServedModel
+from vinfer.server.tenant_limits import tenant_limits
 from vinfer.text.answer_form import answer_form
 from vinfer.text.chat_template import load_chat_template
 from vinfer.text.tokenizer import Tokenizer
@@ -52,6 +54,7 @@ class Loader:
         wanted: parsed `--devices`.
         xla_cache: directory of the process-wide compilation cache.
         progress: receives the same progress, for the terminal.
+        num_keys: how many API keys there are; see `tenant_limits`.
     """
 
     def __init__(
@@ -62,7 +65,9 @@ class Loader:
         wanted: tuple[Platform, int] | None,
         xla_cache: Path,
         progress: Progress,
+        num_keys: int = 0,
     ) -> None:
+        self._num_keys = num_keys
         self._config = config
         self._table = table
         self._wanted = wanted
@@ -84,7 +89,7 @@ class Loader:
         except VinferError as error:
             logger.error("model %s: %s", current, error.message)
             self._table.fail(current, error)
-        except Exception as error:
+        except BaseException as error:
             logger.exception("model %s could not be loaded", current)
             self._table.fail(current, EngineError(f"{type(error).__name__}: {error}"))
 
@@ -132,6 +137,9 @@ class Loader:
             dispatch_lock=self._dispatch_lock,
             progress=self._report,
             where=f"models[{position}]",
+            num_keys=self._num_keys,
+            # A bundle that has just been built has just been hashed.
+            verify_weights=model.verify_weights and not bundle.is_new,
         )
         self._engines.append(engine)
         parity = check_new_bundle(bundle, manifest, model, engine, self._report)
@@ -165,11 +173,19 @@ def start_engine(
     dispatch_lock: threading.Lock,
     progress: Progress,
     where: str = "models[0]",
+    num_keys: int = 0,
+    verify_weights: bool = False,
 ) -> Engine:
     """Load a bundle and start its engine's thread.
 
     Args:
         where: the model's place in the config, for messages.
+        num_keys: see `tenant_limits`.
+        verify_weights: check the hashes of the weights meanwhile.
+
+    Raises:
+        BundleError: a file of the bundle has changed.
+        DeviceError: the devices have too little memory.
     """
     from vinfer.engine.engine import Engine
     from vinfer.engine.load import load_runner
@@ -178,6 +194,7 @@ def start_engine(
     # Tracing creates millions of objects but hardly any cycles. Collecting meanwhile costs a tenth of the
     # time, and the objects that remain never need to be collected.
     gc.disable()
+    hashing = WeightHashing(directory, manifest) if verify_weights else None
     try:
         num_pages = _choose_pages(directory, manifest, model, devices, where=where)
         runner = load_runner(
@@ -188,8 +205,12 @@ def start_engine(
             dispatch_lock=dispatch_lock,
             progress=lambda phase, done, total: progress(model.name, phase, done, total),
         )
+        if hashing is not None:
+            hashing.check()
     finally:
         gc.enable()
+        if hashing is not None:
+            hashing.close()
     gc.freeze()
     progress(model.name, "warming up", 0, 1)
     runner.warm_up()
@@ -211,7 +232,7 @@ def start_engine(
         scheduler=scheduler,
         num_slots=manifest.num_slots,
         max_model_len=manifest.page_plan.max_len(num_pages),
-        max_queue=model.max_queue,
+        limits=tenant_limits(model, num_slots=manifest.num_slots, num_keys=num_keys),
     )
     engine.start()
     return engine
@@ -307,4 +328,5 @@ def served_model(
         answer_form=answer_form(model.tool_parser, chat_template, reasoning_parser=model.reasoning_parser),
         images=manifest.images,
         parity=parity,
+        generation_config=manifest.model.sampling_defaults,
     )

@@ -27,7 +27,8 @@ def server_process(
         str(tmp_path / "t"),
         str(drain_timeout_seconds),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(SERVER_TESTS)}
+    places = [str(SERVER_TESTS), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -77,7 +78,8 @@ def test_drain_timeout_ends_streams_properly(tmp_path: Path) -> None:
         assert '"code":"not_ready"' in rest[-2]
         assert rest[-1] == "data: [DONE]"
         code, _, err = end_of(process)
-    assert code == 0
+    # Whoever supervises the process must be able to see that requests were cut.
+    assert code == 1
     assert "Traceback" not in err
 
 

@@ -7,6 +7,8 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 from running_server import RunningServer, Start, wait_until
 
+CHAT = "/v1/chat/completions"
+
 
 def scrape(server: RunningServer) -> dict[tuple[str, frozenset[Any]], float]:
     families = text_string_to_metric_families(server.http.get("/metrics").text)
@@ -26,17 +28,19 @@ def test_metrics(start: Start) -> None:
         server.engine.queue_full = True
         server.chat()
         # Requests are counted after the client gets its answer.
-        succeeded = ("vinfer:requests_total", frozenset({"fake", "success"}))
+        succeeded = ("vinfer:requests_total", frozenset({"fake", CHAT, "success"}))
         wait_until(lambda: scrape(server).get(succeeded) == 2)
-        wait_until(lambda: ("vinfer:requests_total", frozenset({"fake", "queue_full"})) in scrape(server))
+        wait_until(
+            lambda: ("vinfer:requests_total", frozenset({"fake", CHAT, "queue_full"})) in scrape(server)
+        )
         found = scrape(server)
 
     def value(name: str, *labels: str) -> float:
         return found[name, frozenset(labels)]
 
-    assert value("vinfer:requests_total", "fake", "success") == 2
-    assert value("vinfer:requests_total", "", "refused") == 2
-    assert value("vinfer:requests_total", "fake", "queue_full") == 1
+    assert value("vinfer:requests_total", "fake", CHAT, "success") == 2
+    assert value("vinfer:requests_total", "", CHAT, "refused") == 2
+    assert value("vinfer:requests_total", "fake", CHAT, "queue_full") == 1
     assert value("vinfer:request_success_total", "fake", "length") == 3
     assert value("vinfer:time_to_first_token_seconds_count", "fake") == 3
     assert value("vinfer:inter_token_latency_seconds_count", "fake") == 9
@@ -59,7 +63,7 @@ def test_a_client_that_leaves_is_counted(start: Start) -> None:
         ):
             server.engine.wait_until_submitted(1)
         server.engine.wait_until_cancelled(1)
-        aborted = ("vinfer:requests_total", frozenset({"fake", "aborted"}))
+        aborted = ("vinfer:requests_total", frozenset({"fake", "/v1/completions", "aborted"}))
         wait_until(lambda: scrape(server).get(aborted) == 1)
 
 

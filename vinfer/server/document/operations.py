@@ -34,8 +34,7 @@ from vinfer.server.fields.tokenization import DETOKENIZE, TOKENIZE_MESSAGES, TOK
 
 _ANY_ROUTE = (RequestTimeoutError, HeadersTooLargeError, VinferError)
 _MODEL = (*_ANY_ROUTE, AuthenticationError, ModelNotFoundError, NotReadyError)
-_BODY = (*_MODEL, RequestError, BodyTooLargeError, MediaTypeError)
-_GENERATION = (*_BODY, QueueFullError)
+_BODY = (*_MODEL, RequestError, BodyTooLargeError, MediaTypeError, QueueFullError)
 _PLAIN = (*_ANY_ROUTE, AuthenticationError, NotReadyError)
 
 
@@ -70,14 +69,14 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         forms=(CHAT,),
         answer=answers.ChatCompletion,
         event=answers.ChatChunk,
-        errors=_GENERATION,
+        errors=_BODY,
     ),
     ("POST", "/v1/completions"): Operation(
         summary="Complete one or more prompts, whole or streamed",
         forms=(COMPLETION,),
         answer=answers.Completion,
         event=answers.CompletionChunk,
-        errors=_GENERATION,
+        errors=_BODY,
     ),
     ("POST", "/v1/responses"): Operation(
         summary="Answer a conversation with items, whole or as events; stateless",
@@ -85,13 +84,13 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         answer=response_types.Response,
         event=response_types.ResponseEvent,
         names_events=True,
-        errors=_GENERATION,
+        errors=_BODY,
     ),
     ("POST", "/v1/embeddings"): Operation(
         summary="Turn one or more texts into vectors",
         forms=(EMBEDDING,),
         answer=answers.EmbeddingList,
-        errors=_GENERATION,
+        errors=_BODY,
     ),
     ("POST", "/v1/count_tokens"): Operation(
         summary="Count the tokens of a text or a conversation",

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from vinfer.engine.request import MAX_TOP_LOGPROBS
 from vinfer.errors import RequestError
 from vinfer.server.fields.form import RequestForm, Unknown
-from vinfer.server.fields.messages import ChatMessage, check_continuation, check_messages
+from vinfer.server.fields.messages import Messages, check_continuation, check_messages
 from vinfer.server.fields.rules import absent, all_of, any_of, having
 from vinfer.server.fields.sampling import (
     MAX_INT32,
@@ -59,7 +59,7 @@ class ChatFields(SamplingFields):
         }
     )
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)

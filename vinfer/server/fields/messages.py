@@ -20,7 +20,12 @@ def _text_as_part(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-ContentParts = Annotated[list[ContentPart], Field(min_length=1)]
+MAX_MESSAGES = 4096
+"""The limit of messages in one request."""
+MAX_PARTS = 4096
+"""The limit of content parts, or of tool calls, in one message."""
+
+ContentParts = Annotated[list[ContentPart], Field(min_length=1, max_length=MAX_PARTS)]
 
 
 class CalledFunction(Body):
@@ -83,7 +88,7 @@ class ChatMessage(Body):
         ContentParts | None, BeforeValidator(_text_as_part, json_schema_input_type=str | ContentParts | None)
     ] = None
     name: str | None = Field(None, min_length=1, max_length=256)
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_PARTS)] | None = None
     tool_call_id: str | None = Field(None, min_length=1)
     reasoning_content: str | None = None
     refusal: None = None
@@ -105,6 +110,9 @@ class ChatMessage(Body):
             if getattr(self, key) is not None:
                 message[key] = getattr(self, key)
         return message
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
 def check_messages(messages: list[ChatMessage], path: str) -> None:

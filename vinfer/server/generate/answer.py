@@ -70,6 +70,7 @@ async def answer(
         ClientLeftError: the client closed the connection.
     """
     generation.start()
+    services.intake.release(RequestContext.of(request.scope))
     if fields.stream:
         return EventStream(services, generation, _chunks(fields, generation, shape))
     choices = await whole_choices(services, request, generation)

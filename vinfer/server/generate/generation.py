@@ -24,6 +24,7 @@ from vinfer.engine.request import (
 from vinfer.errors import EngineError
 from vinfer.server.generate.cache_scope import cache_scope
 from vinfer.server.generate.sampling import choice_seed
+from vinfer.server.http.context import Usage
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ServedModel
 from vinfer.text.text_stream import TextStream
@@ -126,6 +127,7 @@ class Generation:
         tenant: whose request it is: see `RequestContext`.
         cache_salt: limits whose pages its prompts share: see `cache_scope`.
         arrival_seconds: time.monotonic() when the HTTP request arrived.
+        usage: of the HTTP request; kept up to date.
     """
 
     def __init__(
@@ -140,12 +142,15 @@ class Generation:
         cache_salt: str | None,
         arrival_seconds: float,
         metrics: ServerMetrics,
+        usage: Usage,
     ) -> None:
         self.name = name
         self.model = model
         self.arrival_seconds = arrival_seconds
         self.num_prompt_tokens = sum(len(job.prompt_ids) for job in jobs)
         self._metrics = metrics
+        self._usage = usage
+        usage.num_prompt_tokens = self.num_prompt_tokens
         self._rules = rules
         self._n = n
         scope = cache_scope(model.prefix_cache, tenant=tenant, cache_salt=cache_salt, request_name=name)
@@ -262,6 +267,8 @@ class Generation:
             delta.num_logprobs = len(counted)
         if event.queue_seconds is not None:
             self._metrics.observe_queue(self.model.name, event.queue_seconds)
+            if self._usage.queue_seconds is None:
+                self._usage.queue_seconds = event.queue_seconds
         self._observe(choice, text.num_tokens, finish_reason)
         choice.is_finished = finish_reason is not None
         if text.stopped and not event.is_last:
@@ -283,6 +290,9 @@ class Generation:
                 self._metrics.observe_tokens(name, num_tokens, now - choice.last_token_seconds)
             choice.last_token_seconds = now
             choice.num_tokens += num_tokens
+            self._usage.num_completion_tokens += num_tokens
+            if self._usage.first_token_seconds is None:
+                self._usage.first_token_seconds = now - self.arrival_seconds
         if finish_reason is not None:
             self._metrics.observe_finish(name, finish_reason, now - self.arrival_seconds)
 

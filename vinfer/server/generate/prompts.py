@@ -52,6 +52,8 @@ def chat_prompt_ids(
         continue_final_message=fields.continue_final_message,
         kwargs=template_kwargs(model, fields.chat_template_kwargs, fields.reasoning_effort),
         tools=fields.callable_tools if isinstance(fields, ChatFields) else fields.tools,
+        # Whoever asks how long a prompt is may ask about one that is too long.
+        is_limited=isinstance(fields, ChatFields),
     )
 
 
@@ -98,7 +100,13 @@ def count_prompt_tokens(
         return len(model.tokenizer.encode(fields.conversation, add_special_tokens=False))
     conversation = fields.conversation
     prompt_ids = _render(
-        model, conversation, images, add_generation_prompt=True, continue_final_message=False, kwargs={}
+        model,
+        conversation,
+        images,
+        add_generation_prompt=True,
+        continue_final_message=False,
+        kwargs={},
+        is_limited=False,
     )
     return len(prompt_ids)
 
@@ -144,6 +152,7 @@ def _render(
     continue_final_message: bool,
     kwargs: Mapping[str, Any],
     tools: Sequence[Tool] = (),
+    is_limited: bool = True,
 ) -> PromptIds:
     if model.chat_template is None:
         raise RequestError(f"model {model.name} has no chat template: use /v1/completions", param="messages")
@@ -173,7 +182,24 @@ def _render(
             [image.num_tokens for image in images],
             model.tokenizer.control_tokens,
         )
+    if is_limited:
+        _check_length(rendered.text, "messages", model)
     return tuple(model.tokenizer.encode_prompt(rendered))
+
+
+def _check_length(text: str, path: str, model: ServedModel) -> None:
+    """Refuse a text that cannot fit, before it is tokenized, which takes seconds per 4 MB.
+
+    Raises:
+        ContextLengthError: whatever its tokens are, they are more than max_model_len.
+    """
+    least = model.tokenizer.least_tokens(text)
+    if least > model.max_model_len:
+        raise ContextLengthError(
+            f"{path} has {len(text)} characters, which are at least {least} tokens; max_model_len is "
+            f"{model.max_model_len}: shorten it or raise models[{model.position}].{model.length_limit_key}",
+            param=path,
+        )
 
 
 def _cut_after_final_message(rendered: RenderedPrompt, final: ChatMessage) -> RenderedPrompt:
@@ -227,6 +253,7 @@ def _taken_apart(
 
 
 def _embedded_text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
+    _check_length(text, path, model)
     token_ids = tuple(model.tokenizer.encode(text, add_special_tokens=True)) if text else ()
     if not token_ids:
         raise RequestError(f"{path} is empty: send text or token ids", param=path)
@@ -234,6 +261,7 @@ def _embedded_text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
 
 
 def _text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
+    _check_length(text, path, model)
     token_ids = tuple(model.tokenizer.encode(text, add_special_tokens=True))
     if token_ids:
         return token_ids

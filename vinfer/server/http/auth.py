@@ -1,68 +1,35 @@
 """API keys: every route needs one, except the three that report whether the server is up.
 
-Reads the key file once, at startup. Uses only the ASGI scope's path, because a client can forge a URL that is
-rebuilt from headers (CVE-2026-48710).
+Uses only the ASGI scope's path, because a client can forge a URL that is rebuilt from headers
+(CVE-2026-48710).
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-from pathlib import Path
+from collections.abc import Sequence
 
 from starlette.types import Scope
 
-from vinfer.errors import AuthenticationError, ConfigError
+from vinfer.errors import AuthenticationError
+from vinfer.server.api_keys import ApiKey, digest_of
 
 PUBLIC_PATHS = frozenset({"/liveness", "/readiness", "/health"})
 
 
-class Authenticator:
-    """Checks `Authorization: Bearer KEY`; lets every request pass if there are no keys.
-
-    Args:
-        api_keys_file: one key per line; blank lines and lines that start with # are ignored.
+def find_key(scope: Scope, keys: Sequence[ApiKey]) -> ApiKey | None:
+    """Return the API key of a request, from `Authorization: Bearer KEY`; None if none is needed.
 
     Raises:
-        ConfigError: the file cannot be read or contains no key.
+        AuthenticationError: the request has no key, several, or a wrong one.
     """
-
-    def __init__(self, api_keys_file: Path | None) -> None:
-        self._digests: list[bytes] = []
-        if api_keys_file is None:
-            return
-        try:
-            lines = api_keys_file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"server.api_keys_file {api_keys_file} cannot be read ({type(error).__name__}): "
-                "name a UTF-8 text file with one key per line"
-            ) from None
-        keys = [line.strip() for line in lines]
-        self._digests = [_digest(key.encode()) for key in keys if key and not key.startswith("#")]
-        if not self._digests:
-            raise ConfigError(
-                f"server.api_keys_file {api_keys_file} contains no key: "
-                "write one per line, or leave the setting out"
-            )
-
-    def check(self, scope: Scope) -> str:
-        """Check the API key of a request, and return a digest of it; "" if none is needed.
-
-        Raises:
-            AuthenticationError: the request has no key, several, or a wrong one.
-        """
-        if not self._digests or scope["path"] in PUBLIC_PATHS:
-            return ""
-        sent = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, key = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
-        digest = _digest(key.strip())
-        # All keys are compared, equal or not, so that the time taken reveals nothing about any of them.
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        if scheme.lower() != b"bearer" or not any(matches):
-            raise AuthenticationError("no valid API key: send one `Authorization: Bearer KEY` header")
-        return digest.hex()
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
+    if not keys or scope["path"] in PUBLIC_PATHS:
+        return None
+    sent = [value for name, value in scope["headers"] if name == b"authorization"]
+    scheme, _, key = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
+    digest = digest_of(key.strip())
+    # All keys are compared, equal or not, so that the time taken reveals nothing about any of them.
+    matches = [known for known in keys if hmac.compare_digest(digest, known.digest)]
+    if scheme.lower() != b"bearer" or not matches:
+        raise AuthenticationError("no valid API key: send one `Authorization: Bearer KEY` header")
+    return matches[0]

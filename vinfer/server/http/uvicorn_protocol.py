@@ -118,7 +118,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Start counting the body."""
+        """Check the headers as a whole, and start counting the body."""
+        num_hosts = sum(name == b"host" for name, _ in self.headers)
+        if num_hosts > 1 or (not num_hosts and self.parser.get_http_version() == "1.1"):
+            raise self._note(
+                RequestError(f"the request has {num_hosts or 'no'} Host headers: send exactly one")
+            )
         self._phase = _Phase.BODY
         self._num_raw_bytes = 0
         self._arm()
