@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 from contract import CheckedClient, Contract
 from fake_engine import FakeEngine
+from starlette.applications import Starlette
 
 from vinfer.config import ServerConfig
 from vinfer.server.api_keys import read_api_keys
@@ -31,6 +32,7 @@ class RunningServer:
     models: ModelTable
     http: httpx.Client
     exit_codes: list[int]
+    app: Starlette
 
     def chat(self, **fields: Any) -> httpx.Response:
         """Send a chat completion of one short message."""
@@ -54,7 +56,7 @@ def run(config: ServerConfig, models: ModelTable, engine: FakeEngine) -> Iterato
     thread.start()
     url = f"http://127.0.0.1:{port}"
     with CheckedClient(Contract(config, models), base_url=url, timeout=30) as http:
-        yield RunningServer(url, port, engine, models, http, exit_codes)
+        yield RunningServer(url, port, engine, models, http, exit_codes, app)
     models.drain()
     thread.join(20)
     assert not thread.is_alive()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from vinfer.bundle.programs import ProgramKind
 from vinfer.engine.feature_cache import FeatureCache
@@ -91,15 +91,20 @@ class Running:
             self.holds_features = False
 
 
-def by_turns(running: Iterable[Running]) -> list[Running]:
-    """Return the unfinished prompts such that tenants take turns, each with its oldest first."""
+def by_turns(running: Iterable[Running], turns: Mapping[str, int]) -> list[Running]:
+    """Return the unfinished prompts such that tenants take turns, each with its oldest first.
+
+    Args:
+        turns: by tenant, when a prompt of it was last worked on.
+    """
     nth_of_tenant: Counter[str] = Counter()
     placed = []
     for place, each in enumerate(running):
         if not each.is_prefilled:
-            placed.append((nth_of_tenant[each.request.tenant], place, each))
-            nth_of_tenant[each.request.tenant] += 1
-    return [each for _, _, each in sorted(placed, key=lambda entry: entry[:2])]
+            tenant = each.request.tenant
+            placed.append((nth_of_tenant[tenant], turns.get(tenant, 0), place, each))
+            nth_of_tenant[tenant] += 1
+    return [entry[-1] for entry in sorted(placed, key=lambda entry: entry[:-1])]
 
 
 def prompt_kind(request: Request) -> ProgramKind:

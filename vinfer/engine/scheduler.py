@@ -19,7 +19,7 @@ from vinfer.engine.prefills import PrefillPlanner
 from vinfer.engine.prefixes import Prefixes
 from vinfer.engine.request import Request
 from vinfer.engine.running import Running, by_turns
-from vinfer.engine.schedule import Admission, Decode, Encode, Schedule
+from vinfer.engine.schedule import Admission, Decode, Encode, Prefill, Schedule
 from vinfer.engine.waiting import Waiting, WaitingQueue
 
 
@@ -88,6 +88,7 @@ class Scheduler:
         self._waiting = WaitingQueue()
         self._arrivals = itertools.count()
         self._running: dict[str, Running] = {}
+        self._prefill_turns: dict[str, int] = {}
         self.num_preemptions = 0
         self.features = FeatureCache(num_feature_rows)
         self._max_features = dict(max_features or {})
@@ -190,8 +191,7 @@ class Scheduler:
         }
         is_decoding = any(r.is_prefilled and r.num_left > 0 for r in self._running.values())
         encode = self._plan_encode(is_decoding=is_decoding)
-        is_encoding = encode is not None and is_decoding
-        prefills = () if is_encoding else self._prefills.plan(by_turns(self._running.values()))
+        prefills = () if encode is not None and is_decoding else self._plan_prefills()
         unread = {chunk.request.id for prefill in prefills for chunk in prefill.chunks}
         return Schedule(admissions, encode, prefills, self._plan_decode(unmasked, unread))
 
@@ -274,6 +274,16 @@ class Scheduler:
         images = waiting[:num_taken]
         self.features.encoded(images)
         return Encode(shape, tuple(images), tuple(self.features.rows_of(image) for image in images))
+
+    def _plan_prefills(self) -> tuple[Prefill, ...]:
+        """Choose prompts to prefill; tenants take turns, so that a short prompt never waits for many long ones."""
+        prefills = self._prefills.plan(by_turns(self._running.values(), self._prefill_turns))
+        turn = max(self._prefill_turns.values(), default=0) + 1
+        tenants = {running.request.tenant for running in self._running.values()}
+        self._prefill_turns = {t: n for t, n in self._prefill_turns.items() if t in tenants}
+        for prefill in prefills:
+            self._prefill_turns.update((chunk.request.tenant, turn) for chunk in prefill.chunks)
+        return prefills
 
     def _plan_decode(self, unmasked: set[int], unread: set[str]) -> Decode | None:
         rows = [

@@ -79,11 +79,7 @@ def embedding_prompt_ids(fields: EmbeddingFields, model: ServedModel) -> list[Pr
     prompts = []
     for path, prompt_ids in _taken_apart(fields.input, "input", model, _embedded_text_ids):
         if len(prompt_ids) > limit:
-            raise ContextLengthError(
-                f"{path} has {len(prompt_ids)} tokens; max_model_len is {limit}: "
-                f"shorten it or raise models[{model.position}].{model.length_limit_key}",
-                param=path,
-            )
+            raise _too_long(path, f"{len(prompt_ids)} tokens", model)
         prompts.append(prompt_ids)
     return prompts
 
@@ -195,11 +191,15 @@ def _check_length(text: str, path: str, model: ServedModel) -> None:
     """
     least = model.tokenizer.least_tokens(text)
     if least > model.max_model_len:
-        raise ContextLengthError(
-            f"{path} has {len(text)} characters, which are at least {least} tokens; max_model_len is "
-            f"{model.max_model_len}: shorten it or raise models[{model.position}].{model.length_limit_key}",
-            param=path,
-        )
+        raise _too_long(path, f"{len(text)} characters, which are at least {least} tokens", model)
+
+
+def _too_long(path: str, size: str, model: ServedModel) -> ContextLengthError:
+    return ContextLengthError(
+        f"{path} has {size}; max_model_len is {model.max_model_len}: shorten it or raise "
+        f"models[{model.position}].{model.length_limit_key}",
+        param=path,
+    )
 
 
 def _cut_after_final_message(rendered: RenderedPrompt, final: ChatMessage) -> RenderedPrompt:
@@ -273,6 +273,8 @@ def _text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
 def _checked_ids(token_ids: list[Any], path: str, model: ServedModel) -> PromptIds:
     if not token_ids:
         raise RequestError(f"{path} is empty: send text or token ids", param=path)
+    if len(token_ids) > model.max_model_len:
+        raise _too_long(path, f"{len(token_ids)} tokens", model)
     for i, token_id in enumerate(token_ids):
         if type(token_id) is not int or not 0 <= token_id < model.vocab_size:
             raise RequestError(
