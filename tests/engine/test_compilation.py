@@ -104,6 +104,34 @@ def test_a_cache_that_cannot_be_made_warns_and_goes_on(
     assert list((tmp_path / "before").iterdir()) == []
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777, 0o722])
+def test_a_cache_that_others_can_write_to_is_made_private(
+    mode: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever writes to it can run code in this process; mode 777 was once used without a word."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(mode)
+    set_compilation_cache(cache)
+    assert not cache.stat().st_mode & 0o022
+    assert f"had mode {mode:04o}" in caplog.text
+    assert jax.config.jax_compilation_cache_dir == str(cache)
+
+
+def test_a_cache_of_somebody_else_that_others_can_write_to_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o777)
+    monkeypatch.setattr("vinfer.engine.compilation.os.geteuid", lambda: os.getuid() + 1)
+    set_compilation_cache(tmp_path)
+    assert "no compilation cache" in caplog.text
+    assert "has mode 0777 and another owner" in caplog.text
+    assert jax.config.jax_compilation_cache_dir is None
+    tmp_path.chmod(0o755)
+    set_compilation_cache(tmp_path)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+
+
 def test_seeding_copies_what_is_missing_and_keeps_what_is_there(tmp_path: Path) -> None:
     bundle, cache = tmp_path / "bundle", tmp_path / "cache"
     bundle.mkdir()

@@ -1,4 +1,4 @@
-"""However an engine dies or hangs, its requests end, each with an error of its own, and it is seen to be dead."""
+"""However an engine dies or hangs, its requests end, each with its own error, and it is seen to be dead."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ def test_everything_happens_in_such_sequences() -> None:
     """The checks above are worth something only if memory runs out, and pages are shared."""
     draw = random.Random(0)
     counts: Counter[str] = Counter()
-    for place in range(24):
+    for place in range(32):
         # One prompt, again and again, in memory for two requests at most: its last page is used in place.
         is_narrow = place % 4 == 0
         machine = SchedulerSequences()

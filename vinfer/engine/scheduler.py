@@ -276,7 +276,7 @@ class Scheduler:
         return Encode(shape, tuple(images), tuple(self.features.rows_of(image) for image in images))
 
     def _plan_prefills(self) -> tuple[Prefill, ...]:
-        """Choose prompts to prefill; tenants take turns, so that a short prompt never waits for many long ones."""
+        """Choose prompts to prefill; tenants take turns, so that none waits for all prompts of another."""
         prefills = self._prefills.plan(by_turns(self._running.values(), self._prefill_turns))
         turn = max(self._prefill_turns.values(), default=0) + 1
         tenants = {running.request.tenant for running in self._running.values()}

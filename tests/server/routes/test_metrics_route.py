@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from contract import HI
 from prometheus_client.parser import text_string_to_metric_families
 from running_server import RunningServer, Start, wait_until
+
+from vinfer.server.metrics import MAX_KEY_LABELS
 
 CHAT = "/v1/chat/completions"
 
@@ -71,3 +75,47 @@ def test_metrics_can_be_left_out(start: Start) -> None:
     with start(metrics=False) as server:
         assert server.http.get("/metrics").status_code == 404
         assert server.http.get("/version").json()["version"]
+
+
+def test_refusals_of_the_gate_are_counted_with_their_route(start: Start, tmp_path: Path) -> None:
+    """They were missing, and logged as route `other`."""
+    keys = tmp_path / "keys"
+    keys.write_text("a-key name=someone\nother-key\n", encoding="utf-8")
+    keys.chmod(0o600)
+    with start(api_keys_file=keys) as server:
+        server.chat()
+        assert server.http.get("/v1/models/some/thing").status_code == 401
+        assert server.http.delete("/v1/responses").status_code == 401
+        assert server.http.get("/v1/nothing").status_code == 401
+        server.http.headers["authorization"] = "Bearer a-key"
+        server.complete(prompt=[4, 5], max_tokens=3)
+        unauthorized = {
+            ("vinfer:requests_total", frozenset({"", route, "unauthorized"}))
+            for route in (CHAT, "/v1/models/{id:path}", "/v1/responses")
+        }
+        unavailable = ("vinfer:requests_total", frozenset({"", "/v1/completions", "unavailable"}))
+        server.engine.is_stuck = True
+        # Something has to run, or a server that drains ends at once.
+        with server.http.stream("POST", CHAT, json={"model": "fake", "messages": HI, "stream": True}):
+            server.models.drain()
+            assert server.complete().status_code == 503
+            wait_until(lambda: {*unauthorized, unavailable} <= set(scrape(server)))
+            found = scrape(server)
+    assert not any("nothing" in label for _, labels in found for label in labels)
+    someone = frozenset({"someone"})
+    assert found["vinfer:key_requests_total", someone] == 2
+    assert found["vinfer:key_prompt_tokens_total", someone] == 2
+    assert found["vinfer:key_generation_tokens_total", someone] == 3
+    assert not any("a-key" in label for _, labels in found for label in labels)
+
+
+def test_the_number_of_keys_in_metrics_is_limited(start: Start) -> None:
+    with start() as server:
+        metrics = server.app.state.services.metrics
+        for place in range(MAX_KEY_LABELS + 50):
+            metrics.count_key(f"key-{place}", 1, 1)
+        found = {
+            labels: value for (name, labels), value in scrape(server).items() if "key_requests_total" in name
+        }
+    assert len(found) == MAX_KEY_LABELS + 1
+    assert found[frozenset({"other"})] == 50
