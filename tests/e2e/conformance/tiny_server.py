@@ -105,7 +105,7 @@ class Talk:
         assert response.status_code == 400, response.text
         assert response.headers["x-should-retry"] == "false"
         error: dict[str, Any] = response.json()["error"]
-        assert set(error) == {"message", "type", "param", "code"}
+        assert set(error) == {"message", "type", "param", "code", "request_id"}
         assert error["type"] == "invalid_request_error"
         return error
 

@@ -22,7 +22,8 @@ LEAK = re.compile(r"0x[0-9a-f]{6,}|Traceback|File \"|\.py\b|/vinfer/|canary")
 def error_of(response: Any) -> dict[str, Any]:
     assert set(response.json()) == {"error"}
     error: dict[str, Any] = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
+    assert error.pop("request_id") == response.headers["x-request-id"]
     assert not LEAK.search(response.text)
     return error
 

@@ -50,7 +50,10 @@ def status_of(response: bytes) -> int:
 
 
 def error_of(response: bytes) -> Any:
-    return json.loads(response.partition(b"\r\n\r\n")[2])["error"]
+    head, _, body = response.partition(b"\r\n\r\n")
+    error = json.loads(body)["error"]
+    assert f"x-request-id: {error['request_id']}".encode() in head
+    return error
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,17 @@ import asyncio
 import enum
 import http
 import json
+import logging
 import re
+import uuid
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from vinfer.errors import HeadersTooLargeError, RequestError, RequestTimeoutError
+from vinfer.server.http.errors import error_object
+
+logger = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_NUM_HEADERS = 100
@@ -237,12 +242,14 @@ def _headers_too_large() -> HeadersTooLargeError:
 
 
 def _response(error: RequestError) -> bytes:
-    body = {"message": error.message, "type": error.type, "param": None, "code": error.code}
-    content = json.dumps({"error": body}).encode()
+    request_id = uuid.uuid4().hex
+    content = json.dumps(error_object(error, request_id)).encode()
+    logger.info("refused with %d before its route was known request_id=%s", error.status, request_id)
     head = (
         f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\n"
         "content-type: application/json\r\n"
         f"content-length: {len(content)}\r\n"
+        f"x-request-id: {request_id}\r\n"
         "connection: close\r\n\r\n"
     )
     return head.encode() + content
