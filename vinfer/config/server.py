@@ -59,6 +59,13 @@ class ServerConfig(Block):
     )
     max_workers: int = Field(default=4, ge=1, le=256, description="Threads that tokenize and decode images.")
     metrics: bool = Field(default=True, description="Serve Prometheus metrics at /metrics.")
+    metrics_names: tuple[Literal["vinfer", "vllm"], ...] = Field(
+        default=("vinfer",),
+        strict=False,
+        min_length=1,
+        description="Prefixes of the metrics. `vllm` serves those that vLLM has under its names, for "
+        "dashboards and routers that know only these.",
+    )
     unknown_fields: Literal["refuse", "ignore"] = Field(
         default="refuse", description="What to do with request fields that vinfer does not know."
     )

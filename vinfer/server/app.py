@@ -68,7 +68,7 @@ def create_app(
         models=model_table,
         workers=ThreadPoolExecutor(config.max_workers, thread_name_prefix="vinfer-worker"),
         parser=ThreadPoolExecutor(1, thread_name_prefix="vinfer-parser"),
-        metrics=ServerMetrics(model_table, compile_count),
+        metrics=ServerMetrics(model_table, compile_count, config.metrics_names),
         intake=Intake(preparing_bytes(config)),
         deadlines=Deadlines(config.request_timeout_seconds),
     )

@@ -6,15 +6,25 @@ the event loop. Label values come only from the config and from fixed sets, so t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import importlib.metadata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+import vinfer
 from vinfer.engine.request import EngineStats
-from vinfer.server.model_table import ModelTable
+from vinfer.server.metrics_text import metrics_text
+from vinfer.server.model_table import ModelTable, ServedModel
 
 # Names and buckets are vLLM's, so that its dashboards work after a change of prefix.
 E2E_BUCKETS = (
@@ -29,6 +39,8 @@ ITL_BUCKETS = (
     *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
     *(20.0, 40.0, 80.0),
 )
+
+LAG_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 # Further API keys are counted together; a file of keys that changes often could add labels for ever.
 MAX_KEY_LABELS = 256
@@ -47,6 +59,15 @@ _ENGINE_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
         "Fraction of the image feature cache in use, 0 to 1.",
         lambda s: s.mm_cache_usage_fraction,
     ),
+)
+_MODEL_GAUGES: tuple[tuple[str, str, Callable[[ServedModel], float]], ...] = (
+    (
+        "engine_step_seconds",
+        "Age of the engine's current step; 0 without work.",
+        lambda m: m.engine.step_seconds,
+    ),
+    ("engine_up", "1 while the engine works; 0 once it has died.", lambda m: float(m.engine.is_alive)),
+    ("num_grammars_waiting", "Grammars being compiled or waiting for it.", lambda m: m.grammars.num_waiting),
 )
 _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("prompt_tokens", "Prompt tokens prefilled.", lambda s: s.prompt_tokens_total),
@@ -89,10 +110,16 @@ class ServerMetrics:
 
     Args:
         compile_count: returns how many programs were compiled after the server was ready; must stay 0.
+        names: `server.metrics_names`.
     """
 
-    def __init__(self, models: ModelTable, compile_count: Callable[[], int]) -> None:
+    def __init__(
+        self, models: ModelTable, compile_count: Callable[[], int], names: Sequence[str] = ("vinfer",)
+    ) -> None:
+        self._names = tuple(names)
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
         self._registry.register(_EngineCollector(models, compile_count))
 
         def histogram(name: str, documentation: str, buckets: Iterable[float]) -> Histogram:
@@ -126,6 +153,23 @@ class ServerMetrics:
             ["model_name", "route", "outcome"],
             registry=self._registry,
         )
+        self._lag = Histogram(
+            "vinfer:event_loop_lag_seconds",
+            "How much later than planned the event loop ran, ten times a second.",
+            buckets=LAG_BUCKETS,
+            registry=self._registry,
+        )
+
+        def gauge(name: str, documentation: str) -> Gauge:
+            return Gauge(f"vinfer:{name}", documentation, registry=self._registry)
+
+        self._connections = gauge("http_connections", "Open connections.")
+        self._preparing = gauge("preparing_bytes", "Bytes of request bodies that are read and prepared.")
+        self._worker_calls = gauge("worker_calls", "Calls that worker threads run, or that wait for one.")
+        build = Gauge(
+            "vinfer:build_info", "What runs here.", ["version", "jax_version"], registry=self._registry
+        )
+        build.labels(vinfer.__version__, _version_of("jax")).set(1)
         self._keys: set[str] = set()
 
         def of_key(name: str, documentation: str) -> Counter:
@@ -167,9 +211,18 @@ class ServerMetrics:
         self._key_prompt_tokens.labels(key).inc(num_prompt_tokens)
         self._key_generation_tokens.labels(key).inc(num_completion_tokens)
 
+    def observe_loop(
+        self, lag_seconds: float, *, num_connections: int, preparing_bytes: int, num_worker_calls: int
+    ) -> None:
+        """Observe the event loop and what hangs on it; called ten times a second."""
+        self._lag.observe(max(lag_seconds, 0.0))
+        self._connections.set(num_connections)
+        self._preparing.set(preparing_bytes)
+        self._worker_calls.set(num_worker_calls)
+
     def render(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
-        return generate_latest(self._registry)
+        return metrics_text(self._registry, self._names)
 
 
 class _EngineCollector(Collector):
@@ -180,7 +233,8 @@ class _EngineCollector(Collector):
         self._compile_count = compile_count
 
     def collect(self) -> Iterator[Metric]:
-        stats = [(model.name, model.engine.stats()) for model in self._models.served_models]
+        served = self._models.served_models
+        stats = [(model.name, model.engine.stats()) for model in served]
         for name, documentation, value in _ENGINE_GAUGES:
             gauge = GaugeMetricFamily(f"vinfer:{name}", documentation, labels=["model_name"])
             for model_name, snapshot in stats:
@@ -191,8 +245,21 @@ class _EngineCollector(Collector):
             for model_name, snapshot in stats:
                 counter.add_metric([model_name], value(snapshot))
             yield counter
+        for name, documentation, of_model in _MODEL_GAUGES:
+            gauge = GaugeMetricFamily(f"vinfer:{name}", documentation, labels=["model_name"])
+            for model in served:
+                gauge.add_metric([model.name], of_model(model))
+            yield gauge
         yield CounterMetricFamily(
             "vinfer:post_ready_compiles",
             "Programs compiled after the server was ready.",
             value=self._compile_count(),
         )
+
+
+def _version_of(package: str) -> str:
+    """Return the version of an installed package, which is not imported."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -47,17 +47,18 @@ class Deadlines:
             timeout.reschedule(asyncio.get_running_loop().time())
 
     @contextlib.asynccontextmanager
-    async def limit(self, elapsed_seconds: float) -> AsyncIterator[None]:
+    async def limit(self, elapsed_seconds: float, own_seconds: float | None = None) -> AsyncIterator[None]:
         """Limit what runs inside to the time that a request has left.
 
         Args:
             elapsed_seconds: how long ago the request arrived.
+            own_seconds: the longest time that the client asked for; None for the server's own limit.
 
         Raises:
             RequestTimeoutError: the time is up.
             NotReadyError: the server shut down before the request was finished.
         """
-        max_seconds = self.max_seconds
+        max_seconds = self.max_seconds if own_seconds is None else min(own_seconds, self.max_seconds)
         timeout = asyncio.timeout(max(max_seconds - elapsed_seconds, 0.0))
         try:
             async with timeout:
@@ -71,9 +72,12 @@ class Deadlines:
                 raise
             if self._expired_early:
                 raise NotReadyError("the server shut down before this request was finished") from None
+            is_own = max_seconds != self.max_seconds
+            limit = (
+                "its X-Request-Deadline allows, in seconds" if is_own else "server.request_timeout_seconds"
+            )
             raise RequestTimeoutError(
-                f"the request took longer than server.request_timeout_seconds, {max_seconds:g}: "
-                "ask for fewer tokens or raise it"
+                f"the request took longer than {limit}, {max_seconds:g}: ask for fewer tokens or raise it"
             ) from None
 
 
@@ -93,6 +97,7 @@ class Services:
     deadlines: Deadlines
     intake: Intake
     keys: tuple[ApiKey, ...] = ()
+    num_worker_calls: int = 0
 
     @functools.cached_property
     def image_fetcher(self) -> ImageFetcher:
@@ -117,7 +122,11 @@ class Services:
     async def in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run CPU-bound work in a worker thread, off the event loop."""
         call = functools.partial(function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self.workers, call)
+        self.num_worker_calls += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.workers, call)
+        finally:
+            self.num_worker_calls -= 1
 
     async def in_parser(self, function: Callable[[], T]) -> T:
         """Run work that holds the interpreter's lock, one piece at a time.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from contract import HI
 from prometheus_client.parser import text_string_to_metric_families
 from running_server import RunningServer, Start, wait_until
 
-from vinfer.server.metrics import MAX_KEY_LABELS
+import vinfer
+from vinfer.server.metrics import MAX_KEY_LABELS, ServerMetrics
+from vinfer.server.metrics_text import VLLM_METRICS
+from vinfer.server.model_table import ModelTable
 
 CHAT = "/v1/chat/completions"
 
@@ -119,3 +124,47 @@ def test_the_number_of_keys_in_metrics_is_limited(start: Start) -> None:
         }
     assert len(found) == MAX_KEY_LABELS + 1
     assert found[frozenset({"other"})] == 50
+
+
+def test_what_an_operator_needs(start: Start) -> None:
+    with start() as server:
+        server.engine.step_seconds = 7.5
+        wait_until(lambda: scrape(server)["vinfer:http_connections", frozenset()] >= 1)
+        found = scrape(server)
+        names = {name for name, _ in found}
+        assert {"process_resident_memory_bytes", "process_open_fds", "process_start_time_seconds"} <= names
+        assert "python_info" in names
+        assert found["vinfer:event_loop_lag_seconds_count", frozenset()] > 0
+        assert found["vinfer:engine_step_seconds", frozenset({"fake"})] == 7.5
+        assert found["vinfer:engine_up", frozenset({"fake"})] == 1
+        assert ("vinfer:num_grammars_waiting", frozenset({"fake"})) in found
+        assert found["vinfer:preparing_bytes", frozenset()] == 0
+        assert found["vinfer:worker_calls", frozenset()] == 0
+        build = [labels for name, labels in found if name == "vinfer:build_info"]
+        assert vinfer.__version__ in build[0]
+
+
+@pytest.mark.parametrize("names", [("vinfer",), ("vllm",), ("vinfer", "vllm")], ids=str)
+def test_metrics_have_the_names_that_were_asked_for(start: Start, names: tuple[str, ...]) -> None:
+    with start(metrics_names=names) as server:
+        server.chat(max_tokens=4)
+        found = scrape(server)
+    prefixes = {name.partition(":")[0] for name, _ in found if ":" in name}
+    assert prefixes == set(names)
+    if "vllm" in names:
+        assert found["vllm:num_requests_waiting", frozenset({"fake"})] == 0
+        assert found["vllm:kv_cache_usage_perc", frozenset({"fake"})] == 0.25
+        assert found["vllm:time_to_first_token_seconds_count", frozenset({"fake"})] == 1
+        assert {name for name, _ in found if name.endswith("_bucket") and name.startswith("vllm:")}
+        # vLLM has no such metric.
+        assert not any(name.startswith("vllm:engine_step") for name, _ in found)
+    if len(names) == 2:
+        theirs = {name.removeprefix("vllm:") for name, _ in found if name.startswith("vllm:")}
+        ours = {name.removeprefix("vinfer:") for name, _ in found if name.startswith("vinfer:")}
+        assert theirs < ours
+
+
+def test_every_name_of_vllm_is_one_of_ours() -> None:
+    metrics = ServerMetrics(ModelTable([]), lambda: 0)
+    written = set(re.findall(r"^# TYPE vinfer:(\S+) ", metrics.render().decode(), re.MULTILINE))
+    assert written | {name.removesuffix("_total") for name in written} >= VLLM_METRICS

@@ -32,9 +32,9 @@ from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.responses import RESPONSES
 from vinfer.server.fields.tokenization import DETOKENIZE, TOKENIZE_MESSAGES, TOKENIZE_TEXT
 
-_ANY_ROUTE = (RequestTimeoutError, HeadersTooLargeError, VinferError)
+_ANY_ROUTE = (RequestError, RequestTimeoutError, HeadersTooLargeError, VinferError)
 _MODEL = (*_ANY_ROUTE, AuthenticationError, ModelNotFoundError, NotReadyError)
-_BODY = (*_MODEL, RequestError, BodyTooLargeError, MediaTypeError, QueueFullError)
+_BODY = (*_MODEL, BodyTooLargeError, MediaTypeError, QueueFullError)
 _PLAIN = (*_ANY_ROUTE, AuthenticationError, NotReadyError)
 
 

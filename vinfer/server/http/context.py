@@ -50,6 +50,7 @@ class RequestContext:
         priorities: lowest and highest `priority` that it may ask for.
         usage: what it has used so far.
         model_name: set once a served model is found.
+        own_seconds: how long after its arrival the client stops waiting; None if it did not say.
         num_body_bytes: bytes of its body that count in `Intake`.
         failed: set if an answer broke off after its first byte, when its status can no longer show that.
     """
@@ -64,6 +65,7 @@ class RequestContext:
     model_name: str = ""
     failed: bool = False
     num_body_bytes: int = 0
+    own_seconds: float | None = None
 
     @classmethod
     def begin(cls, scope: Scope) -> RequestContext:
@@ -74,6 +76,10 @@ class RequestContext:
         context = cls(request_id=request_id, arrival_seconds=time.monotonic(), client=str(client[0]))
         scope[_SCOPE_KEY] = context
         return context
+
+    def elapsed_seconds(self) -> float:
+        """Return how long ago it arrived."""
+        return time.monotonic() - self.arrival_seconds
 
     @classmethod
     def of(cls, scope: Scope) -> RequestContext:

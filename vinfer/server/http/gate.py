@@ -7,6 +7,7 @@ not the path, not the query, and no header but the request id.
 from __future__ import annotations
 
 import logging
+import re
 import time
 import traceback
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vinfer.errors import NotReadyError
+from vinfer.errors import NotReadyError, RequestError, RequestTimeoutError
 from vinfer.server.api_keys import MAX_PRIORITY
 from vinfer.server.http.access_log import log_access
 from vinfer.server.http.auth import PUBLIC_PATHS, find_key
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # nginx's number for "the client closed the connection"; logged and counted, never sent.
 CLIENT_LEFT_STATUS = 499
+_UNIX_TIME = re.compile(rb"[0-9]{1,12}(\.[0-9]{1,9})?")
 _OPEN_WHILE_DRAINING = PUBLIC_PATHS | {"/metrics"}
 # A key whose line says nothing may let others go first, but not overtake them.
 _PRIORITIES_OF_ONE_OF_SEVERAL = (0, MAX_PRIORITY)
@@ -91,6 +93,7 @@ class Gate:
                 context.priorities = key.priorities
             elif len(keys) > 1:
                 context.priorities = _PRIORITIES_OF_ONE_OF_SEVERAL
+        context.own_seconds = _own_seconds(scope)
         await self._app(scope, receive, send)
 
     def _account(self, scope: Scope, context: RequestContext, status: int) -> None:
@@ -111,6 +114,27 @@ class Gate:
             if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
                 return route.path
         return "other"
+
+
+def _own_seconds(scope: Scope) -> float | None:
+    """Return how many seconds are left until `X-Request-Deadline`, a Unix time; None without one.
+
+    Raises:
+        RequestError: it is not a time.
+        RequestTimeoutError: it has passed.
+    """
+    sent = dict(scope["headers"]).get(b"x-request-deadline")
+    if sent is None:
+        return None
+    if not _UNIX_TIME.fullmatch(sent):
+        raise RequestError(
+            "X-Request-Deadline must be a Unix time in seconds, such as 1767225600.5: "
+            "correct it or leave it out"
+        )
+    seconds = float(sent) - time.time()
+    if seconds <= 0:
+        raise RequestTimeoutError("X-Request-Deadline has passed: send a later one, and check the clocks")
+    return seconds
 
 
 def log_failure(error: Exception, request_id: str) -> None:

@@ -15,6 +15,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -129,6 +130,7 @@ class _DrainingServer(uvicorn.Server):
         self.exit_code = 0
         self._services = services
         self._reload = reload
+        self._last_tick_seconds = time.monotonic()
         self._num_leave_ticks = 0
         self._num_drain_ticks = 0
         self._num_dead_ticks = 0
@@ -155,6 +157,7 @@ class _DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Check whether the server must end; called ten times a second."""
         models = self._services.models
+        self._observe_loop()
         self._watch_engines()
         if models.failure is not None:
             self.exit_code = models.failure.exit_code
@@ -167,6 +170,17 @@ class _DrainingServer(uvicorn.Server):
         if self._services.intake.is_trim_due():
             self._services.workers.submit(give_memory_back)
         return await super().on_tick(counter)
+
+    def _observe_loop(self) -> None:
+        now = time.monotonic()
+        lag_seconds = now - self._last_tick_seconds - 1 / TICKS_PER_SECOND
+        self._last_tick_seconds = now
+        self._services.metrics.observe_loop(
+            lag_seconds,
+            num_connections=len(self.server_state.connections),
+            preparing_bytes=self._services.intake.num_bytes,
+            num_worker_calls=self._services.num_worker_calls,
+        )
 
     def _drain_if_due(self) -> None:
         """Refuse new requests once load balancers have had time to notice; at once if nothing serves yet."""

@@ -7,7 +7,6 @@ engine request that ends with its prompt. It shares the queue, slots and dispatc
 from __future__ import annotations
 
 import base64
-import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -62,7 +61,7 @@ async def embeddings(services: Services, request: HttpRequest) -> JSONResponse:
         )
         for i, prompt_ids in enumerate(prompts)
     ]
-    async with services.deadlines.limit(time.monotonic() - context.arrival_seconds):
+    async with services.deadlines.limit(context.elapsed_seconds(), context.own_seconds):
         pooled = await unless_client_leaves(request.receive, _pooled(services, model, requests))
     return await services.in_worker(_answer, fields, model, prompts, pooled, size)
 
