@@ -56,15 +56,18 @@ class _Renamed(Collector):
         for metric in self._registry.collect():
             is_ours = metric.name.startswith(_OURS)
             if not is_ours or "vinfer" in self._names:
-                yield metric
+                yield _renamed(metric, _OURS)
             if is_ours and "vllm" in self._names and metric.name.removeprefix(_OURS) in VLLM_METRICS:
-                yield _as_vllm(metric)
+                yield _renamed(metric, _THEIRS)
 
 
-def _as_vllm(metric: Metric) -> Metric:
+def _renamed(metric: Metric, prefix: str) -> Metric:
+    """Return a copy with another prefix, and without the times at which its series were created."""
     renamed = copy.copy(metric)
-    renamed.name = metric.name.replace(_OURS, _THEIRS, 1)
+    renamed.name = metric.name.replace(_OURS, prefix, 1)
     renamed.samples = [
-        sample._replace(name=sample.name.replace(_OURS, _THEIRS, 1)) for sample in metric.samples
+        sample._replace(name=sample.name.replace(_OURS, prefix, 1))
+        for sample in metric.samples
+        if not sample.name.endswith("_created")
     ]
     return renamed
