@@ -18,8 +18,8 @@ _SHRINKAGE = {"NFC": 3, "NFD": 1, "NFKC": 4, "NFKD": 4, "Lowercase": 3, "Prepend
 _KEEPING_PRE_TOKENIZERS = {"ByteLevel", "Metaspace", "Digits", "UnicodeScripts"}
 _SPLITTING_PRE_TOKENIZERS = {"Split", "Punctuation", "CharDelimiterSplit"}
 # All characters for which `str.isspace` is true.
-_WHITE_SPACE = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
-_WHITE_SPACE += "".join(map(chr, range(0x2000, 0x200B)))
+_ASCII_WHITE_SPACE = " \n\t\r\v\f\x1c\x1d\x1e\x1f"
+_OTHER_WHITE_SPACE = "\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 # How the byte level spells spaces, tabs and line ends.
 _SPACES = str.maketrans("", "", "ĠĉĊč")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -43,7 +43,8 @@ def max_bytes_per_token(tokenizer: tokenizers.Tokenizer) -> int | None:
 
 def num_dense_bytes(text: str) -> int:
     """Return the bytes of a text without white space, which some tokens swallow in any length."""
-    return len(text.encode()) - sum(text.count(space) * len(space.encode()) for space in _WHITE_SPACE)
+    spaces = _ASCII_WHITE_SPACE if text.isascii() else _ASCII_WHITE_SPACE + _OTHER_WHITE_SPACE
+    return len(text.encode()) - sum(text.count(space) * len(space.encode()) for space in spaces)
 
 
 def _shrinkage(normalizer: dict[str, Any] | None) -> int | None:
