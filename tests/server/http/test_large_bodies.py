@@ -17,7 +17,7 @@ from running_server import RunningServer, Start, wait_until
 
 from vinfer.errors import QueueFullError
 from vinfer.server.http import body as module
-from vinfer.server.http.body import INLINE_PARSE_BYTES, MAX_CONTAINERS
+from vinfer.server.http.body import INLINE_PARSE_BYTES, MAX_CONTAINERS, MAX_VALUES
 from vinfer.server.intake import Intake
 
 HI = {"role": "user", "content": "hi"}
@@ -41,7 +41,8 @@ COSTLY: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "tools": (CHAT, {"messages": [HI], "tools": [{"type": "function"}] * 60_000}, "tools has 60000 items"),
     "stops": (CHAT, {"messages": [HI], "stop": ["x"] * 700_000}, "stop has 700000 items"),
-    "user": (CHAT, {"messages": [HI], "user": [1] * 1_500_000}, "user has no effect"),
+    "user": (CHAT, {"messages": [HI], "user": [1] * 1_000_000}, "user has no effect"),
+    "longer user": (CHAT, {"messages": [HI], "user": [1] * 1_500_000}, "more than 1048576 values"),
     "text": (CHAT, {"messages": [{"role": "user", "content": "x" * 3_000_000}]}, "at least"),
     "items": ("/v1/responses", {"input": [HI] * 60_000}, "input has 60000 items"),
     "items' parts": (
@@ -146,6 +147,14 @@ def test_a_container_limit_counts_arrays_and_objects() -> None:
     assert module.parse_json_object(f'{{"a":[{inner}]}}'.encode())
     with pytest.raises(Exception, match="more than 65536 arrays and objects"):
         module.parse_json_object(f'{{"a":[{inner},{{}}]}}'.encode())
+
+
+def test_a_value_limit_does_not_count_text() -> None:
+    assert module.parse_json_object(b'{"a":"' + b"," * (MAX_VALUES + 1) + b'"}')
+    numbers = b"1," * (MAX_VALUES - 1)
+    assert module.parse_json_object(b'{"a":[' + numbers + b"1]}")
+    with pytest.raises(Exception, match="more than 1048576 values"):
+        module.parse_json_object(b'{"a":[' + numbers + b'1],"b":1}')
 
 
 class Body:
