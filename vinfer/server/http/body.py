@@ -62,8 +62,8 @@ def parse_json_object(raw: bytes) -> dict[str, Any]:
     """Parse one JSON object strictly. JSON has one kind of number: 5.0 and 5e0 are the integer 5.
 
     Refuses some input that Python's parser accepts: NaN and infinities (also as 1e999), duplicate keys,
-    nesting beyond MAX_DEPTH, more than MAX_CONTAINERS arrays and objects or MAX_VALUES values, and half of a surrogate
-    pair.
+    nesting beyond MAX_DEPTH, more than MAX_CONTAINERS arrays and objects or MAX_VALUES values, and half of
+    a surrogate pair.
 
     Raises:
         RequestError: what is wrong and where, without repeating the body.
