@@ -123,6 +123,27 @@ def test_prompts_of_tenants_take_turns() -> None:
     assert order == ["a0", "b0", *["a0"] * 3, *["a1"] * 4, *["a2"] * 4]
 
 
+@pytest.mark.parametrize(("max_running", "num_dispatches"), [(4, 4), (3, 1)])
+def test_steps_are_short_while_tenants_share(max_running: int, num_dispatches: int) -> None:
+    """The first token of whoever comes next waits for two steps."""
+    scheduler = Scheduler(
+        shapes=make_shapes(num_slots=4),
+        num_slots=4,
+        pages=make_pages(4),
+        steps=STEPS,
+        min_prefill_tokens=32,
+        shared_prefill_tokens=4,
+    )
+    scheduler.max_running_per_tenant = max_running
+    scheduler.submit(make_request("a", 40, tenant="a"))
+    assert len(scheduler.schedule().prefills) == num_dispatches
+    scheduler.submit(make_request("b", 3, tenant="b"))
+    # A short prompt and a long one do not fit into one step.
+    first = scheduler.schedule().prefills
+    if max_running == 3:
+        assert [chunk.request.id for prefill in first for chunk in prefill.chunks] == ["b"]
+
+
 def test_a_tenant_s_queue_has_a_limit_of_its_own() -> None:
     async def main(engine: Engine) -> None:
         streams = [engine.submit(make_request(f"a{i}", (1,), tenant="a")) for i in range(3)]

@@ -56,6 +56,8 @@ class Scheduler:
         steps: most decode steps per dispatch.
         dispatch_cost_tokens: see `ChunkPlan`.
         min_prefill_tokens: lower limit of max_prefill_tokens, for configs with only short buckets.
+        shared_prefill_tokens: upper limit of it while no tenant may have all slots: whoever comes next waits
+            for two steps, so they must be short. None for none.
         num_feature_rows: rows of the feature array; 0 for a model without images.
         max_features: for every image encoder, the most features of one image.
         keeps_images_whole: every image lies in one chunk; none has more tokens than the largest bucket.
@@ -73,6 +75,7 @@ class Scheduler:
         steps: int,
         dispatch_cost_tokens: int | None = None,
         min_prefill_tokens: int = 0,
+        shared_prefill_tokens: int | None = None,
         num_feature_rows: int = 0,
         max_features: Mapping[ProgramShape, int] | None = None,
         keeps_images_whole: bool = False,
@@ -82,6 +85,7 @@ class Scheduler:
         self._is_single_shape = is_single_shape(self._shapes)
         self._num_slots = num_slots
         self.max_running_per_tenant = num_slots
+        self._shared_prefill_tokens = shared_prefill_tokens
         self._pages = tuple(pages)
         self._slots_per_shard = num_slots // len(self._pages)
         self._free = list(range(num_slots))
@@ -277,7 +281,11 @@ class Scheduler:
 
     def _plan_prefills(self) -> tuple[Prefill, ...]:
         """Choose prompts to prefill; tenants take turns, so that none waits for all prompts of another."""
-        prefills = self._prefills.plan(by_turns(self._running.values(), self._prefill_turns))
+        is_shared = self.max_running_per_tenant < self._num_slots
+        prefills = self._prefills.plan(
+            by_turns(self._running.values(), self._prefill_turns),
+            max_tokens=self._shared_prefill_tokens if is_shared else None,
+        )
         turn = max(self._prefill_turns.values(), default=0) + 1
         tenants = {running.request.tenant for running in self._running.values()}
         self._prefill_turns = {t: n for t, n in self._prefill_turns.items() if t in tenants}

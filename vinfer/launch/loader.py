@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 # If all buckets are short, a burst of prompts would alternate with nearly empty decode steps.
 MIN_PREFILL_TOKENS = 512
+# With several API keys, a short step matters more: the first token of a new request waits for two of them.
+SHARED_PREFILL_TOKENS = 256
 # On a CPU the time of a prefill grows with its tokens almost from the first one: reading the weights once
 # costs as much as computing about 16 tokens. On an accelerator a short prefill costs as much as a long one.
 DISPATCH_COST_TOKENS: dict[Platform, int] = {"cpu": 16}
@@ -222,6 +224,7 @@ def start_engine(
         steps=max(shape.length for shape in shapes if shape.kind == "decode"),
         dispatch_cost_tokens=DISPATCH_COST_TOKENS.get(manifest.platform),
         min_prefill_tokens=MIN_PREFILL_TOKENS,
+        shared_prefill_tokens=SHARED_PREFILL_TOKENS,
         num_feature_rows=0 if manifest.images is None else manifest.images.features.shape[0],
         max_features=manifest.max_features,
         keeps_images_whole=manifest.images is not None and manifest.images.attends_both_ways,
