@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from vinfer.engine.load import make_mesh
 
 from accelerator_check.targets import TARGETS, Target, compiler_options, devices
 from vinfer.bundle.directory import read_manifest
 from vinfer.bundle.manifest import ArraySpec, Manifest, ProgramSpec, argument_specs
-from vinfer.engine.load import make_mesh
 
 
 def compile_programs(directory: Path, target: Target, results: Path) -> None:

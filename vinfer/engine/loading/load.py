@@ -6,9 +6,7 @@ Runs on a loader thread, once per model, before the engine thread starts.
 from __future__ import annotations
 
 import logging
-import math
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,19 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import export
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
-from vinfer.bundle.manifest import (
-    MESH_AXES,
-    ArraySpec,
-    Manifest,
-    ProgramSpec,
-    StateSpec,
-    WeightSpec,
-    argument_specs,
-)
+from vinfer.bundle.manifest import Manifest, ProgramSpec, StateSpec, WeightSpec
+from vinfer.engine.loading.mesh import make_mesh, sharding_of
+from vinfer.engine.loading.programs import LoadedPrograms
 from vinfer.engine.runner import ALL_ALLOWED, Compiled, Runner
 from vinfer.errors import BundleError, DeviceError
 
@@ -65,6 +56,7 @@ def load_runner(
     *,
     devices: Sequence[jax.Device],
     num_pages: Sequence[int],
+    code_roots: Sequence[Path],
     dispatch_lock: threading.Lock,
     progress: Progress,
 ) -> Runner:
@@ -72,6 +64,7 @@ def load_runner(
 
     Args:
         num_pages: pages of the KV cache, by group, in each dp shard.
+        code_roots: where machine code of the programs is kept; see `CodeStore`.
 
     Raises:
         BundleError: a weight or program file does not match the manifest.
@@ -82,14 +75,16 @@ def load_runner(
     kv_specs = manifest.kv_specs(num_pages)
     image_weight_specs = () if images is None else images.weights
     steps = _Steps(len(manifest.weights) + len(image_weight_specs) + len(manifest.programs), progress)
+    code = LoadedPrograms(directory, manifest, mesh, code_roots, num_pages)
+
+    def program_ready(program: ProgramSpec) -> Compiled:
+        compiled = code.get(program)
+        steps.done()
+        return compiled
+
     # XLA compiles without holding the interpreter lock, so weights are read in the meantime.
     with ThreadPoolExecutor(_NUM_COMPILE_THREADS, thread_name_prefix="compile") as pool:
-        compiling = {
-            program.shape: pool.submit(
-                _compile, directory / "programs", program, manifest, kv_specs, mesh, steps
-            )
-            for program in manifest.programs
-        }
+        compiling = {program.shape: pool.submit(program_ready, program) for program in manifest.programs}
         try:
             weights = _place_weights(directory / "weights", manifest.weights, mesh, steps)
             image_weights = _place_weights(directory / "weights", image_weight_specs, mesh, steps)
@@ -101,6 +96,7 @@ def load_runner(
             raise _no_room(manifest, num_pages, error) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+    code.log_summary()
     return Runner(
         weights=weights,
         kv=kv,
@@ -114,44 +110,6 @@ def load_runner(
         image_weights=image_weights,
         image_features=features,
     )
-
-
-def temporary_bytes(directory: Path, manifest: Manifest, *, devices: Sequence[jax.Device]) -> int:
-    """Return the most memory that a program needs besides its arguments, on one device, as XLA says.
-
-    It hardly depends on the number of pages, so that the smallest will do. Compiles the largest program of
-    each kind that reads the KV cache.
-    """
-    mesh = make_mesh(manifest, devices)
-    kv_specs = manifest.kv_specs(manifest.page_plan.least_pages())
-    largest: dict[str, ProgramSpec] = {}
-    for program in manifest.programs:
-        shape = program.shape
-        if shape.uses_kv and shape.uses_weights:
-            known = largest.setdefault(shape.kind, program)
-            if shape.rows * shape.length > known.shape.rows * known.shape.length:
-                largest[shape.kind] = program
-    steps = _Steps(len(largest), lambda *_: None)
-    sizes = []
-    for program in largest.values():
-        compiled = _compile(directory / "programs", program, manifest, kv_specs, mesh, steps)
-        analysis = compiled.memory_analysis()
-        sizes.append(0 if analysis is None else analysis.temp_size_in_bytes)
-    return max(sizes)
-
-
-def make_mesh(manifest: Manifest, devices: Sequence[jax.Device]) -> Mesh:
-    """Return the bundle's mesh over the first devices of this process."""
-    sizes = [manifest.mesh[axis] for axis in MESH_AXES]
-    grid = np.array(devices[: math.prod(sizes)]).reshape(sizes)
-    return Mesh(grid, MESH_AXES)
-
-
-def _sharding(spec: ArraySpec, mesh: Mesh) -> Sharding:
-    if mesh.size == 1:
-        # Equivalent to a NamedSharding, and much cheaper to trace and lower hundreds of times.
-        return SingleDeviceSharding(mesh.devices.flat[0])
-    return NamedSharding(mesh, PartitionSpec(*spec.axes))
 
 
 def _place_weights(
@@ -193,7 +151,7 @@ def _place(stored: Any, spec: WeightSpec, mesh: Mesh) -> jax.Array:
         part: np.ndarray[Any, Any] = stored[index]
         return part
 
-    return jax.make_array_from_callback(spec.shape, _sharding(spec, mesh), read)
+    return jax.make_array_from_callback(spec.shape, sharding_of(spec, mesh), read)
 
 
 def _filled(specs: Sequence[StateSpec], mesh: Mesh) -> tuple[jax.Array, ...]:
@@ -206,7 +164,7 @@ def _filled(specs: Sequence[StateSpec], mesh: Mesh) -> tuple[jax.Array, ...]:
     def fill() -> tuple[jax.Array, ...]:
         return tuple(jnp.full(spec.shape, spec.initial, jnp.dtype(spec.dtype)) for spec in specs)
 
-    shardings = tuple(_sharding(spec, mesh) for spec in specs)
+    shardings = tuple(sharding_of(spec, mesh) for spec in specs)
     arrays: tuple[jax.Array, ...] = jax.jit(fill, out_shardings=shardings)()
     return arrays
 
@@ -217,46 +175,9 @@ def _open_masks(programs: Sequence[ProgramSpec], mesh: Mesh) -> dict[int, jax.Ar
         spec.shape: spec for program in programs for spec in program.inputs if spec.name == "grammar_mask"
     }
     return {
-        shape[0]: jax.device_put(np.full(shape, ALL_ALLOWED, np.uint32), _sharding(spec, mesh))
+        shape[0]: jax.device_put(np.full(shape, ALL_ALLOWED, np.uint32), sharding_of(spec, mesh))
         for shape, spec in specs.items()
     }
-
-
-def _compile(
-    directory: Path,
-    program: ProgramSpec,
-    manifest: Manifest,
-    kv_specs: Sequence[ArraySpec],
-    mesh: Mesh,
-    steps: _Steps,
-) -> Compiled:
-    """Compile one program, or load it from the compilation cache."""
-    started = time.perf_counter()
-    shape = program.shape
-    groups = argument_specs(
-        shape,
-        program.inputs,
-        weights=manifest.weights,
-        kv=kv_specs,
-        state=manifest.state,
-        images=manifest.images,
-    )
-    arguments = tuple(tuple(_sharding(spec, mesh) for spec in group) for group in groups)
-    results = (arguments[1], arguments[2], tuple(_sharding(spec, mesh) for spec in program.outputs))
-    try:
-        exported = export.deserialize(bytearray((directory / program.file).read_bytes()))
-    except Exception as error:
-        raise BundleError(f"programs/{program.file} is not a program: run vinfer precompile again") from error
-    # Donated results keep the shardings of the arguments, so a second call finds the layout that the first
-    # one left, and no program is ever compiled for another layout.
-    jitted = jax.jit(exported.call, donate_argnums=(1, 2), in_shardings=arguments, out_shardings=results)
-    abstract = [
-        tuple(jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype)) for spec in group) for group in groups
-    ]
-    compiled: Compiled = jitted.lower(*abstract).compile()
-    steps.done()
-    logger.debug("program %s ready in %.2f s", program.shape.name, time.perf_counter() - started)
-    return compiled
 
 
 def _no_room(manifest: Manifest, num_pages: Sequence[int], error: Exception) -> DeviceError:
