@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -46,3 +47,17 @@ def test_help_lists_every_command_in_whole_sentences() -> None:
         )
         listed = process.stdout.split("Commands:\n")[1].splitlines()
         assert all(line.endswith(".") and not line.endswith("...") for line in listed), listed
+
+
+def test_sigterm_ends_the_process_from_the_beginning() -> None:
+    """As process 1 of a container, a process is not sent a signal that it has no handler for."""
+    script = (
+        "import time\nfrom vinfer import cli\n"
+        "cli.app = lambda **_: (print('started', flush=True), time.sleep(60))\ncli.main()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGTERM)
+        # Without a handler it would be -15.
+        assert process.wait(20) == 128 + signal.SIGTERM
