@@ -229,6 +229,27 @@ def reference() -> None:
     typer.echo(reference_table(), nl=False)
 
 
+@config_app.command(short_help="Show what differs between two YAML files.")
+def diff(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="YAML file that is in use.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="YAML file that is to be used.")],
+) -> None:
+    """Print the keys whose values differ, and whether SIGHUP or only a restart applies each."""
+    from vinfer.config import changes, load_config
+
+    before, after = (load_config(path, environ=os.environ) for path in (old, new))
+    for change in changes(before, after):
+        how = "SIGHUP" if change.is_hot else "restart"
+        typer.echo(f"{change.key}: {_shown(change.old)} -> {_shown(change.new)} ({how})")
+
+
+def _shown(value: object) -> str:
+    """Return a value, or a whole block, as JSON."""
+    from pydantic_core import to_json
+
+    return json.dumps(json.loads(to_json(value)))
+
+
 @config_app.command(short_help="Check a YAML file and print it in full.")
 def show(config_path: ConfigPath, overrides: Overrides = None) -> None:
     """Check a YAML file and print it with every default filled in, as JSON."""

@@ -140,7 +140,8 @@ class ModelTable:
     """Models by name, in the order of the config."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant: a signal handler may interrupt the event loop while it holds the lock.
+        self._lock = threading.RLock()
         self._statuses = {name: ModelStatus(name=name) for name in names}
         self._served: dict[str, ServedModel] = {}
         self._leaving = False

@@ -80,3 +80,14 @@ def test_an_engine_s_death_is_one_line_per_request(
     failures = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert len(failures) == 20
     assert all("\n" not in line and "failed while serving" in line for line in failures)
+
+
+def test_a_signal_may_come_while_the_table_is_locked(tokenizer: Tokenizer) -> None:
+    """Signal handlers run on the event loop's thread, between any two of its steps."""
+    models = ModelTable(["fake"])
+    models.serve(served_model(FakeEngine(), tokenizer))
+    with models._lock:
+        assert models.served_models
+        assert models.statuses
+        models.leave()
+        models.drain()

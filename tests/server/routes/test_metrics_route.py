@@ -168,3 +168,16 @@ def test_every_name_of_vllm_is_one_of_ours() -> None:
     metrics = ServerMetrics(ModelTable([]), lambda: 0)
     written = set(re.findall(r"^# TYPE vinfer:(\S+) ", metrics.render().decode(), re.MULTILINE))
     assert written | {name.removesuffix("_total") for name in written} >= VLLM_METRICS
+
+
+def test_a_refused_prompt_has_used_nothing(start: Start, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a-key name=someone\n", encoding="utf-8")
+    keys.chmod(0o600)
+    with start(api_keys_file=keys) as server:
+        server.http.headers["authorization"] = "Bearer a-key"
+        server.engine.queue_full = True
+        assert server.chat().status_code == 429
+        someone = frozenset({"someone"})
+        wait_until(lambda: ("vinfer:key_requests_total", someone) in scrape(server))
+        assert scrape(server)["vinfer:key_prompt_tokens_total", someone] == 0

@@ -150,7 +150,6 @@ class Generation:
         self.num_prompt_tokens = sum(len(job.prompt_ids) for job in jobs)
         self._metrics = metrics
         self._usage = usage
-        usage.num_prompt_tokens = self.num_prompt_tokens
         self._rules = rules
         self._n = n
         scope = cache_scope(model.prefix_cache, tenant=tenant, cache_salt=cache_salt, request_name=name)
@@ -203,6 +202,7 @@ class Generation:
         except Exception:
             self._cancel(choice for choice, _ in submitted)
             raise
+        self._usage.num_prompt_tokens = self.num_prompt_tokens
         self._tasks = [asyncio.create_task(self._run(choice, events)) for choice, events in submitted]
 
     async def next_deltas(self, timeout_seconds: float) -> list[ChoiceDelta]:

@@ -48,7 +48,6 @@ async def embeddings(services: Services, request: HttpRequest) -> JSONResponse:
     size = _num_dimensions(fields, model, facts)
     model.engine.check_room(context.tenant)
     prompts = await services.in_worker(embedding_prompt_ids, fields, model)
-    context.usage.num_prompt_tokens = sum(map(len, prompts))
     name = f"embd-{uuid.uuid4().hex}"
     requests = [
         Request(
@@ -63,6 +62,7 @@ async def embeddings(services: Services, request: HttpRequest) -> JSONResponse:
     ]
     async with services.deadlines.limit(context.elapsed_seconds(), context.own_seconds):
         pooled = await unless_client_leaves(request.receive, _pooled(services, model, requests))
+    context.usage.num_prompt_tokens = sum(map(len, prompts))
     return await services.in_worker(_answer, fields, model, prompts, pooled, size)
 
 
