@@ -40,7 +40,7 @@ def queue_of(*names: str, **priorities: int) -> WaitingQueue:
     queue = WaitingQueue()
     for arrival, name in enumerate(names):
         request = make_request(name, 1, tenant=name[0], priority=priorities.get(name, 0))
-        queue.push(Waiting(request, arrival))
+        queue.push(Waiting(request, arrival, [0], None))
     return queue
 
 
@@ -64,14 +64,14 @@ def test_a_tenant_keeps_its_turn_while_it_has_nothing_waiting() -> None:
         assert waiting is not None
         assert waiting.request.id == expected
         queue.take(waiting)
-    queue.push(Waiting(make_request("b2", 1, tenant="b"), 10))
+    queue.push(Waiting(make_request("b2", 1, tenant="b"), 10, [0], None))
     assert order_of(queue) == ["a2", "b2", "a3"]
 
 
 def test_turns_of_many_tenants_are_forgotten() -> None:
     queue = WaitingQueue()
     for place in range(MAX_REMEMBERED_TENANTS + 10):
-        queue.push(Waiting(make_request(f"r{place}", 1, tenant=str(place)), place))
+        queue.push(Waiting(make_request(f"r{place}", 1, tenant=str(place)), place, [0], None))
     assert len(order_of(queue)) == MAX_REMEMBERED_TENANTS + 10
     assert len(queue._turns) == MAX_REMEMBERED_TENANTS
     assert len(queue) == 0

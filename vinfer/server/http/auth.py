@@ -18,18 +18,37 @@ PUBLIC_PATHS = frozenset({"/liveness", "/readiness", "/health"})
 
 
 def find_key(scope: Scope, keys: Sequence[ApiKey]) -> ApiKey | None:
-    """Return the API key of a request, from `Authorization: Bearer KEY`; None if none is needed.
+    """Return the API key of a request; None if none is needed.
+
+    It is sent as `Authorization: Bearer KEY` or `x-api-key: KEY`. Anthropic's clients send the second, or
+    both with the same key.
 
     Raises:
-        AuthenticationError: the request has no key, several, or a wrong one.
+        AuthenticationError: the request has no key, different ones, or a wrong one.
     """
     if not keys or scope["path"] in PUBLIC_PATHS:
         return None
-    sent = [value for name, value in scope["headers"] if name == b"authorization"]
-    scheme, _, key = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
-    digest = digest_of(key.strip())
+    key = _sent_key(scope)
+    digest = digest_of(key)
     # All keys are compared, equal or not, so that the time taken reveals nothing about any of them.
     matches = [known for known in keys if hmac.compare_digest(digest, known.digest)]
-    if scheme.lower() != b"bearer" or not matches:
-        raise AuthenticationError("no valid API key: send one `Authorization: Bearer KEY` header")
+    if not key or not matches:
+        raise AuthenticationError(
+            "no valid API key: send one `Authorization: Bearer KEY` or `x-api-key: KEY` header"
+        )
     return matches[0]
+
+
+def _sent_key(scope: Scope) -> bytes:
+    """Return the key of a request; nothing if it has none, a header twice, or two different keys."""
+    values = {
+        name: [value for sent, value in scope["headers"] if sent == name]
+        for name in (b"authorization", b"x-api-key")
+    }
+    if any(len(found) > 1 for found in values.values()):
+        return b""
+    keys = {value.strip() for value in values[b"x-api-key"]}
+    for value in values[b"authorization"]:
+        scheme, _, key = value.partition(b" ")
+        keys.add(key.strip() if scheme.lower() == b"bearer" else b"")
+    return keys.pop() if len(keys) == 1 else b""

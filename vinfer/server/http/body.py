@@ -20,8 +20,8 @@ from vinfer.server.http.context import RequestContext
 from vinfer.server.services import Services
 
 T = TypeVar("T")
-Parse = Callable[[Mapping[str, Any], Literal["refuse", "ignore"]], T]
-"""Checks a JSON object: (body, `server.unknown_fields`) -> the typed fields of a route."""
+Parse = Callable[[Mapping[str, Any], Literal["refuse", "ignore"], list[str]], T]
+"""Checks a JSON object: (body, `server.unknown_fields`, list for keys without effect) -> typed fields."""
 
 MAX_DEPTH = 64
 MAX_CONTAINERS = 2**16
@@ -53,9 +53,10 @@ async def read_fields(request: HttpRequest, services: Services, parse: Parse[T])
     _check_headers(request)
     raw = await _read(request, services)
     unknown = services.config.unknown_fields
+    ignored = RequestContext.of(request.scope).ignored
     if len(raw) <= INLINE_PARSE_BYTES:
-        return parse(parse_json_object(raw), unknown)
-    return await services.in_parser(lambda: parse(parse_json_object(raw), unknown))
+        return parse(parse_json_object(raw), unknown, ignored)
+    return await services.in_parser(lambda: parse(parse_json_object(raw), unknown, ignored))
 
 
 def parse_json_object(raw: bytes) -> dict[str, Any]:

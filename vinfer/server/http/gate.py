@@ -1,7 +1,7 @@
 """The first and last step of every request: id, drain, API key, error mapping, log line and metrics.
 
 One ASGI middleware around all routes, so that no new route can bypass it. It logs no text from the client:
-not the path, not the query, and no header but the request id.
+not the path, not the query, and no header but the request id. At debug level it names ignored keys.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vinfer.server.api_keys import MAX_PRIORITY
 from vinfer.server.http.access_log import log_access
 from vinfer.server.http.auth import PUBLIC_PATHS, find_key
 from vinfer.server.http.context import ClientLeftError, RequestContext
-from vinfer.server.http.errors import as_vinfer_error, error_response
+from vinfer.server.http.errors import as_vinfer_error, error_response, is_anthropic
 from vinfer.server.services import Services
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,9 @@ class Gate:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = context.request_id
+                if is_anthropic(scope["path"]):
+                    headers["request-id"] = context.request_id
+                _report(context, headers)
                 if self._models.leaving:
                     headers["Connection"] = "close"
             await send(message)
@@ -77,7 +80,8 @@ class Gate:
                 # Too late for an error response; uvicorn closes the connection after an incomplete one.
                 context.failed = True
             else:
-                await error_response(error, context.request_id)(scope, receive, send_with_headers)
+                response = error_response(error, context.request_id, scope["path"])
+                await response(scope, receive, send_with_headers)
         finally:
             self._services.intake.release(context)
             self._account(scope, context, status)
@@ -101,6 +105,11 @@ class Gate:
         seconds = time.monotonic() - context.arrival_seconds
         method = scope["method"] if scope["method"].isalpha() else "?"
         log_access(context, method[:16], route, status, seconds, is_probe=scope["path"] in PUBLIC_PATHS)
+        if context.ignored:
+            self._services.metrics.count_ignored_keys(len(context.ignored))
+            logger.debug(
+                "request %s: ignored keys: %s", context.request_id, ", ".join(context.ignored_names) or "?"
+            )
         if route.startswith("/v1/"):
             metrics = self._services.metrics
             metrics.count_request(context.model_name, route, _outcome(context, status))
@@ -135,6 +144,14 @@ def _own_seconds(scope: Scope) -> float | None:
     if seconds <= 0:
         raise RequestTimeoutError("X-Request-Deadline has passed: send a later one, and check the clocks")
     return seconds
+
+
+def _report(context: RequestContext, headers: MutableHeaders) -> None:
+    """Say in the headers where the answer differs from what was asked for."""
+    if context.ignored_names:
+        headers["x-vinfer-ignored"] = ", ".join(context.ignored_names)
+    if context.max_tokens is not None:
+        headers["x-vinfer-max-tokens"] = str(context.max_tokens)
 
 
 def log_failure(error: Exception, request_id: str) -> None:

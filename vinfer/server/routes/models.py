@@ -55,7 +55,7 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
         "created": model.created,
         "owned_by": "easydel",
         "permission": [],
-        "root": model.root,
+        "root": model.name,
         "max_model_len": model.max_model_len,
         "parity_verdict": model.parity_verdict,
         "parity": None if parity is None else parity.model_dump(),
