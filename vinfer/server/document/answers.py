@@ -36,6 +36,7 @@ class ErrorDetails(Answer):
     type: str
     param: str | None
     code: str | None
+    request_id: str = Field(description="What the log calls the request; also in the header x-request-id.")
 
 
 class ErrorBody(Answer):
