@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 from accelerator_check.targets import TARGETS, Target, compiler_options, devices
 from vinfer.bundle.directory import read_manifest
 from vinfer.bundle.manifest import ArraySpec, Manifest, ProgramSpec, argument_specs
-from vinfer.engine.load import make_mesh
+from vinfer.engine.load import COMPILER_OPTIONS, make_mesh
 
 
 def compile_programs(directory: Path, target: Target, results: Path) -> None:
@@ -78,7 +78,9 @@ def _compile(directory: Path, program: ProgramSpec, manifest: Manifest, mesh: Me
     abstract = [
         tuple(jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype)) for spec in group) for group in groups
     ]
-    return jitted.lower(*abstract).compile(compiler_options(target))
+    return jitted.lower(*abstract).compile(
+        {**COMPILER_OPTIONS.get(manifest.platform, {}), **compiler_options(target)}
+    )
 
 
 def _sharding(spec: ArraySpec, mesh: Mesh) -> Sharding:

@@ -62,6 +62,26 @@ def pages(kv: Any, query: Any, new: Any, table: Any, position: Any, steps: Any) 
     return lax.while_loop(lambda carry: carry[0] < steps, step, (jnp.int32(0), kv, query, position))[1:3]
 
 
+def kernel(kv: Any, query: Any, new: Any, table: Any, position: Any, steps: Any) -> Any:
+    """Decode over pools of pages with `vinfer.compiler.decode_kernel`."""
+    from vinfer.compiler.decode_kernel import attend
+    from vinfer.compiler.paged_attention import visible, write
+
+    def step(carry: Any) -> Any:
+        index, (k, v), query, position = carry
+        at = position[:, None]
+        k, v = (write(pool, new[:, None], table, at, max_model_len=LENGTH) for pool in (k, v))
+        seen = visible(at, max_model_len=LENGTH, window=None)
+        return (
+            index + 1,
+            (k, v),
+            attend(query, k, v, table, seen, num_kv_heads=KV_HEADS, scale=1.0),
+            position + 1,
+        )
+
+    return lax.while_loop(lambda carry: carry[0] < steps, step, (jnp.int32(0), kv, query, position))[1:3]
+
+
 def updates(kv: Any, query: Any, new: Any, table: Any, position: Any, steps: Any) -> Any:
     """Write four slices in a loop whose length is known."""
 
@@ -75,10 +95,14 @@ def slim(hlo: str) -> str:
     """Keep the computations, without what names files or only the compiler reads."""
     hlo = hlo[re.search(r"^(ENTRY )?%.*\{$", hlo, re.MULTILINE).start() :]
     hlo = re.sub(r", metadata=\{[^}]*\}", "", hlo)
-    trips = r', backend_config=(?:.*?("known_trip_count":\{"n":"\d+"\}).*|.*)$'
-    return re.sub(
-        trips, lambda found: f", backend_config={{{found[1]}}}" if found[1] else "", hlo, flags=re.MULTILINE
-    )
+    return re.sub(r", backend_config=(.*)$", _kept_config, hlo, flags=re.MULTILINE)
+
+
+def _kept_config(found: re.Match[str]) -> str:
+    """Keep how often a loop turns, and the name and the grid of a kernel."""
+    kept = re.findall(r'"known_trip_count":\{"n":"\d+"\}', found[1])[:1]
+    kept = kept or re.findall(r'grid_[xyz] = \d+ : i32|name = "\w+"', found[1])
+    return f", backend_config={{{', '.join(kept)}}}" if kept else ""
 
 
 def main(name: str) -> None:
@@ -91,6 +115,7 @@ def main(name: str) -> None:
         (dense_cache, dense, (ROWS, HEADS)),
         (pages, pool, (ROWS, 1, HEADS)),
         (updates, pool, (ROWS, 1, HEADS)),
+        *([(kernel, pool, (ROWS, 1, HEADS))] if target.platform == "cuda" else []),
     )
     for program, kv, heads in programs:
         inputs = (

@@ -305,6 +305,12 @@ def test_layers_with_a_window_have_pages_of_their_own() -> None:
     assert pages.most_pages() == (4 * 32, 4 * 13)
 
 
+def test_programs_for_a_gpu_limit_the_pages_of_an_array() -> None:
+    pages = check_model(plan(platform="cuda"), PaperCheckpoint(), where="models[0]").pages  # type: ignore[arg-type]
+    # 128 positions * 4 heads * 16 * 4 bytes
+    assert [group.max_pages for group in pages.groups] == [2**32 // 32_768]
+
+
 @pytest.mark.parametrize(("platform", "page_size"), [("cpu", 32), ("cuda", 128), ("tpu", 128)])
 def test_pages_are_as_large_as_the_platform_wants_them(platform: Platform, page_size: int) -> None:
     assert plan(platform=platform).page_size == page_size

@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from vinfer.bundle.manifest import (
     MESH_AXES,
     ArraySpec,
     Manifest,
+    Platform,
     ProgramSpec,
     StateSpec,
     WeightSpec,
@@ -38,6 +39,11 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""
 
+COMPILER_OPTIONS: Mapping[Platform, dict[str, str | bool]] = {
+    # For one row, XLA would multiply weights element by element, write the products, and then add them up:
+    # three times the traffic.
+    "cuda": {"xla_disable_hlo_passes": "dot-strength-reduction"}
+}
 _NUM_COMPILE_THREADS = 2
 # Pages read from a memory-mapped file count toward this process's memory until the file is closed.
 _MAX_MAPPED_BYTES = 256 << 20
@@ -253,7 +259,7 @@ def _compile(
     abstract = [
         tuple(jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype)) for spec in group) for group in groups
     ]
-    compiled: Compiled = jitted.lower(*abstract).compile()
+    compiled: Compiled = jitted.lower(*abstract).compile(COMPILER_OPTIONS.get(manifest.platform))
     steps.done()
     logger.debug("program %s ready in %.2f s", program.shape.name, time.perf_counter() - started)
     return compiled

@@ -36,12 +36,14 @@ from vinfer.bundle.manifest import (
 from vinfer.bundle.programs import ProgramShape
 from vinfer.bundle.verification import hash_files
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
+from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.generation import GenerationFacts
+from vinfer.compiler.decode_kernel import CUSTOM_CALL
 from vinfer.compiler.easydel.model import EasyDeLModel
 from vinfer.compiler.export.constants import with_hidden_constants
 from vinfer.compiler.export.weight_file import num_bytes, write_weight_file
 from vinfer.compiler.model import Images
-from vinfer.compiler.plan import BuildPlan
+from vinfer.compiler.plan import BuildPlan, page_plan
 from vinfer.compiler.programs import Programs
 from vinfer.compiler.state import state_specs
 from vinfer.compiler.vision.encoders import Encoder, make_encoder
@@ -141,7 +143,7 @@ def _write_programs_and_manifest(
         )
 
     specs = _write_programs(
-        programs, model.facts.windows, arguments, plan, model.mesh, directory / "programs", progress
+        programs, model.facts, arguments, plan, model.mesh, directory / "programs", progress
     )
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -180,6 +182,7 @@ def _decoder(plan: BuildPlan, checkpoint: Checkpoint) -> EasyDeLModel:
         splits_tied_head=plan.platform == "cpu",
         attention_block_len=ATTENTION_BLOCK_LEN[plan.platform],
         widens_queries=plan.platform != "cpu",
+        decodes_with_kernel=plan.platform == "cuda",
     )
 
 
@@ -327,7 +330,7 @@ def _kv_arrays(model: EasyDeLModel, plan: BuildPlan) -> tuple[KVArray, ...]:
 
 def _write_programs(
     programs: Programs,
-    windows: Sequence[int | None],
+    facts: ModelFacts,
     arguments_of: Callable[[ProgramShape], tuple[Sequence[ArraySpec], ...]],
     plan: BuildPlan,
     mesh: Mesh,
@@ -350,9 +353,11 @@ def _write_programs(
                 out_shardings=(arguments[1], arguments[2], _shardings(mesh, outputs)),
                 keep_unused=True,
             )
-        exported = export.export(jitted, platforms=[plan.platform])(
-            *_abstract_arguments(shape, groups, windows, plan)
-        )
+        exported = export.export(
+            jitted,
+            platforms=[plan.platform],
+            disabled_checks=[export.DisabledSafetyCheck.custom_call(CUSTOM_CALL)],
+        )(*_abstract_arguments(shape, groups, facts, plan))
         if plan.num_devices > 1:
             exported = with_hidden_constants(exported)
         file = shape.name.replace("[", "-").replace("]", "").replace(",", "-") + ".stablehlo"
@@ -365,15 +370,18 @@ def _write_programs(
 def _abstract_arguments(
     shape: ProgramShape,
     groups: Sequence[Sequence[ArraySpec]],
-    windows: Sequence[int | None],
+    facts: ModelFacts,
     plan: BuildPlan,
 ) -> tuple[tuple[jax.ShapeDtypeStruct, ...], ...]:
     """Return the shapes of a program's arguments, with a symbol for the number of pages of each group."""
+    windows = facts.windows
     weights, kv, state, inputs = (_abstract(group) for group in groups)
     if shape.uses_kv and kv:
         groups_in_order = kv_groups(windows)
+        limits = [group.max_pages for group in page_plan(plan, facts).groups]
         pages = export.symbolic_shape(
-            ", ".join(f"{plan.mesh['dp']}*pages{place}" for place in range(len(groups_in_order)))
+            ", ".join(f"{plan.mesh['dp']}*pages{place}" for place in range(len(groups_in_order))),
+            constraints=[f"pages{place} <= {limit}" for place, limit in enumerate(limits) if limit],
         )
         kv = tuple(
             jax.ShapeDtypeStruct((pages[groups_in_order.index(window)], *array.shape[1:]), array.dtype)
