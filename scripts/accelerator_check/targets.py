@@ -29,25 +29,29 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Some devices of one kind.
+    """One kind of device.
 
     Attributes:
-        topology: their name in libtpu; empty for a GPU.
-        num_devices: over which `tp` splits a model.
+        topologies: the compiler's name of a machine with so many devices or more.
+        memory_bytes: of one device.
+        max_traffic: most bytes of a decode step against the ideal.
     """
 
     platform: Literal["tpu", "cuda"]
-    topology: str
-    num_devices: int
+    topologies: Mapping[int, str]
+    memory_bytes: int
+    max_traffic: float
 
 
 TARGETS = {
-    "v5e": Target("tpu", "v5e:1x1", 1),
-    "v5e-4": Target("tpu", "v5e:2x2", 4),
-    "v6e": Target("tpu", "v6e:1x1", 1),
-    "v6e-4": Target("tpu", "v6e:2x2", 4),
-    "h100": Target("cuda", "", 1),
+    "v5e": Target("tpu", {1: "v5e:1x1", 4: "v5e:2x2", 8: "v5e:2x4"}, 16 << 30, 1.1),
+    "v6e": Target("tpu", {1: "v6e:1x1", 4: "v6e:2x2", 8: "v6e:2x4"}, 32 << 30, 1.1),
+    # A chip is two devices.
+    "v7x": Target("tpu", {1: "tpu7x:1x1x1", 4: "tpu7x:2x2x1", 8: "tpu7x:2x2x1"}, 96 << 30, 1.1),
+    "h100": Target("cuda", {1: "1x1x1", 4: "1x1x4", 8: "1x1x8"}, 80 << 30, 1.3),
 }
+TP = (1, 4, 8)
+"""Numbers of devices that share a model."""
 
 
 def compiling_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -92,21 +96,22 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def devices(target: Target) -> list[Any]:
-    """Return the devices of a target. They compile, and nothing can run on them."""
+def devices(target: Target, number: int) -> list[Any]:
+    """Return some devices of a kind. They compile, and nothing can run on them."""
     from jax.experimental import topologies
 
+    name = target.topologies[number]
     if target.platform == "cuda":
         description = topologies.get_topology_desc(
-            platform="cuda", topology_name="1x1x1", topology="1x1x1", target_config=H100
+            platform="cuda", topology_name=name, topology=name, target_config=H100
         )
     else:
         # libtpu assumes four chips per host unless told otherwise.
-        single = {"chips_per_host_bounds": (1, 1, 1)} if target.num_devices == 1 else {}
-        description = topologies.get_topology_desc(platform="tpu", topology_name=target.topology, **single)
-    return list(description.devices)[: target.num_devices]
+        single = {"chips_per_host_bounds": (1, 1, 1)} if number == 1 else {}
+        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **single)
+    return list(description.devices)[:number]
 
 
-def compiler_options(target: Target) -> dict[str, int]:
+def compiler_options(target: Target) -> dict[str, str | bool]:
     """Return options that only a machine without the device needs: autotuning would run there."""
-    return {"xla_gpu_autotune_level": 0} if target.platform == "cuda" else {}
+    return {"xla_gpu_autotune_level": "0"} if target.platform == "cuda" else {}

@@ -107,7 +107,7 @@ def _kept_config(found: re.Match[str]) -> str:
 
 def main(name: str) -> None:
     target = TARGETS[name]
-    place = SingleDeviceSharding(devices(target)[0])
+    place = SingleDeviceSharding(devices(target, 1)[0])
     array = jax.ShapeDtypeStruct
     pool = array((ROWS * LENGTH // PAGE, PAGE, WIDTH), jnp.bfloat16)
     dense = array((ROWS, LENGTH, KV_HEADS, DIM), jnp.bfloat16)

@@ -87,22 +87,32 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
 
 
 def build_programs(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progress: Progress) -> Manifest:
-    """Write the programs and the manifest of a text model, but neither weights nor a tokenizer.
+    """Write the programs and the manifest of a model, but neither weights nor a tokenizer.
 
     No server can load the result. It is for looking at compiled programs, and reads no tensor.
     """
     model = _decoder(plan, checkpoint)
-    of_model = [(weight.name, weight.shape, weight.dtype, weight.axes) for weight in model.weights]
-    of_ropes = [
-        (f"rope.{name}", (model.max_model_len, checkpoint.ropes[name].rotary_dim), "float32", ())
+    encoder = _encoder(plan, checkpoint)
+    encoder_weights = () if encoder is None else encoder.weights
+    specs_by_name = {
+        weight.name: WeightSpec(
+            name=weight.name, shape=weight.shape, dtype=weight.dtype, axes=weight.axes, file=""
+        )
+        for weight in (*model.weights, *encoder_weights)
+    }
+    ropes = (
+        WeightSpec(
+            name=f"rope.{name}",
+            shape=(model.max_model_len, checkpoint.ropes[name].rotary_dim),
+            dtype="float32",
+            file="",
+        )
         for name in model.rope_names
-    ]
-    weights = tuple(
-        WeightSpec(name=name, shape=shape, dtype=dtype, axes=axes, file="")
-        for name, shape, dtype, axes in (*of_model, *of_ropes)
     )
+    weights = (*(specs_by_name[weight.name] for weight in model.weights), *ropes)
+    images = None if encoder is None else _image_input(plan, checkpoint, encoder, specs_by_name)
     return _write_programs_and_manifest(
-        plan, checkpoint, model, None, None, weights, model.vocab_size, directory, progress
+        plan, checkpoint, model, encoder, images, weights, model.vocab_size, directory, progress
     )
 
 
