@@ -1,6 +1,9 @@
 """Decode steps over drawn pages: by the decode kernel, interpreted on the CPU, and by plain attention.
 
-Run as a program, it prints the largest errors over a mesh of four CPU devices as JSON.
+    PYTHONPATH=. .venv/dev/bin/python tests/compiler/decode_steps.py
+
+Prints the largest error of each case on the device that JAX finds; on a GPU the kernel is compiled. With a
+JSON list of cases, it prints their errors over a mesh of four CPU devices.
 """
 
 from __future__ import annotations
@@ -110,7 +113,7 @@ def program(case: Case) -> Callable[..., jax.Array]:
             scale=case.dim**-0.5,
             soft_cap=case.soft_cap,
             sinks=sinks,
-            interpret=True,
+            interpret=jax.default_backend() == "cpu",
         )
 
     return run
@@ -141,6 +144,23 @@ def plain(case: Case, of: Step) -> Array:
     return output
 
 
+CASES = [
+    *(Case(page_size=size) for size in (16, 32, 128)),
+    *(Case(kv_heads=kv_heads) for kv_heads in (1, 4)),
+    Case(heads=6, kv_heads=2),
+    Case(heads=40, kv_heads=2),
+    *(Case(dim=dim) for dim in (24, 64, 96)),
+    *(Case(value_dim=value_dim) for value_dim in (8, 40)),
+    *(Case(window=window) for window in (1, 31, 32, 33, MAX_MODEL_LEN)),
+    Case(soft_cap=2.0),
+    *(Case(has_sinks=True, window=window) for window in (None, 9)),
+    Case(heads=6, dim=24, value_dim=40, page_size=128, window=33, soft_cap=3.0, has_sinks=True),
+    Case(lengths=(200,)),
+    Case(lengths=(0, 0)),
+    Case(lengths=tuple(range(0, 200, 13))),
+]
+
+
 def over_tp(case: Case, of: Step) -> Array:
     """Return [rows, heads, value_dim] of a layer whose heads are split over four devices."""
     mesh = Mesh(
@@ -161,6 +181,14 @@ def over_tp(case: Case, of: Step) -> Array:
     return np.asarray(run(*arguments))[:, 0]
 
 
+def print_errors() -> None:
+    sys.stdout.write(f"on {jax.devices()[0].device_kind}\n")
+    for case in CASES:
+        of = step(case)
+        error = np.abs(by_kernel(case, of) - plain(case, of)).max()
+        sys.stdout.write(f"{error:.1e}  {case}\n")
+
+
 def print_errors_over_tp(cases: list[dict[str, Any]]) -> None:
     errors = []
     for fields in cases:
@@ -171,6 +199,9 @@ def print_errors_over_tp(cases: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    # Must be set before JAX starts.
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
-    print_errors_over_tp(json.loads(sys.argv[1]))
+    if len(sys.argv) == 1:
+        print_errors()
+    else:
+        # Must be set before JAX starts.
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+        print_errors_over_tp(json.loads(sys.argv[1]))

@@ -19,7 +19,7 @@ from jax import export
 sys.path.insert(0, str(Path(__file__).parent))
 
 import decode_steps
-from decode_steps import LENGTHS, MAX_MODEL_LEN, Case, by_kernel, plain, step
+from decode_steps import CASES, LENGTHS, Case, by_kernel, plain, step
 
 from vinfer.bundle.kv_pages import addressable_pages
 from vinfer.compiler import decode_kernel
@@ -27,22 +27,6 @@ from vinfer.compiler.decode_kernel import num_splits, supports, tile_len
 from vinfer.compiler.paged_attention import NO_PAGE, visible
 
 TOLERANCE = 2e-6
-
-CASES = [
-    *(Case(page_size=size) for size in (16, 32, 128)),
-    *(Case(kv_heads=kv_heads) for kv_heads in (1, 4)),
-    Case(heads=6, kv_heads=2),
-    Case(heads=40, kv_heads=2),
-    *(Case(dim=dim) for dim in (24, 64, 96)),
-    *(Case(value_dim=value_dim) for value_dim in (8, 40)),
-    *(Case(window=window) for window in (1, 31, 32, 33, MAX_MODEL_LEN)),
-    Case(soft_cap=2.0),
-    *(Case(has_sinks=True, window=window) for window in (None, 9)),
-    Case(heads=6, dim=24, value_dim=40, page_size=128, window=33, soft_cap=3.0, has_sinks=True),
-    Case(lengths=(200,)),
-    Case(lengths=(0, 0)),
-    Case(lengths=tuple(range(0, 200, 13))),
-]
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
