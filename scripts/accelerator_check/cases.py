@@ -95,7 +95,10 @@ def sizes(windows: Sequence[int | None]) -> tuple[int, int]:
 
 
 def programs_to_check(shapes: Iterable[ProgramShape], choice: Choice = "all") -> tuple[ProgramShape, ...]:
-    """Return copy_page, decode of one row, of the next number of rows and of all, and the longest prefill."""
+    """Return copy_page, decode of one row, of the next number of rows and of all, and the longest prefill.
+
+    Image encoders are returned too, because the other programs of their model need them in the plan.
+    """
 
     def size(shape: ProgramShape) -> int:
         return shape.rows * shape.length
@@ -104,7 +107,8 @@ def programs_to_check(shapes: Iterable[ProgramShape], choice: Choice = "all") ->
     decode, prefill = (
         sorted((shape for shape in shapes if shape.kind == kind), key=size) for kind in ("decode", "prefill")
     )
+    encoders = [shape for shape in shapes if shape.kind == "encode_images"]
     if choice == "longest decode":
-        return (decode[-1],)
+        return (decode[-1], *encoders)
     copies = [shape for shape in shapes if shape.kind == "copy_page"]
-    return tuple(dict.fromkeys((*copies, *decode[:2], decode[-1], prefill[-1])))
+    return tuple(dict.fromkeys((*copies, *decode[:2], decode[-1], prefill[-1], *encoders)))

@@ -25,13 +25,13 @@ from vinfer.engine.load import COMPILER_OPTIONS, make_mesh
 
 
 def compile_programs(directory: Path, target: Target, results: Path) -> None:
-    """Write NAME.json and NAME.hlo for each program that `results` lacks."""
+    """Write NAME.json and NAME.hlo for each program with a KV cache that `results` lacks."""
     manifest = read_manifest(directory)
     mesh = make_mesh(manifest, devices(target, manifest.num_devices))
     results.mkdir(parents=True, exist_ok=True)
     for program in manifest.programs:
         record = results / f"{program.shape.name}.json"
-        if record.exists():
+        if record.exists() or not program.shape.uses_kv:
             continue
         started = time.perf_counter()
         figures: dict[str, Any]

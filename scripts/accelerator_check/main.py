@@ -144,8 +144,7 @@ class ModelCheck:
             _run("compile", tp, str(programs), self._name, str(results))
             manifest = read_manifest(programs)
             block_len = int((programs / "block_len").read_text())
-            for program in manifest.programs:
-                shape = program.shape
+            for shape in (program.shape for program in manifest.programs if program.shape.uses_kv):
                 record = results / f"{shape.name}.json"
                 figures = read_figures(record, shape, manifest, block_len, self._options.row_len)
                 self._found.setdefault((tp, shape.name), {})[case.num_layers] = figures

@@ -121,9 +121,11 @@ def test_programs_of_few_rows_of_all_rows_and_the_longest_prefill_are_checked() 
     shapes = [ProgramShape(kind="set_slot"), ProgramShape(kind="copy_page")]
     shapes += [ProgramShape(kind="prefill", rows=1, length=length) for length in (64, 256, 1024)]
     shapes += [ProgramShape(kind="decode", rows=rows, length=8) for rows in (1, 4, 32)]
+    shapes.append(ProgramShape(kind="encode_images", rows=1, image=(3, 448, 448)))
+    image = shapes[-1].name
     names = [shape.name for shape in programs_to_check(shapes)]
-    assert names == ["copy_page", "decode[1,8]", "decode[4,8]", "decode[32,8]", "prefill[1,1024]"]
-    assert [shape.name for shape in programs_to_check(shapes, "longest decode")] == ["decode[32,8]"]
+    assert names == ["copy_page", "decode[1,8]", "decode[4,8]", "decode[32,8]", "prefill[1,1024]", image]
+    assert [shape.name for shape in programs_to_check(shapes, "longest decode")] == ["decode[32,8]", image]
 
 
 def test_a_missing_compiler_is_named_with_its_version(

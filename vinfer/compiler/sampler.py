@@ -23,6 +23,29 @@ Row = dict[str, jax.Array]
 """State of the rows of a dispatch, by the names of `state.py`; the first axis of every array is [rows]."""
 
 
+def allowed_logits(logits: jax.Array, row: Row, grammar_mask: jax.Array, *, num_tokens: int) -> jax.Array:
+    """Return what tokens are drawn from: `process_logits`, then `keep_allowed`, if any row needs them.
+
+    A condition that does not hold still copies the vocabulary. One around all of them, for 32 rows and
+    128,256 tokens, saves 130 MB per step on a GPU.
+
+    Args:
+        logits: float32 [rows, vocab], from the model.
+        grammar_mask: see `keep_allowed`.
+        num_tokens: see `process_logits`.
+
+    Returns:
+        float32 [rows, vocab].
+    """
+    changes = jnp.any(_is_penalised(row) | _has_bias(row) | _is_too_early(row)) | _has_grammar(grammar_mask)
+    return lax.cond(
+        changes,
+        lambda x: keep_allowed(process_logits(x, row, num_tokens=num_tokens), grammar_mask),
+        lambda x: _forbid_unknown(x, num_tokens),
+        logits,
+    )
+
+
 def process_logits(logits: jax.Array, row: Row, *, num_tokens: int) -> jax.Array:
     """Apply penalties, bias and min_tokens.
 
@@ -33,20 +56,11 @@ def process_logits(logits: jax.Array, row: Row, *, num_tokens: int) -> jax.Array
     Returns:
         float32 [rows, vocab].
     """
-    vocab = logits.shape[-1]
-    penalised = (
-        (row["repetition_penalty"] != 1.0)
-        | (row["presence_penalty"] != 0.0)
-        | (row["frequency_penalty"] != 0.0)
-    )
-    logits = _when(jnp.any(penalised), lambda x: _penalise(x, row), logits)
-    has_bias = row["logit_bias_ids"][:, 0] >= 0
-    logits = _when(jnp.any(has_bias), lambda x: _add_bias(x, row), logits)
-    too_early = row["generated"] < row["min_tokens"]
+    logits = _when(jnp.any(_is_penalised(row)), lambda x: _penalise(x, row), logits)
+    logits = _when(jnp.any(_has_bias(row)), lambda x: _add_bias(x, row), logits)
+    too_early = _is_too_early(row)
     logits = _when(jnp.any(too_early), lambda x: _forbid_stop(x, row, too_early), logits)
-    if num_tokens < vocab:
-        logits = jnp.where(jnp.arange(vocab) < num_tokens, logits, NEG_INF)
-    return logits
+    return _forbid_unknown(logits, num_tokens)
 
 
 def keep_allowed(logits: jax.Array, grammar_mask: jax.Array) -> jax.Array:
@@ -67,7 +81,7 @@ def keep_allowed(logits: jax.Array, grammar_mask: jax.Array) -> jax.Array:
         allowed = allowed.reshape(logits.shape[0], -1)[:, : logits.shape[-1]]
         return jnp.where(allowed, logits, NEG_INF)
 
-    return _when(jnp.any(grammar_mask != jnp.uint32(0xFFFFFFFF)), keep, logits)
+    return _when(_has_grammar(grammar_mask), keep, logits)
 
 
 def sample(logits: jax.Array, row: Row) -> jax.Array:
@@ -122,6 +136,31 @@ def top_logprobs(logits: jax.Array, tokens: jax.Array, wanted: jax.Array) -> tup
 
 def _when(condition: jax.Array, change: Callable[[jax.Array], jax.Array], logits: jax.Array) -> jax.Array:
     return lax.cond(condition, change, lambda x: x, logits)
+
+
+def _is_penalised(row: Row) -> jax.Array:
+    return (
+        (row["repetition_penalty"] != 1.0)
+        | (row["presence_penalty"] != 0.0)
+        | (row["frequency_penalty"] != 0.0)
+    )
+
+
+def _has_bias(row: Row) -> jax.Array:
+    return row["logit_bias_ids"][:, 0] >= 0
+
+
+def _is_too_early(row: Row) -> jax.Array:
+    return row["generated"] < row["min_tokens"]
+
+
+def _has_grammar(grammar_mask: jax.Array) -> jax.Array:
+    return jnp.any(grammar_mask != jnp.uint32(0xFFFFFFFF))
+
+
+def _forbid_unknown(logits: jax.Array, num_tokens: int) -> jax.Array:
+    vocab = logits.shape[-1]
+    return jnp.where(jnp.arange(vocab) < num_tokens, logits, NEG_INF) if num_tokens < vocab else logits
 
 
 def _penalise(logits: jax.Array, row: Row) -> jax.Array:
