@@ -26,7 +26,12 @@ MODELS = (
 IMAGE_SIDE = 448
 """Pixels of the images of a model that takes them."""
 
-Choice = Literal["all", "longest decode"]
+Choice = Literal["all", "largest decode"]
+KINDS: Mapping[Choice, tuple[str, ...]] = {
+    "all": ("copy_page", "decode", "prefill"),
+    "largest decode": ("decode",),
+}
+"""The kinds of programs that are compiled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Case:
     Attributes:
         config: config.json with `num_layers` layers.
         tp: devices that share the model.
-        programs: which of its programs are compiled.
+        programs: which of its programs are compiled: see `KINDS`.
     """
 
     model: str
@@ -97,7 +102,8 @@ def sizes(windows: Sequence[int | None]) -> tuple[int, int]:
 def programs_to_check(shapes: Iterable[ProgramShape], choice: Choice = "all") -> tuple[ProgramShape, ...]:
     """Return copy_page, decode of one row, of the next number of rows and of all, and the longest prefill.
 
-    Image encoders are returned too, because the other programs of their model need them in the plan.
+    "largest decode" leaves out the other decode programs. What it has besides decode is not compiled, but
+    decides how many pages there are. Image encoders are in the plan of their model.
     """
 
     def size(shape: ProgramShape) -> int:
@@ -108,7 +114,7 @@ def programs_to_check(shapes: Iterable[ProgramShape], choice: Choice = "all") ->
         sorted((shape for shape in shapes if shape.kind == kind), key=size) for kind in ("decode", "prefill")
     )
     encoders = [shape for shape in shapes if shape.kind == "encode_images"]
-    if choice == "longest decode":
-        return (decode[-1], *encoders)
+    if choice == "largest decode":
+        return (decode[-1], prefill[-1], *encoders)
     copies = [shape for shape in shapes if shape.kind == "copy_page"]
     return tuple(dict.fromkeys((*copies, *decode[:2], decode[-1], prefill[-1], *encoders)))

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerator_check.cases import MODELS, ROOT, Case, Choice, cut, published_config, sizes
+from accelerator_check.cases import KINDS, MODELS, ROOT, Case, Choice, cut, published_config, sizes
 from accelerator_check.read import Figures, read_figures
 from accelerator_check.report import FAIL, Row, page, verdict
 from accelerator_check.targets import TARGETS, TP, compiling_environment, missing_packages
@@ -94,10 +94,10 @@ class ModelCheck:
         """Return one row for each program and number of devices."""
         legal = [tp for tp in self._options.tp if self._is_legal(tp)]
         for tp in legal:
-            self._compile(tp, sizes(self._facts.windows), "all" if tp == legal[0] else "longest decode")
+            self._compile(tp, sizes(self._facts.windows), "all" if tp == legal[0] else "largest decode")
         holds_all = next((tp for tp in legal if self._whole_bytes(tp) <= self._most_bytes()), None)
         if self._options.full_depth and holds_all is not None:
-            self._compile(holds_all, (self._num_layers,), "longest decode")
+            self._compile(holds_all, (self._num_layers,), "largest decode")
         return [
             Row(self._name, self._model, program, by_layers, self._num_layers, tp, self._target.max_traffic)
             for (tp, program), by_layers in self._found.items()
@@ -120,7 +120,7 @@ class ModelCheck:
     def _whole_bytes(self, tp: int) -> float:
         """Return what the whole model and all pages take of one device, extended from a few layers."""
         few, many = sizes(self._facts.windows)
-        choice: Choice = "all" if tp == self._options.tp[0] else "longest decode"
+        choice: Choice = "all" if tp == self._options.tp[0] else "largest decode"
         taken = []
         for num_layers in (few, many):
             manifest = read_manifest(self._programs(self._case(tp, num_layers, choice)))
@@ -141,10 +141,11 @@ class ModelCheck:
             _run("export", tp, str(self._work / "programs"), *(case.json for case in lacking))
         for case in cases:
             programs, results = self._programs(case), self._work / self._name / case.name
-            _run("compile", tp, str(programs), self._name, str(results))
+            _run("compile", tp, str(programs), self._name, str(results), *KINDS[choice])
             manifest = read_manifest(programs)
             block_len = int((programs / "block_len").read_text())
-            for shape in (program.shape for program in manifest.programs if program.shape.uses_kv):
+            shapes = (program.shape for program in manifest.programs)
+            for shape in (shape for shape in shapes if shape.kind in KINDS[choice]):
                 record = results / f"{shape.name}.json"
                 figures = read_figures(record, shape, manifest, block_len, self._options.row_len)
                 self._found.setdefault((tp, shape.name), {})[case.num_layers] = figures

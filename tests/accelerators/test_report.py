@@ -125,7 +125,11 @@ def test_programs_of_few_rows_of_all_rows_and_the_longest_prefill_are_checked() 
     image = shapes[-1].name
     names = [shape.name for shape in programs_to_check(shapes)]
     assert names == ["copy_page", "decode[1,8]", "decode[4,8]", "decode[32,8]", "prefill[1,1024]", image]
-    assert [shape.name for shape in programs_to_check(shapes, "longest decode")] == ["decode[32,8]", image]
+    assert [shape.name for shape in programs_to_check(shapes, "largest decode")] == [
+        "decode[32,8]",
+        "prefill[1,1024]",
+        image,
+    ]
 
 
 def test_a_missing_compiler_is_named_with_its_version(

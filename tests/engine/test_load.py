@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from jax import export
+from jax.experimental.layout import Format, Layout
 from safetensors.numpy import save_file
 
 from vinfer.bundle.manifest import (
@@ -91,11 +92,15 @@ def weights(tmp_path: Path) -> tuple[WeightSpec, ...]:
 
 
 def _load(
-    directory: Path, weights: tuple[WeightSpec, ...], on_progress: Callable[[], None] = lambda: None
+    directory: Path,
+    weights: tuple[WeightSpec, ...],
+    on_progress: Callable[[], None] = lambda: None,
+    *,
+    manifest: Manifest | None = None,
 ) -> Runner:
     return load_runner(
         directory,
-        _manifest(weights),
+        manifest or _manifest(weights),
         devices=jax.devices(),
         num_pages=(),
         dispatch_lock=threading.Lock(),
@@ -123,6 +128,24 @@ def test_files_do_not_stay_in_memory(
     assert _mapped_bytes(tmp_path) == 0
     for index, array in enumerate(runner._weights):
         np.testing.assert_array_equal(np.asarray(array), _values(index))
+
+
+def test_weights_on_a_tpu_lie_in_the_order_of_their_axes(
+    tmp_path: Path, weights: tuple[WeightSpec, ...]
+) -> None:
+    """A TPU would choose an order itself. CPU devices stand in for it: they accept the only one they have."""
+    manifest = _manifest(weights).model_copy(update={"platform": "tpu"})
+    runner = _load(tmp_path, weights, manifest=manifest)
+    for index, array in enumerate(runner._weights):
+        assert array.format.layout.major_to_minor == (0, 1)
+        np.testing.assert_array_equal(np.asarray(array), _values(index))
+    mesh = load.make_mesh(manifest, jax.devices())
+    norm = weights[0].model_copy(update={"shape": (2880,)})
+    expected = Layout(major_to_minor=(0, 1))
+    for platform, layout in (("tpu", expected), ("cpu", None), ("cuda", None)):
+        placed = load.weight_placement(weights[0], mesh, platform)
+        assert getattr(placed, "layout", None) == layout
+        assert not isinstance(load.weight_placement(norm, mesh, platform), Format)
 
 
 def test_a_file_that_is_not_what_the_manifest_says_is_an_error(
