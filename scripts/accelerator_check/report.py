@@ -48,8 +48,8 @@ Written by `scripts/accelerators` with {versions}. {setup}
 - Figures of a whole model are extended from two small ones, in proportion to layers. Where a third number
   is in brackets, the whole model was compiled.
 - A step counts the cheapest branch of each condition: greedy sampling without penalties.
-- A step can be below the ideal. A TPU keeps small weights in VMEM from step to step, and a separate
-  embedding is not read whole.
+- A step can be below the ideal. A TPU keeps small weights in VMEM from step to step, a separate embedding is
+  not read whole, and a mixture reads only the experts that its rows chose.
 - On h100, the bytes of the decode kernel are counted from its loads and stores.
 
 """
