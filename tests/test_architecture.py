@@ -43,7 +43,14 @@ FIELDS, CONSTRAIN, GENERATE = "vinfer.server.fields", "vinfer.server.constrain",
 ROUTES, DOCUMENT = "vinfer.server.routes", "vinfer.server.document"
 FORMATS = ("vinfer.checkpoint.hf", "vinfer.checkpoint.gguf")
 # Where arrays live in the engine; everything else in it is plain Python.
-ON_DEVICE = ("vinfer.engine.compilation", "vinfer.engine.load", "vinfer.engine.runner")
+ON_DEVICE = (
+    "vinfer.engine.loading.compile_count",
+    "vinfer.engine.loading.executables",
+    "vinfer.engine.loading.load",
+    "vinfer.engine.loading.mesh",
+    "vinfer.engine.loading.programs",
+    "vinfer.engine.runner",
+)
 # The event loop's side and the scheduler: not even by a detour.
 WITHOUT_JAX = (
     "vinfer.images",

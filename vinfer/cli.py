@@ -38,7 +38,10 @@ Overrides = Annotated[
 ]
 Devices = Annotated[
     str | None,
-    typer.Option(metavar="PLATFORM:COUNT", help="Devices to use, such as tpu:8; cpu:4 emulates 4 on a CPU."),
+    typer.Option(
+        metavar="PLATFORM[-KIND]:COUNT",
+        help="Devices to use, such as tpu:8 or tpu-v5e:4; cpu:4 emulates 4 on a CPU.",
+    ),
 ]
 
 
@@ -98,7 +101,7 @@ def serve(
         config,
         table,
         wanted=wanted,
-        xla_cache=_xla_cache(config.cache_dir),
+        code_cache=_code_cache(config.cache_dir),
         progress=ProgressLines(),
     )
     application = create_app(config.server, table, compile_count=loader.num_post_ready_compiles)
@@ -177,7 +180,7 @@ def verify(
             only=model, prompts_file=prompts, max_error=max_error, source=checkpoint, revision=revision
         ),
         wanted=target_devices(devices),
-        xla_cache=_xla_cache(config.cache_dir),
+        code_cache=_code_cache(config.cache_dir),
         progress=ProgressLines(),
     )
     if as_json:
@@ -212,6 +215,6 @@ def show(config_path: ConfigPath, overrides: Overrides = None) -> None:
     typer.echo(config.model_dump_json(indent=2))
 
 
-def _xla_cache(cache_dir: Path) -> Path:
+def _code_cache(cache_dir: Path) -> Path:
     given = os.environ.get("VINFER_XLA_CACHE")
     return Path(given) if given else cache_dir / "xla"

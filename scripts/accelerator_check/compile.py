@@ -2,7 +2,7 @@
 
     python -m accelerator_check.compile DIRECTORY TARGET RESULTS KIND...
 
-Compiles the programs of some kinds, as `vinfer.engine.load` does.
+Compiles the programs of some kinds, as the engine does.
 
 Runs in a process that never imports EasyDeL. All shapes and shardings come from the manifest.
 """
@@ -18,9 +18,10 @@ from typing import Any
 
 import jax
 
-from accelerator_check.targets import TARGETS, Target, compiler_options, devices
+from accelerator_check.targets import TARGETS, Target, devices
 from vinfer.bundle.directory import read_manifest
-from vinfer.engine.load import COMPILER_OPTIONS, lower, make_mesh
+from vinfer.engine.loading.executables import ProgramSignature, compile_program
+from vinfer.engine.loading.mesh import make_mesh
 
 
 def compile_programs(directory: Path, target: Target, results: Path, kinds: Collection[str]) -> None:
@@ -29,7 +30,6 @@ def compile_programs(directory: Path, target: Target, results: Path, kinds: Coll
     mesh = make_mesh(manifest, devices(target, manifest.num_devices))
     # With the most pages that requests can use.
     kv_specs = manifest.kv_specs(manifest.page_plan.most_pages())
-    options = {**COMPILER_OPTIONS.get(manifest.platform, {}), **compiler_options(target)}
     results.mkdir(parents=True, exist_ok=True)
     for program in manifest.programs:
         record = results / f"{program.shape.name}.json"
@@ -38,8 +38,8 @@ def compile_programs(directory: Path, target: Target, results: Path, kinds: Coll
         started = time.perf_counter()
         figures: dict[str, Any]
         try:
-            lowered = lower(directory / "programs", program, manifest, kv_specs, mesh)
-            compiled = lowered.compile(options)
+            signature = ProgramSignature(program, manifest, kv_specs, mesh)
+            compiled = compile_program(directory / "programs", signature)
             memory = compiled.memory_analysis()
             figures = {
                 "temp_bytes": memory.temp_size_in_bytes,

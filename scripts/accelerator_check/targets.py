@@ -110,8 +110,3 @@ def devices(target: Target, number: int) -> list[Any]:
         single = {"chips_per_host_bounds": (1, 1, 1)} if number == 1 else {}
         description = topologies.get_topology_desc(platform="tpu", topology_name=name, **single)
     return list(description.devices)[:number]
-
-
-def compiler_options(target: Target) -> dict[str, str | bool]:
-    """Return options that only a machine without the device needs: autotuning would run there."""
-    return {"xla_gpu_autotune_level": "0"} if target.platform == "cuda" else {}

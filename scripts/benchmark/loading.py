@@ -206,34 +206,31 @@ def build(directory: Path, _: int) -> None:
 
 
 def load(directory: Path, _: int) -> None:
-    """Load the bundle like the server, with a compilation cache that is kept for the next load."""
+    """Load the bundle like the server, and keep the machine code for the next load."""
     began = time.perf_counter()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
 
     from vinfer.bundle.directory import read_manifest
-    from vinfer.engine.compilation import CompileCounter, set_compilation_cache
-    from vinfer.engine.load import load_runner
+    from vinfer.engine.loading.load import load_runner
 
-    set_compilation_cache(directory / "xla")
-    counter = CompileCounter()
+    manifest = read_manifest(directory / "bundle")
     devices = jax.devices()
     memory = PeakMemory()
     memory.enter("loading")
     with memory.sampling("self"):
         load_runner(
             directory / "bundle",
-            read_manifest(directory / "bundle"),
+            manifest,
             devices=devices,
+            num_pages=manifest.page_plan.most_pages(),
+            code_roots=(directory / "code",),
             dispatch_lock=threading.Lock(),
             progress=lambda *_: None,
         )
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(
-        f"load: {seconds:.1f} s, {counter.num_cache_hits} of {counter.num_compiles} programs from the cache, "
-        f"peak {peak / GIB:.2f} GiB"
-    )
+    print(f"load: {seconds:.1f} s, peak {peak / GIB:.2f} GiB")
     memory.report()
 
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from accelerator_check.targets import TARGETS, compiler_options, compiling_environment, devices
+from accelerator_check.targets import TARGETS, compiling_environment, devices
 
 os.environ.update(compiling_environment(os.environ))
 
@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import SingleDeviceSharding
+
+from vinfer.engine.loading.executables import compiler_options
 
 ROWS, LENGTH, HEADS, KV_HEADS, DIM, PAGE, BLOCK = 32, 8192, 32, 8, 64, 128, 512
 WIDTH = KV_HEADS * DIM
@@ -107,7 +109,8 @@ def _kept_config(found: re.Match[str]) -> str:
 
 def main(name: str) -> None:
     target = TARGETS[name]
-    place = SingleDeviceSharding(devices(target, 1)[0])
+    (device,) = devices(target, 1)
+    place = SingleDeviceSharding(device)
     array = jax.ShapeDtypeStruct
     pool = array((ROWS * LENGTH // PAGE, PAGE, WIDTH), jnp.bfloat16)
     dense = array((ROWS, LENGTH, KV_HEADS, DIM), jnp.bfloat16)
@@ -126,7 +129,7 @@ def main(name: str) -> None:
             array((), jnp.int32),
         )
         jitted = jax.jit(program, donate_argnums=0, in_shardings=place, out_shardings=place)
-        compiled = jitted.lower((kv, kv), *inputs).compile(compiler_options(target))
+        compiled = jitted.lower((kv, kv), *inputs).compile(compiler_options(device))
         path = Path(__file__).parent / f"{program.__name__}-{name}.hlo"
         path.write_text(slim(compiled.as_text()))
 

@@ -23,7 +23,7 @@ from tiny.engines import GREEDY, Binder, Question, ask, ask_alone
 from tiny.prompts import prompt
 from tiny.schemas import random_schema
 
-from vinfer.engine.compilation import CompileCounter
+from vinfer.engine.loading.compile_count import CompileCounter
 from vinfer.engine.request import SamplingParams
 
 if TYPE_CHECKING:

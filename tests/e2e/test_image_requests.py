@@ -22,8 +22,6 @@ from tiny.checkpoints import CACHE
 from tiny.hostile_images import HOSTILE_IMAGES, HOSTILE_LIMITS
 from tiny.images import animated, data_url, encoded, noise
 
-from vinfer.engine.compilation import platform_key
-
 MAX_PER_REQUEST = 4
 YAML = """
 server:
@@ -41,7 +39,7 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     yaml = tmp_path_factory.mktemp("images") / "seeing.yaml"
     yaml.write_text(YAML.format(bundle=build("llava"), **HOSTILE_LIMITS))
     # Where other tests keep the code of the same programs.
-    code = CACHE / "test-xla" / platform_key()
+    code = CACHE / "test-code"
     with started(yaml, env=environment(VINFER_XLA_CACHE=str(code))) as server:
         server.wait_until_ready()
         yield server

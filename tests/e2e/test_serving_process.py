@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import tempfile
@@ -97,7 +96,7 @@ models:
     )
     cache_dir = folder / "cache"
     bundles = cache_dir / "bundles"
-    env = environment(VINFER_CACHE_DIR=str(cache_dir), VINFER_XLA_CACHE=str(CACHE / "xla"))
+    env = environment(VINFER_CACHE_DIR=str(cache_dir), VINFER_XLA_CACHE=str(CACHE / "test-code"))
 
     def is_half_written() -> bool:
         return any(path.is_file() for path in bundles.glob(".*-*/**/*")) if bundles.is_dir() else False
@@ -227,40 +226,39 @@ models:
 """
 
 
-def corrupt(cache: Path) -> None:
-    for file in cache.iterdir():
-        file.write_bytes(b"no compiled code")
+def corrupt(code: Path) -> None:
+    for file in code.rglob("*.code"):
+        file.write_bytes(b"no machine code")
 
 
-def read_only(cache: Path) -> None:
-    cache.chmod(0o500)
+def read_only(code: Path) -> None:
+    shutil.rmtree(code, ignore_errors=True)
+    code.mkdir(mode=0o500)
 
 
-def a_file(cache: Path) -> None:
-    shutil.rmtree(cache)
-    cache.write_text("")
+def a_file(code: Path) -> None:
+    shutil.rmtree(code, ignore_errors=True)
+    code.write_text("")
 
 
 @pytest.mark.parametrize("damage", [corrupt, read_only, a_file])
-def test_a_useless_compilation_cache_warns_and_serves(
+def test_useless_machine_code_warns_and_serves(
     crash: Crash, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     if damage is read_only and os.geteuid() == 0:
         pytest.skip("root writes into read-only directories")
-    (bundle,) = (path.parent for path in (crash.cache_dir / "bundles").glob("*/manifest.json"))
+    (built,) = (path.parent for path in (crash.cache_dir / "bundles").glob("*/manifest.json"))
+    bundle = Path(shutil.copytree(built, tmp_path / "bundle"))
+    cache = tmp_path / "cache"
+    for code in (bundle / "code", cache):
+        damage(code)
     yaml = tmp_path / "tiny.yaml"
     yaml.write_text(ONLY_TINY.format(source=bundle))
-    cache = tmp_path / "xla"
-    env = environment(VINFER_XLA_CACHE=str(cache))
-    if damage is corrupt:
-        shutil.copytree(CACHE / "xla", cache)
-    else:
-        cache.mkdir()
-    damage(cache)
-    with started(yaml, env=env) as server:
+    with started(yaml, env=environment(VINFER_XLA_CACHE=str(cache))) as server:
         server.wait_until_ready()
-        assert re.search("warning.*cache", server.log, re.IGNORECASE), server.log
-        assert ", 0 of them from the cache" in server.log
+        expected = "is not used: it is damaged" if damage is corrupt else "machine code cannot be stored in"
+        assert expected in server.log, server.log
+        assert ", 0 of them loaded as machine code" in server.log
         body = {"model": "tiny", "prompt": "hi", "max_tokens": 3, "ignore_eos": True}
         answer = server.http.post("/v1/completions", json=body).json()
         assert answer["usage"]["completion_tokens"] == 3

@@ -206,7 +206,7 @@ def test_the_server_shows_what_it_measured(
 
     monkeypatch.setattr(loader, "served_model", serve)
     table = ModelTable(["tiny"])
-    loader.Loader(CONFIG, table, wanted=None, xla_cache=tmp_path / "xla", progress=lambda *_: None).run()
+    loader.Loader(CONFIG, table, wanted=None, code_cache=tmp_path / "code", progress=lambda *_: None).run()
     assert table.failure is None
     assert served == [FAILED]
     assert read_manifest(built).parity == FAILED

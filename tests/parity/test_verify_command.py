@@ -24,7 +24,6 @@ from tiny.checkpoints import CACHE, checkpoint
 from vinfer.bundle.directory import read_manifest, write_manifest
 from vinfer.bundle.verification import hash_files
 from vinfer.config import ServerConfig
-from vinfer.engine.compilation import platform_key
 from vinfer.launch.loader import served_model
 from vinfer.server.app import create_app
 from vinfer.server.model_table import ModelTable
@@ -53,7 +52,7 @@ def verify(
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "VINFER_XLA_CACHE": str(CACHE / "test-xla" / platform_key()), **(environ or {})},
+        env={**os.environ, "VINFER_XLA_CACHE": str(CACHE / "test-code"), **(environ or {})},
     )
 
 

@@ -14,13 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 from tiny.checkpoints import CACHE
 
 from vinfer.bundle.directory import read_manifest
 from vinfer.bundle.manifest import MAX_TOP_LOGPROBS, Pooling
 from vinfer.config import ModelConfig
-from vinfer.engine.compilation import platform_key, set_compilation_cache
 from vinfer.engine.engine import Engine
 from vinfer.engine.grammar import Grammar, GrammarKind, GrammarMatcher, GrammarSpec
 from vinfer.engine.request import Request, RequestImage, SamplingParams, TokenLogprobs
@@ -89,24 +87,19 @@ def _matcher(question: Question) -> GrammarMatcher | None:
 def load_engine(directory: Path, model: ModelConfig) -> Engine:
     """Start an engine over a bundle on the first devices of this process.
 
-    Compiled code is kept in `.build/` between runs; the process's cache settings are restored afterwards.
+    Machine code is kept in `.build/` between runs.
     """
     devices = jax.local_devices()
     manifest = open_bundle(directory, platform="cpu", num_devices=len(devices))
-    cache_dir = jax.config.values["jax_compilation_cache_dir"]
-    set_compilation_cache(CACHE / "test-xla" / platform_key())
-    try:
-        return start_engine(
-            directory,
-            manifest,
-            model,
-            devices=devices,
-            dispatch_lock=threading.Lock(),
-            progress=lambda *_: None,
-        )
-    finally:
-        compilation_cache.reset_cache()
-        jax.config.update("jax_compilation_cache_dir", cache_dir)
+    return start_engine(
+        directory,
+        manifest,
+        model,
+        devices=devices,
+        code_roots=(CACHE / "test-code" / manifest.key,),
+        dispatch_lock=threading.Lock(),
+        progress=lambda *_: None,
+    )
 
 
 def ask(engine: Engine, questions: Sequence[Question]) -> list[Answer]:

@@ -6,7 +6,7 @@ A bundle is a directory:
     weights/*.safetensors    in program layout
     programs/*.stablehlo     `jax.export` artifacts
     tokenizer/               tokenizer.json, special_tokens.json, chat_template.jinja
-    xla/<platform key>/      compiled code that `vinfer precompile` stored; not part of the manifest
+    code/<kind of machine>/  machine code of the programs; not part of the manifest
 
 Every program is a pure function over tuples of arrays
 

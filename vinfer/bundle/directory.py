@@ -22,6 +22,8 @@ from vinfer.bundle.manifest import FORMAT_VERSION, Manifest
 from vinfer.errors import BundleError
 
 MANIFEST = "manifest.json"
+BUNDLE_CODE = "code"
+"""The directory of machine code, which is not part of the manifest."""
 
 
 def bundle_key(facts: Mapping[str, object]) -> str:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from vinfer.bundle.directory import build_lock, is_bundle, read_manifest, writing
+from vinfer.bundle.directory import BUNDLE_CODE, build_lock, is_bundle, read_manifest, writing
 from vinfer.bundle.manifest import Manifest, Platform, mesh_words
 from vinfer.bundle.verification import check_fits, verify_files
 from vinfer.checkpoint.checkpoint import open_checkpoint
@@ -175,3 +175,14 @@ def open_bundle(directory: Path, *, platform: Platform, num_devices: int) -> Man
         versions={name: versions[name] for name in ("jax", "jaxlib")},
     )
     return manifest
+
+
+def code_roots(bundle: FoundBundle, manifest: Manifest, code_cache: Path) -> tuple[Path, Path]:
+    """Return where the machine code of a bundle is looked for, and stored, first choice first.
+
+    Args:
+        code_cache: a directory for the code of all bundles that are not written to.
+    """
+    inside, outside = bundle.directory / BUNDLE_CODE, code_cache / manifest.key
+    # A bundle that was given by its path is left as it is, if possible.
+    return (outside, inside) if bundle.source.kind == "bundle" else (inside, outside)

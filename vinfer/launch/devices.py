@@ -5,12 +5,14 @@ The only place that initializes JAX for the server; runs on the loader thread.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vinfer.bundle.manifest import Platform
 from vinfer.errors import ConfigError, DeviceError
+from vinfer.launch.device_kinds import KINDS
 
 if TYPE_CHECKING:
     import jax
@@ -18,36 +20,55 @@ if TYPE_CHECKING:
 _PLATFORMS: dict[str, Platform] = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "tpu": "tpu"}
 
 
-def target_devices(devices: str | None) -> tuple[Platform, int] | None:
-    """Parse `--devices PLATFORM:COUNT`, such as `tpu:8` or `cpu:4`.
+@dataclasses.dataclass(frozen=True, slots=True)
+class WantedDevices:
+    """Parsed `--devices`; `kind` is a name in `KINDS` or None."""
+
+    platform: Platform
+    count: int
+    kind: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.platform}{'' if self.kind is None else f'-{self.kind}'}:{self.count}"
+
+
+def target_devices(devices: str | None) -> WantedDevices | None:
+    """Parse `--devices PLATFORM[-KIND]:COUNT`, such as `tpu:8`, `tpu-v5e:4` or `cpu:4`.
 
     Raises:
-        ConfigError: another form, an unknown platform, or a count that is not positive.
+        ConfigError: another form, an unknown platform or kind, or a count that is not positive.
     """
     if devices is None:
         return None
     name, _, count = devices.partition(":")
-    if name not in _PLATFORMS or not count.isascii() or not count.isdigit() or int(count) < 1:
+    platform, has_kind, kind = name.partition("-")
+    if platform not in _PLATFORMS or not count.isascii() or not count.isdigit() or int(count) < 1:
         raise ConfigError(
-            f"--devices is {devices}: write PLATFORM:COUNT with one of {', '.join(_PLATFORMS)}, such as tpu:8"
+            f"--devices is {devices}: write PLATFORM:COUNT with one of {', '.join(_PLATFORMS)}, "
+            "such as tpu:8; "
+            "for one kind of device PLATFORM-KIND:COUNT, such as tpu-v5e:4"
         )
-    return _PLATFORMS[name], int(count)
+    wanted = WantedDevices(_PLATFORMS[platform], int(count), kind if has_kind else None)
+    if wanted.kind is not None and (kind not in KINDS or KINDS[kind].platform != wanted.platform):
+        known = [f"{facts.platform}-{name}" for name, facts in KINDS.items()]
+        raise ConfigError(f"--devices is {devices}: the kinds of devices are {', '.join(known)}")
+    return wanted
 
 
-def local_devices(wanted: tuple[Platform, int] | None) -> tuple[Platform, Sequence[jax.Device]]:
+def local_devices(wanted: WantedDevices | None) -> tuple[Platform, Sequence[jax.Device]]:
     """Initialize JAX and return this process's platform and devices.
 
     Args:
         wanted: a CPU count makes the CPU look like that many devices, to try a mesh without accelerators.
 
     Raises:
-        DeviceError: JAX finds no usable device, or another platform than the wanted one.
+        DeviceError: JAX finds no usable device, or another platform or kind than the wanted one.
     """
     import jax
 
-    if wanted is not None and wanted[0] == "cpu":
+    if wanted is not None and wanted.platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", wanted[1])
+        jax.config.update("jax_num_cpu_devices", wanted.count)
     try:
         found = jax.local_devices()
     except RuntimeError as error:
@@ -55,11 +76,16 @@ def local_devices(wanted: tuple[Platform, int] | None) -> tuple[Platform, Sequen
     platform = _PLATFORMS.get(found[0].platform)
     if platform is None:
         raise DeviceError(f"JAX runs on {found[0].platform}; vinfer supports {', '.join(_PLATFORMS)}")
-    if wanted is not None and wanted[0] != platform:
-        raise DeviceError(f"--devices asks for {wanted[0]}, JAX found {platform} on this machine")
-    if wanted is not None and wanted[1] > len(found):
-        raise DeviceError(f"--devices asks for {wanted[1]} devices, JAX found {len(found)}")
-    return platform, found[: wanted[1]] if wanted else found
+    if wanted is None:
+        return platform, found
+    kind = found[0].device_kind
+    if wanted.platform != platform:
+        raise DeviceError(f"--devices asks for {wanted}, JAX found {platform} on this machine")
+    if wanted.kind is not None and kind.lower() not in KINDS[wanted.kind].names:
+        raise DeviceError(f"--devices asks for {wanted}, JAX found {kind} on this machine")
+    if wanted.count > len(found):
+        raise DeviceError(f"--devices asks for {wanted.count} devices, JAX found {len(found)}")
+    return platform, found[: wanted.count]
 
 
 def device_memory_bytes(device: jax.Device) -> int | None:

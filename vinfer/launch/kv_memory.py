@@ -7,6 +7,7 @@ arithmetic, but for the container's memory limit.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from vinfer.bundle.kv_pages import PagePlan
@@ -19,6 +20,8 @@ MAX_CPU_BYTES = 4 << 30
 CPU_FRACTION = 0.25
 ACCELERATOR_FRACTION = 0.9
 """Of an accelerator's memory, for weights, KV cache and programs together."""
+STORED_FRACTION = 0.9
+"""Machine code for fewer pages than fit is used, if it is for at least so many of them."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -91,6 +94,26 @@ def _pages(
     if budget is None or plan.num_bytes(most) <= budget:
         return most
     return plan.within(budget)
+
+
+def closest_stored(num_pages: tuple[int, ...], stored: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the largest stored numbers of pages that fit and waste little, or `num_pages` if there are none.
+
+    The memory that a device reports differs a little from what machine code was compiled for elsewhere.
+
+    Args:
+        num_pages: as many as fit, by group.
+        stored: numbers of pages that machine code is stored for.
+    """
+    fitting = [
+        counts
+        for counts in stored
+        if len(counts) == len(num_pages)
+        and all(
+            STORED_FRACTION * most <= count <= most for count, most in zip(counts, num_pages, strict=True)
+        )
+    ]
+    return max(fitting, default=num_pages)
 
 
 def memory_of(manifest: Manifest, device_bytes: int | None, *, temporary: int = 0) -> DeviceMemory:

@@ -18,9 +18,9 @@ from vinfer.bundle.certificate import ParityReport
 from vinfer.bundle.manifest import Manifest, Platform
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
-from vinfer.launch.bundles import Progress, find_or_build, open_bundle
-from vinfer.launch.devices import device_memory_bytes, local_devices
-from vinfer.launch.kv_memory import choose_pages, memory_of
+from vinfer.launch.bundles import Progress, code_roots, find_or_build, open_bundle
+from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
+from vinfer.launch.kv_memory import choose_pages, closest_stored, memory_of
 from vinfer.launch.parity import check_new_bundle
 from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.server.model_table import ModelTable, SamplingDefaults, ServedModel
@@ -31,8 +31,8 @@ from vinfer.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import jax
 
-    from vinfer.engine.compilation import CompileCounter
     from vinfer.engine.engine import Engine
+    from vinfer.engine.loading.compile_count import CompileCounter
     from vinfer.engine.pages import ShardPages
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Loader:
     Args:
         table: receives progress, ready models and failures.
         wanted: parsed `--devices`.
-        xla_cache: directory of the process-wide compilation cache.
+        code_cache: directory for machine code that cannot be stored in its bundle.
         progress: receives the same progress, for the terminal.
     """
 
@@ -59,14 +59,14 @@ class Loader:
         config: Config,
         table: ModelTable,
         *,
-        wanted: tuple[Platform, int] | None,
-        xla_cache: Path,
+        wanted: WantedDevices | None,
+        code_cache: Path,
         progress: Progress,
     ) -> None:
         self._config = config
         self._table = table
         self._wanted = wanted
-        self._xla_cache = xla_cache
+        self._code_cache = code_cache
         self._progress = progress
         self._engines: list[Engine] = []
         self._counter: CompileCounter | None = None
@@ -101,9 +101,8 @@ class Loader:
 
     def _initialize(self) -> None:
         self._report(self._config.models[0].name, "starting jax", 0, 1)
-        from vinfer.engine.compilation import CompileCounter, set_compilation_cache
+        from vinfer.engine.loading.compile_count import CompileCounter
 
-        set_compilation_cache(self._xla_cache)
         self._counter = CompileCounter()
         self._platform, self._devices = local_devices(self._wanted)
         self._dispatch_lock = threading.Lock()
@@ -121,14 +120,12 @@ class Loader:
         )
         directory = bundle.directory
         manifest = open_bundle(directory, platform=self._platform, num_devices=len(self._devices))
-        from vinfer.engine.compilation import platform_key, seed_cache
-
-        seed_cache(directory / "xla" / platform_key(), self._xla_cache)
         engine = start_engine(
             directory,
             manifest,
             model,
             devices=self._devices,
+            code_roots=code_roots(bundle, manifest, self._code_cache),
             dispatch_lock=self._dispatch_lock,
             progress=self._report,
             where=f"models[{position}]",
@@ -145,11 +142,6 @@ class Loader:
     def _mark_ready(self) -> None:
         assert self._counter is not None
         self._counter.mark_ready()
-        logger.info(
-            "%d programs ready, %d of them from the cache",
-            self._counter.num_compiles,
-            self._counter.num_cache_hits,
-        )
 
     def _report(self, name: str, phase: str, done: int, total: int) -> None:
         self._table.report(name, phase, done, total)
@@ -162,6 +154,7 @@ def start_engine(
     model: ModelConfig,
     *,
     devices: Sequence[jax.Device],
+    code_roots: Sequence[Path],
     dispatch_lock: threading.Lock,
     progress: Progress,
     where: str = "models[0]",
@@ -169,21 +162,31 @@ def start_engine(
     """Load a bundle and start its engine's thread.
 
     Args:
+        code_roots: where machine code is looked for and stored, first choice first.
         where: the model's place in the config, for messages.
     """
     from vinfer.engine.engine import Engine
-    from vinfer.engine.load import load_runner
+    from vinfer.engine.loading.load import load_runner
     from vinfer.engine.scheduler import Scheduler
 
     # Tracing creates millions of objects but hardly any cycles. Collecting meanwhile costs a tenth of the
     # time, and the objects that remain never need to be collected.
     gc.disable()
     try:
-        num_pages = _choose_pages(directory, manifest, model, devices, where=where)
+        num_pages = device_pages(
+            directory,
+            manifest,
+            model,
+            devices,
+            memory_bytes=device_memory_bytes(devices[0]),
+            code_roots=code_roots,
+            where=where,
+        )
         runner = load_runner(
             directory,
             manifest,
             num_pages=num_pages,
+            code_roots=code_roots,
             devices=devices,
             dispatch_lock=dispatch_lock,
             progress=lambda phase, done, total: progress(model.name, phase, done, total),
@@ -217,18 +220,33 @@ def start_engine(
     return engine
 
 
-def _choose_pages(
-    directory: Path, manifest: Manifest, model: ModelConfig, devices: Sequence[jax.Device], *, where: str
+def device_pages(
+    directory: Path,
+    manifest: Manifest,
+    model: ModelConfig,
+    devices: Sequence[jax.Device],
+    *,
+    memory_bytes: int | None,
+    code_roots: Sequence[Path],
+    where: str,
 ) -> tuple[int, ...]:
-    """Return the pages of each group in one dp shard, and log them."""
-    from vinfer.engine.load import temporary_bytes
+    """Return the pages of each group in one dp shard, and log them.
 
-    temporary = 0
-    if manifest.platform != "cpu" and not model.kv_cache.model_fields_set:
-        temporary = temporary_bytes(directory, manifest, devices=devices)
+    Args:
+        memory_bytes: memory of one device, if known.
+        code_roots: where machine code of the programs may be.
+    """
+    from vinfer.engine.loading.mesh import make_mesh
+    from vinfer.engine.loading.programs import stored_page_counts, temporary_bytes
+
     plan, dp = manifest.page_plan, manifest.mesh["dp"]
-    memory = memory_of(manifest, device_memory_bytes(devices[0]), temporary=temporary)
+    is_measured = manifest.platform != "cpu" and not model.kv_cache.model_fields_set
+    mesh = make_mesh(manifest, devices)
+    temporary = temporary_bytes(directory, manifest, mesh, code_roots=code_roots) if is_measured else 0
+    memory = memory_of(manifest, memory_bytes, temporary=temporary)
     num_pages = choose_pages(plan, model.kv_cache, memory, dp=dp, where=where)
+    if is_measured:
+        num_pages = closest_stored(num_pages, stored_page_counts(manifest, mesh, code_roots))
     logger.info(
         "KV cache of %s: %d pages of %d tokens, %.2f GiB per device; requests of up to %d tokens",
         model.name,

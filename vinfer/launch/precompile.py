@@ -1,27 +1,27 @@
 """`vinfer precompile`: does the slow part of a start ahead of deployment.
 
-Builds each bundle, then loads it as the server would, so that any problem shows up here. Stores the compiled
-code in the bundle, and compares a new bundle with transformers. If the target is not this machine, it only
-writes the bundle.
+Builds each bundle, then loads it as the server would, so that any problem shows up here. Stores machine code
+in the bundle, and compares a new bundle with transformers. If the target is not this machine, it writes the
+bundle, and machine code only for a kind of device that is named.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import shutil
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vinfer.bundle.directory import build_lock, is_bundle
+from vinfer.bundle.directory import BUNDLE_CODE, build_lock, is_bundle
 from vinfer.bundle.manifest import Platform
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import ConfigError, DeviceError
 from vinfer.launch.bundles import FoundBundle, Progress, find_or_build, open_bundle
-from vinfer.launch.devices import device_memory_bytes, local_devices
-from vinfer.launch.loader import start_engine
+from vinfer.launch.device_kinds import KINDS, described_devices
+from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
+from vinfer.launch.loader import device_pages, start_engine
 from vinfer.launch.parity import check_new_bundle
 
 if TYPE_CHECKING:
@@ -31,48 +31,85 @@ logger = logging.getLogger(__name__)
 
 
 def precompile(
-    config: Config, *, wanted: tuple[Platform, int] | None, output: Path | None, progress: Progress
+    config: Config, *, wanted: WantedDevices | None, output: Path | None, progress: Progress
 ) -> list[Path]:
     """Write and warm up the bundle of every model; return their directories.
 
     Args:
-        wanted: parsed `--devices`; for a platform that this machine lacks, bundles are built but not warmed
-            up.
+        wanted: parsed `--devices`; for devices that this machine lacks, bundles are neither warmed up nor
+            verified.
         output: the bundle's directory for one model; for several, the parent of a directory per name.
 
     Raises:
         VinferError: as when the server starts.
     """
+    target = _target(wanted)
+    directories = []
+    for position, model in enumerate(config.models):
+        where = f"models[{position}]"
+        bundle = find_or_build(
+            model,
+            where=where,
+            platform=target.platform,
+            num_devices=target.num_devices,
+            bundles_dir=config.bundles_dir,
+            progress=progress,
+            output=_place(output, model.name, len(config.models)),
+            memory_bytes=target.memory_bytes,
+            verify_weights=True,
+        )
+        directories.append(bundle.directory)
+        if target.is_here:
+            _warm_up(bundle, model, target, progress, where=where)
+            continue
+        if target.devices:
+            _store_code(bundle, model, target, progress, where=where)
+        logger.info(
+            "%s is built for %s, but neither warmed up nor verified: this machine has none",
+            bundle.directory,
+            wanted,
+        )
+    return directories
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Target:
+    """What bundles are for.
+
+    Attributes:
+        devices: devices of this machine, or descriptions of others; empty if only their platform is known.
+        memory_bytes: memory of one device, if known.
+    """
+
+    platform: Platform
+    num_devices: int
+    devices: Sequence[jax.Device]
+    is_here: bool
+    memory_bytes: int | None
+
+
+def _target(wanted: WantedDevices | None) -> _Target:
     try:
         platform, devices = local_devices(wanted)
     except DeviceError:
         if wanted is None:
             raise
-        platform, devices = wanted[0], ()
-    num_devices = wanted[1] if wanted else len(devices)
-    directories = []
-    for position, model in enumerate(config.models):
-        bundle = find_or_build(
-            model,
-            where=f"models[{position}]",
+    else:
+        return _Target(
             platform=platform,
-            num_devices=num_devices,
-            bundles_dir=config.bundles_dir,
-            progress=progress,
-            output=_place(output, model.name, len(config.models)),
-            memory_bytes=device_memory_bytes(devices[0]) if devices else None,
-            verify_weights=True,
+            num_devices=len(devices),
+            devices=devices,
+            is_here=True,
+            memory_bytes=device_memory_bytes(devices[0]),
         )
-        directories.append(bundle.directory)
-        if devices:
-            _warm_up(bundle, model, platform, devices, progress, where=f"models[{position}]")
-        else:
-            logger.info(
-                "%s is built for %s, but neither warmed up nor verified: this machine has none",
-                bundle.directory,
-                platform,
-            )
-    return directories
+    kind = wanted.kind
+    return _Target(
+        platform=wanted.platform,
+        num_devices=wanted.count,
+        devices=() if kind is None else described_devices(kind, wanted.count),
+        is_here=False,
+        memory_bytes=None if kind is None else KINDS[kind].memory_bytes,
+    )
 
 
 def _place(output: Path | None, name: str, num_models: int) -> Path | None:
@@ -84,38 +121,50 @@ def _place(output: Path | None, name: str, num_models: int) -> Path | None:
 
 
 def _warm_up(
-    bundle: FoundBundle,
-    model: ModelConfig,
-    platform: Platform,
-    devices: Sequence[jax.Device],
-    progress: Progress,
-    *,
-    where: str,
+    bundle: FoundBundle, model: ModelConfig, target: _Target, progress: Progress, *, where: str
 ) -> None:
-    from vinfer.engine.compilation import platform_key, set_compilation_cache
-
     directory = bundle.directory
-    manifest = open_bundle(directory, platform=platform, num_devices=len(devices))
-    store = directory / "xla" / platform_key()
-    with build_lock(directory), tempfile.TemporaryDirectory(prefix="vinfer-xla-") as scratch:
-        if store.is_dir():
-            shutil.copytree(store, scratch, dirs_exist_ok=True)
-        set_compilation_cache(Path(scratch))
+    manifest = open_bundle(directory, platform=target.platform, num_devices=target.num_devices)
+    with build_lock(directory):
         engine = start_engine(
             directory,
             manifest,
             model,
-            devices=devices,
+            devices=target.devices,
+            code_roots=(directory / BUNDLE_CODE,),
             dispatch_lock=threading.Lock(),
             progress=progress,
             where=where,
         )
-        store.mkdir(parents=True, exist_ok=True)
-        for file in Path(scratch).glob("*-cache"):
-            if not (store / file.name).exists():
-                shutil.copyfile(file, store / file.name)
     # The lock is not held here, because writing the figures takes it.
     try:
         check_new_bundle(bundle, manifest, model, engine, progress)
     finally:
         engine.stop()
+
+
+def _store_code(
+    bundle: FoundBundle, model: ModelConfig, target: _Target, progress: Progress, *, where: str
+) -> None:
+    """Compile the programs for devices that are not here, and store their machine code in the bundle."""
+    from vinfer.engine.loading.mesh import make_mesh
+    from vinfer.engine.loading.programs import LoadedPrograms
+
+    directory = bundle.directory
+    manifest = open_bundle(directory, platform=target.platform, num_devices=target.num_devices)
+    roots = (directory / BUNDLE_CODE,)
+    with build_lock(directory):
+        num_pages = device_pages(
+            directory,
+            manifest,
+            model,
+            target.devices,
+            memory_bytes=target.memory_bytes,
+            code_roots=roots,
+            where=where,
+        )
+        mesh = make_mesh(manifest, target.devices)
+        programs = LoadedPrograms(directory, manifest, mesh, roots, num_pages)
+        for done, program in enumerate(manifest.programs):
+            progress(model.name, "compiling", done, len(manifest.programs))
+            programs.store(program)

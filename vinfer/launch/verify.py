@@ -8,12 +8,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from vinfer.bundle.manifest import Manifest, Platform
+from vinfer.bundle.manifest import Manifest
 from vinfer.checkpoint.source import ResolvedSource, resolve_source
 from vinfer.config import Config
 from vinfer.errors import CheckpointError, ConfigError, ParityError
-from vinfer.launch.bundles import FoundBundle, Progress, find_or_build, open_bundle
-from vinfer.launch.devices import device_memory_bytes, local_devices
+from vinfer.launch.bundles import FoundBundle, Progress, code_roots, find_or_build, open_bundle
+from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
 from vinfer.launch.loader import start_engine
 from vinfer.launch.parity import measure_bundle, record
 from vinfer.parity.measure import Certificate
@@ -56,8 +56,8 @@ def verify(
     config: Config,
     options: VerifyOptions,
     *,
-    wanted: tuple[Platform, int] | None,
-    xla_cache: Path,
+    wanted: WantedDevices | None,
+    code_cache: Path,
     progress: Progress,
 ) -> list[Verification]:
     """Measure the bundles of a config's models and write the figures into their manifests.
@@ -70,9 +70,6 @@ def verify(
     positions = _positions(config, options)
     require_packages()
     platform, devices = local_devices(wanted)
-    from vinfer.engine.compilation import platform_key, seed_cache, set_compilation_cache
-
-    set_compilation_cache(xla_cache)
     found = []
     for position in positions:
         model = config.models[position]
@@ -87,12 +84,12 @@ def verify(
         )
         manifest = open_bundle(bundle.directory, platform=platform, num_devices=len(devices))
         source = _checkpoint_source(bundle, manifest, options)
-        seed_cache(bundle.directory / "xla" / platform_key(), xla_cache)
         engine = start_engine(
             bundle.directory,
             manifest,
             model,
             devices=devices,
+            code_roots=code_roots(bundle, manifest, code_cache),
             dispatch_lock=threading.Lock(),
             progress=progress,
         )

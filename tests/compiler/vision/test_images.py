@@ -24,7 +24,7 @@ from tiny.references import TIE, differing_steps
 from tiny.vision_models import VISION, VisionModel
 
 from vinfer.bundle.directory import read_manifest
-from vinfer.engine.compilation import CompileCounter
+from vinfer.engine.loading.compile_count import CompileCounter
 from vinfer.engine.request import RequestImage
 from vinfer.parity import figures
 from vinfer.parity.figures import Logits

@@ -23,7 +23,6 @@ from tiny.checkpoints import BOS, CACHE, EOS
 from tokenizers import Tokenizer, processors
 
 from vinfer.bundle.verification import sha256_of
-from vinfer.engine.compilation import platform_key
 from vinfer.text.token_bytes import BYTE_OF_CHARACTER
 
 MODEL, OTHER, SEEING = "tiny", "other", "seeing"
@@ -137,9 +136,7 @@ def serving(bundle: Path, seeing: Path, folder: Path) -> Iterator[Talk]:
     yaml = folder / "two.yaml"
     yaml.write_text(YAML.format(bundle=folder / "bundle", seeing=seeing))
     # The cache where the tests of the build half keep the code of the same programs.
-    env = environment(
-        VINFER_XLA_CACHE=str(CACHE / "test-xla" / platform_key()), VINFER_CACHE_DIR=str(E2E_CACHE)
-    )
+    env = environment(VINFER_XLA_CACHE=str(CACHE / "test-code"), VINFER_CACHE_DIR=str(E2E_CACHE))
     with started(yaml, env=env) as server:
         server.wait_until_ready()
         yield Talk(server.http, tokenizer)

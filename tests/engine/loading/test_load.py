@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import sys
 import threading
@@ -26,8 +28,10 @@ from vinfer.bundle.manifest import (
     WeightSpec,
 )
 from vinfer.bundle.programs import ProgramShape
-from vinfer.engine import load
-from vinfer.engine.load import load_runner
+from vinfer.engine.loading import load
+from vinfer.engine.loading.compile_count import CompileCounter
+from vinfer.engine.loading.load import load_runner
+from vinfer.engine.loading.mesh import make_mesh, weight_placement
 from vinfer.engine.runner import Runner
 from vinfer.errors import BundleError
 
@@ -95,14 +99,13 @@ def _load(
     directory: Path,
     weights: tuple[WeightSpec, ...],
     on_progress: Callable[[], None] = lambda: None,
-    *,
-    manifest: Manifest | None = None,
 ) -> Runner:
     return load_runner(
         directory,
-        manifest or _manifest(weights),
+        _manifest(weights),
         devices=jax.devices(),
         num_pages=(),
+        code_roots=(directory / "code",),
         dispatch_lock=threading.Lock(),
         progress=lambda *_: on_progress(),
     )
@@ -131,21 +134,19 @@ def test_files_do_not_stay_in_memory(
 
 
 def test_weights_on_a_tpu_lie_in_the_order_of_their_axes(
-    tmp_path: Path, weights: tuple[WeightSpec, ...]
+    tmp_path: Path, weights: tuple[WeightSpec, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A TPU would choose an order itself. CPU devices stand in for it: they accept the only one they have."""
-    manifest = _manifest(weights).model_copy(update={"platform": "tpu"})
-    runner = _load(tmp_path, weights, manifest=manifest)
-    for index, array in enumerate(runner._weights):
-        assert array.format.layout.major_to_minor == (0, 1)
-        np.testing.assert_array_equal(np.asarray(array), _values(index))
-    mesh = load.make_mesh(manifest, jax.devices())
+    on_cpu = make_mesh(_manifest(weights), jax.devices())
+    assert not isinstance(weight_placement(weights[0], on_cpu), Format)
+    monkeypatch.setattr("vinfer.engine.loading.mesh._is_tpu", lambda mesh: True)
+    placed = weight_placement(weights[0], on_cpu)
+    assert isinstance(placed, Format)
+    assert placed.layout == Layout(major_to_minor=(0, 1))
     norm = weights[0].model_copy(update={"shape": (2880,)})
-    expected = Layout(major_to_minor=(0, 1))
-    for platform, layout in (("tpu", expected), ("cpu", None), ("cuda", None)):
-        placed = load.weight_placement(weights[0], mesh, platform)
-        assert getattr(placed, "layout", None) == layout
-        assert not isinstance(load.weight_placement(norm, mesh, platform), Format)
+    assert not isinstance(weight_placement(norm, on_cpu), Format)
+    for index, array in enumerate(_load(tmp_path, weights)._weights):
+        np.testing.assert_array_equal(np.asarray(array), _values(index))
 
 
 def test_a_file_that_is_not_what_the_manifest_says_is_an_error(
@@ -158,3 +159,74 @@ def test_a_file_that_is_not_what_the_manifest_says_is_an_error(
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(BundleError, match=r"weights/1\.safetensors is not readable .*precompile again"):
         _load(tmp_path, weights)
+
+
+def test_a_second_load_compiles_no_program(
+    tmp_path: Path, weights: tuple[WeightSpec, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    counter = CompileCounter()
+    _load(tmp_path, weights)
+    assert "1 programs ready, 0 of them loaded as machine code" in caplog.text
+    num_compiles = counter.num_compiles
+    caplog.clear()
+    runner = _load(tmp_path, weights)
+    assert "1 programs ready, 1 of them loaded as machine code" in caplog.text
+    # What fills the first arrays is compiled at each start.
+    assert counter.num_compiles - num_compiles == num_compiles - 1
+    (program,) = runner._programs.values()
+    _, state, _ = program((), (), runner._state, ())
+    assert np.asarray(state[0]).tolist() == [False]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}\nx", b'{"sha256": "0", "kept_inputs": [], "temporary_bytes": 0}\nx']
+)
+def test_damaged_code_is_compiled_and_stored_anew(
+    tmp_path: Path, weights: tuple[WeightSpec, ...], content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    _load(tmp_path, weights)
+    (stored,) = (tmp_path / "code").rglob("*.code")
+    whole = stored.read_bytes()
+    stored.write_bytes(content)
+    _load(tmp_path, weights)
+    assert f"{stored} is not used: it is damaged; compiling the program" in caplog.text
+    assert len(stored.read_bytes()) == len(whole)
+
+
+def test_bytes_that_the_runtime_refuses_are_compiled_anew(
+    tmp_path: Path, weights: tuple[WeightSpec, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    _load(tmp_path, weights)
+    (stored,) = (tmp_path / "code").rglob("*.code")
+    executable = b"whole, and no executable"
+    header = {
+        "sha256": hashlib.sha256(executable).hexdigest(),
+        "kept_inputs": [0],
+        "temporary_bytes": 0,
+    }
+    stored.write_bytes(json.dumps(header).encode() + b"\n" + executable)
+    _load(tmp_path, weights)
+    assert "the stored code of set_slot does not load" in caplog.text
+
+
+def test_code_that_cannot_be_stored_is_said_and_served(
+    tmp_path: Path, weights: tuple[WeightSpec, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    # A path below a regular file fails for root too.
+    (tmp_path / "code").write_text("")
+    _load(tmp_path, weights)
+    assert f"machine code cannot be stored in {tmp_path / 'code'}; every start compiles anew" in caplog.text
+
+
+def test_code_for_another_machine_is_named(
+    tmp_path: Path,
+    weights: tuple[WeightSpec, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    _load(tmp_path, weights)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    _load(tmp_path, weights)
+    assert "the stored machine code is for another machine: flags  (here --xla_cpu" in caplog.text

@@ -1,0 +1,1 @@
+"""Brings a bundle onto devices: weights, arrays, and programs as machine code."""

@@ -1,0 +1,192 @@
+"""Loads a bundle directory into a `Runner`: places weights on the mesh and compiles the programs.
+
+Runs on a loader thread, once per model, before the engine thread starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.layout import Format
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+
+from vinfer.bundle.manifest import Manifest, ProgramSpec, StateSpec, WeightSpec
+from vinfer.engine.loading.mesh import make_mesh, sharding_of, weight_placement
+from vinfer.engine.loading.programs import LoadedPrograms
+from vinfer.engine.runner import ALL_ALLOWED, Compiled, Runner
+from vinfer.errors import BundleError, DeviceError
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with (phase, done, total)."""
+
+_NUM_COMPILE_THREADS = 2
+# Pages read from a memory-mapped file count toward this process's memory until the file is closed.
+_MAX_MAPPED_BYTES = 256 << 20
+
+
+class _Steps:
+    """Counts finished pieces of work from several threads."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._lock = threading.Lock()
+        self._num_done = 0
+        self._total = total
+        self._progress = progress
+        progress("loading", 0, total)
+
+    def done(self) -> None:
+        with self._lock:
+            self._num_done += 1
+            self._progress("loading", self._num_done, self._total)
+
+
+def load_runner(
+    directory: Path,
+    manifest: Manifest,
+    *,
+    devices: Sequence[jax.Device],
+    num_pages: Sequence[int],
+    code_roots: Sequence[Path],
+    dispatch_lock: threading.Lock,
+    progress: Progress,
+) -> Runner:
+    """Place weights, KV cache and state on the mesh and compile every program.
+
+    Args:
+        num_pages: pages of the KV cache, by group, in each dp shard.
+        code_roots: where machine code of the programs is kept; see `CodeStore`.
+
+    Raises:
+        BundleError: a weight or program file does not match the manifest.
+        DeviceError: the devices have too little memory.
+    """
+    mesh = make_mesh(manifest, devices)
+    images = manifest.images
+    kv_specs = manifest.kv_specs(num_pages)
+    image_weight_specs = () if images is None else images.weights
+    steps = _Steps(len(manifest.weights) + len(image_weight_specs) + len(manifest.programs), progress)
+    code = LoadedPrograms(directory, manifest, mesh, code_roots, num_pages)
+
+    def program_ready(program: ProgramSpec) -> Compiled:
+        compiled = code.get(program)
+        steps.done()
+        return compiled
+
+    # XLA compiles without holding the interpreter lock, so weights are read in the meantime.
+    with ThreadPoolExecutor(_NUM_COMPILE_THREADS, thread_name_prefix="compile") as pool:
+        compiling = {program.shape: pool.submit(program_ready, program) for program in manifest.programs}
+        try:
+            weights = _place_weights(directory / "weights", manifest.weights, mesh, steps)
+            image_weights = _place_weights(directory / "weights", image_weight_specs, mesh, steps)
+            kv, state = _filled(kv_specs, mesh), _filled(manifest.state, mesh)
+            features = _filled(() if images is None else (images.features,), mesh)
+            jax.block_until_ready((weights, image_weights, kv, state, features))
+            programs = {shape: future.result() for shape, future in compiling.items()}
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            raise _no_room(manifest, num_pages, error) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    code.log_summary()
+    return Runner(
+        weights=weights,
+        kv=kv,
+        state=state,
+        programs=programs,
+        inputs={program.shape: program.inputs for program in manifest.programs},
+        num_slots=manifest.num_slots,
+        rows_are_slots=manifest.rows_are_slots,
+        open_masks=_open_masks(manifest.programs, mesh),
+        dispatch_lock=dispatch_lock,
+        image_weights=image_weights,
+        image_features=features,
+    )
+
+
+def _place_weights(
+    directory: Path, specs: Sequence[WeightSpec], mesh: Mesh, steps: _Steps
+) -> tuple[jax.Array, ...]:
+    """Place each weight on the mesh, reading only the bytes that each device needs.
+
+    Besides the arrays, this takes the memory of one weight plus `_MAX_MAPPED_BYTES`.
+    """
+    files: dict[str, Any] = {}
+    num_mapped_bytes = 0
+    arrays: list[jax.Array] = []
+    for spec in specs:
+        if num_mapped_bytes > _MAX_MAPPED_BYTES:
+            files.clear()
+            num_mapped_bytes = 0
+        try:
+            if spec.file not in files:
+                files[spec.file] = safe_open(directory / spec.file, framework="numpy")
+            stored = files[spec.file].get_slice(spec.name)
+        except (OSError, SafetensorError) as error:
+            raise BundleError(
+                f"weights/{spec.file} is not readable ({error}): run vinfer precompile again"
+            ) from None
+        if tuple(stored.get_shape()) != spec.shape:
+            raise BundleError(
+                f"weights/{spec.file}: {spec.name} has shape {stored.get_shape()}, the manifest says "
+                f"{list(spec.shape)}: run vinfer precompile again"
+            )
+        arrays.append(_place(stored, spec, mesh))
+        num_mapped_bytes += arrays[-1].nbytes
+        steps.done()
+    return tuple(arrays)
+
+
+def _place(stored: Any, spec: WeightSpec, mesh: Mesh) -> jax.Array:
+    def read(index: tuple[slice, ...] | None) -> np.ndarray[Any, Any]:
+        assert index is not None
+        part: np.ndarray[Any, Any] = stored[index]
+        return part
+
+    array = jax.make_array_from_callback(spec.shape, sharding_of(spec, mesh), read)
+    placed = weight_placement(spec, mesh)
+    return jax.device_put(array, placed) if isinstance(placed, Format) else array
+
+
+def _filled(specs: Sequence[StateSpec], mesh: Mesh) -> tuple[jax.Array, ...]:
+    """Return arrays of initial values on the devices.
+
+    A program creates them, not NumPy: on a CPU JAX borrows NumPy's memory, which cannot be donated, so the
+    first dispatch would copy the whole cache.
+    """
+
+    def fill() -> tuple[jax.Array, ...]:
+        return tuple(jnp.full(spec.shape, spec.initial, jnp.dtype(spec.dtype)) for spec in specs)
+
+    shardings = tuple(sharding_of(spec, mesh) for spec in specs)
+    arrays: tuple[jax.Array, ...] = jax.jit(fill, out_shardings=shardings)()
+    return arrays
+
+
+def _open_masks(programs: Sequence[ProgramSpec], mesh: Mesh) -> dict[int, jax.Array]:
+    """Place the grammar mask that allows everything on the devices, once for each number of rows."""
+    specs = {
+        spec.shape: spec for program in programs for spec in program.inputs if spec.name == "grammar_mask"
+    }
+    return {
+        shape[0]: jax.device_put(np.full(shape, ALL_ALLOWED, np.uint32), sharding_of(spec, mesh))
+        for shape, spec in specs.items()
+    }
+
+
+def _no_room(manifest: Manifest, num_pages: Sequence[int], error: Exception) -> DeviceError:
+    sizes = manifest.num_bytes_per_device(num_pages).items()
+    needs = ", ".join(f"{name} {num_bytes / 2**30:.2f} GiB" for name, num_bytes in sizes)
+    return DeviceError(
+        f"the devices have no room ({needs} per device): lower kv_cache or num_slots, "
+        f"or raise mesh.tp ({str(error).splitlines()[0]})"
+    )
