@@ -18,16 +18,16 @@ from typing import Any
 
 import jax
 
-from accelerator_check.targets import TARGETS, Target, devices
 from vinfer.bundle.directory import read_manifest
 from vinfer.engine.loading.executables import ProgramSignature, compile_program
 from vinfer.engine.loading.mesh import make_mesh
+from vinfer.launch.device_kinds import described_devices
 
 
-def compile_programs(directory: Path, target: Target, results: Path, kinds: Collection[str]) -> None:
+def compile_programs(directory: Path, kind: str, results: Path, kinds: Collection[str]) -> None:
     """Write NAME.json and NAME.hlo for each program of some kinds that `results` lacks."""
     manifest = read_manifest(directory)
-    mesh = make_mesh(manifest, devices(target, manifest.num_devices))
+    mesh = make_mesh(manifest, described_devices(kind, manifest.num_devices))
     # With the most pages that requests can use.
     kv_specs = manifest.kv_specs(manifest.page_plan.most_pages())
     results.mkdir(parents=True, exist_ok=True)
@@ -65,4 +65,4 @@ def _write_text(compiled: Any, path: Path) -> str | None:
 
 
 if __name__ == "__main__":
-    compile_programs(Path(sys.argv[1]), TARGETS[sys.argv[2]], Path(sys.argv[3]), sys.argv[4:])
+    compile_programs(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:])

@@ -14,12 +14,14 @@ from pathlib import Path
 from accelerator_check.cases import KINDS, MODELS, ROOT, Case, Choice, cut, published_config, sizes
 from accelerator_check.read import Figures, read_figures
 from accelerator_check.report import FAIL, Row, page, verdict
-from accelerator_check.targets import TARGETS, TP, compiling_environment, missing_packages
+from accelerator_check.targets import MAX_TRAFFIC, TP, compiling_environment
 from vinfer.bundle.directory import read_manifest
 from vinfer.bundle.manifest import MESH_AXES
 from vinfer.checkpoint.normalise import normalise
 from vinfer.compiler.plan import check_heads
 from vinfer.errors import ConfigError
+from vinfer.launch.device_kinds import KINDS as DEVICES
+from vinfer.launch.device_kinds import missing_packages
 from vinfer.launch.kv_memory import ACCELERATOR_FRACTION
 
 REPORT = ROOT / "docs/reports/accelerators.md"
@@ -31,7 +33,7 @@ def main(description: str) -> int:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="*", default=MODELS, metavar="CONFIG_NAME")
-    parser.add_argument("--targets", default=",".join(TARGETS), help=f"of {', '.join(TARGETS)}")
+    parser.add_argument("--targets", default=",".join(DEVICES), help=f"of {', '.join(DEVICES)}")
     parser.add_argument(
         "--tp", default=",".join(map(str, TP)), help="devices that share a model; the first is checked whole"
     )
@@ -45,13 +47,13 @@ def main(description: str) -> int:
     options = parser.parse_args()
     names = options.targets.split(",")
     options.tp = [int(number) for number in options.tp.split(",")]
-    if unknown := [name for name in names if name not in TARGETS]:
-        parser.error(f"unknown target {unknown[0]}: choose from {', '.join(TARGETS)}")
+    if unknown := [name for name in names if name not in DEVICES]:
+        parser.error(f"unknown target {unknown[0]}: choose from {', '.join(DEVICES)}")
     if unknown := [str(tp) for tp in options.tp if tp not in TP]:
         parser.error(f"no machine with {unknown[0]} devices: choose from {', '.join(map(str, TP))}")
     packages = [
         package
-        for platform in sorted({TARGETS[name].platform for name in names})
+        for platform in sorted({DEVICES[name].platform for name in names})
         for package in missing_packages(platform)
     ]
     if packages:
@@ -85,7 +87,7 @@ class ModelCheck:
 
     def __init__(self, name: str, model: str, options: argparse.Namespace, work: Path) -> None:
         self._name, self._model, self._options, self._work = name, model, options, work
-        self._target = TARGETS[name]
+        self._target = DEVICES[name]
         self._config = published_config(model)
         self._facts = normalise(self._config).facts
         self._found: dict[tuple[int, str], dict[int, Figures]] = {}
@@ -98,8 +100,17 @@ class ModelCheck:
         holds_all = next((tp for tp in legal if self._whole_bytes(tp) <= self._most_bytes()), None)
         if self._options.full_depth and holds_all is not None:
             self._compile(holds_all, (self._num_layers,), "largest decode")
+        most_traffic = MAX_TRAFFIC[self._target.platform]
         return [
-            Row(self._name, self._model, program, by_layers, self._num_layers, tp, self._target.max_traffic)
+            Row(
+                self._name,
+                self._model,
+                program,
+                by_layers,
+                self._num_layers,
+                tp,
+                MAX_TRAFFIC[self._target.platform],
+            )
             for (tp, program), by_layers in self._found.items()
         ]
 

@@ -13,7 +13,7 @@ from accelerator_check.cases import cut, programs_to_check, sizes
 from accelerator_check.main import main
 from accelerator_check.read import Figures
 from accelerator_check.report import FAIL, OK, UNKNOWN, Row, page, verdict
-from accelerator_check.targets import compiling_environment, libtpu_requirement
+from accelerator_check.targets import compiling_environment
 
 from vinfer.bundle.programs import ProgramShape
 
@@ -139,7 +139,7 @@ def test_a_missing_compiler_is_named_with_its_version(
     monkeypatch.setattr("sys.argv", ["accelerators", "--targets", "v5e,h100"])
     assert main("") == 2
     message = capsys.readouterr().err
-    assert libtpu_requirement() in message
+    assert "libtpu==" in message
     assert "jax-cuda12-pjrt==" in message
     assert "nvidia-cuda-nvcc-cu12" in message
 

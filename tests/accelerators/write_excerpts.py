@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from accelerator_check.targets import TARGETS, compiling_environment, devices
+from accelerator_check.targets import compiling_environment
 
 os.environ.update(compiling_environment(os.environ))
 
@@ -23,6 +23,7 @@ from jax import lax
 from jax.sharding import SingleDeviceSharding
 
 from vinfer.engine.loading.executables import compiler_options
+from vinfer.launch.device_kinds import KINDS, described_devices
 
 ROWS, LENGTH, HEADS, KV_HEADS, DIM, PAGE, BLOCK = 32, 8192, 32, 8, 64, 128, 512
 WIDTH = KV_HEADS * DIM
@@ -108,8 +109,7 @@ def _kept_config(found: re.Match[str]) -> str:
 
 
 def main(name: str) -> None:
-    target = TARGETS[name]
-    (device,) = devices(target, 1)
+    (device,) = described_devices(name, 1)
     place = SingleDeviceSharding(device)
     array = jax.ShapeDtypeStruct
     pool = array((ROWS * LENGTH // PAGE, PAGE, WIDTH), jnp.bfloat16)
@@ -118,7 +118,7 @@ def main(name: str) -> None:
         (dense_cache, dense, (ROWS, HEADS)),
         (pages, pool, (ROWS, 1, HEADS)),
         (updates, pool, (ROWS, 1, HEADS)),
-        *([(kernel, pool, (ROWS, 1, HEADS))] if target.platform == "cuda" else []),
+        *([(kernel, pool, (ROWS, 1, HEADS))] if KINDS[name].platform == "cuda" else []),
     )
     for program, kv, heads in programs:
         inputs = (
