@@ -100,7 +100,6 @@ class ModelCheck:
         holds_all = next((tp for tp in legal if self._whole_bytes(tp) <= self._most_bytes()), None)
         if self._options.full_depth and holds_all is not None:
             self._compile(holds_all, (self._num_layers,), "largest decode")
-        most_traffic = MAX_TRAFFIC[self._target.platform]
         return [
             Row(
                 self._name,
