@@ -14,19 +14,31 @@ from benchmark.client import BenchError, fetch
 from benchmark.process import serving
 
 from client_runs.environments import install_node, install_python
-from client_runs.places import CLIENTS, NODE_CLIENTS, ROOT, SERVER, python
+from client_runs.places import (
+    CLIENTS,
+    GENERATORS,
+    NODE_CLIENTS,
+    NODE_GENERATORS,
+    ROOT,
+    SERVER,
+    python,
+)
 from client_runs.rows import FAILED, NOT_RUN, PASSED, Row
 from client_runs.table import document
 
 PROGRAMS = (
     "openai_python",
     "openai_node",
+    "anthropic_python",
+    "anthropic_node",
     "llm_command",
     "langchain",
     "pydantic_agent",
     "instructor_types",
     "lm_eval_task",
+    "generated_clients",
 )
+NODE_PROGRAMS = {"openai_node": "openai-node", "anthropic_node": "anthropic-node"}
 OVERRIDES = ("models[0].prompt_logprobs=true", "models[0].embeddings=mean", "models[0].verify=off")
 COMPILES = "vinfer:post_ready_compiles_total"
 READY_SECONDS = 1800
@@ -46,8 +58,9 @@ def main(description: str | None) -> int:
     if unknown := set(chosen) - set(PROGRAMS):
         parser.error(f"no such client: {', '.join(sorted(unknown))}; choose from {', '.join(PROGRAMS)}")
     try:
-        install_python()
-        rows = _run(chosen or PROGRAMS)
+        programs = chosen or PROGRAMS
+        install_python(has_generators="generated_clients" in programs)
+        rows = _run(programs)
     except (BenchError, subprocess.CalledProcessError) as error:
         sys.stderr.write(f"clients: error: {error}\n")
         return 1
@@ -62,7 +75,9 @@ def main(description: str | None) -> int:
 
 
 def _run(programs: tuple[str, ...] | list[str]) -> list[Row]:
-    no_node = install_node() if "openai_node" in programs else None
+    no_node = install_node(NODE_CLIENTS) if NODE_PROGRAMS.keys() & programs else None
+    if "generated_clients" in programs:
+        install_node(NODE_GENERATORS)
     vinfer = SERVER / "bin" / "vinfer"
     command = [str(vinfer), "serve", str(ROOT / "configs" / "smollm2.yaml"), "--port", "{port}"]
     for override in OVERRIDES:
@@ -70,8 +85,8 @@ def _run(programs: tuple[str, ...] | list[str]) -> list[Row]:
     rows = []
     with serving(command, ready_path="/readiness", timeout_seconds=READY_SECONDS) as (url, _):
         for program in programs:
-            if program == "openai_node" and no_node:
-                rows.append(Row("openai-node", "", "everything", NOT_RUN, no_node))
+            if program in NODE_PROGRAMS and no_node:
+                rows.append(Row(NODE_PROGRAMS[program], "", "everything", NOT_RUN, no_node))
                 continue
             for row in _rows_of(program, url):
                 sys.stderr.write(f"[clients] {row.client}: {row.ran}: {row.result}: {row.remark}\n")
@@ -82,8 +97,12 @@ def _run(programs: tuple[str, ...] | list[str]) -> list[Row]:
 
 def _rows_of(program: str, url: str) -> Iterator[Row]:
     """Run one client; a program that fails also becomes a row."""
-    if program == "openai_node":
-        command, folder = ["node", "openai_node.mjs", url], NODE_CLIENTS
+    if program in NODE_PROGRAMS:
+        command, folder = ["node", f"{program}.mjs", url], NODE_CLIENTS
+    elif program == "generated_clients":
+        command = [str(python(GENERATORS)), "-m", f"client_runs.{program}", url]
+        command.append(str(NODE_GENERATORS / "node_modules"))
+        folder = Path(__file__).parents[1]
     else:
         command = [str(python(CLIENTS)), "-m", f"client_runs.{program}", url]
         folder = Path(__file__).parents[1]

@@ -11,6 +11,9 @@ SERVER = ROOT / ".venv" / "dev"
 
 CLIENTS = ROOT / ".venv" / "clients"
 NODE_CLIENTS = CLIENTS / "node"
+GENERATORS = ROOT / ".venv" / "generators"
+"""Generators of clients from /openapi.json; their packages exclude those of some clients."""
+NODE_GENERATORS = GENERATORS / "node"
 
 
 def python(environment: Path) -> Path:

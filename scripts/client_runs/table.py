@@ -18,8 +18,8 @@ over HTTP and are greedy unless a row names a seed.
 
 A row passes if nothing is raised *and* the answer is right: text and calls equal those of the same request
 sent as plain JSON, types and schemas are satisfied, and tools are called and their results answered. `openai`
-validates every answer and event strictly unless its row says otherwise. What a model of this size says is not
-judged.
+and `anthropic` validate every answer and event strictly unless a row says otherwise. What a model of this
+size says is not judged.
 
 """
 

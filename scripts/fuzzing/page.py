@@ -16,6 +16,7 @@ MIN_SUCCESS_FRACTION = 0.3
 REASONS: tuple[tuple[str, str], ...] = (
     (r"prompt has N tokens; max_model_len is N", "only the tokenizer knows how many tokens a text has"),
     (r"has N tokens; max_model_len is N", "only the tokenizer knows how many tokens a text has"),
+    (r"^prompt is too long: N tokens", "only the tokenizer knows how many tokens a text has"),
     (r"^max_\w+ is N and the prompt has N tokens", "the sum of two lengths"),
     (r"^min_tokens is N; at most N tokens", "one field is compared with another, or with a default"),
     (r"^best_of is N", "one field is compared with another"),
@@ -24,7 +25,10 @@ REASONS: tuple[tuple[str, str], ...] = (
     (r"is not in tools", "one field must be found in another"),
     (r"^logit_bias\.N is token N", "keys are text: a schema cannot compare them with a number"),
     (r"^stop_token_ids and the model's", "the model's own end tokens count too"),
+    (r"^messages: the model's chat template", "it depends on the last message and on the chat template"),
     (r"^continue_final_message", "it depends on the last message and on the chat template"),
+    (r"is a tool_use without its result", "it depends on the last message"),
+    (r"^thinking\.type is", "it depends on the model"),
     (r"cannot be enforced", "the meaning of a grammar or schema in a request"),
     (r"cannot be followed", "the meaning of a grammar or schema in a request"),
 )

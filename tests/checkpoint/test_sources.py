@@ -52,12 +52,18 @@ def test_a_manifest_makes_a_directory_a_bundle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file_name", "is_noticed"),
-    [("model.safetensors", True), ("chat_template.jinja", True), ("README.md", False)],
+    [
+        ("model.safetensors", True),
+        ("chat_template.jinja", True),
+        ("additional_chat_templates/tool_use.jinja", True),
+        ("README.md", False),
+    ],
 )
 def test_fingerprint_notices_the_files_that_matter(
     hf_directory: Callable[..., Path], file_name: str, is_noticed: bool
 ) -> None:
     directory = hf_directory()
+    (directory / file_name).parent.mkdir(exist_ok=True)
     (directory / file_name).touch()
     before = resolve_source(str(directory)).fingerprint
     assert resolve_source(str(directory)).fingerprint == before

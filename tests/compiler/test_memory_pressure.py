@@ -51,7 +51,8 @@ def roomy(engine_of: Callable[[str], Engine]) -> Engine:
 
 @pytest.fixture(scope="module")
 def cramped(bundle_of: Callable[[str], Path]) -> Iterator[Engine]:
-    model = model_config("llama").model_copy(update={"kv_cache": KVCacheConfig(pages=NUM_PAGES)})
+    cramped = {"max_model_len": None, "kv_cache": KVCacheConfig(pages=NUM_PAGES)}
+    model = model_config("llama").model_copy(update=cramped)
     engine = load_engine(bundle_of("llama"), model)
     yield engine
     engine.stop()

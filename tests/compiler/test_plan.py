@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from vinfer.bundle.manifest import Platform
 from vinfer.bundle.programs import ProgramShape, choose_encoder, is_single_shape
 from vinfer.checkpoint.family import ModelFacts
+from vinfer.checkpoint.rope.facts import RopeFacts, RopeType
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
 from vinfer.compiler import plan as plan_module
@@ -21,7 +22,9 @@ from vinfer.compiler.plan import (
     build_versions,
     check_heads,
     check_model,
+    default_model_len,
     plan_build,
+    plan_key,
     resolve_mesh,
 )
 from vinfer.config import ModelConfig, prefill_shapes
@@ -168,7 +171,7 @@ def test_a_deterministic_plan_has_one_shape_of_each_kind() -> None:
     assert not is_single_shape(plan(**one_length).programs)
     assert single_shape.key != plan(**one_length).key
     by_default = ModelConfig.model_validate({"name": "m", "source": "s", "deterministic": True})
-    assert [tuple(shape) for shape in prefill_shapes(by_default)] == [(1, 256)]
+    assert [tuple(shape) for shape in prefill_shapes(by_default, None)] == [(1, 256)]
 
 
 @pytest.mark.parametrize(
@@ -311,6 +314,29 @@ def test_programs_for_a_gpu_limit_the_pages_of_an_array() -> None:
     assert [group.max_pages for group in pages.groups] == [2**32 // 32_768]
 
 
+@pytest.mark.parametrize(
+    ("windows", "num_bytes"),
+    [
+        # 64 pages of 128 positions * 2 bytes * 256 * (k and v) in each of 18 layers
+        ([None] * 18, 150_994_944),
+        # The same in 3 layers; 13 pages hold a window of 512 and a chunk of 1024 in the other 15.
+        ([*[512] * 5, None] * 3, 25_165_824 + 25_559_040),
+    ],
+    ids=["without windows", "with windows"],
+)
+def test_kv_cache_of_gemma_3_270m_at_8192_tokens(windows: list[int | None], num_bytes: int) -> None:
+    """The figures of docs/design/kv-cache.md."""
+    checkpoint: Any = PaperCheckpoint()
+    checkpoint.facts = dataclasses.replace(
+        facts(4, 1), num_layers=18, key_dim=256, value_dim=256, num_positions=32_768, windows=tuple(windows)
+    )
+    built = plan(platform="tpu", dtype="bfloat16", max_model_len=8192, precompile=[{}])
+    pages = check_model(built, checkpoint, where="models[0]").pages
+    assert pages.num_bytes(pages.least_pages()) == num_bytes
+    document = (Path(__file__).parents[2] / "docs/design/kv-cache.md").read_text()
+    assert f"{num_bytes / 1e6:.0f} MB" in document
+
+
 @pytest.mark.parametrize(("platform", "page_size"), [("cpu", 32), ("cuda", 128), ("tpu", 128)])
 def test_pages_are_as_large_as_the_platform_wants_them(platform: Platform, page_size: int) -> None:
     assert plan(platform=platform).page_size == page_size
@@ -321,6 +347,51 @@ def test_more_positions_than_the_model_knows_are_refused() -> None:
     check_model(plan(max_model_len=2048), checkpoint, where="models[0]")
     with pytest.raises(ConfigError, match=r"models\[0\].max_model_len is 2049; .* 2048 positions: lower"):
         check_model(plan(max_model_len=2049), checkpoint, where="models[0]")
+
+
+def extended(rope_type: RopeType, original: int) -> RopeFacts:
+    return RopeFacts(
+        theta=10_000.0, rotary_dim=16, rope_type=rope_type, original_max_position_embeddings=original
+    )
+
+
+@pytest.mark.parametrize(
+    ("ropes", "expected"),
+    [
+        ([], 2048),
+        (["default"], 2048),
+        # These are the same for every limit.
+        (["yarn"], 2048),
+        (["llama3", "linear"], 2048),
+        (["longrope"], 512),
+        (["default", "dynamic"], 512),
+    ],
+    ids=str,
+)
+def test_the_default_length_changes_no_short_prompt(ropes: list[RopeType], expected: int) -> None:
+    checkpoint: Any = PaperCheckpoint()
+    checkpoint.ropes = {str(place): extended(rope_type, 512) for place, rope_type in enumerate(ropes)}
+    assert default_model_len(checkpoint) == expected
+
+
+def test_a_length_that_is_not_stated_is_the_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint: Any = PaperCheckpoint()
+    checkpoint.ropes = {"full": extended("longrope", 300)}
+    unstated: dict[str, Any] = {"max_model_len": None, "precompile": [{}]}
+    # The key needs no look at the checkpoint, which takes a second for a GGUF file.
+    model = ModelConfig.model_validate({**BASE, **unstated})
+    key = plan_key(model, SOURCE, where="models[0]", platform="cpu", num_devices=8)
+    monkeypatch.setattr(plan_module, "open_checkpoint", lambda _: checkpoint)
+    built = plan(**unstated)
+    assert (built.key, built.max_model_len) == (key, 300)
+    assert key != plan(max_model_len=300, precompile=[{}]).key
+    assert [shape.length for shape in built.programs if shape.kind == "prefill"] == [64, 256, 300]
+    assert plan(max_model_len=300, precompile=[{}]).programs == built.programs
+    message = (
+        r"models\[0\].precompile\[1\].prefill_length\[0\] is 301; .* is 300: lower it or set max_model_len"
+    )
+    with pytest.raises(ConfigError, match=message):
+        plan(max_model_len=None, precompile=[{}, {"prefill_length": 301}])
 
 
 IMAGES = {"task": "image-text", "precompile": [{"vision": {"height": 28, "width": 28}}]}

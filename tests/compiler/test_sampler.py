@@ -29,7 +29,8 @@ from vinfer.compiler.sampler import (
 )
 from vinfer.compiler.state import state_specs
 
-VOCAB = 300  # not a multiple of the block size 128
+VOCAB = 300  # a multiple neither of the block size 128 nor of the 32 bits of a mask word
+MAX_MODEL_LEN = 1000
 FALSE_ALARM_ODDS = 1e-6
 
 Array = npt.NDArray[Any]
@@ -46,7 +47,7 @@ allow = jax.jit(allowed_logits, static_argnames="num_tokens")
 
 def make_row(num_rows: int, vocab: int = VOCAB, **values: Any) -> Row:
     """Return the initial state of some rows, changed by `values`, which are broadcast."""
-    specs = {spec.name: spec for spec in state_specs(vocab, num_rows)}
+    specs = {spec.name: spec for spec in state_specs(vocab, MAX_MODEL_LEN, num_rows)}
     row = {name: np.full(spec.shape, spec.initial, spec.dtype) for name, spec in specs.items()}
     for name, value in values.items():
         row[name][...] = value
@@ -56,6 +57,15 @@ def make_row(num_rows: int, vocab: int = VOCAB, **values: Any) -> Row:
 def set_bias(row: Row, line: int, bias: dict[int, float]) -> None:
     row["logit_bias_ids"][line, : len(bias)] = list(bias)
     row["logit_bias_values"][line, : len(bias)] = list(bias.values())
+
+
+def set_prompt(row: Row, is_in_prompt: Array) -> None:
+    """Set the tokens of the prompts: bool [vocab] or [rows, vocab]."""
+    num_words = row["prompt_mask"].shape[1]
+    *lead, vocab = is_in_prompt.shape
+    padding = np.zeros((*lead, num_words * 32 - vocab), np.bool_)
+    bits = np.packbits(np.concatenate([is_in_prompt, padding], -1), axis=-1, bitorder="little")
+    row["prompt_mask"][...] = bits.view(np.uint32)
 
 
 def grid_logits(seed: int, num_rows: int, vocab: int = VOCAB) -> Array:
@@ -72,7 +82,7 @@ def reference_process(logits: Array, row: Row, num_tokens: int) -> Array:
         for token in range(logits.shape[1]):
             count = row["output_counts"][line, token]
             value = logits[line, token]
-            if count or row["prompt_mask"][line, token]:
+            if count or row["prompt_mask"][line, token // 32] >> (token % 32) & 1:
                 penalty = float(row["repetition_penalty"][line])
                 value = value / penalty if value > 0 else value * penalty
             value -= count * float(row["frequency_penalty"][line])
@@ -91,7 +101,7 @@ def row_in_the_middle(num_rows: int = 4) -> Row:
     """Return neutral parameters of requests with a prompt and some output."""
     random = np.random.default_rng(7)
     row = make_row(num_rows, generated=5)
-    row["prompt_mask"][...] = random.random((num_rows, VOCAB)) < 0.2
+    set_prompt(row, random.random((num_rows, VOCAB)) < 0.2)
     row["output_counts"][...] = random.integers(0, 4, (num_rows, VOCAB)) * (
         random.random((num_rows, VOCAB)) < 0.1
     )
@@ -133,7 +143,7 @@ def test_logits_are_processed_as_numpy_does(values: dict[str, Any], biased: bool
 def test_what_each_penalty_counts() -> None:
     """Token 0 is in the prompt, 1 twice in the output, 2 in both, 3 nowhere; 4 to 6 with negative logits."""
     row = make_row(3, 8)
-    row["prompt_mask"][:, [0, 2, 4]] = True
+    set_prompt(row, np.isin(np.arange(8), [0, 2, 4]))
     row["output_counts"][:, [1, 2, 5]] = 2
     row["repetition_penalty"][0] = 2.0
     row["presence_penalty"][1] = 0.5
@@ -352,7 +362,7 @@ def test_a_temperature_of_almost_zero_takes_the_largest(temperature: float) -> N
 
 def test_a_repetition_penalty_of_almost_zero_draws_one_of_the_repeated() -> None:
     row = make_row(8, temperature=1.0, repetition_penalty=1e-38, seed=np.arange(16).reshape(8, 2))
-    row["prompt_mask"][:, [200, 250]] = True
+    set_prompt(row, np.isin(np.arange(VOCAB), [200, 250]))
     logits = grid_logits(1, 8)
     logits[:, [200, 250]] = 8.0
     tokens = np.asarray(draw(process(logits, row, num_tokens=VOCAB), row))

@@ -89,7 +89,7 @@ def test_defaults_bind_loopback_and_limit_every_queue(yaml_file: Path) -> None:
     assert model.mesh.model_dump() == {"dp": 1, "fsdp": 1, "ep": 1, "tp": -1, "sp": 1}
     assert set(model.sampling.model_dump().values()) == {None}
     assert set(model.kv_cache.model_dump().values()) == {None}
-    assert model.prefix_cache == "per_key"
+    assert (model.max_model_len, model.num_slots, model.prefix_cache) == (None, 64, "per_key")
 
 
 def test_config_is_frozen(yaml_file: Path) -> None:
@@ -201,12 +201,12 @@ def test_local_paths_are_relative_to_where_they_are_written(
     [
         ("num_slots: 6, mesh: {dp: 4}", "num_slots is 6; mesh.dp is 4 and must divide it: use 4 or 8"),
         ("num_slots: 3, mesh: {dp: 4}", "num_slots is 3; mesh.dp is 4 and must divide it: use 4"),
-        ("mesh: {dp: 5}", "num_slots is 16; mesh.dp is 5 and must divide it: use 15 or 20"),
+        ("mesh: {dp: 5}", "num_slots is 64; mesh.dp is 5 and must divide it: use 60 or 65"),
         ("mesh: {tp: 0}", "mesh.tp is 0; must be at least 1, or -1 for all remaining devices"),
         ("mesh: {tp: -2}", "mesh.tp is -2; must be at least -1"),
         ("mesh: {dp: -1}", "mesh.dp is -1; must be at least 1"),
         (
-            "precompile: [{prefill_length: [64, 4096]}]",
+            "max_model_len: 2048, precompile: [{prefill_length: [64, 4096]}]",
             "precompile[0].prefill_length[1] is 4096; max_model_len is 2048: lower it or raise max_model_len",
         ),
         (
@@ -234,7 +234,8 @@ def test_local_paths_are_relative_to_where_they_are_written(
         ("task: audio", "task is 'audio'; allowed values: text, image-text"),
         ("sampling: {temperature: -1}", "sampling.temperature is -1; must be at least 0"),
         ("sampling: {temperature: .nan}", "sampling.temperature is nan; must be a finite number"),
-        ("sampling: {top_p: 0}", "sampling.top_p is 0; must be more than 0"),
+        ("sampling: {top_p: -0.1}", "sampling.top_p is -0.1; must be at least 0"),
+        ("sampling: {top_k: -2}", "sampling.top_k is -2; must be at least -1"),
         ("sampling: {n: 9}", "sampling.n is 9; server.max_n is 8: lower it or raise server.max_n"),
         ("revision: 123", "revision is 123; expected text: put it in quotes"),
         ("max_queue: '64'", "max_queue is '64'; expected an integer"),
@@ -319,7 +320,7 @@ log_levle: info
         "x.yaml:5:3: 'port' is given twice; first on line 4: remove one of them",
         "x.yaml:6:3: server.unknown_fields is 'refus'; allowed values: refuse, ignore; did you mean refuse?",
         "x.yaml:8:5: models[0].name is missing: add it under models[0]",
-        "x.yaml:8:5: models[0].num_slots is 16; mesh.dp is 3 and must divide it: use 15 or 18",
+        "x.yaml:8:5: models[0].num_slots is 64; mesh.dp is 3 and must divide it: use 63 or 66",
         "x.yaml:11:25: models[0].precompile[0].batch_size[1] is 'x'; expected an integer",
         f"x.yaml:12:9: {vision}.width is missing: add it under {vision}",
         f"x.yaml:12:18: {vision}.widht is not a known key: did you mean width?",

@@ -29,10 +29,17 @@ def test_slot_buckets(num_slots: int, dp: int, buckets: tuple[int, ...]) -> None
 
 @pytest.mark.parametrize(
     ("max_model_len", "lengths"),
-    [(2048, [64, 256, 1024]), (512, [64, 256, 512]), (256, [64, 256]), (100, [64, 100]), (32, [32])],
+    [
+        (None, [64, 256, 1024]),
+        (2048, [64, 256, 1024]),
+        (512, [64, 256, 512]),
+        (256, [64, 256]),
+        (100, [64, 100]),
+        (32, [32]),
+    ],
 )
-def test_default_prefill_lengths_stop_at_max_model_len(max_model_len: int, lengths: list[int]) -> None:
-    assert prefill_shapes(model(max_model_len=max_model_len)) == tuple((1, length) for length in lengths)
+def test_default_prefill_lengths_stop_at_max_model_len(max_model_len: int | None, lengths: list[int]) -> None:
+    assert prefill_shapes(model(), max_model_len) == tuple((1, length) for length in lengths)
 
 
 def test_lists_expand_to_every_combination_once_and_in_order() -> None:
@@ -50,7 +57,7 @@ def test_lists_expand_to_every_combination_once_and_in_order() -> None:
             },
         ],
     )
-    assert prefill_shapes(config) == ((1, 64), (1, 128), (1, 512), (4, 128), (4, 512))
+    assert prefill_shapes(config, None) == ((1, 64), (1, 128), (1, 512), (4, 128), (4, 512))
     assert vision_shapes(config) == ((1, 3, 336, 224), (2, 1, 8, 9))
 
 
@@ -69,12 +76,12 @@ entries = st.fixed_dictionaries(
 @settings(deadline=None)
 @given(st.lists(entries, min_size=1, max_size=4))
 def test_shape_expansion_is_total_and_sorted(precompile: list[dict[str, object]]) -> None:
-    config = model(max_model_len=4096, task="image-text", precompile=precompile)
-    shapes = prefill_shapes(config)
+    config = model(task="image-text", precompile=precompile)
+    shapes = prefill_shapes(config, 4096)
     assert shapes == tuple(sorted(set(shapes)))
     assert vision_shapes(config) == tuple(sorted(set(vision_shapes(config))))
     for entry in config.precompile:
-        alone = prefill_shapes(config.model_copy(update={"precompile": (entry,)}))
+        alone = prefill_shapes(config.model_copy(update={"precompile": (entry,)}), 4096)
         assert set(alone) <= set(shapes)
         assert len(alone) == len(set(entry.batch_size)) * len(set(entry.prefill_length or (64, 256, 1024)))
     assert {shape.batch_size for shape in shapes} == {

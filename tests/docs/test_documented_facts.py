@@ -17,7 +17,10 @@ from vinfer.server.app import METRICS_ROUTE, ROUTES
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ModelTable
 
-CLIENTS = ("openai", "openai-node", "llm", "langchain-openai", "pydantic-ai-slim", "instructor", "lm-eval")
+CLIENTS = (
+    *("openai", "openai-node", "anthropic", "anthropic-node"),
+    *("llm", "langchain-openai", "pydantic-ai-slim", "instructor", "lm-eval"),
+)
 
 
 def _metrics() -> set[str]:
@@ -136,7 +139,8 @@ def test_every_client_was_run_in_its_locked_version() -> None:
     lock = (ROOT / "requirements" / "clients.txt").read_text()
     locked = dict(re.findall(r"^([\w-]+)==(\S+)", lock, re.MULTILINE))
     node_lock = json.loads((ROOT / "scripts/client_runs/node/package-lock.json").read_text())
-    locked["openai-node"] = node_lock["packages"]["node_modules/openai"]["version"]
+    for client, package in (("openai-node", "openai"), ("anthropic-node", "@anthropic-ai/sdk")):
+        locked[client] = node_lock["packages"][f"node_modules/{package}"]["version"]
     ran = {(row["client"], row["version"]) for row in rows if row["client"] != "the server"}
     assert ran == {(client, locked[client]) for client in CLIENTS}
     assert {row["result"] for row in rows} == {"passed"}

@@ -130,7 +130,7 @@ BAD: dict[str, tuple[Any, int, str | None]] = {
     "unknown role": (chat(messages=[{"role": "wizard", "content": "hi"}]), 400, "messages[0].role"),
     "no role": (chat(messages=[{"content": "hi"}]), 400, "messages[0].role"),
     "prompt too long": (chat(messages=[{"role": "user", "content": LONG}]), 400, "messages"),
-    "answer too long": (chat(max_tokens=100_000), 400, "max_tokens"),
+    "answer too long": (chat(min_tokens=100_000), 400, "min_tokens"),
     "negative temperature": (chat(temperature=-0.5), 400, "temperature"),
     "temperature is text": (chat(temperature="hot"), 400, "temperature"),
     "infinite": (b'{"model": "smollm2", "messages": [], "temperature": 1e999}', 400, None),

@@ -5,10 +5,14 @@ Pages have 4 positions, and chunks at most 8 tokens.
 
 from __future__ import annotations
 
+import hashlib
+from types import SimpleNamespace
+
 import pytest
 from engine_requests import STEPS, make_max_features, make_pages, make_request, make_shapes
 from schedule_contents import admitted, begun, decoded, prefilled
 
+from vinfer.engine import prefix_keys
 from vinfer.engine.request import Request
 from vinfer.engine.scheduler import Scheduler
 
@@ -310,3 +314,32 @@ def test_prompts_share_no_pages_of_different_images() -> None:
         run_alone(scheduler, make_request(name, 16, scope="s", images=[(5, image)]))
     # The third finds the page before the image.
     assert (scheduler.num_prefix_queries, scheduler.num_prefix_hits) == (48, 15 + 4)
+
+
+def test_a_prompt_is_hashed_once_however_long_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long prompt that waited for pages was hashed again at each step of the others."""
+    num_hashes = 0
+
+    def counted(*contents: bytes) -> object:
+        nonlocal num_hashes
+        num_hashes += 1
+        return hashlib.sha256(*contents)
+
+    monkeypatch.setattr(prefix_keys, "hashlib", SimpleNamespace(sha256=counted))
+    scheduler = make_scheduler(num_slots=2, num_pages=20)
+    scheduler.submit(make_request("a", 40, max_tokens=36, scope="s"))
+    while scheduler.kv_usage_fraction < 0.8:
+        scheduler.schedule()
+    # Ten of its 15 pages are those of a. Four are free, and five are needed.
+    scheduler.submit(make_request("b", 60, max_tokens=4, scope="s"))
+    num_steps = 0
+    while scheduler.schedule():
+        num_steps += 1
+        assert not scheduler.is_running("b")
+    assert num_steps > 5
+    scheduler.finish("a")
+    while scheduler.schedule():
+        pass
+    assert scheduler.is_running("b")
+    # The scope and the pages of each, and the part of the last page that equal prompts may copy.
+    assert num_hashes <= (1 + 10 + 1) + (1 + 15 + 1)

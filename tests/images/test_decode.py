@@ -25,7 +25,6 @@ LIMITS = ImagesConfig(**HOSTILE_LIMITS)
 KINDS = every_kind()
 
 
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_becomes_the_rgb_of_the_reference(name: str) -> None:
     """As `load_image` of transformers does it."""
@@ -141,6 +140,15 @@ def test_a_damaged_file_is_an_image_or_a_refusal(name: str, data: st.DataObject)
 PNG = encoded(noise(5, 4))
 
 
+@pytest.mark.parametrize("breaks", ["\n", "\r\n", " ", "\t\n "])
+def test_white_space_in_base64_is_skipped(breaks: str) -> None:
+    """MIME encoders break lines after 76 characters."""
+    head, _, encoded = data_url(PNG).partition(",")
+    broken = breaks.join(encoded[i : i + 76] for i in range(0, len(encoded), 76))
+    assert len(encoded) > 76
+    assert read_data_url(f"{head},{breaks}{broken}{breaks}", LIMITS).size == (4, 5)
+
+
 @pytest.mark.parametrize("media_type", ["image/png", "IMAGE/PNG", "image/jpeg", "image/png;charset=utf-8"])
 def test_a_data_url_is_read_and_its_bytes_say_what_it_is(media_type: str) -> None:
     url = data_url(PNG, media_type)
@@ -153,7 +161,6 @@ def test_a_data_url_is_read_and_its_bytes_say_what_it_is(media_type: str) -> Non
     [
         ("data:image/png;base64," + "A" * 5, "base64"),
         (data_url(PNG) + "!", "base64"),
-        (data_url(PNG).replace(",", ",\n"), "base64"),
         (data_url(PNG).rstrip("=") if data_url(PNG).endswith("=") else data_url(PNG) + "=", "base64"),
         (data_url(PNG).replace(";base64,", ",", 1), "without ;base64"),
         ("data:image/png;base64,\u4e00", "base64"),

@@ -118,7 +118,6 @@ def assert_equal(ours: np.ndarray, reference: np.ndarray) -> None:
     np.testing.assert_allclose(ours, reference, rtol=0, atol=ATOL)
 
 
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize("name", IMAGES)
 def test_every_image_is_prepared_as_by_the_reference(name: str) -> None:
     data = IMAGES[name]

@@ -27,12 +27,17 @@ def encode(text: str) -> list[int]:
     return list(text.encode())
 
 
+def prompts_of(max_model_len: int, prefill_lengths: tuple[int, ...], page_size: int = 32) -> list[Prompt]:
+    built = manifest(max_model_len, prefill_lengths, page_size)
+    return built_in_prompts(built, encode, max_model_len=max_model_len, num_token_ids=300)
+
+
 def lengths(prompts: list[Prompt]) -> list[int]:
     return [len(prompt.token_ids) for prompt in prompts if "random" in prompt.name]
 
 
 def test_prompts_cross_chunks_and_pages_and_reach_the_last_position() -> None:
-    prompts = built_in_prompts(manifest(1024, (64, 80)), encode, num_token_ids=300)
+    prompts = prompts_of(1024, (64, 80))
     # Answers of 64 tokens end pages 2, 4 and 16 in their middle; 960 + 64 end at the last position.
     assert lengths(prompts) == [1, 31, 65, 81, 95, 479, 960]
     [text] = [prompt for prompt in prompts if "text" in prompt.name]
@@ -40,10 +45,15 @@ def test_prompts_cross_chunks_and_pages_and_reach_the_last_position() -> None:
 
 
 def test_prompts_of_a_short_and_of_a_long_context() -> None:
-    short = built_in_prompts(manifest(8, (8,)), encode, num_token_ids=300)
+    short = prompts_of(8, (8,))
     assert [(len(p.token_ids), answer_len(8, len(p.token_ids))) for p in short] == [(1, 4), (4, 4), (4, 4)]
-    long = built_in_prompts(manifest(131072, (512,), page_size=128), encode, num_token_ids=300)
+    long = prompts_of(131072, (512,), page_size=128)
     assert lengths(long) == [1, 95, 223, 479, 513, 2015, MAX_PROMPT_LEN]
+
+
+def test_prompts_fit_an_engine_that_holds_less_than_its_bundle() -> None:
+    cramped = built_in_prompts(manifest(1024, (64,)), encode, max_model_len=256, num_token_ids=300)
+    assert lengths(cramped) == [1, 31, 65, 95, 192]
 
 
 def test_one_token_of_room() -> None:
@@ -52,7 +62,7 @@ def test_one_token_of_room() -> None:
 
 
 def test_prompts_are_the_same_every_time() -> None:
-    one, other = (built_in_prompts(manifest(512, (64,)), encode, num_token_ids=300) for _ in range(2))
+    one, other = (prompts_of(512, (64,)) for _ in range(2))
     assert one == other
     assert all(0 <= token < 300 for prompt in one for token in prompt.token_ids)
     assert len({prompt.token_ids[0] for prompt in one}) > 1

@@ -63,6 +63,22 @@ def test_logits_are_those_of_transformers_and_a_child_that_dies_is_reported(sour
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_the_code_of_a_native_family_never_runs_in_the_child(copied: Path, tmp_path: Path) -> None:
+    """Neither does padding outside of the vocabulary stop torch."""
+    canary = tmp_path / "canary"
+    (copied / "payload.py").write_text(f"open({str(canary)!r}, 'w').close()")
+    config = json.loads((copied / "config.json").read_text())
+    config["auto_map"] = {
+        "AutoConfig": "payload.LlamaConfig",
+        "AutoModelForCausalLM": "payload.LlamaForCausalLM",
+    }
+    config["pad_token_id"] = config["vocab_size"]
+    (copied / "config.json").write_text(json.dumps(config))
+    with reference_process.reference_process(resolve_source(str(copied))) as run:
+        assert run((3, 1, 4), (1, 5)).shape == (2, config["vocab_size"])
+    assert not canary.exists()
+
+
 @pytest.mark.parametrize(
     ("missing", "command"), [("torch", r"pip install torch"), ("transformers", r"vinfer\[build\]")]
 )

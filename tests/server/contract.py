@@ -20,12 +20,15 @@ BODIES: dict[str, list[dict[str, Any]]] = {
     "/v1/chat/completions": [{"model": "fake", "messages": HI}],
     "/v1/completions": [{"model": "fake", "prompt": [4]}],
     "/v1/responses": [{"model": "fake", "input": "hi"}],
+    "/v1/messages": [{"model": "fake", "messages": HI, "max_tokens": 4}],
+    "/v1/messages/count_tokens": [{"model": "fake", "messages": HI}],
     "/v1/embeddings": [{"model": "fake", "input": "a"}],
     "/v1/count_tokens": [{"model": "fake", "conversation": "a"}, {"model": "fake", "conversation": HI}],
     "/tokenize": [{"prompt": "a"}, {"messages": HI}],
     "/detokenize": [{"tokens": [4]}],
 }
 ERROR = {"$ref": "#/components/schemas/ErrorBody"}
+ANTHROPIC_ERROR = {"$ref": "#/components/schemas/AnthropicErrorBody"}
 
 
 class Contract:
@@ -62,7 +65,9 @@ class Contract:
         operation = self.operation(request.method, request.url.path)
         if operation is None:
             assert response.status_code >= 400
-            self.validator(ERROR).validate(response.json())
+            is_anthropic = f"{request.url.path}/".startswith("/v1/messages/")
+            error = ANTHROPIC_ERROR if is_anthropic else ERROR
+            self.validator(error).validate(response.json())
             return
         answers = operation["responses"]
         assert str(response.status_code) in answers, (request.method, request.url.path, response.status_code)

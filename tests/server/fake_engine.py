@@ -239,7 +239,6 @@ def served_model(
         max_model_len=engine.max_model_len,
         vocab_size=VOCAB_SIZE,
         created=1_700_000_000,
-        root="org/fake",
         fingerprint="bundle-0123",
         has_prompt_logprobs=True,
         is_deterministic=False,

@@ -11,19 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_tokenizers import SPECIALS, byte_level, write_tokenizer
+from templates import SPECIAL_TOKENS, TEMPLATES, assistant, template, user
 
 from vinfer.errors import BundleError, RequestError
 from vinfer.text.chat_template import ChatTemplate, load_chat_template
 from vinfer.text.control_tokens import ControlTokens
 from vinfer.text.tokenizer import Tokenizer
 
-TEMPLATES = {
-    path.stem: path.read_text(encoding="utf-8")
-    for path in sorted((Path(__file__).parent / "chat_templates").glob("*.jinja"))
-}
-"""SmolLM2's own template, some modeled on well-known models, and some with rarer parts of the language."""
 TAKE_PARTS = ("gemma", "macros", "parts")
-SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": None}
 TOOL = {
     "type": "function",
     "function": {
@@ -33,14 +28,6 @@ TOOL = {
     },
 }
 CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
-
-
-def user(content: Any) -> dict[str, Any]:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: Any, **more: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": content, **more}
 
 
 CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
@@ -74,10 +61,6 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
         assistant("c"),
     ],
 }
-
-
-def template(source: str, *, specials: tuple[str, ...] = SPECIALS, **options: Any) -> ChatTemplate:
-    return ChatTemplate(source, SPECIAL_TOKENS, control_tokens=ControlTokens(specials), **options)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ checkout and never again, because a bundle's key contains their times. Needs tor
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -86,6 +87,17 @@ MODELS: dict[str, TinyModel] = {
             "num_hidden_layers": 2,
             "head_dim": 32,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+    ),
+    # The windows, layers and positions of Gemma 3 270M.
+    "gemma3-long": dataclasses.replace(
+        FAMILY_MODELS["gemma3"],
+        config={
+            **FAMILY_MODELS["gemma3"].config,
+            "max_position_embeddings": 32_768,
+            "num_hidden_layers": 6,
+            "layer_types": [*["sliding_attention"] * 5, "full_attention"],
+            "sliding_window": 512,
         },
     ),
     **FAMILY_MODELS,

@@ -31,7 +31,8 @@ def run_cramped(bundle: str, directory: Path, num_pages: int) -> None:
 
     from vinfer.config import KVCacheConfig
 
-    model = model_config(bundle).model_copy(update={"kv_cache": KVCacheConfig(pages=num_pages)})
+    cramped = {"max_model_len": None, "kv_cache": KVCacheConfig(pages=num_pages)}
+    model = model_config(bundle).model_copy(update=cramped)
     engine = load_engine(directory, model)
     answers = [dataclasses.asdict(answer) for answer in ask(engine, long_answers())]
     num_preemptions = engine.stats().num_preemptions_total

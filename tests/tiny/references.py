@@ -7,7 +7,7 @@ with the logits after exactly the same tokens. Needs torch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,6 +62,28 @@ def answer_logits(
     with torch.no_grad():
         logits = model(ids, position_ids=torch.from_numpy(places)[None], use_cache=False).logits
     result: Logits = logits[0, prompt_len - 1 :].float().numpy()
+    return result
+
+
+def long_answer_logits(
+    model: PreTrainedModel, prompt_ids: Sequence[int], answer_ids: Sequence[int], *, chunk_len: int = 512
+) -> Logits:
+    """Return what `answer_logits` returns, for prompts whose attention scores do not fit into memory.
+
+    Reads the prompt in chunks, with transformers' own cache.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    ids = torch.tensor([[*prompt_ids, *answer_ids[:-1]]])
+    last = len(prompt_ids) - 1
+    with torch.inference_mode():
+        for start in range(0, last, chunk_len):
+            chunk = ids[:, start : min(start + chunk_len, last)]
+            model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits = model(ids[:, last:], past_key_values=cache, use_cache=True).logits
+    result: Logits = logits[0].float().numpy()
     return result
 
 

@@ -5,7 +5,7 @@ A bundle is a directory:
     manifest.json            `manifest.Manifest`
     weights/*.safetensors    in program layout
     programs/*.stablehlo     `jax.export` artifacts
-    tokenizer/               tokenizer.json, special_tokens.json, chat_template.jinja
+    tokenizer/               tokenizer.json, special_tokens.json, chat_template.jinja, ...
     code/<kind of machine>/  machine code of the programs; not part of the manifest
 
 Every program is a pure function over tuples of arrays

@@ -16,7 +16,7 @@ from vinfer.bundle.kv_pages import PageGroup, PagePlan, addressable_pages
 from vinfer.bundle.programs import ProgramShape, is_single_shape
 from vinfer.image_processing import ImageProcessing
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MESH_AXES = ("dp", "fsdp", "ep", "tp", "sp")
 
 MAX_STOP_TOKEN_IDS = 16
@@ -80,7 +80,11 @@ class ProgramSpec(Frozen):
 
 
 class ModelCard(Frozen):
-    """Facts about the model that the API and people need."""
+    """Facts about the model that the API and people need.
+
+    Attributes:
+        has_head: false for a bare decoder, whose head is its embedding: it only embeds.
+    """
 
     source: str
     architecture: str
@@ -91,6 +95,7 @@ class ModelCard(Frozen):
     pad_token_id: int | None
     vocab_size: int
     sampling_defaults: dict[str, float | int]
+    has_head: bool = True
 
 
 class Embeddings(Frozen):

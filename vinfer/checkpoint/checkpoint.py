@@ -60,6 +60,11 @@ class Checkpoint(Protocol):
     @property
     def generation(self) -> GenerationFacts: ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about how the checkpoint is read, a line each."""
+        ...
+
     def tensor_names(self) -> list[str]:
         """List exactly the tensors that the model needs; no `lm_head.weight` if the head is tied.
 
@@ -78,7 +83,7 @@ class Checkpoint(Protocol):
         ...
 
     def write_tokenizer(self, directory: Path) -> None:
-        """Write tokenizer.json, special_tokens.json and, for a chat model, chat_template.jinja."""
+        """Write tokenizer.json, special_tokens.json and, for a chat model, its chat templates."""
         ...
 
 

@@ -7,6 +7,7 @@ Runs in the build half, on any thread. Knows no particular family; those are in 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 
 from vinfer.checkpoint.config_keys import ConfigKeys
@@ -30,6 +31,7 @@ class ModelFacts:
         rope_sections: how many pairs of a head rotate by a token's time, row and column;
             empty if all rotate by one position.
         is_mixture: has a router, where a rounding error can occasionally select another expert.
+        has_head: false for a bare decoder, which only embeds.
     """
 
     num_layers: int
@@ -44,6 +46,7 @@ class ModelFacts:
     windows: tuple[int | None, ...]
     rope_sections: tuple[int, ...] = ()
     is_mixture: bool = False
+    has_head: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,3 +111,9 @@ class Family:
     keys: frozenset[str]
     translate: Callable[[ConfigKeys], NormalisedConfig]
     harmless: frozenset[str] = frozenset()
+
+    @property
+    def headless(self) -> str | None:
+        """The class of the bare decoder, such as `LlamaModel`; None for a family with images."""
+        base = re.sub(r"ForCausalLM$|LMHeadModel$", "", self.architecture)
+        return None if base == self.architecture else f"{base}Model"

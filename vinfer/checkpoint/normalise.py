@@ -7,6 +7,7 @@ Rules for every family are here, the rest in `families/`. Knows nothing of files
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from vinfer.checkpoint.config_keys import ConfigKeys
@@ -25,7 +26,16 @@ def normalise(raw: Mapping[str, object], where: str = "config.json") -> Normalis
     keys = ConfigKeys(raw, where)
     family = _family(keys)
     refuse_unknown_keys(keys, family)
-    return family.translate(keys)
+    has_head = keys.values.get("architectures") != [family.headless]
+    if not has_head:
+        # Programs need a head, so a decoder without one gets its embedding, which is never sampled from.
+        keys = ConfigKeys({**keys.values, "tie_word_embeddings": True}, where)
+    found = family.translate(keys)
+    names = found.names
+    if not names.optional_prefix:
+        prefix = names.embedding.partition(".")[0] + "."
+        names = dataclasses.replace(names, optional_prefix=prefix)
+    return dataclasses.replace(found, names=names, facts=dataclasses.replace(found.facts, has_head=has_head))
 
 
 def _family(keys: ConfigKeys) -> Family:
@@ -38,6 +48,9 @@ def _family(keys: ConfigKeys) -> Family:
         raise keys.refusal("model_type", f"supported: {', '.join(FAMILIES)}")
     family = FAMILIES[model_type]
     architectures = keys.values.get("architectures")
-    if architectures is not None and architectures != [family.architecture]:
-        raise keys.refusal("architectures", f"supported for model_type {model_type}: {family.architecture}")
+    supported = [name for name in (family.architecture, family.headless) if name is not None]
+    if architectures is not None and architectures not in [[name] for name in supported]:
+        raise keys.refusal(
+            "architectures", f"supported for model_type {model_type}: {' or '.join(supported)}"
+        )
     return family

@@ -19,7 +19,7 @@ SourceKind = Literal["hf", "gguf", "bundle"]
 
 _PACKAGE_PREFIX = "package:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_FILES_THAT_MATTER = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+_FILES_THAT_MATTER = ("*.safetensors", "*.json", "*.jinja", "*/*.jinja", "tokenizer.model")
 _MAX_SIBLINGS = 1000
 
 

@@ -1,21 +1,22 @@
 """Reads a tokenizer from a Hugging Face directory and writes the tokenizer part of a bundle.
 
 Runs in the build half, on any thread. A bundle's tokenizer is always tokenizer.json (rules of the
-`tokenizers` package), special_tokens.json and, for chat models, chat_template.jinja. Renders nothing.
+`tokenizers` package), special_tokens.json and, for chat models, their chat templates.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from vinfer.checkpoint.added_tokens import declared_tokens, refuse_split_tokens, with_declared_tokens
+from vinfer.checkpoint.chat_templates import ChatTemplates, read_chat_templates
 from vinfer.checkpoint.json_file import (
     MAX_TOKENIZER_BYTES,
-    read_json_object,
     read_optional_json_object,
     read_text,
 )
@@ -32,19 +33,19 @@ class TokenizerFiles:
 
     Attributes:
         tokenizer_json: text of tokenizer.json; already checked that it loads.
-        chat_template: Jinja source, or None for a model without one.
+        templates: the chat templates.
     """
 
     tokenizer_json: str
+    templates: ChatTemplates
     bos_token: str | None = None
     eos_token: str | None = None
     pad_token: str | None = None
     unk_token: str | None = None
     additional_special_tokens: tuple[str, ...] = ()
-    chat_template: str | None = None
 
     def write(self, directory: Path) -> None:
-        """Write tokenizer.json, special_tokens.json and any chat_template.jinja to `directory`."""
+        """Write tokenizer.json, special_tokens.json and any chat templates to `directory`."""
         directory.mkdir(parents=True, exist_ok=True)
         special_tokens: dict[str, object] = {name: getattr(self, name) for name in _NAMED_TOKENS}
         special_tokens["additional_special_tokens"] = list(self.additional_special_tokens)
@@ -52,8 +53,12 @@ class TokenizerFiles:
         (directory / "special_tokens.json").write_text(
             json.dumps(special_tokens, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
         )
-        if self.chat_template is not None:
-            (directory / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8", newline="")
+        for name, template in (
+            ("chat_template.jinja", self.templates.default),
+            ("tool_use_template.jinja", self.templates.tool_use),
+        ):
+            if template is not None:
+                (directory / name).write_text(template, encoding="utf-8", newline="")
 
     def with_placeholder(
         self, placeholder: Placeholder, *, image_token_id: int, where: str
@@ -88,15 +93,29 @@ class TokenizerFiles:
         id_ = Tokenizer.from_str(self.tokenizer_json).token_to_id(self.eos_token)
         return None if id_ is None else int(id_)
 
+    def refuse_unknown_end(self, eos_token_ids: Sequence[int], where: str) -> None:
+        """Check that an end token has a name in the tokenizer; otherwise its added tokens are missing.
 
-def read_tokenizer_files(directory: Path) -> TokenizerFiles:
-    """Read the tokenizer of a Hugging Face directory.
+        Raises:
+            CheckpointError: no end token has one.
+        """
+        tokenizer = Tokenizer.from_str(self.tokenizer_json)
+        if eos_token_ids and all(tokenizer.id_to_token(id_) is None for id_ in eos_token_ids):
+            raise CheckpointError(
+                f"{where}: eos_token_id {', '.join(map(str, eos_token_ids))} has no token in tokenizer.json, "
+                f"which has {tokenizer.get_vocab_size()}: its added tokens are missing; download it again"
+            )
+
+
+def read_tokenizer_files(directory: Path, *, vocab_size: int) -> TokenizerFiles:
+    """Read the tokenizer of a Hugging Face directory, with the tokens that only other files of it have.
 
     The post-processor of tokenizer.json decides which tokens surround a text. `add_bos_token` and
     `add_eos_token` of tokenizer_config.json are ignored, as in transformers 5.
 
     Raises:
-        CheckpointError: tokenizer.json is missing or does not load, or a related file is malformed.
+        CheckpointError: tokenizer.json is missing or does not load, a related file is malformed, or the begin
+            or end token, or one that the chat template writes, is not a token of a model of this size.
     """
     path = directory / "tokenizer.json"
     if not path.is_file():
@@ -110,7 +129,7 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
         )
     text = read_text(path, max_bytes=MAX_TOKENIZER_BYTES)
     try:
-        Tokenizer.from_str(text)
+        tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the package raises bare Exception
         raise CheckpointError(
             f"{path} does not load ({error}): download the checkpoint again, or update the tokenizers package"
@@ -118,14 +137,25 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
     config = read_optional_json_object(directory / "tokenizer_config.json")
     special = read_optional_json_object(directory / "special_tokens_map.json")
     named = {name: _token_text(config.get(name) or special.get(name)) for name in _NAMED_TOKENS}
+    additional = _additional_tokens(config, special)
+    templates = read_chat_templates(directory, config)
+    names = [name for name in (*named.values(), *additional) if name]
+    added = read_optional_json_object(directory / "added_tokens.json", max_bytes=MAX_TOKENIZER_BYTES)
+    declared = declared_tokens(config, added, names, str(directory))
+    if with_declared_tokens(tokenizer, declared, names, vocab_size=vocab_size, where=str(directory)):
+        text = tokenizer.to_str()
+    written = [token.content for token in declared.values()]
+    roles = {token: "chat template writes" for token in [*names, *written] if templates.write(token)}
+    roles |= {token: name for name in ("bos_token", "eos_token") if (token := named[name])}
+    refuse_split_tokens(tokenizer, roles, str(directory))
     return TokenizerFiles(
         tokenizer_json=text,
         bos_token=named["bos_token"],
         eos_token=named["eos_token"],
         pad_token=named["pad_token"],
         unk_token=named["unk_token"],
-        additional_special_tokens=_additional_tokens(config, special),
-        chat_template=_chat_template(directory, config),
+        additional_special_tokens=additional,
+        templates=templates,
     )
 
 
@@ -145,29 +175,3 @@ def _additional_tokens(config: Mapping[str, object], special: Mapping[str, objec
             if isinstance(entries, list) and entries:
                 return tuple(text for entry in entries if (text := _token_text(entry)) is not None)
     return ()
-
-
-def _chat_template(directory: Path, config: Mapping[str, object]) -> str | None:
-    """Find the template: its own file first, as in transformers, then tokenizer_config.json."""
-    if (directory / "chat_template.jinja").is_file():
-        return read_text(directory / "chat_template.jinja")
-    template = config.get("chat_template")
-    if template is None and (directory / "chat_template.json").is_file():
-        template = read_json_object(directory / "chat_template.json").get("chat_template")
-    if isinstance(template, list):
-        named = {
-            str(entry.get("name")): entry.get("template") for entry in template if isinstance(entry, dict)
-        }
-        template = named.get("default")
-        if template is None:
-            raise CheckpointError(
-                f"{directory}/tokenizer_config.json: chat_template has no entry named default "
-                f"(found: {', '.join(named) or 'none'}): write the one you want to "
-                "chat_template.jinja"
-            )
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError(
-            f"{directory}/tokenizer_config.json: chat_template is {type(template).__name__}, not a string "
-            "or list"
-        )
-    return template

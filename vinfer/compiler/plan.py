@@ -1,7 +1,8 @@
 """Turns one model's config into a build plan: mesh, programs, memory and the bundle key.
 
-Arithmetic only: no JAX, no EasyDeL; reads only the source's file sizes and our own code. Illegal
-meshes are rejected here, with a clear message, before any expensive work.
+Arithmetic only: no JAX, no EasyDeL. The key follows from the config, the source's file sizes and our own
+code; only a plan without `max_model_len` reads the checkpoint's configuration. Illegal meshes are rejected
+here, with a clear message, before any expensive work.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from vinfer.bundle.directory import bundle_key
 from vinfer.bundle.kv_pages import PageGroup, PagePlan, addressable_pages
 from vinfer.bundle.manifest import FORMAT_VERSION, MESH_AXES, Platform, Pooling, kv_groups, mesh_words
 from vinfer.bundle.programs import ProgramShape, plan_programs
-from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
+from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters, open_checkpoint
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
@@ -98,12 +99,52 @@ def plan_build(
         code_cache: see `code_hash`.
 
     Raises:
-        ConfigError: task and vision shapes that contradict each other, or more programs than max_programs.
+        CheckpointError: `max_model_len` is not stated, and the checkpoint cannot be read.
+        ConfigError: task and vision shapes that contradict each other, more programs than max_programs, or a
+            prefill length beyond the checkpoint's positions.
         DeviceError: a mesh that needs more devices than are available.
+    """
+    key = plan_key(
+        model, source, where=where, platform=platform, num_devices=num_devices, code_cache=code_cache
+    )
+    mesh = resolve_mesh(model, where=where, num_devices=num_devices)
+    max_model_len = model.max_model_len
+    if max_model_len is None:
+        max_model_len = default_model_len(open_checkpoint(source))
+        _check_prefill_lengths(model, max_model_len, where=where)
+    return BuildPlan(
+        key=key,
+        source=source.spec,
+        task=model.task,
+        dtype=model.dtype,
+        mesh=mesh,
+        platform=platform,
+        num_slots=model.num_slots,
+        max_model_len=max_model_len,
+        page_size=PAGE_SIZE[platform],
+        programs=_plan_programs(model, max_model_len, dp=mesh["dp"], where=where),
+        embeddings=model.embeddings,
+        image_cache_bytes=model.image_cache_bytes if model.task == IMAGE_TEXT else 0,
+    )
+
+
+def plan_key(
+    model: ModelConfig,
+    source: ResolvedSource,
+    *,
+    where: str,
+    platform: Platform,
+    num_devices: int,
+    code_cache: Path | None = None,
+) -> str:
+    """Return the key of what `plan_build` plans, without a look inside the source.
+
+    Raises:
+        ConfigError, DeviceError: see `plan_build`.
     """
     _check_task(model, where=where)
     mesh = resolve_mesh(model, where=where, num_devices=num_devices)
-    programs = _plan_programs(model, dp=mesh["dp"], where=where)
+    programs = _plan_programs(model, model.max_model_len, dp=mesh["dp"], where=where)
     facts = {
         "format": FORMAT_VERSION,
         "code": code_hash(code_cache),
@@ -114,28 +155,34 @@ def plan_build(
         "mesh": mesh,
         "platform": platform,
         "num_slots": model.num_slots,
+        # If not stated, it follows from the source and our code.
         "max_model_len": model.max_model_len,
         "page_size": PAGE_SIZE[platform],
         "programs": [shape.model_dump() for shape in programs],
         "embeddings": model.embeddings,
     }
-    image_cache_bytes = model.image_cache_bytes if model.task == IMAGE_TEXT else 0
-    if image_cache_bytes:
-        facts["image_cache_bytes"] = image_cache_bytes
-    return BuildPlan(
-        key=bundle_key(facts),
-        source=source.spec,
-        task=model.task,
-        dtype=model.dtype,
-        mesh=mesh,
-        platform=platform,
-        num_slots=model.num_slots,
-        max_model_len=model.max_model_len,
-        page_size=PAGE_SIZE[platform],
-        programs=programs,
-        embeddings=model.embeddings,
-        image_cache_bytes=image_cache_bytes,
-    )
+    if model.task == IMAGE_TEXT:
+        facts["image_cache_bytes"] = model.image_cache_bytes
+    return bundle_key(facts)
+
+
+def default_model_len(checkpoint: Checkpoint) -> int:
+    """Return the longest request of a model whose config does not say: no prompt changes because of it.
+
+    A higher limit would change the frequencies of some rope types for prompts of every length.
+    """
+    lengths = [rope.max_unextended_len for rope in checkpoint.ropes.values()]
+    return min([checkpoint.facts.num_positions, *(length for length in lengths if length is not None)])
+
+
+def _check_prefill_lengths(model: ModelConfig, max_model_len: int, *, where: str) -> None:
+    for i, shapes in enumerate(model.precompile):
+        for j, length in enumerate(shapes.prefill_length or ()):
+            if length > max_model_len:
+                raise ConfigError(
+                    f"{where}.precompile[{i}].prefill_length[{j}] is {length}; max_model_len is not set and "
+                    f"the checkpoint's is {max_model_len}: lower it or set max_model_len"
+                )
 
 
 def _check_task(model: ModelConfig, *, where: str) -> None:
@@ -152,11 +199,13 @@ def _check_task(model: ModelConfig, *, where: str) -> None:
         )
 
 
-def _plan_programs(model: ModelConfig, *, dp: int, where: str) -> tuple[ProgramShape, ...]:
+def _plan_programs(
+    model: ModelConfig, max_model_len: int | None, *, dp: int, where: str
+) -> tuple[ProgramShape, ...]:
     # A sum over fewer rows, or of a shorter cache, may round differently, so there is one shape of each kind.
     is_single_shape = model.deterministic
     programs = plan_programs(
-        prefill_shapes=[(shape.batch_size, shape.length) for shape in prefill_shapes(model)],
+        prefill_shapes=[(shape.batch_size, shape.length) for shape in prefill_shapes(model, max_model_len)],
         slot_buckets=(model.num_slots,) if is_single_shape else slot_buckets(model.num_slots, dp),
         steps=model.streaming_chunks,
         prompt_logprobs=model.prompt_logprobs,
@@ -203,12 +252,18 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
     """Check a plan against the checkpoint's sizes and return the memory that it needs.
 
     Raises:
-        ConfigError: the mesh does not divide the heads, max_model_len exceeds the checkpoint's positions, or
-            the plan's vision shapes do not match the model's images.
+        ConfigError: the mesh does not divide the heads, a model without a head is not to embed,
+            max_model_len exceeds the checkpoint's positions, or the plan's vision shapes do not match the
+            model's images.
     """
     facts = checkpoint.facts
     check_heads(plan.mesh, facts, where=where)
     check_images(plan, checkpoint.vision, where=where)
+    if not facts.has_head and plan.embeddings is None:
+        raise ConfigError(
+            f"{where}.source is a decoder without a head, which can only embed: set {where}.embeddings: mean "
+            "(or last), or use a checkpoint whose architectures end in ForCausalLM"
+        )
     if plan.max_model_len > facts.num_positions:
         raise ConfigError(
             f"{where}.max_model_len is {plan.max_model_len}; the checkpoint supports {facts.num_positions} "

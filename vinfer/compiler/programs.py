@@ -74,7 +74,9 @@ class Programs:
     def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
         """Return the specs of the `inputs` tuple."""
         if shape.kind == "set_slot":
-            return set_slot_inputs(self.model.vocab_size, has_rope_offset=self._rotates_by_axes)
+            return set_slot_inputs(
+                self.model.vocab_size, self.model.max_model_len, has_rope_offset=self._rotates_by_axes
+            )
         if shape.kind == "copy_page":
             by_group = (self.num_shards, self._num_groups)
             return tuple(
@@ -361,7 +363,9 @@ class Programs:
             "generated": row["generated"] + active,
             "remaining": remaining,
             "active": active & (finished == NOT_FINISHED),
-            "output_counts": row["output_counts"].at[lines, token].add(active.astype(jnp.int32)),
+            "output_counts": row["output_counts"]
+            .at[lines, token]
+            .add(active.astype(row["output_counts"].dtype)),
         }
         return row, (jnp.where(active, token, NO_TOKEN), finished, logprob, top_ids, top_values)
 
@@ -388,7 +392,9 @@ class Programs:
 
     @property
     def _fields(self) -> tuple[Field, ...]:
-        return state_fields(self.model.vocab_size, has_rope_offset=self._rotates_by_axes)
+        return state_fields(
+            self.model.vocab_size, self.model.max_model_len, has_rope_offset=self._rotates_by_axes
+        )
 
     def _named(self, state: Arrays) -> Row:
         return {field.name: array for field, array in zip(self._fields, state, strict=True)}

@@ -76,10 +76,7 @@ def keep_allowed(logits: jax.Array, grammar_mask: jax.Array) -> jax.Array:
     """
 
     def keep(logits: jax.Array) -> jax.Array:
-        bits = jnp.arange(MASK_WORD_BITS, dtype=jnp.uint32)
-        allowed = ((grammar_mask[:, :, None] >> bits) & 1).astype(jnp.bool_)
-        allowed = allowed.reshape(logits.shape[0], -1)[:, : logits.shape[-1]]
-        return jnp.where(allowed, logits, NEG_INF)
+        return jnp.where(_unpacked(grammar_mask, logits.shape[-1]), logits, NEG_INF)
 
     return _when(_has_grammar(grammar_mask), keep, logits)
 
@@ -163,6 +160,13 @@ def _forbid_unknown(logits: jax.Array, num_tokens: int) -> jax.Array:
     return jnp.where(jnp.arange(vocab) < num_tokens, logits, NEG_INF) if num_tokens < vocab else logits
 
 
+def _unpacked(words: jax.Array, vocab: int) -> jax.Array:
+    """Return bool [rows, vocab] for uint32 [rows, ceil(vocab / 32)]: one bit per token, the lowest first."""
+    bits = jnp.arange(MASK_WORD_BITS, dtype=jnp.uint32)
+    is_set = ((words[:, :, None] >> bits) & 1).astype(jnp.bool_)
+    return is_set.reshape(words.shape[0], -1)[:, :vocab]
+
+
 def _penalise(logits: jax.Array, row: Row) -> jax.Array:
     """Apply the penalties: repetition counts prompt and output; presence and frequency count output only.
 
@@ -172,7 +176,8 @@ def _penalise(logits: jax.Array, row: Row) -> jax.Array:
     in_output = counts > 0
     repetition = row["repetition_penalty"][:, None]
     repeated = jnp.where(logits > 0, logits / repetition, logits * repetition)
-    logits = jnp.where(row["prompt_mask"] | in_output, repeated, logits)
+    in_prompt = _unpacked(row["prompt_mask"], logits.shape[-1])
+    logits = jnp.where(in_prompt | in_output, repeated, logits)
     logits = logits - counts * row["frequency_penalty"][:, None]
     return logits - in_output * row["presence_penalty"][:, None]
 

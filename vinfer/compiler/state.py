@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from vinfer.bundle.manifest import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec, StateSpec
+from vinfer.bundle.manifest import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec, StateSpec, num_mask_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,14 @@ class Field:
         return not self.is_request or self.name in ("generated", "output_counts", "remaining")
 
 
-def state_fields(vocab_size: int, *, has_rope_offset: bool = False) -> tuple[Field, ...]:
+def state_fields(vocab_size: int, max_model_len: int, *, has_rope_offset: bool = False) -> tuple[Field, ...]:
     """List the arrays of the state.
 
+    Two of them have the size of the vocabulary: how often each token is in the answer, and one bit for each
+    token of the prompt.
+
     Args:
+        max_model_len: no token is in an answer more often.
         has_rope_offset: tokens of an answer rotate by their position plus an offset, because the prompt's
             images take fewer positions than tokens (`vinfer.engine.rope_positions`).
     """
@@ -47,7 +51,7 @@ def state_fields(vocab_size: int, *, has_rope_offset: bool = False) -> tuple[Fie
         own("position", "int32", 0),
         own("active", "bool", False),
         of_request("generated", "int32", 0),
-        of_request("output_counts", "int32", 0, vocab_size),
+        of_request("output_counts", _count_dtype(max_model_len), 0, vocab_size),
         of_request("remaining", "int32", 0),
         of_request("seed", "uint32", 0, 2),
         of_request("temperature", "float32", 0.0),
@@ -62,12 +66,19 @@ def state_fields(vocab_size: int, *, has_rope_offset: bool = False) -> tuple[Fie
         of_request("stop_ids", "int32", -1, MAX_STOP_TOKEN_IDS),
         of_request("logit_bias_ids", "int32", -1, MAX_LOGIT_BIAS),
         of_request("logit_bias_values", "float32", 0.0, MAX_LOGIT_BIAS),
-        of_request("prompt_mask", "bool", False, vocab_size),
+        of_request("prompt_mask", "uint32", 0, num_mask_words(vocab_size)),
         *offset,
     )
 
 
-def state_specs(vocab_size: int, num_slots: int, *, has_rope_offset: bool = False) -> tuple[StateSpec, ...]:
+def _count_dtype(largest: int) -> str:
+    """Return the smallest dtype in which counts up to `largest` are exact."""
+    return "uint16" if largest < 2**16 else "int32"
+
+
+def state_specs(
+    vocab_size: int, max_model_len: int, num_slots: int, *, has_rope_offset: bool = False
+) -> tuple[StateSpec, ...]:
     """Return the state's arrays as the manifest lists them: slots are split over dp."""
     return tuple(
         StateSpec(
@@ -77,15 +88,17 @@ def state_specs(vocab_size: int, num_slots: int, *, has_rope_offset: bool = Fals
             axes=("dp", *(None for _ in field.shape)),
             initial=field.initial,
         )
-        for field in state_fields(vocab_size, has_rope_offset=has_rope_offset)
+        for field in state_fields(vocab_size, max_model_len, has_rope_offset=has_rope_offset)
     )
 
 
-def set_slot_inputs(vocab_size: int, *, has_rope_offset: bool = False) -> tuple[ArraySpec, ...]:
+def set_slot_inputs(
+    vocab_size: int, max_model_len: int, *, has_rope_offset: bool = False
+) -> tuple[ArraySpec, ...]:
     """Return the inputs of set_slot: the slot, then one row of every request field."""
     rows = (
         ArraySpec(name=field.name, shape=field.shape, dtype=field.dtype)
-        for field in state_fields(vocab_size, has_rope_offset=has_rope_offset)
+        for field in state_fields(vocab_size, max_model_len, has_rope_offset=has_rope_offset)
         if field.is_request
     )
     return (ArraySpec(name="slot", shape=(), dtype="int32"), *rows)

@@ -154,15 +154,16 @@ class SamplingConfig(Block):
     )
     top_p: float | None = Field(
         default=None,
-        gt=0,
+        ge=0,
         le=1,
-        description="Sample from the most likely tokens with this total probability; 1 is off.",
+        description="Sample from the most likely tokens with this total probability; 1 is off, and 0 takes "
+        "the most likely one.",
     )
     top_k: int | None = Field(
         default=None,
-        ge=0,
+        ge=-1,
         le=MAX_INT32,
-        description="Sample only from this many of the most likely tokens; 0 is off.",
+        description="Sample only from this many of the most likely tokens; 0 and -1 are off.",
     )
     min_p: float | None = Field(
         default=None,
@@ -204,8 +205,13 @@ class ModelConfig(Block):
         default="bfloat16", description="Data type of weights, KV cache and compute."
     )
     mesh: MeshConfig = Field(default=MeshConfig(), description="Device mesh.")
-    max_model_len: _Count = Field(default=2048, description="Longest prompt plus output, in tokens.")
-    num_slots: int = Field(default=16, ge=1, le=4096, description="Requests decoded together.")
+    max_model_len: _Count | None = Field(
+        default=None,
+        description="Longest prompt plus output, in tokens. Null: as many as the checkpoint supports, or as "
+        "the KV cache holds if that is less. With rope type longrope or dynamic, as many as the checkpoint "
+        "supported before it was extended.",
+    )
+    num_slots: int = Field(default=64, ge=1, le=4096, description="Requests decoded together.")
     kv_cache: KVCacheConfig = Field(
         default=KVCacheConfig(),
         description="Memory of the KV cache. By default on accelerators, what weights and programs leave; on "
@@ -333,7 +339,7 @@ class ModelConfig(Block):
     def _shapes_fit(
         cls, precompile: tuple[PrecompileConfig, ...], info: ValidationInfo
     ) -> tuple[PrecompileConfig, ...]:
-        max_model_len = info.data.get("max_model_len", MAX_INT32)
+        max_model_len = info.data.get("max_model_len") or MAX_INT32
         num_slots = info.data.get("num_slots", MAX_INT32)
         problems: list[tuple[tuple[str | int, ...], str]] = []
         for i, shapes in enumerate(precompile):

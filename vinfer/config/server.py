@@ -5,11 +5,20 @@ Plain data, as `schema`.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from vinfer.config.block import Block, LocalPath, printable
+
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9._\-\[\]:]+|[a-z][a-z0-9+.\-]*://[A-Za-z0-9._\-]+")
+
+
+def _origin(value: str) -> str:
+    if value != "*" and not _ORIGIN.fullmatch(value):
+        raise ValueError("must be * or an origin such as https://chat.example.org, without a path")
+    return value
 
 
 class ImagesConfig(Block):
@@ -83,6 +92,21 @@ class ServerConfig(Block):
         default=10.0, gt=0, le=300, description="How long a client may take to send its request headers."
     )
     keep_alive_seconds: float = Field(
-        default=75.0, ge=0, le=3600, description="How long an idle connection stays open between requests."
+        default=120.0,
+        ge=0,
+        le=3600,
+        description="How long an idle connection stays open between requests; longer than in clients' pools, "
+        "so that the client closes first.",
+    )
+    ping_seconds: float = Field(
+        default=10.0,
+        ge=0,
+        le=3600,
+        description="Longest silence of a stream before it gets a blank line, for proxies; 0 is off.",
+    )
+    cors_origins: list[Annotated[str, AfterValidator(_origin)]] = Field(
+        default=[],
+        max_length=64,
+        description="Origins whose web pages may call the API, such as https://chat.example.org; '*' is any.",
     )
     images: ImagesConfig = Field(default=ImagesConfig(), description="Limits of the images in requests.")

@@ -30,10 +30,14 @@ class VisionShape(NamedTuple):
     width: int
 
 
-def prefill_shapes(model: ModelConfig) -> tuple[PrefillShape, ...]:
-    """Expand `precompile` into its text shapes: sorted, unique, every combination within an entry."""
+def prefill_shapes(model: ModelConfig, max_model_len: int | None) -> tuple[PrefillShape, ...]:
+    """Expand `precompile` into its text shapes: sorted, unique, every combination within an entry.
+
+    Args:
+        max_model_len: the limit of the default lengths; None if it is not known yet.
+    """
     defaults = (DETERMINISTIC_PREFILL_LENGTH,) if model.deterministic else DEFAULT_PREFILL_LENGTHS
-    default_lengths = tuple(min(length, model.max_model_len) for length in defaults)
+    default_lengths = tuple(min(length, max_model_len or length) for length in defaults)
     return tuple(
         sorted(
             {

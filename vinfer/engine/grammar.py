@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -37,11 +38,26 @@ MAX_STEP_SECONDS = 0.25
 """CPU time for the mask of one token. A request that needs more fails, because all others wait for it."""
 MAX_REASON_CHARS = 200
 
-# Beginnings of llguidance messages that mention options no request has, and the message to show instead.
-_REWORDED = {
-    "oneOf constraints are not supported": "one value might satisfy two branches of a oneOf (give each a "
-    "type of its own or a property with a const of its own, or use anyOf)",
-}
+# llguidance's messages that speak of itself or of options no request has, and what to show instead.
+_REWORDED = (
+    (
+        r"oneOf constraints are not supported.*",
+        (
+            "one value might satisfy two branches of a oneOf (give each a type of its own or a property with "
+            "a const of its own, or use anyOf)"
+        ),
+    ),
+    (r"Unimplemented keys: \[(.*)\].*", r"it has keywords that vinfer does not support: \1"),
+    (
+        r"Resource '(.*)' is not present.*",
+        r"it refers to \1, and only parts of the schema itself can be used",
+    ),
+    (r"Pointer '(.*)' does not exist.*", r"it refers to #\1, which does not exist"),
+    (r"Invalid type: (.*)", r"\1 is not a type of JSON"),
+    (r"Unknown format: (.*)", r"the format \1 is not one that vinfer knows (leave it out, or use a pattern)"),
+    (r"Unsatisfiable schema: (.*)", r"no value satisfies it: \1"),
+    (r"NoExtensionBias.*", "it is defined by nothing but itself"),
+)
 _MASK_WORD_BYTES = MASK_WORD_BITS // 8
 # JSON on one line, as Python's json.dumps writes it, so that a small model cannot get stuck in white space.
 JSON_FORM: JsonCompileOptions = {
@@ -74,11 +90,18 @@ class GrammarSpec:
     Attributes:
         text: a JSON Schema, a regular expression, a JSON array of strings, or a Lark grammar.
         param: path of the request field, for messages.
+        form: the grammar that a Lark grammar calls `@form`.
     """
 
     kind: GrammarKind
     text: str
     param: str
+    form: GrammarSpec | None = None
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What two equal grammars have in common, whichever field they come from."""
+        return self.kind, self.text, *(self.form.key if self.form is not None else ())
 
 
 class GrammarMatcher:
@@ -168,7 +191,7 @@ class GrammarCompiler:
         self._mask_bytes = num_mask_words(vocab_size) * _MASK_WORD_BYTES
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"grammar-{name}")
         self._lock = threading.Lock()
-        self._cache: OrderedDict[tuple[GrammarKind, str], Grammar] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, ...], Grammar] = OrderedDict()
         self._loaded: tuple[GrammarVocabulary, LLTokenizer] | None = None
 
     async def compile(self, spec: GrammarSpec) -> Grammar:
@@ -185,10 +208,10 @@ class GrammarCompiler:
 
     def _find(self, spec: GrammarSpec) -> Grammar | None:
         with self._lock:
-            grammar = self._cache.get((spec.kind, spec.text))
+            grammar = self._cache.get(spec.key)
             if grammar is None:
                 return None
-            self._cache.move_to_end((spec.kind, spec.text))
+            self._cache.move_to_end(spec.key)
         return dataclasses.replace(grammar, spec=spec)
 
     def _compile(self, spec: GrammarSpec) -> Grammar:
@@ -213,7 +236,7 @@ class GrammarCompiler:
             raise _refused(spec, f"it takes longer than {MAX_COMPILE_SECONDS:g} s to compile")
         grammar = Grammar(spec, vocabulary, first, mask)
         with self._lock:
-            self._cache[spec.kind, spec.text] = grammar
+            self._cache[spec.key] = grammar
             if len(self._cache) > MAX_CACHED:
                 self._cache.popitem(last=False)
         return grammar
@@ -235,15 +258,29 @@ class GrammarCompiler:
 
 
 def _source(spec: GrammarSpec) -> str:
-    if spec.kind == "json_schema":
-        return LLMatcher.grammar_from_json_schema(spec.text, overrides=JSON_FORM)
-    if spec.kind == "regex":
-        return LLMatcher.grammar_from_regex(spec.text)
+    """Write the grammar for llguidance."""
+    if spec.form is not None:
+        return json.dumps({"grammars": [_part(spec), {**_part(spec.form), "name": "form"}]})
+    if spec.kind in ("json_schema", "regex"):
+        return json.dumps({"grammars": [_part(spec)]})
+    return str(_part(spec)["lark_grammar"])
+
+
+def _part(spec: GrammarSpec) -> dict[str, object]:
+    """Write one of llguidance's grammars, which can call each other by name."""
+    if spec.kind == "lark":
+        return {"lark_grammar": spec.text}
     if spec.kind == "choice":
         # JSON strings are valid Lark strings.
         choices = (json.dumps(choice, ensure_ascii=False) for choice in json.loads(spec.text))
-        return LLMatcher.grammar_from_lark(f"start: {' | '.join(choices)}")
-    return LLMatcher.grammar_from_lark(spec.text)
+        return {"lark_grammar": f"start: {' | '.join(choices)}"}
+    source = (
+        LLMatcher.grammar_from_regex(spec.text)
+        if spec.kind == "regex"
+        else LLMatcher.grammar_from_json_schema(spec.text, overrides=JSON_FORM)
+    )
+    (part,) = json.loads(source)["grammars"]
+    return dict(part)
 
 
 def _mask(matcher: LLMatcher, vocabulary: GrammarVocabulary, num_bytes: int) -> bytes:
@@ -284,6 +321,7 @@ def _first_line(message: str) -> str:
     lines = [line.strip() for line in message.splitlines()]
     stated = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     text = (stated or lines or ["llguidance gives no reason"])[0]
-    text = next((ours for theirs, ours in _REWORDED.items() if text.startswith(theirs)), text)
+    for theirs, ours in _REWORDED:
+        text = re.sub(theirs, ours, text, count=1, flags=re.DOTALL)
     text = text if len(text) <= MAX_REASON_CHARS else text[:MAX_REASON_CHARS] + "..."
     return ascii(text)[1:-1]

@@ -18,7 +18,7 @@ _SEED = secrets.token_bytes(32)
 
 
 class PrefixKeys:
-    """The keys of the pages of one request.
+    """The keys of the pages of one request, each hashed once.
 
     Args:
         scope: requests share pages only with requests of the same scope.
@@ -34,6 +34,7 @@ class PrefixKeys:
         self._images = images
         self._page_size = page_size
         self._chain = [hashlib.sha256(_SEED + scope.encode()).digest()]
+        self._parts: dict[int, bytes] = {}
 
     def of_page(self, place: int) -> bytes:
         """Return the key of a full page, the `place`-th of the request; its tokens must be known."""
@@ -44,9 +45,11 @@ class PrefixKeys:
 
     def of_part(self, end: int) -> bytes:
         """Return the key of the first positions of a page, up to `end`, which is not the end of a page."""
-        place = end // self._page_size
-        before = self.of_page(place - 1) if place else self._chain[0]
-        return self._key(before, place * self._page_size, end)
+        if end not in self._parts:
+            place = end // self._page_size
+            before = self.of_page(place - 1) if place else self._chain[0]
+            self._parts[end] = self._key(before, place * self._page_size, end)
+        return self._parts[end]
 
     def _key(self, before: bytes, start: int, end: int) -> bytes:
         assert end <= len(self._tokens)

@@ -32,7 +32,7 @@ class SamplingParams:
             ends after its prompt.
         temperature: 0 is greedy.
         top_k: 0 is off.
-        top_p: 1 is off.
+        top_p: 1 is off, and 0 leaves only the most likely token.
         min_p: 0 is off.
         seed: 64-bit; the caller draws one if the client sent none.
         stop_token_ids: ids that end the request, the EOS ids among them unless the client asked to ignore

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from vinfer.bundle.manifest import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec
+from vinfer.bundle.manifest import MASK_WORD_BITS, MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec
 from vinfer.bundle.programs import ProgramKind, ProgramShape
 from vinfer.engine.pages import NO_PAGE, PageCopy
 from vinfer.engine.pooling import PooledDispatch, embed_inputs
@@ -328,6 +328,13 @@ def _rope_positions(work: Prefill) -> np.ndarray[Any, Any]:
     return positions
 
 
+def _bits(token_ids: Sequence[int], num_words: int) -> np.ndarray[Any, Any]:
+    """Return uint32 [words] with the bit of each token set, in the order of a grammar mask."""
+    is_set = np.zeros(num_words * MASK_WORD_BITS, np.bool_)
+    is_set[np.asarray(token_ids, np.int64)] = True
+    return np.packbits(is_set, bitorder="little").view("<u4")
+
+
 def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> tuple[Any, ...]:
     """Return one request as the inputs of set_slot, in program order."""
     request, params = admission.request, admission.request.params
@@ -338,10 +345,9 @@ def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> tuple[A
     bias_values = np.zeros(MAX_LOGIT_BIAS, np.float32)
     for place, (token, bias) in enumerate(params.logit_bias):
         bias_ids[place], bias_values[place] = token, bias
-    prompt_mask = np.zeros(specs["prompt_mask"].shape, np.bool_)
-    prompt_mask[np.asarray(request.prompt_ids, np.int64)] = True
+    counts = specs["output_counts"]
     outputs = np.asarray(admission.outputs, np.int64)
-    output_counts = np.bincount(outputs, minlength=len(prompt_mask)).astype(np.int32)
+    output_counts = np.bincount(outputs, minlength=counts.shape[0]).astype(counts.dtype)
     values: dict[str, Any] = {
         "slot": np.int32(admission.slot),
         "generated": np.int32(len(admission.outputs)),
@@ -361,7 +367,7 @@ def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> tuple[A
         "stop_ids": stop_ids,
         "logit_bias_ids": bias_ids,
         "logit_bias_values": bias_values,
-        "prompt_mask": prompt_mask,
+        "prompt_mask": _bits(request.prompt_ids, specs["prompt_mask"].shape[0]),
         "rope_offset": np.int32(rope_offset(request.images)),
     }
     return tuple(values[name] for name in specs)

@@ -132,7 +132,9 @@ class Scheduler:
 
     def submit(self, request: Request) -> None:
         """Put a request in the queue."""
-        self._waiting.push(Waiting(request, next(self._arrivals)))
+        tokens = [*request.prompt_ids]
+        keys = self._prefixes.keys(request, tokens)
+        self._waiting.push(Waiting(request, next(self._arrivals), tokens, keys))
 
     def is_running(self, request_id: str) -> bool:
         return request_id in self._running
@@ -204,12 +206,10 @@ class Scheduler:
 
     def _place(self, waiting: Waiting) -> Running | None:
         """Choose a slot in the dp shard that has most of the prompt, then the most memory; None to wait."""
-        request = waiting.request
-        tokens = [*request.prompt_ids, *waiting.outputs]
+        request, tokens, keys = waiting.request, waiting.tokens, waiting.keys
         num_positions = len(tokens)
         if self._is_single_shape:
             num_positions += request.params.max_tokens
-        keys = self._prefixes.keys(request, tokens)
         best: tuple[tuple[int, int], int, ShardPages] | None = None
         lowest = {slot // self._slots_per_shard: slot for slot in sorted(self._free, reverse=True)}
         for place, slot in sorted(lowest.items()):
@@ -339,8 +339,7 @@ class Scheduler:
         """Take a request's pages; it waits with the tokens that it has, and with those not yet read."""
         self.num_preemptions += 1
         self._leave(running)
-        outputs = tuple(running.tokens[len(running.request.prompt_ids) :])
-        self._waiting.push(Waiting(running.request, running.arrival, outputs))
+        self._waiting.push(Waiting(running.request, running.arrival, running.tokens, running.keys))
 
     def check_integrity(self) -> None:
         """Raise AssertionError if slots or pages were lost, shared or counted wrongly."""

@@ -6,21 +6,30 @@ import dataclasses
 import heapq
 from collections.abc import Sequence
 
+from vinfer.engine.prefix_keys import PrefixKeys
 from vinfer.engine.request import Request
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Waiting:
     """A request without a slot.
 
     Attributes:
         arrival: its number in the order of arrival.
-        outputs: the tokens that it had when it gave its pages back, and those read since then.
+        tokens: the prompt; then, if it gave its pages back, the tokens that it had, and those read since.
+        keys: names its pages' contents, so that they are hashed once, however long it waits; None if it
+            shares no pages.
     """
 
     request: Request
     arrival: int
-    outputs: tuple[int, ...] = ()
+    tokens: list[int]
+    keys: PrefixKeys | None
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """The tokens of its answer."""
+        return tuple(self.tokens[len(self.request.prompt_ids) :])
 
 
 class WaitingQueue:
@@ -55,8 +64,6 @@ class WaitingQueue:
 
     def observe(self, request_id: str, token_ids: Sequence[int]) -> None:
         """Add tokens that were read from the device; unknown ids are ignored."""
-        for place, (priority, arrival, waiting) in enumerate(self._heap):
+        for _, _, waiting in self._heap:
             if waiting.request.id == request_id:
-                grown = dataclasses.replace(waiting, outputs=(*waiting.outputs, *token_ids))
-                # The heap's order does not depend on it.
-                self._heap[place] = (priority, arrival, grown)
+                waiting.tokens.extend(token_ids)

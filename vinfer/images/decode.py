@@ -2,7 +2,7 @@
 
 Runs on worker threads, because Pillow releases the interpreter lock while it decodes. Sizes are checked
 before pixels are allocated. The result equals what the reference gets (`load_image` of transformers): the
-first frame, rotated as EXIF says, converted to RGB by Pillow, without transparency.
+first frame, rotated as EXIF says, as RGB; 16-bit gray and transparent images are read better (see `rgb`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from vinfer.config import ImagesConfig
 from vinfer.errors import ImageError
 from vinfer.image_processing import MAX_SIDE
 from vinfer.images.container import Format, gif_num_frames, jpeg_num_scans, sniff_format, webp_size
+from vinfer.images.rgb import as_rgb, raw_mode_of
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +87,8 @@ def _decode(data: bytes, kind: Format, limits: ImagesConfig, param: str | None) 
         _check_size(image.size, limits, param)
         if kind != "GIF":
             _check_frames(getattr(image, "n_frames", 1), limits, param)
-        turned = ImageOps.exif_transpose(image)
-        # Transparency does not affect the conversion to RGB, but makes Pillow warn.
-        turned.info.pop("transparency", None)
-        return turned.convert("RGB")
+        raw_mode = raw_mode_of(image)
+        return as_rgb(ImageOps.exif_transpose(image), raw_mode=raw_mode)
 
 
 def _check_size(size: tuple[int, int] | None, limits: ImagesConfig, param: str | None) -> None:

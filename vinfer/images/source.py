@@ -53,7 +53,8 @@ def read_data_url(source: str, limits: ImagesConfig, *, param: str | None = None
         )
     if not parameters or parameters[-1] != "base64":
         raise ImageError("the image is a data URL without ;base64: encode the image in base64", param=param)
-    encoded = source[len(head) + 1 :]
+    # White space is no part of base64, and many encoders break lines.
+    encoded = "".join(source[len(head) + 1 :].split())
     if len(encoded) // 4 * 3 - encoded[-2:].count("=") > limits.max_bytes:
         raise ImageError(
             f"the image is larger than server.images.max_bytes = {limits.max_bytes}: make it smaller",
@@ -69,6 +70,6 @@ def _base64(encoded: str, param: str | None) -> bytes:
         return binascii.a2b_base64(encoded.encode("ascii"), strict_mode=True)
     except (UnicodeEncodeError, binascii.Error):
         raise ImageError(
-            "the image is not valid base64: use the standard alphabet with padding, without line breaks",
+            "the image is not valid base64: use the standard alphabet with padding",
             param=param,
         ) from None

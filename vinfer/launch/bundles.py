@@ -16,7 +16,7 @@ from vinfer.bundle.verification import check_fits, verify_files
 from vinfer.checkpoint.checkpoint import open_checkpoint
 from vinfer.checkpoint.source import ResolvedSource, resolve_source
 from vinfer.compiler.child import run_build
-from vinfer.compiler.plan import BuildPlan, MemoryPlan, build_versions, check_model, plan_build
+from vinfer.compiler.plan import BuildPlan, MemoryPlan, build_versions, check_model, plan_build, plan_key
 from vinfer.config import ModelConfig
 from vinfer.errors import BundleError, ConfigError, DeviceError
 from vinfer.launch.kv_memory import DeviceMemory, choose_pages, process_memory_bytes
@@ -63,21 +63,24 @@ def find_or_build(
     if source.kind == "bundle":
         _check_overrides(model, read_manifest(source.path), where=where)
         return FoundBundle(source.path, source, is_new=False)
-    plan = plan_build(
+    key = plan_key(
         model, source, where=where, platform=platform, num_devices=num_devices, code_cache=bundles_dir
     )
-    directory = output or bundles_dir / plan.key
+    directory = output or bundles_dir / key
     # First without the lock, because a bundle may be on a read-only volume.
-    if _damage(directory, plan, verify_weights=verify_weights) is None:
+    if _damage(directory, key, verify_weights=verify_weights) is None:
         return FoundBundle(directory, source, is_new=False)
     with build_lock(directory, lambda: progress(model.name, "waiting for another build", 0, 1)):
-        damage = _damage(directory, plan, verify_weights=verify_weights)
+        damage = _damage(directory, key, verify_weights=verify_weights)
         if damage is None:
             return FoundBundle(directory, source, is_new=False)
         if damage:
             logger.warning("%s; building it anew", damage)
         if output is not None and output.exists() and any(output.iterdir()) and not is_bundle(output):
             raise ConfigError(f"--output {output} is not empty and not a bundle: choose another directory")
+        plan = plan_build(
+            model, source, where=where, platform=platform, num_devices=num_devices, code_cache=bundles_dir
+        )
         _announce(model, plan, source, where=where, memory_bytes=memory_bytes)
         with writing(directory) as scratch:
             run_build(
@@ -90,8 +93,8 @@ def find_or_build(
     return FoundBundle(directory, source, is_new=True)
 
 
-def _damage(directory: Path, plan: BuildPlan, *, verify_weights: bool) -> str | None:
-    """Return why the directory is not the plan's bundle: None if it is, "" if it is missing or another."""
+def _damage(directory: Path, key: str, *, verify_weights: bool) -> str | None:
+    """Return why the directory is not the bundle of a key: None if it is, "" if it is missing or another."""
     if not is_bundle(directory):
         return ""
     try:
@@ -99,13 +102,16 @@ def _damage(directory: Path, plan: BuildPlan, *, verify_weights: bool) -> str | 
         verify_files(directory, manifest, weights=verify_weights)
     except BundleError as error:
         return error.message
-    return None if manifest.key == plan.key else ""
+    return None if manifest.key == key else ""
 
 
 def _announce(
     model: ModelConfig, plan: BuildPlan, source: ResolvedSource, *, where: str, memory_bytes: int | None
 ) -> None:
-    planned: MemoryPlan = check_model(plan, open_checkpoint(source), where=where)
+    checkpoint = open_checkpoint(source)
+    for note in checkpoint.notes:
+        logger.warning("%s: %s", model.name, note)
+    planned: MemoryPlan = check_model(plan, checkpoint, where=where)
     memory = DeviceMemory(
         platform=plan.platform,
         num_devices=plan.num_devices,
@@ -118,7 +124,7 @@ def _announce(
             f"{planned.image_features_bytes / 2**30:.2f} GiB of image features per device; a device has "
             f"{memory.total / 2**30:.2f}: raise mesh.tp, or use a smaller model or dtype"
         )
-    num_pages = choose_pages(planned.pages, model.kv_cache, memory, dp=plan.mesh["dp"], where=where)
+    num_pages = choose_pages(planned.pages, model, memory, dp=plan.mesh["dp"], where=where)
     kv_cache_bytes = planned.pages.num_bytes(num_pages)
     if memory.total is not None and memory.weights + kv_cache_bytes > memory.total:
         raise DeviceError(
@@ -144,7 +150,7 @@ def _check_overrides(model: ModelConfig, manifest: Manifest, *, where: str) -> N
     facts = {
         "dtype": manifest.dtype,
         "num_slots": manifest.num_slots,
-        "max_model_len": manifest.max_model_len,
+        "max_model_len": None if model.max_model_len is None else manifest.max_model_len,
         "embeddings": pooling,
         # A bundle of single shapes is fine even if the config does not ask for them.
         "deterministic": model.deterministic and manifest.is_deterministic,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vinfer.bundle.kv_pages import PagePlan
 from vinfer.bundle.manifest import Manifest, Platform
-from vinfer.config import KVCacheConfig
+from vinfer.config import KVCacheConfig, ModelConfig
 from vinfer.errors import ConfigError
 
 MAX_CPU_BYTES = 4 << 30
@@ -53,23 +53,30 @@ class DeviceMemory:
 
 
 def choose_pages(
-    plan: PagePlan, config: KVCacheConfig, memory: DeviceMemory, *, dp: int, where: str
+    plan: PagePlan, model: ModelConfig, memory: DeviceMemory, *, dp: int, where: str
 ) -> tuple[int, ...]:
     """Return the pages of each group in one dp shard: never more than all slots can use.
 
     Args:
+        model: says the size of the KV cache and, if it states `max_model_len`, what has to fit.
         where: the model's place in the config, such as `models[0]`, for messages.
 
     Raises:
-        ConfigError: the pages do not hold the longest prefill, or the device does not say its memory.
+        ConfigError: the pages do not hold the longest prefill or the stated `max_model_len`, or the device
+            does not say its memory.
     """
-    chosen = _pages(plan, config, memory, dp, where)
+    chosen = _pages(plan, model.kv_cache, memory, dp, where)
     least = min(plan.max_write_len, plan.max_model_len)
     if plan.max_len(chosen) < least:
         raise ConfigError(
             f"{where}.kv_cache has room for {chosen[0]} pages of {plan.page_size} tokens per device; one "
             f"prefill has up to {least} tokens: raise kv_cache, lower prefill_length, or split the weights "
             "over more devices with mesh.tp"
+        )
+    if model.max_model_len is not None and plan.max_len(chosen) < plan.max_model_len:
+        raise ConfigError(
+            f"{where}.max_model_len is {model.max_model_len}; the KV cache holds {plan.max_len(chosen)} "
+            "tokens: lower max_model_len, leave it out to take what fits, or raise kv_cache"
         )
     return chosen
 

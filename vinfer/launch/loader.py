@@ -24,8 +24,7 @@ from vinfer.launch.kv_memory import choose_pages, closest_stored, memory_of
 from vinfer.launch.parity import check_new_bundle
 from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.server.model_table import ModelTable, SamplingDefaults, ServedModel
-from vinfer.text.answer_form import answer_form
-from vinfer.text.chat_template import load_chat_template
+from vinfer.text.chat_form import load_chat_forms
 from vinfer.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -244,9 +243,13 @@ def device_pages(
     mesh = make_mesh(manifest, devices)
     temporary = temporary_bytes(directory, manifest, mesh, code_roots=code_roots) if is_measured else 0
     memory = memory_of(manifest, memory_bytes, temporary=temporary)
-    num_pages = choose_pages(plan, model.kv_cache, memory, dp=dp, where=where)
+    num_pages = choose_pages(plan, model, memory, dp=dp, where=where)
     if is_measured:
-        num_pages = closest_stored(num_pages, stored_page_counts(manifest, mesh, code_roots))
+        # A stated length is never lowered, not even for machine code that is there.
+        least_len = model.max_model_len or 0
+        stored = stored_page_counts(manifest, mesh, code_roots)
+        fitting = [counts for counts in stored if plan.max_len(counts) >= least_len]
+        num_pages = closest_stored(num_pages, fitting)
     logger.info(
         "KV cache of %s: %d pages of %d tokens, %.2f GiB per device; requests of up to %d tokens",
         model.name,
@@ -290,7 +293,12 @@ def served_model(
         raise BundleError(
             f"bundle {directory}: its tokenizer is larger than its model: run vinfer precompile"
         )
-    chat_template = load_chat_template(directory / "tokenizer", tokenizer)
+    chat = load_chat_forms(
+        directory / "tokenizer",
+        tokenizer,
+        tool_parser=model.tool_parser,
+        reasoning_parser=model.reasoning_parser,
+    )
     if manifest.images is not None:
         # Imported on the loader thread, or the event loop would wait for it at the first image.
         importlib.import_module("vinfer.images")
@@ -307,7 +315,7 @@ def served_model(
             vocab_size=manifest.model.vocab_size,
             eos_token_ids=manifest.model.eos_token_ids,
         ),
-        chat_template=chat_template,
+        chat_template=chat.template,
         chat_template_kwargs=model.chat_template_kwargs,
         sampling=SamplingDefaults.resolve(model.sampling, manifest.model.sampling_defaults),
         eos_token_ids=manifest.model.eos_token_ids,
@@ -316,13 +324,14 @@ def served_model(
         length_limit_key="max_model_len" if engine.max_model_len == manifest.max_model_len else "kv_cache",
         vocab_size=manifest.model.vocab_size,
         created=manifest.created,
-        root=manifest.model.source,
         fingerprint=manifest.key,
         has_prompt_logprobs=manifest.has_prompt_logprobs,
         is_deterministic=manifest.is_deterministic,
         prefix_cache=model.prefix_cache,
         embeddings=manifest.embeddings,
-        answer_form=answer_form(model.tool_parser, chat_template, reasoning_parser=model.reasoning_parser),
+        has_head=manifest.model.has_head,
+        answer_form=chat.answers,
+        tool_use=chat.tool_use,
         images=manifest.images,
         parity=parity,
     )

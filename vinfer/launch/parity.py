@@ -59,9 +59,9 @@ def measure_bundle(
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=True)
 
-    num_token_ids, max_model_len = tokenizer.vocab_size, manifest.max_model_len
+    num_token_ids, max_model_len = tokenizer.vocab_size, engine.max_model_len
     if prompts_file is None:
-        prompts = built_in_prompts(manifest, encode, num_token_ids=num_token_ids)
+        prompts = built_in_prompts(manifest, encode, max_model_len=max_model_len, num_token_ids=num_token_ids)
     else:
         prompts = read_prompts(prompts_file, encode, max_model_len=max_model_len, num_token_ids=num_token_ids)
     lengths = [len(prompt.token_ids) for prompt in prompts]

@@ -33,7 +33,9 @@ class Prompt:
     token_ids: tuple[int, ...]
 
 
-def built_in_prompts(manifest: Manifest, encode: Encode, *, num_token_ids: int) -> list[Prompt]:
+def built_in_prompts(
+    manifest: Manifest, encode: Encode, *, max_model_len: int, num_token_ids: int
+) -> list[Prompt]:
     """Return the prompts for a bundle: random ids of lengths just past the limits of its programs, and text.
 
     A single token; one token more than each prefill length, so that a chunk is nearly empty; answers that
@@ -41,9 +43,10 @@ def built_in_prompts(manifest: Manifest, encode: Encode, *, num_token_ids: int) 
 
     Args:
         encode: converts text to token ids, with whatever the tokenizer puts before a text.
+        max_model_len: the engine's, which can be less than the bundle's.
         num_token_ids: ids are drawn below this number.
     """
-    longest = min(manifest.max_model_len - answer_len(manifest.max_model_len), MAX_PROMPT_LEN)
+    longest = min(max_model_len - answer_len(max_model_len), MAX_PROMPT_LEN)
     shapes = [program.shape for program in manifest.programs]
     edges = {shape.length + 1 for shape in shapes if shape.kind == "prefill"}
     # Answers that grow over the end of the first pages, and of the blocks that attention reads.

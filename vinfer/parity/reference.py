@@ -20,6 +20,7 @@ import numpy as np
 
 from vinfer.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from vinfer.checkpoint.family import ONE_ROPE
+from vinfer.checkpoint.safety import without_code
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.child_process import end_with_parent
 from vinfer.errors import CheckpointError, ReferenceUnavailableError, VinferError
@@ -69,16 +70,28 @@ def load(source: ResolvedSource) -> PreTrainedModel:
     if source.kind == "gguf":
         return _from_tensors(checkpoint)
     auto = AutoModelForCausalLM if checkpoint.vision is None else AutoModelForImageTextToText
-    model: PreTrainedModel = auto.from_pretrained(
-        source.path,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
+    config = _without_unknown_padding(checkpoint.hugging_face_config, checkpoint.facts.vocab_size)
+    with without_code(source.path, config) as directory:
+        model: PreTrainedModel = auto.from_pretrained(
+            directory,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
     correct_model(model)
     return model.eval()
+
+
+def _without_unknown_padding(config: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    """Return a config whose padding is in the vocabulary, or torch would not make the embedding."""
+    config = {
+        key: _without_unknown_padding(value, vocab_size) if isinstance(value, dict) else value
+        for key, value in config.items()
+    }
+    padding = config.get("pad_token_id")
+    return {**config, "pad_token_id": None} if isinstance(padding, int) and padding >= vocab_size else config
 
 
 def answer_logits(model: PreTrainedModel, prompt_ids: list[int], answer_ids: list[int]) -> Logits:

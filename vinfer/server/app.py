@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
@@ -21,9 +22,19 @@ from vinfer.server.http.auth import Authenticator
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.errors import error_response
 from vinfer.server.http.gate import Gate
+from vinfer.server.http.unknown_route import unknown_route
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ModelTable
-from vinfer.server.routes import chat, completions, embeddings, health, models, responses, tokenization
+from vinfer.server.routes import (
+    chat,
+    completions,
+    embeddings,
+    health,
+    messages,
+    models,
+    responses,
+    tokenization,
+)
 from vinfer.server.services import Deadlines, Services
 
 Handler = Callable[[Services, HttpRequest], Coroutine[Any, Any, Any]]
@@ -32,6 +43,8 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/chat/completions", chat.chat_completions),
     ("POST", "/v1/completions", completions.completions),
     ("POST", "/v1/responses", responses.responses),
+    ("POST", "/v1/messages", messages.messages),
+    ("POST", "/v1/messages/count_tokens", messages.count_tokens),
     ("POST", "/v1/embeddings", embeddings.embeddings),
     ("POST", "/v1/count_tokens", models.count_tokens),
     ("GET", "/v1/models", models.list_models),
@@ -43,9 +56,15 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/liveness", health.liveness),
     ("GET", "/readiness", health.readiness),
     ("GET", "/health", health.health),
+    ("GET", "/", health.welcome),
     ("GET", "/version", health.version),
     ("GET", "/openapi.json", openapi.openapi),
 )
+EXPOSED_HEADERS = (
+    *("x-request-id", "x-vinfer-ignored", "x-vinfer-max-tokens"),
+    *("retry-after", "retry-after-ms", "x-should-retry"),
+)
+"""The headers that scripts of other origins may read."""
 METRICS_ROUTE = ("GET", "/metrics", health.metrics)
 
 
@@ -80,14 +99,15 @@ def create_app(
             for method, path, handler in routes
         ],
         middleware=[
+            *_cross_origin(config),
             Middleware(
                 Gate,
                 models=model_table,
                 authenticator=Authenticator(config.api_keys_file),
                 metrics=services.metrics,
-            )
+            ),
         ],
-        exception_handlers={HTTPException: _refuse},
+        exception_handlers={HTTPException: functools.partial(_refuse, routes)},
         lifespan=lifespan,
     )
     # `/v1/models/` is not a route, and many clients lose the body when a POST is redirected.
@@ -96,5 +116,30 @@ def create_app(
     return app
 
 
-async def _refuse(request: HttpRequest, error: Exception) -> Response:
-    return error_response(error, RequestContext.of(request.scope).request_id)
+def _cross_origin(config: ServerConfig) -> list[Middleware]:
+    """Return what lets web pages of other origins call the API; nothing by default.
+
+    It comes before the gate, because a browser's preflight has no API key.
+    """
+    if not config.cors_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
+    ]
+
+
+async def _refuse(
+    routes: Sequence[tuple[str, str, Handler]], request: HttpRequest, error: Exception
+) -> Response:
+    known: Exception = error
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        known = unknown_route(
+            request.method, request.scope["path"], [(method, path) for method, path, _ in routes]
+        )
+    return error_response(known, RequestContext.of(request.scope).request_id, request.scope["path"])

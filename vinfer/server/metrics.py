@@ -90,7 +90,8 @@ class ServerMetrics:
 
     def __init__(self, models: ModelTable, compile_count: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_EngineCollector(models, compile_count))
+        self._num_ignored_keys = 0
+        self._registry.register(_EngineCollector(models, compile_count, lambda: self._num_ignored_keys))
 
         def histogram(name: str, documentation: str, buckets: Iterable[float]) -> Histogram:
             return Histogram(
@@ -124,6 +125,10 @@ class ServerMetrics:
             registry=self._registry,
         )
 
+    def count_ignored_keys(self, num: int) -> None:
+        """Count unknown keys in a conversation that had no effect."""
+        self._num_ignored_keys += num
+
     def observe_queue(self, model_name: str, seconds: float) -> None:
         """Observe a completion's time from arrival to a slot."""
         self._queue.labels(model_name).observe(seconds)
@@ -153,11 +158,14 @@ class ServerMetrics:
 
 
 class _EngineCollector(Collector):
-    """Reads the engines' stats at each scrape."""
+    """Reads the engines' stats and the counters without labels at each scrape."""
 
-    def __init__(self, models: ModelTable, compile_count: Callable[[], int]) -> None:
+    def __init__(
+        self, models: ModelTable, compile_count: Callable[[], int], ignored_keys: Callable[[], int]
+    ) -> None:
         self._models = models
         self._compile_count = compile_count
+        self._ignored_keys = ignored_keys
 
     def collect(self) -> Iterator[Metric]:
         stats = [(model.name, model.engine.stats()) for model in self._models.served_models]
@@ -175,4 +183,10 @@ class _EngineCollector(Collector):
             "vinfer:post_ready_compiles",
             "Programs compiled after the server was ready.",
             value=self._compile_count(),
+        )
+        # Without a label: clients choose the keys.
+        yield CounterMetricFamily(
+            "vinfer:ignored_keys",
+            "Unknown keys in conversations that had no effect.",
+            value=self._ignored_keys(),
         )

@@ -18,6 +18,7 @@ from vinfer.engine.grammar import GrammarCompiler
 from vinfer.engine.request import EngineClient
 from vinfer.errors import ModelNotFoundError, NotReadyError, RequestError, VinferError
 from vinfer.text.answer_form import PLAIN_ANSWERS, AnswerForm
+from vinfer.text.chat_form import ChatForm
 from vinfer.text.chat_template import ChatTemplate
 from vinfer.text.tokenizer import Tokenizer
 
@@ -80,13 +81,14 @@ class ServedModel:
             its pages hold fewer tokens.
         vocab_size: prompt ids, stop ids and biased ids must be smaller.
         created: when the bundle was built, in seconds since the epoch.
-        root: where the weights come from, as the config names it.
         grammars: compiles the grammars that constrain answers.
         fingerprint: the bundle key, sent as `system_fingerprint`.
         is_deterministic: answers are the same to the last bit, whatever shares the batch.
         prefix_cache: which requests may share the pages of equal beginnings of their prompts.
         has_prompt_logprobs: whether requests may score their prompts (`echo` with `logprobs`).
         embeddings: how prompts become vectors; None if the bundle has no embed programs.
+        tool_use: the form of conversations with tools, if the model has a chat template of its own for them.
+        has_head: false for a model that only embeds.
         answer_form: how the model writes tool calls and reasoning, and how tools are described to it.
         images: how images become part of a prompt; None if the model takes none.
         parity: how the bundle compares with transformers; None if it was never compared.
@@ -107,16 +109,42 @@ class ServedModel:
     max_model_len: int
     vocab_size: int
     created: int
-    root: str
     fingerprint: str
     has_prompt_logprobs: bool
     is_deterministic: bool
     prefix_cache: PrefixCache
     length_limit_key: str = "max_model_len"
     embeddings: Embeddings | None = None
+    has_head: bool = True
     answer_form: AnswerForm = PLAIN_ANSWERS
+    tool_use: ChatForm | None = None
     images: ImageInput | None = None
     parity: ParityReport | None = None
+
+    @property
+    def template_variables(self) -> frozenset[str]:
+        """The variables that the model's chat templates read."""
+        variables = frozenset() if self.chat_template is None else self.chat_template.variables
+        return variables if self.tool_use is None else variables | self.tool_use.template.variables
+
+    def require_head(self) -> None:
+        """Check that the model can generate.
+
+        Raises:
+            RequestError: it only embeds.
+        """
+        if not self.has_head:
+            raise RequestError(
+                f"model {self.name} is a decoder without a head, so it generates nothing: use "
+                "/v1/embeddings, or another model",
+                param="model",
+            )
+
+    def chat_form(self, *, has_tools: bool) -> ChatForm | None:
+        """Return how a conversation becomes a prompt; None if the model takes no conversations."""
+        if has_tools and self.tool_use is not None:
+            return self.tool_use
+        return None if self.chat_template is None else ChatForm(self.chat_template, self.answer_form)
 
     @property
     def parity_verdict(self) -> ParityVerdict:

@@ -19,16 +19,22 @@ import jinja2.exceptions
 import jinja2.meta
 
 from vinfer.errors import BundleError, RequestError
-from vinfer.text.control_tokens import ControlTokens, RenderedPrompt, text_len
+from vinfer.text.continuation import as_begun_answer, cut_at_fence, fenced
+from vinfer.text.control_tokens import ControlTokens, RenderedPrompt, text_len, unused_character
 from vinfer.text.message_content import ContentFormats
 from vinfer.text.template_sandbox import TemplateSandbox
 from vinfer.text.tokenizer import Tokenizer
 
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+TOOL_USE_FILE = "tool_use_template.jinja"
+"""The template of requests with tools, if a model has one of its own for them."""
 MAX_OUTPUT_CHARACTERS = 1 << 20
 """Characters that a template may add besides four times the input. Tool schemas are often written twice and
 escaped; anything longer is a runaway loop."""
 _MAX_ERROR_LEN = 500
+_WORD = "xprobex"
+# As in `<|im_end|>` and `<｜User｜>`.
+_MARKER = re.compile(r"<[|｜][^\s<>|｜]{1,40}[|｜]>")
 
 
 class ChatTemplate:
@@ -37,7 +43,7 @@ class ChatTemplate:
     Attributes:
         source: the Jinja source.
         variables: the variables that the template reads, including special tokens and messages.
-        takes_tools: whether it reads `tools`.
+        takes_tools: whether it shows `tools`.
         shows_system: whether it shows a system message at the beginning; some templates refuse one.
 
     Args:
@@ -67,13 +73,13 @@ class ChatTemplate:
         try:
             tree = self._environment.parse(source)
             self.variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
-            self.takes_tools = "tools" in self.variables
             self._template = self._environment.compile_checked(tree)
         except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError) as error:
             line = getattr(error, "lineno", None)
             raise BundleError(f"chat template{f' line {line}' if line else ''}: {error}") from None
         self._formats = ContentFormats.probe(self._render)
         self.shows_system = self._shows_system()
+        self.takes_tools = "tools" in self.variables and self._shows_tools()
 
     def render(
         self,
@@ -93,25 +99,70 @@ class ChatTemplate:
         Raises:
             RequestError: the template refuses the messages, or takes too long or too much memory.
         """
-        given = {
-            "messages": self._formats.apply(messages),
-            "tools": tools,
-            "documents": documents,
-            **kwargs,
-        }
+        given = {"messages": messages, "tools": tools, "documents": documents, **kwargs}
+        return self._render_marked({**given, "add_generation_prompt": add_generation_prompt})
+
+    def render_unfinished(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        documents: list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> RenderedPrompt:
+        """Render a conversation up to the end of its last message's text, so that the model goes on with it.
+
+        The prompt ends with the text as it was sent, white space included. If the template rewrites the
+        text, the prompt is that of a new answer, followed by the text.
+
+        Args:
+            messages: the last one has a text, which may be empty, and no tool calls.
+
+        Raises:
+            RequestError: as `render`.
+        """
+        *before, last = messages
+        given = {"messages": messages, "tools": tools, "documents": documents, **kwargs}
+        fence = unused_character(given, avoid=self._characters)
+        given["messages"] = [*before, fenced(last, fence)]
+        rendered = self._render_marked({**given, "add_generation_prompt": False})
+        found = cut_at_fence(rendered, last, fence, self._control_tokens)
+        if found is not None:
+            return found
+        head = self._render_marked({**given, "messages": before, "add_generation_prompt": True})
+        return as_begun_answer(head, last, self._control_tokens)
+
+    def _render_marked(self, given: dict[str, Any]) -> RenderedPrompt:
+        """Render, and tell the template's own special tokens from those in the input."""
+        given = {**given, "messages": self._formats.apply(given["messages"])}
         mark = self._control_tokens.choose_mark(given, avoid=self._characters)
         if mark is not None:
             given = {name: self._control_tokens.mark(value, mark) for name, value in given.items()}
-        rendered = self._render({**given, "add_generation_prompt": add_generation_prompt})
-        return self._control_tokens.unmark(rendered, mark)
+        return self._control_tokens.unmark(self._render(given), mark)
+
+    def split_markers(self, tokenizer: Tokenizer) -> list[str]:
+        """Return what looks like a control token in the source but is several tokens."""
+        markers = dict.fromkeys(_MARKER.findall(self.source))
+        return [text for text in markers if len(tokenizer.encode(text, add_special_tokens=False)) > 1]
 
     def _shows_system(self) -> bool:
-        messages = [{"role": "system", "content": "xprobex"}, {"role": "user", "content": "a"}]
-        given = {"messages": self._formats.apply(messages), "tools": None, "documents": None}
+        messages = [{"role": "system", "content": _WORD}, {"role": "user", "content": "a"}]
+        return self._shows_word(messages, None, otherwise=False)
+
+    def _shows_tools(self) -> bool:
+        function = {"name": _WORD, "description": "", "parameters": {"type": "object", "properties": {}}}
+        tools = [{"type": "function", "function": function}]
+        return self._shows_word([{"role": "user", "content": "a"}], tools, otherwise=True)
+
+    def _shows_word(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, *, otherwise: bool
+    ) -> bool:
+        """Return whether `_WORD` is shown; `otherwise` if the template refuses the messages."""
+        given = {"messages": self._formats.apply(messages), "tools": tools, "documents": None}
         try:
-            return "xprobex" in self._render({**given, "add_generation_prompt": True})
+            return _WORD in self._render({**given, "add_generation_prompt": True})
         except RequestError:
-            return False
+            return otherwise
 
     def _render(self, given: Mapping[str, Any]) -> str:
         """Render with exactly these variables and the special tokens."""
@@ -138,13 +189,15 @@ class ChatTemplate:
         return "".join(pieces)
 
 
-def load_chat_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """Load the chat template from a bundle's `tokenizer/` directory; return None if the model has none.
+def load_chat_template(
+    directory: Path, tokenizer: Tokenizer, *, file_name: str = CHAT_TEMPLATE_FILE
+) -> ChatTemplate | None:
+    """Load a chat template from a bundle's `tokenizer/` directory; return None if the model has none.
 
     Raises:
         BundleError: the file is unreadable or does not compile.
     """
-    path = directory / CHAT_TEMPLATE_FILE
+    path = directory / file_name
     try:
         source = path.read_text(encoding="utf-8")
     except FileNotFoundError:

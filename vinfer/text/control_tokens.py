@@ -76,13 +76,7 @@ class ControlTokens:
         """
         if self._is_empty or not any(self._needs_mark(string) for string in _strings(value)):
             return None
-        used = avoid.union(*_strings(value))
-        for mark in _MARKS:
-            if mark not in used:
-                return mark
-        raise RequestError(
-            "messages use too many different characters next to special-token strings", param="messages"
-        )
+        return unused_character(value, avoid=avoid)
 
     def mark(self, value: Any, mark: str) -> Any:
         """Return a copy of `value` in which no string, keys included, contains a special token."""
@@ -129,6 +123,22 @@ class ControlTokens:
             character in self._first_characters and tail[start:] in self._beginnings
             for start, character in enumerate(tail)
         )
+
+
+def unused_character(value: Any, *, avoid: frozenset[str]) -> str:
+    """Return a character that occurs nowhere in `value`, survives any template, and is not in `avoid`.
+
+    Raises:
+        RequestError: the input contains every character that could be used.
+    """
+    used = avoid.union(*_strings(value))
+    for mark in _MARKS:
+        if mark not in used:
+            return mark
+    raise RequestError(
+        "messages use too many different characters: send fewer of them, or without special-token strings",
+        param="messages",
+    )
 
 
 def text_len(value: Any) -> int:

@@ -3,7 +3,7 @@
 Runs on worker threads. Knows the shape of OpenAI messages, not how templates are rendered.
 
 A template is probed, not parsed: when it is loaded, a message of each role is rendered with its content as a
-string and as one text part, and the text must appear. After that
+string and as two text parts, and the texts must appear. After that
 - a list of parts is passed unchanged to a template that takes parts for that role;
 - otherwise its text parts are joined by a newline, as vLLM does;
 - a string is passed unchanged, or as one text part to a template that shows only parts.
@@ -18,6 +18,7 @@ from typing import Any
 from vinfer.errors import RequestError
 
 _WORD = "xprobex"
+_WORDS = ("xprobex", "yprobey")
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -50,10 +51,11 @@ class ContentFormats:
                 rendered = render({**given, "messages": [*before, message, *after]})
             except RequestError:
                 return False
-            # A template that only takes strings may print the list itself.
-            return _WORD in rendered and "'type'" not in rendered and '"type"' not in rendered
+            # A template that only takes strings may print the list itself, or take one part of it.
+            is_shown = all(word in rendered for word in ((_WORD,) if isinstance(content, str) else _WORDS))
+            return is_shown and "'type'" not in rendered and '"type"' not in rendered
 
-        parts = [{"type": "text", "text": _WORD}]
+        parts = [{"type": "text", "text": word} for word in _WORDS]
         user_needs_parts = False
         user_needs_parts = shows("user", parts) and not shows("user", _WORD)
         part_roles = frozenset(role for role in _ROLES if shows(role, parts))

@@ -38,7 +38,8 @@ class TextStream:
     """Turns the tokens of one request into text, up to its first stop string.
 
     Args:
-        stop: stop strings, none of them empty; they are not part of the text.
+        stop: stop strings, none of them empty.
+        includes_stop: whether a stop string or a stop token that ends the text is part of it.
         shown_special_ids: special tokens that are shown anyway.
         prompt_tail: the last few prompt ids if the text continues the prompt (raw completions), so that a
             leading space is kept; empty if the answer is separate from the prompt (chat).
@@ -50,6 +51,7 @@ class TextStream:
         *,
         stop: Sequence[str] = (),
         skip_special_tokens: bool = True,
+        includes_stop: bool = False,
         shown_special_ids: Collection[int] = (),
         prompt_tail: Sequence[int] = (),
     ) -> None:
@@ -61,6 +63,7 @@ class TextStream:
         )
         self._stop_strings = StopStrings(stop)
         self._has_stop = bool(stop)
+        self._includes_stop = includes_stop
 
     def push(
         self, token_ids: Sequence[int], *, ends_with_stop_token: bool = False, is_last: bool = False
@@ -69,11 +72,10 @@ class TextStream:
 
         Args:
             token_ids: in order; may be empty.
-            ends_with_stop_token: whether the last one is the engine's stop token, which counts as usage but
-                is not shown.
+            ends_with_stop_token: whether the last one is the engine's stop token, which counts as usage.
             is_last: whether nothing follows; text that was held back is then returned.
         """
-        shown = token_ids[:-1] if ends_with_stop_token else token_ids
+        shown = token_ids[:-1] if ends_with_stop_token and not self._includes_stop else token_ids
         if not self._has_stop:
             text = self._detokenizer.push(shown) + (self._detokenizer.flush() if is_last else "")
             return TextDelta(text, len(token_ids))
@@ -83,9 +85,13 @@ class TextStream:
             result = self._stop_strings.push(self._detokenizer.push((token_id,)))
             pieces.append(result.text)
             if result.matched is not None:
+                pieces.append(self._shown_stop(result.matched))
                 return TextDelta("".join(pieces), num_tokens, result.matched)
         if is_last:
             result = self._stop_strings.push(self._detokenizer.flush())
-            pieces += [result.text, self._stop_strings.flush()]
+            pieces += [result.text, self._stop_strings.flush(), self._shown_stop(result.matched)]
             return TextDelta("".join(pieces), len(token_ids), result.matched)
         return TextDelta("".join(pieces), len(token_ids))
+
+    def _shown_stop(self, matched: str | None) -> str:
+        return matched if matched is not None and self._includes_stop else ""

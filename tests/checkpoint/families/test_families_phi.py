@@ -84,7 +84,6 @@ def test_what_published_files_state_besides_is_no_obstacle() -> None:
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "is linear; supported for phi3"),
         ({"rope_scaling": {"type": "longrope", **FACTORS}}, "short_factor.*list of 8 numbers"),
         ({"layer_types": ["full_attention"] * 2}, "layer_types"),
-        ({"auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}}, "auto_map"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(changes: dict[str, Any], message: str) -> None:

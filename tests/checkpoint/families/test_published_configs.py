@@ -193,3 +193,28 @@ def test_a_key_that_servers_read_differently_is_refused_with_the_way_out() -> No
     }
     with pytest.raises(CheckpointError, match=r"attn_factor = 0\.878.*set attention_factor"):
         normalise(published("Qwen3-0.6B") | {"rope_scaling": yarn})
+
+
+@pytest.mark.parametrize("name", NUM_PARAMETERS)
+def test_the_bare_decoder_of_each_has_no_head_of_its_own(name: str) -> None:
+    config = published(name)
+    family = FAMILIES[config["model_type"]]
+    if family.headless is None:
+        with pytest.raises(CheckpointError, match="architectures"):
+            normalise(
+                {
+                    **config,
+                    "architectures": [family.architecture.replace("ForConditionalGeneration", "Model")],
+                }
+            )
+        return
+    whole = normalise({**config, "architectures": [family.architecture], "tie_word_embeddings": True})
+    bare = normalise({**config, "architectures": [family.headless], "tie_word_embeddings": False})
+    assert whole.facts.has_head
+    assert not bare.facts.has_head
+    assert bare.facts.is_tied
+    assert dict(bare.shapes) == dict(whole.shapes)
+    assert bare.names.head not in bare.shapes
+    # Files of a bare decoder have no prefix.
+    assert bare.names.embedding.startswith(bare.names.optional_prefix)
+    assert len(bare.names.optional_prefix) > 1

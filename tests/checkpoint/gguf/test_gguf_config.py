@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gemma import gemma_gguf
+from gemma_gguf import gemma_gguf
 
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.gguf.config import hugging_face_config

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gemma import gemma_gguf
+from gemma_gguf import gemma_gguf
 from gguf_files import open_written, write_gguf
 from tokenizers import Tokenizer
 

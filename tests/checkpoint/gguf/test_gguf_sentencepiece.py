@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gemma import gemma_gguf
+from gemma_gguf import gemma_gguf
 from hypothesis import given
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2

@@ -59,6 +59,12 @@ def test_the_chat_prompt_of_smollm2_has_37_tokens(smollm2_tokenizer: Tokenizer) 
     assert smollm2_tokenizer.decode(ids, skip_special_tokens=False) == prompt
 
 
+def test_a_template_for_tools_is_found() -> None:
+    changes = {"tokenizer.chat_template": "d", "tokenizer.chat_template.tool_use": "t"}
+    files = build_tokenizer_files({**_metadata("gpt-2"), **changes}, "x.gguf")
+    assert (files.templates.default, files.templates.tool_use) == ("d", "t")
+
+
 def test_smollm2_files_are_complete(smollm2: Checkpoint, tmp_path: Path) -> None:
     smollm2.write_tokenizer(tmp_path)
     assert json.loads((tmp_path / "special_tokens.json").read_text()) == {

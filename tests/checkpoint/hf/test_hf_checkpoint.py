@@ -209,8 +209,46 @@ def test_sampling_defaults_come_from_generation_config(hf_directory: Write) -> N
     assert generation.max_new_tokens == 99
 
 
+def test_ids_that_the_model_does_not_have_are_ignored_with_a_note(hf_directory: Write) -> None:
+    directory = hf_directory(pad_token_id=260, eos_token_id=257)
+    _edit(directory / "generation_config.json", eos_token_id=[9, 300, 301], pad_token_id=-1, top_k=-1)
+    checkpoint = _open(directory)
+    assert checkpoint.generation.eos_token_ids == (9, 257)
+    assert checkpoint.generation.pad_token_id is None
+    assert checkpoint.generation.top_k == 0
+    assert [note.removeprefix(str(directory)) for note in checkpoint.notes] == [
+        "/generation_config.json: eos_token_id 300, 301 is ignored: the model's vocab_size is 260",
+        "/config.json: pad_token_id 260 is ignored: the model's vocab_size is 260",
+    ]
+
+
 @pytest.mark.parametrize(
-    "changes", [{"eos_token_id": 260}, {"eos_token_id": "</s>"}, {"temperature": "hot"}, {"top_p": -1.0}]
+    "index",
+    [
+        {"weight_map": {"model.norm.weight": "model-00001-of-00003.safetensors"}},
+        {"weight_map": {"ghost": "model.safetensors"}},
+        {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}},
+        {},
+    ],
+)
+def test_a_stale_index_beside_a_good_file_does_not_count(hf_directory: Write, index: dict[str, Any]) -> None:
+    directory = hf_directory()
+    expected = _open(directory).tensor_names()
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert _open(directory).tensor_names() == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"eos_token_id": [260]},
+        {"bos_token_id": 260},
+        {"top_k": -2},
+        {"eos_token_id": 260},
+        {"eos_token_id": "</s>"},
+        {"temperature": "hot"},
+        {"top_p": -1.0},
+    ],
 )
 def test_malformed_generation_config_is_refused(hf_directory: Write, changes: dict[str, Any]) -> None:
     directory = hf_directory()
@@ -280,12 +318,37 @@ def test_the_chat_template_is_found(
     assert (tmp_path / "out" / "chat_template.jinja").read_bytes() == expected
 
 
+NAMED = {"default": "d", "tool_use": "t", "rag": "r"}
+
+
+@pytest.mark.parametrize("place", ["list", "object", "old file", "new files"])
+def test_a_template_for_tools_is_found(hf_directory: Write, tmp_path: Path, place: str) -> None:
+    directory = hf_directory()
+    entries = [{"name": name, "template": template} for name, template in NAMED.items()]
+    if place == "list":
+        _edit(directory / "tokenizer_config.json", chat_template=entries)
+    elif place == "object":
+        _edit(directory / "tokenizer_config.json", chat_template=NAMED)
+    elif place == "old file":
+        _edit(directory / "chat_template.json", chat_template=NAMED)
+    else:
+        # As transformers 5 saves them; then tokenizer_config.json does not count.
+        _edit(directory / "tokenizer_config.json", chat_template=[{"name": "tool_use", "template": "old"}])
+        (directory / "chat_template.jinja").write_text("d")
+        (directory / "additional_chat_templates").mkdir()
+        (directory / "additional_chat_templates" / "tool_use.jinja").write_text("t")
+    _open(directory).write_tokenizer(tmp_path / "out")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "d"
+    assert (tmp_path / "out" / "tool_use_template.jinja").read_text() == "t"
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
         ([{"name": "tool", "template": "t"}], "no entry named default.*tool"),
         ([{"name": ["tool"], "template": "t"}], "no entry named default.*tool"),
         (7, "int"),
+        ({"default": "d", "tool_use": 7}, "named tool_use is int"),
     ],
 )
 def test_a_chat_template_that_cannot_be_chosen_is_refused(

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
 from vinfer.checkpoint.checkpoint import open_checkpoint
+from vinfer.checkpoint.safety import without_code
 from vinfer.checkpoint.source import resolve_source
 from vinfer.errors import CheckpointError
 
@@ -46,6 +48,61 @@ def test_auto_map_is_refused_and_its_module_never_runs(
     assert not canary.exists()
     exec(payload)
     assert canary.exists(), "the payload works"
+
+
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+NATIVE = {
+    "AutoConfig": "payload.LlamaConfig",
+    "AutoModel": "payload.LlamaModel",
+    "AutoModelForCausalLM": "org/repo--payload.LlamaForCausalLM",
+}
+
+
+def test_the_code_of_a_native_family_is_not_needed_and_never_runs(
+    hf_directory: Callable[..., Path], tmp_path: Path
+) -> None:
+    directory = hf_directory(**LLAMA, auto_map=NATIVE)
+    canary = tmp_path / "canary"
+    (directory / "payload.py").write_text(f"open({str(canary)!r}, 'w').close()")
+    checkpoint = open_checkpoint(resolve_source(str(directory)))
+    (note,) = checkpoint.notes
+    assert "`auto_map` names is not run: the model is served as LlamaForCausalLM" in note
+    checkpoint.write_tokenizer(tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"tokenizer.json", "special_tokens.json"}
+    with without_code(directory, checkpoint.hugging_face_config) as view:
+        assert {path.name for path in view.iterdir()} == {"config.json", "model.safetensors"}
+        assert "payload" not in (view / "config.json").read_text()
+        assert AutoConfig.from_pretrained(view, trust_remote_code=True).architectures == ["LlamaForCausalLM"]
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("architectures", "auto_map"),
+    [
+        (["LlamaForCausalLM"], AUTO_MAP),
+        (["LlamaForCausalLM"], {**NATIVE, "AutoModelForCausalLM": "payload.OtherForCausalLM"}),
+        (["LlamaForCausalLM"], {**NATIVE, "AutoTokenizer": ["payload.LlamaTokenizer", None]}),
+        (["LlamaForCausalLM"], {**NATIVE, "AutoModelForCausalLM": ["payload.LlamaForCausalLM"]}),
+        (["LlamaForCausalLM"], ["payload.LlamaForCausalLM"]),
+        (["LlamaForCausalLM"], "payload.LlamaForCausalLM"),
+        (["OtherForCausalLM"], NATIVE),
+        (["LlamaForCausalLM", "LlamaModel"], NATIVE),
+        (None, NATIVE),
+    ],
+)
+def test_code_that_may_differ_from_the_family_is_refused(
+    hf_directory: Callable[..., Path], architectures: object, auto_map: object
+) -> None:
+    directory = hf_directory(**{**LLAMA, "architectures": architectures}, auto_map=auto_map)
+    with pytest.raises(CheckpointError, match=r"config\.json.*auto_map.*never runs"):
+        open_checkpoint(resolve_source(str(directory)))
+
+
+@pytest.mark.parametrize("key", ["auto_map", "custom_pipelines", "_attn_implementation", "custom_generate"])
+def test_no_copy_for_a_library_names_code(hf_directory: Callable[..., Path], key: str) -> None:
+    config = {"a": [{key: "org/kernel"}], key: {"x": "payload.X"}, "hidden_size": 32}
+    with without_code(hf_directory(), config) as view:
+        assert json.loads((view / "config.json").read_text()) == {"a": [{}], "hidden_size": 32}
 
 
 def test_auto_map_is_refused_before_anything_else_is_judged(hf_directory: Callable[..., Path]) -> None:

@@ -11,7 +11,7 @@ from expected import Expected
 from routes import Route
 from sampling_cases import DRAWN, GREEDY
 from tiny.checkpoints import NUM_TOKENS
-from tiny_server import MODEL, OTHER, OTHER_MAX_TOKENS, Talk
+from tiny_server import EOS_ID, MODEL, OTHER, OTHER_MAX_TOKENS, Talk
 
 Case = Callable[[Route], None]
 
@@ -40,6 +40,26 @@ def check_stop(route: Route) -> None:
     assert (answer.text, answer.finish_reason) == (whole[: whole.index(stop)], "stop")
     (answer,) = route.ask(**fields, stop=stop)
     assert (answer.text, answer.finish_reason) == (whole[: whole.index(stop)], "stop")
+
+
+def check_include_stop(route: Route) -> None:
+    """The text ends with the first of the strings."""
+    fields = {**DRAWN, **letters(route.talk)}
+    whole = route.expected.answer(route.prompt, fields).text
+    stop = whole[-2:]
+    for is_included, end in ((True, whole.index(stop) + 2), (False, whole.index(stop))):
+        (answer,) = route.ask(**fields, stop=stop, include_stop_str_in_output=is_included)
+        assert (answer.text, answer.finish_reason) == (whole[:end], "stop")
+
+
+def check_token_ids(route: Route) -> None:
+    """The ids of the prompt and of the answer, with the end token."""
+    answer = route.expected.answer(route.prompt, DRAWN)
+    document = route.talk.post(route.path, route.body({**DRAWN, "return_token_ids": True}))
+    (choice,) = document["choices"]
+    end = [EOS_ID] if answer.finish_reason == "stop" else []
+    assert choice["token_ids"] == [*answer.ids, *end]
+    assert (document if route.is_chat else choice)["prompt_token_ids"] == route.prompt
 
 
 def letters(talk: Talk) -> dict[str, Any]:
@@ -149,6 +169,19 @@ def check_continuous_usage(route: Route) -> None:
     assert len(set(counts)) > 2
 
 
+def check_include_obfuscation(route: Route) -> None:
+    """Chunks are never padded."""
+    for include in (True, False):
+        options = {"stream_options": {"include_obfuscation": include}}
+        events = route.talk.events(route.path, route.body({**DRAWN, **options}))
+        assert "obfuscation" not in str(events)
+        choices = [choice for event in events for choice in event["choices"]]
+        texts = [
+            choice["delta"].get("content", "") if route.is_chat else choice["text"] for choice in choices
+        ]
+        assert "".join(texts) == route.expected.answer(route.prompt, DRAWN).text
+
+
 def constrained(fields: dict[str, Any], texts: Collection[str], **sampling: Any) -> Case:
     """Return the case of a form: at each token the model takes the likeliest one that the form allows."""
 
@@ -238,6 +271,9 @@ ANSWER_CASES: dict[str, Case] = {
     "stop": check_stop,
     "logprobs": check_logprobs,
     "stream": check_stream,
+    "include_stop_str_in_output": check_include_stop,
+    "return_token_ids": check_token_ids,
+    "stream_options.include_obfuscation": check_include_obfuscation,
     "stream_options.include_usage": check_include_usage,
     "stream_options.continuous_usage_stats": check_continuous_usage,
     "response_format.type": check_response_format_type,

@@ -10,6 +10,7 @@ import pytest
 pytest.register_assert_rewrite(
     "answer_cases",
     "image_cases",
+    "messages_cases",
     "numpy_sampler",
     "prompt_cases",
     "responses_cases",

@@ -142,13 +142,6 @@ def _input_image_with_detail(url: str, detail: str) -> Part:
     return {"type": "input_image", "image_url": url, "detail": detail}
 
 
-def check_file_id(route: Route) -> None:
-    """There are no files; null is accepted, because clients send it."""
-    part = {"type": "input_image", "image_url": data_url(IMAGES[0])}
-    check_seen(route, IMAGES[0], {**part, "file_id": None})
-    assert refused(route, {**part, "file_id": "file-1"}) == "file_id"
-
-
 MESSAGE_IMAGE_CASES: Mapping[str, Case] = {
     "content.image": seen("image", _as_image),
     "content.image_url.url": seen("image_url.url", _object_or_string),
@@ -157,5 +150,4 @@ MESSAGE_IMAGE_CASES: Mapping[str, Case] = {
 ITEM_IMAGE_CASES: Mapping[str, Case] = {
     "content.image_url": seen("image_url", _as_input_image),
     "content.detail": without_effect("detail", _input_image_with_detail),
-    "content.file_id": check_file_id,
 }

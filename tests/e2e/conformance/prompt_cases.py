@@ -55,21 +55,6 @@ def shown(messages: list[dict[str, Any]], text: str) -> Case:
     return check
 
 
-def empty(key: str, nothing: Any, something: Any) -> Case:
-    """Return the case of a key that is empty in earlier answers: empty is accepted, a value is refused."""
-
-    def check(route: Route) -> None:
-        path, field = CONVERSATIONS[route.form]
-        answered = {"role": "assistant", "content": "ho"}
-        check_prompt(
-            route, "user: hi|assistant: ho|assistant: ", **{field: [USER, {**answered, key: nothing}]}
-        )
-        body = {"model": MODEL, field: [USER, {**answered, key: something}]}
-        assert route.talk.refusal(path, body)["param"] == f"{field}[1].{key}"
-
-    return check
-
-
 def check_part_type(route: Route) -> None:
     """A text part is text, and images have their own cases; an error for any other kind names its path."""
     path, field = CONVERSATIONS[route.form]
@@ -113,10 +98,6 @@ MESSAGE_CASES: Mapping[str, Case] = {
         [USER, {"role": "assistant", "content": "ho", "reasoning_content": "hm"}],
         "user: hi|assistant: ho reasoning_content=hm",
     ),
-    "refusal": empty("refusal", None, "no"),
-    "audio": empty("audio", None, {"id": "a"}),
-    "function_call": empty("function_call", None, {"name": "f"}),
-    "annotations": empty("annotations", [], [{}]),
     **MESSAGE_IMAGE_CASES,
 }
 
@@ -137,7 +118,15 @@ def check_max_completion_tokens(route: Route) -> None:
     (answer,) = route.ask(temperature=0, max_completion_tokens=4)
     assert answer == route.expected.answer(route.prompt, {"temperature": 0, "max_tokens": 4})
     assert len(answer.ids) == 4
-    assert route.refusal(max_completion_tokens=MAX_MODEL_LEN) == "max_completion_tokens"
+    assert route.refusal(max_completion_tokens=0) == "max_completion_tokens"
+
+
+def check_include_reasoning(route: Route) -> None:
+    """This model does not reason; the server's tests have one that does."""
+    for include in (True, False):
+        answers = route.ask(**GREEDY, include_reasoning=include)
+        assert answers == [route.expected.answer(route.prompt, GREEDY)]
+    assert route.refusal(**GREEDY, include_reasoning="no") == "include_reasoning"
 
 
 def check_modalities(route: Route) -> None:
@@ -276,12 +265,24 @@ def check_dimensions(route: Route) -> None:
     check_vector(embedded(route, dimensions=5)[0], first / np.linalg.norm(first))
 
 
+def check_truncate(route: Route) -> None:
+    """The last tokens are kept, and the beginning-of-sequence token if there is one."""
+    ids = route.talk.ids(PROMPT)
+    (vector,) = embedded(route, truncate_prompt_tokens=5)
+    check_vector(vector, route.expected.embedding([BOS_ID, *ids[-4:]]))
+    (vector,) = embedded(route, input=ids, truncate_prompt_tokens=5)
+    check_vector(vector, route.expected.embedding(ids[-5:]))
+    (vector,) = embedded(route, input=ids * 100, truncate_prompt_tokens=-1)
+    check_vector(vector, route.expected.embedding((ids * 100)[-MAX_MODEL_LEN:]))
+
+
 PROMPT_CASES: dict[str, dict[str, Case]] = {
     "ChatFields": {
         **conversation("messages"),
         "max_completion_tokens": check_max_completion_tokens,
         "top_logprobs": check_top_logprobs,
         "modalities": check_modalities,
+        "include_reasoning": check_include_reasoning,
         "add_generation_prompt": check_add_generation_prompt,
         "continue_final_message": check_continue_final_message,
     },
@@ -295,6 +296,7 @@ PROMPT_CASES: dict[str, dict[str, Case]] = {
         "input": check_input,
         "encoding_format": check_encoding_format,
         "dimensions": check_dimensions,
+        "truncate_prompt_tokens": check_truncate,
     },
     "CountText": {
         "model": check_named_model("/v1/count_tokens", conversation="a"),

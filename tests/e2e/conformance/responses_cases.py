@@ -8,7 +8,7 @@ from typing import Any
 from answer_cases import OF_SCHEMA, SCHEMA
 from image_cases import ITEM_IMAGE_CASES
 from routes import PROMPT, Route
-from tiny_server import EOS_ID, MAX_MODEL_LEN, MODEL, OTHER, OTHER_MAX_TOKENS
+from tiny_server import EOS_ID, MODEL, OTHER, OTHER_MAX_TOKENS
 from tool_cases import CALLS, CHOICE_OF_TWO, NO_ARGUMENTS, OFFERED, WRITTEN_CHOICE
 
 from vinfer.text.tool_calls.formats import HERMES
@@ -174,24 +174,13 @@ ITEM_CASES: Mapping[str, Case] = {
     "role": check_role,
     "content.type": check_part_type,
     "content.text": check_part_text,
-    "content.annotations": empty(ANSWERED, "content.annotations", "assistant: so", [[], None], [{}]),
-    "content.logprobs": empty(ANSWERED, "content.logprobs", "assistant: so", [[], None], [{}]),
     "id": empty(ANSWERED, "id", "assistant: so", ["msg_1", None], 3),
     "status": empty(ANSWERED, "status", "assistant: so", ["completed", "incomplete", None], "done"),
-    "phase": empty(ANSWERED, "phase", "assistant: so", [None], "commentary"),
     "call_id": check_call_id,
     "name": shown([USER, ANSWERED, {**CALL, "name": "sub"}], CALLED_TEXT.replace("add", "sub")),
     "arguments": shown([USER, ANSWERED, {**CALL, "arguments": "{}"}], CALLED_TEXT.replace('"a": 1', "")),
     "output.type": check_output_type,
     "output.text": check_output_text,
-    "output.annotations": empty(OUTPUT, "output.annotations", "tool: 3 tool_call_id=c1", [[], None], [{}]),
-    "output.logprobs": empty(OUTPUT, "output.logprobs", "tool: 3 tool_call_id=c1", [[], None], [{}]),
-    "summary": empty(
-        THOUGHT, "summary", "assistant:  reasoning_content=hm", [[]], [{"type": "summary_text", "text": "x"}]
-    ),
-    "encrypted_content": empty(
-        THOUGHT, "encrypted_content", "assistant:  reasoning_content=hm", [None], "secret"
-    ),
 }
 
 
@@ -229,7 +218,7 @@ def check_max_output_tokens(route: Route) -> None:
     check_answer(route, {**DRAWN, "max_output_tokens": 4})
     response = asked(route, **{**DRAWN, "max_output_tokens": 4})
     assert response["incomplete_details"] == {"reason": "max_output_tokens"}
-    assert refused(route, max_output_tokens=MAX_MODEL_LEN) == "max_output_tokens"
+    assert refused(route, max_output_tokens=0) == "max_output_tokens"
 
 
 def check_stream(route: Route) -> None:
@@ -387,8 +376,28 @@ def check_effort(route: Route) -> None:
 
 
 def check_summary(route: Route) -> None:
-    check_answer(route, GREEDY, reasoning={"summary": None})
-    assert refused(route, reasoning={"summary": "auto"}) == "reasoning.summary"
+    for summary in (None, "auto"):
+        check_answer(route, GREEDY, reasoning={"summary": summary})
+    assert refused(route, reasoning={"summary": "detailed"}) == "reasoning.summary"
+
+
+def check_include(route: Route) -> None:
+    check_answer(route, GREEDY, include=["reasoning.encrypted_content"])
+    assert refused(route, include=["message.output_text.logprobs"]) == "include[0]"
+
+
+def check_include_obfuscation(route: Route) -> None:
+    for include in (True, False):
+        check_answer(route, GREEDY, stream_options={"include_obfuscation": include})
+    options = {"include_obfuscation": "yes"}
+    assert refused(route, stream_options=options) == "stream_options.include_obfuscation"
+
+
+def check_ignore_eos(route: Route) -> None:
+    """The answer of this prompt reaches its limit, whether or not the model wants to end it."""
+    response = asked(route, **{**DRAWN, "max_output_tokens": 60}, ignore_eos=True)
+    assert response["usage"]["output_tokens"] == 60
+    assert refused(route, ignore_eos=1) == "ignore_eos"
 
 
 RESPONSES_CASES: Mapping[str, Case] = {
@@ -418,6 +427,11 @@ RESPONSES_CASES: Mapping[str, Case] = {
     "parallel_tool_calls": check_parallel_calls,
     "reasoning.effort": check_effort,
     "reasoning.summary": check_summary,
+    "presence_penalty": changed("presence_penalty", 2.0),
+    "frequency_penalty": changed("frequency_penalty", 2.0),
+    "ignore_eos": check_ignore_eos,
+    "include": check_include,
+    "stream_options.include_obfuscation": check_include_obfuscation,
 }
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from answer_cases import ANSWER_CASES
 from expected import Expected
+from messages_cases import MESSAGES_CASES
+from messages_cases import check_accepted as check_accepted_of_a_message
 from prompt_cases import PROMPT_CASES
 from responses_cases import RESPONSES_CASES, check_accepted
 from routes import MESSAGES, Route
@@ -35,13 +37,15 @@ GENERATING = dict.fromkeys(("ChatFields", "CompletionFields"), SAMPLING_CASES | 
 CASES = {
     name: {**GENERATING.get(name, {}), **PROMPT_CASES.get(name, {}), **TOOL_CASES.get(name, {})}
     for name in FORMS
-} | {"ResponsesFields": RESPONSES_CASES}
+} | {"ResponsesFields": RESPONSES_CASES, **MESSAGES_CASES}
 
 # The smallest body of each form.
 BODIES: dict[str, dict[str, Any]] = {
     "ChatFields": {"messages": MESSAGES, **GREEDY},
     "CompletionFields": {"prompt": [4], **GREEDY},
     "ResponsesFields": {"input": "a"},
+    "MessagesFields": {"messages": MESSAGES, **GREEDY},
+    "CountMessagesFields": {"messages": MESSAGES},
     "EmbeddingFields": {"input": "a"},
     "CountText": {"conversation": "a"},
     "CountMessages": {"conversation": MESSAGES},
@@ -108,3 +112,12 @@ def test_fields_of_a_response_accepted_without_effect_have_none(talk: Talk, expe
     accepted = fields_of("ResponsesFields", Treatment.ACCEPTED)
     assert accepted
     check_accepted(Route("ResponsesFields", talk, expected), accepted)
+
+
+@pytest.mark.parametrize("name", MESSAGES_CASES)
+def test_fields_of_a_message_accepted_without_effect_have_none(
+    talk: Talk, expected: Expected, name: str
+) -> None:
+    accepted = fields_of(name, Treatment.ACCEPTED)
+    assert accepted
+    check_accepted_of_a_message(Route(name, talk, expected), accepted)

@@ -2,7 +2,8 @@
 
 The bundle is the tests' own `llama` with another tokenizer file and chat template: text begins with BOS, and
 the template shows every part of a message. It is served under two names, one of them with its own defaults
-and a tool call format that may begin an answer. A third model takes images; its bundle is unchanged.
+and a tool call format that may begin an answer, and under a third one as a model that reasons. A fourth takes
+images; its bundle is unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tokenizers import Tokenizer, processors
 from vinfer.bundle.verification import sha256_of
 from vinfer.text.token_bytes import BYTE_OF_CHARACTER
 
-MODEL, OTHER, SEEING = "tiny", "other", "seeing"
+MODEL, OTHER, SEEING, THINKING = "tiny", "other", "seeing", "thinking"
 OTHER_MAX_TOKENS = 3
 MAX_MODEL_LEN = 512
 BOS_ID, EOS_ID = 256, 257
@@ -54,6 +55,8 @@ models:
   - {{name: tiny, source: {bundle}, dtype: float32, sampling: {{temperature: 1, top_p: 1}}}}
   - {{name: other, source: {bundle}, dtype: float32, tool_parser: llama3_json,
      sampling: {{max_tokens: 3, temperature: 0}}}}
+  - {{name: thinking, source: {bundle}, dtype: float32, reasoning_parser: think,
+     sampling: {{temperature: 1, top_p: 1}}}}
   - {{name: seeing, source: {seeing}, dtype: float32, task: image-text}}
 """
 
@@ -104,6 +107,10 @@ class Talk:
         assert response.status_code == 400, response.text
         assert response.headers["x-should-retry"] == "false"
         error: dict[str, Any] = response.json()["error"]
+        if path.startswith("/v1/messages"):
+            # Anthropic's form has no field for the path, so messages begin with it.
+            error["param"] = error["message"].split()[0].rstrip(":")
+            error["code"] = error.pop("details", {}).get("error_code")
         assert set(error) == {"message", "type", "param", "code"}
         assert error["type"] == "invalid_request_error"
         return error

@@ -169,7 +169,7 @@ KEPT: dict[str, dict[str, Any]] = {
     "contains": {"type": "array", "contains": listed(), "maxContains": 1},
     "a reference beside": {"$ref": "#/$defs/x", "properties": {"b": TEXT}, "$defs": {"x": listed()}},
     "a choice beside": listed(anyOf=[{"required": ["a"]}, {"properties": {"b": TEXT}}]),
-    "an example, not a schema": {"const": listed(), "enum": [listed()], "default": listed()},
+    "an example, not a schema": {"const": listed(), "enum": [listed()]},
     "nonsense": {"properties": 3, "required": "a", "items": [3], "anyOf": {"a": listed()}},
 }
 

@@ -46,6 +46,9 @@ SUCCESSES: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/v1/completions", {"prompt": "a", "logprobs": 0, **STREAM}),
     ("POST", "/v1/responses", {"input": "hi", "max_output_tokens": 3}),
     ("POST", "/v1/responses", {"input": HI, "stream": True}),
+    ("POST", "/v1/messages", {"messages": HI, "max_tokens": 3}),
+    ("POST", "/v1/messages", {"messages": HI, "max_tokens": 3, "stream": True}),
+    ("POST", "/v1/messages/count_tokens", {"messages": HI}),
     ("POST", "/v1/embeddings", {"input": ["a", [4, 5]], "dimensions": 2}),
     ("POST", "/v1/embeddings", {"input": "a", "encoding_format": "base64"}),
     ("POST", "/v1/count_tokens", {"conversation": "a"}),
@@ -57,6 +60,7 @@ SUCCESSES: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "/v1/models", {}),
     ("GET", "/v1/models/fake", {}),
     ("GET", "/v1/capabilities", {}),
+    ("GET", "/", {}),
     ("GET", "/liveness", {}),
     ("GET", "/readiness", {}),
     ("GET", "/health", {}),
@@ -64,8 +68,9 @@ SUCCESSES: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "/openapi.json", {}),
     ("GET", "/metrics", {}),
 ]
-# Sums, order and the prompt's own length are beyond JSON Schema.
+# Misspellings, sums, order and the prompt's own length are beyond JSON Schema.
 NO_MATTER_OF_SCHEMA: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": "hi", "nmae": "good"}]},
     {"max_completion_tokens": 5},
     {"stop_token_ids": list(range(4, 20))},
     {"min_tokens": 5},
@@ -207,11 +212,12 @@ def test_each_field_has_its_rule(document: dict[str, Any]) -> None:
     for operation in OPERATIONS.values():
         for form in operation.forms:
             schema = schemas[form.fields.__name__]
-            assert set(schema["properties"]) == set(form.rules)
+            patterns = schema.get("patternProperties", {})
+            assert {*schema["properties"], *(pattern.strip("^$") for pattern in patterns)} == set(form.rules)
             assert schema["additionalProperties"] is False
             for name, rule in form.rules.items():
                 if rule.treatment is Treatment.REFUSED:
-                    written = schema["properties"][name]
+                    written = patterns[f"^{name}$"]
                     assert written["enum"] == [None, *rule.neutral]
                     assert rule.reason in written["description"]
 
@@ -231,11 +237,11 @@ def test_config_decides(tmp_path: Any) -> None:
     )
     schemas = document["components"]["schemas"]
     assert schemas["ChatFields"]["additionalProperties"] is True
-    assert schemas["ChatMessage"]["additionalProperties"] is True
+    assert schemas["Tool"]["additionalProperties"] is True
     assert schemas["ErrorBody"]["additionalProperties"] is False
     assert schemas["CompletionFields"]["properties"]["n"]["maximum"] == 3
     assert "/metrics" not in document["paths"]
-    assert document["security"] == [{"key": []}]
+    assert document["security"] == [{"key": []}, {"x_api_key": []}]
     public = {
         path for path, methods in document["paths"].items() if methods.get("get", {}).get("security") == []
     }
@@ -244,11 +250,14 @@ def test_config_decides(tmp_path: Any) -> None:
 
 def test_the_models_are_named() -> None:
     one, two = (openapi_document(ServerConfig(), ModelTable(names)) for names in (["a"], ["a", "b"]))
-    assert one["components"]["schemas"]["ChatFields"]["properties"]["model"] == {"enum": ["a"]}
+    assert one["components"]["schemas"]["ChatFields"]["properties"]["model"] == {
+        "type": "string",
+        "enum": ["a"],
+    }
     for document, may_be_missing in ((one, True), (two, False)):
         tokenize = document["components"]["schemas"]["TokenizeText"]
         assert ("model" not in tokenize["required"]) is may_be_missing
-        assert (None in tokenize["properties"]["model"]["enum"]) is may_be_missing
+        assert ({"type": "null"} in tokenize["properties"]["model"].get("anyOf", [])) is may_be_missing
         (parameter,) = document["paths"]["/tokenizer_info"]["get"]["parameters"]
         assert parameter["required"] is not may_be_missing
     (parameter,) = two["paths"]["/v1/models/{id}"]["get"]["parameters"]
@@ -261,14 +270,14 @@ def test_the_models_limit_their_fields(server: RunningServer) -> None:
     (model,) = server.models.served_models
     room = model.max_model_len - 1
     for path, at, beyond in [
-        ("/v1/completions", {"max_tokens": room}, {"max_tokens": room + 1}),
+        ("/v1/completions", {"min_tokens": 0}, {"min_tokens": room + 1}),
         ("/v1/completions", {"prompt": [VOCAB_SIZE - 1]}, {"prompt": [VOCAB_SIZE]}),
         ("/v1/completions", {"prompt": [[VOCAB_SIZE - 1]]}, {"prompt": [[VOCAB_SIZE]]}),
         ("/v1/completions", {"prompt": [4] * room}, {"prompt": [4] * (room + 2)}),
         ("/v1/completions", {"stop_token_ids": [VOCAB_SIZE - 1]}, {"stop_token_ids": [VOCAB_SIZE]}),
         ("/v1/completions", {"logit_bias": {str(VOCAB_SIZE - 1): 1}}, {"logit_bias": {str(VOCAB_SIZE): 1}}),
         ("/v1/completions", {"logit_bias": {"5": 1}}, {"logit_bias": {"05": 1}}),
-        ("/v1/embeddings", {"input": [4] * (room + 1)}, {"input": [4] * (room + 2)}),
+        ("/v1/embeddings", {"input": [VOCAB_SIZE - 1]}, {"input": [VOCAB_SIZE]}),
         ("/v1/embeddings", {"dimensions": model.embeddings.size}, {"dimensions": model.embeddings.size + 1}),
         ("/detokenize", {"tokens": [259]}, {"tokens": [260]}),
     ]:
@@ -296,6 +305,7 @@ def test_reasoning_effort_is_for_templates_that_read_it(tokenizer: Tokenizer) ->
         for path, fields in [
             ("/v1/chat/completions", {"reasoning_effort": "low"}),
             ("/v1/responses", {"reasoning": {"effort": "low"}}),
+            ("/v1/messages", {"output_config": {"effort": "low"}}),
         ]:
             body = {**BODIES[path][0], **fields}
             assert contract.request_validator("POST", path).is_valid(body) is is_read
@@ -308,9 +318,10 @@ def test_images_are_for_models_that_take_them(server: RunningServer) -> None:
     for path, part in [
         ("/v1/chat/completions", {"type": "image", "image": "data:,"}),
         ("/v1/responses", {"type": "input_image", "image_url": "data:,"}),
+        ("/v1/messages", {"type": "image", "source": {"type": "url", "url": "http://x/y.png"}}),
     ]:
         field = "input" if path == "/v1/responses" else "messages"
-        body = {"model": "fake", field: [{"role": "user", "content": [part]}]}
+        body = {**BODIES[path][0], field: [{"role": "user", "content": [part]}]}
         for models, is_valid in ((server.models, False), (loading, True)):
             contract = Contract(ServerConfig(), models)
             assert contract.request_validator("POST", path).is_valid(body) is is_valid
@@ -321,7 +332,7 @@ def test_a_model_that_loads_limits_nothing(server: RunningServer) -> None:
     models = ModelTable(["fake", "loads"])
     models.serve(server.models.served_models[0])
     schema = openapi_document(ServerConfig(), models)["components"]["schemas"]["CompletionFields"]
-    assert schema["properties"]["max_tokens"]["anyOf"][0]["maximum"] == 2**31 - 1
+    assert schema["properties"]["min_tokens"]["anyOf"][0]["maximum"] == 2**31 - 1
 
 
 def test_the_server_gives_the_document_of_its_config(start: Start) -> None:

@@ -6,9 +6,9 @@ import dataclasses
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine, served_model
+from fake_engine import PROMPT_IDS, FakeEngine, served_model
 from refusals import BAD_CHAT_FIELDS, BAD_COMPLETION_FIELDS, TOOL_CALL, USER, assert_refused, of_treatment
-from running_server import RunningServer, Start, run
+from running_server import RunningServer, Start, events, run
 
 from vinfer.config import ServerConfig
 from vinfer.server.fields.chat import CHAT
@@ -21,6 +21,8 @@ from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 
 ACCEPTED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+# Hints of other servers' clients about what stays in memory.
+KEPT = {"prompt_cache_retention", "num_ctx", "keep_alive"}
 # The contract's list of chat fields, however each is treated.
 CONTRACT = {
     *("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop"),
@@ -35,8 +37,8 @@ CONTRACT = {
 
 def test_the_table_treats_every_field_of_the_contract() -> None:
     assert set(CHAT_FIELDS) >= CONTRACT | ACCEPTED
-    assert of_treatment(CHAT_FIELDS, Treatment.ACCEPTED) == ACCEPTED
-    assert of_treatment(COMPLETION_FIELDS, Treatment.ACCEPTED) == ACCEPTED
+    assert of_treatment(CHAT_FIELDS, Treatment.ACCEPTED) == ACCEPTED | KEPT
+    assert of_treatment(COMPLETION_FIELDS, Treatment.ACCEPTED) == ACCEPTED | KEPT
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_refused_completion_field(server: RunningServer, field: str) -> None:
     assert_refused(server.complete(**{field: {"some": "thing"}}), field, field)
 
 
-@pytest.mark.parametrize("field", sorted(ACCEPTED))
+@pytest.mark.parametrize("field", sorted(ACCEPTED | KEPT))
 def test_accepted_field_changes_nothing(server: RunningServer, field: str) -> None:
     plain = server.chat().json()["choices"]
     assert server.chat(**{field: {"anything": 1}}).json()["choices"] == plain
@@ -124,10 +126,29 @@ def test_prompt_that_does_not_fit(server: RunningServer) -> None:
         "prompt",
         "prompt has 128 tokens; max_model_len is 128: shorten it or raise models[0].max_model_len",
     )
-    assert_refused(server.complete(prompt=[4] * 120, max_tokens=9), "max_tokens", "lower it to 8")
-    assert server.complete(prompt=[4] * 120, max_tokens=8).status_code == 200
-    # A default is clamped to the room that is left.
-    assert server.complete(prompt=[4] * 120, max_tokens=None).json()["usage"]["completion_tokens"] == 8
+    assert_refused(server.complete(prompt=[4] * 120, max_tokens=9, min_tokens=9), "min_tokens", "at most 8")
+
+
+def test_max_tokens_is_lowered_to_what_fits(server: RunningServer) -> None:
+    """A header says so, unless nobody asked for more."""
+    for sent, header in ((8, None), (9, "8"), (1000, "8"), (None, None)):
+        response = server.complete(prompt=[4] * 120, max_tokens=sent)
+        body = response.json()
+        assert body["usage"]["completion_tokens"] == 8
+        assert body["choices"][0]["finish_reason"] == "length"
+        assert response.headers.get("x-vinfer-max-tokens") == header
+    for field in ("max_tokens", "max_completion_tokens"):
+        response = server.chat(**{"max_tokens": None, field: 1000}, stream=True)
+        room = 128 - len(PROMPT_IDS)
+        assert response.headers["x-vinfer-max-tokens"] == str(room)
+        assert len(events(response.text)) == 1 + room + 1
+    responses = server.http.post(
+        "/v1/responses", json={"model": "fake", "input": "hi", "max_output_tokens": 1000}
+    )
+    assert responses.headers["x-vinfer-max-tokens"] == str(room)
+    # Of several prompts, the least.
+    several = server.complete(prompt=[[4] * 100, [4] * 120, [4]], max_tokens=20)
+    assert several.headers["x-vinfer-max-tokens"] == "8"
 
 
 def test_a_length_that_memory_limits_names_kv_cache(tokenizer: Tokenizer) -> None:
@@ -135,12 +156,10 @@ def test_a_length_that_memory_limits_names_kv_cache(tokenizer: Tokenizer) -> Non
     models = ModelTable(["fake"])
     models.serve(dataclasses.replace(served_model(engine, tokenizer), length_limit_key="kv_cache"))
     with run(ServerConfig(port=0), models, engine) as server:
-        advice = "raise models[0].kv_cache"
-        assert_refused(server.complete(prompt=[4] * 128), "prompt", f"shorten it or {advice}")
-        assert_refused(server.complete(prompt=[4] * 120, max_tokens=9), "max_tokens", advice)
+        assert_refused(server.complete(prompt=[4] * 128), "prompt", "shorten it or raise models[0].kv_cache")
 
 
 def test_unknown_fields_can_be_ignored(start: Start) -> None:
     with start(unknown_fields="ignore") as server:
-        assert server.chat(mood="good", messages=[{**USER, "mood": "good"}]).status_code == 200
+        assert server.chat(mood="good", messages=[{**USER, "contnet": "good"}]).status_code == 200
         assert_refused(server.chat(prediction={"type": "content"}), "prediction")

@@ -85,3 +85,42 @@ def test_the_template_or_the_config_says_whether_it_thinks() -> None:
     assert answer_form("auto", thinking).has_reasoning
     assert answer_form("auto", plain, reasoning_parser="think").has_reasoning
     assert not answer_form("auto", thinking, reasoning_parser="none").has_reasoning
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_include_reasoning(thinking_server: RunningServer, include: bool) -> None:
+    message = say(thinking_server, "<think>Hm</think>Hi", include_reasoning=include)
+    assert message["content"] == "Hi"
+    assert message.get("reasoning_content") == ("Hm" if include else None)
+
+
+def test_effort_none_turns_reasoning_off(tokenizer: Tokenizer) -> None:
+    """Through `enable_thinking`, if the template reads it; a model that does not reason needs no switch."""
+    switch = "{{ messages[0].content }}{% if enable_thinking is false %}!{% endif %}"
+    for template, has_reasoning, expected in [
+        (switch, True, "hi!"),
+        (switch, False, "hi"),
+        ("{{ messages[0].content }}", False, "hi"),
+        ("{{ messages[0].content }}", True, None),
+    ]:
+        with serving(tokenizer, template, has_reasoning=has_reasoning) as server:
+            for fields, path in (
+                (
+                    {"reasoning_effort": "none", "messages": [{"role": "user", "content": "hi"}]},
+                    "chat/completions",
+                ),
+                ({"reasoning": {"effort": "none"}, "input": "hi"}, "responses"),
+            ):
+                server.engine.reset()
+                response = server.http.post(f"/v1/{path}", json={"model": "fake", **fields})
+                if expected is None:
+                    assert response.status_code == 400
+                    assert "reasons in any case" in response.json()["error"]["message"]
+                else:
+                    assert response.status_code == 200, response.text
+                    prompt_ids = server.engine.requests[0].prompt_ids
+                    assert tokenizer.decode(prompt_ids, skip_special_tokens=False) == expected
+            if expected == "hi!":
+                contradiction = {"enable_thinking": True}
+                response = server.chat(reasoning_effort="none", chat_template_kwargs=contradiction)
+                assert response.status_code == 400

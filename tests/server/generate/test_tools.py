@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +28,9 @@ from vinfer.server.constrain.grammars import MAX_SCHEMA_CHARS
 from vinfer.server.constrain.tool_grammar import MAX_CONSTRAINED_CALLS
 from vinfer.server.fields.tools import MAX_TOOLS, parsed_arguments
 from vinfer.server.model_table import ModelTable
+from vinfer.text.answer_form import answer_form
+from vinfer.text.chat_form import ChatForm
+from vinfer.text.chat_template import ChatTemplate
 from vinfer.text.tokenizer import Tokenizer
 
 NAMED = {"type": "function", "function": {"name": "get_time"}}
@@ -282,6 +286,30 @@ def test_a_template_that_knows_tools_gets_them(tokenizer: Tokenizer) -> None:
             '<tool_call>{"name": {"city": "Oslo"}<tool_call>{"name": "{bad"<|im_end|>'
             "<|im_start|>tool\nrain <|im_end|><|im_end|><|im_start|>tool\nnoon<|im_end|>"
         )
+
+
+def test_a_template_of_its_own_for_tools(tokenizer: Tokenizer) -> None:
+    engine, models = FakeEngine(max_model_len=2048), ModelTable(["fake"])
+    model = served_model(engine, tokenizer)
+    of_tools = ChatTemplate(
+        "{{ depth2 }}" + TEACHING, tokenizer.special_tokens, control_tokens=tokenizer.control_tokens
+    )
+    models.serve(
+        dataclasses.replace(
+            model,
+            tool_use=ChatForm(of_tools, answer_form("auto", of_tools)),
+            chat_template_kwargs={"depth2": "integer"},
+        )
+    )
+    with run(ServerConfig(port=0), models, engine) as server:
+        assert server.chat(tools=[WEATHER], chat_template_kwargs={"depth2": 7}).status_code == 200
+        assert prompt_text(server, tokenizer).startswith('7[{"type"')
+        server.engine.reset()
+        assert server.chat(tools=[WEATHER], tool_choice="none").status_code == 200
+        assert prompt_text(server, tokenizer).startswith("<|im_start|>user\nhi")
+        # A template is chosen by the request's tools, never by its name.
+        refused = server.chat(tools=[WEATHER], chat_template_kwargs={"chat_template": "rag"})
+        assert refused.json()["error"]["param"] == "chat_template_kwargs.chat_template"
 
 
 def test_tokenize_counts_the_same_prompt(tools_server: RunningServer) -> None:

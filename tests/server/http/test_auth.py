@@ -34,7 +34,8 @@ def test_no_route_answers_without_a_key(locked: RunningServer, path: str) -> Non
         response = locked.http.request(method, path)
         assert response.status_code == 401, (method, path)
         assert response.headers["www-authenticate"] == "Bearer"
-    assert httpx.get(locked.url + path).json()["error"]["code"] == "invalid_api_key"
+    error = httpx.get(locked.url + path).json()["error"]
+    assert error.get("code", error["type"]) in ("invalid_api_key", "authentication_error")
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,38 @@ def test_probes_are_public(locked: RunningServer, path: str) -> None:
 def test_keys(locked: RunningServer, values: list[str | bytes], status: int) -> None:
     headers = [(b"authorization", value if isinstance(value, bytes) else value.encode()) for value in values]
     assert locked.http.get("/v1/models", headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([("x-api-key", "first-key")], 200),
+        ([("X-Api-Key", "second-key")], 200),
+        ([("x-api-key", "first-key"), ("authorization", "Bearer first-key")], 200),
+        ([("x-api-key", "first-key"), ("authorization", "Bearer second-key")], 401),
+        ([("x-api-key", "first-key"), ("authorization", "Basic first-key")], 401),
+        ([("x-api-key", "first-key"), ("x-api-key", "first-key")], 401),
+        ([("x-api-key", "Bearer first-key")], 401),
+        ([("x-api-key", "third-key")], 401),
+        ([("x-api-key", "")], 401),
+        ([("x-api-key", ""), ("authorization", "Bearer first-key")], 401),
+    ],
+)
+def test_keys_as_anthropics_clients_send_them(
+    locked: RunningServer, headers: list[tuple[str, str]], status: int
+) -> None:
+    for path in ("/v1/models", "/metrics"):
+        assert locked.http.get(path, headers=headers).status_code == status
+
+
+def test_a_key_is_one_tenant_by_either_header(locked: RunningServer) -> None:
+    """Requests with the same key share pages, whatever header it came in."""
+    body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    locked.engine.reset()
+    for headers in ({"x-api-key": "first-key"}, {"authorization": "Bearer first-key"}):
+        assert locked.http.post("/v1/messages", json=body, headers=headers).status_code == 200
+    one, two = locked.engine.requests
+    assert one.tenant == two.tenant != ""
 
 
 def test_a_key_in_the_query_is_none(locked: RunningServer) -> None:

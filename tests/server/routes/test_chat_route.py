@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from typing import Any
 
 import pytest
@@ -111,9 +113,40 @@ def test_usage_on_every_chunk(server: RunningServer) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     chunks = events(server.chat(stream=True, stream_options=options).text)
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
-    assert counts[0] == 0
+    # The role comes with the first token.
+    assert counts[0] == 1
     assert counts == sorted(counts)
     assert counts[-1] == 4
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_the_first_event_comes_with_the_first_token(server: RunningServer, path: str) -> None:
+    """Clients take its time as the time to first token. The first token here is half a character."""
+    server.engine.script = ids_of("éa")
+    server.engine.seconds_per_event = 0.3
+    body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "stream": True, "max_tokens": 3}
+    if path == "/v1/completions":
+        body["prompt"] = body.pop("messages")[0]["content"]
+    with server.http.stream("POST", path, json=body) as response:
+        started = time.monotonic()
+        lines = (line for line in response.iter_lines() if line)
+        first = json.loads(next(lines).removeprefix("data: "))
+        seconds = time.monotonic() - started
+        rest = list(lines)
+    assert 0.2 < seconds < 0.55
+    (choice,) = first["choices"]
+    assert choice.get("delta", {"role": "assistant"})["role"] == "assistant"
+    assert choice.get("text", "") == ""
+    assert rest[-1] == "data: [DONE]"
+
+
+def test_each_choice_has_its_role_once(server: RunningServer) -> None:
+    chunks = events(server.chat(stream=True, n=3).text)
+    roles = [choice["index"] for chunk in chunks for choice in chunk["choices"] if "role" in choice["delta"]]
+    assert sorted(roles) == [0, 1, 2]
+    for index in range(3):
+        own = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
+        assert own[0]["delta"]["role"] == "assistant"
 
 
 def test_logprobs(server: RunningServer) -> None:
@@ -195,6 +228,25 @@ def test_continue_final_message_goes_on_with_it(server: RunningServer) -> None:
     body = server.chat(messages=turns, continue_final_message=True, max_tokens=3).json()
     assert server.engine.requests[0].prompt_ids[-2:] == tuple(ids_of("So"))
     assert body["choices"][0]["message"]["content"] == " it"
+
+
+@pytest.mark.parametrize("text", ["<", "e", "im_end", ">", "\n", "", "  ", "<|im_end|>", "</think>"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+def test_a_continued_prompt_ends_with_the_text(path: str, text: str, server: RunningServer) -> None:
+    turns = [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": text}]
+    body = {"model": "fake", "messages": turns, "continue_final_message": True}
+    response = server.http.post(path, json=body)
+    assert response.status_code == 200, response.text
+    found = response.json()["tokens"] if path == "/tokenize" else server.engine.requests[0].prompt_ids
+    begun = [IM_START, *ids_of("user\n<|im_end|>"), IM_END, IM_START, *ids_of(f"assistant\n{text}")]
+    assert list(found) == begun
+
+
+def test_a_message_with_calls_cannot_be_continued(server: RunningServer) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [call]}]
+    error = server.chat(messages=turns, continue_final_message=True).json()["error"]
+    assert (error["param"], "tool_calls" in error["message"]) == ("continue_final_message", True)
 
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="

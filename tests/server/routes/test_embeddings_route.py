@@ -229,3 +229,23 @@ def test_the_official_client(server: RunningServer) -> None:
     np.testing.assert_allclose(default.data[1].embedding, vector(ids_of("c")), rtol=1e-6)
     assert fewer.data[0].embedding == [1.0]
     assert default.usage.total_tokens == 3
+
+
+def test_a_model_without_a_head_embeds_and_refuses_to_generate(tokenizer: Tokenizer) -> None:
+    engine, models = FakeEngine(), ModelTable(["fake"])
+    models.serve(dataclasses.replace(served_model(engine, tokenizer), has_head=False))
+    with run(ServerConfig(port=0), models, engine) as server:
+        assert len(vectors(embed(server))) == 1
+        for response in (
+            server.chat(),
+            server.chat(stream=True),
+            server.complete(),
+            server.http.post("/v1/responses", json={"model": "fake", "input": "hi"}),
+        ):
+            error = refusal(response)
+            assert (error["param"], "without a head" in error["message"]) == ("model", True)
+        assert server.http.post("/tokenize", json={"model": "fake", "prompt": "ab"}).status_code == 200
+        (model,) = server.http.get("/v1/capabilities").json()["models"]
+        assert not {"/v1/chat/completions", "/v1/completions", "/v1/responses"} & {
+            form["path"] for form in model["forms"]
+        }

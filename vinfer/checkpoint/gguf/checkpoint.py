@@ -49,6 +49,10 @@ class GgufCheckpoint:
     vision: None = None
     image_processing: None = None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.generation.notes
+
     def tensor_names(self) -> list[str]:
         return list(self.stored_names)
 

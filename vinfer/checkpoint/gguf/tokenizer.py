@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from vinfer.checkpoint.chat_templates import ChatTemplates
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.gguf.byte_level import build_byte_level, read_splitting
 from vinfer.checkpoint.gguf.sentencepiece import build_sentencepiece, read_pieces
@@ -47,14 +48,16 @@ def build_tokenizer_files(metadata: Mapping[str, object], where: str) -> Tokeniz
     end = eos if keys.boolean("tokenizer.ggml.add_eos_token", False) else None
     if begin is not None or end is not None:
         tokenizer.post_processor = _post_processor(keys, tokenizer, begin, end)
-    template = keys.string("tokenizer.chat_template", "")
     return TokenizerFiles(
         tokenizer_json=tokenizer.to_str(),
         bos_token=bos,
         eos_token=eos,
         pad_token=pad,
         unk_token=unk,
-        chat_template=template or None,
+        templates=ChatTemplates(
+            keys.string("tokenizer.chat_template", "") or None,
+            keys.string("tokenizer.chat_template.tool_use", "") or None,
+        ),
     )
 
 

@@ -52,6 +52,7 @@ class HfCheckpoint:
     scheme: Fp8Scheme | None
     scales: dict[str, StoredTensor]
     """By the name of the 8-bit weight."""
+    notes: tuple[str, ...] = ()
     vision: VisionFacts | None = None
     image_processing: ImageProcessing | None = None
 
@@ -78,11 +79,13 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
     Raises:
         CheckpointError: unsafe, incomplete, malformed, or of an unsupported kind.
     """
-    refuse_unsafe(directory)
+    notes = refuse_unsafe(directory)
     raw_config = read_json_object(directory / "config.json")
     where = str(directory / "config.json")
     normalised = normalise(raw_config, where)
-    tokenizer = read_tokenizer_files(directory)
+    if not normalised.facts.has_head:
+        raw_config = {**raw_config, "tie_word_embeddings": True}
+    tokenizer = read_tokenizer_files(directory, vocab_size=normalised.facts.vocab_size)
     processing = None
     if normalised.vision is not None:
         processing = normalised.vision.read_processing(directory)
@@ -104,23 +107,26 @@ def open_hf_directory(directory: Path) -> HfCheckpoint:
         _refuse_contradicted_tie(directory, names, stored)
         del tensors[names.head]
     check_layout(normalised.shapes, {name: tensor.shape for name, tensor in tensors.items()}, str(directory))
+    generation = read_generation_facts(
+        read_optional_json_object(directory / "generation_config.json"),
+        raw_config,
+        tokenizer_eos_id=tokenizer.eos_token_id(),
+        vocab_size=normalised.facts.vocab_size,
+        where=str(directory),
+    )
+    tokenizer.refuse_unknown_end(generation.eos_token_ids, str(directory))
     return HfCheckpoint(
         model_type=normalised.model_type,
         config=normalised.config,
         hugging_face_config=raw_config,
         ropes=normalised.ropes,
         facts=normalised.facts,
-        generation=read_generation_facts(
-            read_optional_json_object(directory / "generation_config.json"),
-            raw_config,
-            tokenizer_eos_id=tokenizer.eos_token_id(),
-            vocab_size=normalised.facts.vocab_size,
-            where=str(directory),
-        ),
+        generation=generation,
         tokenizer=tokenizer,
         tensors=tensors,
         scheme=scheme,
         scales=scales,
+        notes=(*notes, *generation.notes),
         vision=normalised.vision,
         image_processing=processing,
     )
@@ -161,6 +167,8 @@ def _shards(directory: Path) -> dict[Path, set[str] | None]:
                 "(*.bin, *.pt); save the model with safe_serialization=True"
             )
         return {directory / _SINGLE: None}
+    if (directory / _SINGLE).is_file() and _is_stale(index_path):
+        return {directory / _SINGLE: None}
     weight_map = read_json_object(index_path).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index_path} has no weight_map object: download the checkpoint again")
@@ -170,6 +178,15 @@ def _shards(directory: Path) -> dict[Path, set[str] | None]:
             raise CheckpointError(f"{index_path}: {name} is in {file_name!r}, which is not a plain file name")
         wanted.setdefault(file_name, set()).add(name)
     return {directory / file_name: wanted[file_name] for file_name in sorted(wanted)}
+
+
+def _is_stale(index_path: Path) -> bool:
+    """Return whether an index describes other files than those beside it, or only the file beside it."""
+    weight_map = read_json_object(index_path).get("weight_map")
+    if not isinstance(weight_map, dict):
+        return True
+    names = {name for name in weight_map.values() if isinstance(name, str)}
+    return names <= {_SINGLE} or not all((index_path.parent / Path(name).name).is_file() for name in names)
 
 
 def _in_our_names(

@@ -56,6 +56,13 @@ class RopeFacts:
     attention_factor: float = 1.0
     frequency_divisors: tuple[float, ...] | None = None
 
+    @property
+    def max_unextended_len(self) -> int | None:
+        """The longest limit that leaves short sequences as they are; None if no limit changes them."""
+        if self.rope_type in ("longrope", "dynamic"):
+            return self.original_max_position_embeddings
+        return None
+
     def inverse_frequencies(self, length: int) -> npt.NDArray[np.float32]:
         """Compute float32 [rotary_dim / 2], in the order of operations of transformers.
 

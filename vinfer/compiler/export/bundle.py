@@ -130,7 +130,7 @@ def _write_programs_and_manifest(
     """Write what is left of a bundle once its weights are known."""
     kv = _kv_arrays(model, plan)
     rotates_by_axes = encoder is not None and bool(checkpoint.facts.rope_sections)
-    state = state_specs(model.vocab_size, plan.num_slots, has_rope_offset=rotates_by_axes)
+    state = state_specs(model.vocab_size, plan.max_model_len, plan.num_slots, has_rope_offset=rotates_by_axes)
     programs = Programs(
         model,
         num_slots=plan.num_slots,
@@ -230,6 +230,7 @@ def _model_card(plan: BuildPlan, checkpoint: Checkpoint, *, vocab_size: int) -> 
         pad_token_id=generation.pad_token_id,
         vocab_size=vocab_size,
         sampling_defaults=_sampling_defaults(generation),
+        has_head=checkpoint.facts.has_head,
     )
 
 

@@ -1,4 +1,4 @@
-"""Lark rules for llguidance: answers that must be tool calls, or free text that calls may follow.
+"""Lark rules for llguidance: answers that must be tool calls, calls or another form, or text and then calls.
 
 Pure functions of a `ToolFormat`, each tool's JSON Schema as text, and how the format's markers are written.
 Free text ends where `vinfer.text.tool_calls.parser` sees the beginning of a call. That is the first marker
@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from vinfer.server.constrain.pythonic_rules import pythonic_rules
+from vinfer.server.constrain.thought_rules import ThoughtForm, after_thought
 from vinfer.text import reasoning
 from vinfer.text.tool_calls.formats import ToolFormat
 
@@ -71,21 +72,40 @@ def lark_text(text: str) -> str:
     return json.dumps(text) if text else ""
 
 
-def must_call(tools: Sequence[CallableTool], form: CallForm) -> str:
-    """Write the grammar of 1 to `max_calls` calls and nothing else."""
+def must_call(tools: Sequence[CallableTool], form: CallForm, thought: ThoughtForm | None) -> str:
+    """Write the grammar of 1 to `max_calls` calls and nothing else, except for reasoning before them."""
     opening = "" if form.tool_format.begins_with_call else form.opening
-    return _joined([f"start: {opening} rest", *_rest(form), *_calls(tools, form)])
+    called = [*after_thought("called", thought), f"called: {opening} rest"]
+    return _joined([*called, *_rest(form), *_calls(tools, form)])
+
+
+def call_or_form(tools: Sequence[CallableTool], form: CallForm, thought: ThoughtForm | None) -> str:
+    """Write the grammar of 1 to `max_calls` calls or of the grammar `@form`, as the answer begins."""
+    keywords = _keywords(tools, form)
+    if form.tool_format.is_pythonic:
+        starts = [f"{marker} {following}" for _, marker, following in _triggers(form, keywords)]
+    else:
+        starts = [f"{form.opening} rest", *(["rest"] if form.tool_format.begins_with_call else [])]
+    lines = [*after_thought("answer", thought), " | ".join(["answer: @form", *starts])]
+    lines += [*_rest(form), *_calls(tools, form)]
+    if form.tool_format.is_pythonic:
+        lines += _pythonic(form, keywords)
+    return _joined(lines)
 
 
 def may_call(tools: Sequence[CallableTool], form: CallForm, text: TextForm) -> str:
     """Write the grammar of free text with at most `max_calls` calls at its end."""
-    keywords: Keywords = {}
-    if form.tool_format.is_pythonic:
-        keywords = {tool: pythonic_rules(tool.schema, str(tool.position)) for tool in tools}
+    keywords = _keywords(tools, form)
     lines = [*_start(text), *_answer(form, text, keywords), *_rest(form), *_calls(tools, form)]
     if form.tool_format.is_pythonic:
         lines += _pythonic(form, keywords)
     return _joined(lines)
+
+
+def _keywords(tools: Sequence[CallableTool], form: CallForm) -> Keywords:
+    if not form.tool_format.is_pythonic:
+        return {}
+    return {tool: pythonic_rules(tool.schema, str(tool.position)) for tool in tools}
 
 
 def _joined(lines: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from vinfer.engine.grammar import Grammar, GrammarCompiler, GrammarKind, GrammarSpec
 from vinfer.engine.grammar_vocabulary import GrammarVocabulary
 from vinfer.errors import RequestError
+from vinfer.server.constrain.endless import check_ends
 from vinfer.server.constrain.json_schema import closed
 from vinfer.server.fields.sampling import SamplingFields
 from vinfer.server.fields.structured_outputs import MAX_GRAMMAR_CHARS, ResponseFormat, StructuredOutputs
@@ -60,7 +61,7 @@ def grammar_spec(
     """Return what constrains the answer; None if nothing does. Large schemas take milliseconds.
 
     Raises:
-        RequestError: a schema or the choices are too long.
+        RequestError: a schema or the choices are too long, or no value of a schema ends.
     """
     if structured_outputs is not None:
         path = "structured_outputs"
@@ -70,14 +71,15 @@ def grammar_spec(
             return GrammarSpec("lark", structured_outputs.grammar, f"{path}.grammar")
         if structured_outputs.choice is not None:
             return _as_json("choice", structured_outputs.choice, f"{path}.choice", MAX_GRAMMAR_CHARS)
-        return _as_json(
-            "json_schema", closed(structured_outputs.json_ or {}), f"{path}.json", MAX_SCHEMA_CHARS
-        )
+        schema = structured_outputs.json_ or {}
+        check_ends(schema, f"{path}.json")
+        return _as_json("json_schema", closed(schema), f"{path}.json", MAX_SCHEMA_CHARS)
     if response_format is None or response_format.type == "text":
         return None
     if response_format.json_schema is None:
         return _as_json("json_schema", {"type": "object"}, "response_format", MAX_SCHEMA_CHARS)
     path = "response_format.json_schema.schema"
+    check_ends(response_format.json_schema.schema_, path)
     return _as_json("json_schema", closed(response_format.json_schema.schema_), path, MAX_SCHEMA_CHARS)
 
 

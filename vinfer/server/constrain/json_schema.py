@@ -12,6 +12,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vinfer.server.constrain.annotations import without_annotations
+
 # With these keywords, narrowing a part could widen the whole or contradict another part.
 _COMPOSING = frozenset(
     (
@@ -65,6 +67,8 @@ _SINGLE = ("items", "additionalProperties", "additionalItems")
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return a schema whose objects have only the listed properties, unless it says more about them.
 
+    Annotations are dropped.
+
     Numbers without limits get limits of 64 bits, shared by all numbers that are alike. Numbers with fractions
     get nine decimal places. Formats get a maximum length, and so does their first part.
 
@@ -75,10 +79,11 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         schema: not nested deeper than a request body may be.
     """
+    schema = without_annotations(schema)
     try:
         new = _closed(schema)
     except _ReferringError:
-        return dict(schema)
+        return schema
     definitions = new.get("$defs", {})
     if not isinstance(definitions, dict):
         return new

@@ -1,90 +1,101 @@
-"""Constrains answers to tool calls: writes a Lark grammar for llguidance from the tools in a request.
+"""Writes what constrains an answer to tool calls: a Lark grammar for llguidance, from the tools of a request.
 
-Arguments follow each tool's JSON Schema, as closed by `json_schema`. If the model decides whether to call a
-tool, calls of `strict` tools are constrained once they begin.
+Arguments follow each tool's JSON Schema, as closed by `json_schema`, if a call is required or the tool is
+strict. Runs in worker threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vinfer.engine.grammar import JSON_FORM, Grammar, GrammarSpec
+from vinfer.engine.grammar import JSON_FORM, GrammarSpec
 from vinfer.errors import RequestError
 from vinfer.server.constrain.call_rules import (
     CallableTool,
     CallForm,
     TextForm,
+    call_or_form,
     lark_text,
     may_call,
     must_call,
 )
+from vinfer.server.constrain.endless import check_ends
 from vinfer.server.constrain.grammars import MAX_SCHEMA_CHARS, limited_json
 from vinfer.server.constrain.json_schema import closed
+from vinfer.server.constrain.thought_rules import ThoughtForm
 from vinfer.server.fields.chat import ChatFields
-from vinfer.server.fields.tools import Tool, required_tools, strict_tools
+from vinfer.server.fields.tools import Tool
 from vinfer.server.model_table import ServedModel
-from vinfer.server.services import Services
+from vinfer.text.tool_calls.formats import ToolFormat
 
+PositionedTool = tuple[int, Tool]
+"""A tool and its index in the request."""
 MAX_CONSTRAINED_CALLS = 16
 """Most calls in one constrained answer, so that a small model that repeats itself comes to an end."""
 
 
-async def compile_tool_grammar(
-    services: Services, fields: ChatFields, model: ServedModel, *, is_reasoning_open: bool
-) -> Grammar | None:
-    """Return the grammar that constrains the answer to tool calls; None if nothing does.
-
-    Args:
-        is_reasoning_open: the prompt ends inside the model's reasoning.
+def required_calls(
+    tools: Sequence[PositionedTool], form: CallForm, thought: ThoughtForm | None
+) -> GrammarSpec:
+    """Write the grammar of calls of these tools, each constrained by its schema.
 
     Raises:
-        RequestError: names the tool whose schema cannot be enforced.
+        RequestError: a schema is too long, or all of them together are.
     """
-    must = required_tools(fields.tools, fields.tool_choice)
-    strict = strict_tools(fields.tools, fields.tool_choice)
-    tool_format = model.answer_form.tool_format
-    if tool_format is None or not (must or strict):
-        return None
+    return _spec(must_call([_callable(i, tool, follows_schema=True) for i, tool in tools], form, thought))
+
+
+def optional_calls(tools: Sequence[PositionedTool], form: CallForm, text: TextForm) -> GrammarSpec:
+    """Write the grammar of text with calls at its end; the schemas of strict tools constrain them.
+
+    Raises:
+        RequestError: as `required_calls`.
+    """
+    return _spec(may_call(_strictly_callable(tools), form, text))
+
+
+def calls_or_form(
+    tools: Sequence[PositionedTool], form: CallForm, thought: ThoughtForm | None, other: GrammarSpec
+) -> GrammarSpec:
+    """Write the grammar of calls, as in `optional_calls`, or of another answer.
+
+    Raises:
+        RequestError: as `required_calls`.
+    """
+    rules = call_or_form(_strictly_callable(tools), form, thought)
+    return GrammarSpec("lark", _spec(rules).text, other.param, other)
+
+
+def call_form(fields: ChatFields, model: ServedModel, tool_format: ToolFormat) -> CallForm:
+    """Return how the calls of an answer are written, and how many there may be."""
     is_named = fields.tool_choice is not None and fields.tool_choice.function is not None
-    form = CallForm(
+    return CallForm(
         tool_format=tool_format,
         opening=_marker(tool_format.opening, model),
         closing=_marker(tool_format.closing, model),
         max_calls=MAX_CONSTRAINED_CALLS if fields.parallel_tool_calls and not is_named else 1,
     )
-    text = None if must else _text_form(model, is_reasoning_open=is_reasoning_open)
-    spec = await services.in_worker(tool_grammar_spec, must or list(enumerate(fields.tools)), form, text)
-    try:
-        return await model.grammars.compile(spec)
-    except RequestError:
-        for i, tool in must or strict:
-            # Find out which tool it is.
-            await model.grammars.compile(GrammarSpec("json_schema", _schema_text(i, tool), _path(i)))
-        raise
 
 
-def tool_grammar_spec(
-    tools: Sequence[tuple[int, Tool]], form: CallForm, text: TextForm | None
-) -> GrammarSpec:
-    """Write the grammar of calls of these tools, each with its position in the request.
-
-    Args:
-        text: what may be written before calls, which are then optional; None if a call is required.
+def arguments_spec(position: int, tool: Tool) -> GrammarSpec:
+    """Return the grammar of one tool's arguments alone.
 
     Raises:
-        RequestError: a schema is too long, or all of them together are.
+        RequestError: the schema is too long.
     """
-    if text is None:
-        rules = must_call(
-            [CallableTool(i, tool.function.name, _schema_text(i, tool)) for i, tool in tools], form
-        )
-    else:
-        schemas = [
-            (i, tool, _schema_text(i, tool) if tool.function.strict else _ANY_OBJECT) for i, tool in tools
-        ]
-        rules = may_call(
-            [CallableTool(i, tool.function.name, schema) for i, tool, schema in schemas], form, text
-        )
+    return GrammarSpec("json_schema", _schema_text(position, tool), _path(position))
+
+
+def _strictly_callable(tools: Sequence[PositionedTool]) -> list[CallableTool]:
+    return [_callable(i, tool, follows_schema=bool(tool.function.strict)) for i, tool in tools]
+
+
+def _callable(position: int, tool: Tool, *, follows_schema: bool) -> CallableTool:
+    schema = _schema_text(position, tool)
+    return CallableTool(position, tool.function.name, schema if follows_schema else _ANY_OBJECT)
+
+
+def _spec(rules: str) -> GrammarSpec:
     if len(rules) > MAX_SCHEMA_CHARS:
         raise RequestError(
             f"tools have {len(rules)} characters of JSON Schema together; the limit is {MAX_SCHEMA_CHARS}: "
@@ -100,18 +111,6 @@ def _marker(text: str, model: ServedModel) -> str:
     return f"<[{token_id}]>" if token_id in model.tokenizer.special_ids else lark_text(text)
 
 
-def _text_form(model: ServedModel, *, is_reasoning_open: bool) -> TextForm:
-    """Return what may come before calls: all that is possible without a grammar, except bad UTF-8."""
-    tokenizer = model.tokenizer
-    opening = model.answer_form.tool_format and tokenizer.token_to_id(model.answer_form.tool_format.opening)
-    free = sorted(tokenizer.special_ids - {opening, *model.eos_token_ids})
-    return TextForm(
-        control_tokens=f"<[{','.join(map(str, free))}]>" if free else "",
-        has_reasoning=model.answer_form.has_reasoning,
-        is_reasoning_open=is_reasoning_open,
-    )
-
-
 def _path(position: int) -> str:
     return f"tools[{position}].function.parameters"
 
@@ -120,5 +119,7 @@ _ANY_OBJECT = limited_json({"type": "object", "x-guidance": JSON_FORM}, "tools",
 
 
 def _schema_text(position: int, tool: Tool) -> str:
-    schema = closed({"type": "object", "properties": {}, **(tool.function.parameters or {})})
+    parameters = {"type": "object", "properties": {}, **(tool.function.parameters or {})}
+    check_ends(parameters, _path(position))
+    schema = closed(parameters)
     return limited_json({**schema, "x-guidance": JSON_FORM}, _path(position), MAX_SCHEMA_CHARS)

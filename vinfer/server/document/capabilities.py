@@ -17,8 +17,9 @@ from vinfer.config import ServerConfig
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
 from vinfer.server.document import answers
 from vinfer.server.document.operations import OPERATIONS
+from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT
 from vinfer.server.fields.chat import CHAT
-from vinfer.server.fields.completions import MAX_PROMPTS
+from vinfer.server.fields.completions import COMPLETION, MAX_PROMPTS
 from vinfer.server.fields.count import COUNT_MESSAGES
 from vinfer.server.fields.embeddings import EMBEDDING
 from vinfer.server.fields.form import RequestForm
@@ -33,7 +34,16 @@ from vinfer.server.model_table import ServedModel
 from vinfer.server.services import Services
 
 # Forms that a model without a chat template does not support.
-_CONVERSATIONS: tuple[RequestForm[Any], ...] = (CHAT, RESPONSES, COUNT_MESSAGES, TOKENIZE_MESSAGES)
+_CONVERSATIONS: tuple[RequestForm[Any], ...] = (
+    CHAT,
+    RESPONSES,
+    MESSAGES,
+    MESSAGES_COUNT,
+    COUNT_MESSAGES,
+    TOKENIZE_MESSAGES,
+)
+_GENERATING: tuple[RequestForm[Any], ...] = (CHAT, RESPONSES, MESSAGES, COMPLETION)
+"""Forms that a model without a head does not support."""
 
 
 async def capabilities(services: Services, request: HttpRequest) -> JSONResponse:
@@ -98,6 +108,8 @@ def _forms(model: ServedModel) -> Iterator[tuple[str, RequestForm[Any]]]:
                 continue
             if form is EMBEDDING and model.embeddings is None:
                 continue
+            if form in _GENERATING and not model.has_head:
+                continue
             yield path, form
 
 
@@ -116,4 +128,5 @@ def _of_form(path: str, form: RequestForm[Any]) -> answers.FormCapabilities:
             for field in treated(Treatment.REFUSED)
         ],
         accepted=treated(Treatment.ACCEPTED),
+        aliases={field: form.rules[field].reason for field in treated(Treatment.ALIAS)},
     )

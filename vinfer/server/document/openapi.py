@@ -62,9 +62,12 @@ def openapi_document(config: ServerConfig, models: ModelTable) -> Json:
                 **_answer_schemas(operations.values()),
                 **_request_schemas(operations.values(), config, models),
             },
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "x_api_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
         },
-        "security": [] if config.api_keys_file is None else [{"key": []}],
+        "security": [] if config.api_keys_file is None else [{"key": []}, {"x_api_key": []}],
     }
 
 
@@ -102,7 +105,7 @@ def _responses(operation: Operation) -> Json:
         content["text/event-stream"] = _stream(operation.event, names_events=operation.names_events)
     answers: dict[str, Json] = {"200": {"description": "OK", "content": content}}
     for status in sorted({error.status for error in operation.errors}):
-        answers[str(status)] = _answer(status, ErrorBody)
+        answers[str(status)] = _answer(status, operation.error)
     if operation.not_ready is not None:
         answers[str(NotReadyError.status)] = _answer(NotReadyError.status, operation.not_ready)
     return answers
@@ -122,7 +125,7 @@ def _stream(event: type[BaseModel], *, names_events: bool) -> Json:
         "schema": {
             "type": "object",
             "description": "One event of the stream that `stream: true` asks for, not the whole stream. "
-            f"{about} Lines that begin with a colon are pings.",
+            f"{about} Blank lines between events are pings, and so are events named ping.",
             "properties": {"event": {"type": "string"}, "data": data},
             "required": ["data"],
         }
@@ -139,9 +142,10 @@ def _reference(model: type[BaseModel]) -> Json:
 
 
 def _answer_schemas(operations: Iterable[Operation]) -> Json:
-    models: list[type[BaseModel]] = [ErrorBody]
+    models: list[type[BaseModel]] = []
     for operation in operations:
-        models += [model for model in (operation.answer, operation.event) if model is not None]
+        known = (operation.answer, operation.event, operation.error)
+        models += [model for model in known if model is not None and model not in models]
     return _schemas(models, "serialization")
 
 
@@ -149,28 +153,48 @@ def _request_schemas(operations: Iterable[Operation], config: ServerConfig, mode
     forms = [form for operation in operations for form in operation.forms]
     schemas = _schemas([form.fields for form in forms], "validation")
     for schema in schemas.values():
-        schema["additionalProperties"] = config.unknown_fields == "ignore"
+        # The types of the history allow unknown keys in any case.
+        is_strict = schema.get("additionalProperties") is False and config.unknown_fields == "refuse"
+        schema["additionalProperties"] = not is_strict
+        for name, written in schema["properties"].items():
+            if name not in schema.get("required", ()):
+                schema["properties"][name] = _or_null(written)
     for form in forms:
         schema = schemas[form.fields.__name__]
-        schema["properties"] = _properties(schema, form)
+        _write_rules(schema, form)
         for name in ("n", "best_of"):
             if name in schema["properties"]:
                 schema["properties"][name]["maximum"] = config.max_n
     openapi_models.narrow_to_models(schemas, forms, models)
+    for schema in schemas.values():
+        _hide_rules_between_fields(schema)
     return schemas
 
 
-def _properties(schema: Json, form: RequestForm[Any]) -> Json:
-    """Return the properties that a body may have; null counts as left out for every field."""
-    properties: Json = {}
+def _write_rules(schema: Json, form: RequestForm[Any]) -> None:
+    """Write the fields that a body may have besides those that are applied.
+
+    Refused fields pass with neutral values, and aliases are described elsewhere. As patterns they are checked
+    like the others, but generators of clients do not write code for them.
+    """
+    patterns: Json = {}
     for name, rule in form.rules.items():
-        if rule.treatment is not Treatment.APPLIED:
-            properties[name] = _without_effect(rule)
-        elif name in schema["required"]:
-            properties[name] = schema["properties"][name]
-        else:
-            properties[name] = _or_null(schema["properties"][name])
-    return properties
+        if rule.treatment is Treatment.ALIAS:
+            about = f"Another name of `{rule.reason}`."
+            patterns[f"^{name}$"] = {**schema["properties"][rule.reason], "description": about}
+        elif rule.treatment is Treatment.REFUSED:
+            patterns[f"^{name}$"] = _without_effect(rule)
+        elif rule.treatment is Treatment.ACCEPTED:
+            schema["properties"][name] = _without_effect(rule)
+    if patterns:
+        schema["patternProperties"] = patterns
+
+
+def _hide_rules_between_fields(schema: Json) -> None:
+    """Write the rules between fields as a condition: generators take a composition for a type of its own."""
+    rules = {key: schema.pop(key) for key in ("allOf", "anyOf") if key in schema}
+    if rules:
+        schema |= {"if": rules, "else": False}
 
 
 def _without_effect(rule: FieldRule) -> Json:
@@ -191,4 +215,8 @@ def _schemas(models: Sequence[type[BaseModel]], mode: Literal["validation", "ser
         [(model, mode) for model in models], ref_template="#/components/schemas/{model}"
     )
     schemas: Json = written["$defs"]
+    for schema in schemas.values():
+        for inner in schema.get("properties", {}).values():
+            # A generated client would send it, or expect it in an answer that leaves the field out.
+            inner.pop("default", None)
     return schemas

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from vinfer.server.fields.anthropic.thinking import thinking_types
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.template_kwargs import KWARG_SCHEMAS, reads_reasoning_effort, settable_kwargs
 from vinfer.server.fields.treatment import Treatment
@@ -39,17 +40,23 @@ def narrow_to_models(schemas: Json, forms: Iterable[RequestForm[Any]], models: M
                 schema["properties"][field] = narrow(schema["properties"][field], served)
     if served and all(model.images is None for model in served):
         schemas["ContentPart"]["properties"]["type"]["enum"] = ["text"]
-        schemas["ImagePart"] = {"not": {}, "description": "No model on this server takes images."}
+        for name in ("ImagePart", "ImageBlock"):
+            schemas[name] = {"not": {}, "description": "No model on this server takes images."}
     if served:
         reasoning = schemas["ReasoningOptions"]["properties"]
         reasoning["effort"] = _as_effort(reasoning["effort"], served)
+        config = schemas["OutputConfig"]["properties"]
+        config["effort"] = _as_effort(config["effort"], served)
+        kinds = set().union(*map(thinking_types, served))
+        schemas["Thinking"]["properties"]["type"]["enum"] = sorted(kinds)
 
 
 def _name_models(schema: Json, known: list[str]) -> None:
     required: list[str] = schema.setdefault("required", [])
     if len(known) > 1 and "model" not in required:
         required.append("model")
-    schema["properties"]["model"] = {"enum": known if "model" in required else [*known, None]}
+    named: Json = {"type": "string", "enum": known}
+    schema["properties"]["model"] = named if "model" in required else {"anyOf": [named, {"type": "null"}]}
 
 
 def _limited(schema: Json, *, maximum: int, max_items: int | None = None) -> Json:
@@ -122,7 +129,7 @@ def _as_kwargs(schema: Json, served: Sequence[ServedModel]) -> Json:
     known = {
         "type": "object",
         "properties": {
-            name: {"anyOf": [KWARG_SCHEMAS[kind] for kind in sorted(theirs)]}
+            name: {"anyOf": [*(KWARG_SCHEMAS[kind] for kind in sorted(theirs)), {"type": "null"}]}
             for name, theirs in kinds.items()
         },
         "additionalProperties": False,
@@ -133,18 +140,17 @@ def _as_kwargs(schema: Json, served: Sequence[ServedModel]) -> Json:
 def _as_effort(schema: Json, served: Sequence[ServedModel]) -> Json:
     if any(reads_reasoning_effort(model) for model in served):
         return schema
-    return {"type": "null", "description": "The chat template does not read it."}
+    none = {"type": "string", "enum": ["none"]}
+    return {"anyOf": [none, {"type": "null"}], "description": "The chat template does not read it."}
 
 
 _NARROW: Mapping[str, Narrow] = {
-    "max_tokens": _as_new_tokens,
-    "max_completion_tokens": _as_new_tokens,
-    "max_output_tokens": _as_new_tokens,
     "min_tokens": _as_new_tokens,
     "stop_token_ids": _as_model_ids,
     "logit_bias": _as_biases,
     "prompt": _as_prompt,
-    "input": _as_prompt,
+    # Without a limit of length: `truncate_prompt_tokens` may cut it.
+    "input": _as_model_ids,
     "tokens": _as_tokenizer_ids,
     "dimensions": _as_dimensions,
     "chat_template_kwargs": _as_kwargs,

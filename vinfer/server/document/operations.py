@@ -23,7 +23,8 @@ from vinfer.errors import (
     RequestTimeoutError,
     VinferError,
 )
-from vinfer.server.document import answers, response_types
+from vinfer.server.document import answers, message_types, response_types
+from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT
 from vinfer.server.fields.chat import CHAT
 from vinfer.server.fields.completions import COMPLETION
 from vinfer.server.fields.count import COUNT_MESSAGES, COUNT_TEXT
@@ -51,6 +52,7 @@ class Operation:
         names_events: each event is named after its `type`, and the last one says how the stream ended.
         query_names_model: the query has a `model` parameter.
         not_ready: type of the body of a 503 that is not an error.
+        error: type of the body of every error.
     """
 
     summary: str
@@ -61,6 +63,7 @@ class Operation:
     names_events: bool = False
     query_names_model: bool = False
     not_ready: type[BaseModel] | None = None
+    error: type[BaseModel] = answers.ErrorBody
     media_type: str = "application/json"
 
 
@@ -86,6 +89,22 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         event=response_types.ResponseEvent,
         names_events=True,
         errors=_GENERATION,
+    ),
+    ("POST", "/v1/messages"): Operation(
+        summary="Answer a conversation in Anthropic's form, whole or as events; stateless",
+        forms=(MESSAGES,),
+        answer=message_types.Message,
+        event=message_types.MessageEvent,
+        names_events=True,
+        error=message_types.AnthropicErrorBody,
+        errors=_GENERATION,
+    ),
+    ("POST", "/v1/messages/count_tokens"): Operation(
+        summary="Count the tokens of a conversation in Anthropic's form",
+        forms=(MESSAGES_COUNT,),
+        answer=message_types.InputTokens,
+        error=message_types.AnthropicErrorBody,
+        errors=_BODY,
     ),
     ("POST", "/v1/embeddings"): Operation(
         summary="Turn one or more texts into vectors",
@@ -140,6 +159,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         not_ready=answers.Health,
         errors=_ANY_ROUTE,
     ),
+    ("GET", "/"): Operation(summary="Say where to go from here", answer=answers.Welcome, errors=_PLAIN),
     ("GET", "/version"): Operation(summary="Return vinfer's version", answer=answers.Version, errors=_PLAIN),
     ("GET", "/openapi.json"): Operation(summary="Return this document", answer=None, errors=_PLAIN),
     ("GET", "/metrics"): Operation(

@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, RootModel
 
-from vinfer.server.document.answers import Answer, Count
+from vinfer.server.document.answers import Answer, Count, Nothing
 
-Nothing = Annotated[list[None], Field(max_length=0)]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
@@ -83,7 +82,7 @@ class AnsweredReasoning(Answer):
     """`reasoning` of the request."""
 
     effort: Effort | None
-    summary: None
+    summary: Literal["auto"] | None
 
 
 class AnsweredFormat(Answer):
@@ -150,7 +149,7 @@ class Response(Answer):
     created_at: Count
     completed_at: Count | None
     status: Literal["in_progress", "completed", "incomplete", "failed"]
-    background: Literal[False]
+    background: bool = Field(description="Always false.")
     error: ResponseFailure | None
     incomplete_details: IncompleteDetails | None
     instructions: str | None
@@ -159,9 +158,15 @@ class Response(Answer):
     model: str
     output: list[OutputItem]
     parallel_tool_calls: bool
-    previous_response_id: None
+    previous_response_id: str | None = Field(description="Always null.")
+    presence_penalty: float
+    frequency_penalty: float
     reasoning: AnsweredReasoning
-    store: Literal[False]
+    store: bool = Field(description="Always false.")
+    service_tier: Literal["default"]
+    safety_identifier: str | None = Field(description="Always null.")
+    prompt_cache_key: str | None = Field(description="Always null.")
+    max_tool_calls: Count | None = Field(description="Always null.")
     temperature: float
     text: AnsweredText
     tool_choice: Literal["none", "auto", "required"] | AnsweredChoice

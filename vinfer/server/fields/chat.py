@@ -12,7 +12,8 @@ from pydantic import ConfigDict, Field
 
 from vinfer.engine.request import MAX_TOP_LOGPROBS
 from vinfer.errors import RequestError
-from vinfer.server.fields.form import RequestForm, Unknown
+from vinfer.server.fields.body_model import Unknown
+from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.messages import ChatMessage, check_continuation, check_messages
 from vinfer.server.fields.rules import absent, all_of, any_of, having
 from vinfer.server.fields.sampling import (
@@ -68,6 +69,7 @@ class ChatFields(SamplingFields):
     continue_final_message: bool = False
     chat_template_kwargs: TemplateKwargs = {}
     reasoning_effort: ReasoningEffort | None = None
+    include_reasoning: bool = True
     tools: Tools = []
     tool_choice: ToolChoiceField | None = None
     parallel_tool_calls: bool = True
@@ -81,13 +83,13 @@ class ChatFields(SamplingFields):
 CHAT = RequestForm(ChatFields, CHAT_FIELDS)
 
 
-def parse_chat(body: Mapping[str, Any], unknown: Unknown) -> ChatFields:
-    """Check the body of a chat completion.
+def parse_chat(body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None) -> ChatFields:
+    """Check the body of a chat completion; `ignored` as in `RequestForm.parse`.
 
     Raises:
         RequestError: names the first bad field.
     """
-    fields = CHAT.parse(body, unknown)
+    fields = CHAT.parse(body, unknown, ignored)
     check_messages(fields.messages, "messages")
     check_sampling(fields)
     both = (fields.max_tokens, fields.max_completion_tokens)

@@ -12,7 +12,8 @@ from pydantic import ConfigDict, Field, WithJsonSchema
 
 from vinfer.engine.request import MAX_TOP_LOGPROBS
 from vinfer.errors import RequestError
-from vinfer.server.fields.form import RequestForm, Unknown
+from vinfer.server.fields.body_model import Unknown
+from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.rules import any_of, having
 from vinfer.server.fields.sampling import (
     MAX_INT32,

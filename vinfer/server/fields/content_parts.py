@@ -6,12 +6,12 @@ as `image`, the form of the original vInference server. `generate.images` fetche
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from vinfer.errors import RequestError
-from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.rules import absent, all_of, any_of, having, present
 
 NonEmpty = Annotated[str, Field(min_length=1)]
@@ -22,7 +22,7 @@ ImageSource = tuple[str, str]
 """The URL of an image, and the path of the field that holds it in the request's body."""
 
 
-class ImageUrl(Body):
+class ImageUrl(HistoryBody):
     """An image's data or http(s) URL. `detail` has no effect: a model treats all images the same way."""
 
     url: NonEmpty
@@ -34,10 +34,14 @@ def _string_as_url(value: Any) -> Any:
 
 
 _CONTENTS = {"text", "image_url", "image"}
+PART_CONTENT_KEYS = frozenset({"refusal", "input_audio", "audio", "video", "video_url", "file", "source"})
+"""What parts of other types contain."""
 
 
-class ContentPart(Body):
+class ContentPart(HistoryBody):
     """Text or an image; the field named by `type` must be there, and no other."""
+
+    content_keys: ClassVar[frozenset[str]] = PART_CONTENT_KEYS
 
     model_config = ConfigDict(
         json_schema_extra=any_of(

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
-from vinfer.server.fields.body_model import Body
-from vinfer.server.fields.form import RequestForm, Unknown
+from vinfer.server.fields.body_model import Body, Unknown
+from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.messages import ChatMessage, check_messages
 from vinfer.server.fields.treatment import COUNT_FIELDS
 
@@ -33,8 +33,10 @@ COUNT_TEXT = RequestForm(CountText, COUNT_FIELDS)
 COUNT_MESSAGES = RequestForm(CountMessages, COUNT_FIELDS)
 
 
-def parse_count(body: Mapping[str, Any], unknown: Unknown) -> CountText | CountMessages:
-    """Check the body of a token count.
+def parse_count(
+    body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
+) -> CountText | CountMessages:
+    """Check the body of a token count; `ignored` as in `RequestForm.parse`.
 
     Raises:
         RequestError: names the first bad field.
@@ -42,6 +44,6 @@ def parse_count(body: Mapping[str, Any], unknown: Unknown) -> CountText | CountM
     # Chosen here, because pydantic would put the branch of a union into the error's path.
     if isinstance(body.get("conversation"), str):
         return COUNT_TEXT.parse(body, unknown)
-    fields = COUNT_MESSAGES.parse(body, unknown)
+    fields = COUNT_MESSAGES.parse(body, unknown, ignored)
     check_messages(fields.conversation, "conversation")
     return fields

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from vinfer.server.fields.body_model import Body
 from vinfer.server.fields.completions import prompts_schema
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.sampling import MAX_INT32
 from vinfer.server.fields.treatment import EMBEDDING_FIELDS
+
+
+def _not_zero(num_tokens: int) -> int:
+    if num_tokens == 0:
+        raise PydanticCustomError("truncation", "is 0, which leaves nothing; send -1 for what fits")
+    return num_tokens
 
 
 class EmbeddingFields(Body):
@@ -24,6 +31,13 @@ class EmbeddingFields(Body):
     input: Annotated[Any, WithJsonSchema(prompts_schema({"type": "string", "minLength": 1}))]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, le=MAX_INT32)
+    truncate_prompt_tokens: Annotated[int, AfterValidator(_not_zero)] | None = Field(
+        None,
+        ge=-1,
+        le=MAX_INT32,
+        json_schema_extra={"not": {"const": 0}},
+        description="Keep only the last tokens of each input: this many, or with -1 as many as fit.",
+    )
 
 
 EMBEDDING = RequestForm(EmbeddingFields, EMBEDDING_FIELDS)

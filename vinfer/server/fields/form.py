@@ -11,12 +11,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.body_model import Body, Reading, Unknown
 from vinfer.server.fields.problems import request_error
-from vinfer.server.fields.treatment import FieldRule, applied_fields
-
-Unknown = Literal["refuse", "ignore"]
-
+from vinfer.server.fields.treatment import FieldRule, applied_fields, used_aliases
 
 BodyT = TypeVar("BodyT", bound=Body)
 
@@ -28,14 +25,20 @@ class RequestForm(Generic[BodyT]):
     fields: type[BodyT]
     rules: Mapping[str, FieldRule]
 
-    def parse(self, body: Mapping[str, Any], unknown: Unknown) -> BodyT:
+    def parse(self, body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None) -> BodyT:
         """Check each field by itself; the route checks the rules between fields.
+
+        Args:
+            ignored: gets the unknown keys of the history, which have no effect.
 
         Raises:
             RequestError: names the first bad field.
         """
         extra: Literal["forbid", "ignore"] = "forbid" if unknown == "refuse" else "ignore"
+        reading = Reading(unknown, [] if ignored is None else ignored)
         try:
-            return self.fields.model_validate(applied_fields(body, self.rules, unknown), extra=extra)
+            return self.fields.model_validate(
+                applied_fields(body, self.rules, unknown), extra=extra, context=reading
+            )
         except ValidationError as error:
-            raise request_error(error) from None
+            raise request_error(error, used_aliases(body, self.rules)) from None

@@ -5,35 +5,36 @@ Runs on the event loop or, for large bodies, in a worker thread.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from vinfer.errors import RequestError
-from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ContentPart
 from vinfer.server.fields.rules import absent, all_of, any_of, having, present
 from vinfer.server.fields.tools import parsed_arguments
 
 
 def _text_as_part(content: Any) -> Any:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if isinstance(content, str) or content == []:
+        return [{"type": "text", "text": content or ""}]
+    return content
 
 
-ContentParts = Annotated[list[ContentPart], Field(min_length=1)]
-
-
-class CalledFunction(Body):
-    """A function the model called in an earlier turn; `arguments` is JSON text."""
+class CalledFunction(HistoryBody):
+    """A function the model called in an earlier turn; `arguments` is JSON text, or empty for none."""
 
     name: str = Field(min_length=1)
-    arguments: str
+    arguments: str = ""
 
 
-class ToolCall(Body):
-    """A tool call of an earlier assistant turn."""
+class ToolCall(HistoryBody):
+    """A tool call of an earlier assistant turn. The results that follow answer calls without an `id`."""
 
-    id: str = Field(min_length=1)
+    content_keys: ClassVar[frozenset[str]] = frozenset({"custom"})
+
+    id: str | None = Field(None, min_length=1)
     type: Literal["function"] = "function"
     function: CalledFunction
 
@@ -59,41 +60,54 @@ _TEXT_CONTENT = {
 _NO_CALLS = {"properties": {"tool_calls": {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]}}}
 
 
-_CALLS = {"properties": {"tool_calls": {"type": "array", "minItems": 1}}, "required": ["tool_calls"]}
+MESSAGE_CONTENT_KEYS = frozenset(
+    {
+        *(
+            "refusal",
+            "audio",
+            "function_call",
+            "text",
+            "parts",
+            "image",
+            "images",
+            "image_url",
+            "input_audio",
+        ),
+        *("video", "videos", "video_url", "file", "files", "attachments", "documents", "tool_results"),
+    }
+)
+"""Where other APIs and older forms of this one put what a message says."""
 
 
-class ChatMessage(Body):
-    """One turn of a conversation.
+class ChatMessage(HistoryBody):
+    """One turn of a conversation. An assistant message without content and calls is an empty text."""
 
-    Clients send earlier answers back as they got them, so their empty fields are accepted too.
-    """
+    content_keys: ClassVar[frozenset[str]] = MESSAGE_CONTENT_KEYS
 
     model_config = ConfigDict(
         json_schema_extra=any_of(
             all_of(having("role", "system", "developer"), _TEXT_CONTENT, _NO_CALLS, absent("tool_call_id")),
             all_of(having("role", "user"), present("content"), _NO_CALLS, absent("tool_call_id")),
             all_of(having("role", "assistant"), _TEXT_CONTENT, absent("tool_call_id")),
-            all_of(having("role", "assistant"), absent("content", "tool_call_id"), _CALLS),
+            all_of(having("role", "assistant"), absent("content", "tool_call_id")),
             all_of(having("role", "tool"), _TEXT_CONTENT, _NO_CALLS, present("tool_call_id")),
         )
     )
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
-        ContentParts | None, BeforeValidator(_text_as_part, json_schema_input_type=str | ContentParts | None)
+        list[ContentPart] | None,
+        BeforeValidator(_text_as_part, json_schema_input_type=str | list[ContentPart] | None),
     ] = None
     name: str | None = Field(None, min_length=1, max_length=256)
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = Field(None, min_length=1)
     reasoning_content: str | None = None
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     def as_template_input(self) -> dict[str, Any]:
         """Return the message as `ChatTemplate.render` takes it."""
-        message: dict[str, Any] = {"role": self.role, "content": None}
+        # Many templates write a null content as "None"; next to calls, some ask whether it is null.
+        message: dict[str, Any] = {"role": self.role, "content": None if self.tool_calls else ""}
         if self.content is not None:
             # Sent as a string, one text part also suits templates that know only strings.
             parts = [part.as_template_input() for part in self.content]
@@ -115,7 +129,7 @@ def check_messages(messages: list[ChatMessage], path: str) -> None:
     """
     for i, message in enumerate(messages):
         here = f"{path}[{i}]"
-        if message.content is None and not (message.role == "assistant" and message.tool_calls):
+        if message.content is None and message.role != "assistant":
             raise RequestError(
                 f"{here}.content is missing: send a string or content parts", param=f"{here}.content"
             )
@@ -147,4 +161,10 @@ def check_continuation(messages: list[ChatMessage], add_generation_prompt: bool 
     if messages[-1].role != "assistant":
         raise RequestError(
             "continue_final_message needs an assistant message at the end", param="continue_final_message"
+        )
+    if messages[-1].tool_calls:
+        raise RequestError(
+            "continue_final_message cannot continue a message with tool_calls, which end a turn: leave them "
+            "out",
+            param="continue_final_message",
         )

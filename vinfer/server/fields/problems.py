@@ -5,7 +5,9 @@ Pure functions on the event loop or in a worker thread. It knows no route.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -48,10 +50,15 @@ def field_path(location: Sequence[str | int]) -> str:
     return path
 
 
-def request_error(error: ValidationError) -> RequestError:
-    """Return the error for the first problem of a body."""
+def request_error(error: ValidationError, sent_names: Mapping[str, str]) -> RequestError:
+    """Return the error for the first problem of a body.
+
+    Args:
+        sent_names: fields that were sent under another name, and that name.
+    """
     problem = error.errors(include_url=False)[0]
-    path = field_path(problem["loc"])
+    first, *rest = problem["loc"]
+    path = field_path((sent_names.get(str(first), first), *rest))
     describe = _DESCRIPTIONS.get(problem["type"], _other)
     if problem["type"] in _EXPECTED:
         describe = _wrong_type
@@ -59,6 +66,27 @@ def request_error(error: ValidationError) -> RequestError:
         f"{path} {describe(problem['type'], problem.get('input'), problem.get('ctx', {}), problem['msg'])}",
         param=path,
     )
+
+
+@contextlib.contextmanager
+def renaming(names: Sequence[tuple[re.Pattern[str], str]]) -> Iterator[None]:
+    """Make errors name the fields of another route.
+
+    Args:
+        names: the patterns of one route's names, and what stands for each in the other's; tried in order.
+
+    Raises:
+        RequestError: as it was raised, except for the names.
+    """
+    try:
+        yield
+    except RequestError as error:
+        if error.param is None:
+            raise
+        message, param = error.message, error.param
+        for pattern, name in names:
+            message, param = pattern.sub(name, message), pattern.sub(name, param)
+        raise type(error)(message, param=param) from None
 
 
 def shown(value: Any) -> str:

@@ -6,22 +6,30 @@ Like `chat`, and on the same threads. What depends on the model is checked in th
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from vinfer.errors import RequestError
-from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.body_model import Body, Unknown
 from vinfer.server.fields.chat import ChatFields
-from vinfer.server.fields.form import RequestForm, Unknown
-from vinfer.server.fields.problems import shown
+from vinfer.server.fields.form import RequestForm
+from vinfer.server.fields.problems import renaming, shown
 from vinfer.server.fields.responses_input import InputItems, input_messages
 from vinfer.server.fields.rules import absent, all_of, any_of, having, present
-from vinfer.server.fields.sampling import MAX_INT32, TEXT_OR_NOTHING, Seed, Temperature, TopP
+from vinfer.server.fields.sampling import (
+    MAX_INT32,
+    TEXT_OR_NOTHING,
+    Penalty,
+    Seed,
+    Temperature,
+    TopP,
+    check_sampling,
+)
 from vinfer.server.fields.structured_outputs import MAX_DESCRIPTION_CHARS
 from vinfer.server.fields.template_kwargs import ReasoningEffort
 from vinfer.server.fields.tools import (
@@ -36,11 +44,23 @@ from vinfer.server.fields.treatment import RESPONSES_FIELDS
 
 
 def _no_summary(value: Any) -> Any:
-    if value is not None:
+    if value != "auto":
         raise PydanticCustomError(
-            "summary", "asks for a summary; reasoning is returned in full: leave it out"
+            "summary", "asks for a summary; reasoning is returned in full: leave it out or send auto"
         )
     return value
+
+
+# Parts of calls of OpenAI's own tools, of which there are none, and of reasoning, which is returned in full.
+Included = Literal[
+    "reasoning.encrypted_content",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "message.input_image.image_url",
+]
 
 
 def _checked_choice(value: Any) -> Any:
@@ -130,7 +150,13 @@ class ReasoningOptions(Body):
     """`reasoning`: how the model reasons before it answers."""
 
     effort: ReasoningEffort | None = None
-    summary: Annotated[None, BeforeValidator(_no_summary)] = None
+    summary: Annotated[Literal["auto"], BeforeValidator(_no_summary)] | None = None
+
+
+class ResponseStreamOptions(Body):
+    """`stream_options`: a stream always ends with its usage."""
+
+    include_obfuscation: bool = Field(False, description="Has no effect: events are never padded.")
 
 
 class ResponsesFields(Body):
@@ -170,6 +196,11 @@ class ResponsesFields(Body):
     ) = None
     parallel_tool_calls: bool = True
     reasoning: ReasoningOptions = ReasoningOptions()
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    ignore_eos: bool = False
+    include: list[Included] = Field([], description="Has no effect: an answer has no such parts.")
+    stream_options: ResponseStreamOptions | None = None
 
     def as_chat(self) -> ChatFields:
         """Return the chat completion that asks for the same.
@@ -189,6 +220,9 @@ class ResponsesFields(Body):
             "temperature": self.temperature,
             "top_p": self.top_p,
             "seed": self.seed,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "ignore_eos": self.ignore_eos,
             # A response has one answer, whatever the config says.
             "n": 1,
             "response_format": None if self.text.format is None else self.text.format.as_chat(),
@@ -215,45 +249,34 @@ _NAMES = (
 )
 
 
-@contextlib.contextmanager
-def in_own_words() -> Iterator[None]:
-    """Make errors of a chat completion name the fields of this route.
-
-    Raises:
-        RequestError: as it was raised, except for the names.
-    """
-    try:
-        yield
-    except RequestError as error:
-        if error.param is None:
-            raise
-        raise type(error)(_named(error.message), param=_named(error.param)) from None
+def in_own_words() -> AbstractContextManager[None]:
+    """Make errors of a chat completion name the fields of this route."""
+    return renaming(_NAMES)
 
 
-def _named(text: str) -> str:
-    for name, own_name in _NAMES:
-        text = name.sub(own_name, text)
-    return text
-
-
-def parse_responses(body: Mapping[str, Any], unknown: Unknown) -> tuple[ResponsesFields, ChatFields]:
+def parse_responses(
+    body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
+) -> tuple[ResponsesFields, ChatFields]:
     """Check the body of a response's request, and return it with the chat completion that asks for the same.
+
+    `ignored` as in `RequestForm.parse`.
 
     Raises:
         RequestError: names the first bad field.
     """
-    fields = RESPONSES.parse(body, unknown)
+    fields = RESPONSES.parse(body, unknown, ignored)
     form = fields.text.format
     if form is not None:
         _check_format(form)
     completion = fields.as_chat()
     with in_own_words():
+        check_sampling(completion)
         check_tools(completion.tools)
         check_tool_choice(
             completion.tools,
             completion.tool_choice,
             constrains_answer=form is not None and form.type != "text",
-            ignore_eos=False,
+            ignore_eos=completion.ignore_eos,
         )
     return fields, completion
 

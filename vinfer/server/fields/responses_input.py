@@ -7,12 +7,12 @@ additional fields of those are accepted too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ImageDetail, ImageSource, check_may_have_image
 from vinfer.server.fields.problems import shown
 from vinfer.server.fields.rules import any_of, having
@@ -23,7 +23,9 @@ _ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
 
 
 def _text_as_part(content: Any) -> Any:
-    return [{"type": "input_text", "text": content}] if isinstance(content, str) else content
+    if isinstance(content, str) or content == []:
+        return [{"type": "input_text", "text": content or ""}]
+    return content
 
 
 def _text_as_item(value: Any) -> Any:
@@ -50,29 +52,27 @@ def _item_type(kind: Any) -> Any:
     return kind
 
 
-Nothing = Annotated[list[Any], Field(max_length=0)]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
-class TextPart(Body):
+class TextPart(HistoryBody):
     """A text in a message, or what a function returned."""
 
     type: Annotated[Literal["input_text", "output_text"], BeforeValidator(_text_type)]
     text: str
-    annotations: Nothing | None = None
-    logprobs: Nothing | None = None
 
     def as_chat(self) -> dict[str, Any]:
         return {"type": "text", "text": self.text}
 
 
-class ImagePart(Body):
+class ImagePart(HistoryBody):
     """An image in a user's message: a data or http(s) URL."""
+
+    content_keys: ClassVar[frozenset[str]] = frozenset({"file_id"})
 
     type: Literal["input_image"]
     image_url: str = Field(min_length=1)
     detail: ImageDetail = "auto"
-    file_id: None = None
 
     def as_chat(self) -> dict[str, Any]:
         return {"type": "image_url", "image_url": self.image_url}
@@ -88,8 +88,8 @@ Part = Annotated[
     Annotated[TextPart, Tag("[text]")] | Annotated[ImagePart, Tag(f"[{_IMAGE_TYPE}]")],
     Discriminator(_part_kind),
 ]
-Parts = Annotated[list[Part], Field(min_length=1)]
-TextParts = Annotated[list[TextPart], Field(min_length=1)]
+Parts = list[Part]
+TextParts = list[TextPart]
 
 
 _TEXT_CONTENT = {
@@ -104,7 +104,7 @@ _TEXT_CONTENT = {
 }
 
 
-class MessageItem(Body):
+class MessageItem(HistoryBody):
     """A message; an item without `type` is a message too."""
 
     model_config = ConfigDict(json_schema_extra=any_of(having("role", "user"), _TEXT_CONTENT))
@@ -114,21 +114,20 @@ class MessageItem(Body):
     content: Annotated[Parts, BeforeValidator(_text_as_part, json_schema_input_type=str | Parts)]
     id: str | None = None
     status: Status | None = None
-    phase: None = None
 
 
-class FunctionCallItem(Body):
-    """A function that the model called; `arguments` is JSON text."""
+class FunctionCallItem(HistoryBody):
+    """A function that the model called; `arguments` is JSON text, or empty for none."""
 
     type: Literal["function_call"]
     call_id: str = Field(min_length=1)
     name: str = Field(min_length=1)
-    arguments: str
+    arguments: str = ""
     id: str | None = None
     status: Status | None = None
 
 
-class FunctionCallOutputItem(Body):
+class FunctionCallOutputItem(HistoryBody):
     """What a called function returned."""
 
     type: Literal["function_call_output"]
@@ -138,20 +137,20 @@ class FunctionCallOutputItem(Body):
     status: Status | None = None
 
 
-class ReasoningPart(Body):
+class ReasoningPart(HistoryBody):
     """A part of the model's reasoning."""
 
     type: Literal["reasoning_text"]
     text: str
 
 
-class ReasoningItem(Body):
+class ReasoningItem(HistoryBody):
     """The model's reasoning before it answered; it belongs to the message or the call that follows."""
+
+    content_keys: ClassVar[frozenset[str]] = frozenset({"summary", "encrypted_content"})
 
     type: Literal["reasoning"]
     content: list[ReasoningPart] | None = None
-    summary: Nothing = []
-    encrypted_content: None = None
     id: str | None = None
     status: Status | None = None
 

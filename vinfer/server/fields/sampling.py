@@ -19,7 +19,8 @@ from vinfer.server.fields.rules import absent, all_of, any_of, having
 from vinfer.server.fields.structured_outputs import ResponseFormat, StructuredOutputs, check_one_form
 
 MAX_INT32 = 2**31 - 1
-MAX_STOP_STRINGS = 4
+MAX_STOP_STRINGS = 64
+"""OpenAI allows four, and several clients send more."""
 MAX_STOP_STRING_CHARS = 1024
 MAX_CACHE_SALT_CHARS = 256
 
@@ -41,7 +42,7 @@ def _key_as_token_id(key: Any) -> Any:
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
-TopP = Annotated[float, Field(gt=0, le=1)]
+TopP = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
@@ -53,6 +54,7 @@ class StreamOptions(Body):
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
+    include_obfuscation: bool = Field(False, description="Has no effect: chunks are never padded.")
 
 
 NULL_OR_FALSE: dict[str, Any] = {"enum": [None, False]}
@@ -91,6 +93,8 @@ class SamplingFields(Body):
     min_tokens: int = Field(0, ge=0, le=MAX_INT32)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    return_token_ids: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None

@@ -57,27 +57,37 @@ def _scalar(value: Any) -> Any:
     return value
 
 
+def _without_nulls(kwargs: Any) -> Any:
+    return (
+        {key: item for key, item in kwargs.items() if item is not None}
+        if isinstance(kwargs, dict)
+        else kwargs
+    )
+
+
 _Scalar = (
-    bool
+    None
+    | bool
     | Annotated[float, Field(ge=-MAX_TEMPLATE_NUMBER, le=MAX_TEMPLATE_NUMBER)]
     | Annotated[str, Field(max_length=MAX_TEMPLATE_STRING_CHARS)]
 )
 TemplateKwargs = Annotated[
     dict[str, Annotated[Any, BeforeValidator(_scalar, json_schema_input_type=_Scalar)]],
     Field(max_length=MAX_TEMPLATE_KWARGS),
+    BeforeValidator(_without_nulls),
 ]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 def settable_kwargs(model: ServedModel) -> dict[str, str]:
     """Return the `chat_template_kwargs` that requests may set, with types: those allowed and read."""
-    read = frozenset() if model.chat_template is None else model.chat_template.variables
+    read = model.template_variables
     return {name: kind for name, kind in model.chat_template_kwargs.items() if name in read}
 
 
 def reads_reasoning_effort(model: ServedModel) -> bool:
     """Return whether the chat template reads `reasoning_effort`."""
-    return model.chat_template is not None and "reasoning_effort" in model.chat_template.variables
+    return "reasoning_effort" in model.template_variables
 
 
 def template_kwargs(
@@ -107,8 +117,24 @@ def template_kwargs(
     if reasoning_effort is None:
         return dict(sent)
     if not reads_reasoning_effort(model):
+        if reasoning_effort == "none":
+            return _without_reasoning(model, sent)
         raise RequestError(
             f"reasoning_effort is not read by the chat template of model {model.name}: leave it out",
             param="reasoning_effort",
         )
     return {**sent, "reasoning_effort": reasoning_effort}
+
+
+def _without_reasoning(model: ServedModel, sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the variables that keep a model from reasoning; most models do not reason anyway."""
+    if not model.answer_form.has_reasoning:
+        return dict(sent)
+    if "enable_thinking" not in settable_kwargs(model) or sent.get("enable_thinking"):
+        raise RequestError(
+            f"reasoning_effort is 'none', but model {model.name} reasons"
+            + (" as chat_template_kwargs asks" if sent.get("enable_thinking") else " in any case")
+            + ": leave it out",
+            param="reasoning_effort",
+        )
+    return {**sent, "enable_thinking": False}

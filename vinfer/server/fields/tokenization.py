@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import Field
 
-from vinfer.server.fields.body_model import Body
-from vinfer.server.fields.form import RequestForm, Unknown
+from vinfer.server.fields.body_model import Body, Unknown
+from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.messages import ChatMessage, check_continuation, check_messages
 from vinfer.server.fields.sampling import TokenId
 from vinfer.server.fields.template_kwargs import ReasoningEffort, TemplateKwargs
@@ -57,15 +57,17 @@ TOKENIZE_MESSAGES = RequestForm(TokenizeMessages, TOKENIZE_MESSAGES_FIELDS)
 DETOKENIZE = RequestForm(DetokenizeFields, DETOKENIZE_FIELDS)
 
 
-def parse_tokenize(body: Mapping[str, Any], unknown: Unknown) -> TokenizeText | TokenizeMessages:
-    """Check the body of a tokenize request.
+def parse_tokenize(
+    body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
+) -> TokenizeText | TokenizeMessages:
+    """Check the body of a tokenize request; `ignored` as in `RequestForm.parse`.
 
     Raises:
         RequestError: names the first bad field.
     """
     if body.get("messages") is None:
         return TOKENIZE_TEXT.parse(body, unknown)
-    fields = TOKENIZE_MESSAGES.parse(body, unknown)
+    fields = TOKENIZE_MESSAGES.parse(body, unknown, ignored)
     check_messages(fields.messages, "messages")
     check_tools(fields.tools)
     if fields.continue_final_message:

@@ -17,7 +17,8 @@ from vinfer.server.fields.problems import shown
 from vinfer.server.http.body import finite, parse_strictly
 
 MAX_TOOLS = 128
-NAME_PATTERN = r"^[a-zA-Z0-9_-]{1,64}$"
+NAME_PATTERN = r"^[a-zA-Z0-9_-]{1,128}$"
+"""OpenAI's limit is 64 and Anthropic's 128, which the names of MCP servers and their tools need."""
 
 CHOICE_WORDS = ("none", "auto", "required")
 
@@ -103,7 +104,10 @@ def parsed_arguments(arguments: str) -> dict[str, Any] | str:
     """Parse the arguments of an earlier call; text that is not a JSON object stays text, as a model wrote it.
 
     So does JSON that is not allowed in a request body, such as deep nesting: chat templates write it again.
+    Clients write a call without arguments as an empty text or null, which templates cannot iterate over.
     """
+    if arguments.strip() in ("", "null"):
+        return {}
     try:
         value = parse_strictly(arguments, parse_float=finite)
     except RequestError:

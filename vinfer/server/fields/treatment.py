@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from vinfer.errors import RequestError
+from vinfer.server.fields import foreign
 from vinfer.server.http.body import printable
 
 
@@ -20,6 +21,7 @@ class Treatment(enum.Enum):
     APPLIED = "applied"
     REFUSED = "refused"
     ACCEPTED = "accepted without effect"
+    ALIAS = "another name of an applied field"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class FieldRule:
     """How one field is treated.
 
     Attributes:
-        reason: why it is refused and what to do instead.
+        reason: why it is refused and what to do instead; for an alias, the name of the applied field.
         neutral: values of a refused field that pass because they ask for nothing; null always passes.
     """
 
@@ -44,6 +46,12 @@ def refused(reason: str, *neutral: Any) -> FieldRule:
     """Return the rule of a field that asks for something vinfer does not do."""
     return FieldRule(Treatment.REFUSED, reason, neutral)
 
+
+def _foreign(*tables: Mapping[str, foreign.Entry]) -> dict[str, FieldRule]:
+    return {key: refused(reason, *neutral) for table in tables for key, (reason, neutral) in table.items()}
+
+
+_ALIASES = {key: FieldRule(Treatment.ALIAS, name) for key, name in foreign.ALIASES.items()}
 
 _SAMPLING_FIELDS: Mapping[str, FieldRule] = {
     "model": APPLIED,
@@ -66,6 +74,8 @@ _SAMPLING_FIELDS: Mapping[str, FieldRule] = {
     "min_tokens": APPLIED,
     "ignore_eos": APPLIED,
     "skip_special_tokens": APPLIED,
+    "include_stop_str_in_output": APPLIED,
+    "return_token_ids": APPLIED,
     "response_format": APPLIED,
     "structured_outputs": APPLIED,
     "priority": APPLIED,
@@ -76,6 +86,8 @@ _SAMPLING_FIELDS: Mapping[str, FieldRule] = {
     "service_tier": ACCEPTED,
     "safety_identifier": ACCEPTED,
     "prompt_cache_key": ACCEPTED,
+    **dict.fromkeys(foreign.WITHOUT_EFFECT, ACCEPTED),
+    **_ALIASES,
 }
 
 CHAT_FIELDS: Mapping[str, FieldRule] = {
@@ -90,7 +102,9 @@ CHAT_FIELDS: Mapping[str, FieldRule] = {
     "tool_choice": APPLIED,
     "parallel_tool_calls": APPLIED,
     "reasoning_effort": APPLIED,
+    "include_reasoning": APPLIED,
     "chat_template_kwargs": APPLIED,
+    **_foreign(foreign.SAMPLING, foreign.CHAT),
     "chat_template": refused("a template is never taken from a request: leave it out"),
     "functions": refused("the old form of tools: use tools", []),
     "function_call": refused("the old form of tool_choice: use tools and tool_choice", "none", "auto"),
@@ -104,6 +118,7 @@ COMPLETION_FIELDS: Mapping[str, FieldRule] = {
     "prompt": APPLIED,
     "best_of": APPLIED,
     "echo": APPLIED,
+    **_foreign(foreign.SAMPLING, foreign.COMPLETION),
     "suffix": refused("vinfer does not fill in the middle: leave it out", ""),
 }
 
@@ -124,26 +139,28 @@ RESPONSES_FIELDS: Mapping[str, FieldRule] = {
     "tool_choice": APPLIED,
     "parallel_tool_calls": APPLIED,
     "reasoning": APPLIED,
+    "presence_penalty": APPLIED,
+    "frequency_penalty": APPLIED,
+    "ignore_eos": APPLIED,
+    "include": APPLIED,
+    "stream_options": APPLIED,
+    **_foreign(foreign.RESPONSES),
     "user": ACCEPTED,
     "metadata": ACCEPTED,
     "store": ACCEPTED,
     "service_tier": ACCEPTED,
     "safety_identifier": ACCEPTED,
     "prompt_cache_key": ACCEPTED,
+    "prompt_cache_retention": ACCEPTED,
     "previous_response_id": refused(_STATELESS),
     "conversation": refused(_STATELESS),
     "prompt": refused("vinfer keeps no prompts: send instructions and input"),
     "background": refused("an answer is returned at once or as a stream: leave it out", False),
     "background_options": refused("an answer is returned at once or as a stream: leave it out", {}),
-    "include": refused("an answer has no such parts: leave it out", []),
     "top_logprobs": refused("this route returns no logprobs: use /v1/chat/completions", 0),
     "truncation": refused("an input that is too long is refused, never cut: leave it out", "disabled"),
     "context_management": refused("an input is never changed: leave it out", []),
     "max_tool_calls": refused("it limits OpenAI's own tools, which vinfer does not have: leave it out"),
-    "stream_options": refused(
-        "streams are not padded, and end with their usage: leave it out", {}, {"include_obfuscation": False}
-    ),
-    "prompt_cache_retention": refused(_OPENAIS_CACHE),
     "prompt_cache_options": refused(_OPENAIS_CACHE, {}),
     "moderation": refused("vinfer does not moderate: leave it out"),
     "access_programs": refused("it only concerns OpenAI's own models: leave it out", {}),
@@ -155,6 +172,8 @@ EMBEDDING_FIELDS: Mapping[str, FieldRule] = {
     "input": APPLIED,
     "encoding_format": APPLIED,
     "dimensions": APPLIED,
+    "truncate_prompt_tokens": APPLIED,
+    **_foreign(foreign.EMBEDDING),
     "user": ACCEPTED,
 }
 
@@ -215,10 +234,21 @@ def applied_fields(
             continue
         elif rule.treatment is Treatment.APPLIED:
             applied[key] = value
+        elif rule.treatment is Treatment.ALIAS:
+            if body.get(rule.reason, value) not in (None, value):
+                raise RequestError(f"{key} is another name of {rule.reason}: send one of them", param=key)
+            applied[rule.reason] = value
         # `==` alone would let 0 pass for False and vice versa.
         elif not any(type(value) is type(neutral) and value == neutral for neutral in rule.neutral):
             raise RequestError(f"{key}: {rule.reason}", param=key)
     return applied
+
+
+def used_aliases(body: Mapping[str, Any], rules: Mapping[str, FieldRule]) -> dict[str, str]:
+    """Return the aliases that a body uses, by the applied field that each stands for."""
+    return {
+        rules[key].reason: key for key in body if key in rules and rules[key].treatment is Treatment.ALIAS
+    }
 
 
 def _unknown_message(key: str, rules: Mapping[str, FieldRule]) -> str:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from vinfer.server.fields.sampling import SamplingFields
 from vinfer.server.generate.generation import ChoiceDelta, Generation
-from vinfer.server.generate.sse import PING_SECONDS, Chunks, EventStream
+from vinfer.server.generate.sse import Chunks, EventStream
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.disconnect import unless_client_leaves
 from vinfer.server.services import Services
@@ -23,10 +23,6 @@ from vinfer.server.services import Services
 
 class AnswerShape(Protocol):
     """How a route writes its answer."""
-
-    def opening_chunks(self, num_choices: int) -> Iterator[dict[str, Any]]:
-        """Yield the chunks that begin a stream, before any token."""
-        ...
 
     def delta_chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
         """Yield the chunks of what a choice has gained."""
@@ -71,7 +67,8 @@ async def answer(
     """
     generation.start()
     if fields.stream:
-        return EventStream(services, generation, _chunks(fields, generation, shape))
+        chunks = _chunks(fields, generation, shape, services.config.ping_seconds)
+        return EventStream(services, generation, chunks)
     choices = await whole_choices(services, request, generation)
     return JSONResponse({**shape.body(choices), "usage": usage(generation)})
 
@@ -91,10 +88,16 @@ async def whole_choices(
         await generation.close()
 
 
-async def deltas_or_pings(generation: Generation) -> AsyncGenerator[ChoiceDelta | None, None]:
-    """Yield the deltas of a started generation as they come; None when a stream must send a ping."""
+async def deltas_or_pings(
+    generation: Generation, ping_seconds: float = 0.0
+) -> AsyncGenerator[ChoiceDelta | None, None]:
+    """Yield the deltas of a started generation as they come; None when a stream must send a ping.
+
+    Args:
+        ping_seconds: the length of a silence that a ping ends; 0 for no pings.
+    """
     while not generation.is_done:
-        deltas = await generation.next_deltas(PING_SECONDS)
+        deltas = await generation.next_deltas(ping_seconds or None)
         if not deltas:
             yield None
         for delta in deltas:
@@ -111,16 +114,16 @@ async def _run_to_end(services: Services, request: HttpRequest, generation: Gene
     return choices
 
 
-async def _chunks(fields: SamplingFields, generation: Generation, shape: AnswerShape) -> Chunks:
+async def _chunks(
+    fields: SamplingFields, generation: Generation, shape: AnswerShape, ping_seconds: float
+) -> Chunks:
     def with_usage(chunk: dict[str, Any]) -> dict[str, Any]:
         if fields.includes_continuous_usage:
             return {**chunk, "usage": usage(generation)}
         # OpenAI's chunks have a null usage before the one that has it.
         return {**chunk, "usage": None} if fields.includes_usage else chunk
 
-    for chunk in shape.opening_chunks(generation.num_choices):
-        yield with_usage(chunk)
-    async for delta in deltas_or_pings(generation):
+    async for delta in deltas_or_pings(generation, ping_seconds):
         if delta is None:
             yield None
             continue

@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from vinfer.engine.request import SamplingParams
-from vinfer.server.constrain.grammars import compile_grammar
-from vinfer.server.constrain.tool_grammar import compile_tool_grammar
+from vinfer.server.constrain.answer_grammar import Reasoning, compile_answer_grammar
 from vinfer.server.fields.chat import ChatFields
 from vinfer.server.fields.content_parts import ImageSource
+from vinfer.server.fields.structured_outputs import constrains_answer
 from vinfer.server.fields.tools import required_tools
 from vinfer.server.generate.generation import Generation, PromptJob, TextRules
 from vinfer.server.generate.images import prepare_images, request_images
@@ -23,7 +23,7 @@ from vinfer.server.generate.sampling import num_choices, resolve_sampling
 from vinfer.server.http.context import RequestContext
 from vinfer.server.model_table import ServedModel
 from vinfer.server.services import Services
-from vinfer.text.reasoning import OPENING, ReasoningParser
+from vinfer.text.reasoning import CLOSING, OPENING, ReasoningParser
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,16 +32,16 @@ class Conversation:
 
     Attributes:
         params: sampling parameters of its first answer.
-        may_reason: the model may reason before it answers.
-        is_reasoning_open: the prompt ends inside the reasoning.
+        thinks: whether the model may reason before it answers.
+        calls_come_first: an answer that does not begin with a call has none.
     """
 
     fields: ChatFields
     model: ServedModel
     generation: Generation
     params: SamplingParams
-    may_reason: bool
-    is_reasoning_open: bool
+    thinks: Reasoning
+    calls_come_first: bool
 
     def reader(self) -> MessageReader:
         """Return a new reader for one answer."""
@@ -49,7 +49,10 @@ class Conversation:
             self.model.answer_form,
             self.fields.callable_tools,
             is_parallel=self.fields.parallel_tool_calls,
-            reasoning=ReasoningParser(is_open=self.is_reasoning_open) if self.may_reason else None,
+            calls_come_first=self.calls_come_first,
+            must_call=bool(required_tools(self.fields.tools, self.fields.tool_choice)),
+            shows_reasoning=self.fields.include_reasoning,
+            reasoning=ReasoningParser(is_open=self.thinks.is_open) if self.thinks.is_possible else None,
         )
 
 
@@ -71,19 +74,12 @@ async def prepare(
     """
     model = services.models.serving(fields.model)
     context.model_name = model.name
+    model.require_head()
     n = num_choices(fields, model, services.config.max_n)
     images = await prepare_images(services, sources, model)
     prompt_ids = await services.in_worker(chat_prompt_ids, fields, model, images)
-    grammar = await compile_grammar(services, fields, model)
-    # An answer that is constrained to a form or to calls has no room for reasoning.
-    may_reason = (
-        model.answer_form.has_reasoning
-        and grammar is None
-        and not required_tools(fields.tools, fields.tool_choice)
-    )
-    is_reasoning_open = may_reason and _ends_with_opening(model, prompt_ids)
-    if grammar is None:
-        grammar = await compile_tool_grammar(services, fields, model, is_reasoning_open=is_reasoning_open)
+    thinks = _reasoning(fields, model, prompt_ids)
+    grammar = await compile_answer_grammar(services, fields, model, thinks)
     params = resolve_sampling(fields, model, len(prompt_ids))
     generation = Generation(
         name=name,
@@ -101,6 +97,7 @@ async def prepare(
         rules=TextRules(
             stop=tuple(fields.stop),
             skip_special_tokens=fields.skip_special_tokens,
+            includes_stop=fields.include_stop_str_in_output,
             shown_special_ids=model.answer_form.marker_ids(
                 model.tokenizer, reads_calls=bool(fields.callable_tools)
             ),
@@ -116,12 +113,33 @@ async def prepare(
         model=model,
         generation=generation,
         params=params,
-        may_reason=may_reason,
-        is_reasoning_open=is_reasoning_open,
+        thinks=thinks,
+        calls_come_first=constrains_answer(fields.response_format, fields.structured_outputs),
     )
 
 
-def _ends_with_opening(model: ServedModel, prompt_ids: tuple[int, ...]) -> bool:
-    """Return whether the prompt has opened the model's reasoning; whitespace may follow."""
-    tail = model.tokenizer.decode(prompt_ids[-2 * len(OPENING) :], skip_special_tokens=False)
-    return tail.rstrip().endswith(OPENING)
+def _reasoning(fields: ChatFields, model: ServedModel, prompt_ids: tuple[int, ...]) -> Reasoning:
+    """Return whether the answer may begin with reasoning: the template, or the request, may have decided."""
+    if not model.answer_form.has_reasoning:
+        return Reasoning(is_possible=False, is_open=False)
+    said = _continued_text(fields)
+    if said.strip():
+        is_open = said.rfind(OPENING) > said.rfind(CLOSING)
+        return Reasoning(is_possible=is_open, is_open=is_open)
+    is_constrained = constrains_answer(fields.response_format, fields.structured_outputs) or bool(
+        required_tools(fields.tools, fields.tool_choice)
+    )
+    # White space may follow a tag.
+    tail = model.tokenizer.decode(prompt_ids[-2 * len(CLOSING) :], skip_special_tokens=False).rstrip()
+    is_open = tail.endswith(OPENING)
+    # Asked not to think, some models write empty tags before a free answer.
+    is_off = is_constrained and fields.chat_template_kwargs.get("enable_thinking") is False
+    is_off = is_off or tail.endswith(CLOSING)
+    return Reasoning(is_possible=is_open or not is_off, is_open=is_open)
+
+
+def _continued_text(fields: ChatFields) -> str:
+    """Return the text that the answer goes on with."""
+    if not fields.continue_final_message:
+        return ""
+    return "".join(part.text or "" for part in fields.messages[-1].content or ())

@@ -47,7 +47,11 @@ class ChoiceDelta:
     index: int
     text: str = ""
     tokens: list[GeneratedToken] = dataclasses.field(default_factory=list)
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    """All that count as usage, in order; those whose text was held back come with the next delta."""
     finish_reason: FinishReason | None = None
+    stop: str | None = None
+    """The stop string that ended it, if one did."""
     prompt_logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
     """Those of the prompt's next tokens, if it is scored; all come before the first token of the answer."""
     sum_logprobs: float = 0.0
@@ -63,10 +67,12 @@ class ChoiceDelta:
         """Append a later delta."""
         self.text += later.text
         self.tokens += later.tokens
+        self.token_ids += later.token_ids
         self.prompt_logprobs += later.prompt_logprobs
         self.sum_logprobs += later.sum_logprobs
         self.num_logprobs += later.num_logprobs
         self.finish_reason = later.finish_reason
+        self.stop = later.stop
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +99,15 @@ class TextRules:
     """How tokens become text.
 
     Attributes:
+        includes_stop: a stop string or a stop token that ends an answer is part of its text.
         shown_special_ids: special tokens that are always shown, because they mark parts of an answer.
         continues_prompt: the text continues the prompt, so a leading space belongs to it.
-        lists_stop_token: a stop token is listed among the answer's tokens, although never in its text.
+        lists_stop_token: a stop token is listed among the answer's tokens, even if it is not in its text.
     """
 
     stop: tuple[str, ...] = ()
     skip_special_tokens: bool = True
+    includes_stop: bool = False
     shown_special_ids: frozenset[int] = frozenset()
     continues_prompt: bool = False
     lists_stop_token: bool = False
@@ -113,6 +121,7 @@ class _Choice:
         self.request = request
         self.text = text
         self.num_tokens = 0
+        self.held_ids: list[int] = []
         self.num_cached_tokens = 0
         self.last_token_seconds = 0.0
         self.is_finished = False
@@ -177,6 +186,10 @@ class Generation:
         cached = [choice.num_cached_tokens for choice in self._choices]
         return sum(max(cached[first : first + self._n]) for first in range(0, len(cached), self._n))
 
+    def prompt_ids(self, choice: int) -> tuple[int, ...]:
+        """Return the prompt of a choice."""
+        return self._choices[choice].request.prompt_ids
+
     @property
     def is_done(self) -> bool:
         """Whether every choice has finished and all its text has been taken."""
@@ -200,8 +213,8 @@ class Generation:
             raise
         self._tasks = [asyncio.create_task(self._run(choice, events)) for choice, events in submitted]
 
-    async def next_deltas(self, timeout_seconds: float) -> list[ChoiceDelta]:
-        """Return the next deltas; empty if none came in time.
+    async def next_deltas(self, timeout_seconds: float | None) -> list[ChoiceDelta]:
+        """Return the next deltas; empty if none came in time. None waits for as long as it takes.
 
         Raises:
             VinferError: the engine failed a choice; what came before that has been returned.
@@ -249,11 +262,13 @@ class Generation:
             event.token_ids, ends_with_stop_token=ends_with_stop_token, is_last=event.is_last
         )
         finish_reason: FinishReason | None = "stop" if text.stopped else event.finish_reason
-        delta = ChoiceDelta(choice.index, text.text, finish_reason=finish_reason)
+        delta = ChoiceDelta(choice.index, text.text, finish_reason=finish_reason, stop=text.stop)
+        choice.held_ids += event.token_ids[: text.num_tokens]
         delta.prompt_logprobs = list(event.prompt_logprobs)
         choice.num_cached_tokens += event.num_cached_tokens
         if event.logprobs is not None:
-            is_last_hidden = ends_with_stop_token and not self._rules.lists_stop_token
+            lists_last = self._rules.lists_stop_token or self._rules.includes_stop
+            is_last_hidden = ends_with_stop_token and not lists_last
             num_shown = min(text.num_tokens, len(event.token_ids) - is_last_hidden)
             tokens = zip(event.token_ids, event.logprobs, strict=True)
             delta.tokens = [GeneratedToken(*token) for token in tokens][: max(num_shown, 0)]
@@ -262,11 +277,14 @@ class Generation:
             delta.num_logprobs = len(counted)
         if event.queue_seconds is not None:
             self._metrics.observe_queue(self.model.name, event.queue_seconds)
+        # The first token is news even if its text is held back: clients measure when it comes.
+        is_first = choice.num_tokens == 0 and text.num_tokens > 0
         self._observe(choice, text.num_tokens, finish_reason)
         choice.is_finished = finish_reason is not None
         if text.stopped and not event.is_last:
             self.model.engine.cancel(choice.request.id)
-        if delta.text or delta.tokens or delta.prompt_logprobs or choice.is_finished:
+        if delta.text or delta.tokens or delta.prompt_logprobs or is_first or choice.is_finished:
+            delta.token_ids, choice.held_ids = choice.held_ids, []
             if choice.index in self._gathered:
                 self._gathered[choice.index].extend(delta)
             else:
@@ -319,6 +337,7 @@ def _text_stream(job: PromptJob, rules: TextRules, model: ServedModel) -> TextSt
         model.tokenizer,
         stop=rules.stop,
         skip_special_tokens=rules.skip_special_tokens,
+        includes_stop=rules.includes_stop,
         shown_special_ids=rules.shown_special_ids,
         prompt_tail=job.prompt_ids[-PROMPT_TAIL_LEN:] if rules.continues_prompt else (),
     )

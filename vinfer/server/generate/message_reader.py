@@ -38,7 +38,10 @@ class MessageReader:
 
     Args:
         tools: those that may be called; without any, nothing is a call.
+        calls_come_first: an answer that does not begin with a call has none, whatever its text contains.
         is_parallel: several calls may be returned; if not, everything from the second call on is dropped.
+        must_call: the answer is constrained to calls.
+        shows_reasoning: whether reasoning is part of the message; if not, it is dropped.
         reasoning: splits off the model's reasoning; None if the model answers directly.
     """
 
@@ -48,6 +51,9 @@ class MessageReader:
         tools: Sequence[Tool],
         *,
         is_parallel: bool,
+        calls_come_first: bool = False,
+        must_call: bool = False,
+        shows_reasoning: bool = True,
         reasoning: ReasoningParser | None = None,
     ) -> None:
         self.reasoning = ""
@@ -55,16 +61,32 @@ class MessageReader:
         self._reasoning = reasoning
         self.calls: list[AnswerCall] = []
         self._is_parallel = is_parallel
+        self._must_call = must_call
+        self._shows_reasoning = shows_reasoning
         self._is_over = False
         self._form = form.tool_format
         self._parser = None
         if tools and self._form is not None:
-            self._parser = ToolCallParser(self._form, {tool.function.name for tool in tools})
+            self._parser = ToolCallParser(
+                self._form, {tool.function.name for tool in tools}, calls_come_first=calls_come_first
+            )
 
-    def push(self, text: str, *, is_last: bool) -> list[dict[str, Any]]:
-        """Read more text and return each piece of the message as a streamed delta."""
+    @property
+    def whole_content(self) -> str | None:
+        """The content of a whole message; null for a message that has nothing but calls, or should have."""
+        is_call = bool(self.calls) or self._must_call or (self._parser is not None and self._parser.is_cut)
+        return self.content or None if is_call else self.content
+
+    def push(self, text: str, *, is_last: bool, is_cut: bool = False) -> list[dict[str, Any]]:
+        """Read more text and return each piece of the message as a streamed delta.
+
+        Args:
+            is_cut: the answer ended because it may not be longer.
+        """
         deltas = []
-        for event in self._events(text, is_last=is_last):
+        for event in self._events(text, is_last=is_last, is_cut=is_cut):
+            if isinstance(event, Reasoning) and not self._shows_reasoning:
+                continue
             self._is_over = self._is_over or (
                 isinstance(event, CallStart) and bool(self.calls) and not self._is_parallel
             )
@@ -72,7 +94,7 @@ class MessageReader:
                 deltas.append(self._delta(event))
         return deltas
 
-    def _events(self, text: str, *, is_last: bool) -> list[Event]:
+    def _events(self, text: str, *, is_last: bool, is_cut: bool) -> list[Event]:
         parts: list[Text | Reasoning] = [Text(text)] if text else []
         if self._reasoning is not None:
             parts = self._reasoning.push(text) + (self._reasoning.finish() if is_last else [])
@@ -81,7 +103,9 @@ class MessageReader:
         events: list[Event] = []
         for part in parts:
             events += self._parser.push(part.text) if isinstance(part, Text) else [part]
-        return events + (self._parser.finish() if is_last else [])
+        if is_last:
+            events += self._parser.finish(must_call=self._must_call, is_cut=is_cut)
+        return events
 
     def _delta(self, event: Event) -> dict[str, Any]:
         if isinstance(event, Text):

@@ -5,7 +5,6 @@ Runs in worker threads: templates and tokenizers take milliseconds to seconds of
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,9 @@ from vinfer.server.fields.messages import ChatMessage
 from vinfer.server.fields.template_kwargs import template_kwargs
 from vinfer.server.fields.tokenization import DetokenizeFields, TokenizeMessages, TokenizeText
 from vinfer.server.fields.tools import Tool
+from vinfer.server.generate.call_ids import checked_length, with_call_ids
 from vinfer.server.model_table import ServedModel
-from vinfer.text.control_tokens import RenderedPrompt
 from vinfer.text.image_placeholders import expand_placeholders
-from vinfer.text.tool_calls.formats import HERMES
-from vinfer.text.tool_calls.prompt import with_tools_as_text
 
 if TYPE_CHECKING:
     from vinfer.images import PreparedImage
@@ -69,13 +66,18 @@ def completion_prompt_ids(fields: CompletionFields, model: ServedModel) -> list[
 def embedding_prompt_ids(fields: EmbeddingFields, model: ServedModel) -> list[PromptIds]:
     """Parse `input` like the `prompt` of a completion; an empty text is refused.
 
+    `truncate_prompt_tokens` cuts off the beginning, as vLLM does.
+
     Raises:
         RequestError: names the item that is not a prompt, is empty, or is not in the vocabulary.
         ContextLengthError: names the item that is longer than max_model_len.
     """
     limit = model.max_model_len
+    kept = limit if fields.truncate_prompt_tokens == -1 else fields.truncate_prompt_tokens
     prompts = []
     for path, prompt_ids in _taken_apart(fields.input, "input", model, _embedded_text_ids):
+        if kept is not None and len(prompt_ids) > kept:
+            prompt_ids = _last_tokens(prompt_ids, kept, model)
         if len(prompt_ids) > limit:
             raise ContextLengthError(
                 f"{path} has {len(prompt_ids)} tokens; max_model_len is {limit}: "
@@ -145,27 +147,25 @@ def _render(
     kwargs: Mapping[str, Any],
     tools: Sequence[Tool] = (),
 ) -> PromptIds:
-    if model.chat_template is None:
+    form = model.chat_form(has_tools=bool(tools))
+    if form is None:
         raise RequestError(f"model {model.name} has no chat template: use /v1/completions", param="messages")
-    form = model.answer_form
-    if tools and form.tool_format is None:
+    if tools and form.answers.tool_format is None:
         raise RequestError(
             f"tools: models[{model.position}].tool_parser is none, so model {model.name} takes no tools: "
             "leave them out or change the key",
             param="tools",
         )
-    inputs = [message.as_template_input() for message in messages]
-    offered = [tool.as_template_input() for tool in tools]
-    if form.has_tools_as_text:
-        inputs = with_tools_as_text(
-            inputs, offered, form.tool_format or HERMES, shows_system=model.chat_template.shows_system
-        )
-        offered = []
-    rendered = model.chat_template.render(
-        inputs, add_generation_prompt=add_generation_prompt, tools=offered or None, **kwargs
+    inputs = with_call_ids(
+        [message.as_template_input() for message in messages], checked_length(form.template.source)
     )
-    if continue_final_message:
-        rendered = _cut_after_final_message(rendered, messages[-1])
+    rendered = form.render(
+        inputs,
+        [tool.as_template_input() for tool in tools],
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+        **kwargs,
+    )
     if model.images is not None:
         rendered = expand_placeholders(
             rendered,
@@ -174,24 +174,6 @@ def _render(
             model.tokenizer.control_tokens,
         )
     return tuple(model.tokenizer.encode_prompt(rendered))
-
-
-def _cut_after_final_message(rendered: RenderedPrompt, final: ChatMessage) -> RenderedPrompt:
-    """Drop what the template puts after the last message, so that the model continues it."""
-    content = final.as_template_input()["content"]
-    if not isinstance(content, str):
-        content = "\n".join(part["text"] for part in content or () if part["type"] == "text")
-    # Many templates strip a message's text.
-    for text in (content, content.strip()):
-        start = rendered.text.rfind(text)
-        if text and start >= 0:
-            end = start + len(text)
-            spans = tuple(span for span in rendered.control_spans if span[1] <= end)
-            return dataclasses.replace(rendered, text=rendered.text[:end], control_spans=spans)
-    raise RequestError(
-        "continue_final_message: the model's chat template changes the text of the last message",
-        param="continue_final_message",
-    )
 
 
 def _taken_apart(
@@ -224,6 +206,12 @@ def _taken_apart(
             yield path, _checked_ids(item, path, model)
         else:
             raise _not_a_prompt(path)
+
+
+def _last_tokens(prompt_ids: PromptIds, num: int, model: ServedModel) -> PromptIds:
+    """Return the last tokens, after the beginning-of-sequence token if the prompt has one."""
+    has_first = prompt_ids[0] == model.bos_token_id and num > 1
+    return (*prompt_ids[:1], *prompt_ids[len(prompt_ids) - num + 1 :]) if has_first else prompt_ids[-num:]
 
 
 def _embedded_text_ids(text: str, path: str, model: ServedModel) -> PromptIds:

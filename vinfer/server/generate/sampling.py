@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from typing import TypeVar
 
 from vinfer.engine.request import MAX_STOP_TOKEN_IDS, SamplingParams
@@ -78,12 +79,12 @@ def choice_seed(seed: int, choice: int) -> int:
 def resolve_sampling(
     fields: ChatFields | CompletionFields, model: ServedModel, prompt_len: int
 ) -> SamplingParams:
-    """Apply defaults, and check what depends on the model.
+    """Apply defaults, lower max_tokens to what fits, and check what depends on the model.
 
     The result contains the seed of choice 0, drawn at random if the client sent none.
 
     Raises:
-        RequestError: the prompt leaves no room, max_tokens does not fit, or a token id is out of range.
+        RequestError: the prompt leaves no room, min_tokens does not fit, or a token id is out of range.
     """
     defaults = model.sampling
     max_tokens = _max_tokens(fields, model, prompt_len)
@@ -125,19 +126,28 @@ def _max_tokens(fields: ChatFields | CompletionFields, model: ServedModel, promp
             f"shorten it or raise models[{model.position}].{model.length_limit_key}",
             param="messages" if isinstance(fields, ChatFields) else "prompt",
         )
-    name, sent = "max_tokens", fields.max_tokens
-    if isinstance(fields, ChatFields) and fields.max_completion_tokens is not None:
-        name, sent = "max_completion_tokens", fields.max_completion_tokens
+    sent = _sent_max_tokens(fields)
     if sent is None:
         default = default_max_tokens(type(fields), model)
         return room if default is None else min(default, room)
-    if sent > room:
-        raise ContextLengthError(
-            f"{name} is {sent} and the prompt has {prompt_len} tokens; max_model_len is {limit}: "
-            f"lower it to {room} or raise models[{model.position}].{model.length_limit_key}",
-            param=name,
-        )
-    return sent
+    return min(sent, room)
+
+
+def lowered_max_tokens(fields: ChatFields | CompletionFields, params: Sequence[SamplingParams]) -> int | None:
+    """Return the smallest number that max_tokens was lowered to, because no more fits; None if all fit.
+
+    Args:
+        params: those of each prompt.
+    """
+    sent = _sent_max_tokens(fields)
+    least = min(each.max_tokens for each in params)
+    return least if sent is not None and least < sent else None
+
+
+def _sent_max_tokens(fields: ChatFields | CompletionFields) -> int | None:
+    if isinstance(fields, ChatFields) and fields.max_completion_tokens is not None:
+        return fields.max_completion_tokens
+    return fields.max_tokens
 
 
 def _stop_token_ids(fields: SamplingFields, model: ServedModel) -> tuple[int, ...]:

@@ -22,10 +22,9 @@ from vinfer.server.http.errors import error_object
 from vinfer.server.http.gate import log_failure
 from vinfer.server.services import Services
 
-PING_SECONDS = 10.0
-"""A comment is sent after this long a silence, because proxies close idle connections."""
-
-_PING = b": ping\n\n"
+# A blank line is no event, and no parser trips over it. Some clients strip white space from what a network
+# read returns, and would take a comment and the event after it for one line.
+BLANK_PING = b"\n\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -44,11 +43,13 @@ class Framing:
         names_events: each event is named after its chunk's `type`.
         end: what follows the last chunk.
         failure: (error, request id) -> the last chunk of a stream that fails.
+        ping: what is sent after a long silence; a blank line unless clients expect an event.
     """
 
     names_events: bool = False
     end: bytes = b"data: [DONE]\n\n"
     failure: Callable[[Exception, str], dict[str, Any]] = error_object
+    ping: bytes = BLANK_PING
 
     def event(self, chunk: dict[str, Any]) -> bytes:
         """Return one chunk as an event."""
@@ -90,7 +91,7 @@ class EventStream:
             elapsed_seconds = time.monotonic() - context.arrival_seconds
             async with self._services.deadlines.limit(elapsed_seconds), contextlib.aclosing(self._chunks):
                 async for chunk in self._chunks:
-                    await send(_body(_PING if chunk is None else self._framing.event(chunk)))
+                    await send(_body(self._framing.ping if chunk is None else self._framing.event(chunk)))
         except Exception as error:  # noqa: BLE001  the status has been sent: any error becomes an event
             context.failed = True
             log_failure(error, context.request_id)

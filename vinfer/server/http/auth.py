@@ -18,7 +18,9 @@ PUBLIC_PATHS = frozenset({"/liveness", "/readiness", "/health"})
 
 
 class Authenticator:
-    """Checks `Authorization: Bearer KEY`; lets every request pass if there are no keys.
+    """Checks `Authorization: Bearer KEY` or `x-api-key: KEY`; lets every request pass if there are no keys.
+
+    Anthropic's clients send the second, or both with the same key.
 
     Args:
         api_keys_file: one key per line; blank lines and lines that start with # are ignored.
@@ -50,18 +52,34 @@ class Authenticator:
         """Check the API key of a request, and return a digest of it; "" if none is needed.
 
         Raises:
-            AuthenticationError: the request has no key, several, or a wrong one.
+            AuthenticationError: the request has no key, different ones, or a wrong one.
         """
         if not self._digests or scope["path"] in PUBLIC_PATHS:
             return ""
-        sent = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, key = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
-        digest = _digest(key.strip())
+        key = _sent_key(scope)
+        digest = _digest(key)
         # All keys are compared, equal or not, so that the time taken reveals nothing about any of them.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        if scheme.lower() != b"bearer" or not any(matches):
-            raise AuthenticationError("no valid API key: send one `Authorization: Bearer KEY` header")
+        if not key or not any(matches):
+            raise AuthenticationError(
+                "no valid API key: send one `Authorization: Bearer KEY` or `x-api-key: KEY` header"
+            )
         return digest.hex()
+
+
+def _sent_key(scope: Scope) -> bytes:
+    """Return the key of a request; nothing if it has none, a header twice, or two different keys."""
+    values = {
+        name: [value for sent, value in scope["headers"] if sent == name]
+        for name in (b"authorization", b"x-api-key")
+    }
+    if any(len(found) > 1 for found in values.values()):
+        return b""
+    keys = {value.strip() for value in values[b"x-api-key"]}
+    for value in values[b"authorization"]:
+        scheme, _, key = value.partition(b" ")
+        keys.add(key.strip() if scheme.lower() == b"bearer" else b"")
+    return keys.pop() if len(keys) == 1 else b""
 
 
 def _digest(key: bytes) -> bytes:

@@ -13,6 +13,9 @@ import uuid
 from starlette.types import Scope
 
 _SCOPE_KEY = "vinfer.context"
+# Names that are safe in a header; others are only counted.
+_SANE_KEY = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+MAX_IGNORED_NAMES = 8
 # The id is sent back in a header and written to the log, so it must not be able to break either.
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 
@@ -30,6 +33,8 @@ class RequestContext:
         tenant: whose request it is: a digest of its API key, or "" if the server has no keys.
         model_name: set once a served model is found.
         failed: set if an answer broke off after its first byte, when its status can no longer show that.
+        ignored: unknown keys of the conversation, which have no effect.
+        max_tokens: the number of tokens that max_tokens was lowered to; None if it was not.
     """
 
     request_id: str
@@ -37,6 +42,14 @@ class RequestContext:
     tenant: str = ""
     model_name: str = ""
     failed: bool = False
+    ignored: list[str] = dataclasses.field(default_factory=list)
+    max_tokens: int | None = None
+
+    @property
+    def ignored_names(self) -> list[str]:
+        """The names in `ignored` that can be shown, each once and only the first few."""
+        sane = [name for name in dict.fromkeys(self.ignored) if _SANE_KEY.fullmatch(name)]
+        return sane[:MAX_IGNORED_NAMES]
 
     @classmethod
     def begin(cls, scope: Scope) -> RequestContext:

@@ -1,4 +1,4 @@
-"""Errors as clients see them: OpenAI's error object, the status, and the headers that control retries.
+"""Errors as clients see them: the error object, the status, and the headers that control retries.
 
 Pure functions. A body never contains more than a VinferError's message; a 500 contains only the request id.
 """
@@ -6,6 +6,7 @@ Pure functions. A body never contains more than a VinferError's message; a 500 c
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -15,23 +16,32 @@ from vinfer.errors import (
     AuthenticationError,
     BodyTooLargeError,
     MethodNotAllowedError,
-    NotFoundError,
     RequestError,
     RequestTimeoutError,
     VinferError,
 )
+
+_ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES: Mapping[int, str] = {
+    **dict.fromkeys((400, 405, 415, 431), "invalid_request_error"),
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+# By field: Anthropic's clients then do without it.
+_ANTHROPIC_CODES: Mapping[str | None, str] = {"thread": "thread_unsupported_request"}
 
 
 def as_vinfer_error(error: Exception) -> VinferError | None:
     """Return the corresponding VinferError; None for an unexpected error."""
     if isinstance(error, VinferError):
         return error
-    if isinstance(error, HTTPException):
-        if error.status_code == 404:
-            return NotFoundError("no such route: GET /v1/models lists what is served")
-        if error.status_code == 405:
-            allowed = _sorted_methods(error)
-            return MethodNotAllowedError(f"this route does not allow that method: use {allowed}")
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allowed = _sorted_methods(error)
+        return MethodNotAllowedError(f"this route does not allow that method: use {allowed}")
     return None
 
 
@@ -47,11 +57,31 @@ def error_object(error: Exception, request_id: str) -> dict[str, Any]:
     return {"error": body}
 
 
-def error_response(error: Exception, request_id: str) -> JSONResponse:
-    """Build the response for an error."""
+def anthropic_error_object(error: Exception, request_id: str) -> dict[str, Any]:
+    """Return an error in Anthropic's format."""
+    known = as_vinfer_error(error)
+    written: dict[str, Any] = {
+        "type": "api_error",
+        "message": error_object(error, request_id)["error"]["message"],
+    }
+    if known is not None:
+        written["type"] = _ANTHROPIC_TYPES.get(known.status, "api_error")
+        if known.param in _ANTHROPIC_CODES:
+            written["details"] = {"error_code": _ANTHROPIC_CODES[known.param]}
+    return {"type": "error", "error": written, "request_id": request_id}
+
+
+def is_anthropic(path: str) -> bool:
+    """Return whether a path belongs to Anthropic's API, which has its own error format."""
+    return path == _ANTHROPIC_PATH or path.startswith(f"{_ANTHROPIC_PATH}/")
+
+
+def error_response(error: Exception, request_id: str, path: str) -> JSONResponse:
+    """Build the response for an error; `path` is that of the request."""
     known = as_vinfer_error(error)
     status = 500 if known is None else known.status
-    response = JSONResponse(error_object(error, request_id), status)
+    written = anthropic_error_object if is_anthropic(path) else error_object
+    response = JSONResponse(written(error, request_id), status)
     response.headers.update(_headers(error, known))
     return response
 

@@ -1,7 +1,7 @@
 """The first and last step of every request: id, drain, API key, error mapping, log line and metrics.
 
 One ASGI middleware around all routes, so that no new route can bypass it. It logs no text from the client:
-not the path, not the query, and no header but the request id.
+not the path, not the query, and no header but the request id. At debug level it names ignored keys.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vinfer.errors import NotReadyError
 from vinfer.server.http.auth import PUBLIC_PATHS, Authenticator
 from vinfer.server.http.context import ClientLeftError, RequestContext
-from vinfer.server.http.errors import as_vinfer_error, error_response
+from vinfer.server.http.errors import as_vinfer_error, error_response, is_anthropic
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ModelTable
 
@@ -55,6 +55,9 @@ class Gate:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = context.request_id
+                if is_anthropic(scope["path"]):
+                    headers["request-id"] = context.request_id
+                _report(context, headers)
                 if self._models.draining:
                     headers["Connection"] = "close"
             await send(message)
@@ -69,7 +72,8 @@ class Gate:
                 # Too late for an error response; uvicorn closes the connection after an incomplete one.
                 context.failed = True
             else:
-                await error_response(error, context.request_id)(scope, receive, send_with_headers)
+                response = error_response(error, context.request_id, scope["path"])
+                await response(scope, receive, send_with_headers)
         finally:
             self._account(scope, context, status)
 
@@ -87,8 +91,21 @@ class Gate:
         access_logger.info(
             "%s %s %d %.3fs request_id=%s", method[:16], route, status, seconds, context.request_id
         )
+        if context.ignored:
+            self._metrics.count_ignored_keys(len(context.ignored))
+            logger.debug(
+                "request %s: ignored keys: %s", context.request_id, ", ".join(context.ignored_names) or "?"
+            )
         if route.startswith("/v1/"):
             self._metrics.count_request(context.model_name, _outcome(context, status))
+
+
+def _report(context: RequestContext, headers: MutableHeaders) -> None:
+    """Say in the headers where the answer differs from what was asked for."""
+    if context.ignored_names:
+        headers["x-vinfer-ignored"] = ", ".join(context.ignored_names)
+    if context.max_tokens is not None:
+        headers["x-vinfer-max-tokens"] = str(context.max_tokens)
 
 
 def log_failure(error: Exception, request_id: str) -> None:

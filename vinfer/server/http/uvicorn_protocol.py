@@ -13,6 +13,7 @@ import json
 import re
 from typing import Any
 
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from vinfer.errors import HeadersTooLargeError, RequestError, RequestTimeoutError
@@ -23,6 +24,8 @@ MIN_BODY_BYTES_PER_TIMEOUT = 1024
 # The most bytes of chunked framing per byte of body; a stream of one-byte chunks has six.
 MAX_FRAMING_RATIO = 8
 WRITE_STALL_SECONDS = 60.0
+PROBE_SECONDS = (0.0, 0.2, 2.0)
+"""When a half-closed connection is probed, after its end was read."""
 
 _HTTP2_OFFER = re.compile(rb"\r\nupgrade:(?=[ \t]*h2c[ \t]*\r\n)", re.IGNORECASE)
 
@@ -40,6 +43,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     - Body: at least MIN_BODY_BYTES_PER_TIMEOUT per timeout, or its end (408).
     - Response: a client that leaves the buffer full for WRITE_STALL_SECONDS is disconnected.
 
+    A client that has closed its half of the connection gets its answer. One that has left looks the same
+    until something is sent to it, so a few bytes without meaning are sent.
+
+    HTTP/1.0 knows no chunks: an answer of unknown length ends with the connection.
+
     Args:
         receive_timeout_seconds: `server.header_timeout_seconds`.
     """
@@ -53,6 +61,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._receive_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._phase = _Phase.RECEIVED
+        self._is_half_closed = False
         self._refusal: RequestError | None = None
         self._num_messages = 0
         # For the current message: the raw bytes, and what the parser made of them.
@@ -95,6 +104,40 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection of a client that may still wait for its answer."""
+        cycle = self._open_cycle()
+        if cycle is None or self._phase is not _Phase.RECEIVED:
+            return False
+        self._is_half_closed = True
+        for seconds in PROBE_SECONDS:
+            self.loop.call_later(seconds, self._probe)
+        return True
+
+    def _probe(self) -> None:
+        """Send what a waiting client ignores; a client that has left makes the second write fail."""
+        cycle = self._open_cycle()
+        if cycle is None or self.transport.is_closing():
+            return
+        if not cycle.response_started:
+            if cycle.scope["http_version"] == "1.1":
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # Only streams of events have no length; a blank line between two of them is no event.
+        elif cycle.chunked_encoding:
+            self.transport.write(b"2\r\n\n\n\r\n")
+
+    def on_response_complete(self) -> None:
+        """Close the connection after the last answer to a client that cannot ask again."""
+        is_last = not self.pipeline
+        super().on_response_complete()
+        if self._is_half_closed and is_last:
+            self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if cycle.scope["http_version"] == "1.0":
+            app = _Unframed(app, cycle)
+        super()._start_asgi_task(cycle, app)
 
     def on_message_begin(self) -> None:
         """Start counting a request's headers."""
@@ -214,6 +257,28 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.close()
+
+
+class _Unframed:
+    """An app for HTTP/1.0: a body without content-length is sent as it is, and ends with the connection."""
+
+    def __init__(self, app: ASGIApp, cycle: RequestResponseCycle) -> None:
+        self._app = app
+        self._cycle = cycle
+        self._is_unframed = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_unframed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._is_unframed = all(name.lower() != b"content-length" for name, _ in message["headers"])
+                if self._is_unframed:
+                    self._cycle.chunked_encoding = False
+            elif self._is_unframed:
+                # uvicorn holds every piece against the length that is left.
+                self._cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await self._app(scope, receive, send_unframed)
 
 
 def _without_http2_offer(data: bytes) -> bytes:

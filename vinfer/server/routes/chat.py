@@ -14,10 +14,11 @@ from starlette.types import ASGIApp
 from vinfer.server.fields.chat import parse_chat
 from vinfer.server.generate.answer import answer
 from vinfer.server.generate.conversation import Conversation, prepare
-from vinfer.server.generate.generation import ChoiceDelta, GeneratedToken
+from vinfer.server.generate.generation import ChoiceDelta
 from vinfer.server.generate.images import image_sources
 from vinfer.server.generate.logprobs import chat_logprobs
 from vinfer.server.generate.message_reader import MessageReader
+from vinfer.server.generate.sampling import lowered_max_tokens
 from vinfer.server.http.body import read_json_object
 from vinfer.server.http.context import RequestContext
 from vinfer.server.services import Services
@@ -32,9 +33,10 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
     """
     context = RequestContext.of(request.scope)
     body = await read_json_object(request, services)
-    fields = parse_chat(body, services.config.unknown_fields)
+    fields = parse_chat(body, services.config.unknown_fields, context.ignored)
     sources = image_sources(fields.messages, "messages")
     conversation = await prepare(services, context, fields, sources, f"chatcmpl-{uuid.uuid4().hex}")
+    context.max_tokens = lowered_max_tokens(fields, [conversation.params])
     shape = ChatShape(conversation)
     return await answer(services, request, fields, conversation.generation, shape)
 
@@ -49,23 +51,23 @@ class ChatShape:
         self._created = int(time.time())
         self._readers: dict[int, MessageReader] = {}
 
-    def opening_chunks(self, num_choices: int) -> Iterator[dict[str, Any]]:
-        """Yield each choice's role."""
-        for index in range(num_choices):
-            yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
-
     def delta_chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
-        """Yield a chunk for each new piece of the message, then one for its end."""
+        """Yield the role with a choice's first token, a chunk for each new piece, and one for its end."""
         reader = self._readers.get(delta.index)
         if reader is None:
             reader = self._readers[delta.index] = self._conversation.reader()
-        logprobs = self._logprobs(delta.tokens)
-        for piece in reader.push(delta.text, is_last=delta.finish_reason is not None):
-            yield self._chunk(delta.index, piece, logprobs=logprobs)
-            logprobs = None
-        if logprobs is not None and delta.tokens:
+            yield {
+                **self._chunk(delta.index, {"role": "assistant", "content": "", "refusal": None}),
+                **self._prompt_ids(delta.index),
+            }
+        of_tokens = self._of_tokens(delta)
+        is_last, is_cut = delta.finish_reason is not None, delta.finish_reason == "length"
+        for piece in reader.push(delta.text, is_last=is_last, is_cut=is_cut):
+            yield self._chunk(delta.index, piece, **of_tokens)
+            of_tokens = {}
+        if any(of_tokens.values()):
             # Tokens whose text cannot be shown yet.
-            yield self._chunk(delta.index, {"content": ""}, logprobs=logprobs)
+            yield self._chunk(delta.index, {"content": ""}, **of_tokens)
         if delta.finish_reason is not None:
             yield self._chunk(delta.index, {}, finish_reason=_finish_reason(delta, reader))
 
@@ -77,39 +79,56 @@ class ChatShape:
         """Return the whole completion."""
         return {
             **self._head("chat.completion"),
+            **self._prompt_ids(0),
             "choices": [self._whole_choice(choice) for choice in choices],
         }
 
     def _whole_choice(self, choice: ChoiceDelta) -> dict[str, Any]:
         reader = self._conversation.reader()
-        reader.push(choice.text, is_last=True)
-        message: dict[str, Any] = {"role": "assistant", "content": reader.content}
+        reader.push(choice.text, is_last=True, is_cut=choice.finish_reason == "length")
+        message: dict[str, Any] = {"role": "assistant", "content": reader.whole_content}
         if reader.reasoning:
             message["reasoning_content"] = reader.reasoning
         if reader.calls:
-            message["content"] = reader.content or None
             message["tool_calls"] = [call.as_answer() for call in reader.calls]
         return {
             "index": choice.index,
             "message": {**message, "refusal": None, "annotations": []},
-            "logprobs": self._logprobs(choice.tokens),
+            "logprobs": None,
             "finish_reason": _finish_reason(choice, reader),
+            **self._of_tokens(choice),
         }
 
-    def _logprobs(self, tokens: Sequence[GeneratedToken]) -> dict[str, Any] | None:
-        if not self._fields.logprobs:
-            return None
-        return chat_logprobs(tokens, self._model.tokenizer, self._fields.top_logprobs or 0)
+    def _of_tokens(self, delta: ChoiceDelta) -> dict[str, Any]:
+        """Return what a request may ask about tokens, if there are any."""
+        written: dict[str, Any] = {}
+        if self._fields.logprobs and (delta.tokens or not self._fields.stream):
+            num_top = self._fields.top_logprobs or 0
+            written["logprobs"] = chat_logprobs(delta.tokens, self._model.tokenizer, num_top)
+        if self._fields.return_token_ids:
+            written["token_ids"] = delta.token_ids
+        return written
+
+    def _prompt_ids(self, choice: int) -> dict[str, Any]:
+        if not self._fields.return_token_ids:
+            return {}
+        return {"prompt_token_ids": self._conversation.generation.prompt_ids(choice)}
 
     def _chunk(
         self,
         index: int,
         delta: dict[str, Any],
         *,
-        logprobs: dict[str, Any] | None = None,
         finish_reason: str | None = None,
+        **of_tokens: Any,
     ) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": None,
+            "finish_reason": finish_reason,
+            **of_tokens,
+        }
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
 
     def _head(self, kind: str) -> dict[str, Any]:

@@ -21,7 +21,12 @@ from vinfer.server.generate.echo import Echo, echoes
 from vinfer.server.generate.generation import ChoiceDelta, Generation, PromptJob, TextRules
 from vinfer.server.generate.logprobs import CompletionLogprobs
 from vinfer.server.generate.prompts import PromptIds, completion_prompt_ids
-from vinfer.server.generate.sampling import num_candidates, num_choices, resolve_sampling
+from vinfer.server.generate.sampling import (
+    lowered_max_tokens,
+    num_candidates,
+    num_choices,
+    resolve_sampling,
+)
 from vinfer.server.http.body import read_json_object
 from vinfer.server.http.context import RequestContext
 from vinfer.server.model_table import ServedModel
@@ -40,13 +45,15 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
     fields = parse_completion(body, services.config.unknown_fields)
     model = services.models.serving(fields.model)
     context.model_name = model.name
+    model.require_head()
     n = num_choices(fields, model, services.config.max_n)
     best_of = num_candidates(fields, n, services.config.max_n)
     prompts = await services.in_worker(completion_prompt_ids, fields, model)
     grammar = await compile_grammar(services, fields, model)
     jobs = _jobs(fields, model, prompts, grammar, is_ranked=best_of > n)
+    context.max_tokens = lowered_max_tokens(fields, [job.params for job in jobs])
     echoed = await services.in_worker(echoes, fields, prompts, model)
-    shape = CompletionShape(fields, model, echoed, n=n, best_of=best_of)
+    shape = CompletionShape(fields, model, prompts, echoed, n=n, best_of=best_of)
     generation = Generation(
         name=shape.id,
         model=model,
@@ -55,6 +62,7 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
         rules=TextRules(
             stop=tuple(fields.stop),
             skip_special_tokens=fields.skip_special_tokens,
+            includes_stop=fields.include_stop_str_in_output,
             continues_prompt=True,
             # Harnesses that score an echoed prompt ask for one token and cut one entry off the end.
             lists_stop_token=fields.echo,
@@ -110,26 +118,31 @@ class CompletionShape:
     """Writes completions and their chunks.
 
     Args:
-        prompts: the echoes of the prompts; empty if nothing is echoed.
+        echoed: the echoes of the prompts; empty if nothing is echoed.
         n: number of choices returned for each prompt.
         best_of: number of choices generated for each prompt.
     """
 
     def __init__(
-        self, fields: CompletionFields, model: ServedModel, prompts: Sequence[Echo], *, n: int, best_of: int
+        self,
+        fields: CompletionFields,
+        model: ServedModel,
+        prompts: Sequence[PromptIds],
+        echoed: Sequence[Echo],
+        *,
+        n: int,
+        best_of: int,
     ) -> None:
         self.id = f"cmpl-{uuid.uuid4().hex}"
         self._top_logprobs = fields.logprobs
+        self._returns_ids = fields.return_token_ids
         self._model = model
         self._created = int(time.time())
         self._prompts = prompts
+        self._echoed = echoed
         self._n = n
         self._best_of = best_of
         self._writers: dict[int, _ChoiceWriter] = {}
-
-    def opening_chunks(self, num_choices: int) -> Iterator[dict[str, Any]]:
-        """Yield nothing: a completion has no role."""
-        return iter(())
 
     def delta_chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
         """Yield new text and, with the last of it, the finish reason; an echoed prompt comes in one piece."""
@@ -154,8 +167,10 @@ class CompletionShape:
 
     def _writer(self, index: int) -> _ChoiceWriter:
         if index not in self._writers:
-            echo = self._prompts[index // self._n] if self._prompts else None
-            self._writers[index] = _ChoiceWriter(self._model, self._top_logprobs, echo)
+            prompt = index // self._n
+            echo = self._echoed[prompt] if self._echoed else None
+            prompt_ids = self._prompts[prompt] if self._returns_ids else None
+            self._writers[index] = _ChoiceWriter(self._model, self._top_logprobs, echo, prompt_ids)
         return self._writers[index]
 
     def _head(self) -> dict[str, Any]:
@@ -174,10 +189,20 @@ class _ChoiceWriter:
     Args:
         top_logprobs: None for no logprobs.
         echo: None if the prompt is not echoed.
+        prompt_ids: None if no token ids are returned.
     """
 
-    def __init__(self, model: ServedModel, top_logprobs: int | None, echo: Echo | None) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        top_logprobs: int | None,
+        echo: Echo | None,
+        prompt_ids: PromptIds | None,
+    ) -> None:
         self._echo = echo
+        self._returns_ids = prompt_ids is not None
+        self._prompt_ids = prompt_ids
+        self._held_ids: list[int] = []
         self._prompt_logprobs: list[TokenLogprobs] = []
         self._logprobs: CompletionLogprobs | None = None
         if top_logprobs is not None:
@@ -185,8 +210,9 @@ class _ChoiceWriter:
             self._logprobs = CompletionLogprobs(model.tokenizer, top_logprobs, text_offset)
 
     def take(self, delta: ChoiceDelta) -> None:
-        """Keep the prompt's logprobs in a delta."""
+        """Keep the prompt's logprobs in a delta, and its token ids."""
         self._prompt_logprobs += delta.prompt_logprobs
+        self._held_ids += delta.token_ids
 
     @property
     def waits_for_prompt(self) -> bool:
@@ -209,4 +235,15 @@ class _ChoiceWriter:
             "text": text,
             "logprobs": logprobs,
             "finish_reason": delta.finish_reason,
+            **self._token_ids(),
         }
+
+    def _token_ids(self) -> dict[str, Any]:
+        """Return the new token ids and, once, the prompt's, if they were asked for."""
+        if not self._returns_ids:
+            return {}
+        written: dict[str, Any] = {"token_ids": self._held_ids}
+        if self._prompt_ids is not None:
+            written["prompt_token_ids"] = self._prompt_ids
+        self._held_ids, self._prompt_ids = [], None
+        return written

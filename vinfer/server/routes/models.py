@@ -39,7 +39,7 @@ async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse
         RequestError: the request is refused.
     """
     body = await read_json_object(request, services)
-    fields = parse_count(body, services.config.unknown_fields)
+    fields = parse_count(body, services.config.unknown_fields, RequestContext.of(request.scope).ignored)
     model = services.models.serving(fields.model)
     RequestContext.of(request.scope).model_name = model.name
     messages = fields.conversation if isinstance(fields, CountMessages) else ()
@@ -56,7 +56,7 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
         "created": model.created,
         "owned_by": "easydel",
         "permission": [],
-        "root": model.root,
+        "root": model.name,
         "max_model_len": model.max_model_len,
         "parity_verdict": model.parity_verdict,
         "parity": None if parity is None else parity.model_dump(),

@@ -18,6 +18,7 @@ from vinfer.server.generate.answer import deltas_or_pings, whole_choices
 from vinfer.server.generate.conversation import Conversation, prepare
 from vinfer.server.generate.generation import ChoiceDelta
 from vinfer.server.generate.response_items import Json, ResponseItems
+from vinfer.server.generate.sampling import lowered_max_tokens
 from vinfer.server.generate.sse import Chunks, EventStream, Framing
 from vinfer.server.http.body import read_json_object
 from vinfer.server.http.context import RequestContext
@@ -34,10 +35,11 @@ async def responses(services: Services, request: HttpRequest) -> ASGIApp | JSONR
     """
     context = RequestContext.of(request.scope)
     body = await read_json_object(request, services)
-    fields, completion = parse_responses(body, services.config.unknown_fields)
+    fields, completion = parse_responses(body, services.config.unknown_fields, context.ignored)
     with in_own_words():
         sources = input_images(fields.input)
         conversation = await prepare(services, context, completion, sources, f"resp_{uuid.uuid4().hex}")
+    context.max_tokens = lowered_max_tokens(completion, [conversation.params])
     answer = ResponseAnswer(services, fields, conversation)
     generation = conversation.generation
     generation.start()
@@ -66,7 +68,8 @@ class ResponseAnswer:
         """Yield every event as it comes."""
         for kind in ("response.created", "response.in_progress"):
             yield self._numbered({"type": kind, "response": self._written()})
-        async for delta in deltas_or_pings(self._conversation.generation):
+        ping_seconds = self._services.config.ping_seconds
+        async for delta in deltas_or_pings(self._conversation.generation, ping_seconds):
             if delta is None:
                 yield None
                 continue
@@ -77,7 +80,8 @@ class ResponseAnswer:
     def delta_events(self, delta: ChoiceDelta) -> list[Json]:
         """Read what the answer has gained, and return its events."""
         events: list[Json] = []
-        for piece in self._reader.push(delta.text, is_last=delta.finish_reason is not None):
+        is_last, is_cut = delta.finish_reason is not None, delta.finish_reason == "length"
+        for piece in self._reader.push(delta.text, is_last=is_last, is_cut=is_cut):
             events += self._items.push(piece)
         if delta.finish_reason is not None:
             self._status = "incomplete" if delta.finish_reason == "length" else "completed"
@@ -119,8 +123,15 @@ class ResponseAnswer:
             "output": self._items.written(),
             "parallel_tool_calls": fields.parallel_tool_calls,
             "previous_response_id": None,
-            "reasoning": {"effort": fields.reasoning.effort, "summary": None},
+            "presence_penalty": params.presence_penalty,
+            "frequency_penalty": params.frequency_penalty,
+            "reasoning": {"effort": fields.reasoning.effort, "summary": fields.reasoning.summary},
             "store": False,
+            # Accepted without effect, or refused.
+            "service_tier": "default",
+            "safety_identifier": None,
+            "prompt_cache_key": None,
+            "max_tool_calls": None,
             "temperature": params.temperature,
             "text": {"format": {"type": "text"} if form is None else form.as_answer()},
             "tool_choice": "auto" if choice is None else choice.as_answer(),

@@ -21,6 +21,7 @@ from vinfer.server.fields.tokenization import (
 from vinfer.server.generate.images import image_sources, prepare_images
 from vinfer.server.generate.prompts import detokenized_text, tokenized_ids
 from vinfer.server.http.body import read_json_object
+from vinfer.server.http.context import RequestContext
 from vinfer.server.model_table import ServedModel
 from vinfer.server.services import Services
 
@@ -35,7 +36,7 @@ async def tokenize(services: Services, request: HttpRequest) -> JSONResponse:
         RequestError: the request is refused.
     """
     body = await read_json_object(request, services)
-    fields = parse_tokenize(body, services.config.unknown_fields)
+    fields = parse_tokenize(body, services.config.unknown_fields, RequestContext.of(request.scope).ignored)
     model = services.models.serving_or_only(fields.model)
     messages = fields.messages if isinstance(fields, TokenizeMessages) else ()
     images = await prepare_images(services, image_sources(messages, "messages"), model)

@@ -23,6 +23,8 @@ class _State(enum.Enum):
     GAP = enum.auto()
     CALL = enum.auto()
     CLOSING = enum.auto()
+    BEGINNING = enum.auto()
+    PLAIN = enum.auto()
 
 
 class ToolCallParser:
@@ -30,14 +32,24 @@ class ToolCallParser:
 
     White space next to calls belongs to neither text nor calls, so it is held until it is known what follows.
 
+    Attributes:
+        is_cut: the answer ended inside of a call whose name was not known yet, so nothing is shown of it.
+
     Args:
         names: names of the tools that may be called.
+        calls_come_first: an answer that does not begin with a call has none, whatever its text contains.
     """
 
-    def __init__(self, tool_format: ToolFormat, names: Collection[str]) -> None:
+    def __init__(
+        self, tool_format: ToolFormat, names: Collection[str], *, calls_come_first: bool = False
+    ) -> None:
+        self.is_cut = False
         self._format = tool_format
         self._names = names
+        self._calls_come_first = calls_come_first
         self._state = _State.GAP if tool_format.begins_with_call else _State.TEXT
+        if calls_come_first:
+            self._state = _State.BEGINNING
         self._unread = ""
         self._call: JsonCall | PythonicCall = JsonCall(names)
         self._has_calls = False
@@ -61,14 +73,32 @@ class ToolCallParser:
             _State.GAP: self._read_gap,
             _State.CALL: self._read_call,
             _State.CLOSING: self._read_closing,
+            _State.BEGINNING: self._read_beginning,
+            _State.PLAIN: self._read_plain,
         }
         while self._unread and steps[self._state](events):
             pass
 
-    def finish(self) -> list[Event]:
-        """Return the events that are left at the end of the answer."""
+    def finish(self, *, must_call: bool = False, is_cut: bool = False) -> list[Event]:
+        """Return the events that are left at the end of the answer.
+
+        Args:
+            must_call: the answer is constrained to calls, so what is left is the beginning of one.
+            is_cut: the answer ended because it may not be longer; a call that had begun is not text.
+        """
         unread, self._unread = self._unread, ""
+        # A marker of one character, as in Pythonic calls, may begin a text as well.
+        has_begun = self._state is not _State.TEXT and self._gap[:1] == [self._format.opening]
+        has_begun &= len(self._format.opening) > 1
+        if must_call or (is_cut and has_begun):
+            self.is_cut = True
+            return []
         if self._state is _State.CLOSING or (self._state is _State.CALL and self._call.is_call):
+            return []
+        is_inside = self._state in (_State.GAP, _State.CALL) and self._format.opening in "".join(self._gap)
+        if self._calls_come_first and (self._has_calls or is_inside):
+            # Only calls follow a marker or a call, so what was cut off is no text.
+            self.is_cut = True
             return []
         held = "".join(self._spaces) + "".join(self._gap)
         if self._state is _State.CALL:
@@ -86,6 +116,23 @@ class ToolCallParser:
             self._gap = [self._format.opening]
             self._state = _State.GAP
         return found
+
+    def _read_beginning(self, _events: list[Event]) -> bool:
+        """Decide whether the answer begins with a call."""
+        opening = self._format.opening
+        begun = self._unread.lstrip()
+        if len(begun) < len(opening) and opening.startswith(begun):
+            return False
+        if begun.startswith(opening):
+            self._state = _State.TEXT
+        else:
+            self._state = _State.GAP if self._format.begins_with_call else _State.PLAIN
+        return True
+
+    def _read_plain(self, events: list[Event]) -> bool:
+        events.append(Text(self._unread))
+        self._unread = ""
+        return False
 
     def _read_gap(self, events: list[Event]) -> bool:
         rest = self._unread.lstrip(self._format.gap)
@@ -134,6 +181,11 @@ class ToolCallParser:
     def _give_up(self, events: list[Event]) -> None:
         """Emit the held characters as text, because no call follows."""
         gap, self._gap = "".join(self._gap), []
+        if self._calls_come_first and not self._has_calls:
+            self._state = _State.PLAIN
+            if gap:
+                events.append(Text(gap))
+            return
         self._state = _State.TEXT
         self._say(gap, events)
 

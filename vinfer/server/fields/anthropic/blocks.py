@@ -1,0 +1,182 @@
+"""The content blocks of a conversation, typed: text, images, tool calls and their results, reasoning.
+
+Like `chat`, and on the same threads. `turns` converts them to chat messages.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
+
+from vinfer.server.fields.body_model import HistoryBody
+from vinfer.server.fields.content_parts import ImageSource, NonEmpty
+from vinfer.server.fields.problems import shown
+
+_BLOCK_TYPES = ("text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking")
+
+
+def _text_type(kind: Any) -> Any:
+    """Name the known types here: a block of an unknown type is parsed as text."""
+    if isinstance(kind, str) and kind != "text":
+        raise PydanticCustomError(
+            "block",
+            "is {kind}; must be one of {kinds}: send other content as text",
+            {"kind": shown(kind), "kinds": ", ".join(_BLOCK_TYPES)},
+        )
+    return kind
+
+
+def _type_of(value: Any) -> Any:
+    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+
+
+def text_as_block(content: Any) -> Any:
+    """Return content that is a string as one text block."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+CacheControl = Annotated[
+    Any, Field(description="Accepted without effect: equal beginnings are shared anyway.")
+]
+
+
+class TextBlock(HistoryBody):
+    """Text."""
+
+    type: Annotated[Literal["text"], BeforeValidator(_text_type)]
+    text: str
+    cache_control: CacheControl = None
+
+    def as_chat(self) -> dict[str, Any]:
+        """Return the block as a content part."""
+        return {"type": "text", "text": self.text}
+
+
+def _source_type(kind: Any) -> Any:
+    """Name the known types here: a source of an unknown type is parsed as base64."""
+    if isinstance(kind, str) and kind != "base64":
+        raise PydanticCustomError(
+            "source", "is {kind}; must be base64 or url: vinfer keeps no files", {"kind": shown(kind)}
+        )
+    return kind
+
+
+class Base64Source(HistoryBody):
+    """An image's file in base64."""
+
+    type: Annotated[Literal["base64"], BeforeValidator(_source_type)]
+    media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
+    data: NonEmpty
+
+
+class UrlSource(HistoryBody):
+    """An image's http(s) URL."""
+
+    type: Literal["url"]
+    url: NonEmpty
+
+
+def _source_kind(source: Any) -> str:
+    return "[url]" if _type_of(source) == "url" else "[base64]"
+
+
+class ImageBlock(HistoryBody):
+    """An image."""
+
+    type: Literal["image"]
+    source: Annotated[
+        Annotated[Base64Source, Tag("[base64]")] | Annotated[UrlSource, Tag("[url]")],
+        Discriminator(_source_kind),
+    ]
+    cache_control: CacheControl = None
+
+    def image_source(self, here: str) -> ImageSource:
+        """Return the image's URL and the path of the field that holds it; `here` is the block's own path."""
+        source = self.source
+        if isinstance(source, UrlSource):
+            return source.url, f"{here}.source.url"
+        return f"data:{source.media_type};base64,{source.data}", f"{here}.source.data"
+
+
+class ToolUseBlock(HistoryBody):
+    """A tool that the model called."""
+
+    type: Literal["tool_use"]
+    id: NonEmpty
+    name: NonEmpty
+    input: dict[str, Any]
+    cache_control: CacheControl = None
+
+    def as_chat(self) -> dict[str, Any]:
+        """Return the block as a tool call."""
+        arguments = json.dumps(self.input, ensure_ascii=False)
+        return {"id": self.id, "function": {"name": self.name, "arguments": arguments}}
+
+
+def _result_kind(block: Any) -> str:
+    return "[image]" if _type_of(block) == "image" else "[text]"
+
+
+ResultBlocks = list[
+    Annotated[
+        Annotated[TextBlock, Tag("[text]")] | Annotated[ImageBlock, Tag("[image]")],
+        Discriminator(_result_kind),
+    ]
+]
+
+
+class ToolResultBlock(HistoryBody):
+    """What a called tool returned; `is_error` says that it failed."""
+
+    type: Literal["tool_result"]
+    tool_use_id: NonEmpty
+    content: Annotated[
+        ResultBlocks | None, BeforeValidator(text_as_block, json_schema_input_type=str | ResultBlocks | None)
+    ] = None
+    is_error: bool | None = None
+    cache_control: CacheControl = None
+
+    def as_chat(self) -> dict[str, Any]:
+        """Return the text of the block as a tool's message. An error begins with the word."""
+        texts = [block.text for block in self.content or () if isinstance(block, TextBlock)]
+        if self.is_error:
+            texts = [f"Error: {texts[0]}", *texts[1:]] if texts else ["Error"]
+        content = [{"type": "text", "text": text} for text in texts]
+        return {"role": "tool", "content": content or "", "tool_call_id": self.tool_use_id}
+
+
+class ThinkingBlock(HistoryBody):
+    """The model's reasoning before it answered. The signature is not checked."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str | None = None
+    cache_control: CacheControl = None
+
+
+class RedactedThinkingBlock(HistoryBody):
+    """Reasoning that only Anthropic's models can read; it is not part of the prompt."""
+
+    type: Literal["redacted_thinking"]
+    data: str
+    cache_control: CacheControl = None
+
+
+def _kind(block: Any) -> str:
+    """Return the tag of a block; an unknown one is refused as text."""
+    kind = _type_of(block)
+    return f"[{kind}]" if kind in _BLOCK_TYPES else "[text]"
+
+
+Block = Annotated[
+    Annotated[TextBlock, Tag("[text]")]
+    | Annotated[ImageBlock, Tag("[image]")]
+    | Annotated[ToolUseBlock, Tag("[tool_use]")]
+    | Annotated[ToolResultBlock, Tag("[tool_result]")]
+    | Annotated[ThinkingBlock, Tag("[thinking]")]
+    | Annotated[RedactedThinkingBlock, Tag("[redacted_thinking]")],
+    Discriminator(_kind),
+]

@@ -1,0 +1,202 @@
+"""The applied fields of `/v1/messages` and `/v1/messages/count_tokens`, and the chat completion of the same.
+
+Like `chat`, and on the same threads. What depends on the model is checked in the fields of that completion;
+`in_own_words` names them as these routes do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from vinfer.errors import RequestError
+from vinfer.server.fields.anthropic.thinking import Thinking, check_thinking, thinking_kwargs
+from vinfer.server.fields.anthropic.tool_use import ToolDefinitions, ToolUseChoice
+from vinfer.server.fields.anthropic.treatment import COUNT_MESSAGES_FIELDS, MESSAGES_FIELDS
+from vinfer.server.fields.anthropic.turns import System, Turn, chat_messages, check_turns, continues_answer
+from vinfer.server.fields.body_model import Body, Unknown
+from vinfer.server.fields.chat import ChatFields
+from vinfer.server.fields.form import RequestForm
+from vinfer.server.fields.problems import renaming
+from vinfer.server.fields.rules import Json
+from vinfer.server.fields.sampling import MAX_INT32, MAX_STOP_STRINGS, Seed, StopString, Temperature, TopP
+from vinfer.server.fields.tools import check_tool_choice, check_tools
+from vinfer.server.model_table import ServedModel
+
+
+class OutputFormat(Body):
+    """`output_config.format`: the schema of the answer, which is enforced."""
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+    def as_chat(self) -> dict[str, Any]:
+        """Return the format in the form of chat completions."""
+        return {"type": self.type, "json_schema": {"name": "output", "schema": self.schema_, "strict": True}}
+
+
+class OutputConfig(Body):
+    """`output_config`: how hard the model tries, and the form of its answer."""
+
+    effort: Literal["low", "medium", "high", "xhigh"] | None = None
+    format: OutputFormat | None = None
+
+
+_TOOLS: Json = {"properties": {"tools": {"type": "array", "minItems": 1}}, "required": ["tools"]}
+_NO_CALL_ASKED_FOR: Json = {
+    "properties": {
+        "tool_choice": {
+            "anyOf": [{"type": "null"}, {"properties": {"type": {"enum": ["auto", "none"]}}}],
+        }
+    }
+}
+_NO_FORMAT: Json = {
+    "properties": {
+        "output_config": {
+            "anyOf": [{"type": "null"}, {"properties": {"format": {"type": "null"}}}],
+        }
+    }
+}
+
+
+class CountMessagesFields(Body):
+    """`POST /v1/messages/count_tokens`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [_NO_CALL_ASKED_FOR, {"allOf": [_TOOLS, _NO_FORMAT]}]}
+    )
+
+    model: str = Field(min_length=1)
+    messages: list[Turn] = Field(min_length=1)
+    system: System = []
+    tools: ToolDefinitions = []
+    tool_choice: ToolUseChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig = OutputConfig()
+
+    def as_chat(self, **sampling: Any) -> ChatFields:
+        """Return the chat completion that asks for the same, all but `thinking`."""
+        choice, config = self.tool_choice, self.output_config
+        is_parallel = choice is None or not choice.disable_parallel_tool_use
+        completion = {
+            "model": self.model,
+            "messages": chat_messages(self.system, self.messages),
+            "continue_final_message": continues_answer(self.messages),
+            "response_format": None if config.format is None else config.format.as_chat(),
+            "tools": [tool.as_chat() for tool in self.tools],
+            "tool_choice": None if choice is None else choice.as_chat(),
+            "parallel_tool_calls": is_parallel,
+            "reasoning_effort": config.effort,
+            # A message is one answer, whatever the config says.
+            "n": 1,
+            **sampling,
+        }
+        return ChatFields.model_validate(completion)
+
+
+class MessagesFields(CountMessagesFields):
+    """`POST /v1/messages`."""
+
+    max_tokens: int = Field(ge=1, le=MAX_INT32)
+    stop_sequences: Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] = []
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT32)
+    seed: Seed | None = None
+    stream: bool = False
+
+    def as_chat(self, **sampling: Any) -> ChatFields:
+        return super().as_chat(
+            max_completion_tokens=self.max_tokens,
+            stop=self.stop_sequences,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
+            **sampling,
+        )
+
+
+MESSAGES = RequestForm(MessagesFields, MESSAGES_FIELDS)
+MESSAGES_COUNT = RequestForm(CountMessagesFields, COUNT_MESSAGES_FIELDS)
+
+# What chat completions call a field, and what it is called here.
+_NAMES = (
+    (re.compile("response_format or structured_outputs"), "output_config.format"),
+    (re.compile(r"\btools\[(\d+)\]\.function\.parameters\b"), r"tools[\1].input_schema"),
+    (re.compile(r"\btools\[(\d+)\]\.function\."), r"tools[\1]."),
+    (re.compile(r"\btool_choice\.function\."), "tool_choice."),
+    (re.compile(r"\bresponse_format\.json_schema\."), "output_config.format."),
+    (re.compile(r"\bresponse_format\b"), "output_config.format"),
+    (re.compile(r"\bmax_completion_tokens\b"), "max_tokens"),
+    (re.compile(r"\breasoning_effort\b"), "output_config.effort"),
+    (re.compile(r"\bcontinue_final_message\b"), "messages"),
+    # Anthropic's words: agents look for them, and then shorten the conversation.
+    (re.compile(r"^prompt has (\d+) tokens"), r"prompt is too long: \1 tokens"),
+)
+
+
+def in_own_words() -> AbstractContextManager[None]:
+    """Make errors of a chat completion name the fields of these routes."""
+    return renaming(_NAMES)
+
+
+def parse_messages(
+    body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
+) -> tuple[MessagesFields, ChatFields]:
+    """Check the body of a message's request, and return it with the chat completion that asks for the same.
+
+    `ignored` as in `RequestForm.parse`.
+
+    Raises:
+        RequestError: names the first bad field.
+    """
+    fields = MESSAGES.parse(body, unknown, ignored)
+    return fields, _checked_chat(fields)
+
+
+def parse_messages_count(
+    body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
+) -> tuple[CountMessagesFields, ChatFields]:
+    """Check the body of a token count, and return it with the chat completion that has the same prompt.
+
+    `ignored` as in `RequestForm.parse`.
+
+    Raises:
+        RequestError: names the first bad field.
+    """
+    fields = MESSAGES_COUNT.parse(body, unknown, ignored)
+    return fields, _checked_chat(fields)
+
+
+def _checked_chat(fields: CountMessagesFields) -> ChatFields:
+    check_turns(fields.messages)
+    check_thinking(fields.thinking)
+    choice = fields.tool_choice
+    if choice is not None and (choice.name is None) == (choice.type == "tool"):
+        what = "missing: send it" if choice.name is None else f"set and type is {choice.type}: leave it out"
+        raise RequestError(f"tool_choice.name is {what}", param="tool_choice.name")
+    completion = fields.as_chat()
+    with in_own_words():
+        check_tools(completion.tools)
+        check_tool_choice(
+            completion.tools,
+            completion.tool_choice,
+            constrains_answer=completion.response_format is not None,
+            ignore_eos=False,
+        )
+    return completion
+
+
+def for_model(completion: ChatFields, thinking: Thinking | None, model: ServedModel) -> ChatFields:
+    """Return a completion with what `thinking` means to the chat template of a model.
+
+    Raises:
+        RequestError: the model does not do what `thinking` asks for.
+    """
+    kwargs = thinking_kwargs(thinking, model)
+    return completion.model_copy(update={"chat_template_kwargs": kwargs})

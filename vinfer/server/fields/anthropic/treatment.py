@@ -1,0 +1,47 @@
+"""What vinfer does with each field of the Messages API; see `fields.treatment`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vinfer.server.fields.treatment import ACCEPTED, APPLIED, FieldRule, refused
+
+_NOTHING_CLEARED = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
+
+_CONVERSATION_FIELDS: Mapping[str, FieldRule] = {
+    "model": APPLIED,
+    "messages": APPLIED,
+    "system": APPLIED,
+    "tools": APPLIED,
+    "tool_choice": APPLIED,
+    "thinking": APPLIED,
+    "output_config": APPLIED,
+    "cache_control": ACCEPTED,
+    "thread": refused("vinfer keeps nothing between requests: send the whole conversation as messages"),
+    "compaction": refused("vinfer writes no summaries by itself: ask for one in a message"),
+    "context_management": refused(
+        "a conversation is never changed: leave it out", {}, {"edits": []}, _NOTHING_CLEARED
+    ),
+    "mcp_servers": refused("vinfer calls no tools: call them yourself and send tool_result blocks", []),
+    "output_format": refused("the old form of output_config.format: use that"),
+    "speed": refused("a model has one speed: leave it out", "standard"),
+}
+
+MESSAGES_FIELDS: Mapping[str, FieldRule] = {
+    **_CONVERSATION_FIELDS,
+    "max_tokens": APPLIED,
+    "stop_sequences": APPLIED,
+    "temperature": APPLIED,
+    "top_p": APPLIED,
+    "top_k": APPLIED,
+    "seed": APPLIED,
+    "stream": APPLIED,
+    "metadata": ACCEPTED,
+    "service_tier": ACCEPTED,
+    "diagnostics": ACCEPTED,
+    "fallbacks": refused("a request is answered by the model that it names: leave it out", []),
+    "container": refused("vinfer runs no code: leave it out"),
+    "inference_geo": refused("a model runs where its server does: leave it out"),
+}
+
+COUNT_MESSAGES_FIELDS: Mapping[str, FieldRule] = _CONVERSATION_FIELDS

@@ -1,0 +1,154 @@
+"""`POST /v1/messages` and `POST /v1/messages/count_tokens`: Anthropic's Messages API, stateless.
+
+Event loop; templates and tokenization go to worker threads. Generates what the same chat completion would.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
+
+from vinfer.server.fields.anthropic.messages import (
+    MessagesFields,
+    for_model,
+    in_own_words,
+    parse_messages,
+    parse_messages_count,
+)
+from vinfer.server.fields.anthropic.turns import images_of
+from vinfer.server.generate.answer import deltas_or_pings, whole_choices
+from vinfer.server.generate.conversation import Conversation, prepare
+from vinfer.server.generate.generation import ChoiceDelta
+from vinfer.server.generate.images import prepare_images
+from vinfer.server.generate.message_blocks import Json, MessageBlocks
+from vinfer.server.generate.prompts import chat_prompt_ids
+from vinfer.server.generate.sampling import lowered_max_tokens
+from vinfer.server.generate.sse import Chunks, EventStream, Framing
+from vinfer.server.http.body import read_json_object
+from vinfer.server.http.context import RequestContext
+from vinfer.server.http.errors import anthropic_error_object
+from vinfer.server.services import Services
+
+FRAMING = Framing(
+    names_events=True,
+    end=b"",
+    failure=anthropic_error_object,
+    ping=b'event: ping\ndata: {"type":"ping"}\n\n',
+)
+
+
+async def messages(services: Services, request: HttpRequest) -> ASGIApp | JSONResponse:
+    """Answer a conversation with a message.
+
+    Raises:
+        VinferError: the request is refused or fails.
+        ClientLeftError: the client closed the connection.
+    """
+    context = RequestContext.of(request.scope)
+    body = await read_json_object(request, services)
+    fields, completion = parse_messages(body, services.config.unknown_fields, context.ignored)
+    model = services.models.serving(fields.model)
+    with in_own_words():
+        completion = for_model(completion, fields.thinking, model)
+        sources = images_of(fields.messages)
+        conversation = await prepare(services, context, completion, sources, f"msg_{uuid.uuid4().hex}")
+    context.max_tokens = lowered_max_tokens(completion, [conversation.params])
+    answer = MessageAnswer(fields, conversation)
+    generation = conversation.generation
+    generation.start()
+    if fields.stream:
+        return EventStream(services, generation, answer.events(services.config.ping_seconds), FRAMING)
+    (choice,) = await whole_choices(services, request, generation)
+    answer.delta_events(choice)
+    return JSONResponse(answer.written())
+
+
+async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse:
+    """Count the tokens of a conversation's prompt, without generating.
+
+    Raises:
+        RequestError: the request is refused.
+    """
+    context = RequestContext.of(request.scope)
+    body = await read_json_object(request, services)
+    fields, completion = parse_messages_count(body, services.config.unknown_fields, context.ignored)
+    model = services.models.serving(fields.model)
+    context.model_name = model.name
+    with in_own_words():
+        completion = for_model(completion, fields.thinking, model)
+        images = await prepare_images(services, images_of(fields.messages), model)
+        prompt_ids = await services.in_worker(chat_prompt_ids, completion, model, images)
+    return JSONResponse({"input_tokens": len(prompt_ids)})
+
+
+class MessageAnswer:
+    """Writes one message and its events."""
+
+    def __init__(self, fields: MessagesFields, conversation: Conversation) -> None:
+        self._conversation = conversation
+        self._reader = conversation.reader()
+        is_omitted = fields.thinking is not None and fields.thinking.display == "omitted"
+        self._blocks = MessageBlocks(shows_thinking=not is_omitted)
+        self._stop_reason: str | None = None
+        self._stop_sequence: str | None = None
+
+    async def events(self, ping_seconds: float) -> Chunks:
+        """Yield every event as it comes; the message begins with its first token."""
+        has_begun = False
+        async for delta in deltas_or_pings(self._conversation.generation, ping_seconds):
+            if delta is None:
+                yield None
+                continue
+            if not has_begun:
+                has_begun = True
+                yield {"type": "message_start", "message": self.written()}
+            for event in self.delta_events(delta):
+                yield event
+        end = {"stop_reason": self._stop_reason, "stop_sequence": self._stop_sequence}
+        yield {"type": "message_delta", "delta": end, "usage": self._usage()}
+        yield {"type": "message_stop"}
+
+    def delta_events(self, delta: ChoiceDelta) -> list[Json]:
+        """Read what the answer has gained, and return its events."""
+        events: list[Json] = []
+        for piece in self._reader.push(delta.text, is_last=delta.finish_reason is not None):
+            events += self._blocks.push(piece)
+        if delta.finish_reason is not None:
+            events += self._blocks.finish()
+            self._stop_reason = self._reason(delta)
+            self._stop_sequence = delta.stop
+        return events
+
+    def written(self) -> Json:
+        """Return the message so far."""
+        return {
+            "id": self._conversation.generation.name,
+            "type": "message",
+            "role": "assistant",
+            "model": self._conversation.model.name,
+            "content": self._blocks.written(),
+            "stop_reason": self._stop_reason,
+            "stop_sequence": self._stop_sequence,
+            "usage": self._usage(),
+        }
+
+    def _reason(self, delta: ChoiceDelta) -> str:
+        if delta.finish_reason == "length":
+            return "max_tokens"
+        if delta.stop is not None:
+            return "stop_sequence"
+        return "tool_use" if self._reader.calls else "end_turn"
+
+    def _usage(self) -> Json:
+        """Return the tokens so far; Anthropic counts those that were reused by themselves."""
+        generation = self._conversation.generation
+        num_reused = generation.num_cached_tokens
+        return {
+            "input_tokens": generation.num_prompt_tokens - num_reused,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": num_reused,
+            "output_tokens": generation.num_completion_tokens,
+        }
