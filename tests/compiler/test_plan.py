@@ -308,6 +308,12 @@ def test_layers_with_a_window_have_pages_of_their_own() -> None:
     assert pages.most_pages() == (4 * 32, 4 * 13)
 
 
+def test_programs_for_a_gpu_limit_the_pages_of_an_array() -> None:
+    pages = check_model(plan(platform="cuda"), PaperCheckpoint(), where="models[0]").pages  # type: ignore[arg-type]
+    # 128 positions * 4 heads * 16 * 4 bytes
+    assert [group.max_pages for group in pages.groups] == [2**32 // 32_768]
+
+
 @pytest.mark.parametrize(
     ("windows", "num_bytes"),
     [

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vinfer.bundle.directory import bundle_key
-from vinfer.bundle.kv_pages import PageGroup, PagePlan
+from vinfer.bundle.kv_pages import PageGroup, PagePlan, addressable_pages
 from vinfer.bundle.manifest import FORMAT_VERSION, MESH_AXES, Platform, Pooling, kv_groups, mesh_words
 from vinfer.bundle.programs import ProgramShape, plan_programs
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters, open_checkpoint
@@ -278,23 +278,28 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
     feature_rows = plan.num_feature_rows(facts.hidden_size) if plan.takes_images else 0
     return MemoryPlan(
         num_weights * size // weight_pieces,
-        _page_plan(plan, facts),
+        page_plan(plan, facts),
         feature_rows * facts.hidden_size * size,
     )
 
 
-def _page_plan(plan: BuildPlan, facts: ModelFacts) -> PagePlan:
+def page_plan(plan: BuildPlan, facts: ModelFacts) -> PagePlan:
     """Return the figures of `Manifest.page_plan` before there is a manifest."""
     tp = plan.mesh["tp"]
     num_kv_heads = facts.num_kv_heads // tp if facts.num_kv_heads % tp == 0 else facts.num_kv_heads
-    row_bytes = num_kv_heads * (facts.key_dim + facts.value_dim) * DTYPE_BYTES[plan.dtype]
+    element_bytes = plan.page_size * num_kv_heads * DTYPE_BYTES[plan.dtype]
+    max_pages = addressable_pages(plan.platform, element_bytes * max(facts.key_dim, facts.value_dim))
     return PagePlan(
         page_size=plan.page_size,
         max_model_len=plan.max_model_len,
         num_slots=plan.num_slots // plan.mesh["dp"],
         max_write_len=max(shape.length for shape in plan.programs if shape.uses_weights),
         groups=tuple(
-            PageGroup(window, plan.page_size * row_bytes * facts.windows.count(window))
+            PageGroup(
+                window,
+                element_bytes * (facts.key_dim + facts.value_dim) * facts.windows.count(window),
+                max_pages,
+            )
             for window in kv_groups(facts.windows)
         ),
     )
