@@ -47,6 +47,8 @@ Devices = Annotated[
     ),
 ]
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, not text.")]
+
 
 def main() -> None:
     """Run the command line; an expected error prints one line on standard error and sets the exit code."""
@@ -167,6 +169,33 @@ def precompile(
         typer.echo(directory)
 
 
+@app.command(short_help="Show what fits before anything is built.")
+def plan(
+    source: Source, overrides: Overrides = None, devices: Devices = None, as_json: AsJson = False
+) -> None:
+    """Show what each model takes of a device and how many requests run together; build nothing.
+
+    Example: vinfer plan configs/llama.yaml --devices tpu-v5e:4
+    """
+    from vinfer.config import load_bundle_config, load_config
+    from vinfer.launch import plan as command
+    from vinfer.launch.devices import target_devices
+    from vinfer.launch.plan_table import print_plan
+    from vinfer.launch.terminal import configure_logging
+
+    load = load_bundle_config if source.is_dir() else load_config
+    config = load(source, overrides=overrides or (), environ=os.environ)
+    configure_logging(config.log_level)
+    planned = command.plan_models(
+        config, wanted=target_devices(devices), code_cache=_code_cache(config.cache_dir)
+    )
+    if as_json:
+        typer.echo(json.dumps(command.as_json(planned)))
+    else:
+        print_plan(planned)
+    command.require_fit(planned)
+
+
 @app.command(short_help="Compare each model's tokens with transformers.")
 def verify(
     source: Source,
@@ -183,7 +212,7 @@ def verify(
         typer.Option("--source", metavar="SOURCE", help="The checkpoint of the bundle, if it has moved."),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision of --source.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, not tables.")] = False,
+    as_json: AsJson = False,
     overrides: Overrides = None,
     devices: Devices = None,
 ) -> None:

@@ -16,10 +16,11 @@ from vinfer.bundle.verification import check_fits, verify_files
 from vinfer.checkpoint.checkpoint import open_checkpoint
 from vinfer.checkpoint.source import ResolvedSource, resolve_source
 from vinfer.compiler.child import run_build
-from vinfer.compiler.plan import BuildPlan, MemoryPlan, build_versions, check_model, plan_build, plan_key
+from vinfer.compiler.plan import BuildPlan, build_versions, plan_build, plan_key
 from vinfer.config import ModelConfig
-from vinfer.errors import BundleError, ConfigError, DeviceError
-from vinfer.launch.kv_memory import DeviceMemory, choose_pages, process_memory_bytes
+from vinfer.errors import BundleError, ConfigError
+from vinfer.launch.fit import GIB, fit_model, planned_parts
+from vinfer.launch.kv_memory import DeviceMemory, process_memory_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -61,17 +62,17 @@ def find_or_build(
     """
     source = resolve_source(model.source, revision=model.revision)
     if source.kind == "bundle":
-        _check_overrides(model, read_manifest(source.path), where=where)
+        check_overrides(model, read_manifest(source.path), where=where)
         return FoundBundle(source.path, source, is_new=False)
     key = plan_key(
         model, source, where=where, platform=platform, num_devices=num_devices, code_cache=bundles_dir
     )
     directory = output or bundles_dir / key
     # First without the lock, because a bundle may be on a read-only volume.
-    if _damage(directory, key, verify_weights=verify_weights) is None:
+    if damage_of(directory, key, verify_weights=verify_weights) is None:
         return FoundBundle(directory, source, is_new=False)
     with build_lock(directory, lambda: progress(model.name, "waiting for another build", 0, 1)):
-        damage = _damage(directory, key, verify_weights=verify_weights)
+        damage = damage_of(directory, key, verify_weights=verify_weights)
         if damage is None:
             return FoundBundle(directory, source, is_new=False)
         if damage:
@@ -93,7 +94,7 @@ def find_or_build(
     return FoundBundle(directory, source, is_new=True)
 
 
-def _damage(directory: Path, key: str, *, verify_weights: bool) -> str | None:
+def damage_of(directory: Path, key: str, *, verify_weights: bool) -> str | None:
     """Return why the directory is not the bundle of a key: None if it is, "" if it is missing or another."""
     if not is_bundle(directory):
         return ""
@@ -111,40 +112,27 @@ def _announce(
     checkpoint = open_checkpoint(source)
     for note in checkpoint.notes:
         logger.warning("%s: %s", model.name, note)
-    planned: MemoryPlan = check_model(plan, checkpoint, where=where)
+    parts = planned_parts(plan, checkpoint, where=where)
     memory = DeviceMemory(
         platform=plan.platform,
         num_devices=plan.num_devices,
         total=process_memory_bytes(plan.platform, memory_bytes),
-        weights=planned.weights_bytes + planned.image_features_bytes,
+        weights=parts.num_bytes,
     )
-    if memory.total is not None and memory.weights > memory.total:
-        raise DeviceError(
-            f"{where} needs {planned.weights_bytes / 2**30:.2f} GiB of weights and "
-            f"{planned.image_features_bytes / 2**30:.2f} GiB of image features per device; a device has "
-            f"{memory.total / 2**30:.2f}: raise mesh.tp, or use a smaller model or dtype"
-        )
-    num_pages = choose_pages(planned.pages, model, memory, dp=plan.mesh["dp"], where=where)
-    kv_cache_bytes = planned.pages.num_bytes(num_pages)
-    if memory.total is not None and memory.weights + kv_cache_bytes > memory.total:
-        raise DeviceError(
-            f"{where} needs {memory.weights / 2**30:.2f} GiB of weights and image features and "
-            f"{kv_cache_bytes / 2**30:.2f} GiB of KV cache per device; a device has "
-            f"{memory.total / 2**30:.2f}: lower kv_cache, or raise mesh.tp"
-        )
+    fit = fit_model(parts, model, memory, dp=plan.mesh["dp"], where=where)
+    if fit.problem is not None:
+        raise fit.problem
     logger.info(
-        "plan for %s: mesh %s, per device %.2f GiB weights, %.2f GiB KV cache and %.2f GiB image features, "
-        "%d programs",
+        "plan for %s: mesh %s, per device %s and %.2f GiB KV cache, %d programs",
         model.name,
         mesh_words(plan.mesh),
-        planned.weights_bytes / 2**30,
-        kv_cache_bytes / 2**30,
-        planned.image_features_bytes / 2**30,
+        ", ".join(f"{size / GIB:.2f} GiB {name.replace('_', ' ')}" for name, size in parts.by_name.items()),
+        fit.kv_cache_bytes / GIB,
         len(plan.programs),
     )
 
 
-def _check_overrides(model: ModelConfig, manifest: Manifest, *, where: str) -> None:
+def check_overrides(model: ModelConfig, manifest: Manifest, *, where: str) -> None:
     """Refuse a config that states other values than the bundle, whose shapes are fixed."""
     pooling = None if manifest.embeddings is None else manifest.embeddings.pooling
     facts = {

@@ -55,6 +55,61 @@ def target_devices(devices: str | None) -> WantedDevices | None:
     return wanted
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """What bundles are for.
+
+    Attributes:
+        devices: devices of this machine; empty if it lacks them.
+        kinds: JAX's names of the kind of device, in lower case; empty if only the platform is known.
+        memory_bytes: memory of one device, if known.
+    """
+
+    platform: Platform
+    num_devices: int
+    devices: Sequence[jax.Device] = ()
+    kinds: tuple[str, ...] = ()
+    memory_bytes: int | None = None
+
+    @property
+    def is_here(self) -> bool:
+        return bool(self.devices)
+
+
+def find_target(wanted: WantedDevices | None) -> Target:
+    """Initialize JAX and return the devices of this machine, or what is known of the wanted ones.
+
+    Raises:
+        DeviceError: none are named, and JAX finds no usable device.
+    """
+    try:
+        platform, devices = local_devices(wanted)
+    except DeviceError:
+        if wanted is None:
+            raise
+        return described_target(wanted)
+    return Target(
+        platform=platform,
+        num_devices=len(devices),
+        devices=devices,
+        kinds=(devices[0].device_kind.lower(),),
+        memory_bytes=device_memory_bytes(devices[0]),
+    )
+
+
+def described_target(wanted: WantedDevices) -> Target:
+    """Return what is known of devices by their name, without a look at this machine."""
+    if wanted.kind is None:
+        return Target(platform=wanted.platform, num_devices=wanted.count)
+    facts = KINDS[wanted.kind]
+    return Target(
+        platform=wanted.platform,
+        num_devices=wanted.count,
+        kinds=facts.names,
+        memory_bytes=facts.memory_bytes,
+    )
+
+
 def local_devices(wanted: WantedDevices | None) -> tuple[Platform, Sequence[jax.Device]]:
     """Initialize JAX and return this process's platform and devices.
 

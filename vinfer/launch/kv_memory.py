@@ -43,6 +43,13 @@ class DeviceMemory:
     temporary: int = 0
 
     @property
+    def of_one_device(self) -> int | None:
+        """Memory of one device; for a CPU that emulates several, its share of the process's memory."""
+        if self.total is None or self.platform != "cpu":
+            return self.total
+        return self.total // self.num_devices
+
+    @property
     def left(self) -> int | None:
         """Memory for the pages where the config does not say; None if unknown."""
         if self.total is None:
@@ -53,13 +60,21 @@ class DeviceMemory:
 
 
 def choose_pages(
-    plan: PagePlan, model: ModelConfig, memory: DeviceMemory, *, dp: int, where: str
+    plan: PagePlan,
+    model: ModelConfig,
+    memory: DeviceMemory,
+    *,
+    dp: int,
+    where: str,
+    stored: Sequence[tuple[int, ...]] = (),
 ) -> tuple[int, ...]:
     """Return the pages of each group in one dp shard: never more than all slots can use.
 
     Args:
         model: says the size of the KV cache and, if it states `max_model_len`, what has to fit.
         where: the model's place in the config, such as `models[0]`, for messages.
+        stored: numbers of pages that machine code is stored for. One of them is taken instead of a default
+            number, if it wastes little; see `closest_stored`.
 
     Raises:
         ConfigError: the pages do not hold the longest prefill or the stated `max_model_len`, or the device
@@ -78,7 +93,17 @@ def choose_pages(
             f"{where}.max_model_len is {model.max_model_len}; the KV cache holds {plan.max_len(chosen)} "
             "tokens: lower max_model_len, leave it out to take what fits, or raise kv_cache"
         )
-    return chosen
+    if not is_measured(model, memory.platform):
+        return chosen
+    # A stated length is never lowered, not even for machine code that is there.
+    return closest_stored(
+        chosen, [counts for counts in stored if plan.max_len(counts) >= (model.max_model_len or 0)]
+    )
+
+
+def is_measured(model: ModelConfig, platform: Platform) -> bool:
+    """Return whether the pages take what the device has left, which follows from the programs' own needs."""
+    return platform != "cpu" and not model.kv_cache.model_fields_set
 
 
 def _pages(

@@ -21,7 +21,7 @@ from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
 from vinfer.launch.bundles import Progress, code_roots, find_or_build, open_bundle
 from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
-from vinfer.launch.kv_memory import choose_pages, closest_stored, memory_of
+from vinfer.launch.kv_memory import choose_pages, is_measured, memory_of
 from vinfer.launch.parity import check_new_bundle
 from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.server.model_table import ModelTable, SamplingDefaults, ServedModel
@@ -263,17 +263,13 @@ def device_pages(
     from vinfer.engine.loading.programs import stored_page_counts, temporary_bytes
 
     plan, dp = manifest.page_plan, manifest.mesh["dp"]
-    is_measured = manifest.platform != "cpu" and not model.kv_cache.model_fields_set
-    mesh = make_mesh(manifest, devices)
-    temporary = temporary_bytes(directory, manifest, mesh, code_roots=code_roots) if is_measured else 0
-    memory = memory_of(manifest, memory_bytes, temporary=temporary)
-    num_pages = choose_pages(plan, model, memory, dp=dp, where=where)
-    if is_measured:
-        # A stated length is never lowered, not even for machine code that is there.
-        least_len = model.max_model_len or 0
+    temporary, stored = 0, []
+    if is_measured(model, manifest.platform):
+        mesh = make_mesh(manifest, devices)
+        temporary = temporary_bytes(directory, manifest, mesh, code_roots=code_roots)
         stored = stored_page_counts(manifest, mesh, code_roots)
-        fitting = [counts for counts in stored if plan.max_len(counts) >= least_len]
-        num_pages = closest_stored(num_pages, fitting)
+    memory = memory_of(manifest, memory_bytes, temporary=temporary)
+    num_pages = choose_pages(plan, model, memory, dp=dp, where=where, stored=stored)
     logger.info(
         "KV cache of %s: %d pages of %d tokens, %.2f GiB per device; requests of up to %d tokens",
         model.name,

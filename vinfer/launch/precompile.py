@@ -7,7 +7,6 @@ bundle, and machine code only for a kind of device that is named.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 from collections.abc import Sequence
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vinfer.bundle.directory import BUNDLE_CODE, build_lock, is_bundle
-from vinfer.bundle.manifest import Platform
 from vinfer.config import Config, ModelConfig
-from vinfer.errors import ConfigError, DeviceError
+from vinfer.errors import ConfigError
 from vinfer.launch.bundles import FoundBundle, Progress, find_or_build, open_bundle
-from vinfer.launch.device_kinds import KINDS, described_devices
-from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
+from vinfer.launch.device_kinds import described_devices
+from vinfer.launch.devices import Target, WantedDevices, find_target
 from vinfer.launch.loader import device_pages, start_engine
 from vinfer.launch.parity import check_new_bundle
 
@@ -43,7 +41,11 @@ def precompile(
     Raises:
         VinferError: as when the server starts.
     """
-    target = _target(wanted)
+    target = find_target(wanted)
+    described: Sequence[jax.Device] = ()
+    if not target.is_here and wanted is not None and wanted.kind is not None:
+        # Before a build: its compiler may be missing.
+        described = described_devices(wanted.kind, wanted.count)
     directories = []
     for position, model in enumerate(config.models):
         where = f"models[{position}]"
@@ -62,54 +64,14 @@ def precompile(
         if target.is_here:
             _warm_up(bundle, model, target, progress, where=where)
             continue
-        if target.devices:
-            _store_code(bundle, model, target, progress, where=where)
+        if described:
+            _store_code(bundle, model, target, described, progress, where=where)
         logger.info(
             "%s is built for %s, but neither warmed up nor verified: this machine has none",
             bundle.directory,
             wanted,
         )
     return directories
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Target:
-    """What bundles are for.
-
-    Attributes:
-        devices: devices of this machine, or descriptions of others; empty if only their platform is known.
-        memory_bytes: memory of one device, if known.
-    """
-
-    platform: Platform
-    num_devices: int
-    devices: Sequence[jax.Device]
-    is_here: bool
-    memory_bytes: int | None
-
-
-def _target(wanted: WantedDevices | None) -> _Target:
-    try:
-        platform, devices = local_devices(wanted)
-    except DeviceError:
-        if wanted is None:
-            raise
-    else:
-        return _Target(
-            platform=platform,
-            num_devices=len(devices),
-            devices=devices,
-            is_here=True,
-            memory_bytes=device_memory_bytes(devices[0]),
-        )
-    kind = wanted.kind
-    return _Target(
-        platform=wanted.platform,
-        num_devices=wanted.count,
-        devices=() if kind is None else described_devices(kind, wanted.count),
-        is_here=False,
-        memory_bytes=None if kind is None else KINDS[kind].memory_bytes,
-    )
 
 
 def _place(output: Path | None, name: str, num_models: int) -> Path | None:
@@ -121,7 +83,7 @@ def _place(output: Path | None, name: str, num_models: int) -> Path | None:
 
 
 def _warm_up(
-    bundle: FoundBundle, model: ModelConfig, target: _Target, progress: Progress, *, where: str
+    bundle: FoundBundle, model: ModelConfig, target: Target, progress: Progress, *, where: str
 ) -> None:
     directory = bundle.directory
     manifest = open_bundle(directory, platform=target.platform, num_devices=target.num_devices)
@@ -144,7 +106,13 @@ def _warm_up(
 
 
 def _store_code(
-    bundle: FoundBundle, model: ModelConfig, target: _Target, progress: Progress, *, where: str
+    bundle: FoundBundle,
+    model: ModelConfig,
+    target: Target,
+    devices: Sequence[jax.Device],
+    progress: Progress,
+    *,
+    where: str,
 ) -> None:
     """Compile the programs for devices that are not here, and store their machine code in the bundle."""
     from vinfer.engine.loading.mesh import make_mesh
@@ -158,12 +126,12 @@ def _store_code(
             directory,
             manifest,
             model,
-            target.devices,
+            devices,
             memory_bytes=target.memory_bytes,
             code_roots=roots,
             where=where,
         )
-        mesh = make_mesh(manifest, target.devices)
+        mesh = make_mesh(manifest, devices)
         programs = LoadedPrograms(directory, manifest, mesh, roots, num_pages)
         for done, program in enumerate(manifest.programs):
             progress(model.name, "compiling", done, len(manifest.programs))

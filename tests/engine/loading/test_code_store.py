@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 
-from vinfer.engine.loading.code_store import CodeStore, MachineCode, kind_directory
+from vinfer.engine.loading.code_store import CodeStore, MachineCode, kind_directory, stored_temporary_bytes
 
 FACTS = {"platform": "tpu", "device_kind": "TPU v5 lite", "num_devices": "4", "jaxlib": "0.9.2"}
 CODE = MachineCode(b"\x00\n\xffmachine\ncode", (0, 2, 5), 123)
@@ -82,3 +83,21 @@ def test_a_directory_is_named_after_platform_and_kind() -> None:
     assert name.startswith("tpu-tpu_v5_lite-")
     assert name == kind_directory(dict(reversed(FACTS.items())))
     assert kind_directory({**FACTS, "device_kind": "a/../b"}).count("/") == 0
+
+
+def test_headers_say_what_programs_need_without_a_device(tmp_path: Path) -> None:
+    code = MachineCode(b"x", (0,), 700)
+    assert store(tmp_path, num_pages=(64, 8)).write("decode[1,4]", code)
+    assert store(tmp_path, num_pages=(64, 8), device_kind="another").write("decode[1,4]", code)
+    assert store(tmp_path).write("decode[1,4]", dataclasses.replace(code, temporary_bytes=800))
+    kind = kind_directory(FACTS)
+    (tmp_path / kind / "64" / "damaged.code").write_bytes(b"\x80")
+    (tmp_path / kind / "64" / "older.code").write_bytes(b"{}\n")
+    (tmp_path / kind / "notes").mkdir()
+    (tmp_path / kind / "notes" / "decode[1,4].code").write_bytes(b'{"temporary_bytes": 1}\n')
+    wanted = {"platform": {FACTS["platform"]}, "device_kind": {FACTS["device_kind"].lower()}}
+    assert stored_temporary_bytes([tmp_path, tmp_path / "none"], wanted) == {
+        (64,): {"decode[1,4]": 800},
+        (64, 8): {"decode[1,4]": 700},
+    }
+    assert stored_temporary_bytes([tmp_path], {**wanted, "jax": {"0"}}) == {}

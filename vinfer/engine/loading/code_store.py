@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _SUFFIX = ".code"
 _FACTS = "facts.json"
 _WRITABLE_BY_ALL = 0o002
+_MAX_HEADER_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,10 +91,10 @@ class CodeStore:
     def page_counts(self) -> list[tuple[int, ...]]:
         """Return the numbers of pages for which code for this kind of machine is there."""
         found = {
-            tuple(int(count) for count in path.name.split("-"))
+            counts
             for root in self._roots
             for path in (root / self._kind).glob("*")
-            if path.is_dir() and path.name.replace("-", "").isdigit()
+            if path.is_dir() and (counts := _page_counts(path)) is not None
         }
         return sorted(found)
 
@@ -114,6 +115,32 @@ class CodeStore:
         return None
 
 
+def stored_temporary_bytes(
+    roots: Sequence[Path], facts: Mapping[str, Collection[str]]
+) -> dict[tuple[int, ...], dict[str, int]]:
+    """Return what the headers of stored code say, without a device: memory besides arguments, in bytes.
+
+    Args:
+        facts: the values, in lower case, of some facts of a `CodeStore`; code with others is left out.
+
+    Returns:
+        By pages of each group, and then by program. Files that cannot be read are left out.
+    """
+    found: dict[tuple[int, ...], dict[str, int]] = {}
+    for path in (path for root in roots for path in sorted(root.glob(f"*/{_FACTS}"))):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stored = json.loads(path.read_bytes())
+            if any(str(stored.get(name)).lower() not in wanted for name, wanted in facts.items()):
+                continue
+            for code in sorted(path.parent.glob(f"*/*{_SUFFIX}")):
+                num_pages = _page_counts(code.parent)
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError), code.open("rb") as file:
+                    size = int(json.loads(file.readline(_MAX_HEADER_BYTES))["temporary_bytes"])
+                    if num_pages is not None:
+                        found.setdefault(num_pages, {})[code.name.removesuffix(_SUFFIX)] = size
+    return found
+
+
 def kind_directory(facts: Mapping[str, str]) -> str:
     """Return the name of the directory for code with these facts: `<platform>-<device kind>-<hash>`."""
     digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()[:12]
@@ -123,6 +150,13 @@ def kind_directory(facts: Mapping[str, str]) -> str:
 
 def _pages_directory(num_pages: Sequence[int]) -> str:
     return "-".join(str(count) for count in num_pages) or "0"
+
+
+def _page_counts(directory: Path) -> tuple[int, ...] | None:
+    """Return the pages, by group, that a directory's code is for; None if its name is another one."""
+    if not directory.name.replace("-", "").isdigit():
+        return None
+    return tuple(int(count) for count in directory.name.split("-"))
 
 
 def _check_trust(*paths: Path) -> None:
