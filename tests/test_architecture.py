@@ -39,6 +39,7 @@ SHARED = (
 )
 COMMANDS = ("vinfer.cli", "vinfer.__main__")
 LAUNCH = ("vinfer.launch",)
+CHAT = ("vinfer.chat",)
 FIELDS, CONSTRAIN, GENERATE = "vinfer.server.fields", "vinfer.server.constrain", "vinfer.server.generate"
 ROUTES, DOCUMENT = "vinfer.server.routes", "vinfer.server.document"
 FORMATS = ("vinfer.checkpoint.hf", "vinfer.checkpoint.gguf")
@@ -107,7 +108,20 @@ DIRECTIONS = (
         "one function fetches for users, behind one guard",
         ("vinfer",),
         HTTP_CLIENTS,
-        ("vinfer.images.fetch", "vinfer.checkpoint.hub"),
+        # The third one fetches from the server that its user names, in a process of its own.
+        ("vinfer.images.fetch", "vinfer.checkpoint.hub", "vinfer.chat.client"),
+    ),
+    Rule(
+        "a client knows a server by its API",
+        CHAT,
+        (
+            *BUILD_ONLY,
+            *RUN_ROOMS,
+            *PARITY,
+            *JAX,
+            *(room for room in SHARED if room != "vinfer.errors"),
+            "numpy",
+        ),
     ),
     Rule("one file opens images, within limits", ("vinfer",), ("PIL",), ("vinfer.images",)),
     Rule("the build half stands without the run half", BUILD_ROOMS, (*RUN_ROOMS, "starlette", "uvicorn")),
@@ -348,7 +362,7 @@ def test_the_package_keeps_its_rules() -> None:
 
 def test_every_room_is_in_some_rule() -> None:
     rooms = {".".join(module.split(".")[:2]) for module in read_package()} - {"vinfer"}
-    assert rooms <= {*RUN_ROOMS, *BUILD_ROOMS, *PARITY, *SHARED, *COMMANDS, *LAUNCH}
+    assert rooms <= {*RUN_ROOMS, *BUILD_ROOMS, *PARITY, *SHARED, *COMMANDS, *LAUNCH, *CHAT}
 
 
 def test_every_direction_has_a_negative_control() -> None:
@@ -416,6 +430,8 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.images.decode", "import jax", "plain Python, so that"),
         ("vinfer.images.source", "import urllib.request", "one function fetches"),
         ("vinfer.server.routes.chat", "import httpx", "one function fetches"),
+        ("vinfer.chat.session", "import httpx", "one function fetches"),
+        ("vinfer.chat.client", "import vinfer.server.fields.chat", "by its API"),
         ("vinfer.server.routes.chat", "from PIL import Image", "one file opens images"),
         ("vinfer.compiler.programs", "import vinfer.images", "without the run half"),
         ("vinfer.compiler.programs", "import vinfer.server", "without the run half"),

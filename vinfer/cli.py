@@ -196,6 +196,45 @@ def plan(
     command.require_fit(planned)
 
 
+@app.command(short_help="Talk to a model in the terminal.")
+def chat(
+    target: Annotated[
+        str, typer.Argument(metavar="URL|CONFIG|DIR", help="A server, or what to serve for this chat.")
+    ],
+    question: Annotated[
+        str | None, typer.Argument(help="Ask this and end; piped input is added to it.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Model; the first one if omitted.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option("--image", help="Image file for the first question; repeatable.")
+    ] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option("--field", metavar="NAME=VALUE", help="Field of the requests, such as temperature=0.2."),
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="End with the figures of the answer.")] = False,
+) -> None:
+    """Talk to the model of a server, or of a config that is served meanwhile. VINFER_API_KEY is the API key.
+
+    Example: vinfer chat http://127.0.0.1:8000 "Summarize this." < report.txt
+    """
+    from vinfer.launch.chat import ChatOptions
+    from vinfer.launch.chat import chat as talk
+
+    options = ChatOptions(
+        question=question,
+        model=model,
+        system=system,
+        images=tuple(images or ()),
+        fields=tuple(fields or ()),
+        shows_stats=stats,
+    )
+    talk(target, options, environ=os.environ)
+
+
 @app.command(short_help="Compare each model's tokens with transformers.")
 def verify(
     source: Source,

@@ -270,6 +270,23 @@ class PaperCheckpoint:
         return (1000, 1000)
 
 
+def test_ep_splits_only_the_experts() -> None:
+    """Attention and embeddings once counted as if ep split them too."""
+
+    class Mixture(PaperCheckpoint):
+        def tensor_names(self) -> list[str]:
+            return ["model.layers.0.mlp.experts.gate_up_proj", "model.embed_tokens.weight"]
+
+    for mesh, num_weights in (
+        ({"tp": 1}, 2_000_000),
+        ({"tp": 1, "ep": 4}, 1_250_000),
+        ({"tp": 2, "ep": 4}, 625_000),
+    ):
+        built = plan(mesh=mesh)
+        memory = check_model(built, Mixture(), where="models[0]")  # type: ignore[arg-type]
+        assert memory.weights_bytes == num_weights * 4
+
+
 @pytest.mark.parametrize(
     ("overrides", "weights_bytes", "all_pages_bytes"),
     [

@@ -39,6 +39,8 @@ PAGE_SIZE: dict[Platform, int] = {"cpu": 32, "cuda": 128, "tpu": 128}
 SLOT_GROWTH: dict[Platform, int] = {"cpu": 2, "cuda": 4, "tpu": 4}
 """Factor from one number of decoded slots to the next. On a CPU each padded row costs time; on an accelerator
 reading the weights does."""
+_EXPERTS = ".experts."
+"""Part of the name of each expert's tensor, in every family."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -274,17 +276,26 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
             "positions: lower max_model_len"
         )
     size = DTYPE_BYTES[plan.dtype]
-    weight_pieces = math.prod(plan.mesh[axis] for axis in ("fsdp", "ep", "tp", "sp"))
+    feature_rows = plan.num_feature_rows(facts.hidden_size) if plan.takes_images else 0
+    return MemoryPlan(
+        _num_weights_per_device(plan, checkpoint) * size,
+        page_plan(plan, facts),
+        feature_rows * facts.hidden_size * size,
+    )
+
+
+def _num_weights_per_device(plan: BuildPlan, checkpoint: Checkpoint) -> int:
+    facts = checkpoint.facts
     num_weights = num_parameters(checkpoint)
     if plan.platform == "cpu" and facts.is_tied:
         # The build stores a second copy of a tied LM head: see `EasyDeLModel`.
         num_weights += facts.vocab_size * facts.hidden_size
-    feature_rows = plan.num_feature_rows(facts.hidden_size) if plan.takes_images else 0
-    return MemoryPlan(
-        num_weights * size // weight_pieces,
-        page_plan(plan, facts),
-        feature_rows * facts.hidden_size * size,
+    num_expert_weights = sum(
+        math.prod(checkpoint.tensor_shape(name)) for name in checkpoint.tensor_names() if _EXPERTS in name
     )
+    # ep splits nothing else.
+    kept = num_weights - num_expert_weights + num_expert_weights // plan.mesh["ep"]
+    return kept // math.prod(plan.mesh[axis] for axis in ("fsdp", "tp", "sp"))
 
 
 def page_plan(plan: BuildPlan, facts: ModelFacts) -> PagePlan:
