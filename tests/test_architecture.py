@@ -138,7 +138,7 @@ DIRECTIONS = (
         PARITY,
         ("vinfer.compiler", "vinfer.server", "vinfer.text", *ON_DEVICE, *JAX),
     ),
-    Rule("commands are the top", ("vinfer",), ("vinfer.cli",), but_not=("vinfer.__main__",)),
+    Rule("commands are the top", ("vinfer",), ("vinfer.cli",), but_not=COMMANDS),
     Rule("only commands build the app", ("vinfer",), ("vinfer.server.app",), but_not=COMMANDS),
     Rule(
         "what every request passes knows no route",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -26,7 +27,18 @@ HEAVY = {
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["serve", "--help"], ["config", "--help"], ["serve"], []]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["serve", "--help"],
+        ["plan", "--help"],
+        ["chat", "--help"],
+        ["config", "--help"],
+        ["bundle", "--help"],
+        ["serve"],
+        [],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     process = subprocess.run(
@@ -36,14 +48,14 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert "typer" in loaded, process.stderr
     assert HEAVY & loaded == set()
     # Typer itself reads a command's arguments with pydantic.
-    assert "pydantic" not in loaded or {"serve", "config"} & {*arguments}
+    assert "pydantic" not in loaded or {"serve", "config", "plan", "chat", "bundle"} & {*arguments}
     ours = {name for name in loaded if name.startswith("vinfer.")}
-    assert ours == {"vinfer.cli", "vinfer.errors"}
+    assert {name for name in ours if not name.startswith("vinfer.cli")} == {"vinfer.errors"}
 
 
 def test_help_lists_every_command_in_whole_sentences() -> None:
     """Where a summary does not fit its line, it is cut with three dots."""
-    for arguments in (["--help"], ["config", "--help"]):
+    for arguments in (["--help"], ["config", "--help"], ["bundle", "--help"]):
         process = subprocess.run(
             [sys.executable, "-m", "vinfer", *arguments], capture_output=True, text=True, check=True
         )
@@ -80,3 +92,28 @@ def test_config_diff_says_what_a_hangup_applies(tmp_path: Path) -> None:
     assert len(lines) == 3
     command[-1] = str(old)
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vinfer", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_config_diff_as_json(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
+    old.write_text("models: [{name: m, source: org/m}]\n", encoding="utf-8")
+    new.write_text("server: {max_n: 3}\nmodels: [{name: m, source: org/m}]\n", encoding="utf-8")
+    assert json.loads(run("config", "diff", str(old), str(new), "--json").stdout) == [
+        {"key": "server.max_n", "old": 8, "new": 3, "applied_by": "SIGHUP"}
+    ]
+
+
+def test_config_check(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("models: [{name: m, source: org/m}]\n", encoding="utf-8")
+    process = run("config", "check", str(config))
+    assert (process.returncode, process.stdout) == (0, f"{config}: right; models: m\n")
+    assert json.loads(run("config", "check", str(config), "--json").stdout) == {"models": ["m"]}
+    process = run("config", "check", str(config), "--set", "server.prot=1")
+    assert (process.returncode, process.stdout) == (2, "")
+    assert "did you mean port" in process.stderr

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vinfer.bundle.manifest import mesh_words
-from vinfer.launch.fit import GIB
 from vinfer.launch.plan import ModelPlan, Plan
+from vinfer.launch.terminal import size_words
 
 
 def print_plan(plan: Plan, console: Console | None = None) -> None:
@@ -46,18 +46,18 @@ def _rows(model: ModelPlan) -> Iterator[tuple[str, str, str]]:
     fit = model.fit
     origin = "estimated from the checkpoint" if model.bundle is None else "from the bundle"
     for name, size in fit.parts.by_name.items():
-        yield name.replace("_", " "), _size(size), origin
+        yield name.replace("_", " "), size_words(size), origin
     pages = fit.parts.pages
     if fit.num_pages:
         count = fit.num_pages[0] * model.mesh["dp"]
         words = f"{count} pages of {pages.page_size} tokens; requests of up to {fit.max_len} tokens"
     else:
         words = "does not fit"
-    yield "KV cache", _size(fit.kv_cache_bytes) if fit.num_pages else "-", words
+    yield "KV cache", size_words(fit.kv_cache_bytes) if fit.num_pages else "-", words
     if model.temporary_bytes is None:
         yield "temporary", "unknown", "until the programs are compiled"
     else:
-        yield "temporary", _size(model.temporary_bytes), "from stored machine code"
+        yield "temporary", size_words(model.temporary_bytes), "from stored machine code"
 
 
 def _together_table(model: ModelPlan) -> Table:
@@ -76,9 +76,5 @@ def _left(plan: Plan) -> str:
     if total is None or left is None:
         return f"{devices} of unknown memory: name a kind, such as --devices tpu-v5e:4"
     if left < 0:
-        return f"{devices} of {_size(total)}: {_size(-left)} too little on each"
-    return f"{devices} of {_size(total)}: {_size(left)} left on each"
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB // 10 else f"{num_bytes / 2**20:.1f} MiB"
+        return f"{devices} of {size_words(total)}: {size_words(-left)} too little on each"
+    return f"{devices} of {size_words(total)}: {size_words(left)} left on each"

@@ -86,6 +86,12 @@ class ProgressLines:
         logger.info("%s: %s%s (%.0f s)", name, phase, count, time.monotonic() - self._started)
 
 
+def size_words(num_bytes: int) -> str:
+    """Return a size as a person reads it, such as `0.61 GiB` or `3.4 MiB`."""
+    gib = 2**30
+    return f"{num_bytes / gib:.2f} GiB" if num_bytes >= gib // 10 else f"{num_bytes / 2**20:.1f} MiB"
+
+
 def greet(config: Config, address: tuple[Any, ...]) -> None:
     """Log that the server is ready, and how to try it."""
     host = f"[{address[0]}]" if ":" in address[0] else address[0]

@@ -19,6 +19,9 @@ from typing import Annotated
 import typer
 
 import vinfer
+from vinfer.cli.bundles import bundle_app
+from vinfer.cli.configs import config_app
+from vinfer.cli.options import AsJson, ConfigPath, Devices, Overrides, Source
 from vinfer.errors import VinferError
 
 app = typer.Typer(
@@ -30,24 +33,8 @@ app = typer.Typer(
     # rich takes longer to import than everything else here.
     rich_markup_mode=None,
 )
-config_app = typer.Typer(help="Inspect configuration files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
-
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
-Source = Annotated[Path, typer.Argument(metavar="CONFIG|DIR", help="YAML file, or a bundle directory.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as models[0].num_slots=8."),
-]
-Devices = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PLATFORM[-KIND]:COUNT",
-        help="Devices to use, such as tpu:8 or tpu-v5e:4; cpu:4 emulates 4 on a CPU.",
-    ),
-]
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, not text.")]
+app.add_typer(bundle_app, name="bundle")
 
 
 def main() -> None:
@@ -279,52 +266,6 @@ def verify(
     else:
         print_tables(found)
     command.require_passed(found)
-
-
-@config_app.command()
-def schema() -> None:
-    """Print the JSON Schema of the YAML file."""
-    from vinfer.config import json_schema
-
-    typer.echo(json.dumps(json_schema(), indent=2))
-
-
-@config_app.command(short_help="Print every key as a Markdown table.")
-def reference() -> None:
-    """Print every key with its type, default and meaning, as a Markdown table."""
-    from vinfer.config import reference_table
-
-    typer.echo(reference_table(), nl=False)
-
-
-@config_app.command(short_help="Show what differs between two YAML files.")
-def diff(
-    old: Annotated[Path, typer.Argument(metavar="OLD", help="YAML file that is in use.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="YAML file that is to be used.")],
-) -> None:
-    """Print the keys whose values differ, and whether SIGHUP or only a restart applies each."""
-    from vinfer.config import changes, load_config
-
-    before, after = (load_config(path, environ=os.environ) for path in (old, new))
-    for change in changes(before, after):
-        how = "SIGHUP" if change.is_hot else "restart"
-        typer.echo(f"{change.key}: {_shown(change.old)} -> {_shown(change.new)} ({how})")
-
-
-def _shown(value: object) -> str:
-    """Return a value, or a whole block, as JSON."""
-    from pydantic_core import to_json
-
-    return json.dumps(json.loads(to_json(value)))
-
-
-@config_app.command(short_help="Check a YAML file and print it in full.")
-def show(config_path: ConfigPath, overrides: Overrides = None) -> None:
-    """Check a YAML file and print it with every default filled in, as JSON."""
-    from vinfer.config import load_config
-
-    config = load_config(config_path, overrides=overrides or (), environ=os.environ)
-    typer.echo(config.model_dump_json(indent=2))
 
 
 def _code_cache(cache_dir: Path) -> Path:

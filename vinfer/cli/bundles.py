@@ -1,0 +1,99 @@
+"""`vinfer bundle`: the bundles in the cache, and those in other directories."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vinfer.cli.options import AsJson
+
+bundle_app = typer.Typer(
+    help="Look at bundles, check and remove them.", no_args_is_help=True, rich_markup_mode=None
+)
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A bundle directory.")]
+CacheDir = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="The cache_dir of a config, if it is not the default.")
+]
+
+
+@bundle_app.command(name="list", short_help="List the bundles in the cache.")
+def list_bundles(cache_dir: CacheDir = None, as_json: AsJson = False) -> None:
+    """List the bundles in the cache, and why some of them cannot be served here.
+
+    Example: vinfer bundle list
+    """
+    from vinfer.launch import stored_bundles
+    from vinfer.launch.bundle_tables import print_list
+
+    found = stored_bundles.stored_bundles(_bundles_dir(cache_dir))
+    if as_json:
+        typer.echo(json.dumps([stored_bundles.as_json(bundle) for bundle in found]))
+    else:
+        print_list(found)
+
+
+@bundle_app.command(short_help="Show what a bundle holds.")
+def inspect(directory: Directory, as_json: AsJson = False) -> None:
+    """Show what a bundle holds: model, shapes, memory, versions and its parity certificate.
+
+    Example: vinfer bundle inspect bundles/llama
+    """
+    from vinfer.bundle.directory import read_manifest
+    from vinfer.launch.bundle_tables import print_facts
+    from vinfer.launch.stored_bundles import facts
+
+    found = facts(directory, read_manifest(directory))
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        print_facts(found)
+
+
+@bundle_app.command(short_help="Check the hashes of all files of a bundle.")
+def verify(directory: Directory, as_json: AsJson = False) -> None:
+    """Check that all files of a bundle are as they were written, weights too: seconds per GB.
+
+    Example: vinfer bundle verify bundles/llama
+    """
+    from vinfer.bundle.directory import read_manifest
+    from vinfer.bundle.verification import verify_files
+
+    manifest = read_manifest(directory)
+    verify_files(directory, manifest, weights=True)
+    count = len(manifest.files)
+    typer.echo(json.dumps({"intact": True, "num_files": count}) if as_json else f"{count} files are intact")
+
+
+@bundle_app.command(short_help="Remove bundles that nothing here can serve.")
+def prune(
+    cache_dir: CacheDir = None,
+    days: Annotated[
+        int | None,
+        typer.Option("--older-than", min=0, metavar="DAYS", help="Also those built longer ago than this."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it, only list them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List, and with --yes remove, the bundles of the cache that this installation cannot serve.
+
+    Example: vinfer bundle prune --older-than 30 --yes
+    """
+    from vinfer.launch import stored_bundles
+    from vinfer.launch.bundle_tables import print_pruned
+
+    found = stored_bundles.prune(_bundles_dir(cache_dir), older_than_days=days, removes=yes)
+    if as_json:
+        typer.echo(json.dumps([stored_bundles.as_json(bundle) for bundle in found]))
+    else:
+        print_pruned(found, removed=yes)
+
+
+def _bundles_dir(cache_dir: Path | None) -> Path:
+    from vinfer.config import default_cache_dir
+
+    given = os.environ.get("VINFER_CACHE_DIR")
+    return (cache_dir or (Path(given) if given else default_cache_dir(os.environ))) / "bundles"

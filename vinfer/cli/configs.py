@@ -1,0 +1,84 @@
+"""`vinfer config`: YAML files, without a look at devices or models."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vinfer.cli.options import AsJson, ConfigPath, Overrides
+
+config_app = typer.Typer(help="Inspect configuration files.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@config_app.command()
+def schema() -> None:
+    """Print the JSON Schema of the YAML file."""
+    from vinfer.config import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@config_app.command(short_help="Print every key as a Markdown table.")
+def reference() -> None:
+    """Print every key with its type, default and meaning, as a Markdown table."""
+    from vinfer.config import reference_table
+
+    typer.echo(reference_table(), nl=False)
+
+
+@config_app.command(short_help="Show what differs between two YAML files.")
+def diff(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="YAML file that is in use.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="YAML file that is to be used.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print the keys whose values differ, and whether SIGHUP or only a restart applies each."""
+    from vinfer.config import changes, load_config
+
+    before, after = (load_config(path, environ=os.environ) for path in (old, new))
+    found = [(change, "SIGHUP" if change.is_hot else "restart") for change in changes(before, after)]
+    if as_json:
+        rows = [
+            {"key": change.key, "old": _plain(change.old), "new": _plain(change.new), "applied_by": how}
+            for change, how in found
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    for change, how in found:
+        old_text, new_text = (json.dumps(_plain(value)) for value in (change.old, change.new))
+        typer.echo(f"{change.key}: {old_text} -> {new_text} ({how})")
+
+
+def _plain(value: object) -> object:
+    """Return a value, or a whole block, as JSON has it."""
+    from pydantic_core import to_json
+
+    return json.loads(to_json(value))
+
+
+@config_app.command(short_help="Check a YAML file.")
+def check(config_path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check a YAML file, the environment and overrides; say nothing else if they are right.
+
+    Example: vinfer config check configs/smollm2.yaml
+    """
+    from vinfer.config import load_config
+
+    config = load_config(config_path, overrides=overrides or (), environ=os.environ)
+    names = [model.name for model in config.models]
+    typer.echo(
+        json.dumps({"models": names}) if as_json else f"{config_path}: right; models: {', '.join(names)}"
+    )
+
+
+@config_app.command(short_help="Print a YAML file with every default.")
+def show(config_path: ConfigPath, overrides: Overrides = None) -> None:
+    """Check a YAML file and print it with every default filled in, as JSON."""
+    from vinfer.config import load_config
+
+    config = load_config(config_path, overrides=overrides or (), environ=os.environ)
+    typer.echo(config.model_dump_json(indent=2))
