@@ -19,8 +19,9 @@ from typing import Annotated
 import typer
 
 import vinfer
-from vinfer.cli.bundles import bundle_app
+from vinfer.cli.bundles import CacheDir, bundle_app, bundles_dir
 from vinfer.cli.configs import config_app
+from vinfer.cli.models import models_app
 from vinfer.cli.options import AsJson, ConfigPath, Devices, Overrides, Source
 from vinfer.errors import VinferError
 
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(config_app, name="config")
 app.add_typer(bundle_app, name="bundle")
+app.add_typer(models_app, name="models")
 
 
 def main() -> None:
@@ -266,6 +268,25 @@ def verify(
     else:
         print_tables(found)
     command.require_passed(found)
+
+
+@app.command(short_help="Show what this machine has, and what is missing.")
+def doctor(cache_dir: CacheDir = None, as_json: AsJson = False) -> None:
+    """Show versions, devices, memory, caches, compilers and hub access; fail if there is no device.
+
+    Example: vinfer doctor
+    """
+    from vinfer.launch import doctor as command
+    from vinfer.launch.bundle_tables import print_facts
+    from vinfer.launch.terminal import configure_logging
+
+    configure_logging("warning")
+    found = command.examine(bundles_dir(cache_dir).parent, environ=os.environ)
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        print_facts(found)
+    command.require_device(found)
 
 
 def _code_cache(cache_dir: Path) -> Path:

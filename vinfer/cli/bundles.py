@@ -29,7 +29,7 @@ def list_bundles(cache_dir: CacheDir = None, as_json: AsJson = False) -> None:
     from vinfer.launch import stored_bundles
     from vinfer.launch.bundle_tables import print_list
 
-    found = stored_bundles.stored_bundles(_bundles_dir(cache_dir))
+    found = stored_bundles.stored_bundles(bundles_dir(cache_dir))
     if as_json:
         typer.echo(json.dumps([stored_bundles.as_json(bundle) for bundle in found]))
     else:
@@ -85,14 +85,15 @@ def prune(
     from vinfer.launch import stored_bundles
     from vinfer.launch.bundle_tables import print_pruned
 
-    found = stored_bundles.prune(_bundles_dir(cache_dir), older_than_days=days, removes=yes)
+    found = stored_bundles.prune(bundles_dir(cache_dir), older_than_days=days, removes=yes)
     if as_json:
         typer.echo(json.dumps([stored_bundles.as_json(bundle) for bundle in found]))
     else:
         print_pruned(found, removed=yes)
 
 
-def _bundles_dir(cache_dir: Path | None) -> Path:
+def bundles_dir(cache_dir: Path | None) -> Path:
+    """Return where the bundles of a cache are."""
     from vinfer.config import default_cache_dir
 
     given = os.environ.get("VINFER_CACHE_DIR")

@@ -67,7 +67,7 @@ class CodeStore:
             if not path.is_file():
                 continue
             try:
-                _check_trust(path, path.parent, path.parent.parent, root)
+                check_trust(path, path.parent, path.parent.parent, root)
                 return _decode(path.read_bytes())
             except (OSError, ValueError) as error:
                 logger.warning("%s is not used: %s; compiling the program", path, error)
@@ -79,7 +79,7 @@ class CodeStore:
             directory = root / self._kind / self._pages
             try:
                 directory.mkdir(parents=True, exist_ok=True, mode=0o755)
-                _check_trust(directory, directory.parent, root)
+                check_trust(directory, directory.parent, root)
                 _write_file(directory.parent / _FACTS, json.dumps(self._facts, indent=1).encode())
                 _write_file(directory / f"{program}{_SUFFIX}", _encode(code))
             except (OSError, ValueError) as error:
@@ -159,7 +159,7 @@ def _page_counts(directory: Path) -> tuple[int, ...] | None:
     return tuple(int(count) for count in directory.name.split("-"))
 
 
-def _check_trust(*paths: Path) -> None:
+def check_trust(*paths: Path) -> None:
     """Raise PermissionError if another user may have written one of the paths."""
     for path in paths:
         status = path.stat()

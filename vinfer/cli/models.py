@@ -1,0 +1,39 @@
+"""`vinfer models`: checkpoints, before a config names them."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from vinfer.cli.options import AsJson
+
+models_app = typer.Typer(help="Look at checkpoints.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@models_app.callback()
+def _models() -> None:
+    """Keep `inspect` a command of its own, although it is the only one."""
+
+
+@models_app.command(short_help="Show what a checkpoint is, or why it is refused.")
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="As models[].source of a config.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show family, parameters, dtype, longest request, chat template and notes; fail if vinfer refuses it.
+
+    Example: vinfer models inspect meta-llama/Llama-3.2-1B-Instruct
+    """
+    from vinfer.launch.bundle_tables import print_facts
+    from vinfer.launch.model_facts import model_facts
+    from vinfer.launch.terminal import configure_logging
+
+    configure_logging("warning")
+    found = model_facts(source, revision=revision)
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        print_facts(found)
