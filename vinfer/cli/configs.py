@@ -1,17 +1,54 @@
-"""`vinfer config`: YAML files, without a look at devices or models."""
+"""`vinfer config`: YAML files; only `init` looks at devices."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vinfer.cli.options import AsJson, ConfigPath, Overrides
+from vinfer.cli.options import AsJson, ConfigPath, Devices, Overrides
 
-config_app = typer.Typer(help="Inspect configuration files.", no_args_is_help=True, rich_markup_mode=None)
+config_app = typer.Typer(
+    help="Write and check configuration files.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+@config_app.command(short_help="Write a commented YAML file for a model.")
+def init(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file to write.")] = Path("vinfer.yaml"),
+    source: Annotated[
+        str | None, typer.Option(help="Hub id, directory or .gguf file; asked for if omitted.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model in the API.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the server.")] = None,
+    devices: Devices = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+) -> None:
+    """Write a commented YAML file for a model and the devices of this machine, and print its path.
+
+    In a terminal, what no option says is asked for.
+
+    Example: vinfer config init llama.yaml --source meta-llama/Llama-3.2-1B-Instruct
+    """
+    from vinfer.launch.devices import planned_target, target_devices
+    from vinfer.launch.new_config import ask, write_config
+    from vinfer.launch.terminal import configure_logging
+
+    configure_logging("warning")
+    wanted = target_devices(devices)
+    answers = ask(_question if sys.stdin.isatty() else None, source=source, name=name, port=port)
+    write_config(path, answers, planned_target(wanted), replaces=force)
+    typer.echo(path)
+
+
+def _question(text: str) -> str:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+    return sys.stdin.readline()
 
 
 @config_app.command()

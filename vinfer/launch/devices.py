@@ -97,6 +97,17 @@ def find_target(wanted: WantedDevices | None) -> Target:
     )
 
 
+def planned_target(wanted: WantedDevices | None) -> Target:
+    """Return the devices to plan for: a kind need not be here, and is not looked for.
+
+    Raises:
+        DeviceError: see `find_target`.
+    """
+    if wanted is not None and wanted.kind is not None:
+        return described_target(wanted)
+    return find_target(wanted)
+
+
 def described_target(wanted: WantedDevices) -> Target:
     """Return what is known of devices by their name, without a look at this machine."""
     if wanted.kind is None:

@@ -18,7 +18,7 @@ from vinfer.compiler.plan import build_versions, plan_build
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import DeviceError, VinferError
 from vinfer.launch.bundles import FoundBundle, check_overrides, code_roots, damage_of, open_bundle
-from vinfer.launch.devices import Target, WantedDevices, described_target, find_target
+from vinfer.launch.devices import Target, WantedDevices, planned_target
 from vinfer.launch.fit import GIB, FixedParts, ModelFit, fit_model, planned_parts
 from vinfer.launch.kv_memory import DeviceMemory, process_memory_bytes
 
@@ -98,8 +98,7 @@ def plan_models(config: Config, *, wanted: WantedDevices | None, code_cache: Pat
     Raises:
         VinferError: a config, checkpoint or bundle that cannot be served on any number of such devices.
     """
-    is_described = wanted is not None and wanted.kind is not None
-    target = described_target(wanted) if wanted is not None and is_described else find_target(wanted)
+    target = planned_target(wanted)
     return Plan(
         target=target,
         models=tuple(
