@@ -132,6 +132,17 @@ def test_every_command_is_documented() -> None:
             assert any(found.startswith(full_name) for found in documented), full_name
 
 
+def test_the_help_of_every_command_begins_with_an_example_that_is_right() -> None:
+    leaves = [command for command in _all_commands(_vinfer()) if not _children(command)]
+    assert len(leaves) > 15
+    for command in leaves:
+        first = (command.help or "").splitlines()[0]
+        assert first.startswith("Example: vinfer "), command.name
+        [words] = commands(first.removeprefix("Example: "))
+        assert command.name in words[1:3]
+        assert _problem(words) is None
+
+
 def test_flags_in_the_text_exist() -> None:
     assert unknown_flags(written_pages()) == []
 

@@ -70,7 +70,7 @@ def _options(
     pass
 
 
-@app.command()
+@app.command(short_help="Build any missing bundle, then serve.")
 def serve(
     source: Source,
     host: Annotated[str | None, typer.Option(help="Address to bind; overrides server.host.")] = None,
@@ -81,7 +81,10 @@ def serve(
         bool, typer.Option("--insecure", help="Allow binding beyond loopback without API keys.")
     ] = False,
 ) -> None:
-    """Build any missing bundle, then serve."""
+    """Example: vinfer serve configs/smollm2.yaml --port 8080
+
+    Build any missing bundle, then serve.
+    """
     # Until the server replaces it: SIGHUP would end the process.
     signal.signal(signal.SIGHUP, lambda *_: None)
     from vinfer.config import load_bundle_config, load_config
@@ -143,7 +146,10 @@ def precompile(
     overrides: Overrides = None,
     devices: Devices = None,
 ) -> None:
-    """Build each model's bundle ahead of deployment and print its path."""
+    """Example: vinfer precompile configs/llama.yaml --output bundles/llama
+
+    Build each model's bundle ahead of deployment and print its path.
+    """
     from vinfer.config import load_config
     from vinfer.launch.devices import target_devices
     from vinfer.launch.precompile import precompile as write_bundles
@@ -162,9 +168,9 @@ def precompile(
 def plan(
     source: Source, overrides: Overrides = None, devices: Devices = None, as_json: AsJson = False
 ) -> None:
-    """Show what each model takes of a device and how many requests run together; build nothing.
+    """Example: vinfer plan configs/llama.yaml --devices tpu-v5e:4
 
-    Example: vinfer plan configs/llama.yaml --devices tpu-v5e:4
+    Show what each model takes of a device and how many requests run together; build nothing.
     """
     from vinfer.config import load_bundle_config, load_config
     from vinfer.launch import plan as command
@@ -206,9 +212,9 @@ def chat(
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="End with the figures of the answer.")] = False,
 ) -> None:
-    """Talk to the model of a server, or of a config that is served meanwhile. VINFER_API_KEY is the API key.
+    """Example: vinfer chat http://127.0.0.1:8000 "Summarize this." < report.txt
 
-    Example: vinfer chat http://127.0.0.1:8000 "Summarize this." < report.txt
+    Talk to the model of a server, or of a config that is served meanwhile. VINFER_API_KEY is the API key.
     """
     from vinfer.launch.chat import ChatOptions
     from vinfer.launch.chat import chat as talk
@@ -244,7 +250,10 @@ def verify(
     overrides: Overrides = None,
     devices: Devices = None,
 ) -> None:
-    """Compare each model's output with transformers and write the figures into its bundle."""
+    """Example: vinfer verify configs/smollm2.yaml
+
+    Compare each model's output with transformers and write the figures into its bundle.
+    """
     from vinfer.config import load_bundle_config, load_config
     from vinfer.launch import verify as command
     from vinfer.launch.devices import target_devices
@@ -272,9 +281,9 @@ def verify(
 
 @app.command(short_help="Show what this machine has, and what is missing.")
 def doctor(cache_dir: CacheDir = None, as_json: AsJson = False) -> None:
-    """Show versions, devices, memory, caches, compilers and hub access; fail if there is no device.
+    """Example: vinfer doctor
 
-    Example: vinfer doctor
+    Show versions, devices, memory, caches, compilers and hub access; fail if there is no device.
     """
     from vinfer.launch import doctor as command
     from vinfer.launch.bundle_tables import print_facts

@@ -22,9 +22,9 @@ CacheDir = Annotated[
 
 @bundle_app.command(name="list", short_help="List the bundles in the cache.")
 def list_bundles(cache_dir: CacheDir = None, as_json: AsJson = False) -> None:
-    """List the bundles in the cache, and why some of them cannot be served here.
+    """Example: vinfer bundle list
 
-    Example: vinfer bundle list
+    List the bundles in the cache, and why some of them cannot be served here.
     """
     from vinfer.launch import stored_bundles
     from vinfer.launch.bundle_tables import print_list
@@ -38,9 +38,9 @@ def list_bundles(cache_dir: CacheDir = None, as_json: AsJson = False) -> None:
 
 @bundle_app.command(short_help="Show what a bundle holds.")
 def inspect(directory: Directory, as_json: AsJson = False) -> None:
-    """Show what a bundle holds: model, shapes, memory, versions and its parity certificate.
+    """Example: vinfer bundle inspect bundles/llama
 
-    Example: vinfer bundle inspect bundles/llama
+    Show what a bundle holds: model, shapes, memory, versions and its parity certificate.
     """
     from vinfer.bundle.directory import read_manifest
     from vinfer.launch.bundle_tables import print_facts
@@ -55,9 +55,9 @@ def inspect(directory: Directory, as_json: AsJson = False) -> None:
 
 @bundle_app.command(short_help="Check the hashes of all files of a bundle.")
 def verify(directory: Directory, as_json: AsJson = False) -> None:
-    """Check that all files of a bundle are as they were written, weights too: seconds per GB.
+    """Example: vinfer bundle verify bundles/llama
 
-    Example: vinfer bundle verify bundles/llama
+    Check that all files of a bundle are as they were written, weights too: seconds per GB.
     """
     from vinfer.bundle.directory import read_manifest
     from vinfer.bundle.verification import verify_files
@@ -78,9 +78,9 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it, only list them.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List, and with --yes remove, the bundles of the cache that this installation cannot serve.
+    """Example: vinfer bundle prune --older-than 30 --yes
 
-    Example: vinfer bundle prune --older-than 30 --yes
+    List, and with --yes remove, the bundles of the cache that this installation cannot serve.
     """
     from vinfer.launch import stored_bundles
     from vinfer.launch.bundle_tables import print_pruned

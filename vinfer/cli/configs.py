@@ -28,11 +28,11 @@ def init(
     devices: Devices = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
-    """Write a commented YAML file for a model and the devices of this machine, and print its path.
+    """Example: vinfer config init llama.yaml --source meta-llama/Llama-3.2-1B-Instruct
+
+    Write a commented YAML file for a model and the devices of this machine, and print its path.
 
     In a terminal, what no option says is asked for.
-
-    Example: vinfer config init llama.yaml --source meta-llama/Llama-3.2-1B-Instruct
     """
     from vinfer.launch.devices import planned_target, target_devices
     from vinfer.launch.new_config import ask, write_config
@@ -51,9 +51,12 @@ def _question(text: str) -> str:
     return sys.stdin.readline()
 
 
-@config_app.command()
+@config_app.command(short_help="Print the JSON Schema of the YAML file.")
 def schema() -> None:
-    """Print the JSON Schema of the YAML file."""
+    """Example: vinfer config schema
+
+    Print the JSON Schema of the YAML file.
+    """
     from vinfer.config import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
@@ -61,7 +64,10 @@ def schema() -> None:
 
 @config_app.command(short_help="Print every key as a Markdown table.")
 def reference() -> None:
-    """Print every key with its type, default and meaning, as a Markdown table."""
+    """Example: vinfer config reference
+
+    Print every key with its type, default and meaning, as a Markdown table.
+    """
     from vinfer.config import reference_table
 
     typer.echo(reference_table(), nl=False)
@@ -73,7 +79,10 @@ def diff(
     new: Annotated[Path, typer.Argument(metavar="NEW", help="YAML file that is to be used.")],
     as_json: AsJson = False,
 ) -> None:
-    """Print the keys whose values differ, and whether SIGHUP or only a restart applies each."""
+    """Example: vinfer config diff old.yaml new.yaml
+
+    Print the keys whose values differ, and whether SIGHUP or only a restart applies each.
+    """
     from vinfer.config import changes, load_config
 
     before, after = (load_config(path, environ=os.environ) for path in (old, new))
@@ -99,9 +108,9 @@ def _plain(value: object) -> object:
 
 @config_app.command(short_help="Check a YAML file.")
 def check(config_path: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check a YAML file, the environment and overrides; say nothing else if they are right.
+    """Example: vinfer config check configs/smollm2.yaml
 
-    Example: vinfer config check configs/smollm2.yaml
+    Check a YAML file, the environment and overrides; name the models if they are right.
     """
     from vinfer.config import load_config
 
@@ -114,7 +123,10 @@ def check(config_path: ConfigPath, overrides: Overrides = None, as_json: AsJson 
 
 @config_app.command(short_help="Print a YAML file with every default.")
 def show(config_path: ConfigPath, overrides: Overrides = None) -> None:
-    """Check a YAML file and print it with every default filled in, as JSON."""
+    """Example: vinfer config show configs/smollm2.yaml
+
+    Check a YAML file and print it with every default filled in, as JSON.
+    """
     from vinfer.config import load_config
 
     config = load_config(config_path, overrides=overrides or (), environ=os.environ)

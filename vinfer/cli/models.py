@@ -23,9 +23,9 @@ def inspect(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show family, parameters, dtype, longest request, chat template and notes; fail if vinfer refuses it.
+    """Example: vinfer models inspect meta-llama/Llama-3.2-1B-Instruct
 
-    Example: vinfer models inspect meta-llama/Llama-3.2-1B-Instruct
+    Show family, parameters, dtype, longest request, chat template and notes; fail if vinfer refuses it.
     """
     from vinfer.launch.bundle_tables import print_facts
     from vinfer.launch.model_facts import model_facts
