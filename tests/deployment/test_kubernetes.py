@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
+from deployment.custom_resources import CUSTOM_RESOURCES
 from deployment.files import (
     DEPLOY,
     DOCKERFILE,
@@ -21,7 +24,9 @@ from deployment.files import (
     pods,
     read,
     rendered,
+    tool,
 )
+from docs.pages import page, table
 
 from vinfer.config import Config
 from vinfer.errors import ConfigError
@@ -80,12 +85,48 @@ def test_kustomize_builds_it(directory: Path) -> None:
     assert rendered(directory)
 
 
+@pytest.mark.parametrize("directory", APPLIED, ids=lambda d: d.relative_to(DEPLOY).as_posix())
+def test_kubernetes_accepts_it(directory: Path, tmp_path: Path) -> None:
+    """Strict: a field that Kubernetes does not know is an error. It skips kinds that it does not know."""
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump_all(rendered(directory)))
+    command = [tool("kubernetes-validate"), "--strict", "-k", "1.34", tmp_path / "all.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", CUSTOM_RESOURCES)
+def test_custom_resources_have_the_fields_of_their_schema(kind: str) -> None:
+    found = [o for d in KUSTOMIZATIONS for o in objects(d) if o["kind"] == kind]
+    assert len(found) == 1
+    api_version, schema = CUSTOM_RESOURCES[kind]
+    assert found[0]["apiVersion"] == api_version
+    jsonschema.validate(found[0]["spec"], schema)
+
+
+def test_a_misspelt_field_of_a_custom_resource_is_found() -> None:
+    pool = one(objects(POOL), "InferencePool")["spec"]
+    with pytest.raises(jsonschema.ValidationError, match="targetPort"):
+        jsonschema.validate({**pool, "targetPort": 8000}, CUSTOM_RESOURCES["InferencePool"][1])
+
+
 def test_the_pods_get_more_time_than_the_drain_takes(deployment: dict[str, Any]) -> None:
     spec = deployment["spec"]["template"]["spec"]
     server = served(container(deployment)).server
     before = container(deployment)["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain = before + server.drain_delay_seconds + server.drain_timeout_seconds
     assert spec["terminationGracePeriodSeconds"] >= drain + 5
+
+
+def test_the_page_tells_the_times_of_the_manifests(deployment: dict[str, Any]) -> None:
+    server = served(container(deployment)).server
+    steps = [
+        container(deployment)["lifecycle"]["preStop"]["sleep"]["seconds"],
+        server.drain_delay_seconds,
+        server.drain_timeout_seconds,
+    ]
+    grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    rows = table(page("docs/deployment-kubernetes.md"), "step")
+    assert [int(row["seconds"]) for row in rows] == [*steps, grace - sum(steps)]
 
 
 def test_the_pods_serve_until_their_probe_has_failed(deployment: dict[str, Any]) -> None:

@@ -36,6 +36,14 @@ def served(services: dict[str, Any]) -> Config:
     return command_config(vinfer["command"], None, {**image_environment(), **vinfer["environment"]})
 
 
+def test_the_schema_of_compose_accepts_the_files() -> None:
+    files = sorted(DEPLOY.glob("compose*.yaml"))
+    assert len(files) == 2
+    command = [tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 def test_compose_stops_vinfer_after_its_drain(services: dict[str, Any]) -> None:
     server = served(services).server
     grace = int(services["vinfer"]["stop_grace_period"].removesuffix("s"))
@@ -143,6 +151,12 @@ def test_the_unit_gives_up_on_what_no_restart_mends(unit: _Unit) -> None:
         for code in row["exit code"].split(", ")
     }
     assert {*unit["Service"]["SuccessExitStatus"].split()} <= documented
+
+
+def test_the_unit_lets_vinfer_use_accelerators_and_compile(unit: _Unit) -> None:
+    # ProtectClock implies a DeviceAllow, and any DeviceAllow closes the other devices.
+    closing = {"PrivateDevices", "ProtectClock", "DeviceAllow", "DevicePolicy", "MemoryDenyWriteExecute"}
+    assert not closing & unit["Service"].keys()
 
 
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
