@@ -15,6 +15,7 @@ import yaml
 
 import vinfer.cli
 from vinfer.config import Config, load_bundle_config, load_config
+from vinfer.config.load import _TOP_LEVEL_VARIABLES
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ModelTable
 
@@ -23,6 +24,8 @@ DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 MONITORING = DEPLOY / "monitoring"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+READ_VARIABLES = {"VINFER_XLA_CACHE", *_TOP_LEVEL_VARIABLES}
 
 POOL = KUBERNETES / "components" / "pool"
 
@@ -99,11 +102,15 @@ def command_config(args: Sequence[str], file: Path | None, environ: Mapping[str,
     Raises:
         NoSuchOption: an unknown flag. (typer may bring a click of its own.)
         ConfigError: an unknown key.
+        ValueError: a variable that vinfer does not read.
     """
     commands: Any = typer.main.get_command(vinfer.cli.app)
     context = commands.commands[args[0]].make_context(args[0], list(args[1:]))
     overrides = context.params.get("overrides") or ()
     ours = {name: value for name, value in environ.items() if name.startswith("VINFER_")}
+    # vinfer ignores other names without a word.
+    if unknown := {name for name in ours if "__" not in name} - READ_VARIABLES:
+        raise ValueError(f"vinfer reads no {', '.join(sorted(unknown))}")
     if file is None:
         return load_bundle_config(Path(args[1]), overrides=overrides, environ=ours)
     return load_config(file, overrides=overrides, environ=ours)

@@ -313,3 +313,5 @@ def test_a_wrong_flag_key_or_variable_is_found() -> None:
         command_config(["serve", "x", "--set", "server.nope=1"], file, {})
     with pytest.raises(ConfigError, match="nope"):
         command_config(["serve", "x"], file, {"VINFER_SERVER__NOPE": "1"})
+    with pytest.raises(ValueError, match="VINFER_LOG_FORMAT"):
+        command_config(["serve", "x"], file, {"VINFER_LOG_FORMAT": "json"})

@@ -71,6 +71,7 @@ def test_compose_serves_what_it_builds(services: dict[str, Any]) -> None:
     assert re.search(rf"install -d -o vinfer .* {folder}$", DOCKERFILE.replace("\\\n", ""), re.MULTILINE)
     assert mounts(vinfer)[image_environment()["VINFER_CACHE_DIR"]] == "cache"
     assert str(served(services).server.api_keys_file) in mounts(vinfer)
+    assert served(services).log_format == "json"
     for service in (build, vinfer):
         assert f" AS {service['build']['target']}\n" in DOCKERFILE
 
