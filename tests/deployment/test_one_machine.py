@@ -16,8 +16,8 @@ from vinfer.config import Config, ServerConfig
 from vinfer.errors import VinferError
 
 UNIT = DEPLOY / "systemd" / "vinfer.service"
-# Secrets that an administrator makes.
-OWN_FILES = {"./keys", "./prometheus-key"}
+# Folders of secrets, which an administrator makes.
+SECRETS = {"./secrets/vinfer", "./secrets/prometheus"}
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,8 @@ def test_compose_mounts_what_exists(services: dict[str, Any]) -> None:
     volumes = read(DEPLOY / "compose.yaml")["volumes"].keys()
     for service in services.values():
         for source in mounts(service).values():
-            assert source in volumes | OWN_FILES or (DEPLOY / source).is_file(), source
-    ignored = (ROOT / ".gitignore").read_text().splitlines()
-    assert {f"/deploy/{name.removeprefix('./')}" for name in OWN_FILES} <= set(ignored)
+            assert source in volumes | SECRETS or (DEPLOY / source).is_file(), source
+    assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_compose_serves_what_it_builds(services: dict[str, Any]) -> None:
@@ -70,7 +69,7 @@ def test_compose_serves_what_it_builds(services: dict[str, Any]) -> None:
     # A new volume takes the owner of the directory in the image.
     assert re.search(rf"install -d -o vinfer .* {folder}$", DOCKERFILE.replace("\\\n", ""), re.MULTILINE)
     assert mounts(vinfer)[image_environment()["VINFER_CACHE_DIR"]] == "cache"
-    assert str(served(services).server.api_keys_file) in mounts(vinfer)
+    assert mounts(vinfer)[str(served(services).server.api_keys_file.parent)] in SECRETS
     assert served(services).log_format == "json"
     for service in (build, vinfer):
         assert f" AS {service['build']['target']}\n" in DOCKERFILE
@@ -96,7 +95,7 @@ def test_prometheus_finds_its_files_and_its_target(services: dict[str, Any]) -> 
     config = read(DEPLOY / "compose" / "prometheus.yml")
     assert {f"/etc/prometheus/{name}" for name in config["rule_files"]} <= found.keys()
     [job] = config["scrape_configs"]
-    assert job["authorization"]["credentials_file"] in found
+    assert found[str(Path(job["authorization"]["credentials_file"]).parent)] in SECRETS
     [target] = job["static_configs"]
     assert target["targets"] == [f"vinfer:{served(services).server.port}"]
     assert ServerConfig().metrics
