@@ -1,4 +1,4 @@
-"""What is compiled: a published model with a few of its layers, on one platform.
+"""What is compiled: published models, cut to a few layers or whole, on some devices.
 
 Two numbers of layers give the share of one layer, and so the figures of the whole model.
 """
@@ -8,16 +8,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vinfer.bundle.manifest import Platform
 from vinfer.bundle.programs import ProgramShape
 
 ROOT = Path(__file__).parents[2]
-MODELS = ("Llama-3.2-1B-Instruct", "Llama-3.1-8B")
-CHECKED_KINDS = ("decode", "prefill")
+MODELS = (
+    "Llama-3.2-1B-Instruct",
+    "Llama-3.1-8B",
+    "gemma-3-1b-it",
+    "gpt-oss-20b",
+    "Qwen2.5-VL-7B-Instruct",
+)
+IMAGE_SIDE = 448
+"""Pixels of the images of a model that takes them."""
+
+Choice = Literal["all", "largest decode"]
+KINDS: Mapping[Choice, tuple[str, ...]] = {
+    "all": ("copy_page", "decode", "prefill"),
+    "largest decode": ("decode",),
+}
+"""The kinds of programs that are compiled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +41,7 @@ class Case:
     Attributes:
         config: config.json with `num_layers` layers.
         tp: devices that share the model.
+        programs: which of its programs are compiled: see `KINDS`.
     """
 
     model: str
@@ -34,6 +49,7 @@ class Case:
     num_layers: int
     platform: Platform
     tp: int
+    programs: Choice = "all"
     num_slots: int = 32
     max_model_len: int = 8192
 
@@ -43,7 +59,9 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.num_layers}-{self.platform}-{self.tp}"
+        """The folder of the case."""
+        which = "" if self.programs == "all" else "-decode"
+        return f"{self.model}-{self.num_layers}-{self.platform}-{self.tp}{which}"
 
 
 def published_config(model: str) -> dict[str, Any]:
@@ -61,16 +79,42 @@ def cut(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
         # What is stated per layer, such as layer_types.
         if isinstance(value, list) and len(value) == config["num_hidden_layers"]:
             shorter[key] = value[:num_layers]
+    if "max_window_layers" in config:
+        shorter["max_window_layers"] = min(config["max_window_layers"], num_layers)
     return shorter
 
 
-def programs_to_check(shapes: Iterable[ProgramShape]) -> tuple[ProgramShape, ...]:
-    """Return copy_page, and the smallest and the largest program of each kind that computes."""
+def sizes(windows: Sequence[int | None]) -> tuple[int, int]:
+    """Return two numbers of layers with the same shares of each window as the whole model.
+
+    Args:
+        windows: the window of each layer of the whole model.
+    """
+    period = next(
+        length
+        for length in range(1, len(windows) + 1)
+        if all(window == windows[place % length] for place, window in enumerate(windows))
+    )
+    few = period * -(-2 // period)
+    return few, 2 * few
+
+
+def programs_to_check(shapes: Iterable[ProgramShape], choice: Choice = "all") -> tuple[ProgramShape, ...]:
+    """Return copy_page, decode of one row, of the next number of rows and of all, and the longest prefill.
+
+    "largest decode" leaves out the other decode programs. What it has besides decode is not compiled, but
+    decides how many pages there are. Image encoders are in the plan of their model.
+    """
+
+    def size(shape: ProgramShape) -> int:
+        return shape.rows * shape.length
+
     shapes = tuple(shapes)
-    kept = [shape for shape in shapes if shape.kind == "copy_page"]
-    for kind in CHECKED_KINDS:
-        of_kind = sorted(
-            (shape for shape in shapes if shape.kind == kind), key=lambda shape: shape.rows * shape.length
-        )
-        kept += [of_kind[0]] if len(of_kind) == 1 else [of_kind[0], of_kind[-1]]
-    return tuple(kept)
+    decode, prefill = (
+        sorted((shape for shape in shapes if shape.kind == kind), key=size) for kind in ("decode", "prefill")
+    )
+    encoders = [shape for shape in shapes if shape.kind == "encode_images"]
+    if choice == "largest decode":
+        return (decode[-1], prefill[-1], *encoders)
+    copies = [shape for shape in shapes if shape.kind == "copy_page"]
+    return tuple(dict.fromkeys((*copies, *decode[:2], decode[-1], prefill[-1], *encoders)))

@@ -1,6 +1,8 @@
 """Compiles the programs of a bundle for a target, and writes their HLO and what the compiler says of them.
 
-    python -m accelerator_check.compile DIRECTORY TARGET RESULTS
+    python -m accelerator_check.compile DIRECTORY TARGET RESULTS KIND...
+
+Compiles the programs of some kinds, as the engine does.
 
 Runs in a process that never imports EasyDeL. All shapes and shardings come from the manifest.
 """
@@ -10,33 +12,34 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import export
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
-from vinfer.engine.load import make_mesh
 
-from accelerator_check.targets import TARGETS, Target, compiler_options, devices
 from vinfer.bundle.directory import read_manifest
-from vinfer.bundle.manifest import ArraySpec, Manifest, ProgramSpec, argument_specs
+from vinfer.engine.loading.executables import ProgramSignature, compile_program
+from vinfer.engine.loading.mesh import make_mesh
+from vinfer.launch.device_kinds import described_devices
 
 
-def compile_programs(directory: Path, target: Target, results: Path) -> None:
-    """Write NAME.json and NAME.hlo for each program that `results` lacks."""
+def compile_programs(directory: Path, kind: str, results: Path, kinds: Collection[str]) -> None:
+    """Write NAME.json and NAME.hlo for each program of some kinds that `results` lacks."""
     manifest = read_manifest(directory)
-    mesh = make_mesh(manifest, devices(target))
+    mesh = make_mesh(manifest, described_devices(kind, manifest.num_devices))
+    # With the most pages that requests can use.
+    kv_specs = manifest.kv_specs(manifest.page_plan.most_pages())
     results.mkdir(parents=True, exist_ok=True)
     for program in manifest.programs:
         record = results / f"{program.shape.name}.json"
-        if record.exists():
+        if record.exists() or program.shape.kind not in kinds:
             continue
         started = time.perf_counter()
         figures: dict[str, Any]
         try:
-            compiled = _compile(directory, program, manifest, mesh, target)
+            signature = ProgramSignature(program, manifest, kv_specs, mesh)
+            compiled = compile_program(directory / "programs", signature)
             memory = compiled.memory_analysis()
             figures = {
                 "temp_bytes": memory.temp_size_in_bytes,
@@ -61,31 +64,5 @@ def _write_text(compiled: Any, path: Path) -> str | None:
     return None
 
 
-def _compile(directory: Path, program: ProgramSpec, manifest: Manifest, mesh: Mesh, target: Target) -> Any:
-    """Compile one program as `vinfer.engine.load` does, for the most pages that requests can use."""
-    groups = argument_specs(
-        program.shape,
-        program.inputs,
-        weights=manifest.weights,
-        kv=manifest.kv_specs(manifest.page_plan.most_pages()),
-        state=manifest.state,
-        images=manifest.images,
-    )
-    arguments = tuple(tuple(_sharding(spec, mesh) for spec in group) for group in groups)
-    results = (arguments[1], arguments[2], tuple(_sharding(spec, mesh) for spec in program.outputs))
-    exported = export.deserialize(bytearray((directory / "programs" / program.file).read_bytes()))
-    jitted = jax.jit(exported.call, donate_argnums=(1, 2), in_shardings=arguments, out_shardings=results)
-    abstract = [
-        tuple(jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype)) for spec in group) for group in groups
-    ]
-    return jitted.lower(*abstract).compile(compiler_options(target))
-
-
-def _sharding(spec: ArraySpec, mesh: Mesh) -> Sharding:
-    if mesh.size == 1:
-        return SingleDeviceSharding(mesh.devices.flat[0])
-    return NamedSharding(mesh, PartitionSpec(*spec.axes))
-
-
 if __name__ == "__main__":
-    compile_programs(Path(sys.argv[1]), TARGETS[sys.argv[2]], Path(sys.argv[3]))
+    compile_programs(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:])

@@ -12,24 +12,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerator_check.cases import Case, programs_to_check
+from accelerator_check.cases import IMAGE_SIDE, Case, programs_to_check
 from vinfer.checkpoint.generation import GenerationFacts
 from vinfer.checkpoint.normalise import normalise
 from vinfer.checkpoint.source import ResolvedSource
+from vinfer.checkpoint.vision import VisionFacts
 from vinfer.compiler.export.bundle import ATTENTION_BLOCK_LEN, build_programs
 from vinfer.compiler.plan import plan_build
 from vinfer.config import ModelConfig
+from vinfer.image_processing import ImageProcessing
 
 
 class ConfigOnly:
     """A `Checkpoint` of which only config.json exists."""
 
-    vision = None
-    image_processing = None
     generation = GenerationFacts()
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
@@ -40,6 +41,8 @@ class ConfigOnly:
         self.ropes = normalised.ropes
         self.facts = normalised.facts
         self._shapes = normalised.shapes
+        self.vision = normalised.vision
+        self.image_processing = None if self.vision is None else _published_processing(self.vision)
 
     def tensor_names(self) -> list[str]:
         return list(self._shapes)
@@ -54,23 +57,43 @@ class ConfigOnly:
         raise AssertionError(f"no tokenizer for {directory}: only config.json exists")
 
 
+def _published_processing(vision: VisionFacts) -> ImageProcessing:
+    """Return how Qwen2-VL and Qwen2.5-VL prepare images, as published."""
+    stated = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "min_pixels": 3136,
+        "max_pixels": 12845056,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "preprocessor_config.json").write_text(json.dumps(stated))
+        return vision.read_processing(Path(directory))
+
+
 def export(case: Case, directory: Path) -> None:
     """Write a manifest, programs/ and block_len, which the reader of loops needs."""
-    model = ModelConfig.model_validate(
-        {
-            "name": case.model,
-            "source": case.model,
-            "dtype": "bfloat16",
-            "num_slots": case.num_slots,
-            "max_model_len": case.max_model_len,
-            "mesh": {"tp": case.tp},
-        }
-    )
+    checkpoint = ConfigOnly(case.config)
+    fields = {
+        "name": case.model,
+        "source": case.model,
+        "dtype": "bfloat16",
+        "num_slots": case.num_slots,
+        "max_model_len": case.max_model_len,
+        "mesh": {"tp": case.tp},
+    }
+    if checkpoint.vision is not None:
+        images = {"vision": {"height": IMAGE_SIDE, "width": IMAGE_SIDE}}
+        fields |= {"task": "image-text", "precompile": [images]}
+    model = ModelConfig.model_validate(fields)
     source = ResolvedSource(case.model, "hf", Path(case.model), {"config": case.config})
     plan = plan_build(model, source, where=case.model, platform=case.platform, num_devices=case.tp)
-    plan = dataclasses.replace(plan, programs=programs_to_check(plan.programs))
+    plan = dataclasses.replace(plan, programs=programs_to_check(plan.programs, case.programs))
     directory.mkdir(parents=True, exist_ok=True)
-    build_programs(plan, ConfigOnly(case.config), directory, lambda *_: None)
+    build_programs(plan, checkpoint, directory, lambda *_: None)
     (directory / "block_len").write_text(str(ATTENTION_BLOCK_LEN[case.platform]))
 
 

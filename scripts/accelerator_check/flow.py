@@ -1,14 +1,15 @@
 """What a compiled program does with memory: arrays that it makes anew, bytes that it moves, collectives.
 
-Knows HLO's instructions and no model. `Loops` says how often loops turn whose length is data.
+Knows HLO's instructions and no model. `Lengths` says what is data.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from accelerator_check.hlo import Computation, Instruction, Leaf, Module, UnreadableError
+from accelerator_check.kernels import is_paged_decode, paged_decode_bytes
 
 NO_WORK = frozenset(
     (
@@ -47,8 +48,21 @@ FREE_CALLS = frozenset(
 WHOLE_READS = ("__cublas$", "__triton_gemm", "TopK", "__cub$", "Sharding")
 """Custom calls that read their operands once and write their results."""
 
-Trips = Callable[[Instruction, int], int | None]
-"""How often a loop turns whose length is data, at a depth of such loops; None if nobody knows."""
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """What is data while a program runs; None if nobody knows.
+
+    Attributes:
+        turns: how often a loop turns, at a depth of such loops.
+        seen: positions that each row sees in the pools among the operands of a kernel.
+    """
+
+    turns: Callable[[Instruction, int], int | None]
+    seen: Callable[[Sequence[Instruction]], int | None]
+
+
+NOTHING_KNOWN = Lengths(lambda *_: None, lambda *_: None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +96,11 @@ def new_arrays(module: Module) -> Iterator[tuple[Instruction, Leaf]]:
                 yield instruction, instruction.leaves[place]
 
 
-def moved(module: Module, computation: Computation, trips: Trips, depth: int = 0) -> Moved:
+def moved(module: Module, computation: Computation, lengths: Lengths, depth: int = 0) -> Moved:
     """Return what one run of a computation moves; of a conditional, the cheapest branch counts."""
     total = Moved()
     for instruction in computation.instructions.values():
-        total += _moved_by(module, computation, instruction, trips, depth)
+        total += _moved_by(module, computation, instruction, lengths, depth)
     return total
 
 
@@ -213,20 +227,20 @@ def _read_bytes(module: Module, inside: Computation, index: int) -> int:
 
 
 def _moved_by(
-    module: Module, computation: Computation, instruction: Instruction, trips: Trips, depth: int
+    module: Module, computation: Computation, instruction: Instruction, lengths: Lengths, depth: int
 ) -> Moved:
     opcode = instruction.opcode
     if opcode in NO_WORK or opcode.endswith(("-done", "-update")):
         return Moved()
     if opcode == "while":
-        return _moved_by_loop(module, computation, instruction, trips, depth)
+        return _moved_by_loop(module, computation, instruction, lengths, depth)
     if opcode == "conditional":
-        branches = [moved(module, module[name], trips, depth) for name in _bodies(instruction)]
+        branches = [moved(module, module[name], lengths, depth) for name in _bodies(instruction)]
         return min(branches, key=lambda branch: (len(branch.unknown), branch.num_bytes))
     if bodies := _bodies(instruction):
-        return sum((moved(module, module[name], trips, depth) for name in bodies), Moved())
+        return sum((moved(module, module[name], lengths, depth) for name in bodies), Moved())
     if opcode == "custom-call":
-        return _moved_by_custom_call(computation, instruction)
+        return _moved_by_custom_call(computation, instruction, lengths)
     return Moved(
         _read_by(module, computation, instruction) + _written_by(module, instruction),
         opcode.removesuffix("-start") in COLLECTIVES,
@@ -234,13 +248,13 @@ def _moved_by(
 
 
 def _moved_by_loop(
-    module: Module, computation: Computation, loop: Instruction, trips: Trips, depth: int
+    module: Module, computation: Computation, loop: Instruction, lengths: Lengths, depth: int
 ) -> Moved:
     number = constant_turns(module, computation, loop)
     is_data = number is None
     if number is None:
-        number = trips(loop, depth)
-    once = sum((moved(module, module[name], trips, depth + is_data) for name in _bodies(loop)), Moved())
+        number = lengths.turns(loop, depth)
+    once = sum((moved(module, module[name], lengths, depth + is_data) for name in _bodies(loop)), Moved())
     if number is None:
         return once + Moved(unknown=(f"the number of turns of {loop.name}",))
     return once.times(number)
@@ -270,11 +284,17 @@ def constant_turns(module: Module, computation: Computation, loop: Instruction) 
     return limit.constant if is_counter and any(term.constant == 1 for term in terms) else None
 
 
-def _moved_by_custom_call(computation: Computation, call: Instruction) -> Moved:
+def _moved_by_custom_call(computation: Computation, call: Instruction, lengths: Lengths) -> Moved:
+    operands = list(computation.operands(call))
+    if is_paged_decode(call):
+        seen = lengths.seen(operands)
+        if seen is None:
+            return Moved(unknown=(f"the pool of {call.name}",))
+        return Moved(paged_decode_bytes(call, operands, seen))
     target = call.attributes.partition('custom_call_target="')[2].partition('"')[0]
     if target in FREE_CALLS:
         return Moved()
-    num_bytes = sum(leaf.hbm_bytes for operand in computation.operands(call) for leaf in operand.leaves)
+    num_bytes = sum(leaf.hbm_bytes for operand in operands for leaf in operand.leaves)
     num_bytes += sum(leaf.hbm_bytes for leaf in call.leaves)
     return Moved(num_bytes, unknown=() if target.startswith(WHOLE_READS) else (f"custom call {target}",))
 

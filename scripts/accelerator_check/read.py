@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerator_check.flow import Moved, loops, moved, new_arrays
+from accelerator_check.flow import Lengths, Moved, loops, moved, new_arrays
 from accelerator_check.hlo import Instruction, Module, UnreadableError, read_module
 from vinfer.bundle.manifest import ArraySpec, Manifest
 from vinfer.bundle.programs import ProgramShape
@@ -118,20 +118,26 @@ def step_flow(
     A loop over a pool turns once per block. Of conditionals, the cheapest branch counts: greedy sampling.
     """
 
-    def has_pool(loop: Instruction) -> list[Pool]:
-        sizes = {leaf.num_elements for leaf in loop.leaves}
+    def has_pool(*of: Instruction) -> list[Pool]:
+        sizes = {leaf.num_elements for instruction in of for leaf in instruction.leaves}
         return [pool for pool in pools if pool.num_elements in sizes]
 
-    def trips(loop: Instruction, depth: int) -> int | None:
-        seen = [pool.seen(row_len) for pool in has_pool(loop)]
-        return -(-max(seen) // block_len) if seen and depth == 0 else None
+    def most_seen(of: Sequence[Instruction]) -> int | None:
+        return max((pool.seen(row_len) for pool in has_pool(*of)), default=None)
 
+    def turns(loop: Instruction, depth: int) -> int | None:
+        seen = most_seen([loop])
+        return -(-seen // block_len) if seen is not None and depth == 0 else None
+
+    lengths = Lengths(turns, most_seen)
     if shape.kind != "decode":
-        return moved(module, module.entry, trips)
+        return moved(module, module.entry, lengths)
     steps = [loop for loop in loops(module, module.entry) if has_pool(loop)]
     if len(steps) != 1:
         return Moved(unknown=(f"{len(steps)} loops over steps",))
-    return sum((moved(module, module[name], trips) for name in steps[0].called("condition", "body")), Moved())
+    return sum(
+        (moved(module, module[name], lengths) for name in steps[0].called("condition", "body")), Moved()
+    )
 
 
 def ideal_bytes(manifest: Manifest, shape: ProgramShape, pools: Sequence[Pool], row_len: int) -> float | None:

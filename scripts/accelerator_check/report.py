@@ -11,6 +11,7 @@ OK, FAIL, UNKNOWN = "ok", "FAIL", "unknown"
 _MB = 1e6
 _COLUMNS = (
     "model",
+    "tp",
     "program",
     "temp MB",
     "step MB",
@@ -34,18 +35,22 @@ Written by `scripts/accelerators` with {versions}. {setup}
 
 | column | meaning |
 |---|---|
-| temp | temporary memory of one device for each number of layers in brackets, then for the whole model |
+| tp | devices that share the model; all figures are those of one device |
+| temp | temporary memory for each number of layers in brackets, then for the whole model |
 | step | bytes of main memory per decode step with {row_len} positions in each row, whole model |
 | ideal | all weights once, and the keys and values that the rows see |
 | collectives | per decode step or per dispatch of another program, whole model |
-| compile | seconds for the larger number of layers, on a busy machine |
-| verdict | FAIL: an array as large as a layer's k or v is made anew, or temp is above {max_temp_mb} MB |
+| compile | seconds for the largest number of layers, on a busy machine with 2 cores |
+| verdict | FAIL: a copy of an array as large as a layer's k or v, or too much temp or traffic |
 
+- Too much is more than {max_temp_mb} MB of temporary memory, or step / ideal above 1.1 (TPU) or 1.3 (GPU).
 - A verdict is unknown if the compiler fails, or if its output cannot be read.
-- Figures of a whole model are extended from two small ones, in proportion to layers.
+- Figures of a whole model are extended from two small ones, in proportion to layers. Where a third number
+  is in brackets, the whole model was compiled.
 - A step counts the cheapest branch of each condition: greedy sampling without penalties.
-- A step can be below the ideal. A TPU keeps small weights in VMEM from step to step, and a separate
-  embedding is not read whole.
+- A step can be below the ideal. A TPU keeps small weights in VMEM from step to step, a separate embedding is
+  not read whole, and a mixture reads only the experts that its rows chose.
+- On h100, the bytes of the decode kernel are counted from its loads and stores.
 
 """
 
@@ -57,6 +62,8 @@ class Row:
     Attributes:
         by_layers: figures by number of layers.
         num_layers: of the whole model.
+        tp: devices that share the model; figures are those of one device.
+        max_traffic: most bytes of a decode step against the ideal.
     """
 
     target: str
@@ -64,6 +71,18 @@ class Row:
     program: str
     by_layers: Mapping[int, Figures]
     num_layers: int
+    tp: int = 1
+    max_traffic: float = float("inf")
+
+    @property
+    def is_decode(self) -> bool:
+        return self.program.startswith("decode")
+
+    @property
+    def traffic(self) -> float | None:
+        """Bytes of a decode step against the ideal, for the whole model."""
+        step, ideal = (self.whole(field) for field in ("step_bytes", "ideal_bytes"))
+        return step / ideal if step and ideal and self.is_decode else None
 
     def whole(self, field: str) -> float | None:
         """Return a figure of the whole model: that of two sizes, extended in proportion to layers."""
@@ -88,13 +107,17 @@ class Row:
 
 
 def verdict(row: Row, max_temp_bytes: float) -> str:
-    """Return FAIL for a copy or too much temporary memory, unknown if either is not known."""
+    """Return FAIL for a copy, too much temporary memory or too much traffic; unknown if one is not known."""
     temps = [figures.temp_bytes for figures in row.by_layers.values()]
     whole = row.whole("temp_bytes")
     known = [temp for temp in (*temps, whole) if temp is not None]
-    if row.copies or any(temp > max_temp_bytes for temp in known):
+    traffic = row.traffic
+    is_slow = traffic is not None and traffic > row.max_traffic
+    if row.copies or is_slow or any(temp > max_temp_bytes for temp in known):
         return FAIL
     if any(figures.copies is None for figures in row.by_layers.values()) or not temps or None in temps:
+        return UNKNOWN
+    if row.is_decode and traffic is None:
         return UNKNOWN
     return OK
 
@@ -118,18 +141,18 @@ def page(rows: Sequence[Row], *, max_temp_bytes: float, row_len: int, versions: 
 def _table(rows: Iterable[Row], max_temp_bytes: float) -> list[str]:
     lines = [f"| {' | '.join(_COLUMNS)} |", "|" + "---|" * len(_COLUMNS)]
     for row in rows:
-        is_decode = row.program.startswith("decode")
-        step, ideal = (row.whole(field) if is_decode else None for field in ("step_bytes", "ideal_bytes"))
+        step, ideal = (row.whole(field) if row.is_decode else None for field in ("step_bytes", "ideal_bytes"))
         measured = ", ".join(
             f"{_mb(row.by_layers[layers].temp_bytes)} [{layers}]" for layers in sorted(row.by_layers)
         )
         cells = (
             row.model,
+            str(row.tp),
             f"`{row.program}`",
             f"{measured}, {_mb(row.whole('temp_bytes'))}",
-            _mb(step) if is_decode else "",
-            _mb(ideal) if is_decode else "",
-            f"{step / ideal:.2f}" if step and ideal else "",
+            _mb(step) if row.is_decode else "",
+            _mb(ideal) if row.is_decode else "",
+            f"{row.traffic:.2f}" if row.traffic else "",
             _number(row.whole("num_collectives")),
             f"{row.by_layers[max(row.by_layers)].compile_seconds:.0f}",
             verdict(row, max_temp_bytes),
@@ -140,7 +163,7 @@ def _table(rows: Iterable[Row], max_temp_bytes: float) -> list[str]:
 
 def _remarks(rows: Iterable[Row]) -> list[str]:
     remarks = [
-        f"- {row.target}, {row.model}, `{row.program}`: {words}"
+        f"- {row.target}, {row.model}, `{row.program}`, tp {row.tp}: {words}"
         for row in rows
         for words in (
             *(f"makes {copy} anew" for copy in row.copies),

@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from accelerator_check.flow import constant_turns, loops, moved, new_arrays
+from accelerator_check.flow import NOTHING_KNOWN, constant_turns, loops, moved, new_arrays
 from accelerator_check.hlo import Module, UnreadableError, read_module
 from accelerator_check.read import Pool, pool_copies, step_flow
 
@@ -70,7 +70,7 @@ def test_dynamic_update_slice_in_a_loop_of_known_length(target: str) -> None:
     (loop,) = (i for i in updates.entry.instructions.values() if i.opcode == "while")
     assert constant_turns(updates, updates.entry, loop) == 4
     one_slice = 128 * WIDTH * 2
-    turns = moved(updates, updates.entry, lambda *_: None)
+    turns = moved(updates, updates.entry, NOTHING_KNOWN)
     assert turns.unknown == ()
     # Each turn reads and writes one slice; afterwards the query is copied.
     assert turns.num_bytes == pytest.approx(4 * 2 * one_slice + 2 * 32 * 32 * 64 * 2, rel=0.001)
@@ -83,7 +83,7 @@ def test_copy_start_makes_its_first_result() -> None:
         f"  ROOT %copy-done.1 = {BIG} copy-done(%copy-start.1)"
     )
     assert pool_copies(started, [POOL]) == ("1 x copy-start bf16[2048,128,512]",)
-    assert moved(started, started.entry, lambda *_: None).num_bytes == 2 * POOL.num_bytes
+    assert moved(started, started.entry, NOTHING_KNOWN).num_bytes == 2 * POOL.num_bytes
 
 
 def test_a_copy_into_vmem_reads_main_memory_once() -> None:
@@ -93,7 +93,7 @@ def test_a_copy_into_vmem_reads_main_memory_once() -> None:
         "slice-start(%p), slice={[0:8], [0:128]}\n"
         "  ROOT %slice-done.1 = f32[8,128]{1,0:T(8,128)S(1)} slice-done(%slice-start.1)"
     )
-    assert moved(prefetched, prefetched.entry, lambda *_: None).num_bytes == 8 * 128 * 4
+    assert moved(prefetched, prefetched.entry, NOTHING_KNOWN).num_bytes == 8 * 128 * 4
 
 
 def test_each_result_of_a_fusion_is_judged() -> None:
@@ -150,7 +150,7 @@ def test_the_bytes_of_an_unknown_custom_call_are_unknown() -> None:
     called = module(
         f'  %p = {BIG} parameter(0)\n  ROOT %c = f32[] custom-call(%p), custom_call_target="mine"'
     )
-    assert moved(called, called.entry, lambda *_: None).unknown == ("custom call mine",)
+    assert moved(called, called.entry, NOTHING_KNOWN).unknown == ("custom call mine",)
 
 
 def test_a_copy_in_a_branch_or_a_called_computation_is_found() -> None:
@@ -171,7 +171,7 @@ def test_collectives_are_counted_once_per_turn() -> None:
         "  %done = f32[8,128]{1,0} all-reduce-done(%started)\n"
         "  ROOT %other = f32[16,128]{1,0} all-gather(%done), dimensions={0}"
     )
-    assert moved(reduced, reduced.entry, lambda *_: None).num_collectives == 2
+    assert moved(reduced, reduced.entry, NOTHING_KNOWN).num_collectives == 2
 
 
 @pytest.mark.parametrize(

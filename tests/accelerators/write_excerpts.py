@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from accelerator_check.targets import TARGETS, compiler_options, compiling_environment, devices
+from accelerator_check.targets import compiling_environment
 
 os.environ.update(compiling_environment(os.environ))
 
@@ -21,6 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import SingleDeviceSharding
+
+from vinfer.engine.loading.executables import compiler_options
+from vinfer.launch.device_kinds import KINDS, described_devices
 
 ROWS, LENGTH, HEADS, KV_HEADS, DIM, PAGE, BLOCK = 32, 8192, 32, 8, 64, 128, 512
 WIDTH = KV_HEADS * DIM
@@ -62,6 +65,26 @@ def pages(kv: Any, query: Any, new: Any, table: Any, position: Any, steps: Any) 
     return lax.while_loop(lambda carry: carry[0] < steps, step, (jnp.int32(0), kv, query, position))[1:3]
 
 
+def kernel(kv: Any, query: Any, new: Any, table: Any, position: Any, steps: Any) -> Any:
+    """Decode over pools of pages with `vinfer.compiler.decode_kernel`."""
+    from vinfer.compiler.decode_kernel import attend
+    from vinfer.compiler.paged_attention import visible, write
+
+    def step(carry: Any) -> Any:
+        index, (k, v), query, position = carry
+        at = position[:, None]
+        k, v = (write(pool, new[:, None], table, at, max_model_len=LENGTH) for pool in (k, v))
+        seen = visible(at, max_model_len=LENGTH, window=None)
+        return (
+            index + 1,
+            (k, v),
+            attend(query, k, v, table, seen, num_kv_heads=KV_HEADS, scale=1.0),
+            position + 1,
+        )
+
+    return lax.while_loop(lambda carry: carry[0] < steps, step, (jnp.int32(0), kv, query, position))[1:3]
+
+
 def updates(kv: Any, query: Any, new: Any, table: Any, position: Any, steps: Any) -> Any:
     """Write four slices in a loop whose length is known."""
 
@@ -75,15 +98,19 @@ def slim(hlo: str) -> str:
     """Keep the computations, without what names files or only the compiler reads."""
     hlo = hlo[re.search(r"^(ENTRY )?%.*\{$", hlo, re.MULTILINE).start() :]
     hlo = re.sub(r", metadata=\{[^}]*\}", "", hlo)
-    trips = r', backend_config=(?:.*?("known_trip_count":\{"n":"\d+"\}).*|.*)$'
-    return re.sub(
-        trips, lambda found: f", backend_config={{{found[1]}}}" if found[1] else "", hlo, flags=re.MULTILINE
-    )
+    return re.sub(r", backend_config=(.*)$", _kept_config, hlo, flags=re.MULTILINE)
+
+
+def _kept_config(found: re.Match[str]) -> str:
+    """Keep how often a loop turns, and the name and the grid of a kernel."""
+    kept = re.findall(r'"known_trip_count":\{"n":"\d+"\}', found[1])[:1]
+    kept = kept or re.findall(r'grid_[xyz] = \d+ : i32|name = "\w+"', found[1])
+    return f", backend_config={{{', '.join(kept)}}}" if kept else ""
 
 
 def main(name: str) -> None:
-    target = TARGETS[name]
-    place = SingleDeviceSharding(devices(target)[0])
+    (device,) = described_devices(name, 1)
+    place = SingleDeviceSharding(device)
     array = jax.ShapeDtypeStruct
     pool = array((ROWS * LENGTH // PAGE, PAGE, WIDTH), jnp.bfloat16)
     dense = array((ROWS, LENGTH, KV_HEADS, DIM), jnp.bfloat16)
@@ -91,6 +118,7 @@ def main(name: str) -> None:
         (dense_cache, dense, (ROWS, HEADS)),
         (pages, pool, (ROWS, 1, HEADS)),
         (updates, pool, (ROWS, 1, HEADS)),
+        *([(kernel, pool, (ROWS, 1, HEADS))] if KINDS[name].platform == "cuda" else []),
     )
     for program, kv, heads in programs:
         inputs = (
@@ -101,7 +129,7 @@ def main(name: str) -> None:
             array((), jnp.int32),
         )
         jitted = jax.jit(program, donate_argnums=0, in_shardings=place, out_shardings=place)
-        compiled = jitted.lower((kv, kv), *inputs).compile(compiler_options(target))
+        compiled = jitted.lower((kv, kv), *inputs).compile(compiler_options(device))
         path = Path(__file__).parent / f"{program.__name__}-{name}.hlo"
         path.write_text(slim(compiled.as_text()))
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vinfer.bundle.kv_pages import PageGroup, PagePlan
+from vinfer.bundle.kv_pages import MAX_POOL_BYTES, PageGroup, PagePlan, addressable_pages
 
 FULL = PageGroup(window=None, page_bytes=100)
 WINDOWED = PageGroup(window=64, page_bytes=10)
@@ -23,6 +23,18 @@ def make_plan(**figures: Any) -> PagePlan:
         "groups": (FULL, WINDOWED),
     }
     return PagePlan(**{**defaults, **figures})
+
+
+def test_programs_for_gpus_address_pools_of_four_gib() -> None:
+    assert MAX_POOL_BYTES == 4 << 30
+    assert addressable_pages("cuda", page_bytes=128 * 1024 * 2) == 16384
+    assert [addressable_pages(platform, page_bytes=1) for platform in ("cpu", "tpu")] == [None, None]
+
+
+def test_no_request_gets_a_page_that_programs_cannot_address() -> None:
+    plan = make_plan(groups=(PageGroup(None, 100, max_pages=50), PageGroup(64, 10, max_pages=50)))
+    assert plan.most_pages() == (50, 4 * 6)
+    assert make_plan(groups=(PageGroup(None, 100, max_pages=500),)).most_pages() == (4 * 32,)
 
 
 @pytest.mark.parametrize(

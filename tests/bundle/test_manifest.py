@@ -90,6 +90,12 @@ def test_the_page_plan_is_of_one_shard_and_one_device() -> None:
     plan = make_manifest({}).page_plan
     assert (plan.page_size, plan.max_model_len, plan.num_slots, plan.max_write_len) == (16, 64, 2, 8)
     assert [(group.window, group.page_bytes) for group in plan.groups] == [(None, 64), (8, 128)]
+    assert [group.max_pages for group in plan.groups] == [None, None]
+
+
+def test_the_page_plan_for_a_gpu_knows_what_its_programs_can_address() -> None:
+    plan = make_manifest({}).model_copy(update={"platform": "cuda"}).page_plan
+    assert [group.max_pages for group in plan.groups] == [2**32 // 64, 2**32 // 128]
 
 
 def test_layers_with_one_window_are_one_group_and_full_attention_comes_first() -> None:

@@ -21,6 +21,7 @@ from scipy import stats  # type: ignore[import-untyped]
 from vinfer.compiler.sampler import (
     _inverse_cdf,
     _truncate,
+    allowed_logits,
     keep_allowed,
     process_logits,
     sample,
@@ -41,6 +42,7 @@ truncate = jax.jit(_truncate)
 inverse_cdf = jax.jit(_inverse_cdf)
 logprobs_of = jax.jit(top_logprobs)
 keep = jax.jit(keep_allowed)
+allow = jax.jit(allowed_logits, static_argnames="num_tokens")
 
 
 def make_row(num_rows: int, vocab: int = VOCAB, **values: Any) -> Row:
@@ -197,6 +199,42 @@ def test_rows_without_a_grammar_keep_every_bit() -> None:
     kept = np.asarray(keep(logits, mask))
     assert np.array_equal(kept[[0, 2, 3]], logits[[0, 2, 3]])
     assert np.flatnonzero(np.isfinite(kept[1])).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"repetition_penalty": (1.0, 1.3, 1.0, 1.0)},
+        {"presence_penalty": (0.0, 0.0, 0.5, 0.0)},
+        {"frequency_penalty": (0.5, 0.0, 0.0, 0.0)},
+        {"min_tokens": (0, 0, 0, 6), "stop_ids": 3},
+        {"bias": {7: 2.5}},
+        {"forbidden": [1, 2, 250]},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("num_tokens", [VOCAB, VOCAB - 20])
+def test_one_row_that_needs_a_change_is_enough(values: dict[str, Any], num_tokens: int) -> None:
+    """Each reason alone must reach the logits, which are otherwise passed on as they are."""
+    row = row_in_the_middle()
+    values = dict(values)
+    allowed = np.ones((4, VOCAB), bool)
+    allowed[1, values.pop("forbidden", [])] = False
+    set_bias(row, 2, values.pop("bias", {}))
+    for name, value in values.items():
+        row[name][...] = np.reshape(value, (-1, *[1] * (row[name].ndim - 1)))
+    mask = mask_of(allowed)
+    mask[[0, 2, 3]] = 0xFFFFFFFF
+    if allowed.all():
+        mask[1] = 0xFFFFFFFF
+    logits = grid_logits(4, 4)
+    found = np.asarray(allow(logits, row, mask, num_tokens=num_tokens))
+    np.testing.assert_array_equal(found, keep(process(logits, row, num_tokens=num_tokens), mask))
+    expected = np.where(allowed, reference_process(logits, row, num_tokens), -np.inf)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-5)
+    untouched = np.where(np.arange(VOCAB) < num_tokens, logits, -np.inf)
+    assert (found == untouched).all() == (not values and allowed.all() and (row["logit_bias_ids"] < 0).all())
 
 
 def test_top_p_and_top_k_choose_among_what_the_grammar_allows() -> None:

@@ -7,7 +7,16 @@ window; each group has its own pages. All numbers are those of one dp shard, and
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
+
+MAX_POOL_BYTES = 4 << 30
+"""Most bytes of a k or v array on a GPU: the kernel that decodes there counts in 32 bits."""
+
+
+def addressable_pages(platform: str, page_bytes: int) -> int | None:
+    """Return the most pages of a k or v array with so many bytes per page; None if there is no limit."""
+    return MAX_POOL_BYTES // page_bytes if platform == "cuda" else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -17,10 +26,12 @@ class PageGroup:
     Attributes:
         window: positions that a token sees in these layers; None for all.
         page_bytes: bytes of one page in all layers of the group, k and v together, on one device.
+        max_pages: most pages that programs can address; None if there is no limit.
     """
 
     window: int | None
     page_bytes: int
+    max_pages: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,8 +61,11 @@ class PagePlan:
         return min(-(-(group.window + self.max_write_len) // self.page_size) + 1, longest)
 
     def most_pages(self) -> tuple[int, ...]:
-        """Return the pages of each group that no number of requests can exceed."""
-        return tuple(self.num_slots * self.pages_of_row(group) for group in self.groups)
+        """Return the pages of each group that no number of requests, and no program, can exceed."""
+        return tuple(
+            min(self.num_slots * self.pages_of_row(group), group.max_pages or sys.maxsize)
+            for group in self.groups
+        )
 
     def least_pages(self) -> tuple[int, ...]:
         """Return the pages of each group that a single request of full length needs."""

@@ -12,7 +12,7 @@ from typing import Literal
 
 from vinfer.bundle.certificate import ParityReport
 from vinfer.bundle.frozen import Frozen
-from vinfer.bundle.kv_pages import PageGroup, PagePlan
+from vinfer.bundle.kv_pages import PageGroup, PagePlan, addressable_pages
 from vinfer.bundle.programs import ProgramShape, is_single_shape
 from vinfer.image_processing import ImageProcessing
 
@@ -193,18 +193,16 @@ class Manifest(Frozen):
             max_model_len=self.max_model_len,
             num_slots=self.num_slots // self.mesh["dp"],
             max_write_len=max(shape.length for shape in shapes),
-            groups=tuple(
-                PageGroup(window, self._page_bytes(group)) for group, window in enumerate(self.kv_windows)
-            ),
+            groups=tuple(self._page_group(group, window) for group, window in enumerate(self.kv_windows)),
         )
 
-    def _page_bytes(self, group: int) -> int:
-        one_page = [
-            array.spec(num_pages=self.mesh["dp"], page_size=self.page_size)
+    def _page_group(self, group: int, window: int | None) -> PageGroup:
+        page_bytes = [
+            array.spec(num_pages=self.mesh["dp"], page_size=self.page_size).num_bytes_per_device(self.mesh)
             for array in self.kv
             if array.group == group
         ]
-        return sum(spec.num_bytes_per_device(self.mesh) for spec in one_page)
+        return PageGroup(window, sum(page_bytes), addressable_pages(self.platform, max(page_bytes)))
 
     def kv_specs(self, num_pages: Sequence[int]) -> tuple[StateSpec, ...]:
         """Return the arrays of the KV cache for a number of pages of each group in one dp shard."""

@@ -11,14 +11,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from vinfer.compiler import paged_attention
+from vinfer.compiler import decode_kernel, paged_attention
 from vinfer.compiler.paged_attention import NO_PAGE
 
 
@@ -59,6 +59,7 @@ class LayerCache:
         num_kv_heads: KV heads of the model.
         mesh: None on one device.
         block_len, widens: see `paged_attention.attend`; queries are widened for decoding only.
+        kernel: attend with `decode_kernel` where it supports that; interpreted on a CPU in tests.
     """
 
     group: int
@@ -67,6 +68,7 @@ class LayerCache:
     block_len: int
     mesh: Mesh | None = None
     widens: bool = False
+    kernel: Literal["gpu", "interpreted"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -160,7 +162,17 @@ class KVCacheView:
                 window=static.window,
                 spans=(extra["first"], extra["end"]) if rows.spans is not None else None,
             )
-            output = paged_attention.attend(
+            has_kernel = static.kernel is not None and decode_kernel.supports(query, k, seen)
+            attend_pages = (
+                functools.partial(decode_kernel.attend, interpret=static.kernel == "interpreted")
+                if has_kernel
+                else functools.partial(
+                    paged_attention.attend,
+                    block_len=static.block_len,
+                    widens=static.widens and query.shape[1] == 1,
+                )
+            )
+            output = attend_pages(
                 query,
                 k,
                 v,
@@ -168,11 +180,9 @@ class KVCacheView:
                 seen,
                 num_kv_heads=split.num_kv_heads_here,
                 scale=scale,
-                block_len=static.block_len,
                 soft_cap=soft_cap,
                 sinks=extra.get("sinks"),
                 first_kv_head=split.first_kv_head(),
-                widens=static.widens and query.shape[1] == 1,
             )
             # Only one shard has a row's pages; the others have computed zeros.
             return lax.psum(output, "dp") if split.has_foreign_rows else output

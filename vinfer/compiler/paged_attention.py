@@ -15,7 +15,8 @@ from jax import lax
 
 NO_PAGE = 2**31 - 1
 """A page table's entry for positions that have no page: nothing is written there, and nothing seen."""
-_MASKED = -1e30
+MASKED = -1e30
+"""Score of what a token does not see."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +156,7 @@ def attend(
         if soft_cap is not None:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
         mask = layout.over_heads(seen.mask(positions))
-        scores = jnp.where(mask, scores, _MASKED)
+        scores = jnp.where(mask, scores, MASKED)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
         probs = jnp.where(mask, jnp.exp(scores - new_top[..., None]), 0.0)
         decay = jnp.exp(top - new_top)
@@ -166,7 +167,7 @@ def attend(
     value_dim = v.shape[2] // (k.shape[2] // dim)
     acc = jnp.zeros((*shape, layout.num_value_lanes(value_dim)), jnp.float32)
     if sinks is None:
-        start = (jnp.full(shape, _MASKED, jnp.float32), jnp.zeros(shape, jnp.float32), acc)
+        start = (jnp.full(shape, MASKED, jnp.float32), jnp.zeros(shape, jnp.float32), acc)
     else:
         start = (layout.of_heads(sinks.astype(jnp.float32), shape), jnp.ones(shape, jnp.float32), acc)
     _, total, acc = lax.fori_loop(0, num_blocks, one_block, start)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vinfer.bundle.directory import bundle_key
-from vinfer.bundle.kv_pages import PageGroup, PagePlan
+from vinfer.bundle.kv_pages import PageGroup, PagePlan, addressable_pages
 from vinfer.bundle.manifest import FORMAT_VERSION, MESH_AXES, Platform, Pooling, kv_groups, mesh_words
 from vinfer.bundle.programs import ProgramShape, plan_programs
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters, open_checkpoint
@@ -36,6 +36,9 @@ EASYDEL_VERSION = "0.3.0"
 IMAGE_TEXT = "image-text"
 PAGE_SIZE: dict[Platform, int] = {"cpu": 32, "cuda": 128, "tpu": 128}
 """Positions of a page. Accelerators want whole tiles; on a CPU a small page shares more of a prompt."""
+SLOT_GROWTH: dict[Platform, int] = {"cpu": 2, "cuda": 4, "tpu": 4}
+"""Factor from one number of decoded slots to the next. On a CPU each padded row costs time; on an accelerator
+reading the weights does."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -122,7 +125,7 @@ def plan_build(
         num_slots=model.num_slots,
         max_model_len=max_model_len,
         page_size=PAGE_SIZE[platform],
-        programs=_plan_programs(model, max_model_len, dp=mesh["dp"], where=where),
+        programs=_plan_programs(model, max_model_len, platform=platform, dp=mesh["dp"], where=where),
         embeddings=model.embeddings,
         image_cache_bytes=model.image_cache_bytes if model.task == IMAGE_TEXT else 0,
     )
@@ -144,7 +147,7 @@ def plan_key(
     """
     _check_task(model, where=where)
     mesh = resolve_mesh(model, where=where, num_devices=num_devices)
-    programs = _plan_programs(model, model.max_model_len, dp=mesh["dp"], where=where)
+    programs = _plan_programs(model, model.max_model_len, platform=platform, dp=mesh["dp"], where=where)
     facts = {
         "format": FORMAT_VERSION,
         "code": code_hash(code_cache),
@@ -200,13 +203,14 @@ def _check_task(model: ModelConfig, *, where: str) -> None:
 
 
 def _plan_programs(
-    model: ModelConfig, max_model_len: int | None, *, dp: int, where: str
+    model: ModelConfig, max_model_len: int | None, *, platform: Platform, dp: int, where: str
 ) -> tuple[ProgramShape, ...]:
     # A sum over fewer rows, or of a shorter cache, may round differently, so there is one shape of each kind.
     is_single_shape = model.deterministic
+    buckets = slot_buckets(model.num_slots, dp, growth=SLOT_GROWTH[platform])
     programs = plan_programs(
         prefill_shapes=[(shape.batch_size, shape.length) for shape in prefill_shapes(model, max_model_len)],
-        slot_buckets=(model.num_slots,) if is_single_shape else slot_buckets(model.num_slots, dp),
+        slot_buckets=(model.num_slots,) if is_single_shape else buckets,
         steps=model.streaming_chunks,
         prompt_logprobs=model.prompt_logprobs,
         embeddings=model.embeddings is not None,
@@ -278,23 +282,28 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
     feature_rows = plan.num_feature_rows(facts.hidden_size) if plan.takes_images else 0
     return MemoryPlan(
         num_weights * size // weight_pieces,
-        _page_plan(plan, facts),
+        page_plan(plan, facts),
         feature_rows * facts.hidden_size * size,
     )
 
 
-def _page_plan(plan: BuildPlan, facts: ModelFacts) -> PagePlan:
+def page_plan(plan: BuildPlan, facts: ModelFacts) -> PagePlan:
     """Return the figures of `Manifest.page_plan` before there is a manifest."""
     tp = plan.mesh["tp"]
     num_kv_heads = facts.num_kv_heads // tp if facts.num_kv_heads % tp == 0 else facts.num_kv_heads
-    row_bytes = num_kv_heads * (facts.key_dim + facts.value_dim) * DTYPE_BYTES[plan.dtype]
+    element_bytes = plan.page_size * num_kv_heads * DTYPE_BYTES[plan.dtype]
+    max_pages = addressable_pages(plan.platform, element_bytes * max(facts.key_dim, facts.value_dim))
     return PagePlan(
         page_size=plan.page_size,
         max_model_len=plan.max_model_len,
         num_slots=plan.num_slots // plan.mesh["dp"],
         max_write_len=max(shape.length for shape in plan.programs if shape.uses_weights),
         groups=tuple(
-            PageGroup(window, plan.page_size * row_bytes * facts.windows.count(window))
+            PageGroup(
+                window,
+                element_bytes * (facts.key_dim + facts.value_dim) * facts.windows.count(window),
+                max_pages,
+            )
             for window in kv_groups(facts.windows)
         ),
     )

@@ -19,7 +19,7 @@ from vinfer.bundle.manifest import MAX_TOP_LOGPROBS, ArraySpec, num_mask_words
 from vinfer.bundle.programs import ProgramShape
 from vinfer.compiler.kv_cache import Rows
 from vinfer.compiler.model import Arrays, Images, Model
-from vinfer.compiler.sampler import Row, keep_allowed, process_logits, sample, top_logprobs
+from vinfer.compiler.sampler import Row, allowed_logits, sample, top_logprobs
 from vinfer.compiler.score import prompt_logprobs
 from vinfer.compiler.state import Field, set_slot_inputs, state_fields
 from vinfer.compiler.vision.features import ImageFeatures, store
@@ -350,8 +350,7 @@ class Programs:
         """
         active = row["active"]
         raw = self.model.logits(weights, hidden)
-        processed = process_logits(raw, row, num_tokens=self.num_tokens)
-        token = sample(keep_allowed(processed, grammar_mask), row)
+        token = sample(allowed_logits(raw, row, grammar_mask, num_tokens=self.num_tokens), row)
         logprob, top_ids, top_values = top_logprobs(raw, token, row["wants_logprobs"] & active)
         is_stop = jnp.any(row["stop_ids"] == token[:, None], axis=-1)
         remaining = row["remaining"] - active

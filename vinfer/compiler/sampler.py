@@ -23,6 +23,29 @@ Row = dict[str, jax.Array]
 """State of the rows of a dispatch, by the names of `state.py`; the first axis of every array is [rows]."""
 
 
+def allowed_logits(logits: jax.Array, row: Row, grammar_mask: jax.Array, *, num_tokens: int) -> jax.Array:
+    """Return what tokens are drawn from: `process_logits`, then `keep_allowed`, if any row needs them.
+
+    A condition that does not hold still copies the vocabulary. One around all of them, for 32 rows and
+    128,256 tokens, saves 130 MB per step on a GPU.
+
+    Args:
+        logits: float32 [rows, vocab], from the model.
+        grammar_mask: see `keep_allowed`.
+        num_tokens: see `process_logits`.
+
+    Returns:
+        float32 [rows, vocab].
+    """
+    changes = jnp.any(_is_penalised(row) | _has_bias(row) | _is_too_early(row)) | _has_grammar(grammar_mask)
+    return lax.cond(
+        changes,
+        lambda x: keep_allowed(process_logits(x, row, num_tokens=num_tokens), grammar_mask),
+        lambda x: _forbid_unknown(x, num_tokens),
+        logits,
+    )
+
+
 def process_logits(logits: jax.Array, row: Row, *, num_tokens: int) -> jax.Array:
     """Apply penalties, bias and min_tokens.
 
@@ -33,20 +56,11 @@ def process_logits(logits: jax.Array, row: Row, *, num_tokens: int) -> jax.Array
     Returns:
         float32 [rows, vocab].
     """
-    vocab = logits.shape[-1]
-    penalised = (
-        (row["repetition_penalty"] != 1.0)
-        | (row["presence_penalty"] != 0.0)
-        | (row["frequency_penalty"] != 0.0)
-    )
-    logits = _when(jnp.any(penalised), lambda x: _penalise(x, row), logits)
-    has_bias = row["logit_bias_ids"][:, 0] >= 0
-    logits = _when(jnp.any(has_bias), lambda x: _add_bias(x, row), logits)
-    too_early = row["generated"] < row["min_tokens"]
+    logits = _when(jnp.any(_is_penalised(row)), lambda x: _penalise(x, row), logits)
+    logits = _when(jnp.any(_has_bias(row)), lambda x: _add_bias(x, row), logits)
+    too_early = _is_too_early(row)
     logits = _when(jnp.any(too_early), lambda x: _forbid_stop(x, row, too_early), logits)
-    if num_tokens < vocab:
-        logits = jnp.where(jnp.arange(vocab) < num_tokens, logits, NEG_INF)
-    return logits
+    return _forbid_unknown(logits, num_tokens)
 
 
 def keep_allowed(logits: jax.Array, grammar_mask: jax.Array) -> jax.Array:
@@ -64,7 +78,7 @@ def keep_allowed(logits: jax.Array, grammar_mask: jax.Array) -> jax.Array:
     def keep(logits: jax.Array) -> jax.Array:
         return jnp.where(_unpacked(grammar_mask, logits.shape[-1]), logits, NEG_INF)
 
-    return _when(jnp.any(grammar_mask != jnp.uint32(0xFFFFFFFF)), keep, logits)
+    return _when(_has_grammar(grammar_mask), keep, logits)
 
 
 def sample(logits: jax.Array, row: Row) -> jax.Array:
@@ -121,6 +135,31 @@ def _when(condition: jax.Array, change: Callable[[jax.Array], jax.Array], logits
     return lax.cond(condition, change, lambda x: x, logits)
 
 
+def _is_penalised(row: Row) -> jax.Array:
+    return (
+        (row["repetition_penalty"] != 1.0)
+        | (row["presence_penalty"] != 0.0)
+        | (row["frequency_penalty"] != 0.0)
+    )
+
+
+def _has_bias(row: Row) -> jax.Array:
+    return row["logit_bias_ids"][:, 0] >= 0
+
+
+def _is_too_early(row: Row) -> jax.Array:
+    return row["generated"] < row["min_tokens"]
+
+
+def _has_grammar(grammar_mask: jax.Array) -> jax.Array:
+    return jnp.any(grammar_mask != jnp.uint32(0xFFFFFFFF))
+
+
+def _forbid_unknown(logits: jax.Array, num_tokens: int) -> jax.Array:
+    vocab = logits.shape[-1]
+    return jnp.where(jnp.arange(vocab) < num_tokens, logits, NEG_INF) if num_tokens < vocab else logits
+
+
 def _unpacked(words: jax.Array, vocab: int) -> jax.Array:
     """Return bool [rows, vocab] for uint32 [rows, ceil(vocab / 32)]: one bit per token, the lowest first."""
     bits = jnp.arange(MASK_WORD_BITS, dtype=jnp.uint32)
@@ -166,29 +205,53 @@ def _truncate(logits: jax.Array, row: Row) -> jax.Array:
     scaled = jnp.where(logits == largest, 0.0, (logits - largest) / temperature[:, None])
     weights = jnp.exp(scaled)
     top_k, top_p, min_p = row["top_k"], row["top_p"], row["min_p"]
-    weights = _when(jnp.any(top_k > 0), lambda w: _keep_top_k(w, top_k), weights)
-    weights = _when(jnp.any(top_p < 1.0), lambda w: _keep_top_p(w, top_p), weights)
+    weights = _keep_top_k(weights, top_k)
+    weights = _keep_top_p(weights, top_p)
     # The largest weight is exactly 1, so min_p needs no maximum.
     return jnp.where(weights >= min_p[:, None], weights, 0.0)
 
 
 def _keep_top_k(weights: jax.Array, top_k: jax.Array) -> jax.Array:
-    def enough(threshold: jax.Array) -> jax.Array:
-        return jnp.sum(weights >= threshold[:, None], axis=-1) >= top_k
+    has_limit = top_k > 0
 
-    threshold = jnp.where(top_k > 0, _largest_float(enough, weights.shape[0]), 0.0)
-    return jnp.where(weights >= threshold[:, None], weights, 0.0)
+    def threshold(weights: jax.Array) -> jax.Array:
+        def enough(threshold: jax.Array) -> jax.Array:
+            return jnp.sum(weights >= threshold[:, None], axis=-1) >= top_k
+
+        return _largest_float(enough, weights.shape[0])
+
+    return _keep_above(threshold, has_limit, weights)
 
 
 def _keep_top_p(weights: jax.Array, top_p: jax.Array) -> jax.Array:
     """Keep the smallest set of most likely tokens whose mass reaches top_p, and all ties with its last."""
-    needed = top_p * jnp.sum(weights, axis=-1)
+    has_limit = top_p < 1.0
 
-    def enough(threshold: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(weights >= threshold[:, None], weights, 0.0), axis=-1) >= needed
+    def threshold(weights: jax.Array) -> jax.Array:
+        needed = top_p * jnp.sum(weights, axis=-1)
 
-    threshold = jnp.where(top_p < 1.0, _largest_float(enough, weights.shape[0]), 0.0)
-    return jnp.where(weights >= threshold[:, None], weights, 0.0)
+        def enough(threshold: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.where(weights >= threshold[:, None], weights, 0.0), axis=-1) >= needed
+
+        return _largest_float(enough, weights.shape[0])
+
+    return _keep_above(threshold, has_limit, weights)
+
+
+def _keep_above(
+    threshold: Callable[[jax.Array], jax.Array], has_limit: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """Keep the weights from a threshold on, in rows with a limit; compute none if no row has one.
+
+    The condition returns one number per row. With the weights as its result, the TPU compiler took 20 s
+    longer for each program.
+    """
+
+    def compute(weights: jax.Array) -> jax.Array:
+        return jnp.where(has_limit, threshold(weights), 0.0)
+
+    lowest = lax.cond(jnp.any(has_limit), compute, lambda w: jnp.zeros(w.shape[0], w.dtype), weights)
+    return jnp.where(weights >= lowest[:, None], weights, 0.0)
 
 
 def _largest_float(enough: Callable[[jax.Array], jax.Array], rows: int) -> jax.Array:

@@ -67,6 +67,13 @@ KINDS = {
         memory_bytes=31 * _GIB + _GIB // 4,
         topologies={1: "v6e:1x1", 4: "v6e:2x2", 8: "v6e:2x4"},
     ),
+    # A chip is two devices.
+    "v7x": DeviceKind(
+        platform="tpu",
+        names=("tpu7x",),
+        memory_bytes=94 * _GIB,
+        topologies={1: "tpu7x:1x1x1", 4: "tpu7x:2x2x1", 8: "tpu7x:2x2x1"},
+    ),
     # JAX takes three quarters of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
     "h100": DeviceKind(
         platform="cuda", names=("nvidia h100 80gb hbm3",), memory_bytes=59 * _GIB, target_config=_H100

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from jax import export
+from jax.experimental.layout import Format, Layout
 from safetensors.numpy import save_file
 
 from vinfer.bundle.manifest import (
@@ -30,6 +31,7 @@ from vinfer.bundle.programs import ProgramShape
 from vinfer.engine.loading import load
 from vinfer.engine.loading.compile_count import CompileCounter
 from vinfer.engine.loading.load import load_runner
+from vinfer.engine.loading.mesh import make_mesh, weight_placement
 from vinfer.engine.runner import Runner
 from vinfer.errors import BundleError
 
@@ -94,7 +96,9 @@ def weights(tmp_path: Path) -> tuple[WeightSpec, ...]:
 
 
 def _load(
-    directory: Path, weights: tuple[WeightSpec, ...], on_progress: Callable[[], None] = lambda: None
+    directory: Path,
+    weights: tuple[WeightSpec, ...],
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Runner:
     return load_runner(
         directory,
@@ -126,6 +130,22 @@ def test_files_do_not_stay_in_memory(
     assert MEBIBYTE <= max(mapped) < 6 * MEBIBYTE
     assert _mapped_bytes(tmp_path) == 0
     for index, array in enumerate(runner._weights):
+        np.testing.assert_array_equal(np.asarray(array), _values(index))
+
+
+def test_weights_on_a_tpu_lie_in_the_order_of_their_axes(
+    tmp_path: Path, weights: tuple[WeightSpec, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A TPU would choose an order itself. CPU devices stand in for it: they accept the only one they have."""
+    on_cpu = make_mesh(_manifest(weights), jax.devices())
+    assert not isinstance(weight_placement(weights[0], on_cpu), Format)
+    monkeypatch.setattr("vinfer.engine.loading.mesh._is_tpu", lambda mesh: True)
+    placed = weight_placement(weights[0], on_cpu)
+    assert isinstance(placed, Format)
+    assert placed.layout == Layout(major_to_minor=(0, 1))
+    norm = weights[0].model_copy(update={"shape": (2880,)})
+    assert not isinstance(weight_placement(norm, on_cpu), Format)
+    for index, array in enumerate(_load(tmp_path, weights)._weights):
         np.testing.assert_array_equal(np.asarray(array), _values(index))
 
 

@@ -72,6 +72,7 @@ class EasyDeLModel:
             by a transposed embedding four times slower than by a stored transpose.
         attention_block_len, widens_queries: see `compiler.paged_attention.attend`. Widened queries are for
             accelerators, where projections also get barriers: see `attend_over_pages`.
+        decodes_with_kernel: see `compiler.decode_kernel`; for CUDA only.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class EasyDeLModel:
         splits_tied_head: bool,
         attention_block_len: int,
         widens_queries: bool,
+        decodes_with_kernel: bool = False,
     ) -> None:
         import_easydel()
         from flax import nnx
@@ -122,6 +124,7 @@ class EasyDeLModel:
                 block_len=attention_block_len,
                 mesh=self.mesh if self.mesh.size > 1 else None,
                 widens=widens_queries,
+                kernel="gpu" if decodes_with_kernel else None,
             )
             for window in facts.windows
         ]

@@ -36,12 +36,14 @@ from vinfer.bundle.manifest import (
 from vinfer.bundle.programs import ProgramShape
 from vinfer.bundle.verification import hash_files
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
+from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.generation import GenerationFacts
+from vinfer.compiler.decode_kernel import CUSTOM_CALL
 from vinfer.compiler.easydel.model import EasyDeLModel
 from vinfer.compiler.export.constants import with_hidden_constants
 from vinfer.compiler.export.weight_file import num_bytes, write_weight_file
 from vinfer.compiler.model import Images
-from vinfer.compiler.plan import BuildPlan
+from vinfer.compiler.plan import BuildPlan, page_plan
 from vinfer.compiler.programs import Programs
 from vinfer.compiler.state import state_specs
 from vinfer.compiler.vision.encoders import Encoder, make_encoder
@@ -85,22 +87,32 @@ def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progr
 
 
 def build_programs(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progress: Progress) -> Manifest:
-    """Write the programs and the manifest of a text model, but neither weights nor a tokenizer.
+    """Write the programs and the manifest of a model, but neither weights nor a tokenizer.
 
     No server can load the result. It is for looking at compiled programs, and reads no tensor.
     """
     model = _decoder(plan, checkpoint)
-    of_model = [(weight.name, weight.shape, weight.dtype, weight.axes) for weight in model.weights]
-    of_ropes = [
-        (f"rope.{name}", (model.max_model_len, checkpoint.ropes[name].rotary_dim), "float32", ())
+    encoder = _encoder(plan, checkpoint)
+    encoder_weights = () if encoder is None else encoder.weights
+    specs_by_name = {
+        weight.name: WeightSpec(
+            name=weight.name, shape=weight.shape, dtype=weight.dtype, axes=weight.axes, file=""
+        )
+        for weight in (*model.weights, *encoder_weights)
+    }
+    ropes = (
+        WeightSpec(
+            name=f"rope.{name}",
+            shape=(model.max_model_len, checkpoint.ropes[name].rotary_dim),
+            dtype="float32",
+            file="",
+        )
         for name in model.rope_names
-    ]
-    weights = tuple(
-        WeightSpec(name=name, shape=shape, dtype=dtype, axes=axes, file="")
-        for name, shape, dtype, axes in (*of_model, *of_ropes)
     )
+    weights = (*(specs_by_name[weight.name] for weight in model.weights), *ropes)
+    images = None if encoder is None else _image_input(plan, checkpoint, encoder, specs_by_name)
     return _write_programs_and_manifest(
-        plan, checkpoint, model, None, None, weights, model.vocab_size, directory, progress
+        plan, checkpoint, model, encoder, images, weights, model.vocab_size, directory, progress
     )
 
 
@@ -141,7 +153,7 @@ def _write_programs_and_manifest(
         )
 
     specs = _write_programs(
-        programs, model.facts.windows, arguments, plan, model.mesh, directory / "programs", progress
+        programs, model.facts, arguments, plan, model.mesh, directory / "programs", progress
     )
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -180,6 +192,7 @@ def _decoder(plan: BuildPlan, checkpoint: Checkpoint) -> EasyDeLModel:
         splits_tied_head=plan.platform == "cpu",
         attention_block_len=ATTENTION_BLOCK_LEN[plan.platform],
         widens_queries=plan.platform != "cpu",
+        decodes_with_kernel=plan.platform == "cuda",
     )
 
 
@@ -328,7 +341,7 @@ def _kv_arrays(model: EasyDeLModel, plan: BuildPlan) -> tuple[KVArray, ...]:
 
 def _write_programs(
     programs: Programs,
-    windows: Sequence[int | None],
+    facts: ModelFacts,
     arguments_of: Callable[[ProgramShape], tuple[Sequence[ArraySpec], ...]],
     plan: BuildPlan,
     mesh: Mesh,
@@ -351,9 +364,11 @@ def _write_programs(
                 out_shardings=(arguments[1], arguments[2], _shardings(mesh, outputs)),
                 keep_unused=True,
             )
-        exported = export.export(jitted, platforms=[plan.platform])(
-            *_abstract_arguments(shape, groups, windows, plan)
-        )
+        exported = export.export(
+            jitted,
+            platforms=[plan.platform],
+            disabled_checks=[export.DisabledSafetyCheck.custom_call(CUSTOM_CALL)],
+        )(*_abstract_arguments(shape, groups, facts, plan))
         if plan.num_devices > 1:
             exported = with_hidden_constants(exported)
         file = shape.name.replace("[", "-").replace("]", "").replace(",", "-") + ".stablehlo"
@@ -366,15 +381,18 @@ def _write_programs(
 def _abstract_arguments(
     shape: ProgramShape,
     groups: Sequence[Sequence[ArraySpec]],
-    windows: Sequence[int | None],
+    facts: ModelFacts,
     plan: BuildPlan,
 ) -> tuple[tuple[jax.ShapeDtypeStruct, ...], ...]:
     """Return the shapes of a program's arguments, with a symbol for the number of pages of each group."""
+    windows = facts.windows
     weights, kv, state, inputs = (_abstract(group) for group in groups)
     if shape.uses_kv and kv:
         groups_in_order = kv_groups(windows)
+        limits = [group.max_pages for group in page_plan(plan, facts).groups]
         pages = export.symbolic_shape(
-            ", ".join(f"{plan.mesh['dp']}*pages{place}" for place in range(len(groups_in_order)))
+            ", ".join(f"{plan.mesh['dp']}*pages{place}" for place in range(len(groups_in_order))),
+            constraints=[f"pages{place} <= {limit}" for place, limit in enumerate(limits) if limit],
         )
         kv = tuple(
             jax.ShapeDtypeStruct((pages[groups_in_order.index(window)], *array.shape[1:]), array.dtype)

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, Sharding
 
 from vinfer.bundle.manifest import ArraySpec, Manifest, Platform, ProgramSpec, argument_specs
 from vinfer.engine.loading.code_store import MachineCode
-from vinfer.engine.loading.mesh import sharding_of
+from vinfer.engine.loading.mesh import sharding_of, weight_placement
 from vinfer.errors import BundleError
 
 _FLAG_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
@@ -89,21 +89,30 @@ def compile_program(programs: Path, signature: ProgramSignature) -> stages.Compi
     jitted = jax.jit(
         exported.call,
         donate_argnums=(1, 2),
-        in_shardings=signature.shardings(signature.arguments),
+        in_shardings=(
+            tuple(weight_placement(spec, signature.mesh) for spec in signature.arguments[0]),
+            *signature.shardings(signature.arguments[1:]),
+        ),
         out_shardings=signature.shardings(signature.results),
     )
     abstract = [
         tuple(jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype)) for spec in group)
         for group in signature.arguments
     ]
-    return jitted.lower(*abstract).compile(_options(signature.mesh))
+    return jitted.lower(*abstract).compile(compiler_options(signature.mesh.devices.flat[0]))
 
 
-def _options(mesh: Mesh) -> dict[str, str | bool]:
-    """Return XLA's options: on a GPU that is not here, autotuning cannot run its candidates."""
-    device = mesh.devices.flat[0]
-    is_here = any(device is local for local in jax.local_devices())
-    return {} if is_here or device.platform in ("cpu", "tpu") else {"xla_gpu_autotune_level": "0"}
+def compiler_options(device: jax.Device) -> dict[str, str | bool]:
+    """Return XLA's options for programs on a kind of device."""
+    if device.platform in ("cpu", "tpu"):
+        return {}
+    # For one row, XLA would multiply weights element by element, write the products, and add them up later:
+    # three times the traffic.
+    options: dict[str, str | bool] = {"xla_disable_hlo_passes": "dot-strength-reduction"}
+    if not any(device is local for local in jax.local_devices()):
+        # On a GPU that is not here, autotuning cannot run its candidates.
+        options["xla_gpu_autotune_level"] = "0"
+    return options
 
 
 def machine_code(compiled: stages.Compiled) -> MachineCode | None:

@@ -15,11 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
 from vinfer.bundle.manifest import Manifest, ProgramSpec, StateSpec, WeightSpec
-from vinfer.engine.loading.mesh import make_mesh, sharding_of
+from vinfer.engine.loading.mesh import make_mesh, sharding_of, weight_placement
 from vinfer.engine.loading.programs import LoadedPrograms
 from vinfer.engine.runner import ALL_ALLOWED, Compiled, Runner
 from vinfer.errors import BundleError, DeviceError
@@ -151,7 +152,9 @@ def _place(stored: Any, spec: WeightSpec, mesh: Mesh) -> jax.Array:
         part: np.ndarray[Any, Any] = stored[index]
         return part
 
-    return jax.make_array_from_callback(spec.shape, sharding_of(spec, mesh), read)
+    array = jax.make_array_from_callback(spec.shape, sharding_of(spec, mesh), read)
+    placed = weight_placement(spec, mesh)
+    return jax.device_put(array, placed) if isinstance(placed, Format) else array
 
 
 def _filled(specs: Sequence[StateSpec], mesh: Mesh) -> tuple[jax.Array, ...]:

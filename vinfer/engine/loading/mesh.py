@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from vinfer.bundle.manifest import MESH_AXES, ArraySpec, Manifest
@@ -25,3 +26,19 @@ def sharding_of(spec: ArraySpec, mesh: Mesh) -> Sharding:
         # Equivalent to a NamedSharding, and much cheaper to trace and lower hundreds of times.
         return SingleDeviceSharding(mesh.devices.flat[0])
     return NamedSharding(mesh, PartitionSpec(*spec.axes))
+
+
+def weight_placement(spec: ArraySpec, mesh: Mesh) -> Sharding | Format:
+    """Return how a weight lies on the devices: on a TPU in the order of its axes.
+
+    A TPU's own choice is the order that pads least. It stores an embedding of 2,880 columns by columns, and
+    each dispatch then copies all of it to read some rows.
+    """
+    sharding = sharding_of(spec, mesh)
+    if not _is_tpu(mesh) or len(spec.shape) < 2:
+        return sharding
+    return Format(Layout(major_to_minor=tuple(range(len(spec.shape)))), sharding)
+
+
+def _is_tpu(mesh: Mesh) -> bool:
+    return bool(mesh.devices.flat[0].platform == "tpu")

@@ -109,9 +109,7 @@ class AnswerMessage(Answer):
     annotations: Nothing
 
 
-TokenIds = Annotated[
-    list[Count], Field(default_factory=list, description="Only if `return_token_ids` asks for them.")
-]
+TokenIds = Annotated[list[Count], Field(default_factory=list, description="If `return_token_ids` asks.")]
 
 
 class ChatChoice(Answer):
@@ -163,7 +161,7 @@ class MessageDelta(Answer):
     content: str = ""
     reasoning_content: str = ""
     tool_calls: Annotated[list[CallDelta], Field(min_length=1)] = Field(default_factory=list)
-    refusal: str | None = Field(None, description="Always null: a model's refusal is its content.")
+    refusal: str | None = Field(None, description="Always null.")
 
 
 class ChatChunkChoice(Answer):

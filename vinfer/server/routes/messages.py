@@ -119,7 +119,8 @@ class MessageAnswer:
     def delta_events(self, delta: ChoiceDelta) -> list[Json]:
         """Read what the answer has gained, and return its events."""
         events: list[Json] = []
-        for piece in self._reader.push(delta.text, is_last=delta.finish_reason is not None):
+        is_last, is_cut = delta.finish_reason is not None, delta.finish_reason == "length"
+        for piece in self._reader.push(delta.text, is_last=is_last, is_cut=is_cut):
             events += self._blocks.push(piece)
         if delta.finish_reason is not None:
             events += self._blocks.finish()
