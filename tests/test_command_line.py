@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 LOADED = """
 import sys
+from pathlib import Path
 from vinfer.cli import main
 sys.argv = ["vinfer", *sys.argv[1:]]
 try:
@@ -46,3 +49,34 @@ def test_help_lists_every_command_in_whole_sentences() -> None:
         )
         listed = process.stdout.split("Commands:\n")[1].splitlines()
         assert all(line.endswith(".") and not line.endswith("...") for line in listed), listed
+
+
+def test_sigterm_ends_the_process_from_the_beginning() -> None:
+    """As process 1 of a container, a process is not sent a signal that it has no handler for."""
+    script = (
+        "import time\nfrom vinfer import cli\n"
+        "cli.app = lambda **_: (print('started', flush=True), time.sleep(60))\ncli.main()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGTERM)
+        # Without a handler it would be -15.
+        assert process.wait(20) == 128 + signal.SIGTERM
+
+
+def test_config_diff_says_what_a_hangup_applies(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
+    old.write_text("models: [{name: m, source: org/m}]\n", encoding="utf-8")
+    new.write_text(
+        "server: {port: 9000, max_n: 3}\nmodels: [{name: m, source: org/m}, {name: n, source: org/n}]\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "vinfer", "config", "diff", str(old), str(new)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[:2] == ["server.port: 8000 -> 9000 (restart)", "server.max_n: 8 -> 3 (SIGHUP)"]
+    assert lines[2].startswith('models[1]: null -> {"name": "n", "source": "org/n", ')
+    assert lines[2].endswith("} (restart)")
+    assert len(lines) == 3
+    command[-1] = str(old)
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""

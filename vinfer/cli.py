@@ -5,12 +5,15 @@ Exit codes are those of `vinfer.errors`; after a second signal, 130 or 143.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -47,11 +50,18 @@ Devices = Annotated[
 
 def main() -> None:
     """Run the command line; an expected error prints one line on standard error and sets the exit code."""
+    # Before anything is imported: as process 1 of a container, a process without a handler is never sent it.
+    signal.signal(signal.SIGTERM, _end)
     try:
         app(standalone_mode=True)
     except VinferError as error:
         sys.stderr.write(f"vinfer: error: {error.message}\n")
         sys.exit(error.exit_code)
+
+
+def _end(sig: int, frame: FrameType | None) -> None:
+    """End at once, as without a handler; the server replaces this one."""
+    os._exit(128 + sig)
 
 
 def _print_version(wanted: bool) -> None:
@@ -81,10 +91,14 @@ def serve(
     ] = False,
 ) -> None:
     """Build any missing bundle, then serve."""
+    # Until the server replaces it: SIGHUP would end the process.
+    signal.signal(signal.SIGHUP, lambda *_: None)
     from vinfer.config import load_bundle_config, load_config
     from vinfer.launch.devices import target_devices
     from vinfer.launch.loader import Loader
+    from vinfer.launch.reload import Reloader
     from vinfer.launch.terminal import ProgressLines, configure_logging, greet
+    from vinfer.server.api_keys import read_api_keys
     from vinfer.server.app import create_app
     from vinfer.server.http.serve import bind, check_exposure, run_server
     from vinfer.server.model_table import ModelTable
@@ -92,19 +106,22 @@ def serve(
     named = {"server.host": host, "server.port": port}
     settings = [*(overrides or ()), *(f"{k}={json.dumps(v)}" for k, v in named.items() if v is not None)]
     load = load_bundle_config if source.is_dir() else load_config
-    config = load(source, overrides=settings, environ=os.environ)
-    configure_logging(config.log_level)
+    read_config = functools.partial(load, source, overrides=settings, environ=os.environ)
+    config = read_config()
+    configure_logging(config.log_level, config.log_format)
     wanted = target_devices(devices)
     check_exposure(config.server, insecure=insecure)
     table = ModelTable([model.name for model in config.models])
+    keys = read_api_keys(config.server.api_keys_file)
     loader = Loader(
         config,
         table,
         wanted=wanted,
         code_cache=_code_cache(config.cache_dir),
         progress=ProgressLines(),
+        num_keys=len(keys),
     )
-    application = create_app(config.server, table, compile_count=loader.num_post_ready_compiles)
+    application = create_app(config.server, table, keys, compile_count=loader.num_post_ready_compiles)
     sock = bind(config.server.host, config.server.port)
 
     def load_all() -> None:
@@ -113,7 +130,13 @@ def serve(
             greet(config, sock.getsockname())
 
     threading.Thread(target=load_all, name="loader", daemon=True).start()
-    code = run_server(application, config.server, sock)
+    reload = Reloader(
+        config,
+        application.state.services,
+        load=read_config,
+        check=lambda changed: check_exposure(changed.server, insecure=insecure),
+    )
+    code = run_server(application, config.server, sock, reload=reload)
     if table.ready:
         loader.stop()
     logging.shutdown()
@@ -204,6 +227,27 @@ def reference() -> None:
     from vinfer.config import reference_table
 
     typer.echo(reference_table(), nl=False)
+
+
+@config_app.command(short_help="Show what differs between two YAML files.")
+def diff(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="YAML file that is in use.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="YAML file that is to be used.")],
+) -> None:
+    """Print the keys whose values differ, and whether SIGHUP or only a restart applies each."""
+    from vinfer.config import changes, load_config
+
+    before, after = (load_config(path, environ=os.environ) for path in (old, new))
+    for change in changes(before, after):
+        how = "SIGHUP" if change.is_hot else "restart"
+        typer.echo(f"{change.key}: {_shown(change.old)} -> {_shown(change.new)} ({how})")
+
+
+def _shown(value: object) -> str:
+    """Return a value, or a whole block, as JSON."""
+    from pydantic_core import to_json
+
+    return json.dumps(json.loads(to_json(value)))
 
 
 @config_app.command(short_help="Check a YAML file and print it in full.")

@@ -46,7 +46,7 @@ class VinferError(Exception):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
     exit_code: ClassVar[int] = 1
-    retry_after_seconds: ClassVar[float | None] = None
+    retry_after_seconds: float | None = None
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -141,10 +141,19 @@ class HeadersTooLargeError(RequestError):
 
 
 class QueueFullError(VinferError):
+    """Raised for a request that has no room now.
+
+    Args:
+        retry_after_seconds: when there will probably be room.
+    """
+
     status = 429
     type = "rate_limit_error"
     code = "queue_full"
-    retry_after_seconds = 1.0
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class NotReadyError(VinferError):

@@ -18,7 +18,7 @@ from vinfer.bundle.manifest import (
     ProgramSpec,
 )
 from vinfer.bundle.programs import plan_programs
-from vinfer.bundle.verification import check_fits, verify_files
+from vinfer.bundle.verification import WeightHashing, check_fits, sha256_of, verify_files
 from vinfer.config import ModelConfig
 from vinfer.errors import BundleError, ConfigError
 from vinfer.launch.bundles import find_or_build
@@ -53,6 +53,34 @@ def test_weights_are_hashed_only_on_request(directory: Path) -> None:
     verify_files(directory, manifest, weights=False)
     with pytest.raises(BundleError, match=rf"{re.escape(WEIGHTS)} was changed after the build"):
         verify_files(directory, manifest, weights=True)
+
+
+@pytest.mark.parametrize("change", ["zeros", "one bit", "longer", "missing"])
+def test_weights_that_changed_are_found_while_they_are_loaded(directory: Path, change: str) -> None:
+    """20 kB of zeros in a file of weights were once served."""
+    path = directory / WEIGHTS
+    content = bytearray(bytes(range(256)) * 400)
+    path.write_bytes(content)
+    manifest = read_manifest(directory)
+    manifest = manifest.model_copy(update={"files": {**manifest.files, WEIGHTS: sha256_of(path)}})
+    hashing = WeightHashing(directory, manifest)
+    hashing.check()
+    hashing.close()
+    if change == "zeros":
+        content[30_000:50_000] = bytes(20_000)
+    elif change == "one bit":
+        content[70_000] ^= 4
+    elif change == "longer":
+        content += b"x"
+    path.write_bytes(content)
+    if change == "missing":
+        path.unlink()
+    hashing = WeightHashing(directory, manifest)
+    with pytest.raises(
+        BundleError, match=rf"{re.escape(WEIGHTS)} (was changed after the build|cannot be read)"
+    ):
+        hashing.check()
+    hashing.close()
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ REFUSALS: list[tuple[dict[str, Any], type[VinferError], list[str]]] = [
         ConfigError,
         ["models[0].precompile has vision shapes", "remove them"],
     ),
-    ({"max_programs": 5}, ConfigError, ["needs 6 programs", "models[0].max_programs is 5", "fewer"]),
+    ({"max_programs": 6}, ConfigError, ["needs 7 programs", "models[0].max_programs is 6", "fewer"]),
     ({"mesh": {"tp": 9}}, DeviceError, ["tp=9", "needs 9 devices", "this machine has 8", "cpu:9"]),
     ({"mesh": {"tp": 3, "dp": 4}}, DeviceError, ["dp=4 tp=3", "needs 12 devices", "this machine has 8"]),
     ({"mesh": {"tp": -1, "dp": 2}, "num_devices": 3}, DeviceError, ["a multiple of 2", "this machine has 3"]),
@@ -152,11 +152,11 @@ def test_what_cannot_be_built_is_refused_in_words(
 
 
 def test_as_many_programs_as_allowed_are_planned() -> None:
-    # set_slot, copy_page; prefill of 64 and 256, decode of 1 and 4 slots.
-    assert len(plan(max_programs=6).programs) == 6
-    assert len(plan(prompt_logprobs=True).programs) == 8
-    assert len(plan(embeddings="mean").programs) == 8
-    assert len(plan(embeddings="mean", prompt_logprobs=True).programs) == 10
+    # set_slot, copy_page; prefill of 64 and 256, decode of 1, 2 and 4 slots.
+    assert len(plan(max_programs=7).programs) == 7
+    assert len(plan(prompt_logprobs=True).programs) == 9
+    assert len(plan(embeddings="mean").programs) == 9
+    assert len(plan(embeddings="mean", prompt_logprobs=True).programs) == 11
 
 
 def test_a_deterministic_plan_has_one_shape_of_each_kind() -> None:

@@ -20,11 +20,20 @@ def model(**fields: object) -> ModelConfig:
 
 
 @pytest.mark.parametrize(
-    ("num_slots", "dp", "buckets"),
-    [(1, 1, (1,)), (4, 1, (1, 4)), (6, 1, (1, 4, 6)), (16, 1, (1, 4, 16)), (16, 2, (16,)), (2, 2, (2,))],
+    ("num_slots", "dp", "growth", "buckets"),
+    [
+        (1, 1, 4, (1,)),
+        (4, 1, 4, (1, 4)),
+        (6, 1, 4, (1, 4, 6)),
+        (16, 1, 4, (1, 4, 16)),
+        (16, 1, 2, (1, 2, 4, 8, 16)),
+        (6, 1, 2, (1, 2, 4, 6)),
+        (16, 2, 2, (16,)),
+        (2, 2, 4, (2,)),
+    ],
 )
-def test_slot_buckets(num_slots: int, dp: int, buckets: tuple[int, ...]) -> None:
-    assert slot_buckets(num_slots, dp) == buckets
+def test_slot_buckets(num_slots: int, dp: int, growth: int, buckets: tuple[int, ...]) -> None:
+    assert slot_buckets(num_slots, dp, growth=growth) == buckets
 
 
 @pytest.mark.parametrize(

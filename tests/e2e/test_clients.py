@@ -151,7 +151,7 @@ def test_bad_input_is_refused_in_words(server: ServerProcess, name: str) -> None
         response = server.http.post("/v1/chat/completions", json=body)
     assert response.status_code == status, response.text
     error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
     assert len(error["message"]) > 10
     assert param is None or error["param"] == param
 

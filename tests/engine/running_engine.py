@@ -15,6 +15,7 @@ from vinfer.engine.request import FinishReason
 from vinfer.engine.runner import Runner
 from vinfer.engine.scheduler import Scheduler
 from vinfer.engine.stream import TokenStream
+from vinfer.engine.tenants import TenantLimits
 
 T = TypeVar("T")
 Answer = tuple[list[int], FinishReason | None]
@@ -27,6 +28,8 @@ def running(
     num_slots: int = 2,
     num_pages: int | None = None,
     max_queue: int = 100,
+    max_queue_per_tenant: int | None = None,
+    max_running_per_tenant: int | None = None,
     start: bool = True,
 ) -> Iterator[Engine]:
     engine = Engine(
@@ -40,7 +43,11 @@ def running(
         ),
         num_slots=num_slots,
         max_model_len=MAX_MODEL_LEN,
-        max_queue=max_queue,
+        limits=TenantLimits(
+            max_queue=max_queue,
+            max_queue_per_tenant=max_queue_per_tenant or max_queue,
+            max_running_per_tenant=max_running_per_tenant or num_slots,
+        ),
     )
     if start:
         engine.start()

@@ -14,11 +14,12 @@ def configurations(draw: st.DrawFn) -> tuple[tuple[ProgramShape, ...], int, int]
     """Draw (programs, num_slots, steps)."""
     max_model_len = draw(st.integers(1, 5000))
     dp = draw(st.sampled_from((1, 2)))
+    growth = draw(st.sampled_from((2, 4)))
     num_slots = dp * draw(st.integers(1, 20))
     pairs = st.tuples(st.integers(1, num_slots), st.integers(1, max_model_len))
     shapes = plan_programs(
         prefill_shapes=draw(st.sets(pairs, min_size=1, max_size=6)),
-        slot_buckets=slot_buckets(num_slots, dp),
+        slot_buckets=slot_buckets(num_slots, dp, growth=growth),
         steps=(steps := draw(st.integers(1, 16))),
         prompt_logprobs=True,
         embeddings=True,

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from vinfer.bundle.manifest import Embeddings
 from vinfer.engine.request import EngineStats, FinishReason, Request, TokenEvent, TokenLogprobs
+from vinfer.engine.tenants import TenantLimits
 from vinfer.errors import QueueFullError, VinferError
 from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.server.model_table import PrefixCache, SamplingDefaults, ServedModel
@@ -86,6 +87,9 @@ class FakeEngine:
     failure: Exception | None = None
     logprob_of: dict[int, float] = dataclasses.field(default_factory=dict)
     is_alive: bool = True
+    step_seconds: float = 0.0
+    is_full_for: str | None = None
+    limits: TenantLimits | None = None
     requests: list[Request] = dataclasses.field(default_factory=list)
     cancelled: list[str] = dataclasses.field(default_factory=list)
     num_generated: int = 0
@@ -98,6 +102,16 @@ class FakeEngine:
                 default = field.default
                 factory = field.default_factory
                 setattr(self, field.name, factory() if factory is not dataclasses.MISSING else default)
+
+    def check_room(self, tenant: str) -> None:
+        if tenant == self.is_full_for:
+            raise QueueFullError("64 requests wait already: try again later", retry_after_seconds=121.2)
+
+    def set_limits(self, limits: TenantLimits) -> None:
+        self.limits = limits
+
+    def give_up(self) -> None:
+        self.is_alive = False
 
     def submit(self, request: Request) -> AsyncIterator[TokenEvent]:
         if self.queue_full:

@@ -14,7 +14,7 @@ def of_treatment(rules: dict[str, FieldRule], treatment: Treatment) -> set[str]:
 def assert_refused(response: Any, param: str | None, *words: str) -> None:
     assert response.status_code == 400, response.text
     error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param, error
     for word in words:

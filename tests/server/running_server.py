@@ -13,8 +13,10 @@ from typing import Any
 import httpx
 from contract import CheckedClient, Contract
 from fake_engine import FakeEngine
+from starlette.applications import Starlette
 
 from vinfer.config import ServerConfig
+from vinfer.server.api_keys import read_api_keys
 from vinfer.server.app import create_app
 from vinfer.server.http.serve import bind, run_server
 from vinfer.server.model_table import ModelTable
@@ -30,6 +32,7 @@ class RunningServer:
     models: ModelTable
     http: httpx.Client
     exit_codes: list[int]
+    app: Starlette
 
     def chat(self, **fields: Any) -> httpx.Response:
         """Send a chat completion of one short message."""
@@ -45,7 +48,7 @@ class RunningServer:
 @contextlib.contextmanager
 def run(config: ServerConfig, models: ModelTable, engine: FakeEngine) -> Iterator[RunningServer]:
     """Serve in a thread; drain at the end, and fail the test if the server does not stop."""
-    app = create_app(config, models, compile_count=lambda: 0)
+    app = create_app(config, models, read_api_keys(config.api_keys_file), compile_count=lambda: 0)
     sock = bind("127.0.0.1", 0)
     port = sock.getsockname()[1]
     exit_codes: list[int] = []
@@ -53,7 +56,7 @@ def run(config: ServerConfig, models: ModelTable, engine: FakeEngine) -> Iterato
     thread.start()
     url = f"http://127.0.0.1:{port}"
     with CheckedClient(Contract(config, models), base_url=url, timeout=30) as http:
-        yield RunningServer(url, port, engine, models, http, exit_codes)
+        yield RunningServer(url, port, engine, models, http, exit_codes, app)
     models.drain()
     thread.join(20)
     assert not thread.is_alive()

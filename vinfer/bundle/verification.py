@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vinfer.bundle.directory import MANIFEST
 from vinfer.bundle.manifest import Manifest, mesh_words
 from vinfer.errors import BundleError
+
+WEIGHTS = "weights/"
+NUM_HASHING_THREADS = 2
 
 
 def sha256_of(path: Path) -> str:
@@ -33,8 +37,8 @@ def verify_files(directory: Path, manifest: Manifest, *, weights: bool) -> None:
     """Check that every file of the bundle exists and is unchanged.
 
     Args:
-        weights: also hash the weights (seconds per GB). Otherwise only their presence is checked here, and
-            their headers and sizes when they are placed.
+        weights: also hash the weights (seconds per GB). Otherwise only their presence is checked here;
+            `WeightHashing` does the rest while they are loaded.
 
     Raises:
         BundleError: a file is missing or changed.
@@ -43,12 +47,52 @@ def verify_files(directory: Path, manifest: Manifest, *, weights: bool) -> None:
         path = directory / name
         if not path.is_file():
             raise BundleError(f"bundle {directory} lacks {name}: run vinfer precompile again")
-        if name.startswith("weights/") and not weights:
+        if name.startswith(WEIGHTS) and not weights:
             continue
         if sha256_of(path) != expected:
-            raise BundleError(
-                f"bundle {directory}: {name} was changed after the build: run vinfer precompile again"
-            )
+            raise _changed(directory, name)
+
+
+class WeightHashing:
+    """Hashes the weights of a bundle on threads of its own, while something else loads them.
+
+    Both read each file about once: what one of them reads, the other finds in the page cache.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        """Begin."""
+        self._directory = directory
+        self._pool = ThreadPoolExecutor(NUM_HASHING_THREADS, thread_name_prefix="hash")
+        self._found = {
+            name: (expected, self._pool.submit(sha256_of, directory / name))
+            for name, expected in manifest.files.items()
+            if name.startswith(WEIGHTS)
+        }
+
+    def check(self) -> None:
+        """Wait for the end.
+
+        Raises:
+            BundleError: names the file that has changed, or cannot be read.
+        """
+        for name, (expected, found) in self._found.items():
+            try:
+                is_same = found.result() == expected
+            except OSError as error:
+                raise BundleError(
+                    f"bundle {self._directory}: {name} cannot be read ({error.strerror}): "
+                    "run vinfer precompile again"
+                ) from None
+            if not is_same:
+                raise _changed(self._directory, name)
+
+    def close(self) -> None:
+        """Stop what has not begun; nothing is waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _changed(directory: Path, name: str) -> BundleError:
+    return BundleError(f"bundle {directory}: {name} was changed after the build: run vinfer precompile again")
 
 
 def check_fits(

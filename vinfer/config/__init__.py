@@ -5,6 +5,7 @@ Imports neither JAX nor NumPy, so that `vinfer --help` and `vinfer config` stay 
 
 from __future__ import annotations
 
+from vinfer.config.hot_keys import HOT_KEYS, Change, changes, with_hot_keys
 from vinfer.config.load import load_bundle_config, load_config
 from vinfer.config.reference import json_schema, reference_table
 from vinfer.config.schema import (
@@ -30,6 +31,8 @@ from vinfer.config.shapes import (
 
 __all__ = [
     "ALL_REMAINING_DEVICES",
+    "HOT_KEYS",
+    "Change",
     "Config",
     "ImagesConfig",
     "KVCacheConfig",
@@ -42,6 +45,7 @@ __all__ = [
     "TemplateKwargType",
     "VisionConfig",
     "VisionShape",
+    "changes",
     "default_cache_dir",
     "json_schema",
     "load_bundle_config",
@@ -50,4 +54,5 @@ __all__ = [
     "reference_table",
     "slot_buckets",
     "vision_shapes",
+    "with_hot_keys",
 ]

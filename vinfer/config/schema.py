@@ -234,6 +234,19 @@ class ModelConfig(Block):
         le=65536,
         description="Most requests that may wait for a slot; further ones get a 429 with Retry-After.",
     )
+    max_queue_per_key: _Count | None = Field(
+        default=None,
+        description="Most of them with one API key. Null: half of max_queue if there are several keys.",
+    )
+    max_running_per_key: _Count | None = Field(
+        default=None,
+        description="Most slots that requests with one API key may hold. Null: three quarters of num_slots "
+        "if there are several keys.",
+    )
+    verify_weights: bool = Field(
+        default=True,
+        description="Check the hashes of the weights while they are loaded; refuse a file that has changed.",
+    )
     deterministic: bool = Field(
         default=False,
         description="Use a single prefill shape and a single decode shape for all requests, so that a seeded "
@@ -383,6 +396,9 @@ class Config(Block):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lowest severity of log lines to write."
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="How log lines are written; `json` is one object per line."
     )
 
     @property

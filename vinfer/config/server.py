@@ -63,10 +63,18 @@ class ServerConfig(Block):
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 picks a free one.")
     api_keys_file: LocalPath | None = Field(
         default=None,
-        description="File with one API key per line, relative to the YAML file; null requires no key.",
+        description="File with one API key per line, relative to the YAML file; null requires no key. "
+        "Must not be readable by everyone.",
     )
     max_workers: int = Field(default=4, ge=1, le=256, description="Threads that tokenize and decode images.")
     metrics: bool = Field(default=True, description="Serve Prometheus metrics at /metrics.")
+    metrics_names: tuple[Literal["vinfer", "vllm"], ...] = Field(
+        default=("vinfer",),
+        strict=False,
+        min_length=1,
+        description="Prefixes of the metrics. `vllm` serves those that vLLM has under its names, for "
+        "dashboards and routers that know only these.",
+    )
     unknown_fields: Literal["refuse", "ignore"] = Field(
         default="refuse", description="What to do with request fields that vinfer does not know."
     )
@@ -76,11 +84,32 @@ class ServerConfig(Block):
         le=2**30,
         description="Largest request body in bytes; a larger one gets a 413.",
     )
+    max_preparing_bytes: int = Field(
+        default=64 * 2**20,
+        ge=1024,
+        le=2**36,
+        description="Bytes of request bodies that may be read and prepared at the same time; further ones "
+        "get a 429. With several API keys, half of it for one key.",
+    )
     max_n: int = Field(
         default=8, ge=1, le=128, description="Largest n (choices) that one request may ask for."
     )
     drain_timeout_seconds: float = Field(
         default=30.0, ge=0, le=3600, description="How long running requests may continue after SIGTERM."
+    )
+    drain_delay_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        le=600,
+        description="How long to go on serving after SIGTERM while /readiness is already 503, so that load "
+        "balancers notice first.",
+    )
+    step_timeout_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        le=86400,
+        description="Longest time for one step of an engine; then its device is taken to hang, and the "
+        "process ends with 1.",
     )
     request_timeout_seconds: float = Field(
         default=600.0,

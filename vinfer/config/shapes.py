@@ -11,7 +11,6 @@ from vinfer.config.schema import ModelConfig
 
 DEFAULT_PREFILL_LENGTHS = (64, 256, 1024)
 DETERMINISTIC_PREFILL_LENGTH = 256
-BUCKET_GROWTH = 4
 
 
 class PrefillShape(NamedTuple):
@@ -63,19 +62,14 @@ def vision_shapes(model: ModelConfig) -> tuple[VisionShape, ...]:
     )
 
 
-def slot_buckets(num_slots: int, dp: int) -> tuple[int, ...]:
-    """Return the slot counts that decode is compiled for: 1, times 4, up to `num_slots`.
+def slot_buckets(num_slots: int, dp: int, *, growth: int) -> tuple[int, ...]:
+    """Return the slot counts that decode is compiled for: 1, times `growth`, up to `num_slots`.
 
     With dp > 1 there is only `num_slots`, because fewer slots would leave devices without a row.
     """
-    return _geometric(1, num_slots) if dp == 1 else (num_slots,)
-
-
-def _geometric(first: int, last: int) -> tuple[int, ...]:
-    """Return first, first * 4, ... below `last`, then `last` itself."""
     sizes = []
-    size = first
-    while size < last:
+    size = 1 if dp == 1 else num_slots
+    while size < num_slots:
         sizes.append(size)
-        size *= BUCKET_GROWTH
-    return (*sizes, last)
+        size *= growth
+    return (*sizes, num_slots)

@@ -12,13 +12,16 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
+from vinfer.engine.finish_rate import FinishRate
 from vinfer.engine.pooling import PooledDispatch
 from vinfer.engine.request import EngineStats, Request, TokenEvent
 from vinfer.engine.runner import Dispatch, Runner
 from vinfer.engine.schedule import Schedule
 from vinfer.engine.scheduler import Scheduler
-from vinfer.engine.stream import Delivery, TokenStream, deliver_all
+from vinfer.engine.stream import Delivery, OpenStreams, TokenStream, deliver_all
+from vinfer.engine.tenants import TenantLimits
 from vinfer.errors import EngineError, NotReadyError, QueueFullError, RequestError, VinferError
 
 logger = logging.getLogger(__name__)
@@ -31,7 +34,7 @@ class Engine:
         name: the model's name, for logs and the thread.
         num_slots: the bundle's.
         max_model_len: the longest prompt and answer: the bundle's, or what the KV cache can hold.
-        max_queue: most requests that may wait for a slot.
+        limits: of the queue, and of one tenant.
     """
 
     def __init__(
@@ -42,14 +45,14 @@ class Engine:
         scheduler: Scheduler,
         num_slots: int,
         max_model_len: int,
-        max_queue: int,
+        limits: TenantLimits,
     ) -> None:
         self._name = name
         self._runner = runner
         self._scheduler = scheduler
         self._num_slots = num_slots
         self._max_model_len = max_model_len
-        self._max_queue = max_queue
+        self.set_limits(limits)
         self._in_flight: deque[Dispatch | PooledDispatch] = deque()
         self._queue_seconds: dict[str, float] = {}
         self._stats = EngineStats(num_slots=num_slots)
@@ -57,9 +60,13 @@ class Engine:
         self._wake = threading.Condition()
         self._submitted: list[Request] = []
         self._cancelled: list[str] = []
-        self._streams: dict[str, TokenStream] = {}
+        self._streams = OpenStreams()
         self._is_stopping = False
         self._is_dead = False
+        # When the current step began; None while there is nothing to do.
+        self._step_began: float | None = None
+        self._idle_seconds = time.monotonic()
+        self._finish_rate = FinishRate(num_slots)
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
 
     @property
@@ -70,44 +77,94 @@ class Engine:
     def is_alive(self) -> bool:
         return not self._is_dead
 
+    @property
+    def step_seconds(self) -> float:
+        """The age of the current step; 0 while there is nothing to do. Any thread."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def set_limits(self, limits: TenantLimits) -> None:
+        """Change the limits for what comes; requests that wait or run stay. Any thread."""
+        self._limits = limits
+        self._scheduler.max_running_per_tenant = limits.max_running_per_tenant
+
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Fail the remaining requests and end the thread, after waiting for the dispatches in flight."""
+        """Fail the remaining requests and end the thread, after waiting for the dispatches in flight.
+
+        A thread that was given up is not waited for.
+        """
         with self._wake:
             self._is_stopping = True
             self._wake.notify()
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._is_dead:
             self._thread.join()
+
+    def give_up(self) -> None:
+        """Fail all requests although a step has not come back; whatever it still does has no effect.
+
+        Called on the event loop.
+        """
+        self._die()
+        self._fail_streams(self._engine_error)
+
+    def check_room(self, tenant: str) -> None:
+        """Check that a request could be queued now. Called on the event loop, before work is spent on it.
+
+        Raises:
+            QueueFullError, NotReadyError, EngineError: see `submit`.
+        """
+        with self._wake:
+            self._check_open(tenant)
 
     def submit(self, request: Request) -> TokenStream:
         """Queue a request. Called on the event loop; never waits for the device.
 
         Raises:
-            QueueFullError: every slot is taken and max_queue requests are already waiting.
+            QueueFullError: every slot is taken and max_queue requests are already waiting, or as many of this
+                tenant as may.
             NotReadyError: the engine is stopping.
             EngineError: the engine is dead.
         """
-        stream = TokenStream(request.id)
+        stream = TokenStream(request.id, request.tenant)
         with self._wake:
-            if self._is_dead:
-                raise EngineError(f"model {self._name} cannot answer: its engine failed")
-            if self._is_stopping:
-                raise NotReadyError(f"model {self._name} is shutting down")
-            if len(self._streams) >= self._num_slots + self._max_queue:
-                raise QueueFullError(
-                    f"{self._max_queue} requests are already waiting for model {self._name}: try again later"
-                )
-            self._streams[request.id] = stream
+            self._check_open(request.tenant)
+            self._streams.add(stream)
             self._submitted.append(request)
             self._wake.notify()
         return stream
 
+    def _check_open(self, tenant: str) -> None:
+        if self._is_dead:
+            raise EngineError(f"model {self._name} cannot answer: its engine failed")
+        if self._is_stopping:
+            raise NotReadyError(f"model {self._name} is shutting down")
+        limits = self._limits
+        num_waiting = len(self._streams) - self._num_slots
+        if num_waiting >= limits.max_queue:
+            raise QueueFullError(
+                f"{limits.max_queue} requests are already waiting for model {self._name}: try again later",
+                retry_after_seconds=self._seconds_for(num_waiting),
+            )
+        num_of_tenant = self._streams.num_of(tenant) - limits.max_running_per_tenant
+        if num_of_tenant >= limits.max_queue_per_tenant:
+            # Tenants take turns, so each of the others has at most as many before these.
+            num_before = min(num_of_tenant * self._streams.num_tenants, max(num_waiting, num_of_tenant))
+            raise QueueFullError(
+                f"{limits.max_queue_per_tenant} requests of this API key are already waiting for model "
+                f"{self._name}: try again later",
+                retry_after_seconds=self._seconds_for(num_before),
+            )
+
+    def _seconds_for(self, num_requests: int) -> float:
+        return self._finish_rate.seconds_for(num_requests, time.monotonic() - self._idle_seconds)
+
     def cancel(self, request_id: str) -> None:
         """Drop a request; its slot is free within one step. Unknown ids are ignored."""
         with self._wake:
-            if self._streams.pop(request_id, None) is not None:
+            if self._streams.pop(request_id) is not None:
                 self._cancelled.append(request_id)
                 self._wake.notify()
 
@@ -123,13 +180,23 @@ class Engine:
                 pass
             while self._in_flight:
                 deliver_all(self._read_oldest())
-            self._fail_all(NotReadyError(f"model {self._name} is shutting down"))
-        except Exception:
+            self._fail_streams(lambda: NotReadyError(f"model {self._name} is shutting down"))
+        except BaseException:
             # Whatever failed, arrays may have been donated and lost, so no state can be trusted.
             logger.exception("engine of model %s failed", self._name)
-            with self._wake:
-                self._is_dead = True
-            self._fail_all(EngineError(f"the engine of model {self._name} failed while serving this request"))
+            self._die()
+            self._fail_streams(self._engine_error)
+        finally:
+            self._step_began = None
+            self._scheduler.drop_all()
+
+    def _die(self) -> None:
+        with self._wake:
+            self._is_dead = True
+            self._wake.notify()
+
+    def _engine_error(self) -> VinferError:
+        return EngineError(f"the engine of model {self._name} failed while serving this request")
 
     def _step(self) -> bool:
         """Drain the inbox, schedule, and enqueue; then read what the device has finished meanwhile."""
@@ -172,10 +239,15 @@ class Engine:
                 or self._in_flight
                 or self._scheduler.num_running
                 or self._scheduler.num_waiting
+                or self._is_dead
             ):
+                self._step_began = None
+                asleep = time.monotonic()
                 self._wake.wait()
-            if self._is_stopping:
+                self._idle_seconds += time.monotonic() - asleep
+            if self._is_stopping or self._is_dead:
                 return False
+            self._step_began = time.monotonic()
             submitted, self._submitted = self._submitted, []
             cancelled, self._cancelled = self._cancelled, []
         for request in submitted:
@@ -208,7 +280,7 @@ class Engine:
         deliveries = []
         with self._wake:
             for request, event in events:
-                stream = self._streams.get(request.id)
+                stream = self._streams.find(request.id)
                 if stream is None:
                     continue
                 if request.id in self._queue_seconds:
@@ -216,17 +288,17 @@ class Engine:
                 deliveries.append((stream, event))
                 self._scheduler.observe(request.id, event.token_ids)
                 if event.is_last:
-                    del self._streams[request.id]
+                    self._streams.pop(request.id)
                     self._scheduler.finish(request.id)
+                    self._finish_rate.note(time.monotonic() - self._idle_seconds)
         return deliveries
 
-    def _fail_all(self, error: VinferError) -> None:
+    def _fail_streams(self, error: Callable[[], VinferError]) -> None:
+        """End every stream with an error of its own: one that is raised twice collects both tracebacks."""
         with self._wake:
-            streams = list(self._streams.values())
-            self._streams.clear()
-        self._scheduler.drop_all()
+            streams = self._streams.clear()
         self._stats = dataclasses.replace(self._stats, num_requests_running=0, kv_cache_usage_fraction=0.0)
-        deliver_all((stream, TokenEvent(error=error)) for stream in streams)
+        deliver_all((stream, TokenEvent(error=error())) for stream in streams)
 
     def _count(self, schedule: Schedule, num_generated: int, overlapped: int) -> None:
         before = self._stats

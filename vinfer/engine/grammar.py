@@ -172,6 +172,9 @@ class Grammar:
 class GrammarCompiler:
     """Compiles the grammars of one model's requests, one at a time, on its own thread.
 
+    Attributes:
+        num_waiting: grammars that are being compiled, or wait for it.
+
     Args:
         name: the model's name, for the thread and for messages.
         vocab_size: ids that the model has; those beyond the tokenizer's are never allowed.
@@ -186,6 +189,7 @@ class GrammarCompiler:
         vocab_size: int,
         vocabulary: Callable[[], GrammarVocabulary] | None,
     ) -> None:
+        self.num_waiting = 0
         self._name = name
         self._load_vocabulary = vocabulary
         self._mask_bytes = num_mask_words(vocab_size) * _MASK_WORD_BYTES
@@ -204,7 +208,11 @@ class GrammarCompiler:
         grammar = self._find(spec)
         if grammar is not None:
             return grammar
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._compile, spec)
+        self.num_waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._compile, spec)
+        finally:
+            self.num_waiting -= 1
 
     def _find(self, spec: GrammarSpec) -> Grammar | None:
         with self._lock:

@@ -61,14 +61,16 @@ class PrefillPlanner:
         self._max_batch = max(shape.rows for shape in prefills)
         self._max_prefill_tokens = max(min_prefill_tokens, *(shape.length for shape in prefills))
 
-    def plan(self, requests: Collection[Running]) -> tuple[Prefill, ...]:
+    def plan(self, requests: Collection[Running], *, max_tokens: int | None = None) -> tuple[Prefill, ...]:
         """Return the prefills before the next decode dispatch, and count them as done.
 
         Args:
-            requests: those with slots, in the order in which they got them.
+            requests: those with slots; the first ones are prefilled first.
+            max_tokens: most padded tokens if that is less than `max_prefill_tokens`; one dispatch may have
+                more.
         """
         prefills: list[Prefill] = []
-        budget = self._max_prefill_tokens
+        budget = min(self._max_prefill_tokens, max_tokens or self._max_prefill_tokens)
         while budget > 0:
             chunks = self._next_chunks(requests)
             if not chunks:

@@ -13,6 +13,7 @@ from vinfer.bundle.manifest import MAX_LOGIT_BIAS as MAX_LOGIT_BIAS
 from vinfer.bundle.manifest import MAX_STOP_TOKEN_IDS as MAX_STOP_TOKEN_IDS
 from vinfer.bundle.manifest import MAX_TOP_LOGPROBS as MAX_TOP_LOGPROBS
 from vinfer.bundle.manifest import Pooling as Pooling
+from vinfer.engine.tenants import TenantLimits
 from vinfer.errors import VinferError
 
 if TYPE_CHECKING:
@@ -109,9 +110,9 @@ class Request:
             0. Only if the bundle has embed programs.
         cache_scope: requests with the same scope may share the pages of equal beginnings of their prompts.
             None never shares.
-        tenant: whose request it is, for fairness between those who need memory.
+        tenant: whose request it is, for fairness between those who wait or need memory.
         grammar: constrains the answer; None allows any answer.
-        priority: among waiting requests the lowest value goes first; ties are first come, first served.
+        priority: among waiting requests the lowest value goes first; see `WaitingQueue`.
         images: in the order of their placeholders; only if the bundle has an image encoder, and not in a
             scored prompt.
     """
@@ -203,11 +204,19 @@ class EngineClient(Protocol):
     @property
     def max_model_len(self) -> int: ...
 
+    def check_room(self, tenant: str) -> None:
+        """Check that a request of this tenant could be submitted now, before work is spent on it.
+
+        Raises:
+            QueueFullError, NotReadyError, EngineError: as `submit`.
+        """
+        ...
+
     def submit(self, request: Request) -> AsyncIterator[TokenEvent]:
         """Queue a request. Called on the event loop; never blocks.
 
         Raises:
-            QueueFullError: as many requests are waiting as `models[].max_queue` allows.
+            QueueFullError: as many requests are waiting as may, of all tenants or of this one.
             NotReadyError: the engine is stopping.
             EngineError: the engine is dead.
         """
@@ -219,5 +228,16 @@ class EngineClient(Protocol):
 
     def stats(self) -> EngineStats: ...
 
+    def set_limits(self, limits: TenantLimits) -> None: ...
+
     @property
     def is_alive(self) -> bool: ...
+
+    @property
+    def step_seconds(self) -> float:
+        """The age of the current step; 0 while there is nothing to do."""
+        ...
+
+    def give_up(self) -> None:
+        """Fail all requests of an engine whose step does not come back; it is dead from then on."""
+        ...

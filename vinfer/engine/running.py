@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from vinfer.bundle.programs import ProgramKind
 from vinfer.engine.feature_cache import FeatureCache
@@ -87,6 +89,22 @@ class Running:
         if self.holds_features:
             features.unpin(self.request.images)
             self.holds_features = False
+
+
+def by_turns(running: Iterable[Running], turns: Mapping[str, int]) -> list[Running]:
+    """Return the unfinished prompts such that tenants take turns, each with its oldest first.
+
+    Args:
+        turns: by tenant, when a prompt of it was last worked on.
+    """
+    nth_of_tenant: Counter[str] = Counter()
+    placed = []
+    for place, each in enumerate(running):
+        if not each.is_prefilled:
+            tenant = each.request.tenant
+            placed.append((nth_of_tenant[tenant], turns.get(tenant, 0), place, each))
+            nth_of_tenant[tenant] += 1
+    return [entry[-1] for entry in sorted(placed, key=lambda entry: entry[:-1])]
 
 
 def prompt_kind(request: Request) -> ProgramKind:

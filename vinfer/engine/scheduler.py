@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from vinfer.bundle.programs import ProgramShape, choose_encoder, choose_program, is_single_shape
@@ -17,16 +18,17 @@ from vinfer.engine.pages import ShardPages, total_owned
 from vinfer.engine.prefills import PrefillPlanner
 from vinfer.engine.prefixes import Prefixes
 from vinfer.engine.request import Request
-from vinfer.engine.running import Running
-from vinfer.engine.schedule import Admission, Decode, Encode, Schedule
+from vinfer.engine.running import Running, by_turns
+from vinfer.engine.schedule import Admission, Decode, Encode, Prefill, Schedule
 from vinfer.engine.waiting import Waiting, WaitingQueue
 
 
 class Scheduler:
     """Continuous batching over slots.
 
-    Policy: waiting requests take free slots by priority, lowest value first; ties are first come, first
-    served. A running request keeps its slot. Between two decode dispatches there is one prefill dispatch, or
+    Policy: waiting requests take free slots by priority, lowest value first; tenants of equal priority take
+    turns, and so do their prompts. A tenant has at most `max_running_per_tenant` slots. A running request
+    keeps its slot. Between two decode dispatches there is one prefill dispatch, or
     several of at most `max_prefill_tokens` padded prompt tokens in total (the largest bucket), so a running
     request never waits longer than that. A decode dispatch runs a single step while any request is waiting
     or being prefilled, or while a running request is constrained.
@@ -54,9 +56,14 @@ class Scheduler:
         steps: most decode steps per dispatch.
         dispatch_cost_tokens: see `ChunkPlan`.
         min_prefill_tokens: lower limit of max_prefill_tokens, for configs with only short buckets.
+        shared_prefill_tokens: upper limit of it while no tenant may have all slots: whoever comes next waits
+            for two steps, so they must be short. None for none.
         num_feature_rows: rows of the feature array; 0 for a model without images.
         max_features: for every image encoder, the most features of one image.
         keeps_images_whole: every image lies in one chunk; none has more tokens than the largest bucket.
+
+    Attributes:
+        max_running_per_tenant: may be changed between two steps.
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class Scheduler:
         steps: int,
         dispatch_cost_tokens: int | None = None,
         min_prefill_tokens: int = 0,
+        shared_prefill_tokens: int | None = None,
         num_feature_rows: int = 0,
         max_features: Mapping[ProgramShape, int] | None = None,
         keeps_images_whole: bool = False,
@@ -76,12 +84,15 @@ class Scheduler:
         self._steps = steps
         self._is_single_shape = is_single_shape(self._shapes)
         self._num_slots = num_slots
+        self.max_running_per_tenant = num_slots
+        self._shared_prefill_tokens = shared_prefill_tokens
         self._pages = tuple(pages)
         self._slots_per_shard = num_slots // len(self._pages)
         self._free = list(range(num_slots))
         self._waiting = WaitingQueue()
         self._arrivals = itertools.count()
         self._running: dict[str, Running] = {}
+        self._prefill_turns: dict[str, int] = {}
         self.num_preemptions = 0
         self.features = FeatureCache(num_feature_rows)
         self._max_features = dict(max_features or {})
@@ -186,18 +197,22 @@ class Scheduler:
         }
         is_decoding = any(r.is_prefilled and r.num_left > 0 for r in self._running.values())
         encode = self._plan_encode(is_decoding=is_decoding)
-        prefills = () if encode is not None and is_decoding else self._prefills.plan(self._running.values())
+        prefills = () if encode is not None and is_decoding else self._plan_prefills()
         unread = {chunk.request.id for prefill in prefills for chunk in prefill.chunks}
         return Schedule(admissions, encode, prefills, self._plan_decode(unmasked, unread))
 
     def _admit(self) -> tuple[Admission, ...]:
         admissions = []
+        num_running = Counter(running.request.tenant for running in self._running.values())
         while self._waiting and self._free:
-            running = self._place(self._waiting.first)
-            if running is None:
+            full = [tenant for tenant, num in num_running.items() if num >= self.max_running_per_tenant]
+            waiting = self._waiting.first(without=full)
+            running = None if waiting is None else self._place(waiting)
+            if waiting is None or running is None:
                 # Younger requests wait too, or a long prompt would wait for ever.
                 break
-            self._waiting.pop()
+            self._waiting.take(waiting)
+            num_running[waiting.request.tenant] += 1
             self._free.remove(running.slot)
             heapq.heapify(self._free)
             self._running[running.request.id] = running
@@ -263,6 +278,20 @@ class Scheduler:
         images = waiting[:num_taken]
         self.features.encoded(images)
         return Encode(shape, tuple(images), tuple(self.features.rows_of(image) for image in images))
+
+    def _plan_prefills(self) -> tuple[Prefill, ...]:
+        """Choose prompts to prefill; tenants take turns, so that none waits for all prompts of another."""
+        is_shared = self.max_running_per_tenant < self._num_slots
+        prefills = self._prefills.plan(
+            by_turns(self._running.values(), self._prefill_turns),
+            max_tokens=self._shared_prefill_tokens if is_shared else None,
+        )
+        turn = max(self._prefill_turns.values(), default=0) + 1
+        tenants = {running.request.tenant for running in self._running.values()}
+        self._prefill_turns = {t: n for t, n in self._prefill_turns.items() if t in tenants}
+        for prefill in prefills:
+            self._prefill_turns.update((chunk.request.tenant, turn) for chunk in prefill.chunks)
+        return prefills
 
     def _plan_decode(self, unmasked: set[int], unread: set[str]) -> Decode | None:
         rows = [

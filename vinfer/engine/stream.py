@@ -7,6 +7,7 @@ loop; the consumer awaits them. A stream knows nothing about slots or arrays.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 
 from vinfer.engine.request import TokenEvent
@@ -18,8 +19,9 @@ class TokenStream:
     Created on the event loop; `deliver` also runs there.
     """
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, tenant: str = "") -> None:
         self.request_id = request_id
+        self.tenant = tenant
         self.loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[TokenEvent] = asyncio.Queue()
         self._is_done = False
@@ -40,6 +42,47 @@ class TokenStream:
             event = _join(event, self._events.get_nowait())
         self._is_done = event.is_last
         return event
+
+
+class OpenStreams:
+    """The streams of the requests that have not ended, and how many each tenant has; not thread-safe."""
+
+    def __init__(self) -> None:
+        self._streams: dict[str, TokenStream] = {}
+        self._num_of_tenant: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    @property
+    def num_tenants(self) -> int:
+        return len(self._num_of_tenant)
+
+    def num_of(self, tenant: str) -> int:
+        return self._num_of_tenant[tenant]
+
+    def add(self, stream: TokenStream) -> None:
+        self._streams[stream.request_id] = stream
+        self._num_of_tenant[stream.tenant] += 1
+
+    def find(self, request_id: str) -> TokenStream | None:
+        return self._streams.get(request_id)
+
+    def pop(self, request_id: str) -> TokenStream | None:
+        """Remove a stream and return it; None if it has ended."""
+        stream = self._streams.pop(request_id, None)
+        if stream is not None:
+            self._num_of_tenant[stream.tenant] -= 1
+            if not self._num_of_tenant[stream.tenant]:
+                del self._num_of_tenant[stream.tenant]
+        return stream
+
+    def clear(self) -> list[TokenStream]:
+        """Remove all streams and return them."""
+        streams = list(self._streams.values())
+        self._streams.clear()
+        self._num_of_tenant.clear()
+        return streams
 
 
 def _join(first: TokenEvent, second: TokenEvent) -> TokenEvent:

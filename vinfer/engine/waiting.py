@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 
 from vinfer.engine.prefix_keys import PrefixKeys
 from vinfer.engine.request import Request
+
+# Beyond this many tenants, those served longest ago are forgotten; they then count as never served.
+MAX_REMEMBERED_TENANTS = 4096
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -33,37 +37,69 @@ class Waiting:
 
 
 class WaitingQueue:
-    """A queue by priority, lowest value first; ties are first come, first served."""
+    """A queue by priority, lowest value first; tenants of equal priority take turns.
+
+    The requests of one tenant go by priority; ties are first come, first served.
+    """
 
     def __init__(self) -> None:
-        # A heap of (priority, arrival number, what waits).
-        self._heap: list[tuple[int, int, Waiting]] = []
+        # For each tenant, a heap of (priority, arrival number, what waits).
+        self._heaps: dict[str, list[tuple[int, int, Waiting]]] = {}
+        # When each tenant was served last, as the number of that turn; the latest is the last entry.
+        self._turns: dict[str, int] = {}
+        self._turn_numbers = itertools.count(1)
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return sum(map(len, self._heaps.values()))
 
     @property
     def ids(self) -> list[str]:
-        return [waiting.request.id for _, _, waiting in self._heap]
+        return [waiting.request.id for heap in self._heaps.values() for _, _, waiting in heap]
 
-    @property
-    def first(self) -> Waiting:
-        return self._heap[0][2]
+    def first(self, *, without: Collection[str] = ()) -> Waiting | None:
+        """Return what goes first.
+
+        Args:
+            without: tenants that may have no more slots now.
+        """
+        heads = [
+            (heap[0][0], self._turns.get(tenant, 0), heap[0][1], heap[0][2])
+            for tenant, heap in self._heaps.items()
+            if tenant not in without
+        ]
+        # Arrival numbers differ, so what waits is never compared.
+        return min(heads)[3] if heads else None
 
     def push(self, waiting: Waiting) -> None:
-        heapq.heappush(self._heap, (waiting.request.priority, waiting.arrival, waiting))
+        heap = self._heaps.setdefault(waiting.request.tenant, [])
+        heapq.heappush(heap, (waiting.request.priority, waiting.arrival, waiting))
 
-    def pop(self) -> Waiting:
-        """Remove the first and return it."""
-        return heapq.heappop(self._heap)[2]
+    def take(self, waiting: Waiting) -> None:
+        """Remove what `first` returned; it is then the turn of other tenants."""
+        tenant = waiting.request.tenant
+        heap = self._heaps[tenant]
+        taken = heapq.heappop(heap)
+        assert taken[2] is waiting, "only what is first may be taken"
+        if not heap:
+            del self._heaps[tenant]
+        self._turns.pop(tenant, None)
+        self._turns[tenant] = next(self._turn_numbers)
+        if len(self._turns) > MAX_REMEMBERED_TENANTS:
+            del self._turns[next(iter(self._turns))]
 
     def remove(self, request_id: str) -> None:
         """Remove a request; unknown ids are ignored."""
-        self._heap = [entry for entry in self._heap if entry[2].request.id != request_id]
-        heapq.heapify(self._heap)
+        for tenant, heap in list(self._heaps.items()):
+            kept = [entry for entry in heap if entry[2].request.id != request_id]
+            if len(kept) != len(heap):
+                heapq.heapify(kept)
+                self._heaps[tenant] = kept
+                if not kept:
+                    del self._heaps[tenant]
 
     def observe(self, request_id: str, token_ids: Sequence[int]) -> None:
         """Add tokens that were read from the device; unknown ids are ignored."""
-        for _, _, waiting in self._heap:
-            if waiting.request.id == request_id:
-                waiting.tokens.extend(token_ids)
+        for heap in self._heaps.values():
+            for _, _, waiting in heap:
+                if waiting.request.id == request_id:
+                    waiting.tokens.extend(token_ids)

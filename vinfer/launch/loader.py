@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vinfer.bundle.certificate import ParityReport
 from vinfer.bundle.manifest import Manifest, Platform
+from vinfer.bundle.verification import WeightHashing
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
 from vinfer.launch.bundles import Progress, code_roots, find_or_build, open_bundle
@@ -24,6 +25,7 @@ from vinfer.launch.kv_memory import choose_pages, closest_stored, memory_of
 from vinfer.launch.parity import check_new_bundle
 from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.server.model_table import ModelTable, SamplingDefaults, ServedModel
+from vinfer.server.tenant_limits import tenant_limits
 from vinfer.text.chat_form import load_chat_forms
 from vinfer.text.tokenizer import Tokenizer
 
@@ -38,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 # If all buckets are short, a burst of prompts would alternate with nearly empty decode steps.
 MIN_PREFILL_TOKENS = 512
+# With several API keys, a short step matters more: the first token of a new request waits for two of them.
+SHARED_PREFILL_TOKENS = 256
 # On a CPU the time of a prefill grows with its tokens almost from the first one: reading the weights once
 # costs as much as computing about 16 tokens. On an accelerator a short prefill costs as much as a long one.
 DISPATCH_COST_TOKENS: dict[Platform, int] = {"cpu": 16}
@@ -51,6 +55,7 @@ class Loader:
         wanted: parsed `--devices`.
         code_cache: directory for machine code that cannot be stored in its bundle.
         progress: receives the same progress, for the terminal.
+        num_keys: how many API keys there are; see `tenant_limits`.
     """
 
     def __init__(
@@ -61,7 +66,9 @@ class Loader:
         wanted: WantedDevices | None,
         code_cache: Path,
         progress: Progress,
+        num_keys: int = 0,
     ) -> None:
+        self._num_keys = num_keys
         self._config = config
         self._table = table
         self._wanted = wanted
@@ -83,7 +90,7 @@ class Loader:
         except VinferError as error:
             logger.error("model %s: %s", current, error.message)
             self._table.fail(current, error)
-        except Exception as error:
+        except BaseException as error:
             logger.exception("model %s could not be loaded", current)
             self._table.fail(current, EngineError(f"{type(error).__name__}: {error}"))
 
@@ -128,6 +135,9 @@ class Loader:
             dispatch_lock=self._dispatch_lock,
             progress=self._report,
             where=f"models[{position}]",
+            num_keys=self._num_keys,
+            # A bundle that has just been built has just been hashed.
+            verify_weights=model.verify_weights and not bundle.is_new,
         )
         self._engines.append(engine)
         parity = check_new_bundle(bundle, manifest, model, engine, self._report)
@@ -157,12 +167,20 @@ def start_engine(
     dispatch_lock: threading.Lock,
     progress: Progress,
     where: str = "models[0]",
+    num_keys: int = 0,
+    verify_weights: bool = False,
 ) -> Engine:
     """Load a bundle and start its engine's thread.
 
     Args:
         code_roots: where machine code is looked for and stored, first choice first.
         where: the model's place in the config, for messages.
+        num_keys: see `tenant_limits`.
+        verify_weights: check the hashes of the weights meanwhile.
+
+    Raises:
+        BundleError: a file of the bundle has changed.
+        DeviceError: the devices have too little memory.
     """
     from vinfer.engine.engine import Engine
     from vinfer.engine.loading.load import load_runner
@@ -171,6 +189,7 @@ def start_engine(
     # Tracing creates millions of objects but hardly any cycles. Collecting meanwhile costs a tenth of the
     # time, and the objects that remain never need to be collected.
     gc.disable()
+    hashing = WeightHashing(directory, manifest) if verify_weights else None
     try:
         num_pages = device_pages(
             directory,
@@ -190,8 +209,12 @@ def start_engine(
             dispatch_lock=dispatch_lock,
             progress=lambda phase, done, total: progress(model.name, phase, done, total),
         )
+        if hashing is not None:
+            hashing.check()
     finally:
         gc.enable()
+        if hashing is not None:
+            hashing.close()
     gc.freeze()
     progress(model.name, "warming up", 0, 1)
     runner.warm_up()
@@ -203,6 +226,7 @@ def start_engine(
         steps=max(shape.length for shape in shapes if shape.kind == "decode"),
         dispatch_cost_tokens=DISPATCH_COST_TOKENS.get(manifest.platform),
         min_prefill_tokens=MIN_PREFILL_TOKENS,
+        shared_prefill_tokens=SHARED_PREFILL_TOKENS,
         num_feature_rows=0 if manifest.images is None else manifest.images.features.shape[0],
         max_features=manifest.max_features,
         keeps_images_whole=manifest.images is not None and manifest.images.attends_both_ways,
@@ -213,7 +237,7 @@ def start_engine(
         scheduler=scheduler,
         num_slots=manifest.num_slots,
         max_model_len=manifest.page_plan.max_len(num_pages),
-        max_queue=model.max_queue,
+        limits=tenant_limits(model, num_slots=manifest.num_slots, num_keys=num_keys),
     )
     engine.start()
     return engine
@@ -334,4 +358,5 @@ def served_model(
         tool_use=chat.tool_use,
         images=manifest.images,
         parity=parity,
+        generation_config=manifest.model.sampling_defaults,
     )

@@ -5,6 +5,8 @@ Standard error only. Progress is printed as lines, not as a bar, so it also read
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import logging
 import os
 import shlex
@@ -18,7 +20,41 @@ logger = logging.getLogger(__name__)
 _LINES_PER_PHASE = 4
 
 
-def configure_logging(level: str) -> None:
+class LineFormatter(logging.Formatter):
+    """Writes records as lines of text that begin with an RFC 3339 time."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """Return the time in UTC, to the millisecond."""
+        moment = dt.datetime.fromtimestamp(record.created, dt.UTC)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class JsonFormatter(LineFormatter):
+    """Writes each record as one JSON object; an access line has its values as keys too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line."""
+        written: dict[str, Any] = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        written |= getattr(record, "fields", {})
+        if record.exc_info:
+            written["stack"] = self.formatException(record.exc_info)
+        return json.dumps(written, ensure_ascii=False, default=str)
+
+
+def set_log_level(level: str) -> None:
+    """Write vinfer's lines from this level up."""
+    logging.getLogger("vinfer").setLevel(level.upper())
+
+
+def configure_logging(level: str, form: str = "text") -> None:
     """Send vinfer's log lines to standard error, and those of libraries only from warnings up.
 
     Call this before JAX is imported. For every cached program, XLA's CPU loader would otherwise report as an
@@ -27,10 +63,10 @@ def configure_logging(level: str) -> None:
     """
     if level != "debug":
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"
-    )
-    logging.getLogger("vinfer").setLevel(level.upper())
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(JsonFormatter() if form == "json" else LineFormatter())
+    set_log_level(level)
 
 
 class ProgressLines:

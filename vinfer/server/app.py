@@ -17,12 +17,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from vinfer.config import ServerConfig
+from vinfer.server.api_keys import ApiKey
 from vinfer.server.document import capabilities, openapi
-from vinfer.server.http.auth import Authenticator
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.errors import error_response
 from vinfer.server.http.gate import Gate
 from vinfer.server.http.unknown_route import unknown_route
+from vinfer.server.intake import Intake
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ModelTable
 from vinfer.server.routes import (
@@ -35,7 +36,7 @@ from vinfer.server.routes import (
     responses,
     tokenization,
 )
-from vinfer.server.services import Deadlines, Services
+from vinfer.server.services import Deadlines, Services, preparing_bytes
 
 Handler = Callable[[Services, HttpRequest], Coroutine[Any, Any, Any]]
 
@@ -69,45 +70,45 @@ METRICS_ROUTE = ("GET", "/metrics", health.metrics)
 
 
 def create_app(
-    config: ServerConfig, model_table: ModelTable, *, compile_count: Callable[[], int] = lambda: 0
+    config: ServerConfig,
+    model_table: ModelTable,
+    keys: Sequence[ApiKey] = (),
+    *,
+    compile_count: Callable[[], int] = lambda: 0,
 ) -> Starlette:
     """Build the app; models may become ready later.
 
     Args:
+        keys: the API keys, from `read_api_keys`; without any, requests need none.
         compile_count: returns how many programs were compiled after the server was ready, for `/metrics`.
-
-    Raises:
-        ConfigError: the key file cannot be read.
     """
     services = Services(
         config=config,
         models=model_table,
         workers=ThreadPoolExecutor(config.max_workers, thread_name_prefix="vinfer-worker"),
-        metrics=ServerMetrics(model_table, compile_count),
+        parser=ThreadPoolExecutor(1, thread_name_prefix="vinfer-parser"),
+        metrics=ServerMetrics(model_table, compile_count, config.metrics_names),
+        intake=Intake(preparing_bytes(config)),
         deadlines=Deadlines(config.request_timeout_seconds),
     )
+
+    services.use_keys(keys)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        services.workers.shutdown(wait=False, cancel_futures=True)
+        for pool in (services.workers, services.parser):
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    routes = (*ROUTES, METRICS_ROUTE) if config.metrics else ROUTES
+    table = (*ROUTES, METRICS_ROUTE) if config.metrics else ROUTES
+    routes = [
+        Route(path, functools.partial(handler, services), methods=[method], name=path)
+        for method, path, handler in table
+    ]
     app = Starlette(
-        routes=[
-            Route(path, functools.partial(handler, services), methods=[method], name=path)
-            for method, path, handler in routes
-        ],
-        middleware=[
-            *_cross_origin(config),
-            Middleware(
-                Gate,
-                models=model_table,
-                authenticator=Authenticator(config.api_keys_file),
-                metrics=services.metrics,
-            ),
-        ],
-        exception_handlers={HTTPException: functools.partial(_refuse, routes)},
+        routes=routes,
+        middleware=[*_cross_origin(config), Middleware(Gate, services=services, routes=routes)],
+        exception_handlers={HTTPException: functools.partial(_refuse, table)},
         lifespan=lifespan,
     )
     # `/v1/models/` is not a route, and many clients lose the body when a POST is redirected.

@@ -91,6 +91,7 @@ class ServedModel:
         has_head: false for a model that only embeds.
         answer_form: how the model writes tool calls and reasoning, and how tools are described to it.
         images: how images become part of a prompt; None if the model takes none.
+        generation_config: what the checkpoint says about sampling; see `SamplingDefaults.resolve`.
         parity: how the bundle compares with transformers; None if it was never compared.
     """
 
@@ -120,6 +121,7 @@ class ServedModel:
     tool_use: ChatForm | None = None
     images: ImageInput | None = None
     parity: ParityReport | None = None
+    generation_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def template_variables(self) -> frozenset[str]:
@@ -166,9 +168,11 @@ class ModelTable:
     """Models by name, in the order of the config."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant: a signal handler may interrupt the event loop while it holds the lock.
+        self._lock = threading.RLock()
         self._statuses = {name: ModelStatus(name=name) for name in names}
         self._served: dict[str, ServedModel] = {}
+        self._leaving = False
         self._draining = False
 
     def report(self, name: str, phase: str, done: int = 0, total: int = 0) -> None:
@@ -187,9 +191,18 @@ class ModelTable:
         with self._lock:
             self._statuses[name] = dataclasses.replace(self._statuses[name], phase="failed", error=error)
 
+    def leave(self) -> None:
+        """Tell probes that the server is about to drain; requests are still accepted."""
+        self._leaving = True
+
     def drain(self) -> None:
         """Accept no more requests; running ones continue."""
-        self._draining = True
+        self._leaving = self._draining = True
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the server is draining, or about to."""
+        return self._leaving
 
     @property
     def draining(self) -> bool:
@@ -197,8 +210,12 @@ class ModelTable:
 
     @property
     def statuses(self) -> tuple[ModelStatus, ...]:
+        dead = self.dead
         with self._lock:
-            return tuple(self._statuses.values())
+            return tuple(
+                dataclasses.replace(status, phase="failed") if status.name in dead else status
+                for status in self._statuses.values()
+            )
 
     @property
     def served_models(self) -> tuple[ServedModel, ...]:
@@ -221,7 +238,18 @@ class ModelTable:
         """Whether every model is being served and new requests are accepted."""
         with self._lock:
             all_loaded = len(self._served) == len(self._statuses)
-        return all_loaded and not self._draining and not self.dead
+        return all_loaded and not self._leaving and not self.dead
+
+    def give_up_stuck(self, max_step_seconds: float) -> tuple[str, ...]:
+        """Fail the engines whose current step has taken longer, and return the names of their models."""
+        stuck = [
+            model
+            for model in self.served_models
+            if model.engine.is_alive and model.engine.step_seconds > max_step_seconds
+        ]
+        for model in stuck:
+            model.engine.give_up()
+        return tuple(model.name for model in stuck)
 
     def serving_or_only(self, name: str | None) -> ServedModel:
         """Return the model called `name`; None means the only one there is.

@@ -19,6 +19,7 @@ import tokenizers
 
 from vinfer.errors import BundleError, RequestError
 from vinfer.text.control_tokens import ControlTokens, RenderedPrompt
+from vinfer.text.token_lengths import max_bytes_per_token, num_dense_bytes
 
 TOKENIZER_FILE = "tokenizer.json"
 SPECIAL_TOKENS_FILE = "special_tokens.json"
@@ -36,6 +37,7 @@ class Tokenizer:
             transformers' tokenizer_config.json.
         special_tokens: bos_token, eos_token, pad_token and unk_token, each a string or None.
         control_tokens: the strings of `special_ids`.
+        max_bytes_per_token: most bytes of text, white space aside, of one token; None if there is no limit.
         decoder_types: the decoders of tokenizer.json in order, such as ("Sequence", "ByteFallback", "Fuse").
     """
 
@@ -59,6 +61,7 @@ class Tokenizer:
         self.vocab_size: int = 1 + max(fast.get_vocab(with_added_tokens=True).values(), default=-1)
         self.control_tokens = ControlTokens([token.content for token in special.values()])
         self.decoder_types = _decoder_types(fast)
+        self.max_bytes_per_token = max_bytes_per_token(fast)
         unk_token = special_tokens.get("unk_token")
         # Tokens that users must not be able to write; not the unknown token, which any text may become.
         self._control_ids = frozenset(
@@ -111,6 +114,12 @@ class Tokenizer:
             _register_special(tokenizer, named)
             pair.append(tokenizer)
         return cls(pair[0], pair[1], special_tokens)
+
+    def least_tokens(self, text: str) -> int:
+        """Return a number of tokens that a text has at least, much faster than encoding it."""
+        if self.max_bytes_per_token is None:
+            return 0
+        return -(-num_dense_bytes(text) // self.max_bytes_per_token)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Encode text in which special-token strings are special tokens (templates, raw completions).

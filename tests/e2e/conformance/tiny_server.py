@@ -111,7 +111,8 @@ class Talk:
             # Anthropic's form has no field for the path, so messages begin with it.
             error["param"] = error["message"].split()[0].rstrip(":")
             error["code"] = error.pop("details", {}).get("error_code")
-        assert set(error) == {"message", "type", "param", "code"}
+            error["request_id"] = response.json()["request_id"]
+        assert set(error) == {"message", "type", "param", "code", "request_id"}
         assert error["type"] == "invalid_request_error"
         return error
 

@@ -11,12 +11,13 @@ from refusals import BAD_CHAT_FIELDS, BAD_COMPLETION_FIELDS, TOOL_CALL, USER, as
 from running_server import RunningServer, Start, events, run
 
 from vinfer.config import ServerConfig
+from vinfer.errors import RequestError
 from vinfer.server.fields.chat import CHAT
 from vinfer.server.fields.completions import COMPLETION
 from vinfer.server.fields.count import COUNT_MESSAGES, COUNT_TEXT
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.tokenization import DETOKENIZE, TOKENIZE_MESSAGES, TOKENIZE_TEXT
-from vinfer.server.fields.treatment import CHAT_FIELDS, COMPLETION_FIELDS, Treatment
+from vinfer.server.fields.treatment import CHAT_FIELDS, COMPLETION_FIELDS, Treatment, applied_fields
 from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 
@@ -163,3 +164,20 @@ def test_unknown_fields_can_be_ignored(start: Start) -> None:
     with start(unknown_fields="ignore") as server:
         assert server.chat(mood="good", messages=[{**USER, "contnet": "good"}]).status_code == 200
         assert_refused(server.chat(prediction={"type": "content"}), "prediction")
+
+
+@pytest.mark.parametrize("field", sorted(ACCEPTED))
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param([1] * 70_000, id="numbers"),
+        pytest.param("x" * 70_000, id="text"),
+        pytest.param({f"k{i}": i for i in range(40_000)}, id="keys"),
+        pytest.param([["x" * 40_000]] * 2, id="texts"),
+    ],
+)
+def test_a_field_without_effect_may_not_be_huge(field: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"^{field} has no effect, and has more than 65536") as caught:
+        applied_fields({field: value}, CHAT_FIELDS, "refuse")
+    assert caught.value.param == field
+    assert applied_fields({field: {"any": [1, "thing"]}}, CHAT_FIELDS, "refuse") == {}

@@ -26,7 +26,7 @@ CALLS: dict[str, tuple[ToolFormat, str]] = {
 @pytest.fixture(scope="module", params=CALLS)
 def cut(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Iterator[tuple[RunningServer, str]]:
     tool_format, text = CALLS[request.param]
-    with serving(tokenizer, AnswerForm(tool_format=tool_format, has_tools_as_text=False)) as server:
+    with serving(tokenizer, AnswerForm(tool_format=tool_format)) as server:
         yield server, text
 
 
@@ -61,7 +61,7 @@ def test_a_required_call_cut_anywhere(cut: tuple[RunningServer, str]) -> None:
 
 def test_a_call_that_the_model_chose(tokenizer: Tokenizer) -> None:
     """Once the whole marker is there, what follows is no text; before that it may be."""
-    with serving(tokenizer, AnswerForm(tool_format=HERMES, has_tools_as_text=False)) as server:
+    with serving(tokenizer, AnswerForm(tool_format=HERMES)) as server:
         said = "Let me see. "
         server.engine.script = ids_of(said + CALL)
         marker_end = len(said + "<tool_call>")
@@ -84,7 +84,7 @@ def test_text_that_only_looks_like_a_call_is_text(cut: tuple[RunningServer, str]
 
 
 def test_a_response_with_a_cut_call(tokenizer: Tokenizer) -> None:
-    with serving(tokenizer, AnswerForm(tool_format=HERMES, has_tools_as_text=False)) as server:
+    with serving(tokenizer, AnswerForm(tool_format=HERMES)) as server:
         server.engine.script = ids_of(CALL)
         tool = {"type": "function", **TOOLS[0]["function"]}
         body = {"model": "fake", "input": "hi", "tools": [tool], "tool_choice": "required"}

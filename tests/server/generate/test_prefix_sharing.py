@@ -27,6 +27,7 @@ parts = st.text(st.characters(), max_size=8)
 def locked(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     path = tmp_path_factory.mktemp("keys") / "keys.txt"
     path.write_text("\n".join(KEYS), encoding="utf-8")
+    path.chmod(0o600)
     with start(api_keys_file=path) as server:
         yield server
 
@@ -105,6 +106,7 @@ def test_without_keys_all_are_one_tenant(server: RunningServer) -> None:
 def test_shared_ignores_keys_but_not_salts(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "keys.txt"
     path.write_text("\n".join(KEYS), encoding="utf-8")
+    path.chmod(0o600)
     with start(api_keys_file=path, prefix_cache="shared") as server:
         for key, salt in itertools.product(KEYS, (None, "pepper")):
             send(server, key, cache_salt=salt)

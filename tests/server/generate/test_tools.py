@@ -39,7 +39,7 @@ TIME_CALL = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
 
 @pytest.fixture(scope="module")
 def roomy_server(start: Start) -> Iterator[RunningServer]:
-    with start(max_model_len=2048) as server:
+    with start(max_model_len=8192) as server:
         yield server
 
 
@@ -47,7 +47,7 @@ def roomy_server(start: Start) -> Iterator[RunningServer]:
 def tools_server(roomy_server: RunningServer) -> RunningServer:
     """A server with room for prompts that describe tools; its engine has been reset."""
     roomy_server.engine.reset()
-    roomy_server.engine.max_model_len = 2048
+    roomy_server.engine.max_model_len = 8192
     return roomy_server
 
 
@@ -275,7 +275,7 @@ TEACHING = (
 
 
 def test_a_template_that_knows_tools_gets_them(tokenizer: Tokenizer) -> None:
-    engine, models = FakeEngine(max_model_len=2048), ModelTable(["fake"])
+    engine, models = FakeEngine(max_model_len=8192), ModelTable(["fake"])
     models.serve(served_model(engine, tokenizer, chat_template=TEACHING))
     with run(ServerConfig(port=0), models, engine) as server:
         assert server.chat(tools=[WEATHER], messages=ROUND_TRIP).status_code == 200

@@ -10,8 +10,9 @@ import pytest
 from running_server import RunningServer, Start
 
 from vinfer.errors import ConfigError
+from vinfer.server.api_keys import read_api_keys
 from vinfer.server.app import METRICS_ROUTE, ROUTES
-from vinfer.server.http.auth import PUBLIC_PATHS, Authenticator
+from vinfer.server.http.auth import PUBLIC_PATHS
 
 PROTECTED = sorted({path for _, path, _ in (*ROUTES, METRICS_ROUTE)} - PUBLIC_PATHS)
 DISGUISES = [
@@ -24,6 +25,7 @@ DISGUISES = [
 def locked(start: Start, tmp_path_factory: pytest.TempPathFactory) -> object:
     path = tmp_path_factory.mktemp("keys") / "keys.txt"
     path.write_text("# two keys\nfirst-key\n\n  second-key  \n", encoding="utf-8")
+    path.chmod(0o640)
     with start(api_keys_file=path) as server:
         yield server
 
@@ -116,7 +118,95 @@ def test_a_key_in_the_query_is_none(locked: RunningServer) -> None:
 def test_a_key_file_without_keys_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "keys.txt"
     path.write_bytes(content)
+    path.chmod(0o600)
     with pytest.raises(ConfigError, match=r"server\.api_keys_file"):
-        Authenticator(path)
+        read_api_keys(path)
     with pytest.raises(ConfigError, match="cannot be read"):
-        Authenticator(tmp_path / "missing.txt")
+        read_api_keys(tmp_path / "missing.txt")
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o602, 0o601, 0o777])
+def test_a_key_file_that_everyone_may_use_is_refused(tmp_path: Path, mode: int) -> None:
+    path = key_file(tmp_path, "a-key\n", mode)
+    with pytest.raises(ConfigError, match=rf"has mode {mode:04o}.*chmod o-rwx"):
+        read_api_keys(path)
+
+
+def test_what_follows_a_key(tmp_path: Path) -> None:
+    path = key_file(tmp_path, "one\n two  name=batch-1\tpriority=-3..7\nthree priority=5..5\n")
+    one, two, three = read_api_keys(path)
+    assert (one.name, one.priorities) == (one.digest.hex()[:8], None)
+    assert (two.name, two.priorities) == ("batch-1", (-3, 7))
+    assert three.priorities == (5, 5)
+    assert read_api_keys(None) == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("secret words", "line 2.*a key has no spaces"),
+        ("secret name=", "line 2"),
+        ("secret name=a/b", "line 2"),
+        ("secret priority=high", "line 2"),
+        ("secret priority=7..3", r"line 2: priority is 7\.\.3"),
+        ("secret priority=0..9999999999", "line 2"),
+        ("first", "has a key twice"),
+        ("secret name=me", "has a name twice"),
+    ],
+)
+def test_a_wrong_line_is_named_without_its_key(tmp_path: Path, line: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        read_api_keys(key_file(tmp_path, f"first name=me\n{line}\n"))
+    assert "secret" not in caught.value.message
+
+
+def key_file(tmp_path: Path, text: str, mode: int = 0o600) -> Path:
+    path = tmp_path / "keys.txt"
+    path.write_text(text, encoding="utf-8")
+    path.chmod(mode)
+    return path
+
+
+def send(server: RunningServer, key: str, **fields: object) -> httpx.Response:
+    return server.http.post(
+        "/v1/completions",
+        json={"model": "fake", "prompt": [4], "max_tokens": 1, **fields},
+        headers={"authorization": f"Bearer {key}"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "sent", "priority"),
+    [
+        ("free", None, 0),
+        ("free", 0, 0),
+        ("free", 9, 9),
+        ("free", -1, None),
+        ("late", None, 5),
+        ("late", 10, 10),
+        ("late", 0, None),
+        ("late", 11, None),
+        ("first", -10, -10),
+        ("first", -11, None),
+        ("first", 1, None),
+    ],
+)
+def test_priority_only_within_the_range_of_the_key(
+    start: Start, tmp_path: Path, key: str, sent: int | None, priority: int | None
+) -> None:
+    path = key_file(tmp_path, "free\nlate priority=5..10\nfirst priority=-10..0\n")
+    with start(api_keys_file=path) as server:
+        response = send(server, key, **({} if sent is None else {"priority": sent}))
+        if priority is None:
+            assert response.status_code == 400
+            error = response.json()["error"]
+            assert error["param"] == "priority"
+            assert "this API key may send" in error["message"]
+        else:
+            assert response.status_code == 200
+            assert server.engine.requests[-1].priority == priority
+
+
+def test_a_single_key_may_send_any_priority(start: Start, tmp_path: Path) -> None:
+    with start(api_keys_file=key_file(tmp_path, "only\n")) as server:
+        assert send(server, "only", priority=-7).status_code == 200

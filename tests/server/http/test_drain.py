@@ -1,50 +1,24 @@
-"""Signals, in a separate process: drain, drain timeout, second signal, idle."""
+"""Signals, in a separate process: drain, drain delay and timeout, second signal, idle."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 import httpx
 import pytest
+from server_processes import end_of, server_process
 
-SERVER_TESTS = Path(__file__).parents[1]
 STREAM = {"model": "fake", "prompt": [4], "stream": True}
 
 
-@contextlib.contextmanager
-def server_process(
-    tmp_path: Path, drain_timeout_seconds: float
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [
-        sys.executable,
-        str(SERVER_TESTS / "drain_process.py"),
-        str(tmp_path / "t"),
-        str(drain_timeout_seconds),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(SERVER_TESTS)}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        try:
-            assert process.stdout is not None
-            yield process, f"http://127.0.0.1:{int(process.stdout.readline())}"
-        finally:
-            process.kill()
-
-
-def end_of(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=20)
-    return process.returncode, out, err
-
-
 def test_drain(tmp_path: Path) -> None:
-    with server_process(tmp_path, 20) as (process, url), httpx.Client(base_url=url, timeout=20) as http:
+    with (
+        server_process(tmp_path, server={"drain_timeout_seconds": 20}) as (process, url),
+        httpx.Client(base_url=url, timeout=20) as http,
+    ):
         with http.stream("POST", "/v1/completions", json={**STREAM, "max_tokens": 15}) as response:
             lines = response.iter_lines()
             next(lines)
@@ -68,7 +42,10 @@ def test_drain(tmp_path: Path) -> None:
 
 
 def test_drain_timeout_ends_streams_properly(tmp_path: Path) -> None:
-    with server_process(tmp_path, 0.3) as (process, url), httpx.Client(base_url=url, timeout=20) as http:
+    with (
+        server_process(tmp_path, server={"drain_timeout_seconds": 0.3}) as (process, url),
+        httpx.Client(base_url=url, timeout=20) as http,
+    ):
         with http.stream("POST", "/v1/completions", json={**STREAM, "max_tokens": 100}) as response:
             lines = response.iter_lines()
             next(lines)
@@ -77,13 +54,17 @@ def test_drain_timeout_ends_streams_properly(tmp_path: Path) -> None:
         assert '"code":"not_ready"' in rest[-2]
         assert rest[-1] == "data: [DONE]"
         code, _, err = end_of(process)
-    assert code == 0
+    # Whoever supervises the process must be able to see that requests were cut.
+    assert code == 1
     assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_second_signal_quits_now(tmp_path: Path, second: signal.Signals) -> None:
-    with server_process(tmp_path, 600) as (process, url), httpx.Client(base_url=url, timeout=20) as http:
+    with (
+        server_process(tmp_path, server={"drain_timeout_seconds": 600}) as (process, url),
+        httpx.Client(base_url=url, timeout=20) as http,
+    ):
         with (
             contextlib.suppress(httpx.RemoteProtocolError),
             http.stream("POST", "/v1/completions", json={**STREAM, "max_tokens": 100}) as response,
@@ -99,7 +80,37 @@ def test_second_signal_quits_now(tmp_path: Path, second: signal.Signals) -> None
 
 
 def test_idle_server_ends_at_once(tmp_path: Path) -> None:
-    with server_process(tmp_path, 600) as (process, url):
+    with server_process(tmp_path, server={"drain_timeout_seconds": 600}) as (process, url):
         assert httpx.get(url + "/liveness").status_code == 200
         process.send_signal(signal.SIGINT)
         assert end_of(process)[0] == 0
+
+
+def test_before_it_drains_a_server_serves_on_while_balancers_notice(tmp_path: Path) -> None:
+    """A rolling restart must not refuse the requests that are on their way."""
+    settings = {"drain_timeout_seconds": 20, "drain_delay_seconds": 1.5}
+    with server_process(tmp_path, server=settings) as (process, url), httpx.Client(base_url=url) as http:
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        while http.get("/readiness").status_code == 200:
+            pass
+        assert http.get("/health").json() == {"status": "draining"}
+        served = http.post("/v1/completions", json={**STREAM, "stream": False, "max_tokens": 2})
+        assert served.status_code == 200
+        # So that the client's next request goes to another server.
+        assert served.headers["connection"] == "close"
+        with http.stream("POST", "/v1/completions", json={**STREAM, "max_tokens": 25}) as response:
+            lines = [line for line in response.iter_lines() if line]
+        assert lines[-1] == "data: [DONE]"
+        assert time.monotonic() - began > 2.5
+        assert end_of(process)[0] == 0
+
+
+def test_a_second_signal_in_the_delay_quits_now(tmp_path: Path) -> None:
+    settings = {"drain_delay_seconds": 600}
+    with server_process(tmp_path, server=settings) as (process, url), httpx.Client(base_url=url) as http:
+        process.send_signal(signal.SIGTERM)
+        while http.get("/readiness").status_code == 200:
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert end_of(process)[0] == 128 + signal.SIGTERM

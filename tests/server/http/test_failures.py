@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ LEAK = re.compile(r"0x[0-9a-f]{6,}|Traceback|File \"|\.py\b|/vinfer/|canary")
 def error_of(response: Any) -> dict[str, Any]:
     assert set(response.json()) == {"error"}
     error: dict[str, Any] = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
+    assert error.pop("request_id") == response.headers["x-request-id"]
     assert not LEAK.search(response.text)
     return error
 
@@ -128,6 +130,38 @@ def test_deadline(start: Start) -> None:
         assert stream[-1] == "data: [DONE]"
         # The client gets the last bytes before the server has finished its work.
         server.engine.wait_until_cancelled(2)
+
+
+def test_a_client_s_own_deadline(server: RunningServer) -> None:
+    """A gateway that stops waiting should not leave work behind."""
+    server.engine.is_stuck = True
+    before = time.monotonic()
+    body = {"model": "fake", "prompt": [4, 5]}
+    headers = {"x-request-deadline": f"{time.time() + 0.4:.3f}"}
+    for path, fields in (
+        ("/v1/completions", body),
+        ("/v1/embeddings", {"model": "fake", "input": [4]}),
+        ("/v1/completions", {**body, "stream": True}),
+    ):
+        headers = {"x-request-deadline": f"{time.time() + 0.4:.3f}"}
+        response = server.http.post(path, json=fields, headers=headers)
+        if "stream" in fields:
+            assert '"code":"request_timeout"' in response.text
+        else:
+            assert response.status_code == 408
+            assert "X-Request-Deadline" in error_of(response)["message"]
+    assert time.monotonic() - before < 10
+    server.engine.wait_until_cancelled(3)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"), [("1.5", 408), ("soon", 400), ("-1", 400), ("9999999999", 200), ("1e12", 400)]
+)
+def test_deadlines_that_make_no_sense(server: RunningServer, sent: str, status: int) -> None:
+    response = server.http.get("/v1/models", headers={"x-request-deadline": sent})
+    assert response.status_code == status
+    if status != 200:
+        assert "X-Request-Deadline" in error_of(response)["message"]
 
 
 @pytest.mark.parametrize("ping_seconds", [0.05, 0])

@@ -50,7 +50,10 @@ def status_of(response: bytes) -> int:
 
 
 def error_of(response: bytes) -> Any:
-    return json.loads(response.partition(b"\r\n\r\n")[2])["error"]
+    head, _, body = response.partition(b"\r\n\r\n")
+    error = json.loads(body)["error"]
+    assert f"x-request-id: {error['request_id']}".encode() in head
+    return error
 
 
 @pytest.mark.parametrize(
@@ -189,3 +192,24 @@ def test_a_client_that_does_not_read_is_cut_off(start: Start, monkeypatch: pytes
             server.engine.wait_until_cancelled(1)
         # A client that reads is served meanwhile.
         assert server.complete().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"GET /v1/models HTTP/1.1\r\n", "no Host headers"),
+        (b"GET /v1/models HTTP/1.1\r\nHost: a\r\nHost: a\r\n", "2 Host headers"),
+        (b"GET /v1/models HTTP/1.1\r\nHost: a\r\nX-A: b\r\nhOST: b\r\n", "2 Host headers"),
+        (b"POST /v1/completions HTTP/1.1\r\nContent-Length: 2\r\n", "no Host headers"),
+        (b"GET /v1/models HTTP/1.0\r\nHost: a\r\nHost: b\r\n", "2 Host headers"),
+    ],
+)
+def test_a_request_has_one_host(server: RunningServer, head: bytes, words: str) -> None:
+    """RFC 9112, 3.2; proxies that choose another one of two can be deceived."""
+    response = exchange(server.port, head + b"\r\n", b"{}")
+    assert status_of(response) == 400
+    assert words in error_of(response)["message"]
+
+
+def test_http_1_0_needs_no_host(server: RunningServer) -> None:
+    assert status_of(exchange(server.port, b"GET /liveness HTTP/1.0\r\n\r\n")) == 200

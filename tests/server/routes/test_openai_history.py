@@ -33,7 +33,7 @@ class Form(pydantic.BaseModel):
 
 @pytest.fixture(scope="module")
 def full(tokenizer: Tokenizer) -> Iterator[RunningServer]:
-    form = AnswerForm(tool_format=HERMES, has_tools_as_text=False, has_reasoning=True)
+    form = AnswerForm(tool_format=HERMES, has_reasoning=True)
     with serving(tokenizer, form) as server:
         yield server
 

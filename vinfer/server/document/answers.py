@@ -36,6 +36,7 @@ class ErrorDetails(Answer):
     type: str
     param: str | None
     code: str | None
+    request_id: str = Field(description="What the log calls the request; also in the header x-request-id.")
 
 
 class ErrorBody(Answer):
@@ -108,9 +109,7 @@ class AnswerMessage(Answer):
     annotations: Nothing
 
 
-TokenIds = Annotated[
-    list[Count], Field(default_factory=list, description="Only if `return_token_ids` asks for them.")
-]
+TokenIds = Annotated[list[Count], Field(default_factory=list, description="If `return_token_ids` asks.")]
 
 
 class ChatChoice(Answer):
@@ -162,7 +161,7 @@ class MessageDelta(Answer):
     content: str = ""
     reasoning_content: str = ""
     tool_calls: Annotated[list[CallDelta], Field(min_length=1)] = Field(default_factory=list)
-    refusal: str | None = Field(None, description="Always null: a model's refusal is its content.")
+    refusal: str | None = Field(None, description="Always null.")
 
 
 class ChatChunkChoice(Answer):

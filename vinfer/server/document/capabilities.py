@@ -20,14 +20,14 @@ from vinfer.server.document.operations import OPERATIONS
 from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT
 from vinfer.server.fields.chat import CHAT
 from vinfer.server.fields.completions import COMPLETION, MAX_PROMPTS
-from vinfer.server.fields.count import COUNT_MESSAGES
+from vinfer.server.fields.count import COUNT_MESSAGES, MAX_PROMPT_CHARS
 from vinfer.server.fields.embeddings import EMBEDDING
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.responses import RESPONSES
 from vinfer.server.fields.sampling import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS, SamplingFields
 from vinfer.server.fields.structured_outputs import ResponseFormat
 from vinfer.server.fields.template_kwargs import reads_reasoning_effort, settable_kwargs
-from vinfer.server.fields.tokenization import MAX_PROMPT_CHARS, MAX_TOKENS, TOKENIZE_MESSAGES
+from vinfer.server.fields.tokenization import MAX_TOKENS, TOKENIZE_MESSAGES
 from vinfer.server.fields.treatment import Treatment
 from vinfer.server.generate.sampling import default_max_tokens
 from vinfer.server.model_table import ServedModel

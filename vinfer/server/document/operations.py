@@ -33,10 +33,9 @@ from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.responses import RESPONSES
 from vinfer.server.fields.tokenization import DETOKENIZE, TOKENIZE_MESSAGES, TOKENIZE_TEXT
 
-_ANY_ROUTE = (RequestTimeoutError, HeadersTooLargeError, VinferError)
+_ANY_ROUTE = (RequestError, RequestTimeoutError, HeadersTooLargeError, VinferError)
 _MODEL = (*_ANY_ROUTE, AuthenticationError, ModelNotFoundError, NotReadyError)
-_BODY = (*_MODEL, RequestError, BodyTooLargeError, MediaTypeError)
-_GENERATION = (*_BODY, QueueFullError)
+_BODY = (*_MODEL, BodyTooLargeError, MediaTypeError, QueueFullError)
 _PLAIN = (*_ANY_ROUTE, AuthenticationError, NotReadyError)
 
 
@@ -73,14 +72,14 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         forms=(CHAT,),
         answer=answers.ChatCompletion,
         event=answers.ChatChunk,
-        errors=_GENERATION,
+        errors=_BODY,
     ),
     ("POST", "/v1/completions"): Operation(
         summary="Complete one or more prompts, whole or streamed",
         forms=(COMPLETION,),
         answer=answers.Completion,
         event=answers.CompletionChunk,
-        errors=_GENERATION,
+        errors=_BODY,
     ),
     ("POST", "/v1/responses"): Operation(
         summary="Answer a conversation with items, whole or as events; stateless",
@@ -88,7 +87,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         answer=response_types.Response,
         event=response_types.ResponseEvent,
         names_events=True,
-        errors=_GENERATION,
+        errors=_BODY,
     ),
     ("POST", "/v1/messages"): Operation(
         summary="Answer a conversation in Anthropic's form, whole or as events; stateless",
@@ -97,7 +96,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         event=message_types.MessageEvent,
         names_events=True,
         error=message_types.AnthropicErrorBody,
-        errors=_GENERATION,
+        errors=_BODY,
     ),
     ("POST", "/v1/messages/count_tokens"): Operation(
         summary="Count the tokens of a conversation in Anthropic's form",
@@ -110,7 +109,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         summary="Turn one or more texts into vectors",
         forms=(EMBEDDING,),
         answer=answers.EmbeddingList,
-        errors=_GENERATION,
+        errors=_BODY,
     ),
     ("POST", "/v1/count_tokens"): Operation(
         summary="Count the tokens of a text or a conversation",

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 
 from vinfer.engine.request import MAX_TOP_LOGPROBS
 from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import Unknown
 from vinfer.server.fields.form import RequestForm
-from vinfer.server.fields.messages import ChatMessage, check_continuation, check_messages
+from vinfer.server.fields.messages import Messages, check_continuation, check_messages
+from vinfer.server.fields.problems import request_error
 from vinfer.server.fields.rules import absent, all_of, any_of, having
 from vinfer.server.fields.sampling import (
     MAX_INT32,
@@ -60,7 +61,7 @@ class ChatFields(SamplingFields):
         }
     )
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
@@ -78,6 +79,18 @@ class ChatFields(SamplingFields):
     def callable_tools(self) -> list[Tool]:
         """The tools that this answer may call."""
         return callable_tools(self.tools, self.tool_choice)
+
+
+def chat_of(completion: Mapping[str, Any]) -> ChatFields:
+    """Return the chat completion that another route's request asks for.
+
+    Raises:
+        RequestError: several of its items became one message, which is then too long.
+    """
+    try:
+        return ChatFields.model_validate(completion)
+    except ValidationError as error:
+        raise request_error(error, {}) from None
 
 
 CHAT = RequestForm(ChatFields, CHAT_FIELDS)

@@ -84,13 +84,15 @@ class CompletionFields(SamplingFields):
 COMPLETION = RequestForm(CompletionFields, COMPLETION_FIELDS)
 
 
-def parse_completion(body: Mapping[str, Any], unknown: Unknown) -> CompletionFields:
+def parse_completion(
+    body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
+) -> CompletionFields:
     """Check the body of a plain completion, all but its prompt.
 
     Raises:
         RequestError: names the first bad field.
     """
-    fields = COMPLETION.parse(body, unknown)
+    fields = COMPLETION.parse(body, unknown, ignored)
     check_sampling(fields)
     if fields.max_tokens == 0 and not fields.echo:
         raise RequestError(

@@ -9,22 +9,25 @@ from pydantic import Field
 
 from vinfer.server.fields.body_model import Body, Unknown
 from vinfer.server.fields.form import RequestForm
-from vinfer.server.fields.messages import ChatMessage, check_messages
+from vinfer.server.fields.messages import Messages, check_messages
 from vinfer.server.fields.treatment import COUNT_FIELDS
+
+MAX_PROMPT_CHARS = 1 << 20
+"""The limit of a text whose tokens are counted or listed: half a second of a worker thread."""
 
 
 class CountText(Body):
     """`POST /v1/count_tokens` for a text."""
 
     model: str = Field(min_length=1)
-    conversation: str
+    conversation: str = Field(max_length=MAX_PROMPT_CHARS)
 
 
 class CountMessages(Body):
     """`POST /v1/count_tokens` for a conversation."""
 
     model: str = Field(min_length=1)
-    conversation: list[ChatMessage] = Field(min_length=1)
+    conversation: Messages
 
 
 COUNT_TEXT = RequestForm(CountText, COUNT_FIELDS)

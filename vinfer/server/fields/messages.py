@@ -22,6 +22,14 @@ def _text_as_part(content: Any) -> Any:
     return content
 
 
+MAX_MESSAGES = 4096
+"""The limit of messages in one request."""
+MAX_PARTS = 4096
+"""The limit of content parts, or of tool calls, in one message."""
+
+ContentParts = Annotated[list[ContentPart], Field(max_length=MAX_PARTS)]
+
+
 class CalledFunction(HistoryBody):
     """A function the model called in an earlier turn; `arguments` is JSON text, or empty for none."""
 
@@ -96,11 +104,11 @@ class ChatMessage(HistoryBody):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
-        list[ContentPart] | None,
-        BeforeValidator(_text_as_part, json_schema_input_type=str | list[ContentPart] | None),
+        ContentParts | None,
+        BeforeValidator(_text_as_part, json_schema_input_type=str | ContentParts | None),
     ] = None
     name: str | None = Field(None, min_length=1, max_length=256)
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_PARTS)] | None = None
     tool_call_id: str | None = Field(None, min_length=1)
     reasoning_content: str | None = None
 
@@ -119,6 +127,9 @@ class ChatMessage(HistoryBody):
             if getattr(self, key) is not None:
                 message[key] = getattr(self, key)
         return message
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
 def check_messages(messages: list[ChatMessage], path: str) -> None:

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import Body, Unknown
-from vinfer.server.fields.chat import ChatFields
+from vinfer.server.fields.chat import ChatFields, chat_of
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.problems import renaming, shown
 from vinfer.server.fields.responses_input import InputItems, input_messages
@@ -231,7 +231,7 @@ class ResponsesFields(Body):
             "parallel_tool_calls": self.parallel_tool_calls,
             "reasoning_effort": self.reasoning.effort,
         }
-        return ChatFields.model_validate(completion)
+        return chat_of(completion)
 
 
 RESPONSES = RequestForm(ResponsesFields, RESPONSES_FIELDS)

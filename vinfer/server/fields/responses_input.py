@@ -14,11 +14,14 @@ from pydantic_core import PydanticCustomError
 
 from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ImageDetail, ImageSource, check_may_have_image
+from vinfer.server.fields.messages import MAX_MESSAGES, MAX_PARTS
 from vinfer.server.fields.problems import shown
 from vinfer.server.fields.rules import any_of, having
 
 _TEXT_TYPES = ("input_text", "output_text")
 _IMAGE_TYPE = "input_image"
+# One less than the messages of a chat completion, because `instructions` becomes one.
+MAX_ITEMS = MAX_MESSAGES - 1
 _ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
 
 
@@ -88,8 +91,8 @@ Part = Annotated[
     Annotated[TextPart, Tag("[text]")] | Annotated[ImagePart, Tag(f"[{_IMAGE_TYPE}]")],
     Discriminator(_part_kind),
 ]
-Parts = list[Part]
-TextParts = list[TextPart]
+Parts = Annotated[list[Part], Field(max_length=MAX_PARTS)]
+TextParts = Annotated[list[TextPart], Field(max_length=MAX_PARTS)]
 
 
 _TEXT_CONTENT = {
@@ -150,7 +153,7 @@ class ReasoningItem(HistoryBody):
     content_keys: ClassVar[frozenset[str]] = frozenset({"summary", "encrypted_content"})
 
     type: Literal["reasoning"]
-    content: list[ReasoningPart] | None = None
+    content: Annotated[list[ReasoningPart], Field(max_length=MAX_PARTS)] | None = None
     id: str | None = None
     status: Status | None = None
 
@@ -179,7 +182,10 @@ _SAYS_SOMETHING: dict[str, Any] = {
         },
     ]
 }
-Items = Annotated[list[Item], Field(min_length=1, json_schema_extra={"contains": _SAYS_SOMETHING})]
+Items = Annotated[
+    list[Item],
+    Field(min_length=1, max_length=MAX_ITEMS, json_schema_extra={"contains": _SAYS_SOMETHING}),
+]
 InputItems = Annotated[Items, BeforeValidator(_text_as_item, json_schema_input_type=str | Items)]
 
 

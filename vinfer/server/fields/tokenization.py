@@ -11,15 +11,15 @@ from typing import Any
 from pydantic import Field
 
 from vinfer.server.fields.body_model import Body, Unknown
+from vinfer.server.fields.count import MAX_PROMPT_CHARS
 from vinfer.server.fields.form import RequestForm
-from vinfer.server.fields.messages import ChatMessage, check_continuation, check_messages
+from vinfer.server.fields.messages import Messages, check_continuation, check_messages
 from vinfer.server.fields.sampling import TokenId
 from vinfer.server.fields.template_kwargs import ReasoningEffort, TemplateKwargs
 from vinfer.server.fields.tools import Tools, check_tools
 from vinfer.server.fields.treatment import DETOKENIZE_FIELDS, TOKENIZE_MESSAGES_FIELDS, TOKENIZE_TEXT_FIELDS
 
 # These take half a second of a worker thread, and the JSON of their answers takes less than a tenth of one.
-MAX_PROMPT_CHARS = 1 << 20
 MAX_TOKENS = 1 << 18
 
 
@@ -36,7 +36,7 @@ class TokenizeMessages(Body):
     """`POST /tokenize` for a conversation."""
 
     model: str | None = Field(None, min_length=1)
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Messages
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template_kwargs: TemplateKwargs = {}
@@ -75,10 +75,12 @@ def parse_tokenize(
     return fields
 
 
-def parse_detokenize(body: Mapping[str, Any], unknown: Unknown) -> DetokenizeFields:
+def parse_detokenize(
+    body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
+) -> DetokenizeFields:
     """Check the body of a detokenize request, except the range of its ids.
 
     Raises:
         RequestError: names the first bad field.
     """
-    return DETOKENIZE.parse(body, unknown)
+    return DETOKENIZE.parse(body, unknown, ignored)

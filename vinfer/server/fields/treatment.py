@@ -16,6 +16,9 @@ from vinfer.errors import RequestError
 from vinfer.server.fields import foreign
 from vinfer.server.http.body import printable
 
+MAX_ACCEPTED_VALUES = 65_536
+"""The limit of characters and values in a field that is accepted without effect."""
+
 
 class Treatment(enum.Enum):
     APPLIED = "applied"
@@ -230,8 +233,10 @@ def applied_fields(
         if rule is None:
             if unknown == "refuse":
                 raise RequestError(_unknown_message(key, rules), param=key[:128])
-        elif value is None or rule.treatment is Treatment.ACCEPTED:
+        elif value is None:
             continue
+        elif rule.treatment is Treatment.ACCEPTED:
+            _check_small(key, value)
         elif rule.treatment is Treatment.APPLIED:
             applied[key] = value
         elif rule.treatment is Treatment.ALIAS:
@@ -242,6 +247,28 @@ def applied_fields(
         elif not any(type(value) is type(neutral) and value == neutral for neutral in rule.neutral):
             raise RequestError(f"{key}: {rule.reason}", param=key)
     return applied
+
+
+def _check_small(key: str, value: Any) -> None:
+    """Refuse a value that nobody sends for what it says and that costs memory and time all the same.
+
+    Raises:
+        RequestError: names the field.
+    """
+    num_left = MAX_ACCEPTED_VALUES
+    stack = [value]
+    while stack:
+        here = stack.pop()
+        inner = [*here.keys(), *here.values()] if isinstance(here, dict) else here
+        num_left -= max(len(inner), 1) if isinstance(inner, (list, str)) else 1
+        if num_left < 0:
+            raise RequestError(
+                f"{key} has no effect, and has more than {MAX_ACCEPTED_VALUES} characters and values: "
+                "shorten it or leave it out",
+                param=key,
+            )
+        if isinstance(inner, list):
+            stack += inner
 
 
 def used_aliases(body: Mapping[str, Any], rules: Mapping[str, FieldRule]) -> dict[str, str]:

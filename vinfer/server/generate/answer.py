@@ -66,6 +66,7 @@ async def answer(
         ClientLeftError: the client closed the connection.
     """
     generation.start()
+    services.intake.release(RequestContext.of(request.scope))
     if fields.stream:
         chunks = _chunks(fields, generation, shape, services.config.ping_seconds)
         return EventStream(services, generation, chunks)
@@ -107,7 +108,7 @@ async def deltas_or_pings(
 async def _run_to_end(services: Services, request: HttpRequest, generation: Generation) -> list[ChoiceDelta]:
     choices = [ChoiceDelta(index) for index in range(generation.num_choices)]
     context = RequestContext.of(request.scope)
-    async with services.deadlines.limit(time.monotonic() - context.arrival_seconds):
+    async with services.deadlines.limit(context.elapsed_seconds(), context.own_seconds):
         async for delta in deltas_or_pings(generation):
             if delta is not None:
                 choices[delta.index].extend(delta)

@@ -18,6 +18,7 @@ from vinfer.server.fields.tools import required_tools
 from vinfer.server.generate.generation import Generation, PromptJob, TextRules
 from vinfer.server.generate.images import prepare_images, request_images
 from vinfer.server.generate.message_reader import MessageReader
+from vinfer.server.generate.priority import allowed_priority
 from vinfer.server.generate.prompts import chat_prompt_ids
 from vinfer.server.generate.sampling import num_choices, resolve_sampling
 from vinfer.server.http.context import RequestContext
@@ -76,6 +77,8 @@ async def prepare(
     context.model_name = model.name
     model.require_head()
     n = num_choices(fields, model, services.config.max_n)
+    priority = allowed_priority(fields, context)
+    model.engine.check_room(context.tenant)
     images = await prepare_images(services, sources, model)
     prompt_ids = await services.in_worker(chat_prompt_ids, fields, model, images)
     thinks = _reasoning(fields, model, prompt_ids)
@@ -89,7 +92,7 @@ async def prepare(
                 prompt_ids=prompt_ids,
                 params=params,
                 grammar=grammar,
-                priority=fields.priority,
+                priority=priority,
                 images=request_images(prompt_ids, images, model),
             )
         ],
@@ -107,9 +110,11 @@ async def prepare(
         cache_salt=fields.cache_salt,
         arrival_seconds=context.arrival_seconds,
         metrics=services.metrics,
+        usage=context.usage,
     )
     return Conversation(
-        fields=fields,
+        # An answer needs all of the request but its messages, which may be large.
+        fields=fields.model_copy(update={"messages": []}),
         model=model,
         generation=generation,
         params=params,

@@ -24,6 +24,7 @@ from vinfer.engine.request import (
 from vinfer.errors import EngineError
 from vinfer.server.generate.cache_scope import cache_scope
 from vinfer.server.generate.sampling import choice_seed
+from vinfer.server.http.context import Usage
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ServedModel
 from vinfer.text.text_stream import TextStream
@@ -135,6 +136,7 @@ class Generation:
         tenant: whose request it is: see `RequestContext`.
         cache_salt: limits whose pages its prompts share: see `cache_scope`.
         arrival_seconds: time.monotonic() when the HTTP request arrived.
+        usage: of the HTTP request; kept up to date.
     """
 
     def __init__(
@@ -149,12 +151,14 @@ class Generation:
         cache_salt: str | None,
         arrival_seconds: float,
         metrics: ServerMetrics,
+        usage: Usage,
     ) -> None:
         self.name = name
         self.model = model
         self.arrival_seconds = arrival_seconds
         self.num_prompt_tokens = sum(len(job.prompt_ids) for job in jobs)
         self._metrics = metrics
+        self._usage = usage
         self._rules = rules
         self._n = n
         scope = cache_scope(model.prefix_cache, tenant=tenant, cache_salt=cache_salt, request_name=name)
@@ -211,6 +215,7 @@ class Generation:
         except Exception:
             self._cancel(choice for choice, _ in submitted)
             raise
+        self._usage.num_prompt_tokens = self.num_prompt_tokens
         self._tasks = [asyncio.create_task(self._run(choice, events)) for choice, events in submitted]
 
     async def next_deltas(self, timeout_seconds: float | None) -> list[ChoiceDelta]:
@@ -277,6 +282,8 @@ class Generation:
             delta.num_logprobs = len(counted)
         if event.queue_seconds is not None:
             self._metrics.observe_queue(self.model.name, event.queue_seconds)
+            if self._usage.queue_seconds is None:
+                self._usage.queue_seconds = event.queue_seconds
         # The first token is news even if its text is held back: clients measure when it comes.
         is_first = choice.num_tokens == 0 and text.num_tokens > 0
         self._observe(choice, text.num_tokens, finish_reason)
@@ -301,6 +308,9 @@ class Generation:
                 self._metrics.observe_tokens(name, num_tokens, now - choice.last_token_seconds)
             choice.last_token_seconds = now
             choice.num_tokens += num_tokens
+            self._usage.num_completion_tokens += num_tokens
+            if self._usage.first_token_seconds is None:
+                self._usage.first_token_seconds = now - self.arrival_seconds
         if finish_reason is not None:
             self._metrics.observe_finish(name, finish_reason, now - self.arrival_seconds)
 

@@ -49,6 +49,8 @@ def chat_prompt_ids(
         continue_final_message=fields.continue_final_message,
         kwargs=template_kwargs(model, fields.chat_template_kwargs, fields.reasoning_effort),
         tools=fields.callable_tools if isinstance(fields, ChatFields) else fields.tools,
+        # Whoever asks how long a prompt is may ask about one that is too long.
+        is_limited=isinstance(fields, ChatFields),
     )
 
 
@@ -79,11 +81,7 @@ def embedding_prompt_ids(fields: EmbeddingFields, model: ServedModel) -> list[Pr
         if kept is not None and len(prompt_ids) > kept:
             prompt_ids = _last_tokens(prompt_ids, kept, model)
         if len(prompt_ids) > limit:
-            raise ContextLengthError(
-                f"{path} has {len(prompt_ids)} tokens; max_model_len is {limit}: "
-                f"shorten it or raise models[{model.position}].{model.length_limit_key}",
-                param=path,
-            )
+            raise _too_long(path, f"{len(prompt_ids)} tokens", model)
         prompts.append(prompt_ids)
     return prompts
 
@@ -100,7 +98,13 @@ def count_prompt_tokens(
         return len(model.tokenizer.encode(fields.conversation, add_special_tokens=False))
     conversation = fields.conversation
     prompt_ids = _render(
-        model, conversation, images, add_generation_prompt=True, continue_final_message=False, kwargs={}
+        model,
+        conversation,
+        images,
+        add_generation_prompt=True,
+        continue_final_message=False,
+        kwargs={},
+        is_limited=False,
     )
     return len(prompt_ids)
 
@@ -146,6 +150,7 @@ def _render(
     continue_final_message: bool,
     kwargs: Mapping[str, Any],
     tools: Sequence[Tool] = (),
+    is_limited: bool = True,
 ) -> PromptIds:
     form = model.chat_form(has_tools=bool(tools))
     if form is None:
@@ -173,7 +178,28 @@ def _render(
             [image.num_tokens for image in images],
             model.tokenizer.control_tokens,
         )
+    if is_limited:
+        _check_length(rendered.text, "messages", model)
     return tuple(model.tokenizer.encode_prompt(rendered))
+
+
+def _check_length(text: str, path: str, model: ServedModel) -> None:
+    """Refuse a text that cannot fit, before it is tokenized, which takes seconds per 4 MB.
+
+    Raises:
+        ContextLengthError: whatever its tokens are, they are more than max_model_len.
+    """
+    least = model.tokenizer.least_tokens(text)
+    if least > model.max_model_len:
+        raise _too_long(path, f"{len(text)} characters, which are at least {least} tokens", model)
+
+
+def _too_long(path: str, size: str, model: ServedModel) -> ContextLengthError:
+    return ContextLengthError(
+        f"{path} has {size}; max_model_len is {model.max_model_len}: shorten it or raise "
+        f"models[{model.position}].{model.length_limit_key}",
+        param=path,
+    )
 
 
 def _taken_apart(
@@ -215,6 +241,7 @@ def _last_tokens(prompt_ids: PromptIds, num: int, model: ServedModel) -> PromptI
 
 
 def _embedded_text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
+    _check_length(text, path, model)
     token_ids = tuple(model.tokenizer.encode(text, add_special_tokens=True)) if text else ()
     if not token_ids:
         raise RequestError(f"{path} is empty: send text or token ids", param=path)
@@ -222,6 +249,7 @@ def _embedded_text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
 
 
 def _text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
+    _check_length(text, path, model)
     token_ids = tuple(model.tokenizer.encode(text, add_special_tokens=True))
     if token_ids:
         return token_ids
@@ -233,6 +261,8 @@ def _text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
 def _checked_ids(token_ids: list[Any], path: str, model: ServedModel) -> PromptIds:
     if not token_ids:
         raise RequestError(f"{path} is empty: send text or token ids", param=path)
+    if len(token_ids) > model.max_model_len:
+        raise _too_long(path, f"{len(token_ids)} tokens", model)
     for i, token_id in enumerate(token_ids):
         if type(token_id) is not int or not 0 <= token_id < model.vocab_size:
             raise RequestError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -88,8 +87,8 @@ class EventStream:
     async def _send_all(self, context: RequestContext, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         try:
-            elapsed_seconds = time.monotonic() - context.arrival_seconds
-            async with self._services.deadlines.limit(elapsed_seconds), contextlib.aclosing(self._chunks):
+            limit = self._services.deadlines.limit(context.elapsed_seconds(), context.own_seconds)
+            async with limit, contextlib.aclosing(self._chunks):
                 async for chunk in self._chunks:
                     await send(_body(self._framing.ping if chunk is None else self._framing.event(chunk)))
         except Exception as error:  # noqa: BLE001  the status has been sent: any error becomes an event

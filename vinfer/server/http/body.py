@@ -1,7 +1,7 @@
 """Reads a request body as one JSON object, within limits, and refuses what JSON parsers disagree about.
 
-The bytes are counted on the event loop while they stream in; large bodies are parsed in a worker
-thread. It does not know which fields a route has.
+The bytes are counted on the event loop while they stream in; large bodies are parsed and checked off the
+loop. It does not know which fields a route has.
 """
 
 from __future__ import annotations
@@ -10,15 +10,24 @@ import decimal
 import json
 import math
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
 from vinfer.errors import BodyTooLargeError, MediaTypeError, RequestError
+from vinfer.server.http.context import RequestContext
 from vinfer.server.services import Services
 
+T = TypeVar("T")
+Parse = Callable[[Mapping[str, Any], Literal["refuse", "ignore"], list[str]], T]
+"""Checks a JSON object: (body, `server.unknown_fields`, list for keys without effect) -> typed fields."""
+
 MAX_DEPTH = 64
+MAX_CONTAINERS = 2**16
+"""Arrays and objects of one body. They cost far more time and memory than their two bytes."""
+MAX_VALUES = 2**20
+"""Values of one body. The parser holds the interpreter for 0.1 ms per thousand of them."""
 MAX_INTEGER = 2**64
 """Larger numbers with a point or an exponent stay doubles: no field takes such integers."""
 # Parsing fewer bytes takes less time than a hop to a thread and back.
@@ -29,26 +38,33 @@ _STRINGS_AND_BRACKETS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-async def read_json_object(request: HttpRequest, services: Services) -> dict[str, Any]:
-    """Read and parse the body.
+async def read_fields(request: HttpRequest, services: Services, parse: Parse[T]) -> T:
+    """Read the body, and return its fields; the event loop never waits for a large one.
+
+    Args:
+        parse: from `vinfer.server.fields`.
 
     Raises:
         MediaTypeError: the body is encoded or is not declared as JSON.
         BodyTooLargeError: it is longer than `server.max_body_bytes`; raised while it streams in.
-        RequestError: it is not one well-formed JSON object.
+        QueueFullError: too many bytes of other bodies are being read.
+        RequestError: it is not one well-formed JSON object, or `parse` refuses it.
     """
     _check_headers(request)
-    raw = await _read(request, services.config.max_body_bytes)
+    raw = await _read(request, services)
+    unknown = services.config.unknown_fields
+    ignored = RequestContext.of(request.scope).ignored
     if len(raw) <= INLINE_PARSE_BYTES:
-        return parse_json_object(raw)
-    return await services.in_worker(parse_json_object, raw)
+        return parse(parse_json_object(raw), unknown, ignored)
+    return await services.in_parser(lambda: parse(parse_json_object(raw), unknown, ignored))
 
 
 def parse_json_object(raw: bytes) -> dict[str, Any]:
     """Parse one JSON object strictly. JSON has one kind of number: 5.0 and 5e0 are the integer 5.
 
     Refuses some input that Python's parser accepts: NaN and infinities (also as 1e999), duplicate keys,
-    nesting beyond MAX_DEPTH, and half of a surrogate pair.
+    nesting beyond MAX_DEPTH, more than MAX_CONTAINERS arrays and objects or MAX_VALUES values, and half of
+    a surrogate pair.
 
     Raises:
         RequestError: what is wrong and where, without repeating the body.
@@ -76,7 +92,7 @@ def parse_strictly(text: str, *, parse_float: Callable[[str], float]) -> Any:
     Raises:
         RequestError: what is wrong and where; the message speaks of a body.
     """
-    _check_depth(text)
+    _check_containers(text)
     try:
         value = json.loads(
             text, object_pairs_hook=_unique_keys, parse_float=parse_float, parse_constant=_refuse_constant
@@ -116,7 +132,9 @@ def _check_headers(request: HttpRequest) -> None:
         raise MediaTypeError(f"charset is {charset[:40]!r}: send UTF-8")
 
 
-async def _read(request: HttpRequest, max_body_bytes: int) -> bytes:
+async def _read(request: HttpRequest, services: Services) -> bytes:
+    max_body_bytes = services.config.max_body_bytes
+    context = RequestContext.of(request.scope)
     too_large = BodyTooLargeError(
         f"body is longer than server.max_body_bytes, {max_body_bytes}: shorten it or raise the limit"
     )
@@ -129,19 +147,31 @@ async def _read(request: HttpRequest, max_body_bytes: int) -> bytes:
         body += chunk
         if len(body) > max_body_bytes:
             raise too_large
+        services.intake.take(context, len(chunk))
     return bytes(body)
 
 
-def _check_depth(text: str) -> None:
-    depth = 0
+def _check_containers(text: str) -> None:
+    depth = num_containers = num_commas = 0
+    read = 0
+    # Nearly always there are fewer, even with those in strings.
+    counts_values = text.count(",") >= MAX_VALUES
     for match in _STRINGS_AND_BRACKETS.finditer(text):
         mark = match[0]
         if mark in "[{":
             depth += 1
+            num_containers += 1
             if depth > MAX_DEPTH:
                 raise RequestError(f"body is nested deeper than {MAX_DEPTH} levels: flatten it")
+            if num_containers > MAX_CONTAINERS:
+                raise RequestError(f"body has more than {MAX_CONTAINERS} arrays and objects: send fewer")
         elif mark in "]}":
             depth -= 1
+        if counts_values:
+            num_commas += text.count(",", read, match.start())
+            read = match.end()
+            if num_commas >= MAX_VALUES:
+                raise RequestError(f"body has more than {MAX_VALUES} values: send fewer")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

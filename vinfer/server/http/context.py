@@ -12,6 +12,8 @@ import uuid
 
 from starlette.types import Scope
 
+from vinfer.server.api_keys import MAX_PRIORITY
+
 _SCOPE_KEY = "vinfer.context"
 # Names that are safe in a header; others are only counted.
 _SANE_KEY = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
@@ -24,14 +26,35 @@ class ClientLeftError(Exception):
     """The client closed the connection; nobody is waiting for an answer."""
 
 
+@dataclasses.dataclass(slots=True)
+class Usage:
+    """What the completions of one HTTP request have used so far.
+
+    Attributes:
+        queue_seconds: from arrival to the first slot; None if none was needed yet.
+        first_token_seconds: from arrival to the first token; None before it.
+    """
+
+    num_prompt_tokens: int = 0
+    num_completion_tokens: int = 0
+    queue_seconds: float | None = None
+    first_token_seconds: float | None = None
+
+
 @dataclasses.dataclass(slots=True, kw_only=True)
 class RequestContext:
     """One HTTP request.
 
     Attributes:
         arrival_seconds: time.monotonic() when its headers had been read.
+        client: the address that the connection comes from.
         tenant: whose request it is: a digest of its API key, or "" if the server has no keys.
+        key_name: what the log calls that key.
+        priorities: lowest and highest `priority` that it may ask for.
+        usage: what it has used so far.
         model_name: set once a served model is found.
+        own_seconds: how long after its arrival the client stops waiting; None if it did not say.
+        num_body_bytes: bytes of its body that count in `Intake`.
         failed: set if an answer broke off after its first byte, when its status can no longer show that.
         ignored: unknown keys of the conversation, which have no effect.
         max_tokens: the number of tokens that max_tokens was lowered to; None if it was not.
@@ -39,9 +62,15 @@ class RequestContext:
 
     request_id: str
     arrival_seconds: float
+    client: str = ""
     tenant: str = ""
+    key_name: str = ""
+    priorities: tuple[int, int] = (-MAX_PRIORITY, MAX_PRIORITY)
+    usage: Usage = dataclasses.field(default_factory=lambda: Usage())
     model_name: str = ""
     failed: bool = False
+    num_body_bytes: int = 0
+    own_seconds: float | None = None
     ignored: list[str] = dataclasses.field(default_factory=list)
     max_tokens: int | None = None
 
@@ -56,9 +85,14 @@ class RequestContext:
         """Create the context of a new request and store it in the scope."""
         sent = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = sent if _SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
-        context = cls(request_id=request_id, arrival_seconds=time.monotonic())
+        client = scope.get("client") or ("",)
+        context = cls(request_id=request_id, arrival_seconds=time.monotonic(), client=str(client[0]))
         scope[_SCOPE_KEY] = context
         return context
+
+    def elapsed_seconds(self) -> float:
+        """Return how long ago it arrived."""
+        return time.monotonic() - self.arrival_seconds
 
     @classmethod
     def of(cls, scope: Scope) -> RequestContext:

@@ -54,7 +54,7 @@ def error_object(error: Exception, request_id: str) -> dict[str, Any]:
         body = {"message": message, "type": VinferError.type, "param": None, "code": code}
     else:
         body = {"message": known.message, "type": known.type, "param": known.param, "code": known.code}
-    return {"error": body}
+    return {"error": {**body, "request_id": request_id}}
 
 
 def anthropic_error_object(error: Exception, request_id: str) -> dict[str, Any]:

@@ -1,16 +1,22 @@
-"""Binds the port and runs uvicorn until a signal arrives, an engine dies or a model fails to load.
+"""Binds the port and runs uvicorn until a signal arrives, an engine dies or hangs, or a model fails to load.
 
 Main thread. The port is bound before anything heavy starts, so that a port in use is reported at once and
 probes get answers while models load. The first SIGTERM or SIGINT drains the server; the second one stops it.
+SIGHUP reloads what can change while serving, SIGUSR1 writes the stacks of all threads to standard error.
 """
 
 from __future__ import annotations
 
+import asyncio
+import faulthandler
 import functools
 import ipaddress
 import logging
 import signal
 import socket
+import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -20,6 +26,7 @@ from starlette.applications import Starlette
 from vinfer.config import ServerConfig
 from vinfer.errors import BindError, ConfigError
 from vinfer.server.http.uvicorn_protocol import LimitedHttpProtocol
+from vinfer.server.intake import give_memory_back
 from vinfer.server.services import Services
 
 logger = logging.getLogger(__name__)
@@ -28,6 +35,7 @@ BACKLOG = 2048
 # Time between an engine's death and the end of the process, so that probes can see it.
 DEAD_ENGINE_SECONDS = 2.0
 TICKS_PER_SECOND = 10
+STDERR = 2
 
 
 def check_exposure(config: ServerConfig, *, insecure: bool) -> None:
@@ -72,15 +80,19 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def run_server(app: Starlette, config: ServerConfig, sock: socket.socket) -> int:
+def run_server(
+    app: Starlette, config: ServerConfig, sock: socket.socket, *, reload: Callable[[], None] = lambda: None
+) -> int:
     """Serve until told to stop, and return the process's exit code.
 
-    The code is 0 after a drain, or 128 + signal number if a second signal cut it short. It is the error's own
-    code if a model failed to load, and 1 if an engine died.
+    The code is 0 after a drain in which every request ended, 1 if the drain had to end some, and 128 + signal
+    number if a second signal cut it short. It is the error's own code if a model failed to load, and 1 if an
+    engine died or hung.
 
     Args:
         app: from `create_app`.
         sock: from `bind`; closed when this returns.
+        reload: called on the event loop after SIGHUP.
     """
     services: Services = app.state.services
     # uvicorn takes any callable here, although its annotation says `type`.
@@ -104,7 +116,7 @@ def run_server(app: Starlette, config: ServerConfig, sock: socket.socket) -> int
             timeout_graceful_shutdown=1,
         ),
         services,
-        config.drain_timeout_seconds,
+        reload,
     )
     server.run(sockets=[sock])
     return server.exit_code
@@ -113,47 +125,101 @@ def run_server(app: Starlette, config: ServerConfig, sock: socket.socket) -> int
 class _DrainingServer(uvicorn.Server):
     """A uvicorn server that keeps listening while it drains, so that probes and clients get a 503."""
 
-    def __init__(self, config: uvicorn.Config, services: Services, drain_timeout_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, services: Services, reload: Callable[[], None]) -> None:
         super().__init__(config)
         self.exit_code = 0
         self._services = services
+        self._reload = reload
+        self._last_tick_seconds = time.monotonic()
+        self._num_leave_ticks = 0
         self._num_drain_ticks = 0
-        self._max_drain_ticks = round(drain_timeout_seconds * TICKS_PER_SECOND)
         self._num_dead_ticks = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start listening, and handle the signals that uvicorn does not know."""
+        await super().startup(sockets)
+        if threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
+            # Written in C, so it works even if every Python thread hangs.
+            faulthandler.register(signal.SIGUSR1, file=STDERR, all_threads=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on the first signal, quit on the second. uvicorn's own handler would kill the process."""
-        if self._services.models.draining:
+        if self._services.models.leaving:
             logger.warning("%s again: quitting now", signal.Signals(sig).name)
             self.exit_code = 128 + sig
             self.should_exit = self.force_exit = True
         else:
             logger.info("%s: draining", signal.Signals(sig).name)
-            self._services.models.drain()
+            self._services.models.leave()
+            self._drain_if_due()
 
     async def on_tick(self, counter: int) -> bool:
         """Check whether the server must end; called ten times a second."""
         models = self._services.models
+        self._observe_loop()
+        self._watch_engines()
         if models.failure is not None:
             self.exit_code = models.failure.exit_code
             self.should_exit = True
         elif models.draining:
             self._drain()
-        elif models.dead:
-            self._num_dead_ticks += 1
-            if self._num_dead_ticks >= DEAD_ENGINE_SECONDS * TICKS_PER_SECOND:
-                logger.error("the engine of %s has died: ending the process", ", ".join(models.dead))
-                self.exit_code = 1
-                models.drain()
+        elif models.leaving:
+            self._num_leave_ticks += 1
+            self._drain_if_due()
+        if self._services.intake.is_trim_due():
+            self._services.workers.submit(give_memory_back)
         return await super().on_tick(counter)
 
+    def _observe_loop(self) -> None:
+        now = time.monotonic()
+        lag_seconds = now - self._last_tick_seconds - 1 / TICKS_PER_SECOND
+        self._last_tick_seconds = now
+        self._services.metrics.observe_loop(
+            lag_seconds,
+            num_connections=len(self.server_state.connections),
+            preparing_bytes=self._services.intake.num_bytes,
+            num_worker_calls=self._services.num_worker_calls,
+        )
+
+    def _drain_if_due(self) -> None:
+        """Refuse new requests once load balancers have had time to notice; at once if nothing serves yet."""
+        models = self._services.models
+        if not models.served_models or self._num_leave_ticks >= self._ticks("drain_delay_seconds"):
+            models.drain()
+
+    def _watch_engines(self) -> None:
+        models = self._services.models
+        limit = self._services.config.step_timeout_seconds
+        for name in models.give_up_stuck(limit):
+            logger.error(
+                "a step of the engine of %s takes longer than server.step_timeout_seconds, %g: giving it up; "
+                "the stacks of all threads follow",
+                name,
+                limit,
+            )
+            faulthandler.dump_traceback(STDERR, all_threads=True)
+        if not models.dead:
+            return
+        # A drain must not hide it either.
+        self.exit_code = self.exit_code or 1
+        self._num_dead_ticks += 1
+        if self._num_dead_ticks >= DEAD_ENGINE_SECONDS * TICKS_PER_SECOND and not models.draining:
+            logger.error("the engine of %s has died: ending the process", ", ".join(models.dead))
+            models.drain()
+
+    def _ticks(self, key: str) -> int:
+        return round(float(getattr(self._services.config, key)) * TICKS_PER_SECOND)
+
     def _drain(self) -> None:
+        max_ticks = self._ticks("drain_timeout_seconds")
         if not self.server_state.tasks:
             self.should_exit = True
-        elif self._num_drain_ticks == self._max_drain_ticks:
+        elif self._num_drain_ticks == max_ticks:
             logger.warning("drain timeout: ending %d requests", len(self.server_state.tasks))
+            self.exit_code = self.exit_code or 1
             self._services.deadlines.expire_all()
-        elif self._num_drain_ticks > self._max_drain_ticks + TICKS_PER_SECOND:
+        elif self._num_drain_ticks > max_ticks + TICKS_PER_SECOND:
             # Do not wait for clients that do not read their last event.
             self.should_exit = True
         self._num_drain_ticks += 1

@@ -10,13 +10,18 @@ import asyncio
 import enum
 import http
 import json
+import logging
 import re
+import uuid
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from vinfer.errors import HeadersTooLargeError, RequestError, RequestTimeoutError
+from vinfer.server.http.errors import error_object
+
+logger = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_NUM_HEADERS = 100
@@ -161,7 +166,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Start counting the body."""
+        """Check the headers as a whole, and start counting the body."""
+        num_hosts = sum(name == b"host" for name, _ in self.headers)
+        if num_hosts > 1 or (not num_hosts and self.parser.get_http_version() == "1.1"):
+            raise self._note(
+                RequestError(f"the request has {num_hosts or 'no'} Host headers: send exactly one")
+            )
         self._phase = _Phase.BODY
         self._num_raw_bytes = 0
         self._arm()
@@ -297,12 +307,14 @@ def _headers_too_large() -> HeadersTooLargeError:
 
 
 def _response(error: RequestError) -> bytes:
-    body = {"message": error.message, "type": error.type, "param": None, "code": error.code}
-    content = json.dumps({"error": body}).encode()
+    request_id = uuid.uuid4().hex
+    content = json.dumps(error_object(error, request_id)).encode()
+    logger.info("refused with %d before its route was known request_id=%s", error.status, request_id)
     head = (
         f"HTTP/1.1 {error.status} {http.HTTPStatus(error.status).phrase}\r\n"
         "content-type: application/json\r\n"
         f"content-length: {len(content)}\r\n"
+        f"x-request-id: {request_id}\r\n"
         "connection: close\r\n\r\n"
     )
     return head.encode() + content

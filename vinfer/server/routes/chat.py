@@ -19,7 +19,7 @@ from vinfer.server.generate.images import image_sources
 from vinfer.server.generate.logprobs import chat_logprobs
 from vinfer.server.generate.message_reader import MessageReader
 from vinfer.server.generate.sampling import lowered_max_tokens
-from vinfer.server.http.body import read_json_object
+from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
 from vinfer.server.services import Services
 
@@ -31,14 +31,19 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
         VinferError: the request is refused or fails.
         ClientLeftError: the client closed the connection.
     """
-    context = RequestContext.of(request.scope)
-    body = await read_json_object(request, services)
-    fields = parse_chat(body, services.config.unknown_fields, context.ignored)
+    conversation = await _conversation(services, request)
+    shape = ChatShape(conversation)
+    return await answer(services, request, conversation.fields, conversation.generation, shape)
+
+
+async def _conversation(services: Services, request: HttpRequest) -> Conversation:
+    """Read the body and prepare its conversation; a function, so that nothing keeps the body longer."""
+    fields = await read_fields(request, services, parse_chat)
     sources = image_sources(fields.messages, "messages")
+    context = RequestContext.of(request.scope)
     conversation = await prepare(services, context, fields, sources, f"chatcmpl-{uuid.uuid4().hex}")
     context.max_tokens = lowered_max_tokens(fields, [conversation.params])
-    shape = ChatShape(conversation)
-    return await answer(services, request, fields, conversation.generation, shape)
+    return conversation
 
 
 class ChatShape:

@@ -20,6 +20,7 @@ from vinfer.server.generate.answer import answer
 from vinfer.server.generate.echo import Echo, echoes
 from vinfer.server.generate.generation import ChoiceDelta, Generation, PromptJob, TextRules
 from vinfer.server.generate.logprobs import CompletionLogprobs
+from vinfer.server.generate.priority import allowed_priority
 from vinfer.server.generate.prompts import PromptIds, completion_prompt_ids
 from vinfer.server.generate.sampling import (
     lowered_max_tokens,
@@ -27,7 +28,7 @@ from vinfer.server.generate.sampling import (
     num_choices,
     resolve_sampling,
 )
-from vinfer.server.http.body import read_json_object
+from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
 from vinfer.server.model_table import ServedModel
 from vinfer.server.services import Services
@@ -41,16 +42,17 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
         ClientLeftError: the client closed the connection.
     """
     context = RequestContext.of(request.scope)
-    body = await read_json_object(request, services)
-    fields = parse_completion(body, services.config.unknown_fields)
+    fields = await read_fields(request, services, parse_completion)
     model = services.models.serving(fields.model)
     context.model_name = model.name
     model.require_head()
     n = num_choices(fields, model, services.config.max_n)
     best_of = num_candidates(fields, n, services.config.max_n)
+    priority = allowed_priority(fields, context)
+    model.engine.check_room(context.tenant)
     prompts = await services.in_worker(completion_prompt_ids, fields, model)
     grammar = await compile_grammar(services, fields, model)
-    jobs = _jobs(fields, model, prompts, grammar, is_ranked=best_of > n)
+    jobs = _jobs(fields, model, prompts, grammar, is_ranked=best_of > n, priority=priority)
     context.max_tokens = lowered_max_tokens(fields, [job.params for job in jobs])
     echoed = await services.in_worker(echoes, fields, prompts, model)
     shape = CompletionShape(fields, model, prompts, echoed, n=n, best_of=best_of)
@@ -71,6 +73,7 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
         cache_salt=fields.cache_salt,
         arrival_seconds=context.arrival_seconds,
         metrics=services.metrics,
+        usage=context.usage,
     )
     return await answer(services, request, fields, generation, shape)
 
@@ -82,6 +85,7 @@ def _jobs(
     grammar: Grammar | None,
     *,
     is_ranked: bool,
+    priority: int,
 ) -> list[PromptJob]:
     jobs = []
     for prompt_ids in prompts:
@@ -94,7 +98,7 @@ def _jobs(
                 params=params,
                 scores_prompt=fields.scores_prompt,
                 grammar=grammar,
-                priority=fields.priority,
+                priority=priority,
             )
         )
     return jobs

@@ -7,7 +7,6 @@ engine request that ends with its prompt. It shares the queue, slots and dispatc
 from __future__ import annotations
 
 import base64
-import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -21,7 +20,7 @@ from vinfer.engine.request import Request, SamplingParams, TokenEvent
 from vinfer.errors import EngineError, QueueFullError, RequestError
 from vinfer.server.fields.embeddings import EMBEDDING, EmbeddingFields
 from vinfer.server.generate.prompts import PromptIds, embedding_prompt_ids
-from vinfer.server.http.body import read_json_object
+from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.disconnect import unless_client_leaves
 from vinfer.server.model_table import ServedModel
@@ -42,12 +41,12 @@ async def embeddings(services: Services, request: HttpRequest) -> JSONResponse:
         ClientLeftError: the client closed the connection.
     """
     context = RequestContext.of(request.scope)
-    body = await read_json_object(request, services)
-    fields = EMBEDDING.parse(body, services.config.unknown_fields)
+    fields = await read_fields(request, services, EMBEDDING.parse)
     model = services.models.serving(fields.model)
     context.model_name = model.name
     facts = _embeddings_of(model)
     size = _num_dimensions(fields, model, facts)
+    model.engine.check_room(context.tenant)
     prompts = await services.in_worker(embedding_prompt_ids, fields, model)
     name = f"embd-{uuid.uuid4().hex}"
     requests = [
@@ -61,8 +60,9 @@ async def embeddings(services: Services, request: HttpRequest) -> JSONResponse:
         )
         for i, prompt_ids in enumerate(prompts)
     ]
-    async with services.deadlines.limit(time.monotonic() - context.arrival_seconds):
+    async with services.deadlines.limit(context.elapsed_seconds(), context.own_seconds):
         pooled = await unless_client_leaves(request.receive, _pooled(services, model, requests))
+    context.usage.num_prompt_tokens = sum(map(len, prompts))
     return await services.in_worker(_answer, fields, model, prompts, pooled, size)
 
 

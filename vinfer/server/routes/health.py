@@ -56,7 +56,7 @@ async def metrics(services: Services, request: HttpRequest) -> Response:
 
 
 def _phase(models: ModelTable) -> str:
-    if models.draining:
+    if models.leaving:
         return "draining"
     if models.dead:
         return "failed"

@@ -27,7 +27,7 @@ from vinfer.server.generate.message_blocks import Json, MessageBlocks
 from vinfer.server.generate.prompts import chat_prompt_ids
 from vinfer.server.generate.sampling import lowered_max_tokens
 from vinfer.server.generate.sse import Chunks, EventStream, Framing
-from vinfer.server.http.body import read_json_object
+from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.errors import anthropic_error_object
 from vinfer.server.services import Services
@@ -47,18 +47,11 @@ async def messages(services: Services, request: HttpRequest) -> ASGIApp | JSONRe
         VinferError: the request is refused or fails.
         ClientLeftError: the client closed the connection.
     """
-    context = RequestContext.of(request.scope)
-    body = await read_json_object(request, services)
-    fields, completion = parse_messages(body, services.config.unknown_fields, context.ignored)
-    model = services.models.serving(fields.model)
-    with in_own_words():
-        completion = for_model(completion, fields.thinking, model)
-        sources = images_of(fields.messages)
-        conversation = await prepare(services, context, completion, sources, f"msg_{uuid.uuid4().hex}")
-    context.max_tokens = lowered_max_tokens(completion, [conversation.params])
+    fields, conversation = await _conversation(services, request)
     answer = MessageAnswer(fields, conversation)
     generation = conversation.generation
     generation.start()
+    services.intake.release(RequestContext.of(request.scope))
     if fields.stream:
         return EventStream(services, generation, answer.events(services.config.ping_seconds), FRAMING)
     (choice,) = await whole_choices(services, request, generation)
@@ -73,8 +66,7 @@ async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse
         RequestError: the request is refused.
     """
     context = RequestContext.of(request.scope)
-    body = await read_json_object(request, services)
-    fields, completion = parse_messages_count(body, services.config.unknown_fields, context.ignored)
+    fields, completion = await read_fields(request, services, parse_messages_count)
     model = services.models.serving(fields.model)
     context.model_name = model.name
     with in_own_words():
@@ -82,6 +74,19 @@ async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse
         images = await prepare_images(services, images_of(fields.messages), model)
         prompt_ids = await services.in_worker(chat_prompt_ids, completion, model, images)
     return JSONResponse({"input_tokens": len(prompt_ids)})
+
+
+async def _conversation(services: Services, request: HttpRequest) -> tuple[MessagesFields, Conversation]:
+    """Read the body and prepare its conversation; a function, so that nothing keeps the body longer."""
+    fields, completion = await read_fields(request, services, parse_messages)
+    context = RequestContext.of(request.scope)
+    model = services.models.serving(fields.model)
+    with in_own_words():
+        completion = for_model(completion, fields.thinking, model)
+        sources = images_of(fields.messages)
+        conversation = await prepare(services, context, completion, sources, f"msg_{uuid.uuid4().hex}")
+    context.max_tokens = lowered_max_tokens(completion, [conversation.params])
+    return fields.model_copy(update={"messages": []}), conversation
 
 
 class MessageAnswer:
@@ -114,7 +119,8 @@ class MessageAnswer:
     def delta_events(self, delta: ChoiceDelta) -> list[Json]:
         """Read what the answer has gained, and return its events."""
         events: list[Json] = []
-        for piece in self._reader.push(delta.text, is_last=delta.finish_reason is not None):
+        is_last, is_cut = delta.finish_reason is not None, delta.finish_reason == "length"
+        for piece in self._reader.push(delta.text, is_last=is_last, is_cut=is_cut):
             events += self._blocks.push(piece)
         if delta.finish_reason is not None:
             events += self._blocks.finish()

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 from vinfer.server.fields.count import CountMessages, parse_count
 from vinfer.server.generate.images import image_sources, prepare_images
 from vinfer.server.generate.prompts import count_prompt_tokens
-from vinfer.server.http.body import read_json_object
+from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
 from vinfer.server.model_table import ServedModel
 from vinfer.server.services import Services
@@ -38,8 +38,7 @@ async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse
     Raises:
         RequestError: the request is refused.
     """
-    body = await read_json_object(request, services)
-    fields = parse_count(body, services.config.unknown_fields, RequestContext.of(request.scope).ignored)
+    fields = await read_fields(request, services, parse_count)
     model = services.models.serving(fields.model)
     RequestContext.of(request.scope).model_name = model.name
     messages = fields.conversation if isinstance(fields, CountMessages) else ()

@@ -20,7 +20,7 @@ from vinfer.server.generate.generation import ChoiceDelta
 from vinfer.server.generate.response_items import Json, ResponseItems
 from vinfer.server.generate.sampling import lowered_max_tokens
 from vinfer.server.generate.sse import Chunks, EventStream, Framing
-from vinfer.server.http.body import read_json_object
+from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.errors import error_object
 from vinfer.server.services import Services
@@ -33,22 +33,28 @@ async def responses(services: Services, request: HttpRequest) -> ASGIApp | JSONR
         VinferError: the request is refused or fails.
         ClientLeftError: the client closed the connection.
     """
-    context = RequestContext.of(request.scope)
-    body = await read_json_object(request, services)
-    fields, completion = parse_responses(body, services.config.unknown_fields, context.ignored)
-    with in_own_words():
-        sources = input_images(fields.input)
-        conversation = await prepare(services, context, completion, sources, f"resp_{uuid.uuid4().hex}")
-    context.max_tokens = lowered_max_tokens(completion, [conversation.params])
+    fields, conversation = await _conversation(services, request)
     answer = ResponseAnswer(services, fields, conversation)
     generation = conversation.generation
     generation.start()
+    services.intake.release(RequestContext.of(request.scope))
     if fields.stream:
         framing = Framing(names_events=True, end=b"", failure=answer.failed_event)
         return EventStream(services, generation, answer.events(), framing)
     (choice,) = await whole_choices(services, request, generation)
     answer.delta_events(choice)
     return JSONResponse(await answer.whole())
+
+
+async def _conversation(services: Services, request: HttpRequest) -> tuple[ResponsesFields, Conversation]:
+    """Read the body and prepare its conversation; a function, so that nothing keeps the body longer."""
+    fields, completion = await read_fields(request, services, parse_responses)
+    context = RequestContext.of(request.scope)
+    with in_own_words():
+        sources = input_images(fields.input)
+        conversation = await prepare(services, context, completion, sources, f"resp_{uuid.uuid4().hex}")
+    context.max_tokens = lowered_max_tokens(completion, [conversation.params])
+    return fields.model_copy(update={"input": []}), conversation
 
 
 class ResponseAnswer:

@@ -20,8 +20,7 @@ from vinfer.server.fields.tokenization import (
 )
 from vinfer.server.generate.images import image_sources, prepare_images
 from vinfer.server.generate.prompts import detokenized_text, tokenized_ids
-from vinfer.server.http.body import read_json_object
-from vinfer.server.http.context import RequestContext
+from vinfer.server.http.body import read_fields
 from vinfer.server.model_table import ServedModel
 from vinfer.server.services import Services
 
@@ -35,8 +34,7 @@ async def tokenize(services: Services, request: HttpRequest) -> JSONResponse:
     Raises:
         RequestError: the request is refused.
     """
-    body = await read_json_object(request, services)
-    fields = parse_tokenize(body, services.config.unknown_fields, RequestContext.of(request.scope).ignored)
+    fields = await read_fields(request, services, parse_tokenize)
     model = services.models.serving_or_only(fields.model)
     messages = fields.messages if isinstance(fields, TokenizeMessages) else ()
     images = await prepare_images(services, image_sources(messages, "messages"), model)
@@ -49,8 +47,7 @@ async def detokenize(services: Services, request: HttpRequest) -> JSONResponse:
     Raises:
         RequestError: the request is refused.
     """
-    body = await read_json_object(request, services)
-    fields = parse_detokenize(body, services.config.unknown_fields)
+    fields = await read_fields(request, services, parse_detokenize)
     return await services.in_worker(_detokenized, fields, services.models.serving_or_only(fields.model))
 
 

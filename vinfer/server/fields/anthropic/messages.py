@@ -19,8 +19,9 @@ from vinfer.server.fields.anthropic.tool_use import ToolDefinitions, ToolUseChoi
 from vinfer.server.fields.anthropic.treatment import COUNT_MESSAGES_FIELDS, MESSAGES_FIELDS
 from vinfer.server.fields.anthropic.turns import System, Turn, chat_messages, check_turns, continues_answer
 from vinfer.server.fields.body_model import Body, Unknown
-from vinfer.server.fields.chat import ChatFields
+from vinfer.server.fields.chat import ChatFields, chat_of
 from vinfer.server.fields.form import RequestForm
+from vinfer.server.fields.messages import MAX_MESSAGES
 from vinfer.server.fields.problems import renaming
 from vinfer.server.fields.rules import Json
 from vinfer.server.fields.sampling import MAX_INT32, MAX_STOP_STRINGS, Seed, StopString, Temperature, TopP
@@ -71,7 +72,8 @@ class CountMessagesFields(Body):
     )
 
     model: str = Field(min_length=1)
-    messages: list[Turn] = Field(min_length=1)
+    # One less than the messages of a chat completion, because `system` becomes one.
+    messages: list[Turn] = Field(min_length=1, max_length=MAX_MESSAGES - 1)
     system: System = []
     tools: ToolDefinitions = []
     tool_choice: ToolUseChoice | None = None
@@ -95,7 +97,7 @@ class CountMessagesFields(Body):
             "n": 1,
             **sampling,
         }
-        return ChatFields.model_validate(completion)
+        return chat_of(completion)
 
 
 class MessagesFields(CountMessagesFields):

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from vinfer.errors import RequestError
 from vinfer.server.fields.anthropic.blocks import (
@@ -24,8 +24,10 @@ from vinfer.server.fields.anthropic.blocks import (
 )
 from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ImageSource
+from vinfer.server.fields.messages import MAX_PARTS
 from vinfer.server.fields.rules import Json, all_of, any_of, having
 
+Blocks = Annotated[list[Block], Field(max_length=MAX_PARTS)]
 _BLOCKS_OF_ROLE = {
     "user": ("text", "image", "tool_result"),
     "assistant": ("text", "tool_use", "thinking", "redacted_thinking"),
@@ -47,10 +49,10 @@ class Turn(HistoryBody):
     model_config = ConfigDict(json_schema_extra=any_of(*map(_content_of, _BLOCKS_OF_ROLE)))
 
     role: Literal["user", "assistant", "system"]
-    content: Annotated[list[Block], BeforeValidator(text_as_block, json_schema_input_type=str | list[Block])]
+    content: Annotated[Blocks, BeforeValidator(text_as_block, json_schema_input_type=str | Blocks)]
 
 
-SystemBlocks = list[TextBlock]
+SystemBlocks = Annotated[list[TextBlock], Field(max_length=MAX_PARTS)]
 System = Annotated[SystemBlocks, BeforeValidator(text_as_block, json_schema_input_type=str | SystemBlocks)]
 
 
