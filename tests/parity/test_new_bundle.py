@@ -14,7 +14,6 @@ from vinfer.bundle.manifest import FORMAT_VERSION, Manifest, ModelCard
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.compiler.plan import build_versions
 from vinfer.config import Config, ModelConfig
-from vinfer.engine import compilation
 from vinfer.errors import ReferenceUnavailableError
 from vinfer.launch import loader, parity, precompile
 from vinfer.launch.bundles import FoundBundle
@@ -180,7 +179,6 @@ def built(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             module, "find_or_build", lambda *_, **__: FoundBundle(directory, source, is_new=True)
         )
         monkeypatch.setattr(module, "start_engine", lambda *_, **__: StillEngine())
-    monkeypatch.setattr(compilation, "set_compilation_cache", lambda _: None)
     monkeypatch.setattr(parity, "measure_bundle", lambda *_, **__: Certificate(FAILED, ()))
     return directory
 
