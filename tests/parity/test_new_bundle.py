@@ -162,6 +162,8 @@ def test_a_bundle_that_cannot_be_written_to_only_warns(
 class StillEngine:
     """An engine that receives no requests."""
 
+    is_alive = True
+
     def __init__(self) -> None:
         self.is_stopped = False
 
@@ -200,7 +202,7 @@ def test_the_server_shows_what_it_measured(
 
     def serve(*_: Any, parity: ParityReport | None, **__: Any) -> Any:
         served.append(parity)
-        return type("Served", (), {"name": "tiny"})()
+        return type("Served", (), {"name": "tiny", "engine": StillEngine()})()
 
     monkeypatch.setattr(loader, "served_model", serve)
     table = ModelTable(["tiny"])
