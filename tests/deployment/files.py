@@ -15,7 +15,6 @@ import yaml
 
 import vinfer.cli
 from vinfer.config import Config, load_bundle_config, load_config
-from vinfer.config.load import _TOP_LEVEL_VARIABLES
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ModelTable
 
@@ -25,7 +24,8 @@ KUBERNETES = DEPLOY / "kubernetes"
 MONITORING = DEPLOY / "monitoring"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
-READ_VARIABLES = {"VINFER_XLA_CACHE", *_TOP_LEVEL_VARIABLES}
+# Variables of vinfer that stand for no key with a block, such as VINFER_SERVER__PORT.
+READ_VARIABLES = {"VINFER_CACHE_DIR", "VINFER_LOG_LEVEL", "VINFER_XLA_CACHE"}
 
 POOL = KUBERNETES / "components" / "pool"
 
