@@ -96,13 +96,20 @@ def test_a_config_that_cannot_be_served_shows_the_end_of_the_log(tmp_path: Path)
     assert f"{tmp_path}/none does not exist" in process.stderr
 
 
+# The first terminal that the leader of a session opens is the one whose Ctrl-C it gets.
+LEADER = "import os, sys; os.open(os.ttyname(0), os.O_RDWR); os.execv(sys.argv[1], sys.argv[1:])"
+
+
 class Terminal:
     """A process whose standard streams are a terminal."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self.pid, self._fd = pty.fork()
-        if self.pid == 0:
-            os.execve(command[0], command, environment)
+        self._fd, slave = pty.openpty()
+        streams = {"stdin": slave, "stdout": slave, "stderr": slave}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", LEADER, *command], env=environment, start_new_session=True, **streams
+        )
+        os.close(slave)
         self.text = ""
 
     def type(self, text: str) -> None:
@@ -122,7 +129,7 @@ class Terminal:
             while os.read(self._fd, 4096):
                 pass
         os.close(self._fd)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._process.wait(20)
 
 
 def test_a_conversation_in_a_terminal(url: str, tmp_path: Path) -> None:
