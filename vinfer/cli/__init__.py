@@ -285,8 +285,8 @@ def doctor(cache_dir: CacheDir = None, as_json: AsJson = False) -> None:
 
     Show versions, devices, memory, caches, compilers and hub access; fail if there is no device.
     """
-    from vinfer.launch import doctor as command
-    from vinfer.launch.bundle_tables import print_facts
+    from vinfer.launch.inspection import doctor as command
+    from vinfer.launch.inspection.bundle_tables import print_facts
     from vinfer.launch.terminal import configure_logging
 
     configure_logging("warning")

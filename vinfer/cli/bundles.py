@@ -26,8 +26,8 @@ def list_bundles(cache_dir: CacheDir = None, as_json: AsJson = False) -> None:
 
     List the bundles in the cache, and why some of them cannot be served here.
     """
-    from vinfer.launch import stored_bundles
-    from vinfer.launch.bundle_tables import print_list
+    from vinfer.launch.inspection import stored_bundles
+    from vinfer.launch.inspection.bundle_tables import print_list
 
     found = stored_bundles.stored_bundles(bundles_dir(cache_dir))
     if as_json:
@@ -43,8 +43,8 @@ def inspect(directory: Directory, as_json: AsJson = False) -> None:
     Show what a bundle holds: model, shapes, memory, versions and its parity certificate.
     """
     from vinfer.bundle.directory import read_manifest
-    from vinfer.launch.bundle_tables import print_facts
-    from vinfer.launch.stored_bundles import facts
+    from vinfer.launch.inspection.bundle_tables import print_facts
+    from vinfer.launch.inspection.stored_bundles import facts
 
     found = facts(directory, read_manifest(directory))
     if as_json:
@@ -82,8 +82,8 @@ def prune(
 
     List, and with --yes remove, the bundles of the cache that this installation cannot serve.
     """
-    from vinfer.launch import stored_bundles
-    from vinfer.launch.bundle_tables import print_pruned
+    from vinfer.launch.inspection import stored_bundles
+    from vinfer.launch.inspection.bundle_tables import print_pruned
 
     found = stored_bundles.prune(bundles_dir(cache_dir), older_than_days=days, removes=yes)
     if as_json:

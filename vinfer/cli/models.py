@@ -27,8 +27,8 @@ def inspect(
 
     Show family, parameters, dtype, longest request, chat template and notes; fail if vinfer refuses it.
     """
-    from vinfer.launch.bundle_tables import print_facts
-    from vinfer.launch.model_facts import model_facts
+    from vinfer.launch.inspection.bundle_tables import print_facts
+    from vinfer.launch.inspection.model_facts import model_facts
     from vinfer.launch.terminal import configure_logging
 
     configure_logging("warning")

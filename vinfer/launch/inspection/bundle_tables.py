@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from vinfer.launch.stored_bundles import StoredBundle
+from vinfer.launch.inspection.stored_bundles import StoredBundle
 from vinfer.launch.terminal import size_words
 
 

@@ -16,7 +16,7 @@ from vinfer.bundle.directory import build_lock, write_manifest
 from vinfer.bundle.verification import hash_files
 from vinfer.compiler.plan import build_versions
 from vinfer.errors import BundleError
-from vinfer.launch.stored_bundles import prune, stored_bundles
+from vinfer.launch.inspection.stored_bundles import prune, stored_bundles
 
 
 def written(directory: Path, *, created: float | None = None, **versions: str) -> Path:

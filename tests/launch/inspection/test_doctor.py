@@ -14,7 +14,7 @@ import pytest
 
 import vinfer
 from vinfer.errors import DeviceError
-from vinfer.launch import doctor
+from vinfer.launch.inspection import doctor
 
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
