@@ -35,6 +35,7 @@ def check(response: Any, status: int, kind: str, *words: str) -> dict[str, Any]:
 def test_the_gate(start: Start, tmp_path: Path, path: str) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("key\n")
+    keys.chmod(0o600)
     with start(api_keys_file=keys, max_body_bytes=1024) as server:
         check(server.http.post(path, json=body()), 401, "authentication_error", "x-api-key")
         server.http.headers["x-api-key"] = "key"

@@ -28,6 +28,7 @@ def test_no_page_by_default(server: RunningServer) -> None:
 def test_a_page_that_may(start: Start, tmp_path: Path, origins: list[str]) -> None:
     keys = tmp_path / "keys"
     keys.write_text("secret\n")
+    keys.chmod(0o600)
     with start(cors_origins=origins, api_keys_file=keys) as server:
         # A preflight has no key.
         preflight = server.http.build_request("OPTIONS", "/v1/chat/completions", headers=ASKS)

@@ -153,7 +153,7 @@ class ReasoningItem(HistoryBody):
     content_keys: ClassVar[frozenset[str]] = frozenset({"summary", "encrypted_content"})
 
     type: Literal["reasoning"]
-    content: Annotated[list[ReasoningPart], Field(max_length=MAX_PARTS)] | None = None
+    content: list[ReasoningPart] | None = Field(None, max_length=MAX_PARTS)
     id: str | None = None
     status: Status | None = None
 

@@ -76,8 +76,9 @@ def embedding_prompt_ids(fields: EmbeddingFields, model: ServedModel) -> list[Pr
     """
     limit = model.max_model_len
     kept = limit if fields.truncate_prompt_tokens == -1 else fields.truncate_prompt_tokens
+    parts = _taken_apart(fields.input, "input", model, _embedded_text_ids, is_limited=kept is None)
     prompts = []
-    for path, prompt_ids in _taken_apart(fields.input, "input", model, _embedded_text_ids):
+    for path, prompt_ids in parts:
         if kept is not None and len(prompt_ids) > kept:
             prompt_ids = _last_tokens(prompt_ids, kept, model)
         if len(prompt_ids) > limit:
@@ -203,14 +204,22 @@ def _too_long(path: str, size: str, model: ServedModel) -> ContextLengthError:
 
 
 def _taken_apart(
-    sent: Any, name: str, model: ServedModel, text_ids: Callable[[str, str, ServedModel], PromptIds]
+    sent: Any,
+    name: str,
+    model: ServedModel,
+    text_ids: Callable[[str, str, ServedModel], PromptIds],
+    *,
+    is_limited: bool = True,
 ) -> Iterator[tuple[str, PromptIds]]:
     """Yield the path and the ids of each prompt in a field.
 
     Args:
         text_ids: (text, path, model) -> ids.
+        is_limited: refuse what is longer than max_model_len at once; not if it will be truncated.
     """
     if isinstance(sent, str):
+        if is_limited:
+            _check_length(sent, name, model)
         yield name, text_ids(sent, name, model)
         return
     if not isinstance(sent, list):
@@ -218,7 +227,7 @@ def _taken_apart(
     if not sent:
         raise RequestError(f"{name} is empty: send text or token ids", param=name)
     if type(sent[0]) is int:
-        yield name, _checked_ids(sent, name, model)
+        yield name, _checked_ids(sent, name, model, is_limited=is_limited)
         return
     if len(sent) > MAX_PROMPTS:
         raise RequestError(
@@ -227,9 +236,11 @@ def _taken_apart(
     for i, item in enumerate(sent):
         path = f"{name}[{i}]"
         if isinstance(item, str):
+            if is_limited:
+                _check_length(item, path, model)
             yield path, text_ids(item, path, model)
         elif isinstance(item, list):
-            yield path, _checked_ids(item, path, model)
+            yield path, _checked_ids(item, path, model, is_limited=is_limited)
         else:
             raise _not_a_prompt(path)
 
@@ -241,7 +252,6 @@ def _last_tokens(prompt_ids: PromptIds, num: int, model: ServedModel) -> PromptI
 
 
 def _embedded_text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
-    _check_length(text, path, model)
     token_ids = tuple(model.tokenizer.encode(text, add_special_tokens=True)) if text else ()
     if not token_ids:
         raise RequestError(f"{path} is empty: send text or token ids", param=path)
@@ -249,7 +259,6 @@ def _embedded_text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
 
 
 def _text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
-    _check_length(text, path, model)
     token_ids = tuple(model.tokenizer.encode(text, add_special_tokens=True))
     if token_ids:
         return token_ids
@@ -258,10 +267,10 @@ def _text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
     return (model.bos_token_id,)
 
 
-def _checked_ids(token_ids: list[Any], path: str, model: ServedModel) -> PromptIds:
+def _checked_ids(token_ids: list[Any], path: str, model: ServedModel, *, is_limited: bool) -> PromptIds:
     if not token_ids:
         raise RequestError(f"{path} is empty: send text or token ids", param=path)
-    if len(token_ids) > model.max_model_len:
+    if is_limited and len(token_ids) > model.max_model_len:
         raise _too_long(path, f"{len(token_ids)} tokens", model)
     for i, token_id in enumerate(token_ids):
         if type(token_id) is not int or not 0 <= token_id < model.vocab_size:
