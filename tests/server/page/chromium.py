@@ -77,9 +77,7 @@ class Browser:
             deviceScaleFactor=1,
             mobile=is_phone,
         )
-        tab.call(
-            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
-        )
+        tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         tab.call("Page.navigate", url=url)
         tab.wait("document.readyState === 'complete'")
         return tab

@@ -8,7 +8,7 @@ the ASGI scope.
 from __future__ import annotations
 
 import ipaddress
-import urllib.parse
+import re
 
 from starlette.types import Scope
 
@@ -17,6 +17,7 @@ from vinfer.errors import HostError
 from vinfer.server.page import PAGE_PATH
 
 _MAX_SHOWN_CHARS = 64
+_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]*)?")
 
 
 def is_loopback(host: str) -> bool:
@@ -66,10 +67,10 @@ def check_host(scope: Scope, config: ServerConfig) -> None:
     # HTTP/1.0 has no such header, but every browser sends it.
     if sent is None:
         return
-    host = _host_of(f"//{sent.decode('latin-1')}")
+    host = _host_of(sent.decode("latin-1"))
     if host is not None and (is_loopback(host) or host.endswith(".localhost")):
         return
-    if host is not None and host in {_host_of(origin) for origin in config.cors_origins}:
+    if host is not None and host in {_host_of(origin.partition("://")[2]) for origin in config.cors_origins}:
         return
     shown = ascii(sent.decode("latin-1")[:_MAX_SHOWN_CHARS])
     raise HostError(
@@ -78,10 +79,7 @@ def check_host(scope: Scope, config: ServerConfig) -> None:
     )
 
 
-def _host_of(url: str) -> str | None:
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError:
-        return None
-    # More than a host and a port is no Host header.
-    return None if parts.path or parts.query or parts.fragment or "@" in parts.netloc else parts.hostname
+def _host_of(text: str) -> str | None:
+    """Return the name in `NAME` or `NAME:PORT`, in lower case; None for anything else."""
+    match = _HOST.fullmatch(text)
+    return None if match is None else match["name"].strip("[]").lower()

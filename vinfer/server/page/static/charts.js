@@ -28,6 +28,7 @@ export class Chart {
     const caption = element("figcaption", {}, element("span", {}, title), this.#latest);
     this.node = element("figure", {}, caption, this.#svg,
       element("p", {}, this.#since, this.#top, element("span", {}, "now")));
+    this.draw([], 1, "");
   }
 
   /** Draw values, oldest first, null where there is none; `capacity` values, or more, fill the width. */
@@ -54,7 +55,7 @@ export class Chart {
     this.#latest.textContent = latest === null ? "none" : this.#unit(latest);
     this.#top.textContent = known.length ? `top of scale ${this.#unit(top)}` : "no data yet";
     const range = known.length ? `from ${this.#unit(Math.min(...known))} to ${this.#unit(Math.max(...known))}` : "no data";
-    this.#svg.setAttribute("aria-label", `${this.#title}, since ${since}: now ${this.#latest.textContent}, ${range}`);
+    this.#svg.setAttribute("aria-label", `${this.#title}: now ${this.#latest.textContent}, ${range}`);
   }
 }
 

@@ -24,7 +24,7 @@ function blockNode(block) {
   switch (block.type) {
     case "heading":
       // Below the heading of the message, which is of level 3.
-      return element(`h${Math.min(6, block.level + 3)}`, {}, ...inlineNodes(block.inline));
+      return element(`h${Math.min(6, Math.max(4, block.level + 2))}`, {}, ...inlineNodes(block.inline));
     case "code":
       return codeNode(block);
     case "quote":
