@@ -13,10 +13,8 @@
 # vinfer is process 1 and handles SIGTERM: readiness becomes 503, running streams finish, exit code 0. Give the
 # container a grace period longer than the server's drain timeout.
 #
-# Kubernetes ignores HEALTHCHECK. Use there:
-#   livenessProbe:  httpGet {path: /liveness, port: 8000}     200 from the first second
-#   readinessProbe: httpGet {path: /readiness, port: 8000}    503 with phase and progress until it can serve
-# and no startupProbe: the port is bound before JAX starts.
+# The root file system may be read-only: only /var/cache/vinfer and /tmp are written. deploy/ has a compose file and
+# manifests for Kubernetes, which ignores HEALTHCHECK.
 
 FROM python:3.13-slim AS install-run
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
@@ -49,11 +47,13 @@ ENV PATH=/opt/vinfer/bin:$PATH \
     VINFER_SERVER__HOST=0.0.0.0 \
     VINFER_SERVER__PORT=8000
 # Compiled programs are code: the cache belongs to the one user that runs it. Made before VOLUME, which would
-# otherwise hand the directory to root.
-RUN useradd --system --user-group --uid 10001 --home-dir /var/cache/vinfer --no-create-home vinfer \
+# otherwise hand the directory to root. /bundles likewise, so that a new volume there is this user's.
+RUN groupadd --system --gid 10001 vinfer \
+    && useradd --system --gid 10001 --uid 10001 --home-dir /var/cache/vinfer --no-create-home vinfer \
     && install -d -o vinfer -g vinfer -m 0700 \
-        /var/cache/vinfer /var/cache/vinfer/xla
-USER vinfer
+        /var/cache/vinfer /var/cache/vinfer/xla /bundles
+# A number: Kubernetes cannot tell that a name is not root.
+USER 10001:10001
 WORKDIR /var/cache/vinfer
 VOLUME /var/cache/vinfer
 EXPOSE 8000

@@ -130,6 +130,14 @@ def test_precedence_is_default_file_environment_override(yaml_file: Path) -> Non
     assert config.log_level == "debug"
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("cache_dir", "/tmp"), ("log_level", "debug"), ("log_format", "json")]
+)
+def test_every_value_of_the_top_level_has_a_variable(yaml_file: Path, key: str, value: str) -> None:
+    config = load(yaml_file, MINIMAL, **{f"VINFER_{key.upper()}": value})
+    assert str(getattr(config, key)) == value
+
+
 def test_environment_and_overrides_reach_into_lists_and_new_blocks(yaml_file: Path) -> None:
     config = load(
         yaml_file,

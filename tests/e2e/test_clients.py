@@ -120,7 +120,7 @@ def chat(**fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": QUESTION, **fields}
 
 
-LONG = "word " * 5000
+LONG = "word " * 9000
 BAD: dict[str, tuple[Any, int, str | None]] = {
     "broken JSON": (b'{"model": "smollm2", "messages": [', 400, None),
     "no JSON": (b"\xff\xfe\x00", 400, None),

@@ -14,7 +14,6 @@ from vinfer.bundle.manifest import FORMAT_VERSION, Manifest, ModelCard
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.compiler.plan import build_versions
 from vinfer.config import Config, ModelConfig
-from vinfer.engine import compilation
 from vinfer.errors import ReferenceUnavailableError
 from vinfer.launch import loader, parity, precompile
 from vinfer.launch.bundles import FoundBundle
@@ -163,6 +162,8 @@ def test_a_bundle_that_cannot_be_written_to_only_warns(
 class StillEngine:
     """An engine that receives no requests."""
 
+    is_alive = True
+
     def __init__(self) -> None:
         self.is_stopped = False
 
@@ -180,7 +181,6 @@ def built(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             module, "find_or_build", lambda *_, **__: FoundBundle(directory, source, is_new=True)
         )
         monkeypatch.setattr(module, "start_engine", lambda *_, **__: StillEngine())
-    monkeypatch.setattr(compilation, "set_compilation_cache", lambda _: None)
     monkeypatch.setattr(parity, "measure_bundle", lambda *_, **__: Certificate(FAILED, ()))
     return directory
 
@@ -202,7 +202,7 @@ def test_the_server_shows_what_it_measured(
 
     def serve(*_: Any, parity: ParityReport | None, **__: Any) -> Any:
         served.append(parity)
-        return type("Served", (), {"name": "tiny"})()
+        return type("Served", (), {"name": "tiny", "engine": StillEngine()})()
 
     monkeypatch.setattr(loader, "served_model", serve)
     table = ModelTable(["tiny"])

@@ -22,8 +22,10 @@ from vinfer.config.yaml_tree import Loc, Tree, Value, parse_yaml, read_text
 from vinfer.errors import ConfigError
 
 ENV_PREFIX = "VINFER_"
-# Listed by name because they contain no `__`; other VINFER_X names (VINFER_XLA_CACHE) are not config keys.
-_TOP_LEVEL_VARIABLES = ("VINFER_CACHE_DIR", "VINFER_LOG_LEVEL")
+# By name because they contain no `__`; other VINFER_X names (VINFER_XLA_CACHE) are not config keys.
+_TOP_LEVEL_VARIABLES = tuple(
+    f"{ENV_PREFIX}{key.upper()}" for key in Config.model_fields if key not in ("server", "models")
+)
 
 _OVERRIDE = re.compile(r"([A-Za-z_][\w-]*(?:\[[0-9]{1,9}\]|\.[\w-]+)*)=(.*)", re.DOTALL)
 

@@ -128,7 +128,7 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"response_format": json_schema("{}")}, SCHEMA_PATH, "must be an object"),
     ({"response_format": json_schema({}, strict=1)}, "response_format.json_schema.strict", "boolean"),
     ({"response_format": json_schema({}, name="a b")}, "response_format.json_schema.name", "pattern"),
-    ({"response_format": json_schema({}, name="n" * 65)}, "response_format.json_schema.name", "pattern"),
+    ({"response_format": json_schema({}, name="n" * 129)}, "response_format.json_schema.name", "pattern"),
     ({"response_format": json_schema({"type": "strin"})}, SCHEMA_PATH, "strin is not a type of JSON"),
     ({"response_format": json_schema({"not": {}})}, SCHEMA_PATH, "does not support"),
     (

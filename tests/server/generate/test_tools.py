@@ -326,7 +326,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "another type": ({"tools": [{"type": "web_search", "function": {"name": "f"}}]}, "tools[0].type"),
     "no name": ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
     "bad name": ({"tools": [TIME, function("a b")]}, "tools[1].function.name"),
-    "long name": ({"tools": [function("a" * 65)]}, "tools[0].function.name"),
+    "long name": ({"tools": [function("a" * 129)]}, "tools[0].function.name"),
     "same name": ({"tools": [TIME, WEATHER, TIME]}, "tools[2].function.name"),
     "parameters": ({"tools": [function("f", [])]}, "tools[0].function.parameters"),
     "no object": ({"tools": [function("f", {"type": "array"})]}, "tools[0].function.parameters"),

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 import vinfer
 from vinfer.config import ServerConfig
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
-from vinfer.server.document import answers
+from vinfer.server.document import capability_types
 from vinfer.server.document.operations import OPERATIONS
 from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT
 from vinfer.server.fields.chat import CHAT
@@ -49,7 +49,7 @@ _GENERATING: tuple[RequestForm[Any], ...] = (CHAT, RESPONSES, MESSAGES, COMPLETI
 async def capabilities(services: Services, request: HttpRequest) -> JSONResponse:
     """Return, for each model, how every field is treated, and the limits."""
     config = services.config
-    body = answers.Capabilities(
+    body = capability_types.Capabilities(
         version=vinfer.__version__,
         unknown_fields=config.unknown_fields,
         max_body_bytes=config.max_body_bytes,
@@ -59,10 +59,10 @@ async def capabilities(services: Services, request: HttpRequest) -> JSONResponse
     return JSONResponse(body.model_dump())
 
 
-def _of_model(model: ServedModel, config: ServerConfig) -> answers.ModelCapabilities:
+def _of_model(model: ServedModel, config: ServerConfig) -> capability_types.ModelCapabilities:
     forms = list(_forms(model))
     sampling = model.sampling
-    return answers.ModelCapabilities(
+    return capability_types.ModelCapabilities(
         id=model.name,
         task=model.task,
         architecture=model.architecture,
@@ -77,7 +77,7 @@ def _of_model(model: ServedModel, config: ServerConfig) -> answers.ModelCapabili
         response_formats=list(typing.get_args(ResponseFormat.model_fields["type"].annotation)),
         chat_template_kwargs=settable_kwargs(model),
         reasoning_effort=reads_reasoning_effort(model),
-        limits=answers.RequestLimits(
+        limits=capability_types.RequestLimits(
             max_n=config.max_n,
             max_top_logprobs=MAX_TOP_LOGPROBS,
             max_logit_bias=MAX_LOGIT_BIAS,
@@ -89,8 +89,8 @@ def _of_model(model: ServedModel, config: ServerConfig) -> answers.ModelCapabili
             max_detokenize_tokens=MAX_TOKENS,
             max_images=0 if model.images is None else config.images.max_per_request,
         ),
-        sampling_defaults=answers.SamplingDefaultValues(
-            **{name: getattr(sampling, name) for name in answers.SamplingDefaultValues.model_fields}
+        sampling_defaults=capability_types.SamplingDefaultValues(
+            **{name: getattr(sampling, name) for name in capability_types.SamplingDefaultValues.model_fields}
         ),
         default_max_tokens={
             path: default_max_tokens(form.fields, model)
@@ -113,16 +113,16 @@ def _forms(model: ServedModel) -> Iterator[tuple[str, RequestForm[Any]]]:
             yield path, form
 
 
-def _of_form(path: str, form: RequestForm[Any]) -> answers.FormCapabilities:
+def _of_form(path: str, form: RequestForm[Any]) -> capability_types.FormCapabilities:
     def treated(treatment: Treatment) -> list[str]:
         return [field for field, rule in form.rules.items() if rule.treatment is treatment]
 
-    return answers.FormCapabilities(
+    return capability_types.FormCapabilities(
         path=path,
         required=[name for name, field in form.fields.model_fields.items() if field.is_required()],
         applied=treated(Treatment.APPLIED),
         refused=[
-            answers.RefusedField(
+            capability_types.RefusedField(
                 field=field, reason=form.rules[field].reason, neutral=list(form.rules[field].neutral)
             )
             for field in treated(Treatment.REFUSED)

@@ -24,7 +24,7 @@ from vinfer.errors import (
     RequestTimeoutError,
     VinferError,
 )
-from vinfer.server.document import answers, message_types, response_types
+from vinfer.server.document import answers, capability_types, message_types, response_types
 from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT
 from vinfer.server.fields.chat import CHAT
 from vinfer.server.fields.completions import COMPLETION
@@ -126,7 +126,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("GET", "/v1/capabilities"): Operation(
         summary="List per model the fields applied, refused and accepted without effect, and the limits",
-        answer=answers.Capabilities,
+        answer=capability_types.Capabilities,
         errors=_PLAIN,
     ),
     ("POST", "/tokenize"): Operation(
