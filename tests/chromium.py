@@ -79,7 +79,8 @@ class Browser:
         )
         tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         tab.call("Page.navigate", url=url)
-        tab.wait("document.readyState === 'complete'")
+        # The empty page before it is complete too.
+        tab.wait("location.href !== 'about:blank' && document.readyState === 'complete'")
         return tab
 
 
