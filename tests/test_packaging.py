@@ -7,10 +7,12 @@ import http.server
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
 import tomllib
+import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -222,3 +224,19 @@ def test_the_license_is_the_whole_of_apache_2() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert "Version 2.0, January 2004" in text
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_a_wheel_has_the_files_of_the_page(tmp_path: Path) -> None:
+    """They are no modules, so setuptools takes them only if it is told to."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "vinfer", source / "vinfer", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = f"import setuptools.build_meta as m; m.build_wheel({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {Path(name).name for name in archive.namelist() if "/page/static/" in name}
+    present = {path.name for path in (ROOT / "vinfer" / "server" / "page" / "static").iterdir()}
+    assert packed == present
+    assert "index.html" in packed

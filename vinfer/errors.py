@@ -110,6 +110,12 @@ class AuthenticationError(RequestError):
     code = "invalid_api_key"
 
 
+class HostError(RequestError):
+    status = 403
+    type = "permission_error"
+    code = "host_not_allowed"
+
+
 class NotFoundError(RequestError):
     status = 404
     type = "not_found_error"

@@ -67,6 +67,10 @@ class ServerConfig(Block):
         "Must not be readable by everyone.",
     )
     max_workers: int = Field(default=4, ge=1, le=256, description="Threads that tokenize and decode images.")
+    page: bool | None = Field(
+        default=None,
+        description="Serve a chat and status page to browsers at /; null does so if host is loopback.",
+    )
     metrics: bool = Field(default=True, description="Serve Prometheus metrics at /metrics.")
     metrics_names: tuple[Literal["vinfer", "vllm"], ...] = Field(
         default=("vinfer",),

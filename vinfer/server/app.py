@@ -19,6 +19,7 @@ from starlette.routing import Route
 from vinfer.config import ServerConfig
 from vinfer.server.api_keys import ApiKey
 from vinfer.server.document import capabilities, openapi
+from vinfer.server.http.browser import serves_page
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.errors import error_response
 from vinfer.server.http.gate import Gate
@@ -26,6 +27,7 @@ from vinfer.server.http.unknown_route import unknown_route
 from vinfer.server.intake import Intake
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ModelTable
+from vinfer.server.page import PAGE_PATH, read_page
 from vinfer.server.routes import (
     chat,
     completions,
@@ -33,6 +35,7 @@ from vinfer.server.routes import (
     health,
     messages,
     models,
+    page,
     responses,
     tokenization,
 )
@@ -57,7 +60,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/liveness", health.liveness),
     ("GET", "/readiness", health.readiness),
     ("GET", "/health", health.health),
-    ("GET", "/", health.welcome),
+    ("GET", "/", page.welcome),
     ("GET", "/version", health.version),
     ("GET", "/openapi.json", openapi.openapi),
 )
@@ -67,6 +70,8 @@ EXPOSED_HEADERS = (
 )
 """The headers that scripts of other origins may read."""
 METRICS_ROUTE = ("GET", "/metrics", health.metrics)
+PAGE_ROUTE = ("GET", f"{PAGE_PATH}{{file}}", page.page_file)
+"""Of the page; no part of the API."""
 
 
 def create_app(
@@ -90,6 +95,7 @@ def create_app(
         metrics=ServerMetrics(model_table, compile_count, config.metrics_names),
         intake=Intake(preparing_bytes(config)),
         deadlines=Deadlines(config.request_timeout_seconds),
+        page=read_page() if serves_page(config) else {},
     )
 
     services.use_keys(keys)
@@ -103,7 +109,7 @@ def create_app(
     table = (*ROUTES, METRICS_ROUTE) if config.metrics else ROUTES
     routes = [
         Route(path, functools.partial(handler, services), methods=[method], name=path)
-        for method, path, handler in table
+        for method, path, handler in (*table, *([PAGE_ROUTE] if services.page else []))
     ]
     app = Starlette(
         routes=routes,

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -19,6 +19,7 @@ from vinfer.server.api_keys import ApiKey
 from vinfer.server.intake import Intake
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ModelTable
+from vinfer.server.page import PageFile
 
 if TYPE_CHECKING:
     from vinfer.images import ImageFetcher
@@ -87,6 +88,7 @@ class Services:
 
     Attributes:
         config, keys: change only by `reload`, between two requests.
+        page: the files of the page by name; empty if it is off.
     """
 
     config: ServerConfig
@@ -97,6 +99,7 @@ class Services:
     deadlines: Deadlines
     intake: Intake
     keys: tuple[ApiKey, ...] = ()
+    page: Mapping[str, PageFile] = dataclasses.field(default_factory=dict)
     num_worker_calls: int = 0
 
     @functools.cached_property

@@ -15,7 +15,7 @@ def begin(server: RunningServer, **fields: Any) -> socket.socket:
     """Send a chat request and leave the answer unread."""
     body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 50, **fields}
     content = json.dumps(body).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     sock = socket.create_connection(("127.0.0.1", server.port), 20)
     sock.sendall(head + b"Content-Length: %d\r\n\r\n" % len(content) + content)
     return sock
@@ -45,7 +45,7 @@ def test_leaving_cancels_every_choice(server: RunningServer, how: str, stream: b
 def test_leaving_during_the_body_submits_nothing(server: RunningServer) -> None:
     sock = socket.create_connection(("127.0.0.1", server.port), 20)
     sock.sendall(
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b'Content-Length: 1000\r\n\r\n{"model'
     )
     close(sock, "close")

@@ -15,7 +15,9 @@ TEXT = letters(START, 4)
 def ask(server: RunningServer, version: str, *, stream: bool, extra: str = "") -> socket.socket:
     body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
     content = json.dumps({**body, "stream": stream})
-    head = f"POST /v1/chat/completions HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = (
+        f"POST /v1/chat/completions HTTP/{version}\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    )
     sock = socket.create_connection(("127.0.0.1", server.port), 20)
     sock.sendall(f"{head}{extra}Content-Length: {len(content)}\r\n\r\n{content}".encode())
     return sock

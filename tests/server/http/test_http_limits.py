@@ -14,8 +14,8 @@ from running_server import RunningServer, Start
 
 from vinfer.server.http import uvicorn_protocol
 
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-GET = b"GET /liveness HTTP/1.1\r\nHost: x\r\n"
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+GET = b"GET /liveness HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -139,12 +139,12 @@ def test_idle_connections_are_closed_and_live_ones_are_not(impatient: RunningSer
     assert exchange(impatient.port, GET + b"\r\n").count(b"HTTP/1.1 200") == 1
     assert time.monotonic() - start >= 0.4
     # Answered before its body arrived: the connection must not stay open forever.
-    early = b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
+    early = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n"
     assert status_of(exchange(impatient.port, early, b"{}", pause_seconds=0.2)) == 404
 
 
 def test_pipelined_requests_are_answered_in_order(server: RunningServer) -> None:
-    last = b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    last = b"GET /version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     response = exchange(server.port, (GET + b"\r\n") * 3 + last)
     assert response.count(b"HTTP/1.1 200") == 4
     assert response.endswith(b"}")

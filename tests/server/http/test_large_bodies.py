@@ -224,7 +224,7 @@ def test_a_body_beyond_the_limit_gets_a_429_and_later_ones_are_served(start: Sta
 def server_socket_with_part_of_a_body(server: RunningServer, num_bytes: int) -> Any:
     sock = socket.create_connection(("127.0.0.1", server.port), 10)
     head = (
-        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {num_bytes + 1}\r\n\r\n"
     )
     sock.sendall(head.encode() + b"x" * num_bytes)

@@ -15,6 +15,7 @@ from vinfer.errors import (
     AuthenticationError,
     BodyTooLargeError,
     HeadersTooLargeError,
+    HostError,
     MediaTypeError,
     ModelNotFoundError,
     NotReadyError,
@@ -34,9 +35,9 @@ from vinfer.server.fields.responses import RESPONSES
 from vinfer.server.fields.tokenization import DETOKENIZE, TOKENIZE_MESSAGES, TOKENIZE_TEXT
 
 _ANY_ROUTE = (RequestError, RequestTimeoutError, HeadersTooLargeError, VinferError)
-_MODEL = (*_ANY_ROUTE, AuthenticationError, ModelNotFoundError, NotReadyError)
+_MODEL = (*_ANY_ROUTE, AuthenticationError, HostError, ModelNotFoundError, NotReadyError)
 _BODY = (*_MODEL, BodyTooLargeError, MediaTypeError, QueueFullError)
-_PLAIN = (*_ANY_ROUTE, AuthenticationError, NotReadyError)
+_PLAIN = (*_ANY_ROUTE, AuthenticationError, HostError, NotReadyError)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +166,6 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         summary="Return the metrics for Prometheus",
         answer=None,
         media_type="text/plain",
-        errors=(*_ANY_ROUTE, AuthenticationError),
+        errors=(*_ANY_ROUTE, AuthenticationError, HostError),
     ),
 }

@@ -25,6 +25,7 @@ _ANTHROPIC_PATH = "/v1/messages"
 _ANTHROPIC_TYPES: Mapping[int, str] = {
     **dict.fromkeys((400, 405, 415, 431), "invalid_request_error"),
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
     413: "request_too_large",

@@ -21,6 +21,7 @@ from vinfer.errors import NotReadyError, RequestError, RequestTimeoutError
 from vinfer.server.api_keys import MAX_PRIORITY
 from vinfer.server.http.access_log import log_access
 from vinfer.server.http.auth import PUBLIC_PATHS, find_key
+from vinfer.server.http.browser import check_host, is_for_page
 from vinfer.server.http.context import ClientLeftError, RequestContext
 from vinfer.server.http.errors import as_vinfer_error, error_response, is_anthropic
 from vinfer.server.services import Services
@@ -33,7 +34,14 @@ _UNIX_TIME = re.compile(rb"[0-9]{1,12}(\.[0-9]{1,9})?")
 _OPEN_WHILE_DRAINING = PUBLIC_PATHS | {"/metrics"}
 # A key whose line says nothing may let others go first, but not overtake them.
 _PRIORITIES_OF_ONE_OF_SEVERAL = (0, MAX_PRIORITY)
-_OUTCOMES = {401: "unauthorized", 408: "timeout", 429: "queue_full", 499: "aborted", 503: "unavailable"}
+_OUTCOMES = {
+    401: "unauthorized",
+    403: "unauthorized",
+    408: "timeout",
+    429: "queue_full",
+    499: "aborted",
+    503: "unavailable",
+}
 
 
 class Gate:
@@ -90,7 +98,11 @@ class Gate:
         if self._models.draining and scope["path"] not in _OPEN_WHILE_DRAINING:
             raise NotReadyError("the server is shutting down: try again")
         keys = self._services.keys
-        key = find_key(scope, keys)
+        wants_page = bool(self._services.page) and is_for_page(scope)
+        # A foreign site has no API key, and a file of the page needs none.
+        if wants_page or not (keys or scope["path"] in PUBLIC_PATHS):
+            check_host(scope, self._services.config)
+        key = None if wants_page else find_key(scope, keys)
         if key is not None:
             context.tenant, context.key_name = key.digest.hex(), key.name
             if key.priorities is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import functools
-import ipaddress
 import logging
 import signal
 import socket
@@ -25,6 +24,7 @@ from starlette.applications import Starlette
 
 from vinfer.config import ServerConfig
 from vinfer.errors import BindError, ConfigError
+from vinfer.server.http.browser import is_loopback
 from vinfer.server.http.uvicorn_protocol import LimitedHttpProtocol
 from vinfer.server.intake import give_memory_back
 from vinfer.server.services import Services
@@ -44,7 +44,7 @@ def check_exposure(config: ServerConfig, *, insecure: bool) -> None:
     Raises:
         ConfigError: `server.host` is not a loopback address and there are no keys.
     """
-    if config.api_keys_file is not None or insecure or _is_loopback(config.host):
+    if config.api_keys_file is not None or insecure or is_loopback(config.host):
         return
     raise ConfigError(
         f"server.host is {config.host} and server.api_keys_file is not set: anyone who can reach this "
@@ -223,12 +223,3 @@ class _DrainingServer(uvicorn.Server):
             # Do not wait for clients that do not read their last event.
             self.should_exit = True
         self._num_drain_ticks += 1
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -39,12 +39,6 @@ async def health(services: Services, request: HttpRequest) -> JSONResponse:
     return JSONResponse({"status": "ok" if ready else _phase(services.models)}, 200 if ready else 503)
 
 
-async def welcome(services: Services, request: HttpRequest) -> JSONResponse:
-    """Say where to go from here, to people and to probes that ask for the root."""
-    message = "vinfer serves OpenAI's API"
-    return JSONResponse({"message": message, "models": "/v1/models", "documentation": "/openapi.json"})
-
-
 async def version(services: Services, request: HttpRequest) -> JSONResponse:
     """Return vinfer's version."""
     return JSONResponse({"version": vinfer.__version__})
