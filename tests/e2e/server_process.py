@@ -139,7 +139,7 @@ class ServerProcess:
     def modules(self) -> set[str]:
         """Return the names that are now in the process's `sys.modules`."""
         self.modules_file.unlink(missing_ok=True)
-        self.process.send_signal(signal.SIGUSR1)
+        self.process.send_signal(signal.SIGUSR2)
         wait_until(self.modules_file.is_file, "the list of modules")
         return set(self.modules_file.read_text().splitlines())
 

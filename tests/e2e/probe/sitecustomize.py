@@ -1,6 +1,6 @@
 """Python imports this when a server with this folder in PYTHONPATH starts.
 
-On SIGUSR1 the process writes the names of its modules, one per line, to the file that MODULES_FILE names.
+On SIGUSR2 the process writes the names of its modules, one per line, to the file that MODULES_FILE names.
 """
 
 import os
@@ -17,4 +17,4 @@ def _write_modules(signum: int, frame: object) -> None:
 
 
 if "MODULES_FILE" in os.environ:
-    signal.signal(signal.SIGUSR1, _write_modules)
+    signal.signal(signal.SIGUSR2, _write_modules)
