@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import HistoryBody
@@ -58,6 +58,14 @@ class ContentPart(HistoryBody):
         ImageUrl | None, BeforeValidator(_string_as_url, json_schema_input_type=NonEmpty | ImageUrl | None)
     ] = None
     image: NonEmpty | None = None
+
+    @classmethod
+    def _without_unknown(cls, value: dict[str, Any], known: frozenset[str], info: ValidationInfo) -> Any:
+        sent = value.get("type")
+        if isinstance(sent, str) and sent not in _CONTENTS:
+            # The type is what is wrong, not the key that goes with it.
+            return {"type": sent}
+        return super()._without_unknown(value, known, info)
 
     @property
     def is_image(self) -> bool:
