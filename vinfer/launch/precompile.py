@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from vinfer.bundle.manifest import Platform
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import ConfigError, DeviceError
 from vinfer.launch.bundles import FoundBundle, Progress, find_or_build, open_bundle
-from vinfer.launch.device_kinds import KINDS, described_devices
+from vinfer.launch.device_kinds import KINDS, described_devices, may_be_here
 from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
 from vinfer.launch.loader import device_pages, start_engine
 from vinfer.launch.parity import check_new_bundle
@@ -89,6 +90,9 @@ class _Target:
 
 
 def _target(wanted: WantedDevices | None) -> _Target:
+    if wanted is not None and wanted.kind is not None and not may_be_here(wanted.platform):
+        # Before JAX starts: it would try each platform that is installed, and fail loudly.
+        os.environ["JAX_PLATFORMS"] = "cpu"
     try:
         platform, devices = local_devices(wanted)
     except DeviceError:
