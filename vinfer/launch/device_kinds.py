@@ -12,6 +12,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vinfer.bundle.manifest import Platform
@@ -100,10 +101,8 @@ def described_devices(kind: str, count: int) -> Sequence[jax.Device]:
     # Nothing is known of this machine that libtpu could ask for, and another process may compile too.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    import jax
     from jax.experimental import topologies
 
-    jax.config.update("jax_platforms", "cpu")
     if facts.platform == "cuda":
         description = topologies.get_topology_desc(
             platform="cuda",
@@ -118,6 +117,12 @@ def described_devices(kind: str, count: int) -> Sequence[jax.Device]:
             platform="tpu", topology_name=facts.topologies[count], **single
         )
     return list(description.devices)[:count]
+
+
+def may_be_here(platform: Platform) -> bool:
+    """Return False if this machine certainly has no device of a platform."""
+    patterns = {"tpu": ("accel*", "vfio/[0-9]*"), "cuda": ("nvidia*", "dxg"), "cpu": ("null",)}[platform]
+    return any(path.exists() for pattern in patterns for path in Path("/dev").glob(pattern))
 
 
 def missing_packages(platform: Platform) -> list[str]:

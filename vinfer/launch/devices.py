@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vinfer.bundle.manifest import Platform
 from vinfer.errors import ConfigError, DeviceError
-from vinfer.launch.device_kinds import KINDS
+from vinfer.launch.device_kinds import KINDS, may_be_here
 
 if TYPE_CHECKING:
     import jax
@@ -82,6 +82,9 @@ def find_target(wanted: WantedDevices | None) -> Target:
     Raises:
         DeviceError: none are named, and JAX finds no usable device.
     """
+    if wanted is not None and wanted.kind is not None and not may_be_here(wanted.platform):
+        # Before JAX starts: it would try each platform that is installed, and fail loudly.
+        os.environ["JAX_PLATFORMS"] = "cpu"
     try:
         platform, devices = local_devices(wanted)
     except DeviceError:
