@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -22,6 +23,7 @@ from vinfer.config import Config
 from vinfer.engine.loading.code_store import CodeStore, MachineCode
 from vinfer.errors import ConfigError, DeviceError
 from vinfer.launch.devices import WantedDevices
+from vinfer.launch.kv_memory import DeviceMemory
 from vinfer.launch.plan import Plan, as_json, plan_models, require_fit
 from vinfer.launch.plan_table import print_plan
 
@@ -122,6 +124,25 @@ def test_models_that_fit_only_alone_are_refused_together(tmp_path: Path) -> None
     with pytest.raises(DeviceError, match=r"the models need \d+\.\d\d GiB per device together; a device has"):
         require_fit(plan)
     assert "too little on each" in printed(plan)
+
+
+@pytest.mark.parametrize("nums_devices", [(4, 1), (1, 4)])
+def test_emulated_devices_share_the_memory_of_the_process(
+    tmp_path: Path, nums_devices: tuple[int, int]
+) -> None:
+    """The first of several models did not count, so its smaller share was not what has to be enough."""
+    source = write_hf_directory(tmp_path / "checkpoint", tiny_model("llama"))
+    plan = planned(tmp_path, *({"name": name, "source": str(source), "mesh": {"tp": 1}} for name in "ab"))
+    models = [
+        dataclasses.replace(
+            model,
+            fit=dataclasses.replace(
+                model.fit, memory=DeviceMemory(platform="cpu", num_devices=num, total=1000, weights=0)
+            ),
+        )
+        for model, num in zip(plan.models, nums_devices, strict=True)
+    ]
+    assert dataclasses.replace(plan, models=tuple(models)).device_bytes == 250
 
 
 def test_each_model_that_does_not_fit_has_its_line(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from vinfer.compiler.plan import BuildPlan, build_versions, plan_build, plan_key
 from vinfer.config import ModelConfig
 from vinfer.errors import BundleError, ConfigError
 from vinfer.launch.fit import GIB, fit_model, planned_parts
-from vinfer.launch.kv_memory import DeviceMemory, process_memory_bytes
+from vinfer.launch.kv_memory import memory_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,12 +113,7 @@ def _announce(
     for note in checkpoint.notes:
         logger.warning("%s: %s", model.name, note)
     parts = planned_parts(plan, checkpoint, where=where)
-    memory = DeviceMemory(
-        platform=plan.platform,
-        num_devices=plan.num_devices,
-        total=process_memory_bytes(plan.platform, memory_bytes),
-        weights=parts.num_bytes,
-    )
+    memory = memory_of(plan.platform, memory_bytes, num_devices=plan.num_devices, weights=parts.num_bytes)
     fit = fit_model(parts, model, memory, dp=plan.mesh["dp"], where=where)
     if fit.problem is not None:
         raise fit.problem

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from vinfer.bundle.kv_pages import PagePlan
+from vinfer.bundle.manifest import Manifest
 from vinfer.checkpoint.checkpoint import Checkpoint
 from vinfer.compiler.plan import BuildPlan, check_model
 from vinfer.compiler.state import state_specs
@@ -97,6 +98,12 @@ def planned_parts(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Fix
     if plan.takes_images:
         parts["image_features"] = planned.image_features_bytes
     return FixedParts(parts, planned.pages)
+
+
+def bundle_parts(manifest: Manifest) -> FixedParts:
+    """Return what a bundle takes, exactly."""
+    sizes = manifest.num_bytes_per_device([0] * len(manifest.kv_windows))
+    return FixedParts({name: size for name, size in sizes.items() if name != "kv_cache"}, manifest.page_plan)
 
 
 def fit_model(

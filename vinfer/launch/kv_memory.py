@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vinfer.bundle.kv_pages import PagePlan
-from vinfer.bundle.manifest import Manifest, Platform
+from vinfer.bundle.manifest import Platform
 from vinfer.config import KVCacheConfig, ModelConfig
 from vinfer.errors import ConfigError
 
@@ -148,19 +148,20 @@ def closest_stored(num_pages: tuple[int, ...], stored: Sequence[tuple[int, ...]]
     return max(fitting, default=num_pages)
 
 
-def memory_of(manifest: Manifest, device_bytes: int | None, *, temporary: int = 0) -> DeviceMemory:
-    """Return the memory of a bundle's devices.
+def memory_of(
+    platform: Platform, device_bytes: int | None, *, num_devices: int, weights: int, temporary: int = 0
+) -> DeviceMemory:
+    """Return the memory of devices with a model on them.
 
     Args:
         device_bytes: memory of one device, if known.
-        temporary: see `DeviceMemory`.
+        weights, temporary: see `DeviceMemory`.
     """
-    others = sum(manifest.num_bytes_per_device([0] * len(manifest.kv_windows)).values())
     return DeviceMemory(
-        platform=manifest.platform,
-        num_devices=manifest.num_devices,
-        total=process_memory_bytes(manifest.platform, device_bytes),
-        weights=others,
+        platform=platform,
+        num_devices=num_devices,
+        total=process_memory_bytes(platform, device_bytes),
+        weights=weights,
         temporary=temporary,
     )
 

@@ -21,6 +21,7 @@ from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
 from vinfer.launch.bundles import Progress, code_roots, find_or_build, open_bundle
 from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
+from vinfer.launch.fit import bundle_parts
 from vinfer.launch.kv_memory import choose_pages, is_measured, memory_of
 from vinfer.launch.parity import check_new_bundle
 from vinfer.server.constrain.grammars import grammar_compiler
@@ -268,7 +269,13 @@ def device_pages(
         mesh = make_mesh(manifest, devices)
         temporary = temporary_bytes(directory, manifest, mesh, code_roots=code_roots)
         stored = stored_page_counts(manifest, mesh, code_roots)
-    memory = memory_of(manifest, memory_bytes, temporary=temporary)
+    memory = memory_of(
+        manifest.platform,
+        memory_bytes,
+        num_devices=manifest.num_devices,
+        weights=bundle_parts(manifest).num_bytes,
+        temporary=temporary,
+    )
     num_pages = choose_pages(plan, model, memory, dp=dp, where=where, stored=stored)
     logger.info(
         "KV cache of %s: %d pages of %d tokens, %.2f GiB per device; requests of up to %d tokens",

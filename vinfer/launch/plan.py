@@ -19,8 +19,8 @@ from vinfer.config import Config, ModelConfig
 from vinfer.errors import DeviceError, VinferError
 from vinfer.launch.bundles import FoundBundle, check_overrides, code_roots, damage_of, open_bundle
 from vinfer.launch.devices import Target, WantedDevices, planned_target
-from vinfer.launch.fit import GIB, FixedParts, ModelFit, fit_model, planned_parts
-from vinfer.launch.kv_memory import DeviceMemory, process_memory_bytes
+from vinfer.launch.fit import GIB, ModelFit, bundle_parts, fit_model, planned_parts
+from vinfer.launch.kv_memory import memory_of
 
 _LENGTHS = (512, 2048, 8192, 32_768, 131_072)
 
@@ -65,7 +65,7 @@ class Plan:
     def device_bytes(self) -> int | None:
         """Memory of one device, if known."""
         totals = [model.fit.memory.of_one_device for model in self.models]
-        return min(totals[1:], default=totals[0], key=lambda total: total or 0)
+        return min((total for total in totals if total is not None), default=None)
 
     @property
     def left_bytes(self) -> int | None:
@@ -179,7 +179,9 @@ def _plan_model(
         return _of_bundle(found, read_manifest(directory), model, target, code_cache, where=where)
     checkpoint = open_checkpoint(source)
     parts = planned_parts(plan, checkpoint, where=where)
-    memory = _memory(target, num_devices=plan.num_devices, weights=parts.num_bytes)
+    memory = memory_of(
+        target.platform, target.memory_bytes, num_devices=plan.num_devices, weights=parts.num_bytes
+    )
     return ModelPlan(
         name=model.name,
         dtype=plan.dtype,
@@ -202,11 +204,14 @@ def _of_bundle(
     *,
     where: str,
 ) -> ModelPlan:
-    sizes = manifest.num_bytes_per_device([0] * len(manifest.kv_windows))
-    parts = FixedParts({name: size for name, size in sizes.items() if name != "kv_cache"}, manifest.page_plan)
+    parts = bundle_parts(manifest)
     temporary, stored = _stored_code(bundle, manifest, target, code_cache)
-    memory = _memory(
-        target, num_devices=manifest.num_devices, weights=parts.num_bytes, temporary=temporary or 0
+    memory = memory_of(
+        target.platform,
+        target.memory_bytes,
+        num_devices=manifest.num_devices,
+        weights=parts.num_bytes,
+        temporary=temporary or 0,
     )
     return ModelPlan(
         name=model.name,
@@ -239,13 +244,3 @@ def _stored_code(
     names = {program.shape.name for program in largest_programs(manifest)}
     sizes = [size for programs in stored.values() for name, size in programs.items() if name in names]
     return max(sizes, default=None), sorted(stored)
-
-
-def _memory(target: Target, *, num_devices: int, weights: int, temporary: int = 0) -> DeviceMemory:
-    return DeviceMemory(
-        platform=target.platform,
-        num_devices=num_devices,
-        total=process_memory_bytes(target.platform, target.memory_bytes),
-        weights=weights,
-        temporary=temporary,
-    )

@@ -80,7 +80,8 @@ class CodeStore:
             try:
                 directory.mkdir(parents=True, exist_ok=True, mode=0o755)
                 check_trust(directory, directory.parent, root)
-                _write_file(directory.parent / _FACTS, json.dumps(self._facts, indent=1).encode())
+                if not (facts := directory.parent / _FACTS).exists():
+                    _write_file(facts, json.dumps(self._facts, indent=1).encode())
                 _write_file(directory / f"{program}{_SUFFIX}", _encode(code))
             except (OSError, ValueError) as error:
                 logger.debug("no machine code is stored in %s: %s", root, error)

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from vinfer.errors import RequestError
+from vinfer.server.api_keys import MAX_PRIORITY
 from vinfer.server.fields.body_model import Body
 from vinfer.server.fields.rules import absent, all_of, any_of, having
 from vinfer.server.fields.structured_outputs import ResponseFormat, StructuredOutputs, check_one_form
@@ -99,7 +100,7 @@ class SamplingFields(Body):
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
+    priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     cache_salt: str | None = Field(None, min_length=1, max_length=MAX_CACHE_SALT_CHARS)
 
     @property

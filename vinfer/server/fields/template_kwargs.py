@@ -18,6 +18,8 @@ from vinfer.server.fields.problems import shown
 from vinfer.server.http.body import printable
 from vinfer.server.model_table import ServedModel
 
+THINKING_SWITCH = "enable_thinking"
+"""The variable by which chat templates switch reasoning on and off."""
 MAX_TEMPLATE_KWARGS = 16
 MAX_TEMPLATE_STRING_CHARS = 1024
 MAX_TEMPLATE_NUMBER = 2**53
@@ -130,11 +132,11 @@ def _without_reasoning(model: ServedModel, sent: Mapping[str, Any]) -> dict[str,
     """Return the variables that keep a model from reasoning; most models do not reason anyway."""
     if not model.answer_form.has_reasoning:
         return dict(sent)
-    if "enable_thinking" not in settable_kwargs(model) or sent.get("enable_thinking"):
+    if THINKING_SWITCH not in settable_kwargs(model) or sent.get(THINKING_SWITCH):
         raise RequestError(
             f"reasoning_effort is 'none', but model {model.name} reasons"
-            + (" as chat_template_kwargs asks" if sent.get("enable_thinking") else " in any case")
+            + (" as chat_template_kwargs asks" if sent.get(THINKING_SWITCH) else " in any case")
             + ": leave it out",
             param="reasoning_effort",
         )
-    return {**sent, "enable_thinking": False}
+    return {**sent, THINKING_SWITCH: False}

@@ -14,6 +14,7 @@ from vinfer.server.constrain.answer_grammar import Reasoning, compile_answer_gra
 from vinfer.server.fields.chat import ChatFields
 from vinfer.server.fields.content_parts import ImageSource
 from vinfer.server.fields.structured_outputs import constrains_answer
+from vinfer.server.fields.template_kwargs import THINKING_SWITCH
 from vinfer.server.fields.tools import required_tools
 from vinfer.server.generate.generation import Generation, PromptJob, TextRules
 from vinfer.server.generate.images import prepare_images, request_images
@@ -138,7 +139,7 @@ def _reasoning(fields: ChatFields, model: ServedModel, prompt_ids: tuple[int, ..
     tail = model.tokenizer.decode(prompt_ids[-2 * len(CLOSING) :], skip_special_tokens=False).rstrip()
     is_open = tail.endswith(OPENING)
     # Asked not to think, some models write empty tags before a free answer.
-    is_off = is_constrained and fields.chat_template_kwargs.get("enable_thinking") is False
+    is_off = is_constrained and fields.chat_template_kwargs.get(THINKING_SWITCH) is False
     is_off = is_off or tail.endswith(CLOSING)
     return Reasoning(is_possible=is_open or not is_off, is_open=is_open)
 

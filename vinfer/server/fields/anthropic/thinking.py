@@ -14,11 +14,8 @@ from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import Body
 from vinfer.server.fields.rules import absent, all_of, any_of, having, present
 from vinfer.server.fields.sampling import MAX_INT32
-from vinfer.server.fields.template_kwargs import settable_kwargs
+from vinfer.server.fields.template_kwargs import THINKING_SWITCH, settable_kwargs
 from vinfer.server.model_table import ServedModel
-
-SWITCH = "enable_thinking"
-"""The variable by which chat templates switch reasoning on and off."""
 
 ThinkingType = Literal["enabled", "disabled", "adaptive"]
 
@@ -82,8 +79,8 @@ def thinking_kwargs(thinking: Thinking | None, model: ServedModel) -> dict[str, 
         )
     if not model.answer_form.has_reasoning or not _has_switch(model):
         return {}
-    return {SWITCH: thinking.type != "disabled"}
+    return {THINKING_SWITCH: thinking.type != "disabled"}
 
 
 def _has_switch(model: ServedModel) -> bool:
-    return settable_kwargs(model).get(SWITCH) == "boolean"
+    return settable_kwargs(model).get(THINKING_SWITCH) == "boolean"
