@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5
 """Largest error of a component of an L2-normalized vector."""
 
-# Both embed programs, odd lengths, bucket edges, KV bucket edges, up to a full context.
+# Both embed programs, odd lengths, bucket edges, page edges, up to a full context.
 LENGTHS = (1, 2, 7, 8, 9, 33, 63, MAX_CHUNK, MAX_CHUNK + 1, 72, 129, 255, 256, 257, 403, MAX_MODEL_LEN)
 POOLINGS: tuple[Pooling, ...] = ("mean", "last")
 # One bundle embeds prompts one at a time, the other two at a time.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5
 """Largest error of a logprob, as a fraction of the largest logit."""
 
-# Both score programs, full and partial blocks of 32 rows, and a KV bucket's edge.
+# Both score programs, full and partial blocks of 32 rows, and a page's edge.
 LENGTHS = (2, 8, 9, 33, 63, MAX_CHUNK, MAX_CHUNK + 1, 72, 129, 255, 257, 403, MAX_MODEL_LEN - 1)
 
 pytestmark = pytest.mark.bundles("llama")

@@ -19,7 +19,7 @@ from server_process import MODEL, ServerProcess, smollm2_file
 from vinfer.text.token_bytes import token_bytes
 from vinfer.text.tokenizer import Tokenizer
 
-# Lengths on both sides of every prefill length and of the smallest KV bucket, and odd ones.
+# Lengths on both sides of every prefill length and of the smallest block of the KV cache, and odd ones.
 PROMPT_LENGTHS = (5, 17, 63, 64, 65, 131, 255, 256, 257, 401)
 NUM_TOKENS = 48
 # With 8 in flight, batched requests run through other programs than a single request.

@@ -112,7 +112,7 @@ def test_a_mixed_load_compiles_nothing(server: ServerProcess, text_ids: list[int
     load = mixed_load(text_ids)
     before = server.metrics()
     asyncio.run(in_crowds(server.url, load))
-    # Every KV bucket, and a prompt in several chunks.
+    # Several blocks of the KV cache, and a prompt in several chunks.
     assert server.complete(prompt=text_ids[:900], max_tokens=4).status_code == 200
     after = server.metrics()
     num_choices = sum(body.get("n", 1) for body in load) + 1

@@ -17,10 +17,11 @@ from pathlib import Path
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
-from vinfer.bundle.manifest import Embeddings
+from vinfer.bundle.manifest import Embeddings, ImageInput, StateSpec
 from vinfer.engine.request import EngineStats, FinishReason, Request, TokenEvent, TokenLogprobs
 from vinfer.engine.tenants import TenantLimits
 from vinfer.errors import QueueFullError, VinferError
+from vinfer.image_processing import ClipProcessing, PixelValues, Placeholder
 from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.server.model_table import PrefixCache, SamplingDefaults, ServedModel
 from vinfer.text.answer_form import answer_form
@@ -72,6 +73,23 @@ def byte_tokenizer(directory: Path) -> Tokenizer:
     return Tokenizer.load(directory)
 
 
+def fake_images(num_image_tokens: int) -> ImageInput:
+    """Return what makes a model take images, each of so many tokens."""
+    return ImageInput(
+        token_id=BOS,
+        processing=ClipProcessing(
+            resample=3,
+            values=PixelValues(),
+            placeholder=Placeholder(marker="<s>", repeated="<s>"),
+            resize_to=(8, 8),
+            crop=(8, 8),
+            num_image_tokens=num_image_tokens,
+        ),
+        weights=(),
+        features=StateSpec(name="features", shape=(1, 1), dtype="float32", initial=0),
+    )
+
+
 @dataclasses.dataclass
 class FakeEngine:
     """See the module. Some fields are switches; tests inspect the others afterwards."""
@@ -95,10 +113,14 @@ class FakeEngine:
     num_generated: int = 0
     changed: threading.Condition = dataclasses.field(default_factory=threading.Condition)
 
+    def __post_init__(self) -> None:
+        self._own_max_model_len = self.max_model_len
+
     def reset(self) -> None:
-        """Go back to the defaults, in place."""
+        """Go back to the defaults, in place, but for the length that this engine was made for."""
+        self.max_model_len = self._own_max_model_len
         for field in dataclasses.fields(self):
-            if field.name != "changed":
+            if field.name not in ("changed", "max_model_len"):
                 default = field.default
                 factory = field.default_factory
                 setattr(self, field.name, factory() if factory is not dataclasses.MISSING else default)

@@ -26,10 +26,9 @@ from vinfer.launch.bundles import find_or_build
 BUNDLES_DIR = CACHE / "test-bundles"
 
 MAX_MODEL_LEN = 512
-"""Two KV buckets: 256 and 512."""
 MAX_CHUNK = 64
 
-# Three bucket edges, a prefill of two prompts, decode of 1, 4 and 6 slots.
+# Three bucket edges, a prefill of two prompts, decode of 1, 2, 4 and 6 slots.
 _WIDE: dict[str, Any] = {
     "num_slots": 6,
     "precompile": [

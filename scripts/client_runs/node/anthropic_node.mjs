@@ -2,16 +2,15 @@
 //
 //     node anthropic_node.mjs URL
 //
-// Prints one row per check, in the format of rows.py. Runs next to the node_modules that it imports.
+// Prints one row per check. Runs next to the node_modules that it imports.
 
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
 
 import Anthropic from "@anthropic-ai/sdk";
 
+import { run } from "./checks.mjs";
+
 const [url] = process.argv.slice(2);
-const place = new URL("node_modules/@anthropic-ai/sdk/package.json", import.meta.url);
-const version = JSON.parse(readFileSync(place)).version;
 const client = new Anthropic({ apiKey: "unused", baseURL: url, maxRetries: 0 });
 
 const messages = [{ role: "user", content: "What is the capital of France?" }];
@@ -125,13 +124,4 @@ const checks = {
   "an image for a model without": imageRefused,
 };
 
-for (const [ran, check] of Object.entries(checks)) {
-  const row = { client: "anthropic-node", version, ran, result: "passed" };
-  try {
-    row.remark = await check();
-  } catch (error) {
-    console.error(error);
-    Object.assign(row, { result: "failed", remark: String(error) });
-  }
-  console.log(JSON.stringify(row));
-}
+await run("anthropic-node", "@anthropic-ai/sdk", checks);

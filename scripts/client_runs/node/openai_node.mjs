@@ -2,17 +2,17 @@
 //
 //     node openai_node.mjs URL
 //
-// Prints one row per check, in the format of rows.py. Runs next to the node_modules that it imports.
+// Prints one row per check. Runs next to the node_modules that it imports.
 
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
 
 import OpenAI from "openai";
 import { zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
+import { run } from "./checks.mjs";
+
 const [url] = process.argv.slice(2);
-const version = JSON.parse(readFileSync(new URL("node_modules/openai/package.json", import.meta.url))).version;
 const client = new OpenAI({ apiKey: "unused", baseURL: `${url}/v1`, maxRetries: 0 });
 
 const QUESTION = "What is the capital of France?";
@@ -151,13 +151,4 @@ const checks = {
   "`responses.parse` with a zod type": responsesParsed,
 };
 
-for (const [ran, check] of Object.entries(checks)) {
-  const row = { client: "openai-node", version, ran, result: "passed" };
-  try {
-    row.remark = await check();
-  } catch (error) {
-    console.error(error);
-    Object.assign(row, { result: "failed", remark: String(error) });
-  }
-  console.log(JSON.stringify(row));
-}
+await run("openai-node", "openai", checks);

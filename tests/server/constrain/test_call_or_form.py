@@ -72,7 +72,6 @@ def thinking_server(tokenizer: Tokenizer) -> Iterator[RunningServer]:
 def asked(server: RunningServer, **fields: Any) -> Request:
     """Return the engine's request for these fields."""
     server.engine.reset()
-    server.engine.max_model_len = 4096
     response = server.chat(**fields)
     assert response.status_code == 200, response.text
     return server.engine.requests[0]
@@ -127,7 +126,6 @@ def test_python_calls_begin_too(tokenizer: Tokenizer) -> None:
 def test_it_is_read_as_it_begins(server: Any) -> None:
     """Whole and streamed."""
     server.engine.reset()
-    server.engine.max_model_len = 4096
     form = server.tool_format
     fields: dict[str, Any] = {"tools": TOOLS, "response_format": NAMED}
     choice = say(server, ANSWER, **fields)
@@ -265,7 +263,6 @@ def test_a_continued_message_may_be_inside_its_reasoning(
     thinking_server: RunningServer, said: str, answer: str, reasoning: str | None, content: str
 ) -> None:
     thinking_server.engine.reset()
-    thinking_server.engine.max_model_len = 4096
     thinking_server.engine.script = [*ids_of(answer), EOS]
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
     body = thinking_server.chat(messages=messages, continue_final_message=True, max_tokens=99).json()

@@ -44,7 +44,6 @@ def thinking_server(tokenizer: Tokenizer) -> Iterator[RunningServer]:
 def constrained(server: RunningServer, **fields: Any) -> Any:
     """Return the engine's request for these tools."""
     server.engine.reset()
-    server.engine.max_model_len = 2048
     response = server.chat(**{"tools": TOOLS, "tool_choice": "auto", **fields})
     assert response.status_code == 200, response.text
     (request,) = server.engine.requests
@@ -83,7 +82,6 @@ def test_text_is_free_and_calls_are_constrained(server: Any) -> None:
 def test_what_is_constrained_is_read_as_a_call(server: Any) -> None:
     """Whole and streamed."""
     server.engine.reset()
-    server.engine.max_model_len = 2048
     text = server.tool_format.written([GOOD, ANY_OBJECT])
     choice = say(server, text, tools=TOOLS) if server.tool_format is not FORMATS["mistral"] else None
     if choice is not None:

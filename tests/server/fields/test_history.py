@@ -81,7 +81,6 @@ def wide_server(start: Start) -> Iterator[RunningServer]:
 def server(wide_server: RunningServer) -> RunningServer:
     """A server with room for the prompts of tools."""
     wide_server.engine.reset()
-    wide_server.engine.max_model_len = 2048
     return wide_server
 
 

@@ -44,7 +44,6 @@ def full_server(tokenizer: Tokenizer) -> Iterator[RunningServer]:
 def full(full_server: RunningServer) -> RunningServer:
     """A server whose template shows everything; its engine has been reset."""
     full_server.engine.reset()
-    full_server.engine.max_model_len = 8192
     return full_server
 
 

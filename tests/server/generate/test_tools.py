@@ -47,7 +47,6 @@ def roomy_server(start: Start) -> Iterator[RunningServer]:
 def tools_server(roomy_server: RunningServer) -> RunningServer:
     """A server with room for prompts that describe tools; its engine has been reset."""
     roomy_server.engine.reset()
-    roomy_server.engine.max_model_len = 8192
     return roomy_server
 
 

@@ -13,15 +13,13 @@ from pathlib import Path
 
 import pytest
 from chromium import PROGRAM, Browser, Tab, open_browser
-from fake_engine import BOS, EOS, FakeEngine, ids_of, served_model
+from fake_engine import EOS, FakeEngine, fake_images, ids_of, served_model
 from PIL import Image
 from running_server import RunningServer, Start, run
 from tool_requests import CALL, TOOLS
 
-from vinfer.bundle.manifest import StateSpec
 from vinfer.config import ServerConfig
-from vinfer.image_processing import ClipProcessing, PixelValues, Placeholder
-from vinfer.server.model_table import ImageInput, ModelTable
+from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 
 TEMPLATE = (
@@ -46,18 +44,8 @@ def shared(tokenizer: Tokenizer) -> Iterator[RunningServer]:
     """A model that reasons, calls tools and takes images."""
     engine, models = FakeEngine(max_model_len=8192), ModelTable(["fake"])
     model = served_model(engine, tokenizer, chat_template=TEMPLATE)
-    processing = ClipProcessing(
-        resample=3,
-        values=PixelValues(),
-        placeholder=Placeholder(marker="<s>", repeated="<s>"),
-        resize_to=(8, 8),
-        crop=(8, 8),
-        num_image_tokens=4,
-    )
-    features = StateSpec(name="features", shape=(1, 1), dtype="float32", initial=0)
-    images = ImageInput(token_id=BOS, processing=processing, weights=(), features=features)
     form = dataclasses.replace(model.answer_form, has_reasoning=True)
-    models.serve(dataclasses.replace(model, images=images, answer_form=form))
+    models.serve(dataclasses.replace(model, images=fake_images(4), answer_form=form))
     with run(ServerConfig(port=0), models, engine) as running:
         yield running
 
@@ -65,7 +53,6 @@ def shared(tokenizer: Tokenizer) -> Iterator[RunningServer]:
 @pytest.fixture
 def server(shared: RunningServer) -> RunningServer:
     shared.engine.reset()
-    shared.engine.max_model_len = 8192
     return shared
 
 

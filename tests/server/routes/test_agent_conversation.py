@@ -14,14 +14,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_engine import BOS, EOS, FakeEngine, ids_of, served_model
+from fake_engine import EOS, FakeEngine, fake_images, ids_of, served_model
 from messages_requests import folded, named_events
 from PIL import Image
 from running_server import RunningServer, run
 
-from vinfer.bundle.manifest import ImageInput, StateSpec
 from vinfer.config import ServerConfig
-from vinfer.image_processing import ClipProcessing, PixelValues, Placeholder
 from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 from vinfer.text.tool_calls.formats import HERMES
@@ -73,21 +71,7 @@ def server(tokenizer: Tokenizer) -> Iterator[RunningServer]:
     """A model that reasons, calls tools and takes images."""
     engine, models = FakeEngine(max_model_len=65536), ModelTable(["fake"])
     model = served_model(engine, tokenizer, chat_template=TEMPLATE)
-    processing = ClipProcessing(
-        resample=3,
-        values=PixelValues(),
-        placeholder=Placeholder(marker="<s>", repeated="<s>"),
-        resize_to=(8, 8),
-        crop=(8, 8),
-        num_image_tokens=NUM_IMAGE_TOKENS,
-    )
-    images = ImageInput(
-        token_id=BOS,
-        processing=processing,
-        weights=(),
-        features=StateSpec(name="features", shape=(1, 1), dtype="float32", initial=0),
-    )
-    models.serve(dataclasses.replace(model, images=images))
+    models.serve(dataclasses.replace(model, images=fake_images(NUM_IMAGE_TOKENS)))
     with run(ServerConfig(port=0), models, engine) as running:
         yield running
 

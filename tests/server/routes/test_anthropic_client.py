@@ -33,7 +33,6 @@ def thinking_server(tokenizer: Tokenizer) -> Iterator[RunningServer]:
 def server(thinking_server: RunningServer) -> RunningServer:
     """A model that may reason; its engine has been reset."""
     thinking_server.engine.reset()
-    thinking_server.engine.max_model_len = 4096
     return thinking_server
 
 

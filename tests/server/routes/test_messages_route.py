@@ -33,7 +33,6 @@ def roomy_server(tokenizer: Tokenizer) -> Iterator[RunningServer]:
 def thinking(roomy_server: RunningServer) -> RunningServer:
     """A server with room and a model that may reason; its engine has been reset."""
     roomy_server.engine.reset()
-    roomy_server.engine.max_model_len = 4096
     return roomy_server
 
 

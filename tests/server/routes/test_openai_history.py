@@ -41,7 +41,6 @@ def full(tokenizer: Tokenizer) -> Iterator[RunningServer]:
 @pytest.fixture
 def client(full: RunningServer) -> Iterator[openai.OpenAI]:
     full.engine.reset()
-    full.engine.max_model_len = 2048
     with openai.OpenAI(base_url=f"{full.url}/v1", api_key="none", max_retries=0) as client:
         yield client
 

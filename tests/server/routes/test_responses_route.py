@@ -63,7 +63,6 @@ def roomy_server(tokenizer: Tokenizer) -> Iterator[RunningServer]:
 def thinking(roomy_server: RunningServer) -> RunningServer:
     """A server with room and a model that may reason; its engine has been reset."""
     roomy_server.engine.reset()
-    roomy_server.engine.max_model_len = 4096
     return roomy_server
 
 
@@ -267,7 +266,6 @@ def test_tool_choice(thinking: RunningServer) -> None:
     named = {"type": "function", "name": "get_weather"}
     for choice in ("required", named):
         thinking.engine.reset()
-        thinking.engine.max_model_len = 4096
         assert answered(thinking, tools=[TOOL], tool_choice=choice)["tool_choice"] == choice
         assert follows(thinking.engine.requests[0], CALL)
         assert not follows(thinking.engine.requests[0], "Hi")
@@ -280,7 +278,6 @@ def test_text_format(thinking: RunningServer) -> None:
         ({"type": "json_object"}, '{"b": 1}', "[1]"),
     ):
         thinking.engine.reset()
-        thinking.engine.max_model_len = 4096
         assert answered(thinking, text={"format": form})["text"] == {"format": form}
         assert follows(thinking.engine.requests[0], good)
         assert not follows(thinking.engine.requests[0], bad)
