@@ -16,6 +16,7 @@ from vinfer.bundle.directory import BUNDLE_CODE, MANIFEST, build_lock, is_bundle
 from vinfer.bundle.manifest import Manifest
 from vinfer.compiler.plan import build_versions
 from vinfer.errors import BundleError
+from vinfer.launch.fit import bundle_parts
 
 _SECONDS_PER_DAY = 86_400
 
@@ -82,7 +83,6 @@ def as_json(bundle: StoredBundle) -> dict[str, Any]:
 def facts(directory: Path, manifest: Manifest) -> dict[str, Any]:
     """Return what a bundle holds, as plain data; sizes are bytes of one device, without the KV cache."""
     parity = manifest.parity
-    sizes = manifest.num_bytes_per_device([0] * len(manifest.kv_windows))
     return {
         "directory": str(directory),
         "key": manifest.key,
@@ -99,7 +99,7 @@ def facts(directory: Path, manifest: Manifest) -> dict[str, Any]:
         "max_model_len": manifest.max_model_len,
         "page_size": manifest.page_size,
         "page_bytes": [group.page_bytes for group in manifest.page_plan.groups],
-        "bytes": {name: size for name, size in sizes.items() if name != "kv_cache"},
+        "bytes": dict(bundle_parts(manifest).by_name),
         "directory_bytes": _size_of(directory),
         "programs": [program.shape.name for program in manifest.programs],
         "embeddings": None if manifest.embeddings is None else manifest.embeddings.pooling,
