@@ -50,7 +50,9 @@ def server_over(
     def send(path: str, **body: Any) -> httpx.Response:
         async def exchange() -> httpx.Response:
             transport = httpx.ASGITransport(app=app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://here", timeout=60) as client:
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://localhost", timeout=60
+            ) as client:
                 return await client.post(path, json={"model": model.name, **body})
 
         return asyncio.run(exchange())

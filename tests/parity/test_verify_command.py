@@ -108,7 +108,9 @@ def test_the_manifest_and_the_models_route_carry_the_figures(verified: dict[str,
     table.serve(
         served_model(bundle, manifest, model_config(BUNDLE), engine, position=0, parity=manifest.parity)
     )
-    client = TestClient(create_app(ServerConfig(), table, compile_count=lambda: 0))
+    client = TestClient(
+        create_app(ServerConfig(), table, compile_count=lambda: 0), base_url="http://localhost"
+    )
     [shown] = client.get("/v1/models").json()["data"]
     assert shown["parity_verdict"] == "passed"
     assert shown["parity"] == said
