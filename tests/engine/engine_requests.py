@@ -9,7 +9,7 @@ import numpy as np
 from vinfer.bundle.kv_pages import PageGroup, PagePlan
 from vinfer.bundle.manifest import Pooling
 from vinfer.bundle.programs import ProgramShape, plan_programs
-from vinfer.engine.pages import ShardPages
+from vinfer.engine.kv_cache.pages import ShardPages
 from vinfer.engine.request import Request, RequestImage, SamplingParams, TokenMatcher
 from vinfer.errors import RequestError
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from vinfer.bundle.programs import ProgramKind, ProgramShape, choose_program
 from vinfer.engine.chunks import ChunkPlan, keep_whole
 from vinfer.engine.feature_cache import FeatureCache
-from vinfer.engine.pages import PageCopy
+from vinfer.engine.kv_cache.pages import PageCopy
 from vinfer.engine.prefixes import Prefixes
 from vinfer.engine.running import Running
 from vinfer.engine.schedule import Chunk, Prefill

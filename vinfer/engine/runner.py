@@ -16,7 +16,7 @@ import numpy as np
 
 from vinfer.bundle.manifest import MASK_WORD_BITS, MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec
 from vinfer.bundle.programs import ProgramKind, ProgramShape
-from vinfer.engine.pages import NO_PAGE, PageCopy
+from vinfer.engine.kv_cache.pages import NO_PAGE, PageCopy
 from vinfer.engine.pooling import PooledDispatch, embed_inputs
 from vinfer.engine.request import FinishReason, Request, TokenEvent, TokenLogprobs
 from vinfer.engine.rope_positions import prompt_rope_positions, rope_offset

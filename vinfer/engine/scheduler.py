@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vinfer.bundle.programs import ProgramShape, choose_encoder, choose_program, is_single_shape
 from vinfer.engine.feature_cache import FeatureCache
-from vinfer.engine.pages import ShardPages, total_owned
+from vinfer.engine.kv_cache.pages import ShardPages, total_owned
 from vinfer.engine.prefills import PrefillPlanner
 from vinfer.engine.prefixes import Prefixes
 from vinfer.engine.request import Request

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     import jax
 
     from vinfer.engine.engine import Engine
+    from vinfer.engine.kv_cache.pages import ShardPages
     from vinfer.engine.loading.compile_count import CompileCounter
-    from vinfer.engine.pages import ShardPages
 
 logger = logging.getLogger(__name__)
 
@@ -290,7 +290,7 @@ def device_pages(
 
 def shard_pages(manifest: Manifest, num_pages: Sequence[int]) -> list[ShardPages]:
     """Return the pages of each dp shard, all free."""
-    from vinfer.engine.pages import ShardPages
+    from vinfer.engine.kv_cache.pages import ShardPages
 
     plan = manifest.page_plan
     return [

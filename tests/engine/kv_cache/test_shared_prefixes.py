@@ -12,7 +12,7 @@ import pytest
 from engine_requests import STEPS, make_max_features, make_pages, make_request, make_shapes
 from schedule_contents import admitted, begun, decoded, prefilled
 
-from vinfer.engine import prefix_keys
+from vinfer.engine.kv_cache import prefix_keys
 from vinfer.engine.request import Request
 from vinfer.engine.scheduler import Scheduler
 
