@@ -219,17 +219,14 @@ def start_engine(
     gc.freeze()
     progress(model.name, "warming up", 0, 1)
     runner.warm_up()
-    shapes = [program.shape for program in manifest.programs]
     scheduler = Scheduler(
-        shapes=shapes,
+        programs=manifest.program_table,
         num_slots=manifest.num_slots,
         pages=shard_pages(manifest, num_pages),
-        steps=max(shape.length for shape in shapes if shape.kind == "decode"),
         dispatch_cost_tokens=DISPATCH_COST_TOKENS.get(manifest.platform),
         min_prefill_tokens=MIN_PREFILL_TOKENS,
         shared_prefill_tokens=SHARED_PREFILL_TOKENS,
         num_feature_rows=0 if manifest.images is None else manifest.images.features.shape[0],
-        max_features=manifest.max_features,
         keeps_images_whole=manifest.images is not None and manifest.images.attends_both_ways,
     )
     engine = Engine(

@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from vinfer.bundle.manifest import Manifest, ProgramSpec, StateSpec, WeightSpec
 from vinfer.engine.loading.mesh import make_mesh, sharding_of, weight_placement
 from vinfer.engine.loading.programs import LoadedPrograms
-from vinfer.engine.runner import ALL_ALLOWED, Compiled, Runner
+from vinfer.engine.program import Program
+from vinfer.engine.runner import ALL_ALLOWED, Runner
 from vinfer.errors import BundleError, DeviceError
 
 logger = logging.getLogger(__name__)
@@ -78,21 +79,21 @@ def load_runner(
     steps = _Steps(len(manifest.weights) + len(image_weight_specs) + len(manifest.programs), progress)
     code = LoadedPrograms(directory, manifest, mesh, code_roots, num_pages)
 
-    def program_ready(program: ProgramSpec) -> Compiled:
-        compiled = code.get(program)
+    def program_ready(spec: ProgramSpec) -> Program:
+        program = Program(spec, code.get(spec))
         steps.done()
-        return compiled
+        return program
 
     # XLA compiles without holding the interpreter lock, so weights are read in the meantime.
     with ThreadPoolExecutor(_NUM_COMPILE_THREADS, thread_name_prefix="compile") as pool:
-        compiling = {program.shape: pool.submit(program_ready, program) for program in manifest.programs}
+        compiling = [pool.submit(program_ready, spec) for spec in manifest.programs]
         try:
             weights = _place_weights(directory / "weights", manifest.weights, mesh, steps)
             image_weights = _place_weights(directory / "weights", image_weight_specs, mesh, steps)
             kv, state = _filled(kv_specs, mesh), _filled(manifest.state, mesh)
             features = _filled(() if images is None else (images.features,), mesh)
             jax.block_until_ready((weights, image_weights, kv, state, features))
-            programs = {shape: future.result() for shape, future in compiling.items()}
+            programs = [future.result() for future in compiling]
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             raise _no_room(manifest, num_pages, error) from error
         finally:
@@ -103,7 +104,6 @@ def load_runner(
         kv=kv,
         state=state,
         programs=programs,
-        inputs={program.shape: program.inputs for program in manifest.programs},
         num_slots=manifest.num_slots,
         rows_are_slots=manifest.rows_are_slots,
         open_masks=_open_masks(manifest.programs, mesh),
