@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vinfer.bundle.program_table import ProgramTable
 from vinfer.bundle.programs import plan_programs
 
 KINDS: dict[str, Any] = {"slot_buckets": [1], "steps": 8}
@@ -21,6 +22,18 @@ def test_programs_are_listed_with_every_length_for_one_prompt() -> None:
         "decode[1,8]",
         "decode[4,8]",
     ]
+
+
+def test_drafts_are_verified_with_the_token_before_them() -> None:
+    plain = plan_programs(prefill_shapes=[(1, 64)], **KINDS)
+    shapes = plan_programs(prefill_shapes=[(1, 64)], verify_buckets=[2, 1], draft_tokens=4, **KINDS)
+    assert [shape.name for shape in shapes if shape not in plain] == ["verify[1,5]", "verify[2,5]"]
+    table = ProgramTable(shapes)
+    assert (table.max_draft_tokens, table.max_rows("verify")) == (4, 2)
+    assert (ProgramTable(plain).max_draft_tokens, ProgramTable(plain).max_rows("verify")) == (0, 0)
+    # With one shape of each kind, bits would still depend on what was drafted.
+    assert ProgramTable(plain).is_single_shape
+    assert not ProgramTable(shapes[:-1]).is_single_shape
 
 
 def test_prompts_are_scored_by_the_shortest_and_the_longest_length_and_one_prompt_at_a_time() -> None:

@@ -123,6 +123,8 @@ def test_a_bundle_for_something_else_is_refused_with_both_values(
         ({"max_model_len": 32}, True),
         ({"embeddings": "mean"}, True),
         ({"deterministic": True}, True),
+        ({"speculation": None}, False),
+        ({"speculation": {"tokens": 4}}, True),
     ],
 )
 def test_a_config_must_not_state_what_the_bundle_it_serves_is_not(

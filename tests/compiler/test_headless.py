@@ -64,6 +64,8 @@ def test_a_bare_decoder_embeds_and_its_code_never_runs(
         ConfigError, match=r"without a head, which can only embed: set models\[0\]\.embeddings"
     ):
         build(settings(directory), tmp_path / "bundles")
+    with pytest.raises(ConfigError, match=r"models\[0\]\.speculation is set; .* remove speculation"):
+        build(settings(directory, embeddings="mean", speculation={}), tmp_path / "bundles")
     bundle = build(settings(directory, embeddings="mean"), tmp_path / "bundles")
     assert not read_manifest(bundle).model.has_head
     engine = load_engine(bundle, settings(directory, embeddings="mean"))

@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("torch", reason="tiny checkpoints are written by transformers with torch")
 
 from tiny.bundles import model_config
-from tiny.engines import GREEDY, Answer, Binder, Question, ask, load_engine
+from tiny.engines import GREEDY, Binder, Question, ask, load_engine
 from tiny.pages_of_engine import EnginePages
 from tiny.prompts import prompt
-from tiny.references import answer_logits, differing_steps
+from tiny.references import assert_same
 
 from vinfer.config import KVCacheConfig
 
@@ -87,25 +87,6 @@ def crowd(seed: int, binder: Binder, *, scope: str | None) -> list[Question]:
             )
         )
     return questions
-
-
-def assert_same(
-    model: PreTrainedModel, questions: list[Question], answers: list[Answer], expected: list[Answer]
-) -> None:
-    """Compare token for token; greedy answers may part at a tie of the reference's two best logits.
-
-    A draw depends on the seed and the index of the token alone, so the sampled ones have no such excuse.
-    """
-    for question, answer, other in zip(questions, answers, expected, strict=True):
-        assert answer.finish_reason == other.finish_reason
-        assert len(answer.token_ids) == len(other.token_ids) == len(answer.logprobs)
-        if question.params.temperature == 0 and question.grammar is None:
-            assert differing_steps(answer_logits(model, question, other), other, answer) == []
-        else:
-            assert answer.token_ids == other.token_ids
-        if answer.token_ids == other.token_ids:
-            for one, two in zip(answer.logprobs, other.logprobs, strict=True):
-                np.testing.assert_allclose(one.top_logprobs, two.top_logprobs, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("scope", ["pressure", None])

@@ -61,6 +61,7 @@ class MeshRun:
     constrained: list[str]
     collectives: dict[str, dict[str, int]]
     moved_pools: dict[str, list[tuple[str, list[int]]]]
+    num_accepted: int
 
 
 def named(bundles: tuple[str, ...]) -> list[Any]:
@@ -124,6 +125,7 @@ def mesh_run(request: pytest.FixtureRequest, bundle_of: Callable[[str], Path]) -
         found["bound"],
         found["collectives"],
         found["moved_pools"],
+        found["num_accepted"],
     )
 
 
@@ -159,6 +161,12 @@ def test_a_mesh_shares_a_prompt(mesh_run: MeshRun, reference_of: Callable[[str],
         comparison = compare(answer_logits(model, question, answer), answer)
         assert comparison.wrong_steps == ()
         assert comparison.logprob_errors.max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("mesh_run", named(("llama-dp2-tp2",)), indirect=True)
+def test_drafts_are_right_on_a_mesh(mesh_run: MeshRun) -> None:
+    """The tokens around them are compared above. Rows of verify are gathered, although slots are split."""
+    assert mesh_run.num_accepted > 0
 
 
 @pytest.mark.bundles("llama-dp2-tp2")

@@ -62,6 +62,8 @@ def plan(
         {"streaming_chunks": 5},
         {"prompt_logprobs": True},
         {"embeddings": "mean"},
+        {"speculation": {}},
+        {"speculation": {"tokens": 5}},
         {"precompile": [{"batch_size": 1, "prefill_length": [64]}]},
         {"precompile": [{"batch_size": [1, 2], "prefill_length": [64, 256]}]},
         {"platform": "cuda"},

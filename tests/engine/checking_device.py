@@ -21,8 +21,8 @@ from vinfer.engine.schedule import Admission, Chunk, Decode, Encode, Prefill, Sc
 NUM_FEATURE_ROWS = MAX_MODEL_LEN
 """The lowest number allowed."""
 
-Read = list[tuple[str, tuple[int, ...], bool]]
-"""For one dispatch: request, new tokens, whether the request ended."""
+Read = list[tuple[str, tuple[int, ...], bool, int]]
+"""For one dispatch: request, new tokens, whether the request ended, and how many tokens were in its draft."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,7 @@ class CheckingDevice:
             self._check_past(slot, chunk.shard, chunk.pages, chunk.start, chunk.start + chunk.length)
             if chunk.is_final:
                 tokens = (slot.sample(),) if chunk.samples else ()
-                read.append((slot.name, tokens, not slot.is_active))
+                read.append((slot.name, tokens, not slot.is_active, 0))
                 self._has_sampled(slot)
         return read
 
@@ -210,34 +210,69 @@ class CheckingDevice:
                 assert chunk.start + chunk.length not in inside
 
     def _decode(self, decode: Decode) -> Read:
-        assert decode.shape.kind == "decode"
+        verifies = decode.shape.kind == "verify"
+        assert verifies or decode.shape.kind == "decode"
         assert 1 <= len(decode.slots) <= decode.shape.rows
         assert len(set(decode.slots)) == len(decode.slots) == len(decode.owners) == len(decode.pages)
-        assert 1 <= decode.step_limit <= decode.shape.length
-        rows: list[tuple[_Slot, int, tuple[tuple[int, ...], ...], int]] = []
-        for place, owner, pages in zip(decode.slots, decode.owners, decode.pages, strict=True):
+        assert 1 <= decode.step_limit <= (1 if verifies else decode.shape.length)
+        assert len(decode.drafts) == (len(decode.slots) if verifies else 0)
+        drafts = decode.drafts or ((),) * len(decode.slots)
+        rows: list[tuple[_Slot, int, tuple[tuple[int, ...], ...], int, tuple[int, ...]]] = []
+        for place, owner, pages, draft in zip(decode.slots, decode.owners, decode.pages, drafts, strict=True):
             slot, shard = self._slots[place], place // self._slots_per_shard
             assert slot.course.request is owner
             assert slot.num_positions >= len(owner.prompt_ids)
             if owner.grammar is not None:
                 # The mask is for one token and depends on the token before it.
                 assert decode.step_limit == 1
+                assert not draft
                 assert not self.num_unread[owner.id]
+            if draft:
+                # It follows the newest token.
+                assert not self.num_unread[owner.id]
+                assert len(draft) < decode.shape.length
+                assert slot.num_sampled + len(draft) < owner.params.max_tokens
             if slot.is_active:
                 self._check_past(slot, shard, pages, slot.num_positions, slot.num_positions)
-                rows.append((slot, shard, pages, slot.num_positions))
+                rows.append((slot, shard, pages, slot.num_positions, draft))
         read: Read = []
-        for slot, shard, pages, start in rows:
-            tokens: list[int] = []
-            while slot.is_active and len(tokens) < decode.step_limit:
-                self._write(slot, shard, pages, slot.num_positions, slot.num_positions + 1)
-                tokens.append(slot.sample())
-            read.append((slot.name, tuple(tokens), not slot.is_active))
+        for slot, shard, pages, start, draft in rows:
+            if verifies:
+                tokens = self._verify(slot, shard, pages, draft)
+                num_accepted = sum(token == guess for token, guess in zip(tokens, draft, strict=False))
+            else:
+                tokens, num_accepted = [], 0
+                while slot.is_active and len(tokens) < decode.step_limit:
+                    self._write(slot, shard, pages, slot.num_positions, slot.num_positions + 1)
+                    tokens.append(slot.sample())
+            read.append((slot.name, tuple(tokens), not slot.is_active, num_accepted))
             self._has_sampled(slot)
             self._check_past(slot, shard, pages, start, slot.num_positions)
-        for slot, shard, pages, start in rows:
+        for slot, shard, pages, start, _ in rows:
             self._check_past(slot, shard, pages, start, slot.num_positions)
         return read
+
+    def _verify(
+        self, slot: _Slot, shard: int, pages: Sequence[Sequence[int]], draft: Sequence[int]
+    ) -> list[int]:
+        """Write the newest token and a draft, then sample until a token is not the draft's."""
+        start = slot.num_positions
+        self._spoil(shard, pages, start, start + 1 + len(draft))
+        tokens: list[int] = []
+        while slot.is_active and tokens == list(draft[: len(tokens)]) and len(tokens) <= len(draft):
+            self._write(slot, shard, pages, slot.num_positions, slot.num_positions + 1)
+            tokens.append(slot.sample())
+        self.counts["drafted"] += bool(draft)
+        self.counts["accepted in whole"] += bool(draft) and len(tokens) > len(draft)
+        self.counts["rejected in part"] += bool(draft) and len(tokens) <= len(draft)
+        return tokens
+
+    def _spoil(self, shard: int, pages: Sequence[Sequence[int]], start: int, end: int) -> None:
+        """Leave in some positions what nobody may see: the tokens of a draft, until they are right."""
+        for group, table in enumerate(pages):
+            for position in range(start, end):
+                place, offset = divmod(position, self._page_size)
+                self._pages.setdefault((shard, group, table[place]), {})[offset] = (0, "nobody")
 
     def _has_sampled(self, slot: _Slot) -> None:
         self._num_sampled[slot.name] = slot.num_sampled

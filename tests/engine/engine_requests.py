@@ -16,6 +16,8 @@ from vinfer.errors import RequestError
 
 MAX_MODEL_LEN = 64
 STEPS = 4
+DRAFT_TOKENS = 5
+MAX_VERIFY_ROWS = 3
 PAGE_SIZE = 4
 IMAGE_LENS = {"p": 3, "q": 5, "r": 9, "s": 16, "t": 30}
 """Number of tokens of an image, by its content hash."""
@@ -93,7 +95,7 @@ def make_shapes(
     num_slots: int = 2,
     encoders: Sequence[int] = (),
 ) -> tuple[ProgramShape, ...]:
-    """Return compiled programs, with decode for 1 and for all slots.
+    """Return compiled programs, with decode for 1 and for all slots, and verify for 1 and some.
 
     Args:
         encoders: number of images of each image encoder.
@@ -105,6 +107,8 @@ def make_shapes(
         prompt_logprobs=True,
         embeddings=True,
         vision_shapes=[(rows, 3, 8, 8) for rows in encoders],
+        verify_buckets={1, min(num_slots, MAX_VERIFY_ROWS)},
+        draft_tokens=DRAFT_TOKENS,
     )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 
 from checking_device import NUM_FEATURE_ROWS, CheckingDevice, Course, Read
-from engine_requests import IMAGE_LENS, STEPS, make_max_features, make_pages, make_shapes
+from engine_requests import DRAFT_TOKENS, IMAGE_LENS, STEPS, make_max_features, make_pages, make_shapes
 
 from vinfer.bundle.program_table import ProgramTable
 from vinfer.engine.request import Request
@@ -21,6 +21,7 @@ class Sizes:
         num_slots: in all dp shards.
         spare_pages: pages of each shard beyond those of one request of full length.
         several_at_most: the largest image of which an encoder takes several.
+        ngram: None for no drafts.
     """
 
     num_slots: int = 3
@@ -33,6 +34,7 @@ class Sizes:
     encoders: tuple[int, ...] = (1,)
     several_at_most: int = 30
     keeps_images_whole: bool = False
+    ngram: int | None = None
 
 
 class Simulation:
@@ -47,7 +49,7 @@ class Simulation:
         max_features = make_max_features(shapes, sizes.several_at_most)
         self.largest_bucket = max(shape.length for shape in shapes if shape.kind == "prefill")
         self.keeps_images_whole = sizes.keeps_images_whole and self.largest_bucket >= IMAGE_LENS["s"]
-        max_write_len = max(self.largest_bucket, STEPS)
+        max_write_len = max(self.largest_bucket, STEPS, DRAFT_TOKENS + 1)
         (one_row, *_) = make_pages(
             sizes.dp,
             page_size=sizes.page_size,
@@ -70,6 +72,7 @@ class Simulation:
             dispatch_cost_tokens=sizes.dispatch_cost_tokens,
             num_feature_rows=NUM_FEATURE_ROWS,
             keeps_images_whole=self.keeps_images_whole,
+            ngram=sizes.ngram,
         )
         self._courses: dict[str, Course] = {}
         self._tokens: dict[str, list[int]] = {}
@@ -112,8 +115,8 @@ class Simulation:
         self.scheduler.check_integrity()
 
     def step(self) -> None:
-        """Schedule and carry out; then read the dispatches before. With a grammar they are read first."""
-        if self.scheduler.is_constrained:
+        """Schedule and carry out; then read the dispatches before, or first if the schedule needs that."""
+        if self.scheduler.needs_all_tokens:
             self._read_all()
         num_unread = len(self._in_flight)
         schedule = self.scheduler.schedule()
@@ -127,12 +130,12 @@ class Simulation:
 
     def _read_all(self) -> None:
         for dispatch in self._in_flight:
-            for name, tokens, is_last in dispatch:
+            for name, tokens, is_last, num_accepted in dispatch:
                 self._device.num_unread[name] -= 1
                 if name in self._cancelled:
                     continue
                 self._tokens[name] += tokens
-                self.scheduler.observe(name, tokens)
+                self.scheduler.observe(name, tokens, num_accepted)
                 if is_last:
                     self._finished.add(name)
                     self.scheduler.finish(name)

@@ -48,6 +48,7 @@ SIZES = st.builds(
     encoders=st.sampled_from(((1,), (1, 3), (2,))),
     several_at_most=st.sampled_from((5, 16, 30)),
     keeps_images_whole=st.booleans(),
+    ngram=st.sampled_from((None, 1, 2, 3)),
 )
 
 WHAT_HAPPENS = (
@@ -59,6 +60,9 @@ WHAT_HAPPENS = (
     "used in place",
     "passed by a window",
     "encoded",
+    "drafted",
+    "accepted in whole",
+    "rejected in part",
 )
 
 
@@ -215,6 +219,7 @@ def test_everything_happens_in_such_sequences() -> None:
                 page_size=8 if is_narrow else draw.randint(1, 8),
                 spare_pages=draw.choice((0, 2)),
                 windows=draw.choice(((None,), (None, 5), (5,))),
+                ngram=2 if place % 4 == 2 else None,
             )
         )
         for _ in range(12):

@@ -24,11 +24,15 @@ def start(tokenizer: Tokenizer) -> Start:
     """Start a separate server with settings other than the defaults."""
 
     def start_server(
-        *, max_model_len: int = 128, prefix_cache: PrefixCache = "per_key", **settings: Any
+        *,
+        max_model_len: int = 128,
+        prefix_cache: PrefixCache = "per_key",
+        speculates: bool = False,
+        **settings: Any,
     ) -> Any:
         engine = FakeEngine(max_model_len=max_model_len)
         models = ModelTable(["fake"])
-        models.serve(served_model(engine, tokenizer, prefix_cache=prefix_cache))
+        models.serve(served_model(engine, tokenizer, prefix_cache=prefix_cache, speculates=speculates))
         return run(ServerConfig(port=0, **settings), models, engine)
 
     return start_server

@@ -111,6 +111,7 @@ class FakeEngine:
     requests: list[Request] = dataclasses.field(default_factory=list)
     cancelled: list[str] = dataclasses.field(default_factory=list)
     num_generated: int = 0
+    num_guessed: int = 0
     changed: threading.Condition = dataclasses.field(default_factory=threading.Condition)
 
     def __post_init__(self) -> None:
@@ -162,6 +163,9 @@ class FakeEngine:
             num_preemptions_total=2,
             prefix_cache_queries_total=40,
             prefix_cache_hits_total=30,
+            spec_decode_num_drafts_total=5,
+            spec_decode_num_draft_tokens_total=20,
+            spec_decode_num_accepted_tokens_total=11,
         )
 
     def wait_until_cancelled(self, num: int) -> None:
@@ -208,6 +212,8 @@ class FakeEngine:
                 logprobs,
                 finish_reason if is_last else None,
                 num_cached_tokens=0 if start else num_cached_tokens,
+                num_draft_tokens=self.num_guessed,
+                num_accepted_tokens=min(self.num_guessed, len(piece)),
             )
 
     async def _pooled_events(self, request: Request) -> AsyncIterator[TokenEvent]:
@@ -252,6 +258,7 @@ def served_model(
     *,
     chat_template: str | None = TEMPLATE,
     prefix_cache: PrefixCache = "per_key",
+    speculates: bool = False,
 ) -> ServedModel:
     """Return a model that is served by a fake engine."""
     template = None
@@ -279,6 +286,7 @@ def served_model(
         has_prompt_logprobs=True,
         is_deterministic=False,
         prefix_cache=prefix_cache,
+        speculates=speculates,
         embeddings=Embeddings(pooling="mean", size=EMBEDDING_SIZE),
         answer_form=answer_form("auto", template),
     )

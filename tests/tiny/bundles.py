@@ -83,6 +83,11 @@ BUNDLES: dict[str, dict[str, Any]] = {
         "prompt_logprobs": True,
         "deterministic": True,
     },
+    "llama-speculating": {
+        "checkpoint": "llama",
+        **_WIDE,
+        "speculation": {"ngram": 3, "tokens": 4},
+    },
     "llama3-rope": {"checkpoint": "llama3-rope", **_PAIRS, "embeddings": "last"},
     "qwen2": {"checkpoint": "qwen2", **_NARROW},
     "qwen3": {"checkpoint": "qwen3", **_NARROW},
@@ -94,6 +99,7 @@ BUNDLES: dict[str, dict[str, Any]] = {
         **_PAIRS,
         "mesh": {"dp": 2, "tp": 2},
         "prompt_logprobs": True,
+        "speculation": {"ngram": 3, "tokens": 4},
         "embeddings": "last",
     },
     "llama-fsdp2": {"checkpoint": "llama", **_NARROW, "mesh": {"fsdp": 2, "tp": 1}},
@@ -114,8 +120,14 @@ BUNDLES: dict[str, dict[str, Any]] = {
     "qwen3-moe-ep2": {"checkpoint": "qwen3-moe-normalised", **_NARROW, "mesh": {"ep": 2, "tp": 1}},
 }
 
+SPECULATING_WITH_IMAGES = ("qwen2-vl", "gemma3-images")
+"""Tokens that rotate by axes, and layers with windows."""
 FAMILY_BUNDLES: dict[str, dict[str, Any]] = {
     **{name: _with_images(name) for name in VISION},
+    **{
+        name: {**_with_images(name), "speculation": {"ngram": 3, "tokens": 4}}
+        for name in SPECULATING_WITH_IMAGES
+    },
     **{name: {"checkpoint": name, **_FAMILY} for name in FAMILY_MODELS},
     **{f"{name}-bfloat16": {"checkpoint": name, **_FAMILY, "dtype": "bfloat16"} for name in FAMILY_MODELS},
 }

@@ -7,7 +7,7 @@ With PAGES, only `long_answers` run, on so many pages: {"answers": [...], "num_p
 Needs its own process, because the number of CPU devices is fixed when JAX starts. The last line of standard
 output is {"answers": [...], "shared": [...], "scored": [...], "pooled": [[part, ...], ...],
 "bound": [text, ...], "collectives": {program: {opcode: count}}, "moved_pools": {program: [[opcode, shape],
-...]}}.
+...]}, "num_accepted": int}.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def run(bundle: str, directory: Path) -> None:
     }
     # The programs that the engine runs, not compiled a second time.
     texts = {
-        shape.name: compiled.as_text()
-        for shape, compiled in engine._runner._programs.items()
+        shape.name: program.compiled.as_text()
+        for shape, program in engine._runner._programs.items()
         if shape.kind != "set_slot"
     }
     found = {
@@ -89,6 +89,7 @@ def run(bundle: str, directory: Path) -> None:
             for name, text in texts.items()
         },
         "moved_pools": {name: moves_of(text, shapes=pools) for name, text in texts.items()},
+        "num_accepted": engine.stats().spec_decode_num_accepted_tokens_total,
     }
     engine.stop()
     sys.stdout.write(json.dumps(found) + "\n")

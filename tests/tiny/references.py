@@ -22,6 +22,7 @@ from vinfer.parity.figures import log_softmax as log_softmax
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+SAME_LOGPROBS = 1e-5
 TIE = 1e-4
 """If the reference's two best logits are closer than this, either token is right."""
 
@@ -107,6 +108,31 @@ def differing_steps(logits: Logits, one: Answer, other: Answer) -> list[int]:
             is_tie = abs(logits[step, token] - logits[step, other_token]) <= TIE
             return [] if is_tie else [step]
     return []
+
+
+def assert_same(
+    model: PreTrainedModel,
+    questions: Sequence[Question],
+    answers: Sequence[Answer],
+    expected: Sequence[Answer],
+) -> None:
+    """Compare the answers of two engines, token for token.
+
+    Greedy answers may part at a tie of the reference's two best logits. A draw depends on the seed and the
+    index of the token alone, so the sampled ones have no such excuse.
+    """
+    for question, answer, other in zip(questions, answers, expected, strict=True):
+        assert answer.finish_reason == other.finish_reason
+        assert len(answer.token_ids) == len(other.token_ids) == len(answer.logprobs)
+        if question.params.temperature == 0 and question.grammar is None:
+            assert differing_steps(answer_logits(model, question, other), other, answer) == []
+        else:
+            assert answer.token_ids == other.token_ids
+        if answer.token_ids == other.token_ids:
+            for one, two in zip(answer.logprobs, other.logprobs, strict=True):
+                np.testing.assert_allclose(
+                    one.top_logprobs, two.top_logprobs, rtol=SAME_LOGPROBS, atol=SAME_LOGPROBS
+                )
 
 
 def embedding(answer: Answer) -> npt.NDArray[np.float64]:

@@ -16,8 +16,10 @@ class ProgramTable:
         max_features: for every image encoder, the most features of one image.
 
     Attributes:
-        is_single_shape: whether there is one shape of each kind, so that all requests use the same programs.
+        is_single_shape: whether there is one shape of each kind, and nothing is verified, so that all
+            requests use the same programs.
         steps: most decode steps of one dispatch; 0 without decode programs.
+        max_draft_tokens: most tokens of a draft; 0 without verify programs.
         max_images: most images of one encoder dispatch; 0 without encoders.
     """
 
@@ -28,8 +30,12 @@ class ProgramTable:
         for shape in shapes:
             self._by_kind.setdefault(shape.kind, []).append(shape)
         self._max_features = dict(max_features or {})
-        self.is_single_shape = all(len(of_kind) == 1 for of_kind in self._by_kind.values())
+        # The bits of verify are not those of decode.
+        self.is_single_shape = "verify" not in self._by_kind and all(
+            len(of_kind) == 1 for of_kind in self._by_kind.values()
+        )
         self.steps = max(self.lengths("decode"), default=0)
+        self.max_draft_tokens = max(self.lengths("verify"), default=1) - 1
         self.max_images = max((shape.rows for shape in self._max_features), default=0)
 
     def lengths(self, kind: ProgramKind) -> set[int]:

@@ -11,7 +11,9 @@ from typing import Literal
 
 from vinfer.bundle.frozen import Frozen
 
-ProgramKind = Literal["set_slot", "copy_page", "encode_images", "prefill", "score", "embed", "decode"]
+ProgramKind = Literal[
+    "set_slot", "copy_page", "encode_images", "prefill", "score", "embed", "decode", "verify"
+]
 
 NO_TOKEN = -1
 """In a program's output `tokens`: the row was not active."""
@@ -29,10 +31,10 @@ class ProgramShape(Frozen):
     """What makes one compiled program different from another.
 
     Attributes:
-        rows: prompts of a prefill, score or embed dispatch, slots of a decode dispatch, or images of
-            encode_images; 0 for set_slot and copy_page.
-        length: padded prompt tokens of a prefill, score or embed dispatch, or most steps of a decode
-            dispatch; otherwise 0.
+        rows: prompts of a prefill, score or embed dispatch, slots of a decode or verify dispatch, or images
+            of encode_images; 0 for set_slot and copy_page.
+        length: padded prompt tokens of a prefill, score or embed dispatch, most steps of a decode dispatch,
+            or the tokens of a draft and one more for verify; otherwise 0.
         image: (channels, height, width) of each image of encode_images; otherwise empty.
     """
 
@@ -74,6 +76,8 @@ def plan_programs(
     prompt_logprobs: bool = False,
     embeddings: bool = False,
     vision_shapes: Iterable[tuple[int, int, int, int]] = (),
+    verify_buckets: Iterable[int] = (),
+    draft_tokens: int = 0,
 ) -> tuple[ProgramShape, ...]:
     """Return the programs that a configuration needs; `ProgramTable.choose` finds one for every dispatch.
 
@@ -85,6 +89,8 @@ def plan_programs(
         embeddings: add embed programs for the shortest and the longest prefill length, for one prompt and for
             the largest batch if it has these lengths.
         vision_shapes: (batch_size, channels, height, width) of image encoders.
+        verify_buckets: numbers of slots whose drafts one dispatch may verify; none without speculation.
+        draft_tokens: most tokens of a draft.
     """
     shapes = [ProgramShape(kind="set_slot"), ProgramShape(kind="copy_page")]
     shapes += [
@@ -106,6 +112,9 @@ def plan_programs(
             # No batch is formed for a length that a single prompt cannot use.
             shapes += _prompt_shapes("embed", batch, ends & set(by_batch[batch]))
     shapes += [ProgramShape(kind="decode", rows=rows, length=steps) for rows in sorted(slot_buckets)]
+    shapes += [
+        ProgramShape(kind="verify", rows=rows, length=draft_tokens + 1) for rows in sorted(verify_buckets)
+    ]
     return tuple(shapes)
 
 

@@ -39,6 +39,9 @@ PAGE_SIZE: dict[Platform, int] = {"cpu": 32, "cuda": 128, "tpu": 128}
 SLOT_GROWTH: dict[Platform, int] = {"cpu": 2, "cuda": 4, "tpu": 4}
 """Factor from one number of decoded slots to the next. On a CPU each padded row costs time; on an accelerator
 reading the weights does."""
+MAX_VERIFY_ROWS: dict[Platform, int] = {"cpu": 4}
+"""Most slots whose drafts are verified together, where there is a limit: on a CPU the tokens of a draft cost
+as much as those of more requests."""
 _EXPERTS = ".experts."
 """Part of the name of each expert's tensor, in every family."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -217,14 +220,24 @@ def _plan_programs(
         prompt_logprobs=model.prompt_logprobs,
         embeddings=model.embeddings is not None,
         vision_shapes=vision_shapes(model),
+        verify_buckets=_verify_buckets(model, platform),
+        draft_tokens=0 if model.speculation is None else model.speculation.tokens,
     )
     if len(programs) > model.max_programs:
         raise ConfigError(
             f"{where} needs {len(programs)} programs; {where}.max_programs is {model.max_programs}: "
-            "list fewer prefill_length or batch_size, remove prompt_logprobs "
-            "or embeddings, or raise max_programs"
+            "list fewer prefill_length or batch_size, remove prompt_logprobs, "
+            "embeddings or speculation, or raise max_programs"
         )
     return programs
+
+
+def _verify_buckets(model: ModelConfig, platform: Platform) -> tuple[int, ...]:
+    if model.speculation is None:
+        return ()
+    most = min(model.num_slots, MAX_VERIFY_ROWS.get(platform, model.num_slots))
+    # Rows are gathered, so that dp splits none.
+    return slot_buckets(most, dp=1, growth=SLOT_GROWTH[platform])
 
 
 def resolve_mesh(model: ModelConfig, *, where: str, num_devices: int) -> dict[str, int]:
@@ -269,6 +282,11 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
         raise ConfigError(
             f"{where}.source is a decoder without a head, which can only embed: set {where}.embeddings: mean "
             "(or last), or use a checkpoint whose architectures end in ForCausalLM"
+        )
+    if not facts.has_head and any(shape.kind == "verify" for shape in plan.programs):
+        raise ConfigError(
+            f"{where}.speculation is set; the checkpoint is a decoder without a head, which generates "
+            "nothing: remove speculation"
         )
     if plan.max_model_len > facts.num_positions:
         raise ConfigError(

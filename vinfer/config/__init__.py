@@ -8,6 +8,7 @@ from __future__ import annotations
 from vinfer.config.hot_keys import HOT_KEYS, Change, changes, with_hot_keys
 from vinfer.config.load import load_bundle_config, load_config
 from vinfer.config.reference import json_schema, reference_table
+from vinfer.config.sampling import SamplingConfig
 from vinfer.config.schema import (
     ALL_REMAINING_DEVICES,
     Config,
@@ -15,7 +16,7 @@ from vinfer.config.schema import (
     MeshConfig,
     ModelConfig,
     PrecompileConfig,
-    SamplingConfig,
+    SpeculationConfig,
     TemplateKwargType,
     VisionConfig,
     default_cache_dir,
@@ -42,6 +43,7 @@ __all__ = [
     "PrefillShape",
     "SamplingConfig",
     "ServerConfig",
+    "SpeculationConfig",
     "TemplateKwargType",
     "VisionConfig",
     "VisionShape",

@@ -39,4 +39,5 @@ class Block(BaseModel):
     )
 
 
+Count = Annotated[int, Field(ge=1, le=MAX_INT32)]
 LocalPath = Annotated[Path, Field(strict=False), AfterValidator(printable)]

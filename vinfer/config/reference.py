@@ -36,7 +36,7 @@ def _fields(
         if inner is None:
             yield path, field, name in block.get("required", ())
             continue
-        if inner != field.get("$ref"):
+        if any("items" in choice for choice in (field, *field.get("anyOf", ()))):
             path += "[]"
         yield from _fields(definitions[inner.removeprefix("#/$defs/")], definitions, f"{path}.")
 

@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from vinfer.config.block import MAX_INT32, Block, LocalPath, printable, refused
+from vinfer.config.block import MAX_INT32, Block, Count, LocalPath, printable, refused
+from vinfer.config.sampling import SamplingConfig
 from vinfer.config.server import ServerConfig
 
 ALL_REMAINING_DEVICES = -1
@@ -61,7 +62,6 @@ def _one_or_list(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [array["items"], array, *rest]
 
 
-_Count = Annotated[int, Field(ge=1, le=MAX_INT32)]
 _Axis = Annotated[int, Field(ge=1, le=65536)]
 
 
@@ -95,14 +95,14 @@ class VisionConfig(Block):
 class PrecompileConfig(Block):
     """Prefill shapes to compile: every combination of the listed batch sizes and lengths."""
 
-    batch_size: Annotated[tuple[_Count, ...], BeforeValidator(_one_as_list)] = Field(
+    batch_size: Annotated[tuple[Count, ...], BeforeValidator(_one_as_list)] = Field(
         default=(1,),
         min_length=1,
         strict=False,
         json_schema_extra=_one_or_list,
         description="Prompts prefilled in one dispatch; one number or a list, each at most num_slots.",
     )
-    prefill_length: Annotated[tuple[_Count, ...] | None, BeforeValidator(_one_as_list)] = Field(
+    prefill_length: Annotated[tuple[Count, ...] | None, BeforeValidator(_one_as_list)] = Field(
         default=None,
         min_length=1,
         strict=False,
@@ -126,7 +126,7 @@ class KVCacheConfig(Block):
     bytes: int | None = Field(
         default=None, ge=1, le=2**50, description="Bytes on each device for the pages of the KV cache."
     )
-    pages: _Count | None = Field(
+    pages: Count | None = Field(
         default=None,
         description="Pages of the KV cache, over all dp shards: 32 tokens each on a CPU, else 128.",
     )
@@ -142,50 +142,17 @@ class KVCacheConfig(Block):
         return self
 
 
-class SamplingConfig(Block):
-    """Defaults for omitted request fields; null: the checkpoint's generation_config, or else OpenAI's."""
+class SpeculationConfig(Block):
+    """Drafts from earlier tokens of the same request."""
 
-    max_tokens: _Count | None = Field(default=None, description="Most tokens to generate per choice.")
-    n: int | None = Field(
-        default=None, ge=1, le=128, description="Choices per request, at most server.max_n."
+    ngram: int = Field(
+        default=3,
+        ge=1,
+        le=16,
+        description="A draft is what followed the last so many tokens where they stood before; of fewer, "
+        "if they are new.",
     )
-    temperature: float | None = Field(
-        default=None, ge=0, le=2, description="Softmax temperature; 0 is greedy."
-    )
-    top_p: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="Sample from the most likely tokens with this total probability; 1 is off, and 0 takes "
-        "the most likely one.",
-    )
-    top_k: int | None = Field(
-        default=None,
-        ge=-1,
-        le=MAX_INT32,
-        description="Sample only from this many of the most likely tokens; 0 and -1 are off.",
-    )
-    min_p: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="Lowest probability of a token, relative to the most likely one; 0 is off.",
-    )
-    repetition_penalty: float | None = Field(
-        default=None,
-        gt=0,
-        le=10,
-        description="Divides the logits of tokens seen in the prompt or output; 1 is off.",
-    )
-    presence_penalty: float | None = Field(
-        default=None,
-        ge=-2,
-        le=2,
-        description="Subtracted from the logits of tokens seen in the output; 0 is off.",
-    )
-    frequency_penalty: float | None = Field(
-        default=None, ge=-2, le=2, description="Subtracted once per occurrence in the output; 0 is off."
-    )
+    tokens: int = Field(default=4, ge=1, le=64, description="Tokens of a draft, which one dispatch verifies.")
 
 
 class ModelConfig(Block):
@@ -205,7 +172,7 @@ class ModelConfig(Block):
         default="bfloat16", description="Data type of weights, KV cache and compute."
     )
     mesh: MeshConfig = Field(default=MeshConfig(), description="Device mesh.")
-    max_model_len: _Count | None = Field(
+    max_model_len: Count | None = Field(
         default=None,
         description="Longest prompt plus output, in tokens. Null: as many as the checkpoint supports, or as "
         "the KV cache holds if that is less. With rope type longrope or dynamic, as many as the checkpoint "
@@ -234,11 +201,11 @@ class ModelConfig(Block):
         le=65536,
         description="Most requests that may wait for a slot; further ones get a 429 with Retry-After.",
     )
-    max_queue_per_key: _Count | None = Field(
+    max_queue_per_key: Count | None = Field(
         default=None,
         description="Most of them with one API key. Null: half of max_queue if there are several keys.",
     )
-    max_running_per_key: _Count | None = Field(
+    max_running_per_key: Count | None = Field(
         default=None,
         description="Most slots that requests with one API key may hold. Null: three quarters of num_slots "
         "if there are several keys.",
@@ -262,6 +229,11 @@ class ModelConfig(Block):
         le=2**40,
         description="Bytes on each device for image features, so that a repeated image is not encoded again; "
         "never less than the longest prompt needs. Only for task image-text.",
+    )
+    speculation: SpeculationConfig | None = Field(
+        default=None,
+        description="Guess tokens that repeat earlier ones, and verify several in one dispatch: the same "
+        "tokens, sooner where an answer copies. Null: off.",
     )
     precompile: tuple[PrecompileConfig, ...] = Field(
         default=(PrecompileConfig(),),
@@ -346,6 +318,16 @@ class ModelConfig(Block):
                 ((), f"is {num_slots}; mesh.dp is {mesh.dp} and must divide it: use {choice}"),
             )
         return num_slots
+
+    @field_validator("speculation")
+    @classmethod
+    def _bits_may_differ(
+        cls, speculation: SpeculationConfig | None, info: ValidationInfo
+    ) -> SpeculationConfig | None:
+        if speculation is not None and info.data.get("deterministic"):
+            text = "is set; deterministic is true, and the bits of verified tokens are others: remove one"
+            raise refused(((), text))
+        return speculation
 
     @field_validator("precompile")
     @classmethod

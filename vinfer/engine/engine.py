@@ -1,8 +1,8 @@
 """The engine: one thread per model that turns requests into token events.
 
 `submit` and `cancel` are called on the event loop and only append to an inbox; everything else happens on
-the engine thread. Dispatch N+1 is enqueued before the tokens of dispatch N are read. While a running request
-is constrained, the tokens are read first, because its next mask depends on them. The engine never sees text.
+the engine thread. Dispatch N+1 is enqueued before the tokens of dispatch N are read. If it depends on them,
+because a running request is constrained or speculates, they are read first. The engine never sees text.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class Engine:
         num_unread = len(self._in_flight)
         held: list[Delivery] = []
         try:
-            if self._scheduler.is_constrained:
+            if self._scheduler.needs_all_tokens:
                 for _ in range(num_unread):
                     held += self._read_oldest()
             num_overlapping = len(self._in_flight)
@@ -286,7 +286,7 @@ class Engine:
                 if request.id in self._queue_seconds:
                     event = dataclasses.replace(event, queue_seconds=self._queue_seconds.pop(request.id))
                 deliveries.append((stream, event))
-                self._scheduler.observe(request.id, event.token_ids)
+                self._scheduler.observe(request.id, event.token_ids, event.num_accepted_tokens)
                 if event.is_last:
                     self._streams.pop(request.id)
                     self._scheduler.finish(request.id)
@@ -302,7 +302,7 @@ class Engine:
 
     def _count(self, schedule: Schedule, num_generated: int, overlapped: int) -> None:
         before = self._stats
-        features = self._scheduler.features
+        features, speculation = self._scheduler.features, self._scheduler.speculation
         self._stats = EngineStats(
             num_requests_running=self._scheduler.num_running,
             num_slots=self._num_slots,
@@ -322,6 +322,9 @@ class Engine:
             num_preemptions_total=self._scheduler.num_preemptions,
             prefix_cache_queries_total=self._scheduler.num_prefix_queries,
             prefix_cache_hits_total=self._scheduler.num_prefix_hits,
+            spec_decode_num_drafts_total=speculation.num_drafts,
+            spec_decode_num_draft_tokens_total=speculation.num_draft_tokens,
+            spec_decode_num_accepted_tokens_total=speculation.num_accepted_tokens,
         )
 
 

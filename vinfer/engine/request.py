@@ -156,6 +156,8 @@ class TokenEvent:
             all parts in all events is the hidden state of the last token, or for mean pooling the sum over
             all tokens.
         num_cached_tokens: with the first new token, how many prompt tokens were found in pages of others.
+        num_draft_tokens: tokens that were guessed before, and verified along with these.
+        num_accepted_tokens: how many of these guesses are among `token_ids`.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -166,6 +168,8 @@ class TokenEvent:
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     num_cached_tokens: int = 0
     pooled: tuple[bytes, ...] = ()
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
     @property
     def is_last(self) -> bool:
@@ -196,6 +200,10 @@ class EngineStats:
     prefix_cache_queries_total: int = 0
     """Prompt tokens of requests that may share pages, and how many of them were found."""
     prefix_cache_hits_total: int = 0
+    spec_decode_num_drafts_total: int = 0
+    """Drafts that were verified, their tokens, and how many of these were right."""
+    spec_decode_num_draft_tokens_total: int = 0
+    spec_decode_num_accepted_tokens_total: int = 0
 
 
 class EngineClient(Protocol):

@@ -43,11 +43,13 @@ class Dispatch:
             A score program also has prompt_logprobs [length], prompt_top_ids and prompt_top_logprobs
             [length, 20].
         chunks: one per row of a prefill or score dispatch; empty for decode.
+        drafts: one per row of a verify dispatch; otherwise empty.
     """
 
     owners: tuple[Request | None, ...]
     outputs: Mapping[str, jax.Array]
     chunks: tuple[Chunk, ...] = ()
+    drafts: tuple[tuple[int, ...], ...] = ()
 
     def read(self) -> list[tuple[Request, TokenEvent]]:
         """Wait for the device and return each owner's event."""
@@ -74,6 +76,8 @@ class Dispatch:
                 )
             if self.chunks:
                 event = self._with_prompt(event, self.chunks[row])
+            if self.drafts:
+                event = _with_draft(event, self.drafts[row])
             if steps or self.chunks:
                 events.append((owner, event))
         return events
@@ -94,6 +98,12 @@ class Dispatch:
             prompt_logprobs=scored,
             num_cached_tokens=chunk.num_cached if chunk.is_final else 0,
         )
+
+
+def _with_draft(event: TokenEvent, draft: tuple[int, ...]) -> TokenEvent:
+    """Add how much of a draft was right: nothing is sampled after the first token that differs from it."""
+    num_accepted = sum(token == guess for token, guess in zip(event.token_ids, draft, strict=False))
+    return dataclasses.replace(event, num_draft_tokens=len(draft), num_accepted_tokens=num_accepted)
 
 
 def _logprobs(details: Sequence[np.ndarray[Any, Any]], place: tuple[int, ...], num_top: int) -> TokenLogprobs:
@@ -162,9 +172,9 @@ class Runner:
         for shape in map(table.smallest, kinds):
             if shape is not None:
                 self.prefill(Prefill(shape, ())).read()
-        decode = table.smallest("decode")
-        assert decode is not None
-        self.decode(Decode(decode, (), (), (), step_limit=1)).read()
+        for decode in (table.smallest("decode"), table.smallest("verify")):
+            if decode is not None:
+                self.decode(Decode(decode, (), (), (), step_limit=1)).read()
 
     def set_slot(self, admission: Admission) -> None:
         """Enqueue writing the row of an admitted request."""
@@ -218,8 +228,10 @@ class Runner:
         return self._dispatch(program, owners, inputs, work.chunks)
 
     def decode(self, work: Decode) -> Dispatch:
-        """Enqueue some decode steps."""
-        if self._rows_are_slots:
+        """Enqueue some decode steps, or the verification of drafts."""
+        verifies = work.shape.kind == "verify"
+        rows_are_slots = self._rows_are_slots and not verifies
+        if rows_are_slots:
             by_slot = dict(zip(work.slots, work.owners, strict=True))
             owners = tuple(by_slot.get(slot) for slot in range(self._num_slots))
         else:
@@ -229,16 +241,22 @@ class Runner:
         slots[: len(work.slots)] = work.slots
         tables = program.filled("page_tables", NO_PAGE)
         for row, (slot, pages) in enumerate(zip(work.slots, work.pages, strict=True)):
+            shard, place = divmod(slot, self._num_slots // tables.shape[0])
             # Where rows are slots, those of a dp shard are in its part of the tables.
-            shard, place = divmod(slot, tables.shape[2]) if self._rows_are_slots else (0, row)
-            _fill(tables, shard, place, pages)
-        inputs = {
+            _fill(tables, shard, place if rows_are_slots else row, pages)
+        inputs: dict[str, Any] = {
             "slots": slots,
             "page_tables": tables,
             "grammar_mask": self._grammar_mask(work.shape.rows, owners),
-            "step_limit": np.int32(work.step_limit),
         }
-        return self._dispatch(program, owners, inputs)
+        if verifies:
+            inputs["drafts"], inputs["num_drafts"] = (program.filled(n, 0) for n in ("drafts", "num_drafts"))
+            for row, draft in enumerate(work.drafts):
+                inputs["drafts"][row, : len(draft)] = draft
+                inputs["num_drafts"][row] = len(draft)
+        else:
+            inputs["step_limit"] = np.int32(work.step_limit)
+        return self._dispatch(program, owners, inputs, drafts=work.drafts)
 
     def _embed(self, work: Prefill) -> PooledDispatch:
         """Enqueue one chunk of each of some prompts whose hidden states are pooled."""
@@ -303,6 +321,7 @@ class Runner:
         owners: tuple[Request | None, ...],
         inputs: Mapping[str, Any],
         chunks: tuple[Chunk, ...] = (),
+        drafts: tuple[tuple[int, ...], ...] = (),
     ) -> Dispatch:
         with self._dispatch_lock:
             self._kv, self._state, outputs = program.run(self._weights, self._kv, self._state, inputs)
@@ -310,7 +329,7 @@ class Runner:
             # Few requests want these of their answer, and `read` waits for them then.
             if name not in _LOGPROBS:
                 output.copy_to_host_async()
-        return Dispatch(owners, outputs, chunks)
+        return Dispatch(owners, outputs, chunks, drafts)
 
 
 def _fill(tables: np.ndarray[Any, Any], shard: int, row: int, pages: Sequence[Sequence[int]]) -> None:

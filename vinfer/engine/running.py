@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from vinfer.bundle.programs import ProgramKind
+from vinfer.engine.drafts import PromptLookup
 from vinfer.engine.feature_cache import FeatureCache
 from vinfer.engine.kv_cache.pages import PageTable, ShardPages
 from vinfer.engine.kv_cache.prefix_keys import PrefixKeys
@@ -42,6 +43,10 @@ class Running:
     """Positions in pages that others can find."""
     holds_features: bool = False
     """Whether its images have pinned rows: from before they are encoded until the prompt is prefilled."""
+    lookup: PromptLookup | None = None
+    """Drafts its next tokens; None if nothing does."""
+    num_drafted: int = 0
+    """Tokens of its draft in a dispatch that has not been read; `num_dispatched` counts all of them."""
 
     def __post_init__(self) -> None:
         self.num_dispatched = len(self.outputs)
@@ -70,7 +75,10 @@ class Running:
 
     @property
     def max_kv_len(self) -> int:
-        """Most positions that the device can have written; the newest token is not among them yet."""
+        """Most positions that the device can have written; the newest token is not among them yet.
+
+        Those of a wrong draft do not count once the dispatch is read: they are written again.
+        """
         return self.num_prefilled + max(self.num_dispatched - len(self.outputs) - 1, 0)
 
     def publish(self) -> None:

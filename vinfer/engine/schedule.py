@@ -87,7 +87,9 @@ class Decode:
     """One multi-step decode dispatch; `owners[i]` is the request whose tokens row i yields.
 
     Attributes:
-        pages: the page table of each row, by group, with pages for every step.
+        pages: the page table of each row, by group, with pages for every step and every token of a draft.
+        drafts: for a verify dispatch (`shape.kind`), the draft of each row, which may be empty; otherwise
+            empty.
     """
 
     shape: ProgramShape
@@ -95,6 +97,7 @@ class Decode:
     owners: tuple[Request, ...]
     pages: tuple[tuple[tuple[int, ...], ...], ...]
     step_limit: int
+    drafts: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vinfer.bundle.program_table import ProgramTable
 from vinfer.engine.feature_cache import FeatureCache
@@ -20,6 +20,7 @@ from vinfer.engine.prefixes import Prefixes
 from vinfer.engine.request import Request
 from vinfer.engine.running import Running, by_turns
 from vinfer.engine.schedule import Admission, Decode, Encode, Prefill, Schedule
+from vinfer.engine.speculation import Speculation, steps_of
 from vinfer.engine.waiting import Waiting, WaitingQueue
 
 
@@ -49,6 +50,9 @@ class Scheduler:
     replaces the prefills, but only every other time if prompts are due. So neither starves, and a running
     request waits for one of the two at most.
 
+    Where the newest tokens of requests stood before, what followed there is verified in one dispatch instead
+    of decoded (`Speculation`). Until that is read, `num_dispatched` counts every token of a draft.
+
     Args:
         programs: the compiled programs.
         num_slots: rows of the batch.
@@ -59,6 +63,7 @@ class Scheduler:
             for two steps, so they must be short. None for none.
         num_feature_rows: rows of the feature array; 0 for a model without images.
         keeps_images_whole: every image lies in one chunk; none has more tokens than the largest bucket.
+        ngram: see `Speculation`.
 
     Attributes:
         max_running_per_tenant: may be changed between two steps.
@@ -75,6 +80,7 @@ class Scheduler:
         shared_prefill_tokens: int | None = None,
         num_feature_rows: int = 0,
         keeps_images_whole: bool = False,
+        ngram: int | None = None,
     ) -> None:
         self._programs = programs
         self._is_single_shape = programs.is_single_shape
@@ -91,6 +97,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.features = FeatureCache(num_feature_rows)
         self._has_just_encoded = False
+        self.speculation = Speculation(programs, ngram=ngram)
         longest = max(programs.lengths("prefill"))
         self._prefixes = Prefixes(
             page_size=self._pages[0].page_size,
@@ -124,8 +131,12 @@ class Scheduler:
         return self._prefixes.num_hits
 
     @property
-    def is_constrained(self) -> bool:
-        """Whether a running request is constrained; all tokens are then read before `schedule`."""
+    def needs_all_tokens(self) -> bool:
+        """Whether all tokens must be read before `schedule`: of a constrained request, or for drafts."""
+        return self._is_constrained or self.speculation.needs_all_tokens(self._running.values())
+
+    @property
+    def _is_constrained(self) -> bool:
         return any(running.request.grammar is not None for running in self._running.values())
 
     @property
@@ -143,13 +154,19 @@ class Scheduler:
     def is_running(self, request_id: str) -> bool:
         return request_id in self._running
 
-    def observe(self, request_id: str, token_ids: Sequence[int]) -> None:
-        """Record tokens that were read from the device, in order; also those of one that waits again."""
+    def observe(self, request_id: str, token_ids: Sequence[int], num_accepted: int = 0) -> None:
+        """Record tokens that were read from the device, in order; also those of one that waits again.
+
+        Args:
+            num_accepted: how many of them were in the request's draft.
+        """
         running = self._running.get(request_id)
         if running is None:
             self._waiting.observe(request_id, token_ids)
             return
         running.tokens += token_ids
+        if running.num_drafted:
+            self.speculation.learn(running, num_accepted)
         if not self._is_single_shape:
             running.publish()
 
@@ -241,6 +258,7 @@ class Scheduler:
             tokens=tokens,
             keys=keys,
         )
+        running.lookup = self.speculation.lookup(running)
         if running.finds_pages and not waiting.outputs:
             self._prefixes.num_queries += len(tokens)
         if keys is not None and num_found:
@@ -294,29 +312,38 @@ class Scheduler:
         ]
         if not rows:
             return None
-        is_idle = not self._waiting and all(running.is_prefilled for running in self._running.values())
-        most = max(running.num_left for running in rows)
-        step_limit = min(self._programs.steps if is_idle and not self.is_constrained else 1, most)
-        rows = self._with_pages(rows, step_limit, unread)
+        drafts = self.speculation.drafts(rows)
+        if drafts:
+            step_limit, steps = 1, steps_of(rows, drafts)
+        else:
+            is_idle = not self._waiting and all(running.is_prefilled for running in self._running.values())
+            most = max(running.num_left for running in rows)
+            step_limit = min(self._programs.steps if is_idle and not self._is_constrained else 1, most)
+            steps = {running.request.id: min(step_limit, running.num_left) for running in rows}
+        rows = self._with_pages(rows, steps, unread)
         if not rows:
             return None
-        shape = self._programs.choose("decode", rows=len(rows), length=step_limit)
         for running in rows:
-            running.num_dispatched += min(step_limit, running.num_left)
+            running.num_dispatched += steps[running.request.id]
+            running.num_drafted = len(drafts.get(running.request.id, ()))
         return Decode(
-            shape,
+            self._programs.choose("verify", rows=len(rows), length=max(steps.values()))
+            if drafts
+            else self._programs.choose("decode", rows=len(rows), length=step_limit),
             tuple(running.slot for running in rows),
             tuple(running.request for running in rows),
             tuple(running.table.snapshot() for running in rows),
             step_limit,
+            tuple(drafts.get(running.request.id, ()) for running in rows) if drafts else (),
         )
 
-    def _with_pages(self, rows: list[Running], step_limit: int, unread: set[str]) -> list[Running]:
+    def _with_pages(self, rows: list[Running], steps: Mapping[str, int], unread: set[str]) -> list[Running]:
         """Give each row pages for its next steps, oldest first; return those that have them.
 
         Where there are too few, others give theirs back.
 
         Args:
+            steps: for each request, the most tokens that it gains.
             unread: requests that are prefilled in this step. They keep their pages until the next one,
                 because the token of a prefill is not read before that is scheduled.
         """
@@ -324,7 +351,7 @@ class Scheduler:
         covered: list[Running] = []
         while decoding:
             running = decoding.pop(0)
-            end = running.max_kv_len + min(step_limit, running.num_left)
+            end = running.max_kv_len + steps[running.request.id]
             while not running.shard.cover(running.table, start=running.max_kv_len, end=end):
                 candidates = [
                     other for other in (*covered, *decoding, running) if other.shard is running.shard

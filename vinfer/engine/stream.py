@@ -98,6 +98,8 @@ def _join(first: TokenEvent, second: TokenEvent) -> TokenEvent:
         first.prompt_logprobs + second.prompt_logprobs,
         first.num_cached_tokens + second.num_cached_tokens,
         first.pooled + second.pooled,
+        first.num_draft_tokens + second.num_draft_tokens,
+        first.num_accepted_tokens + second.num_accepted_tokens,
     )
 
 

@@ -17,7 +17,7 @@ from vinfer.checkpoint.checkpoint import open_checkpoint
 from vinfer.checkpoint.source import ResolvedSource, resolve_source
 from vinfer.compiler.child import run_build
 from vinfer.compiler.plan import BuildPlan, build_versions, plan_build, plan_key
-from vinfer.config import ModelConfig
+from vinfer.config import ModelConfig, SpeculationConfig
 from vinfer.errors import BundleError, ConfigError
 from vinfer.launch.fit import GIB, fit_model, planned_parts
 from vinfer.launch.kv_memory import memory_of
@@ -137,6 +137,7 @@ def check_overrides(model: ModelConfig, manifest: Manifest, *, where: str) -> No
         "embeddings": pooling,
         # A bundle of single shapes is fine even if the config does not ask for them.
         "deterministic": model.deterministic and manifest.is_deterministic,
+        "speculation": _verified_by(manifest, model.speculation),
     }
     for field, built in facts.items():
         stated = getattr(model, field)
@@ -145,6 +146,15 @@ def check_overrides(model: ModelConfig, manifest: Manifest, *, where: str) -> No
                 f"{where}.{field} is {stated}; the bundle {model.source} was built with {built}: leave the "
                 "field out, or run vinfer precompile with the new value"
             )
+
+
+def _verified_by(manifest: Manifest, speculation: SpeculationConfig | None) -> SpeculationConfig | str | None:
+    """Return what is stated if the bundle's programs verify such drafts, else what they verify."""
+    num_tokens = manifest.program_table.max_draft_tokens
+    if speculation is None or speculation.tokens == num_tokens:
+        # A bundle that could speculate need not.
+        return speculation
+    return f"tokens={num_tokens}" if num_tokens else None
 
 
 def open_bundle(directory: Path, *, platform: Platform, num_devices: int) -> Manifest:

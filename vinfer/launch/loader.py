@@ -228,6 +228,7 @@ def start_engine(
         shared_prefill_tokens=SHARED_PREFILL_TOKENS,
         num_feature_rows=0 if manifest.images is None else manifest.images.features.shape[0],
         keeps_images_whole=manifest.images is not None and manifest.images.attends_both_ways,
+        ngram=None if model.speculation is None else model.speculation.ngram,
     )
     engine = Engine(
         name=model.name,
@@ -352,6 +353,7 @@ def served_model(
         has_prompt_logprobs=manifest.has_prompt_logprobs,
         is_deterministic=manifest.is_deterministic,
         prefix_cache=model.prefix_cache,
+        speculates=model.speculation is not None,
         embeddings=manifest.embeddings,
         has_head=manifest.model.has_head,
         answer_form=chat.answers,

@@ -94,6 +94,17 @@ _ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = 
         "Prompt tokens that were found in pages of other requests.",
         lambda s: s.prefix_cache_hits_total,
     ),
+    ("spec_decode_num_drafts", "Drafts verified.", lambda s: s.spec_decode_num_drafts_total),
+    (
+        "spec_decode_num_draft_tokens",
+        "Tokens of drafts verified.",
+        lambda s: s.spec_decode_num_draft_tokens_total,
+    ),
+    (
+        "spec_decode_num_accepted_tokens",
+        "Tokens of drafts that became part of an answer.",
+        lambda s: s.spec_decode_num_accepted_tokens_total,
+    ),
     ("num_encode_dispatches", "Image encoder programs dispatched.", lambda s: s.num_encode_dispatches_total),
     ("num_images_encoded", "Images encoded.", lambda s: s.num_images_encoded_total),
     ("mm_cache_queries", "Images in requests.", lambda s: s.mm_cache_queries_total),

@@ -29,6 +29,9 @@ VLLM_METRICS = frozenset(
         "prompt_tokens",
         "request_queue_time_seconds",
         "request_success",
+        "spec_decode_num_accepted_tokens",
+        "spec_decode_num_draft_tokens",
+        "spec_decode_num_drafts",
         "time_to_first_token_seconds",
     }
 )

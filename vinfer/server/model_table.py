@@ -86,6 +86,7 @@ class ServedModel:
         is_deterministic: answers are the same to the last bit, whatever shares the batch.
         prefix_cache: which requests may share the pages of equal beginnings of their prompts.
         has_prompt_logprobs: whether requests may score their prompts (`echo` with `logprobs`).
+        speculates: whether drafts of answers are verified.
         embeddings: how prompts become vectors; None if the bundle has no embed programs.
         tool_use: the form of conversations with tools, if the model has a chat template of its own for them.
         has_head: false for a model that only embeds.
@@ -115,6 +116,7 @@ class ServedModel:
     is_deterministic: bool
     prefix_cache: PrefixCache
     length_limit_key: str = "max_model_len"
+    speculates: bool = False
     embeddings: Embeddings | None = None
     has_head: bool = True
     answer_form: AnswerForm = PLAIN_ANSWERS

@@ -16,7 +16,7 @@ pytest.importorskip("torch", reason="parity is measured against transformers wit
 
 import jax
 import torch
-from tiny.bundles import MAX_CHUNK
+from tiny.bundles import MAX_CHUNK, SPECULATING_WITH_IMAGES
 from tiny.engines import GREEDY, Answer, Question, ask, ask_alone
 from tiny.models_doc import MatrixRow
 from tiny.prompts import prompt
@@ -193,6 +193,18 @@ def test_answers_are_those_of_transformers(
     row.errors, row.is_greedy_equal = errors, not wrong_steps
     assert wrong_steps == {}
     assert {phase: error for phase, error in errors.items() if error > TOLERANCE} == {}
+
+
+def test_drafts_are_right_behind_images(asker: Asker, engine: Engine, model: PreTrainedModel) -> None:
+    """Every token is the same one; its logprobs tell whether tokens of drafts have the right positions."""
+    params = dataclasses.replace(GREEDY, logit_bias=((65, 100.0),), max_tokens=24)
+    asked = dataclasses.replace(asker.questions()[JUDGED], params=params)
+    (answer,) = ask(engine, [asked])
+    assert answer.token_ids == [65] * 24
+    errors, _ = asker.errors_of(asker.reference_logits(model, asked, answer), answer)
+    assert max(errors) <= TOLERANCE
+    num_accepted = engine.stats().spec_decode_num_accepted_tokens_total
+    assert (num_accepted > 0) == (asker.name in SPECULATING_WITH_IMAGES)
 
 
 def wrong_image(asked: Question, model: PreTrainedModel, patch: pytest.MonkeyPatch) -> Question:

@@ -260,7 +260,7 @@ def test_a_constrained_request_can_be_preempted() -> None:
     grammar = CountingMatcher()
     start(scheduler, make_request("a", 8, max_tokens=50), make_request("b", 8, 50, grammar=grammar))
     read(scheduler, run_until_preempted(scheduler))
-    assert not scheduler.is_constrained
+    assert not scheduler.needs_all_tokens
     scheduler.finish("a")
     scheduler.schedule()
-    assert scheduler.is_constrained
+    assert scheduler.needs_all_tokens

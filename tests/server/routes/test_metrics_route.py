@@ -60,6 +60,9 @@ def test_metrics(start: Start) -> None:
     assert value("vinfer:num_preemptions_total", "fake") == 2
     assert value("vinfer:prefix_cache_queries_total", "fake") == 40
     assert value("vinfer:prefix_cache_hits_total", "fake") == 30
+    assert value("vinfer:spec_decode_num_drafts_total", "fake") == 5
+    assert value("vinfer:spec_decode_num_draft_tokens_total", "fake") == 20
+    assert value("vinfer:spec_decode_num_accepted_tokens_total", "fake") == 11
     assert value("vinfer:post_ready_compiles_total") == 0
     assert not any("unknown" in label for _, labels in found for label in labels)
 

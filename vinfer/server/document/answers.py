@@ -51,6 +51,13 @@ class CachedTokens(Answer):
     cached_tokens: Count
 
 
+class PredictedTokens(Answer):
+    """Tokens of drafts that were verified."""
+
+    accepted_prediction_tokens: Count = Field(description="Those that became part of the answer.")
+    rejected_prediction_tokens: Count = Field(description="Those that did not; they count nowhere else.")
+
+
 class Usage(Answer):
     """Tokens and time of one request."""
 
@@ -58,6 +65,9 @@ class Usage(Answer):
     completion_tokens: Count
     total_tokens: Count
     prompt_tokens_details: CachedTokens
+    completion_tokens_details: PredictedTokens | None = Field(
+        default=None, description="Only of a model that speculates."
+    )
     tokens_per_second: float = Field(ge=0)
     processing_time: float = Field(ge=0, description="Seconds since the request arrived.")
 

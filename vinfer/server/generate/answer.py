@@ -47,9 +47,21 @@ def usage(generation: Generation) -> dict[str, Any]:
         "completion_tokens": num_completion_tokens,
         "total_tokens": num_prompt_tokens + num_completion_tokens,
         "prompt_tokens_details": {"cached_tokens": generation.num_cached_tokens},
+        **_predictions(generation),
         "tokens_per_second": num_completion_tokens / seconds if seconds > 0 else 0.0,
         "processing_time": seconds,
     }
+
+
+def _predictions(generation: Generation) -> dict[str, Any]:
+    if not generation.model.speculates:
+        return {}
+    num_accepted = generation.num_accepted_tokens
+    details = {
+        "accepted_prediction_tokens": num_accepted,
+        "rejected_prediction_tokens": generation.num_draft_tokens - num_accepted,
+    }
+    return {"completion_tokens_details": details}
 
 
 async def answer(

@@ -124,6 +124,8 @@ class _Choice:
         self.num_tokens = 0
         self.held_ids: list[int] = []
         self.num_cached_tokens = 0
+        self.num_draft_tokens = 0
+        self.num_accepted_tokens = 0
         self.last_token_seconds = 0.0
         self.is_finished = False
 
@@ -189,6 +191,16 @@ class Generation:
         """The number of prompt tokens that a choice of the prompt found in pages of other requests."""
         cached = [choice.num_cached_tokens for choice in self._choices]
         return sum(max(cached[first : first + self._n]) for first in range(0, len(cached), self._n))
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """The number of tokens that were guessed and verified."""
+        return sum(choice.num_draft_tokens for choice in self._choices)
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        """How many of these guesses were right."""
+        return sum(choice.num_accepted_tokens for choice in self._choices)
 
     def prompt_ids(self, choice: int) -> tuple[int, ...]:
         """Return the prompt of a choice."""
@@ -271,6 +283,8 @@ class Generation:
         choice.held_ids += event.token_ids[: text.num_tokens]
         delta.prompt_logprobs = list(event.prompt_logprobs)
         choice.num_cached_tokens += event.num_cached_tokens
+        choice.num_draft_tokens += event.num_draft_tokens
+        choice.num_accepted_tokens += event.num_accepted_tokens
         if event.logprobs is not None:
             lists_last = self._rules.lists_stop_token or self._rules.includes_stop
             is_last_hidden = ends_with_stop_token and not lists_last
