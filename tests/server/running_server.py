@@ -46,13 +46,23 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def run(config: ServerConfig, models: ModelTable, engine: FakeEngine) -> Iterator[RunningServer]:
+def run(
+    config: ServerConfig,
+    models: ModelTable,
+    engine: FakeEngine,
+    *,
+    recover: Callable[[str], bool] = lambda name: False,
+) -> Iterator[RunningServer]:
     """Serve in a thread; drain at the end, and fail the test if the server does not stop."""
     app = create_app(config, models, read_api_keys(config.api_keys_file), compile_count=lambda: 0)
     sock = bind("127.0.0.1", 0)
     port = sock.getsockname()[1]
     exit_codes: list[int] = []
-    thread = threading.Thread(target=lambda: exit_codes.append(run_server(app, config, sock)), daemon=True)
+
+    def serve() -> None:
+        exit_codes.append(run_server(app, config, sock, recover=recover))
+
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{port}"
     with CheckedClient(Contract(config, models), base_url=url, timeout=30) as http:
