@@ -5,10 +5,8 @@ Runs on the loader thread. Knows nothing about engines or the server.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,7 +48,6 @@ def find_or_build(
     output: Path | None = None,
     memory_bytes: int | None = None,
     verify_weights: bool = False,
-    turn: threading.Lock | None = None,
 ) -> FoundBundle:
     """Return a model's bundle; build it if it is missing or damaged.
 
@@ -59,7 +56,6 @@ def find_or_build(
         output: write the bundle here instead of under bundles_dir.
         memory_bytes: memory of one device, if known.
         verify_weights: also hash the weights of an existing bundle, which takes seconds per GB.
-        turn: held during a build, so that one process builds one bundle at a time.
 
     Raises:
         CheckpointError, ConfigError, DeviceError, BuildError.
@@ -75,13 +71,7 @@ def find_or_build(
     # First without the lock, because a bundle may be on a read-only volume.
     if damage_of(directory, key, verify_weights=verify_weights) is None:
         return FoundBundle(directory, source, is_new=False)
-
-    def wait() -> None:
-        progress(model.name, "waiting for another build", 0, 1)
-
-    if turn is not None and turn.locked():
-        wait()
-    with turn or contextlib.nullcontext(), build_lock(directory, wait):
+    with build_lock(directory, lambda: progress(model.name, "waiting for another build", 0, 1)):
         damage = damage_of(directory, key, verify_weights=verify_weights)
         if damage is None:
             return FoundBundle(directory, source, is_new=False)

@@ -57,7 +57,8 @@ class Loader:
     """Loads the models of a config, several at a time, and starts each of them.
 
     How many pages a model gets follows from the config and the devices, not from what others have taken by
-    then, so it is the same in any order. One bundle is built at a time: a build takes all cores, and memory.
+    then, so it is the same in any order. Bundles are found or built one at a time: a build takes all cores
+    and much memory, and Python 3.11 fails if two threads parse source code, which is part of the key.
 
     Args:
         table: receives progress, ready models and failures.
@@ -83,7 +84,7 @@ class Loader:
         self._wanted = wanted
         self._code_cache = code_cache
         self._progress = progress
-        self._build_turn = threading.Lock()
+        self._bundle_turn = threading.Lock()
         self._starts: dict[str, Callable[[], Engine]] = {}
         self._engines: dict[str, Engine] = {}
         self._counter: CompileCounter | None = None
@@ -142,16 +143,16 @@ class Loader:
 
     def _load(self, position: int) -> None:
         model = self._config.models[position]
-        bundle = find_or_build(
-            model,
-            where=f"models[{position}]",
-            platform=self._platform,
-            num_devices=len(self._devices),
-            bundles_dir=self._config.bundles_dir,
-            progress=self._report,
-            memory_bytes=device_memory_bytes(self._devices[0]),
-            turn=self._build_turn,
-        )
+        with self._bundle_turn:
+            bundle = find_or_build(
+                model,
+                where=f"models[{position}]",
+                platform=self._platform,
+                num_devices=len(self._devices),
+                bundles_dir=self._config.bundles_dir,
+                progress=self._report,
+                memory_bytes=device_memory_bytes(self._devices[0]),
+            )
         directory = bundle.directory
         manifest = open_bundle(directory, platform=self._platform, num_devices=len(self._devices))
         self._starts[model.name] = start = functools.partial(
@@ -169,7 +170,7 @@ class Loader:
         )
         # A bundle that has just been built has just been hashed.
         self._engines[model.name] = engine = start(verify_weights=model.verify_weights and not bundle.is_new)
-        with self._build_turn if bundle.is_new else contextlib.nullcontext():
+        with self._bundle_turn if bundle.is_new else contextlib.nullcontext():
             parity = check_new_bundle(bundle, manifest, model, engine, self._report)
         self._table.serve(served_model(directory, manifest, model, engine, position=position, parity=parity))
         self._progress(model.name, "ready", 1, 1)
