@@ -88,6 +88,7 @@ def serve(
     # Until the server replaces it: SIGHUP would end the process.
     signal.signal(signal.SIGHUP, lambda *_: None)
     from vinfer.config import load_bundle_config, load_config
+    from vinfer.launch.admin import admin_listener
     from vinfer.launch.devices import target_devices
     from vinfer.launch.loader import Loader
     from vinfer.launch.reload import Reloader
@@ -121,6 +122,7 @@ def serve(
     )
     application = create_app(config.server, table, keys, compile_count=loader.num_post_ready_compiles)
     sock = bind(config.server.host, config.server.port)
+    admin = admin_listener(application.state.services)
 
     def load_all() -> None:
         loader.run()
@@ -135,7 +137,7 @@ def serve(
         check=lambda changed: check_exposure(changed.server, insecure=insecure),
     )
     recover = Restarts(table, loader.restart, {model.name: model.max_restarts for model in config.models})
-    code = run_server(application, config.server, sock, reload=reload, recover=recover)
+    code = run_server(application, config.server, sock, reload=reload, recover=recover, admin=admin)
     if table.ready:
         loader.stop()
     logging.shutdown()

@@ -72,6 +72,11 @@ class ServerConfig(Block):
         description="Serve a chat and status page to browsers at /; null does so if host is loopback.",
     )
     metrics: bool = Field(default=True, description="Serve Prometheus metrics at /metrics.")
+    metrics_public: bool = Field(
+        default=False,
+        description="Serve /metrics without an API key, for a Prometheus that has none. It names the models "
+        "and the API keys, and shows how much they are used.",
+    )
     metrics_names: tuple[Literal["vinfer", "vllm"], ...] = Field(
         default=("vinfer",),
         strict=False,
@@ -136,6 +141,14 @@ class ServerConfig(Block):
         ge=0,
         le=3600,
         description="Longest silence of a stream before it gets a blank line, for proxies; 0 is off.",
+    )
+    admin_socket: LocalPath | None = Field(
+        default=None,
+        description="Unix socket for the admin routes, of mode 0600; null serves none.",
+    )
+    profile_dir: LocalPath | None = Field(
+        default=None,
+        description="Directory for profiles of the devices, which the admin socket takes; null takes none.",
     )
     cors_origins: list[Annotated[str, AfterValidator(_origin)]] = Field(
         default=[],

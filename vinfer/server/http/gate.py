@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vinfer.errors import NotReadyError, RequestError, RequestTimeoutError
 from vinfer.server.api_keys import MAX_PRIORITY
 from vinfer.server.http.access_log import log_access
-from vinfer.server.http.auth import PUBLIC_PATHS, find_key
+from vinfer.server.http.auth import PUBLIC_PATHS, find_key, public_paths
 from vinfer.server.http.browser import check_host, is_for_page
 from vinfer.server.http.context import ClientLeftError, RequestContext
 from vinfer.server.http.errors import as_vinfer_error, error_response, is_anthropic
@@ -99,10 +99,11 @@ class Gate:
             raise NotReadyError("the server is shutting down: try again")
         keys = self._services.keys
         wants_page = bool(self._services.page) and is_for_page(scope)
+        public = public_paths(self._services.config)
         # A foreign site has no API key, and a file of the page needs none.
-        if wants_page or not (keys or scope["path"] in PUBLIC_PATHS):
+        if wants_page or not (keys or scope["path"] in public):
             check_host(scope, self._services.config)
-        key = None if wants_page else find_key(scope, keys)
+        key = None if wants_page else find_key(scope, keys, public)
         if key is not None:
             context.tenant, context.key_name = key.digest.hex(), key.name
             if key.priorities is not None:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -36,6 +36,14 @@ BACKLOG = 2048
 DEAD_ENGINE_SECONDS = 2.0
 TICKS_PER_SECOND = 10
 STDERR = 2
+
+
+class SecondListener(Protocol):
+    """Serves something else on the same event loop: `vinfer.server.admin`."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
 
 
 def check_exposure(config: ServerConfig, *, insecure: bool) -> None:
@@ -87,6 +95,7 @@ def run_server(
     *,
     reload: Callable[[], None] = lambda: None,
     recover: Callable[[str], bool] = lambda name: False,
+    admin: SecondListener | None = None,
 ) -> int:
     """Serve until told to stop, and return the process's exit code.
 
@@ -100,6 +109,7 @@ def run_server(
         reload: called on the event loop after SIGHUP.
         recover: called on the event loop, at each tick, with the name of a model whose engine is dead;
             returns False if the process must end because of it.
+        admin: serves the admin routes meanwhile.
     """
     services: Services = app.state.services
     # uvicorn takes any callable here, although its annotation says `type`.
@@ -125,6 +135,7 @@ def run_server(
         services,
         reload,
         recover,
+        admin,
     )
     server.run(sockets=[sock])
     return server.exit_code
@@ -139,12 +150,14 @@ class _DrainingServer(uvicorn.Server):
         services: Services,
         reload: Callable[[], None],
         recover: Callable[[str], bool],
+        admin: SecondListener | None,
     ) -> None:
         super().__init__(config)
         self.exit_code = 0
         self._services = services
         self._reload = reload
         self._recover = recover
+        self._admin = admin
         self._last_tick_seconds = time.monotonic()
         self._num_leave_ticks = 0
         self._num_drain_ticks = 0
@@ -153,10 +166,18 @@ class _DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening, and handle the signals that uvicorn does not know."""
         await super().startup(sockets)
+        if self._admin is not None:
+            await self._admin.start()
         if threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
             # Written in C, so it works even if every Python thread hangs.
             faulthandler.register(signal.SIGUSR1, file=STDERR, all_threads=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, and close what is left."""
+        if self._admin is not None:
+            await self._admin.stop()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on the first signal, quit on the second. uvicorn's own handler would kill the process."""
