@@ -123,6 +123,7 @@ DIRECTIONS = (
             "numpy",
         ),
     ),
+    Rule("one module knows OpenTelemetry", ("vinfer",), ("opentelemetry",), ("vinfer.server.http.traces",)),
     Rule("one file opens images, within limits", ("vinfer",), ("PIL",), ("vinfer.images",)),
     Rule("the build half stands without the run half", BUILD_ROOMS, (*RUN_ROOMS, "starlette", "uvicorn")),
     Rule("a source does not know what is made of it", ("vinfer.checkpoint",), ("vinfer.compiler",)),
@@ -184,6 +185,7 @@ LOADS = (
         (*JAX, *EASYDEL, "transformers", "torch", "numpy", "starlette", "uvicorn"),
     ),
     Rule("plain Python loads no JAX, by no detour", WITHOUT_JAX, JAX),
+    Rule("a server without traces loads none of it", ("vinfer.server.app",), ("opentelemetry",)),
     Rule("a serving process has no build half in it", RUN_ROOMS, BUILD_ONLY),
     Rule(
         "torch and JAX stay out of each other's process", (*PARITY, *LAUNCH), ("torch", "transformers", *JAX)
@@ -412,6 +414,7 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.engine.scheduler", "import jax", "plain Python, so that"),
         ("vinfer.engine.request", "import jax", "plain Python, so that"),
         ("vinfer.engine.scheduler", "import llguidance", "one module knows llguidance"),
+        ("vinfer.server.services", "from opentelemetry import trace", "one module knows OpenTelemetry"),
         ("vinfer.engine.engine", "from jax import numpy as jnp", "plain Python, so that"),
         ("vinfer.engine.prefix_cache", "def f():\n    import jax", "plain Python, so that"),
         ("vinfer.config.load", "def f():\n    import jax", "plain Python, so that"),
@@ -468,6 +471,7 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.compiler.export.bundle", "import pickle", "runs code when it is read"),
         ("vinfer.checkpoint.source", "def f():\n    from marshal import loads", "runs code when it is read"),
         ("vinfer.cli", "import numpy", "answers at once"),
+        ("vinfer.server.app", "import opentelemetry.trace", "a server without traces loads none of it"),
         ("vinfer.cli", "try:\n    import uvicorn\nfinally:\n    pass", "answers at once"),
         ("vinfer.engine.grammar", "x = eval('1')", "calls eval()"),
         ("vinfer.engine.grammar", "exec('1')", "calls exec()"),

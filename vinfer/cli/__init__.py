@@ -88,9 +88,11 @@ def serve(
     # Until the server replaces it: SIGHUP would end the process.
     signal.signal(signal.SIGHUP, lambda *_: None)
     from vinfer.config import load_bundle_config, load_config
+    from vinfer.launch.admin import admin_listener
     from vinfer.launch.devices import target_devices
     from vinfer.launch.loader import Loader
     from vinfer.launch.reload import Reloader
+    from vinfer.launch.restarts import Restarts
     from vinfer.launch.terminal import ProgressLines, configure_logging, greet
     from vinfer.server.api_keys import read_api_keys
     from vinfer.server.app import create_app
@@ -105,7 +107,10 @@ def serve(
     configure_logging(config.log_level, config.log_format)
     wanted = target_devices(devices)
     check_exposure(config.server, insecure=insecure)
-    table = ModelTable([model.name for model in config.models])
+    table = ModelTable(
+        [model.name for model in config.models],
+        optional=[model.name for model in config.models if not model.required],
+    )
     keys = read_api_keys(config.server.api_keys_file)
     loader = Loader(
         config,
@@ -117,6 +122,7 @@ def serve(
     )
     application = create_app(config.server, table, keys, compile_count=loader.num_post_ready_compiles)
     sock = bind(config.server.host, config.server.port)
+    admin = admin_listener(application.state.services)
 
     def load_all() -> None:
         loader.run()
@@ -130,7 +136,8 @@ def serve(
         load=read_config,
         check=lambda changed: check_exposure(changed.server, insecure=insecure),
     )
-    code = run_server(application, config.server, sock, reload=reload)
+    recover = Restarts(table, loader.restart, {model.name: model.max_restarts for model in config.models})
+    code = run_server(application, config.server, sock, reload=reload, recover=recover, admin=admin)
     if table.ready:
         loader.stop()
     logging.shutdown()

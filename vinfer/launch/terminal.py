@@ -74,14 +74,15 @@ class ProgressLines:
 
     def __init__(self) -> None:
         self._started = time.monotonic()
-        self._last: tuple[str, str, int] | None = None
+        self._last: dict[str, tuple[str, int]] = {}
 
     def __call__(self, name: str, phase: str, done: int, total: int) -> None:
         """Log one report of progress; any thread."""
-        line = (name, phase, done * _LINES_PER_PHASE // max(total, 1))
-        if line == self._last:
+        line = (phase, done * _LINES_PER_PHASE // max(total, 1))
+        # Several models load at a time.
+        if line == self._last.get(name):
             return
-        self._last = line
+        self._last[name] = line
         count = f" {done}/{total}" if total > 1 else ""
         logger.info("%s: %s%s (%.0f s)", name, phase, count, time.monotonic() - self._started)
 

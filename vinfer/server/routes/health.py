@@ -7,7 +7,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 import vinfer
-from vinfer.server.model_table import ModelTable
 from vinfer.server.services import Services
 
 
@@ -17,11 +16,11 @@ async def liveness(services: Services, request: HttpRequest) -> JSONResponse:
 
 
 async def readiness(services: Services, request: HttpRequest) -> JSONResponse:
-    """Report whether requests are accepted: 200 if every model is being served, else 503 with progress."""
+    """Report whether requests are accepted: 200 if every required model is served, else 503 with progress."""
     models = services.models
     statuses = models.statuses
     content = {
-        "phase": _phase(models),
+        "phase": models.phase,
         "done": sum(status.done for status in statuses),
         "total": sum(status.total for status in statuses),
         # Public, so without the error, which may name files. The log has it.
@@ -35,8 +34,9 @@ async def readiness(services: Services, request: HttpRequest) -> JSONResponse:
 
 async def health(services: Services, request: HttpRequest) -> JSONResponse:
     """Report the same as `readiness` in the form that load-testing tools expect."""
-    ready = services.models.ready
-    return JSONResponse({"status": "ok" if ready else _phase(services.models)}, 200 if ready else 503)
+    phase = services.models.phase
+    ready = phase == "ready"
+    return JSONResponse({"status": "ok" if ready else phase}, 200 if ready else 503)
 
 
 async def version(services: Services, request: HttpRequest) -> JSONResponse:
@@ -47,11 +47,3 @@ async def version(services: Services, request: HttpRequest) -> JSONResponse:
 async def metrics(services: Services, request: HttpRequest) -> Response:
     """Return the metrics for Prometheus."""
     return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _phase(models: ModelTable) -> str:
-    if models.leaving:
-        return "draining"
-    if models.dead:
-        return "failed"
-    return next((status.phase for status in models.statuses if status.phase != "ready"), "ready")
