@@ -39,7 +39,7 @@ SHARED = (
 )
 COMMANDS = ("vinfer.cli", "vinfer.__main__")
 LAUNCH = ("vinfer.launch",)
-CHAT = ("vinfer.chat",)
+CLIENTS = ("vinfer.bench", "vinfer.chat")
 FIELDS, CONSTRAIN, GENERATE = "vinfer.server.fields", "vinfer.server.constrain", "vinfer.server.generate"
 ROUTES, DOCUMENT = "vinfer.server.routes", "vinfer.server.document"
 FORMATS = ("vinfer.checkpoint.hf", "vinfer.checkpoint.gguf")
@@ -108,12 +108,12 @@ DIRECTIONS = (
         "one function fetches for users, behind one guard",
         ("vinfer",),
         HTTP_CLIENTS,
-        # The third one fetches from the server that its user names, in a process of its own.
-        ("vinfer.images.fetch", "vinfer.checkpoint.hub", "vinfer.chat.client"),
+        # Clients fetch from the server that their user names, in a process of their own.
+        ("vinfer.images.fetch", "vinfer.checkpoint.hub", "vinfer.bench.client", "vinfer.chat.client"),
     ),
     Rule(
         "a client knows a server by its API",
-        CHAT,
+        CLIENTS,
         (
             *BUILD_ONLY,
             *RUN_ROOMS,
@@ -362,7 +362,7 @@ def test_the_package_keeps_its_rules() -> None:
 
 def test_every_room_is_in_some_rule() -> None:
     rooms = {".".join(module.split(".")[:2]) for module in read_package()} - {"vinfer"}
-    assert rooms <= {*RUN_ROOMS, *BUILD_ROOMS, *PARITY, *SHARED, *COMMANDS, *LAUNCH, *CHAT}
+    assert rooms <= {*RUN_ROOMS, *BUILD_ROOMS, *PARITY, *SHARED, *COMMANDS, *LAUNCH, *CLIENTS}
 
 
 def test_every_direction_has_a_negative_control() -> None:
@@ -432,6 +432,7 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.server.routes.chat", "import httpx", "one function fetches"),
         ("vinfer.chat.session", "import httpx", "one function fetches"),
         ("vinfer.chat.client", "import vinfer.server.fields.chat", "by its API"),
+        ("vinfer.bench.run", "import jax", "by its API"),
         ("vinfer.server.routes.chat", "from PIL import Image", "one file opens images"),
         ("vinfer.compiler.programs", "import vinfer.images", "without the run half"),
         ("vinfer.compiler.programs", "import vinfer.server", "without the run half"),

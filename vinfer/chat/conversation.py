@@ -89,7 +89,12 @@ class Conversation:
         if not text:
             self.fields.pop(name, None)
             return
-        try:
-            self.fields[name] = json.loads(text)
-        except ValueError:
-            self.fields[name] = text
+        self.fields[name] = parse_value(text)
+
+
+def parse_value(text: str) -> Any:
+    """Return a JSON value, or a text that is no JSON as it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 import vinfer
+from vinfer.cli.bench import bench
 from vinfer.cli.bundles import CacheDir, bundle_app, bundles_dir
 from vinfer.cli.configs import config_app
 from vinfer.cli.models import models_app
@@ -34,6 +35,7 @@ app = typer.Typer(
     # rich takes longer to import than everything else here.
     rich_markup_mode=None,
 )
+app.command(short_help="Measure a server under load.")(bench)
 app.add_typer(config_app, name="config")
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(models_app, name="models")
