@@ -36,9 +36,12 @@ SHARED = (
     "vinfer.config",
     "vinfer.errors",
     "vinfer.image_processing",
+    "vinfer.version",
 )
 COMMANDS = ("vinfer.cli", "vinfer.__main__")
 LAUNCH = ("vinfer.launch",)
+# `vinfer.load`: the commands' place in a caller's process.
+LIBRARY = ("vinfer.llm",)
 CLIENTS = ("vinfer.bench", "vinfer.chat")
 FIELDS, CONSTRAIN, GENERATE = "vinfer.server.fields", "vinfer.server.constrain", "vinfer.server.generate"
 ROUTES, DOCUMENT = "vinfer.server.routes", "vinfer.server.document"
@@ -139,7 +142,7 @@ DIRECTIONS = (
         ("vinfer.compiler", "vinfer.server", "vinfer.text", *ON_DEVICE, *JAX),
     ),
     Rule("commands are the top", ("vinfer",), ("vinfer.cli",), but_not=COMMANDS),
-    Rule("only commands build the app", ("vinfer",), ("vinfer.server.app",), but_not=COMMANDS),
+    Rule("only commands build the app", ("vinfer",), ("vinfer.server.app",), but_not=(*COMMANDS, *LIBRARY)),
     Rule(
         "what every request passes knows no route",
         ("vinfer.server.http",),
@@ -173,7 +176,17 @@ DIRECTIONS = (
         ("vinfer.engine.schedule",),
         ("vinfer.engine.scheduler", "vinfer.engine.runner", "vinfer.engine.engine"),
     ),
-    Rule("only commands put rooms together", ("vinfer",), ("vinfer.launch",), but_not=(*COMMANDS, *LAUNCH)),
+    Rule(
+        "only commands put rooms together",
+        ("vinfer",),
+        ("vinfer.launch",),
+        but_not=(*COMMANDS, *LAUNCH, *LIBRARY),
+    ),
+    Rule(
+        "no room knows `vinfer.load`",
+        (*RUN_ROOMS, *BUILD_ROOMS, *SHARED, *PARITY, *LAUNCH, *CLIENTS, *COMMANDS),
+        LIBRARY,
+    ),
     Rule("data that runs code when it is read", ("vinfer",), PICKLES),
 )
 
@@ -186,7 +199,9 @@ LOADS = (
     Rule("plain Python loads no JAX, by no detour", WITHOUT_JAX, JAX),
     Rule("a serving process has no build half in it", RUN_ROOMS, BUILD_ONLY),
     Rule(
-        "torch and JAX stay out of each other's process", (*PARITY, *LAUNCH), ("torch", "transformers", *JAX)
+        "torch and JAX stay out of each other's process",
+        (*PARITY, *LAUNCH, *LIBRARY),
+        ("torch", "transformers", *JAX),
     ),
 )
 
@@ -362,7 +377,7 @@ def test_the_package_keeps_its_rules() -> None:
 
 def test_every_room_is_in_some_rule() -> None:
     rooms = {".".join(module.split(".")[:2]) for module in read_package()} - {"vinfer"}
-    assert rooms <= {*RUN_ROOMS, *BUILD_ROOMS, *PARITY, *SHARED, *COMMANDS, *LAUNCH, *CLIENTS}
+    assert rooms <= {*RUN_ROOMS, *BUILD_ROOMS, *PARITY, *SHARED, *COMMANDS, *LAUNCH, *LIBRARY, *CLIENTS}
 
 
 def test_every_direction_has_a_negative_control() -> None:
@@ -448,6 +463,7 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.launch.parity", "import jax", "out of each other's process"),
         ("vinfer.server.app", "from vinfer.cli import main", "commands are the top"),
         ("vinfer.server.app", "import vinfer.launch.loader", "only commands put rooms together"),
+        ("vinfer.launch.loader", "import vinfer.llm.host", "no room knows"),
         ("vinfer.launch.loader", "from vinfer.server.app import create_app", "only commands build the app"),
         ("vinfer.server.http.gate", "from vinfer.server.routes import chat", "knows no route"),
         ("vinfer.server.http.body", "import vinfer.server.fields.chat", "knows no route"),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from vinfer.chat.client import Client, Piece, Stats
+from vinfer.chat.answer import Piece, Stats, ToolCall
+from vinfer.chat.client import Client
 from vinfer.errors import AnswerError
 
 
@@ -64,6 +66,24 @@ def test_pieces_usage_and_comments() -> None:
     assert stats.finish_reason == "stop"
     assert stats.first_seconds is not None
     assert stats.last_seconds >= stats.first_seconds
+
+
+def test_calls_come_whole_with_the_end() -> None:
+    parts: list[dict[str, Any]] = [
+        {"index": 1, "id": "b", "function": {"name": "g"}},
+        {"index": 0, "id": "a", "function": {"name": "f", "arguments": '{"x"'}},
+        {"index": 0, "function": {"arguments": ": 1}"}},
+    ]
+    pieces, stats = streamed(
+        "".join(
+            f'data: {{"choices": [{{"delta": {{"tool_calls": [{json.dumps(part)}]}}}}]}}\n\n'
+            for part in parts
+        )
+        + 'data: {"choices": [{"delta": {}, "finish_reason": "tool_calls"}]}\n\n'
+        "data: [DONE]\n\n"
+    )
+    assert pieces == [Piece(calls=(ToolCall("a", "f", '{"x": 1}'), ToolCall("b", "g", "")))]
+    assert stats.finish_reason == "tool_calls"
 
 
 def test_tokens_per_second_are_those_after_the_first() -> None:

@@ -106,9 +106,12 @@ def first_model(url: str, *, api_key: str | None = None) -> str:
     """
     content = fetch(f"{url}/v1/models", api_key=api_key)
     try:
-        return str(json.loads(content)["data"][0]["id"])
-    except (ValueError, LookupError, TypeError):
+        models = [str(model["id"]) for model in json.loads(content)["data"]]
+    except (ValueError, KeyError, TypeError):
         raise AnswerError(f"{url}/v1/models has no list of models: is this an OpenAI API?") from None
+    if not models:
+        raise AnswerError(f"{url} has no model yet: wait until {url}/readiness answers 200")
+    return models[0]
 
 
 async def complete(endpoint: Endpoint, body: dict[str, Any]) -> Record:

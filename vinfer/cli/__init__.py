@@ -18,13 +18,13 @@ from typing import Annotated
 
 import typer
 
-import vinfer
 from vinfer.cli.bench import bench
 from vinfer.cli.bundles import CacheDir, bundle_app, bundles_dir
 from vinfer.cli.configs import config_app
 from vinfer.cli.models import models_app
 from vinfer.cli.options import AsJson, ConfigPath, Devices, Overrides, Source
 from vinfer.errors import VinferError
+from vinfer.version import __version__
 
 app = typer.Typer(
     name="vinfer",
@@ -59,7 +59,7 @@ def _end(sig: int, frame: FrameType | None) -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"vinfer {vinfer.__version__}")
+        typer.echo(f"vinfer {__version__}")
         raise typer.Exit
 
 
@@ -89,7 +89,8 @@ def serve(
     """
     # Until the server replaces it: SIGHUP would end the process.
     signal.signal(signal.SIGHUP, lambda *_: None)
-    from vinfer.config import load_bundle_config, load_config
+    from vinfer.config import load_source
+    from vinfer.launch.bundles import code_cache_dir
     from vinfer.launch.devices import target_devices
     from vinfer.launch.loader import Loader
     from vinfer.launch.reload import Reloader
@@ -101,8 +102,7 @@ def serve(
 
     named = {"server.host": host, "server.port": port}
     settings = [*(overrides or ()), *(f"{k}={json.dumps(v)}" for k, v in named.items() if v is not None)]
-    load = load_bundle_config if source.is_dir() else load_config
-    read_config = functools.partial(load, source, overrides=settings, environ=os.environ)
+    read_config = functools.partial(load_source, source, overrides=settings, environ=os.environ)
     config = read_config()
     configure_logging(config.log_level, config.log_format)
     wanted = target_devices(devices)
@@ -113,7 +113,7 @@ def serve(
         config,
         table,
         wanted=wanted,
-        code_cache=_code_cache(config.cache_dir),
+        code_cache=code_cache_dir(config, os.environ),
         progress=ProgressLines(),
         num_keys=len(keys),
     )
@@ -174,17 +174,17 @@ def plan(
 
     Show what each model takes of a device and how many requests run together; build nothing.
     """
-    from vinfer.config import load_bundle_config, load_config
+    from vinfer.config import load_source
     from vinfer.launch import plan as command
+    from vinfer.launch.bundles import code_cache_dir
     from vinfer.launch.devices import target_devices
     from vinfer.launch.plan_table import print_plan
     from vinfer.launch.terminal import configure_logging
 
-    load = load_bundle_config if source.is_dir() else load_config
-    config = load(source, overrides=overrides or (), environ=os.environ)
+    config = load_source(source, overrides=overrides or (), environ=os.environ)
     configure_logging(config.log_level)
     planned = command.plan_models(
-        config, wanted=target_devices(devices), code_cache=_code_cache(config.cache_dir)
+        config, wanted=target_devices(devices), code_cache=code_cache_dir(config, os.environ)
     )
     if as_json:
         typer.echo(json.dumps(command.as_json(planned)))
@@ -212,6 +212,10 @@ def chat(
         list[str] | None,
         typer.Option("--field", metavar="NAME=VALUE", help="Field of the requests, such as temperature=0.2."),
     ] = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Python file whose functions are tools; asks before each call."),
+    ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="End with the figures of the answer.")] = False,
 ) -> None:
     """Example: vinfer chat http://127.0.0.1:8000 "Summarize this." < report.txt
@@ -227,6 +231,7 @@ def chat(
         system=system,
         images=tuple(images or ()),
         fields=tuple(fields or ()),
+        tools=tools,
         shows_stats=stats,
     )
     talk(target, options, environ=os.environ)
@@ -256,14 +261,14 @@ def verify(
 
     Compare each model's output with transformers and write the figures into its bundle.
     """
-    from vinfer.config import load_bundle_config, load_config
+    from vinfer.config import load_source
     from vinfer.launch import verify as command
+    from vinfer.launch.bundles import code_cache_dir
     from vinfer.launch.devices import target_devices
     from vinfer.launch.parity_table import print_tables
     from vinfer.launch.terminal import ProgressLines, configure_logging
 
-    load = load_bundle_config if source.is_dir() else load_config
-    config = load(source, overrides=overrides or (), environ=os.environ)
+    config = load_source(source, overrides=overrides or (), environ=os.environ)
     configure_logging(config.log_level)
     found = command.verify(
         config,
@@ -271,7 +276,7 @@ def verify(
             only=model, prompts_file=prompts, max_error=max_error, source=checkpoint, revision=revision
         ),
         wanted=target_devices(devices),
-        code_cache=_code_cache(config.cache_dir),
+        code_cache=code_cache_dir(config, os.environ),
         progress=ProgressLines(),
     )
     if as_json:
@@ -298,8 +303,3 @@ def doctor(cache_dir: CacheDir = None, as_json: AsJson = False) -> None:
     else:
         print_facts(found)
     command.require_device(found)
-
-
-def _code_cache(cache_dir: Path) -> Path:
-    given = os.environ.get("VINFER_XLA_CACHE")
-    return Path(given) if given else cache_dir / "xla"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vinfer.bundle.directory import BUNDLE_CODE, build_lock, is_bundle, read_manifest, writing
@@ -17,7 +17,7 @@ from vinfer.checkpoint.checkpoint import open_checkpoint
 from vinfer.checkpoint.source import ResolvedSource, resolve_source
 from vinfer.compiler.child import run_build
 from vinfer.compiler.plan import BuildPlan, build_versions, plan_build, plan_key
-from vinfer.config import ModelConfig
+from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, ConfigError
 from vinfer.launch.fit import GIB, fit_model, planned_parts
 from vinfer.launch.kv_memory import memory_of
@@ -164,6 +164,12 @@ def open_bundle(directory: Path, *, platform: Platform, num_devices: int) -> Man
         versions={name: versions[name] for name in ("jax", "jaxlib")},
     )
     return manifest
+
+
+def code_cache_dir(config: Config, environ: Mapping[str, str]) -> Path:
+    """Return where machine code goes that its bundle cannot store: `VINFER_XLA_CACHE`, or the cache."""
+    given = environ.get("VINFER_XLA_CACHE")
+    return Path(given) if given else config.cache_dir / "xla"
 
 
 def code_roots(bundle: FoundBundle, manifest: Manifest, code_cache: Path) -> tuple[Path, Path]:

@@ -26,12 +26,14 @@ class ChatOptions:
     Attributes:
         question: asked instead of a conversation; None for a conversation.
         fields: `NAME=VALUE` for each field of the requests.
+        tools: Python file whose functions the model may ask to call.
     """
 
     question: str | None = None
     model: str | None = None
     system: str | None = None
     images: tuple[Path, ...] = ()
+    tools: Path | None = None
     fields: tuple[str, ...] = ()
     shows_stats: bool = False
 
@@ -54,6 +56,10 @@ def chat(target: str, options: ChatOptions, *, environ: Mapping[str, str]) -> No
         conversation.set_field(name, value)
     for image in options.images:
         conversation.attach(image)
+    if options.tools is not None and not sys.stdin.isatty():
+        raise ConfigError(
+            "--tools asks before each call, so it needs a terminal: leave it out, or pipe nothing"
+        )
     question = _question(options.question)
     with _client(target, environ) as client:
         conversation.model = _model(client, options.model)
@@ -62,12 +68,15 @@ def chat(target: str, options: ChatOptions, *, environ: Mapping[str, str]) -> No
             conversation,
             out=sys.stdout,
             notes=sys.stderr,
+            read_line=input,
             has_colors=sys.stderr.isatty() and not environ.get("NO_COLOR"),
         )
+        if options.tools is not None:
+            session.use_tools(options.tools)
         if question is None:
             _say(f"{conversation.model} at {client.url}; /help lists the commands, Ctrl-D leaves")
             with _history(environ):
-                session.run(input)
+                session.run()
             return
         session.ask(question)
         if options.shows_stats:

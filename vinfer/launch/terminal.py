@@ -11,6 +11,7 @@ import logging
 import os
 import shlex
 import time
+from collections.abc import Callable
 from typing import Any
 
 from vinfer.config import Config
@@ -57,33 +58,45 @@ def set_log_level(level: str) -> None:
 def configure_logging(level: str, form: str = "text") -> None:
     """Send vinfer's log lines to standard error, and those of libraries only from warnings up.
 
-    Call this before JAX is imported. For every cached program, XLA's CPU loader would otherwise report as an
-    error that the machine lacks code generation preferences such as +prefer-no-gather, which are not even
-    instructions.
+    Call this before JAX is imported; see `quiet_xla`.
     """
     if level != "debug":
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        quiet_xla()
     logging.basicConfig(level=logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(JsonFormatter() if form == "json" else LineFormatter())
     set_log_level(level)
 
 
-class ProgressLines:
-    """Logs the start of every phase and a few lines in between, with the seconds since the process start."""
+def quiet_xla() -> None:
+    """Keep XLA from writing, if JAX is not imported yet.
 
-    def __init__(self) -> None:
+    For every cached program, its CPU loader would otherwise report as an error that the machine lacks code
+    generation preferences such as +prefer-no-gather, which are not even instructions.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+class ProgressLines:
+    """Writes the start of every phase and a few lines in between, with the seconds since the process start.
+
+    Args:
+        say: receives each line; without one, lines are logged.
+    """
+
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self._say = say or (lambda line: logger.info("%s", line))
         self._started = time.monotonic()
         self._last: tuple[str, str, int] | None = None
 
     def __call__(self, name: str, phase: str, done: int, total: int) -> None:
-        """Log one report of progress; any thread."""
+        """Write one report of progress; any thread."""
         line = (name, phase, done * _LINES_PER_PHASE // max(total, 1))
         if line == self._last:
             return
         self._last = line
         count = f" {done}/{total}" if total > 1 else ""
-        logger.info("%s: %s%s (%.0f s)", name, phase, count, time.monotonic() - self._started)
+        self._say(f"{name}: {phase}{count} ({time.monotonic() - self._started:.0f} s)")
 
 
 def size_words(num_bytes: int) -> str:

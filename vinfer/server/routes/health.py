@@ -6,9 +6,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-import vinfer
 from vinfer.server.model_table import ModelTable
 from vinfer.server.services import Services
+from vinfer.version import __version__
 
 
 async def liveness(services: Services, request: HttpRequest) -> JSONResponse:
@@ -41,7 +41,7 @@ async def health(services: Services, request: HttpRequest) -> JSONResponse:
 
 async def version(services: Services, request: HttpRequest) -> JSONResponse:
     """Return vinfer's version."""
-    return JSONResponse({"version": vinfer.__version__})
+    return JSONResponse({"version": __version__})
 
 
 async def metrics(services: Services, request: HttpRequest) -> Response:
