@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vinfer.bundle.directory import BUNDLE_CODE, build_lock, is_bundle, read_manifest, writing
 from vinfer.bundle.manifest import Manifest, Platform, mesh_words
 from vinfer.bundle.verification import check_fits, verify_files
-from vinfer.checkpoint.checkpoint import open_checkpoint
+from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters, open_checkpoint
 from vinfer.checkpoint.source import ResolvedSource, resolve_source
 from vinfer.compiler.child import run_build
-from vinfer.compiler.plan import BuildPlan, build_versions, plan_build, plan_key
+from vinfer.compiler.plan import DTYPE_BYTES, BuildPlan, build_versions, plan_build, plan_key
 from vinfer.config import Config, ModelConfig
-from vinfer.errors import BundleError, ConfigError
+from vinfer.errors import BuildError, BundleError, ConfigError
 from vinfer.launch.fit import GIB, fit_model, planned_parts
 from vinfer.launch.kv_memory import memory_of
 
@@ -82,7 +83,9 @@ def find_or_build(
         plan = plan_build(
             model, source, where=where, platform=platform, num_devices=num_devices, code_cache=bundles_dir
         )
-        _announce(model, plan, source, where=where, memory_bytes=memory_bytes)
+        checkpoint = open_checkpoint(source)
+        _announce(model, plan, checkpoint, where=where, memory_bytes=memory_bytes)
+        _check_space(directory, num_parameters(checkpoint) * DTYPE_BYTES[plan.dtype], where=where)
         with writing(directory) as scratch:
             run_build(
                 plan,
@@ -106,10 +109,24 @@ def damage_of(directory: Path, key: str, *, verify_weights: bool) -> str | None:
     return None if manifest.key == key else ""
 
 
+def _check_space(directory: Path, num_bytes: int, *, where: str) -> None:
+    """Check that the weights of a bundle will find room on disk.
+
+    Raises:
+        BuildError: they will not.
+    """
+    existing = next(path for path in (directory, *directory.parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise BuildError(
+            f"{where} needs {num_bytes / GIB:.2f} GiB on disk for its bundle; {existing} has "
+            f"{free / GIB:.2f}: free some space, or set cache_dir to a directory on another disk"
+        )
+
+
 def _announce(
-    model: ModelConfig, plan: BuildPlan, source: ResolvedSource, *, where: str, memory_bytes: int | None
+    model: ModelConfig, plan: BuildPlan, checkpoint: Checkpoint, *, where: str, memory_bytes: int | None
 ) -> None:
-    checkpoint = open_checkpoint(source)
     for note in checkpoint.notes:
         logger.warning("%s: %s", model.name, note)
     parts = planned_parts(plan, checkpoint, where=where)
