@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from on_terminal import on_terminal
 
 LOADED = """
 import sys
@@ -64,6 +67,46 @@ def test_help_lists_every_command_in_whole_sentences() -> None:
         )
         listed = process.stdout.split("Commands:\n")[1].splitlines()
         assert all(line.endswith(".") and not line.endswith("...") for line in listed), listed
+
+
+def test_a_terminal_gets_panels_and_a_pipe_plain_lines() -> None:
+    command = [sys.executable, "-m", "vinfer", "serve", "--help"]
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(command, columns=80, TERM="xterm"))
+    for panel in ("Arguments", "Server", "Configuration", "Devices"):
+        assert f"─ {panel} ─" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown.index("Example: vinfer serve") < shown.index("Server")
+    piped = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "─" not in piped
+    assert all(option in piped and option in shown for option in ("--host", "--set", "--devices"))
+
+
+def test_help_on_a_terminal_loads_nothing_of_a_server() -> None:
+    """Rich takes a tenth of a second, and so is all that comes on top."""
+    loaded = set(on_terminal([sys.executable, "-c", LOADED, "serve", "--help"], TERM="xterm").split())
+    assert "rich" in loaded
+    assert (HEAVY - {"rich", "pygments", "markdown_it"}) & loaded == set()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("vinfer be", {"bench"}),
+        ("vinfer bundle ", {"list", "inspect", "verify", "prune"}),
+        ("vinfer serve --in", {"--insecure"}),
+    ],
+)
+def test_shells_complete_commands_and_options(line: str, expected: set[str]) -> None:
+    source = "import sys; from vinfer.cli import main; sys.argv = ['vinfer']; main()"
+    words = {"_VINFER_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **words},
+    )
+    assert expected <= set(done.stdout.split())
 
 
 def test_sigterm_ends_the_process_from_the_beginning() -> None:

@@ -10,33 +10,55 @@ from typing import Annotated
 
 import typer
 
-from vinfer.cli.options import AsJson
+from vinfer.cli.options import OUTPUT, AsJson
+
+_LOAD = "Load"
 
 
 def bench(
     target: Annotated[str, typer.Argument(metavar="URL|RUN", help="A server, or a run that --save wrote.")],
     streams: Annotated[
-        str, typer.Option(metavar="N,N", help="Concurrent requests; each number is one load.")
+        str,
+        typer.Option(
+            metavar="N,N", help="Concurrent requests; each number is one load.", rich_help_panel=_LOAD
+        ),
     ] = "1,4,16",
-    requests: Annotated[int, typer.Option(min=1, max=100_000, help="Requests per stream.")] = 3,
+    requests: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Requests per stream.", rich_help_panel=_LOAD)
+    ] = 3,
     prompt_tokens: Annotated[
         str,
         typer.Option(
-            metavar="LOW-HIGH", help="About how many tokens a prompt has; each length is as likely."
+            metavar="LOW-HIGH",
+            help="About how many tokens a prompt has; each length is as likely.",
+            rich_help_panel=_LOAD,
         ),
     ] = "32-128",
-    output_tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Tokens of every answer.")] = 64,
+    output_tokens: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Tokens of every answer.", rich_help_panel=_LOAD)
+    ] = 64,
     fields: Annotated[
         list[str] | None,
-        typer.Option("--field", metavar="NAME=VALUE", help="Field of the requests, such as temperature=0.7."),
+        typer.Option(
+            "--field",
+            metavar="NAME=VALUE",
+            help="Field of the requests, such as temperature=0.7.",
+            rich_help_panel=_LOAD,
+        ),
     ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Send chat completions.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Send chat completions.", rich_help_panel=_LOAD)
+    ] = False,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Model; the first one if omitted.")
+        str | None,
+        typer.Option(metavar="NAME", help="Model; the first one if omitted.", rich_help_panel=_LOAD),
     ] = None,
-    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the run to a file.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the run to a file.", rich_help_panel=OUTPUT)
+    ] = None,
     against: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Compare with a run that --save wrote.")
+        Path | None,
+        typer.Option(metavar="RUN", help="Compare with a run that --save wrote.", rich_help_panel=OUTPUT),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

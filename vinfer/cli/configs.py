@@ -10,10 +10,12 @@ from typing import Annotated
 
 import typer
 
-from vinfer.cli.options import AsJson, ConfigPath, Devices, Overrides
+from vinfer.cli.options import HELP_STYLE, AsJson, ConfigPath, Devices, Overrides
 
 config_app = typer.Typer(
-    help="Write and check configuration files.", no_args_is_help=True, rich_markup_mode=None
+    help="Example: vinfer config check configs/smollm2.yaml\n\nWrite and check configuration files.",
+    no_args_is_help=True,
+    rich_markup_mode=HELP_STYLE,
 )
 
 

@@ -7,9 +7,13 @@ from typing import Annotated
 
 import typer
 
-from vinfer.cli.options import AsJson
+from vinfer.cli.options import HELP_STYLE, AsJson
 
-models_app = typer.Typer(help="Look at checkpoints.", no_args_is_help=True, rich_markup_mode=None)
+models_app = typer.Typer(
+    help="Example: vinfer models inspect meta-llama/Llama-3.2-1B-Instruct\n\nLook at checkpoints.",
+    no_args_is_help=True,
+    rich_markup_mode=HELP_STYLE,
+)
 
 
 @models_app.callback()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vinfer.bundle.directory import BUNDLE_CODE, build_lock, is_bundle, read_manifest, writing
@@ -20,13 +20,16 @@ from vinfer.compiler.child import run_build
 from vinfer.compiler.plan import DTYPE_BYTES, BuildPlan, build_versions, plan_build, plan_key
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BuildError, BundleError, ConfigError
-from vinfer.launch.fit import GIB, fit_model, planned_parts
+from vinfer.launch.fit import GIB, FixedParts, bundle_parts, fit_model, planned_parts
 from vinfer.launch.kv_memory import memory_of
+from vinfer.launch.progress.times import Work
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, str, int, int], None]
 """Called with (model name, phase, done, total)."""
+Expect = Callable[[str, Work], None]
+"""Called with (model name, what there is to do)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,7 @@ def find_or_build(
     output: Path | None = None,
     memory_bytes: int | None = None,
     verify_weights: bool = False,
+    expect: Expect = lambda _name, _work: None,
 ) -> FoundBundle:
     """Return a model's bundle; build it if it is missing or damaged.
 
@@ -56,6 +60,7 @@ def find_or_build(
         where: the model's path in the config, such as `models[0]`.
         output: write the bundle here instead of under bundles_dir.
         memory_bytes: memory of one device, if known.
+        expect: is told how much there is to build.
         verify_weights: also hash the weights of an existing bundle, which takes seconds per GB.
 
     Raises:
@@ -84,7 +89,8 @@ def find_or_build(
             model, source, where=where, platform=platform, num_devices=num_devices, code_cache=bundles_dir
         )
         checkpoint = open_checkpoint(source)
-        _announce(model, plan, checkpoint, where=where, memory_bytes=memory_bytes)
+        parts = _announce(model, plan, checkpoint, where=where, memory_bytes=memory_bytes)
+        expect(model.name, planned_work(plan, checkpoint, parts))
         _check_space(directory, num_parameters(checkpoint) * DTYPE_BYTES[plan.dtype], where=where)
         with writing(directory) as scratch:
             run_build(
@@ -126,7 +132,8 @@ def _check_space(directory: Path, num_bytes: int, *, where: str) -> None:
 
 def _announce(
     model: ModelConfig, plan: BuildPlan, checkpoint: Checkpoint, *, where: str, memory_bytes: int | None
-) -> None:
+) -> FixedParts:
+    """Log what is about to be built, and return what it takes of a device."""
     for note in checkpoint.notes:
         logger.warning("%s: %s", model.name, note)
     parts = planned_parts(plan, checkpoint, where=where)
@@ -141,6 +148,28 @@ def _announce(
         ", ".join(f"{size / GIB:.2f} GiB {name.replace('_', ' ')}" for name, size in parts.by_name.items()),
         fit.kv_cache_bytes / GIB,
         len(plan.programs),
+    )
+    return parts
+
+
+def planned_work(plan: BuildPlan, checkpoint: Checkpoint, parts: FixedParts) -> Work:
+    """Return what there is to do for a bundle that is not built."""
+    return Work(
+        platform=plan.platform,
+        weight_bytes=parts.by_name["weights"],
+        num_weights=len(checkpoint.tensor_names()),
+        num_programs=len(plan.programs),
+    )
+
+
+def bundle_work(manifest: Manifest, code_roots: Sequence[Path]) -> Work:
+    """Return what there is to do for a start from a bundle."""
+    return Work(
+        platform=manifest.platform,
+        weight_bytes=bundle_parts(manifest).by_name["weights"],
+        num_weights=len(manifest.weights),
+        num_programs=len(manifest.programs),
+        has_code=any(root.is_dir() and any(root.iterdir()) for root in code_roots),
     )
 
 

@@ -19,11 +19,13 @@ from vinfer.bundle.manifest import Manifest, Platform
 from vinfer.bundle.verification import WeightHashing
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
-from vinfer.launch.bundles import Progress, code_roots, find_or_build, open_bundle
+from vinfer.launch.bundles import Progress, bundle_work, code_roots, find_or_build, open_bundle
 from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
 from vinfer.launch.fit import bundle_parts
 from vinfer.launch.kv_memory import choose_pages, is_measured, memory_of
 from vinfer.launch.parity import check_new_bundle
+from vinfer.launch.progress.clock import PhaseClock, PhaseReport
+from vinfer.launch.progress.times import PhaseTimes
 from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.server.model_table import ModelTable, SamplingDefaults, ServedModel
 from vinfer.server.tenant_limits import tenant_limits
@@ -55,7 +57,7 @@ class Loader:
         table: receives progress, ready models and failures.
         wanted: parsed `--devices`.
         code_cache: directory for machine code that cannot be stored in its bundle.
-        progress: receives the same progress, for the terminal.
+        show: receives the same progress, for the terminal.
         num_keys: how many API keys there are; see `tenant_limits`.
     """
 
@@ -66,7 +68,7 @@ class Loader:
         *,
         wanted: WantedDevices | None,
         code_cache: Path,
-        progress: Progress,
+        show: Callable[[PhaseReport], None],
         num_keys: int = 0,
     ) -> None:
         self._num_keys = num_keys
@@ -74,7 +76,8 @@ class Loader:
         self._table = table
         self._wanted = wanted
         self._code_cache = code_cache
-        self._progress = progress
+        self._show = show
+        self._clock = PhaseClock(PhaseTimes(config.cache_dir), self._report)
         self._engines: list[Engine] = []
         self._counter: CompileCounter | None = None
 
@@ -107,7 +110,7 @@ class Loader:
         return [(names[0], self._initialize), *loads]
 
     def _initialize(self) -> None:
-        self._report(self._config.models[0].name, "starting jax", 0, 1)
+        self._clock(self._config.models[0].name, "starting jax", 0, 1)
         from vinfer.engine.loading.compile_count import CompileCounter
 
         self._counter = CompileCounter()
@@ -122,40 +125,45 @@ class Loader:
             platform=self._platform,
             num_devices=len(self._devices),
             bundles_dir=self._config.bundles_dir,
-            progress=self._report,
+            progress=self._clock,
             memory_bytes=device_memory_bytes(self._devices[0]),
+            expect=self._clock.expect,
         )
         directory = bundle.directory
         manifest = open_bundle(directory, platform=self._platform, num_devices=len(self._devices))
+        roots = code_roots(bundle, manifest, self._code_cache)
+        self._clock.expect(model.name, bundle_work(manifest, roots))
         engine = start_engine(
             directory,
             manifest,
             model,
             devices=self._devices,
-            code_roots=code_roots(bundle, manifest, self._code_cache),
+            code_roots=roots,
             dispatch_lock=self._dispatch_lock,
-            progress=self._report,
+            progress=self._clock,
             where=f"models[{position}]",
             num_keys=self._num_keys,
             # A bundle that has just been built has just been hashed.
             verify_weights=model.verify_weights and not bundle.is_new,
         )
         self._engines.append(engine)
-        parity = check_new_bundle(bundle, manifest, model, engine, self._report)
+        parity = check_new_bundle(bundle, manifest, model, engine, self._clock)
         served = served_model(directory, manifest, model, engine, position=position, parity=parity)
         if position == len(self._config.models) - 1:
             # Before any request arrives that might compile something.
             self._mark_ready()
         self._table.serve(served)
-        self._progress(model.name, "ready", 1, 1)
+        self._clock(model.name, "ready", 1, 1)
 
     def _mark_ready(self) -> None:
         assert self._counter is not None
         self._counter.mark_ready()
 
-    def _report(self, name: str, phase: str, done: int, total: int) -> None:
-        self._table.report(name, phase, done, total)
-        self._progress(name, phase, done, total)
+    def _report(self, report: PhaseReport) -> None:
+        # Whoever serves is ready, which the table knows by then.
+        if report.phase != "ready":
+            self._table.report(report.name, report.phase, report.done, report.total, report.expected_seconds)
+        self._show(report)
 
 
 def start_engine(

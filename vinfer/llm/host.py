@@ -18,7 +18,8 @@ from vinfer.errors import EngineError
 from vinfer.launch.bundles import code_cache_dir
 from vinfer.launch.devices import target_devices
 from vinfer.launch.loader import Loader
-from vinfer.launch.terminal import ProgressLines, quiet_xla
+from vinfer.launch.progress.lines import ProgressLines
+from vinfer.launch.terminal import quiet_xla
 from vinfer.llm.asgi import Exchange
 from vinfer.server.app import create_app
 from vinfer.server.model_table import ModelTable
@@ -56,7 +57,7 @@ class Host:
             self._table,
             wanted=target_devices(devices),
             code_cache=code_cache_dir(self._config, os.environ),
-            progress=ProgressLines(_say) if shows_progress else lambda *_: None,
+            show=ProgressLines(_say) if shows_progress else lambda *_: None,
         )
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._serve()), name="vinfer-load", daemon=True
