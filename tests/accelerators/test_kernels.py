@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "compiler"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "compiler" / "programs"))
 
 from accelerator_check.flow import NOTHING_KNOWN, Lengths, moved
 from accelerator_check.hlo import Instruction, Module, UnreadableError, read_module

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from vinfer.bundle.programs import choose_program, plan_programs
+from vinfer.bundle.programs import plan_programs
 
 KINDS: dict[str, Any] = {"slot_buckets": [1], "steps": 8}
 
@@ -43,12 +41,3 @@ def test_prompts_are_embedded_by_the_shortest_and_the_longest_length_alone_and_i
     assert embeds((1, 64), (2, 64), (4, 64), (1, 1024)) == [*alone, "embed[4,64]"]
     # A batch only holds chunks that would have its length on their own.
     assert embeds((1, 64), (4, 256), (1, 1024)) == alone
-
-
-@pytest.mark.parametrize(
-    ("rows", "length", "chosen"),
-    [(1, 1, "prefill[1,64]"), (1, 65, "prefill[1,256]"), (2, 64, "prefill[4,64]"), (1, 64, "prefill[1,64]")],
-)
-def test_the_cheapest_program_that_covers_a_dispatch_runs(rows: int, length: int, chosen: str) -> None:
-    shapes = plan_programs(prefill_shapes=[(1, 64), (4, 64), (1, 256)], **KINDS)
-    assert choose_program(shapes, "prefill", rows=rows, length=length).name == chosen

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from vinfer.bundle.manifest import Platform
-from vinfer.bundle.programs import ProgramShape, choose_encoder, is_single_shape
+from vinfer.bundle.program_table import ProgramTable
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.rope.facts import RopeFacts, RopeType
 from vinfer.checkpoint.source import ResolvedSource
@@ -167,8 +167,8 @@ def test_a_deterministic_plan_has_one_shape_of_each_kind() -> None:
         ("prefill", 1, 64),
         ("decode", 4, 4),
     }
-    assert is_single_shape(single_shape.programs)
-    assert not is_single_shape(plan(**one_length).programs)
+    assert ProgramTable(single_shape.programs).is_single_shape
+    assert not ProgramTable(plan(**one_length).programs).is_single_shape
     assert single_shape.key != plan(**one_length).key
     by_default = ModelConfig.model_validate({"name": "m", "source": "s", "deterministic": True})
     assert [tuple(shape) for shape in prefill_shapes(by_default, None)] == [(1, 256)]
@@ -494,20 +494,3 @@ def test_an_encoder_per_vision_shape() -> None:
     built = plan(task="image-text", precompile=[{"vision": shapes}])
     names = [shape.name for shape in built.programs if shape.kind == "encode_images"]
     assert names == ["encode_images[1,3,28,28]", "encode_images[4,3,28,28]"]
-
-
-def test_the_encoder_is_as_small_as_takes_the_images_that_wait() -> None:
-    small, pair, large, four = (
-        ProgramShape(kind="encode_images", rows=rows, image=(3, side, side))
-        for rows, side in ((1, 28), (2, 28), (1, 56), (4, 112))
-    )
-    encoders = {four: 64, large: 16, pair: 4, small: 4}
-    chosen = {
-        (4,): (small, 1),
-        (1, 4): (pair, 2),
-        (2, 2, 2): (pair, 2),
-        (4, 5, 4): (small, 1),
-        (5, 4): (large, 1),
-        (17, 1, 64, 3, 2): (four, 4),
-    }
-    assert {waiting: choose_encoder(encoders, waiting) for waiting in chosen} == chosen

@@ -21,7 +21,7 @@ from vinfer.server.fields.chat import parse_chat
 from vinfer.server.fields.completions import parse_completion
 from vinfer.server.fields.count import parse_count
 from vinfer.server.fields.embeddings import EMBEDDING
-from vinfer.server.fields.responses import parse_responses
+from vinfer.server.fields.responses.body import parse_responses
 from vinfer.server.fields.tokenization import parse_detokenize, parse_tokenize
 
 LANGUAGES = {"sh", "python", "yaml", "json", "text"}

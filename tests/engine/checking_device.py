@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from engine_requests import IMAGE_LENS, MAX_MODEL_LEN
 
 from vinfer.bundle.programs import ProgramShape
-from vinfer.engine.pages import NO_PAGE, PageCopy
+from vinfer.engine.kv_cache.pages import NO_PAGE, PageCopy
 from vinfer.engine.request import Request
 from vinfer.engine.schedule import Admission, Chunk, Decode, Encode, Prefill, Schedule
 

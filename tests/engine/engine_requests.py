@@ -8,8 +8,9 @@ import numpy as np
 
 from vinfer.bundle.kv_pages import PageGroup, PagePlan
 from vinfer.bundle.manifest import Pooling
+from vinfer.bundle.program_table import ProgramTable
 from vinfer.bundle.programs import ProgramShape, plan_programs
-from vinfer.engine.pages import ShardPages
+from vinfer.engine.kv_cache.pages import ShardPages
 from vinfer.engine.request import Request, RequestImage, SamplingParams, TokenMatcher
 from vinfer.errors import RequestError
 
@@ -105,6 +106,16 @@ def make_shapes(
         embeddings=True,
         vision_shapes=[(rows, 3, 8, 8) for rows in encoders],
     )
+
+
+def make_programs(
+    prefill_shapes: tuple[tuple[int, int], ...] = ((1, 4), (1, 8)),
+    num_slots: int = 2,
+    encoders: Sequence[int] = (),
+) -> ProgramTable:
+    """Return what chooses among `make_shapes`."""
+    shapes = make_shapes(prefill_shapes, num_slots, encoders)
+    return ProgramTable(shapes, make_max_features(shapes))
 
 
 def make_max_features(

@@ -15,7 +15,7 @@ from typing import Literal
 
 from engine_requests import PAGE_SIZE
 
-from vinfer.engine.pages import PageCopy
+from vinfer.engine.kv_cache.pages import PageCopy
 from vinfer.engine.request import FinishReason, Request, TokenEvent
 from vinfer.engine.schedule import Admission, Chunk, Decode, Prefill
 

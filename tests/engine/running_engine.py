@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar, cast
 
-from engine_requests import MAX_MODEL_LEN, STEPS, make_pages, make_shapes
+from engine_requests import MAX_MODEL_LEN, make_pages, make_programs
 from fake_runner import GUARD_SECONDS, FakeRunner
 
 from vinfer.engine.engine import Engine
@@ -36,10 +36,9 @@ def running(
         name="fake",
         runner=cast(Runner, runner),
         scheduler=Scheduler(
-            shapes=make_shapes(num_slots=num_slots),
+            programs=make_programs(num_slots=num_slots),
             num_slots=num_slots,
             pages=make_pages(num_slots, num_pages),
-            steps=STEPS,
         ),
         num_slots=num_slots,
         max_model_len=MAX_MODEL_LEN,

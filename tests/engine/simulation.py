@@ -8,6 +8,7 @@ from collections import Counter
 from checking_device import NUM_FEATURE_ROWS, CheckingDevice, Course, Read
 from engine_requests import IMAGE_LENS, STEPS, make_max_features, make_pages, make_shapes
 
+from vinfer.bundle.program_table import ProgramTable
 from vinfer.engine.request import Request
 from vinfer.engine.scheduler import Scheduler
 
@@ -63,13 +64,11 @@ class Simulation:
             max_write_len=max_write_len,
         )
         self.scheduler = Scheduler(
-            shapes=shapes,
+            programs=ProgramTable(shapes, max_features),
             num_slots=sizes.num_slots,
             pages=self._shards,
-            steps=STEPS,
             dispatch_cost_tokens=sizes.dispatch_cost_tokens,
             num_feature_rows=NUM_FEATURE_ROWS,
-            max_features=max_features,
             keeps_images_whole=self.keeps_images_whole,
         )
         self._courses: dict[str, Course] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from engine_requests import STEPS, make_pages, make_request, make_shapes
+from engine_requests import make_pages, make_programs, make_request
 from fake_runner import FakeRunner
 from running_engine import answer, run, running
 from schedule_contents import admitted
@@ -20,10 +20,9 @@ from vinfer.server.tenant_limits import tenant_limits
 
 def make_scheduler(num_slots: int = 2) -> Scheduler:
     return Scheduler(
-        shapes=make_shapes(num_slots=num_slots),
+        programs=make_programs(num_slots=num_slots),
         num_slots=num_slots,
         pages=make_pages(num_slots),
-        steps=STEPS,
     )
 
 
@@ -127,10 +126,9 @@ def test_prompts_of_tenants_take_turns() -> None:
 def test_steps_are_short_while_tenants_share(max_running: int, num_dispatches: int) -> None:
     """The first token of whoever comes next waits for two steps."""
     scheduler = Scheduler(
-        shapes=make_shapes(num_slots=4),
+        programs=make_programs(num_slots=4),
         num_slots=4,
         pages=make_pages(4),
-        steps=STEPS,
         min_prefill_tokens=32,
         shared_prefill_tokens=4,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from engine_requests import PAGE_SIZE, make_pages, make_request
 
-from vinfer.engine.prefix_keys import PrefixKeys
+from vinfer.engine.kv_cache.prefix_keys import PrefixKeys
 from vinfer.engine.running import Running, prompt_kind
 
 PROMPT = (0, 1, 2, 3, 4)

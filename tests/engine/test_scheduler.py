@@ -7,7 +7,7 @@ of operations: test_scheduler_sequences.py.
 from __future__ import annotations
 
 import pytest
-from engine_requests import PAGE_SIZE, STEPS, make_max_features, make_pages, make_request, make_shapes
+from engine_requests import PAGE_SIZE, STEPS, make_pages, make_programs, make_request
 from schedule_contents import admitted, decoded, encoded, prefilled
 
 from vinfer.engine.scheduler import Scheduler
@@ -17,10 +17,9 @@ def make_scheduler(
     num_slots: int = 2, prefill_shapes: tuple[tuple[int, int], ...] = ((1, 4), (1, 8))
 ) -> Scheduler:
     return Scheduler(
-        shapes=make_shapes(prefill_shapes, num_slots),
+        programs=make_programs(prefill_shapes, num_slots),
         num_slots=num_slots,
         pages=make_pages(num_slots),
-        steps=STEPS,
     )
 
 
@@ -310,14 +309,11 @@ def image_scheduler(
     num_slots: int = 3, num_feature_rows: int = 64, *, keeps_images_whole: bool = False
 ) -> Scheduler:
     """Return a scheduler with image encoders for one image and for two."""
-    shapes = make_shapes(num_slots=num_slots, encoders=(1, 2))
     return Scheduler(
-        shapes=shapes,
+        programs=make_programs(num_slots=num_slots, encoders=(1, 2)),
         num_slots=num_slots,
         pages=make_pages(num_slots),
-        steps=STEPS,
         num_feature_rows=num_feature_rows,
-        max_features=make_max_features(shapes),
         keeps_images_whole=keeps_images_whole,
     )
 

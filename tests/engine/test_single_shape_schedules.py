@@ -9,7 +9,8 @@ from engine_requests import MAX_MODEL_LEN, STEPS, make_pages, make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vinfer.bundle.programs import ProgramShape, is_single_shape, plan_programs
+from vinfer.bundle.program_table import ProgramTable
+from vinfer.bundle.programs import ProgramShape, plan_programs
 from vinfer.engine.request import Request
 from vinfer.engine.scheduler import Scheduler
 
@@ -27,10 +28,9 @@ def make_scheduler(
     page_size: int = 4, num_pages: int | None = None, windows: tuple[int | None, ...] = (None,), **kinds: bool
 ) -> Scheduler:
     return Scheduler(
-        shapes=single_shapes(**kinds),
+        programs=ProgramTable(single_shapes(**kinds)),
         num_slots=NUM_SLOTS,
         pages=make_pages(NUM_SLOTS, num_pages, page_size=page_size, windows=windows),
-        steps=STEPS,
     )
 
 
@@ -171,6 +171,10 @@ def test_no_answer_is_found_by_other_prompts() -> None:
 
 
 def test_there_is_a_single_shape_where_each_kind_has_one() -> None:
-    assert is_single_shape(single_shapes(prompt_logprobs=True, embeddings=True))
-    assert not is_single_shape(plan_programs(prefill_shapes=[(1, 8)], slot_buckets=(1, 2), steps=1))
-    assert not is_single_shape(plan_programs(prefill_shapes=[(2, 8)], slot_buckets=(2,), steps=1))
+    assert ProgramTable(single_shapes(prompt_logprobs=True, embeddings=True)).is_single_shape
+    assert not ProgramTable(
+        plan_programs(prefill_shapes=[(1, 8)], slot_buckets=(1, 2), steps=1)
+    ).is_single_shape
+    assert not ProgramTable(
+        plan_programs(prefill_shapes=[(2, 8)], slot_buckets=(2,), steps=1)
+    ).is_single_shape

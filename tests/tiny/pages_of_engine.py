@@ -15,8 +15,8 @@ import numpy as np
 
 from vinfer.bundle.directory import read_manifest
 from vinfer.engine.engine import Engine
-from vinfer.engine.pages import NO_PAGE
-from vinfer.engine.prefix_keys import PrefixKeys
+from vinfer.engine.kv_cache.pages import NO_PAGE
+from vinfer.engine.kv_cache.prefix_keys import PrefixKeys
 
 PATIENCE_SECONDS = 60
 

@@ -13,7 +13,8 @@ from typing import Literal
 from vinfer.bundle.certificate import ParityReport
 from vinfer.bundle.frozen import Frozen
 from vinfer.bundle.kv_pages import PageGroup, PagePlan, addressable_pages
-from vinfer.bundle.programs import ProgramShape, is_single_shape
+from vinfer.bundle.program_table import ProgramTable
+from vinfer.bundle.programs import ProgramShape
 from vinfer.image_processing import ImageProcessing
 
 FORMAT_VERSION = 4
@@ -177,7 +178,12 @@ class Manifest(Frozen):
     @property
     def is_deterministic(self) -> bool:
         """Whether the programs that a request runs through never depend on other requests."""
-        return is_single_shape(program.shape for program in self.programs)
+        return self.program_table.is_single_shape
+
+    @property
+    def program_table(self) -> ProgramTable:
+        """What chooses the program of a dispatch."""
+        return ProgramTable((program.shape for program in self.programs), self.max_features)
 
     @property
     def rows_are_slots(self) -> bool:

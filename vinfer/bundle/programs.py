@@ -1,17 +1,28 @@
-"""The compiled programs of a bundle: their shapes, which of them a configuration needs, and which one runs.
+"""The compiled programs of a bundle: their shapes, which a configuration needs, and what their codes mean.
 
-Pure functions over shapes. Only `choose_program` and `choose_encoder` choose a program.
+Pure functions over shapes. `ProgramTable` chooses among them.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import enum
+from collections.abc import Iterable
 from typing import Literal
 
 from vinfer.bundle.frozen import Frozen
 
 ProgramKind = Literal["set_slot", "copy_page", "encode_images", "prefill", "score", "embed", "decode"]
+
+NO_TOKEN = -1
+"""In a program's output `tokens`: the row was not active."""
+
+
+class Finish(enum.IntEnum):
+    """The values of a program's output `finished`, for each step of each row."""
+
+    NOT = 0
+    STOP = 1
+    LENGTH = 2
 
 
 class ProgramShape(Frozen):
@@ -64,7 +75,7 @@ def plan_programs(
     embeddings: bool = False,
     vision_shapes: Iterable[tuple[int, int, int, int]] = (),
 ) -> tuple[ProgramShape, ...]:
-    """Return the programs that a configuration needs; `choose_program` finds one for every dispatch.
+    """Return the programs that a configuration needs; `ProgramTable.choose` finds one for every dispatch.
 
     Args:
         prefill_shapes: (batch_size, prefill_length) pairs.
@@ -98,47 +109,5 @@ def plan_programs(
     return tuple(shapes)
 
 
-def is_single_shape(shapes: Iterable[ProgramShape]) -> bool:
-    """Return whether there is one shape of each kind, so that all requests use the same programs."""
-    kinds = [shape.kind for shape in shapes]
-    return len(kinds) == len(set(kinds))
-
-
 def _prompt_shapes(kind: ProgramKind, rows: int, lengths: Iterable[int]) -> list[ProgramShape]:
     return [ProgramShape(kind=kind, rows=rows, length=length) for length in sorted(lengths)]
-
-
-def choose_program(
-    shapes: Iterable[ProgramShape], kind: ProgramKind, *, rows: int, length: int
-) -> ProgramShape:
-    """Return the cheapest compiled program that covers a dispatch.
-
-    Args:
-        rows: prompts or slots of the dispatch.
-        length: longest chunk of the dispatch in tokens; 1 for decode.
-    """
-    covering = [
-        shape for shape in shapes if shape.kind == kind and shape.rows >= rows and shape.length >= length
-    ]
-    if not covering:
-        raise AssertionError(f"no {kind} program covers rows={rows} length={length}")
-    return min(covering, key=lambda shape: (shape.rows * shape.length, shape.length))
-
-
-def choose_encoder(
-    max_features: Mapping[ProgramShape, int], num_features: Sequence[int]
-) -> tuple[ProgramShape, int]:
-    """Choose the image encoder for the first waiting image, and how many of the waiting images it takes.
-
-    The encoder is for images no larger than the first one needs. Its batch is the smallest that takes all of
-    the following images that fit.
-
-    Args:
-        max_features: for every encoder, the most features of one image.
-        num_features: the features of each waiting image, in order.
-    """
-    most = min(number for number in max_features.values() if number >= num_features[0])
-    encoders = sorted((s for s, number in max_features.items() if number == most), key=lambda s: s.rows)
-    waiting = len(list(itertools.takewhile(lambda number: number <= most, num_features)))
-    shape = next((shape for shape in encoders if shape.rows >= waiting), encoders[-1])
-    return shape, min(shape.rows, waiting)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vinfer.bundle.manifest import MAX_TOP_LOGPROBS, ArraySpec, num_mask_words
-from vinfer.bundle.programs import ProgramShape
+from vinfer.bundle.programs import NO_TOKEN, Finish, ProgramShape
 from vinfer.compiler.kv_cache import Rows
 from vinfer.compiler.model import Arrays, Images, Model
 from vinfer.compiler.sampler import Row, allowed_logits, sample, top_logprobs
@@ -26,8 +26,6 @@ from vinfer.compiler.vision.features import ImageFeatures, store
 
 Program = Callable[[Arrays, Arrays, Arrays, Arrays], tuple[Arrays, Arrays, Arrays]]
 
-NOT_FINISHED, FINISHED_STOP, FINISHED_LENGTH = 0, 1, 2
-NO_TOKEN = -1
 NUM_ROPE_AXES = 3
 """Time, row and column."""
 
@@ -354,15 +352,15 @@ class Programs:
         logprob, top_ids, top_values = top_logprobs(raw, token, row["wants_logprobs"] & active)
         is_stop = jnp.any(row["stop_ids"] == token[:, None], axis=-1)
         remaining = row["remaining"] - active
-        finished = jnp.where(is_stop, FINISHED_STOP, jnp.where(remaining <= 0, FINISHED_LENGTH, NOT_FINISHED))
-        finished = jnp.where(active, finished, NOT_FINISHED).astype(jnp.int32)
+        finished = jnp.where(is_stop, Finish.STOP, jnp.where(remaining <= 0, Finish.LENGTH, Finish.NOT))
+        finished = jnp.where(active, finished, Finish.NOT).astype(jnp.int32)
         lines = jnp.arange(token.shape[0])
         row = {
             **row,
             "token": jnp.where(active, token, row["token"]),
             "generated": row["generated"] + active,
             "remaining": remaining,
-            "active": active & (finished == NOT_FINISHED),
+            "active": active & (finished == Finish.NOT),
             "output_counts": row["output_counts"]
             .at[lines, token]
             .add(active.astype(row["output_counts"].dtype)),

@@ -42,8 +42,8 @@ class PooledDispatch:
         ]
 
 
-def embed_inputs(chunks: Sequence[Chunk], shape: ProgramShape) -> tuple[Any, ...]:
-    """Return the inputs of an embed program after the page tables: tokens, starts, lengths, pooled_from."""
+def embed_inputs(chunks: Sequence[Chunk], shape: ProgramShape) -> dict[str, Any]:
+    """Return the inputs of an embed program, but for its page tables."""
     tokens = np.zeros((shape.rows, shape.length), np.int32)
     starts, lengths, pooled_from = (np.zeros(shape.rows, np.int32) for _ in range(3))
     for row, chunk in enumerate(chunks):
@@ -52,4 +52,4 @@ def embed_inputs(chunks: Sequence[Chunk], shape: ProgramShape) -> tuple[Any, ...
         if chunk.request.pooling == "last":
             # Only the last token of the prompt is pooled, so none from the chunks before the final one.
             pooled_from[row] = chunk.length - chunk.is_final
-    return tokens, starts, lengths, pooled_from
+    return {"tokens": tokens, "starts": starts, "lengths": lengths, "pooled_from": pooled_from}

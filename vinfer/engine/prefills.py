@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
-from vinfer.bundle.programs import ProgramKind, ProgramShape, choose_program
+from vinfer.bundle.program_table import ProgramTable
+from vinfer.bundle.programs import ProgramKind, ProgramShape
 from vinfer.engine.chunks import ChunkPlan, keep_whole
 from vinfer.engine.feature_cache import FeatureCache
-from vinfer.engine.pages import PageCopy
+from vinfer.engine.kv_cache.pages import PageCopy
 from vinfer.engine.prefixes import Prefixes
 from vinfer.engine.running import Running
 from vinfer.engine.schedule import Chunk, Prefill
@@ -33,7 +34,7 @@ class PrefillPlanner:
     """The prefill dispatches of one model; see `Scheduler` for the policy.
 
     Args:
-        shapes: the compiled programs.
+        programs: the compiled programs.
         prefixes: which pages of others a prompt begins with.
         features: the feature array.
         dispatch_cost_tokens: see `ChunkPlan`.
@@ -42,24 +43,23 @@ class PrefillPlanner:
 
     def __init__(
         self,
-        shapes: Iterable[ProgramShape],
+        programs: ProgramTable,
         *,
         prefixes: Prefixes,
         features: FeatureCache,
         dispatch_cost_tokens: int | None,
         min_prefill_tokens: int,
     ) -> None:
-        self._shapes = tuple(shapes)
+        self._programs = programs
         self._prefixes = prefixes
         self._features = features
         self._chunk_plans = {
-            kind: ChunkPlan(of_kind, dispatch_cost_tokens)
+            kind: ChunkPlan(lengths, dispatch_cost_tokens)
             for kind in _PROMPT_KINDS
-            if (of_kind := {shape.length for shape in self._shapes if shape.kind == kind})
+            if (lengths := programs.lengths(kind))
         }
-        prefills = [shape for shape in self._shapes if shape.kind == "prefill"]
-        self._max_batch = max(shape.rows for shape in prefills)
-        self._max_prefill_tokens = max(min_prefill_tokens, *(shape.length for shape in prefills))
+        self._max_batch = programs.max_rows("prefill")
+        self._max_prefill_tokens = max(min_prefill_tokens, *programs.lengths("prefill"))
 
     def plan(self, requests: Collection[Running], *, max_tokens: int | None = None) -> tuple[Prefill, ...]:
         """Return the prefills before the next decode dispatch, and count them as done.
@@ -160,7 +160,7 @@ class PrefillPlanner:
             if kind == "score" or len(chunks) == self._max_batch:
                 break
         # A longer program would pad every chunk beyond its own bucket and cost more than separate dispatches.
-        while len(chunks) > 1 and not self._has_program(chunks[0][1].kind, rows=len(chunks), length=bucket):
+        while len(chunks) > 1 and not self._programs.has(chunks[0][1].kind, rows=len(chunks), length=bucket):
             chunks.pop()
         return chunks
 
@@ -212,12 +212,7 @@ class PrefillPlanner:
         end = start + plan.next_length(running.num_to_prefill - start)
         return keep_whole(start, end, self._prefixes.whole_blocks(running.request))
 
-    def _has_program(self, kind: ProgramKind, *, rows: int, length: int) -> bool:
-        return any(
-            shape.kind == kind and shape.rows >= rows and shape.length == length for shape in self._shapes
-        )
-
     def _prefill_shape(self, spans: Sequence[_Span], kind: ProgramKind) -> ProgramShape:
-        return choose_program(
-            self._shapes, kind, rows=len(spans), length=max(span.end - span.start for span in spans)
+        return self._programs.choose(
+            kind, rows=len(spans), length=max(span.end - span.start for span in spans)
         )

@@ -6,8 +6,8 @@ used.
 
 from __future__ import annotations
 
-from vinfer.engine.pages import ShardPages
-from vinfer.engine.prefix_keys import PrefixKeys
+from vinfer.engine.kv_cache.pages import ShardPages
+from vinfer.engine.kv_cache.prefix_keys import PrefixKeys
 from vinfer.engine.request import Request
 from vinfer.engine.running import Running, prompt_kind
 

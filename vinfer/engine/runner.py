@@ -9,32 +9,28 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
 from vinfer.bundle.manifest import MASK_WORD_BITS, MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec
-from vinfer.bundle.programs import ProgramKind, ProgramShape
-from vinfer.engine.pages import NO_PAGE, PageCopy
+from vinfer.bundle.program_table import ProgramTable
+from vinfer.bundle.programs import NO_TOKEN, Finish, ProgramKind, ProgramShape
+from vinfer.engine.kv_cache.pages import NO_PAGE, PageCopy
 from vinfer.engine.pooling import PooledDispatch, embed_inputs
-from vinfer.engine.request import FinishReason, Request, TokenEvent, TokenLogprobs
+from vinfer.engine.program import Arrays, Program
+from vinfer.engine.request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
 from vinfer.engine.rope_positions import prompt_rope_positions, rope_offset
 from vinfer.engine.schedule import Admission, Chunk, Decode, Encode, Prefill
 
-Arrays = tuple[jax.Array, ...]
 _COPY_PAGE = ProgramShape(kind="copy_page")
+_SET_SLOT = ProgramShape(kind="set_slot")
+_PROMPT_LOGPROBS = ("prompt_logprobs", "prompt_top_ids", "prompt_top_logprobs")
+_LOGPROBS = ("logprobs", "top_ids", "top_logprobs")
 ALL_ALLOWED = 0xFFFFFFFF
 """A word of a grammar mask with all bits set."""
-_FINISH: dict[int, FinishReason | None] = {0: None, 1: "stop", 2: "length"}
-
-
-class Compiled(Protocol):
-    """A compiled program: (weights, kv, state, inputs) -> (kv, state, outputs)."""
-
-    def __call__(self, weights: Arrays, kv: Arrays, state: Arrays, inputs: tuple[Any, ...]) -> Any: ...
-
-    def memory_analysis(self) -> Any: ...
+_FINISH: dict[int, FinishReason | None] = {Finish.NOT: None, Finish.STOP: "stop", Finish.LENGTH: "length"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,27 +39,28 @@ class Dispatch:
 
     Attributes:
         owners: the request of each real row; None if the row yields nothing (an unfinished prompt).
-        outputs: tokens, finished, logprobs [steps, rows]; top_ids, top_logprobs [steps, rows, 20]. A score
-            program also has prompt_logprobs [length], prompt_top_ids and prompt_top_logprobs [length, 20].
+        outputs: by name: tokens, finished, logprobs [steps, rows]; top_ids, top_logprobs [steps, rows, 20].
+            A score program also has prompt_logprobs [length], prompt_top_ids and prompt_top_logprobs
+            [length, 20].
         chunks: one per row of a prefill or score dispatch; empty for decode.
     """
 
     owners: tuple[Request | None, ...]
-    outputs: Arrays
+    outputs: Mapping[str, jax.Array]
     chunks: tuple[Chunk, ...] = ()
 
     def read(self) -> list[tuple[Request, TokenEvent]]:
         """Wait for the device and return each owner's event."""
-        tokens, finished = (np.asarray(array) for array in self.outputs[:2])
+        tokens, finished = (np.asarray(self.outputs[name]) for name in ("tokens", "finished"))
         wants_logprobs = any(
             owner is not None and owner.params.top_logprobs is not None for owner in self.owners
         )
-        details = [np.asarray(array) for array in self.outputs[2:5]] if wants_logprobs else []
+        details = [np.asarray(self.outputs[name]) for name in _LOGPROBS] if wants_logprobs else []
         events = []
         for row, owner in enumerate(self.owners):
             if owner is None:
                 continue
-            steps = [step for step in range(tokens.shape[0]) if tokens[step, row] >= 0]
+            steps = [step for step in range(tokens.shape[0]) if tokens[step, row] != NO_TOKEN]
             event = TokenEvent()
             if steps:
                 logprobs = None
@@ -85,7 +82,7 @@ class Dispatch:
         """Add the prompt logprobs and cached tokens of a chunk; end a request that generates nothing."""
         scored: tuple[TokenLogprobs, ...] = ()
         # A preempted request has had its prompt scored, and goes on with a prefill program.
-        details = [np.asarray(array) for array in self.outputs[5:]]
+        details = [np.asarray(self.outputs[name]) for name in _PROMPT_LOGPROBS if name in self.outputs]
         if details:
             # No prompt token follows the last one, so it has no logprob to report.
             num_scored = chunk.length - chunk.is_final
@@ -113,8 +110,7 @@ class Runner:
     """Holds weights, KV cache, state and programs of one model.
 
     Args:
-        programs: every compiled program by shape.
-        inputs: the specs of each program's inputs.
+        programs: every compiled program.
         rows_are_slots: row i of a decode program is slot i (see `Manifest.rows_are_slots`).
         open_masks: by number of rows, the grammar mask that allows everything, already on the devices, so
             that a dispatch without a grammar transfers no mask.
@@ -130,8 +126,7 @@ class Runner:
         weights: Arrays,
         kv: Arrays,
         state: Arrays,
-        programs: Mapping[ProgramShape, Compiled],
-        inputs: Mapping[ProgramShape, Sequence[ArraySpec]],
+        programs: Sequence[Program],
         num_slots: int,
         rows_are_slots: bool,
         open_masks: Mapping[int, jax.Array],
@@ -142,43 +137,46 @@ class Runner:
         self._weights = weights
         self._image_weights = image_weights
         self._image_features = image_features
-        self._inputs = dict(inputs)
         self._kv = kv
         self._state = state
-        self._programs = dict(programs)
+        self._programs = {program.spec.shape: program for program in programs}
         self._num_slots = num_slots
         self._rows_are_slots = rows_are_slots
         self._open_masks = dict(open_masks)
         self._dispatch_lock = dispatch_lock
-        self._set_slot = next(shape for shape in programs if shape.kind == "set_slot")
-        self._row_specs = {spec.name: spec for spec in inputs[self._set_slot]}
-        self._rotates_by_axes = "rope_offset" in self._row_specs
+        self._row_specs = self._programs[_SET_SLOT].inputs
 
     def warm_up(self) -> None:
         """Run the smallest program of each kind without any request, and wait for them.
 
         The first run in a process allocates memory that later runs reuse; no request should pay for that.
         """
+        nobody = Request(id="", prompt_ids=(), params=SamplingParams(max_tokens=0), arrival_seconds=0.0)
+        self.set_slot(Admission(self._num_slots, nobody))
         self._copy_page(None)
-        if self._image_features:
-            encoders = [shape for shape in self._programs if shape.kind == "encode_images"]
-            self.encode(Encode(min(encoders, key=lambda shape: shape.rows), (), ()))
-        for kind in ("prefill", "score", "embed"):
-            if any(shape.kind == kind for shape in self._programs):
-                self.prefill(Prefill(self._smallest(kind), ())).read()
-        self.decode(Decode(self._smallest("decode"), (), (), (), step_limit=1)).read()
+        table = ProgramTable(self._programs)
+        encoder = table.smallest("encode_images")
+        if encoder is not None:
+            self.encode(Encode(encoder, (), ()))
+        kinds: tuple[ProgramKind, ...] = ("prefill", "score", "embed")
+        for shape in map(table.smallest, kinds):
+            if shape is not None:
+                self.prefill(Prefill(shape, ())).read()
+        decode = table.smallest("decode")
+        assert decode is not None
+        self.decode(Decode(decode, (), (), (), step_limit=1)).read()
 
     def set_slot(self, admission: Admission) -> None:
         """Enqueue writing the row of an admitted request."""
         values = _row_values(admission, self._row_specs)
         with self._dispatch_lock:
-            _, self._state, _ = self._programs[self._set_slot]((), (), self._state, values)
+            _, self._state, _ = self._programs[_SET_SLOT].run((), (), self._state, values)
 
     def encode(self, work: Encode) -> None:
         """Enqueue the encoder for some images; work enqueued later may read their features."""
         inputs = self._encoder_inputs(work)
         with self._dispatch_lock:
-            self._image_features, _, _ = self._programs[work.shape](
+            self._image_features, _, _ = self._programs[work.shape].run(
                 self._image_weights, self._image_features, (), inputs
             )
 
@@ -189,31 +187,35 @@ class Runner:
         for chunk in work.chunks:
             if chunk.copy is not None:
                 self._copy_page(chunk.copy)
-        rows, length = work.shape.rows, work.shape.length
-        slots = np.full(rows, self._num_slots, np.int32)
-        tokens = np.zeros((rows, length), np.int32)
-        starts, lengths = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-        samples = np.zeros(rows, np.bool_)
-        targets = np.zeros((rows, length), np.int32)
+        program = self._programs[work.shape]
+        slots = program.filled("slots", self._num_slots)
+        tokens, starts, lengths, samples = (
+            program.filled(name, 0) for name in ("tokens", "starts", "lengths", "samples")
+        )
         for row, chunk in enumerate(work.chunks):
             slots[row], starts[row], lengths[row] = chunk.slot, chunk.start, chunk.length
             tokens[row, : chunk.length] = chunk.tokens
             samples[row] = chunk.samples
-            following = chunk.tokens[1:] + (() if chunk.next_token is None else (chunk.next_token,))
-            targets[row, : len(following)] = following
         owners = tuple(
             chunk.request if chunk.is_final or work.shape.kind == "score" else None for chunk in work.chunks
         )
-        mask = self._grammar_mask(rows, owners)
-        tables = self._prompt_page_tables(work)
-        inputs: tuple[Any, ...] = (slots, tables, mask, tokens, starts, lengths, samples)
+        inputs: dict[str, Any] = {
+            "slots": slots,
+            "page_tables": self._prompt_page_tables(work),
+            "grammar_mask": self._grammar_mask(work.shape.rows, owners),
+            "tokens": tokens,
+            "starts": starts,
+            "lengths": lengths,
+            "samples": samples,
+        }
         if work.shape.kind == "score":
-            inputs += (targets,)
+            inputs["targets"] = self._targets(work)
         elif self._image_features:
-            inputs += (*self._image_features, _feature_index(work))
-            if self._rotates_by_axes:
-                inputs += (_rope_positions(work),)
-        return self._dispatch(work.shape, owners, inputs, work.chunks)
+            (inputs["image_features"],) = self._image_features
+            inputs["feature_index"] = _feature_index(work)
+            if "rope_positions" in program.inputs:
+                inputs["rope_positions"] = _rope_positions(work)
+        return self._dispatch(program, owners, inputs, work.chunks)
 
     def decode(self, work: Decode) -> Dispatch:
         """Enqueue some decode steps."""
@@ -222,36 +224,43 @@ class Runner:
             owners = tuple(by_slot.get(slot) for slot in range(self._num_slots))
         else:
             owners = work.owners
-        slots = np.full(work.shape.rows, self._num_slots, np.int32)
+        program = self._programs[work.shape]
+        slots = program.filled("slots", self._num_slots)
         slots[: len(work.slots)] = work.slots
-        mask = self._grammar_mask(work.shape.rows, owners)
-        tables = self._empty_page_tables(work.shape)
+        tables = program.filled("page_tables", NO_PAGE)
         for row, (slot, pages) in enumerate(zip(work.slots, work.pages, strict=True)):
             # Where rows are slots, those of a dp shard are in its part of the tables.
             shard, place = divmod(slot, tables.shape[2]) if self._rows_are_slots else (0, row)
             _fill(tables, shard, place, pages)
-        return self._dispatch(work.shape, owners, (slots, tables, mask, np.int32(work.step_limit)))
+        inputs = {
+            "slots": slots,
+            "page_tables": tables,
+            "grammar_mask": self._grammar_mask(work.shape.rows, owners),
+            "step_limit": np.int32(work.step_limit),
+        }
+        return self._dispatch(program, owners, inputs)
 
     def _embed(self, work: Prefill) -> PooledDispatch:
         """Enqueue one chunk of each of some prompts whose hidden states are pooled."""
-        inputs = (self._prompt_page_tables(work), *embed_inputs(work.chunks, work.shape))
+        inputs = {"page_tables": self._prompt_page_tables(work), **embed_inputs(work.chunks, work.shape)}
         with self._dispatch_lock:
-            self._kv, _, (pooled,) = self._programs[work.shape](self._weights, self._kv, (), inputs)
+            self._kv, _, outputs = self._programs[work.shape].run(self._weights, self._kv, (), inputs)
+        pooled = outputs["pooled"]
         pooled.copy_to_host_async()
         return PooledDispatch(work.chunks, pooled)
 
-    def _encoder_inputs(self, work: Encode) -> tuple[Any, ...]:
-        """Return the encoder's inputs in program order, padded where images do not fill them."""
-        specs = {spec.name: spec for spec in self._inputs[work.shape]}
+    def _encoder_inputs(self, work: Encode) -> dict[str, Any]:
+        """Return the encoder's inputs, padded where images do not fill them."""
+        program = self._programs[work.shape]
         # Padding is written past the last row, so it is dropped.
         padding = {"feature_rows": self._image_features[0].shape[0]}
-        inputs = {name: np.full(spec.shape, padding.get(name, 0), spec.dtype) for name, spec in specs.items()}
+        inputs = {name: program.filled(name, padding.get(name, 0)) for name in program.inputs}
         for place, (image, own) in enumerate(zip(work.images, work.rows, strict=True)):
             inputs["pixels"][place, : len(image.pixels)] = image.pixels
             inputs["feature_rows"][place, : len(own)] = own
             if "grids" in inputs:
                 inputs["grids"][place] = image.token_grid
-        return tuple(inputs.values())
+        return inputs
 
     def _grammar_mask(self, rows: int, owners: Sequence[Request | None]) -> Any:
         """Return uint32 [rows, words]: the next-token mask of each constrained owner; all bits otherwise."""
@@ -266,40 +275,41 @@ class Runner:
 
     def _prompt_page_tables(self, work: Prefill) -> np.ndarray[Any, Any]:
         """Return int32 [shards, groups, rows, pages of a row]; a row has pages in its own shard only."""
-        tables = self._empty_page_tables(work.shape)
+        tables = self._programs[work.shape].filled("page_tables", NO_PAGE)
         for row, chunk in enumerate(work.chunks):
             _fill(tables, chunk.shard, row, chunk.pages)
         return tables
 
-    def _empty_page_tables(self, shape: ProgramShape) -> np.ndarray[Any, Any]:
-        (spec,) = (spec for spec in self._inputs[shape] if spec.name == "page_tables")
-        return np.full(spec.shape, NO_PAGE, np.int32)
+    def _targets(self, work: Prefill) -> np.ndarray[Any, Any]:
+        """Return int32 [rows, length]: the prompt token after each token of a chunk; 0 for none."""
+        targets = self._programs[work.shape].filled("targets", 0)
+        for row, chunk in enumerate(work.chunks):
+            following = chunk.tokens[1:] + (() if chunk.next_token is None else (chunk.next_token,))
+            targets[row, : len(following)] = following
+        return targets
 
     def _copy_page(self, copy: PageCopy | None) -> None:
         """Enqueue copying a page of every group; None copies nothing."""
-        sources, targets = (np.full(spec.shape, NO_PAGE, np.int32) for spec in self._inputs[_COPY_PAGE])
+        program = self._programs[_COPY_PAGE]
+        inputs = {name: program.filled(name, NO_PAGE) for name in ("sources", "targets")}
         if copy is not None:
-            sources[copy.shard], targets[copy.shard] = copy.sources, copy.targets
+            inputs["sources"][copy.shard], inputs["targets"][copy.shard] = copy.sources, copy.targets
         with self._dispatch_lock:
-            self._kv, _, _ = self._programs[_COPY_PAGE]((), self._kv, (), (sources, targets))
-
-    def _smallest(self, kind: ProgramKind) -> ProgramShape:
-        shapes = (shape for shape in self._programs if shape.kind == kind)
-        return min(shapes, key=lambda shape: shape.rows * shape.length)
+            self._kv, _, _ = program.run((), self._kv, (), inputs)
 
     def _dispatch(
         self,
-        shape: ProgramShape,
+        program: Program,
         owners: tuple[Request | None, ...],
-        inputs: tuple[Any, ...],
+        inputs: Mapping[str, Any],
         chunks: tuple[Chunk, ...] = (),
     ) -> Dispatch:
         with self._dispatch_lock:
-            self._kv, self._state, outputs = self._programs[shape](
-                self._weights, self._kv, self._state, inputs
-            )
-        for output in (*outputs[:2], *outputs[5:]):
-            output.copy_to_host_async()
+            self._kv, self._state, outputs = program.run(self._weights, self._kv, self._state, inputs)
+        for name, output in outputs.items():
+            # Few requests want these of their answer, and `read` waits for them then.
+            if name not in _LOGPROBS:
+                output.copy_to_host_async()
         return Dispatch(owners, outputs, chunks)
 
 
@@ -335,8 +345,8 @@ def _bits(token_ids: Sequence[int], num_words: int) -> np.ndarray[Any, Any]:
     return np.packbits(is_set, bitorder="little").view("<u4")
 
 
-def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> tuple[Any, ...]:
-    """Return one request as the inputs of set_slot, in program order."""
+def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> dict[str, Any]:
+    """Return one request as the inputs of set_slot."""
     request, params = admission.request, admission.request.params
     seed = params.seed % 2**64
     stop_ids = np.full(MAX_STOP_TOKEN_IDS, -1, np.int32)
@@ -368,6 +378,7 @@ def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> tuple[A
         "logit_bias_ids": bias_ids,
         "logit_bias_values": bias_values,
         "prompt_mask": _bits(request.prompt_ids, specs["prompt_mask"].shape[0]),
-        "rope_offset": np.int32(rope_offset(request.images)),
     }
-    return tuple(values[name] for name in specs)
+    if "rope_offset" in specs:
+        values["rope_offset"] = np.int32(rope_offset(request.images))
+    return values

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from vinfer.bundle.programs import ProgramKind
 from vinfer.engine.feature_cache import FeatureCache
-from vinfer.engine.pages import PageTable, ShardPages
-from vinfer.engine.prefix_keys import PrefixKeys
+from vinfer.engine.kv_cache.pages import PageTable, ShardPages
+from vinfer.engine.kv_cache.prefix_keys import PrefixKeys
 from vinfer.engine.request import Request
 
 

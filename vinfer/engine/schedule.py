@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from vinfer.bundle.programs import ProgramShape
-from vinfer.engine.pages import PageCopy
+from vinfer.engine.kv_cache.pages import PageCopy
 from vinfer.engine.request import Request, RequestImage
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
-from vinfer.bundle.programs import ProgramShape, choose_encoder, choose_program, is_single_shape
+from vinfer.bundle.program_table import ProgramTable
 from vinfer.engine.feature_cache import FeatureCache
-from vinfer.engine.pages import ShardPages, total_owned
+from vinfer.engine.kv_cache.pages import ShardPages, total_owned
 from vinfer.engine.prefills import PrefillPlanner
 from vinfer.engine.prefixes import Prefixes
 from vinfer.engine.request import Request
@@ -50,16 +50,14 @@ class Scheduler:
     request waits for one of the two at most.
 
     Args:
-        shapes: the compiled programs.
+        programs: the compiled programs.
         num_slots: rows of the batch.
         pages: of each dp shard; slots are divided among the shards in order.
-        steps: most decode steps per dispatch.
         dispatch_cost_tokens: see `ChunkPlan`.
         min_prefill_tokens: lower limit of max_prefill_tokens, for configs with only short buckets.
         shared_prefill_tokens: upper limit of it while no tenant may have all slots: whoever comes next waits
             for two steps, so they must be short. None for none.
         num_feature_rows: rows of the feature array; 0 for a model without images.
-        max_features: for every image encoder, the most features of one image.
         keeps_images_whole: every image lies in one chunk; none has more tokens than the largest bucket.
 
     Attributes:
@@ -69,20 +67,17 @@ class Scheduler:
     def __init__(
         self,
         *,
-        shapes: Iterable[ProgramShape],
+        programs: ProgramTable,
         num_slots: int,
         pages: Sequence[ShardPages],
-        steps: int,
         dispatch_cost_tokens: int | None = None,
         min_prefill_tokens: int = 0,
         shared_prefill_tokens: int | None = None,
         num_feature_rows: int = 0,
-        max_features: Mapping[ProgramShape, int] | None = None,
         keeps_images_whole: bool = False,
     ) -> None:
-        self._shapes = tuple(shapes)
-        self._steps = steps
-        self._is_single_shape = is_single_shape(self._shapes)
+        self._programs = programs
+        self._is_single_shape = programs.is_single_shape
         self._num_slots = num_slots
         self.max_running_per_tenant = num_slots
         self._shared_prefill_tokens = shared_prefill_tokens
@@ -95,17 +90,15 @@ class Scheduler:
         self._prefill_turns: dict[str, int] = {}
         self.num_preemptions = 0
         self.features = FeatureCache(num_feature_rows)
-        self._max_features = dict(max_features or {})
-        self._max_images = max((shape.rows for shape in self._max_features), default=0)
         self._has_just_encoded = False
-        longest = max(shape.length for shape in self._shapes if shape.kind == "prefill")
+        longest = max(programs.lengths("prefill"))
         self._prefixes = Prefixes(
             page_size=self._pages[0].page_size,
             chunk_len=longest if self._is_single_shape else None,
             keeps_images_whole=keeps_images_whole,
         )
         self._prefills = PrefillPlanner(
-            self._shapes,
+            programs,
             prefixes=self._prefixes,
             features=self.features,
             dispatch_cost_tokens=dispatch_cost_tokens,
@@ -268,7 +261,7 @@ class Scheduler:
                 # Younger prompts wait too, or they would take the rows that the oldest waits for.
                 break
             running.holds_features = True
-        waiting = self.features.next_to_encode(self._max_images)
+        waiting = self.features.next_to_encode(self._programs.max_images)
         if not waiting:
             return None
         if (
@@ -279,7 +272,7 @@ class Scheduler:
             self._has_just_encoded = False
             return None
         self._has_just_encoded = True
-        shape, num_taken = choose_encoder(self._max_features, [image.num_tokens for image in waiting])
+        shape, num_taken = self._programs.choose_encoder([image.num_tokens for image in waiting])
         images = waiting[:num_taken]
         self.features.encoded(images)
         return Encode(shape, tuple(images), tuple(self.features.rows_of(image) for image in images))
@@ -308,11 +301,11 @@ class Scheduler:
             return None
         is_idle = not self._waiting and all(running.is_prefilled for running in self._running.values())
         most = max(running.num_left for running in rows)
-        step_limit = min(self._steps if is_idle and not self.is_constrained else 1, most)
+        step_limit = min(self._programs.steps if is_idle and not self.is_constrained else 1, most)
         rows = self._with_pages(rows, step_limit, unread)
         if not rows:
             return None
-        shape = choose_program(self._shapes, "decode", rows=len(rows), length=step_limit)
+        shape = self._programs.choose("decode", rows=len(rows), length=step_limit)
         for running in rows:
             running.num_dispatched += min(step_limit, running.num_left)
         return Decode(

@@ -7,7 +7,7 @@ import heapq
 import itertools
 from collections.abc import Collection, Sequence
 
-from vinfer.engine.prefix_keys import PrefixKeys
+from vinfer.engine.kv_cache.prefix_keys import PrefixKeys
 from vinfer.engine.request import Request
 
 # Beyond this many tenants, those served longest ago are forgotten; they then count as never served.

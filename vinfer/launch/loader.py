@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     import jax
 
     from vinfer.engine.engine import Engine
+    from vinfer.engine.kv_cache.pages import ShardPages
     from vinfer.engine.loading.compile_count import CompileCounter
-    from vinfer.engine.pages import ShardPages
 
 logger = logging.getLogger(__name__)
 
@@ -227,17 +227,14 @@ def start_engine(
     gc.freeze()
     progress(model.name, "warming up", 0, 1)
     runner.warm_up()
-    shapes = [program.shape for program in manifest.programs]
     scheduler = Scheduler(
-        shapes=shapes,
+        programs=manifest.program_table,
         num_slots=manifest.num_slots,
         pages=shard_pages(manifest, num_pages),
-        steps=max(shape.length for shape in shapes if shape.kind == "decode"),
         dispatch_cost_tokens=DISPATCH_COST_TOKENS.get(manifest.platform),
         min_prefill_tokens=MIN_PREFILL_TOKENS,
         shared_prefill_tokens=SHARED_PREFILL_TOKENS,
         num_feature_rows=0 if manifest.images is None else manifest.images.features.shape[0],
-        max_features=manifest.max_features,
         keeps_images_whole=manifest.images is not None and manifest.images.attends_both_ways,
     )
     engine = Engine(
@@ -298,7 +295,7 @@ def device_pages(
 
 def shard_pages(manifest: Manifest, num_pages: Sequence[int]) -> list[ShardPages]:
     """Return the pages of each dp shard, all free."""
-    from vinfer.engine.pages import ShardPages
+    from vinfer.engine.kv_cache.pages import ShardPages
 
     plan = manifest.page_plan
     return [

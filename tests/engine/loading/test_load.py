@@ -175,7 +175,7 @@ def test_a_second_load_compiles_no_program(
     # What fills the first arrays is compiled at each start.
     assert counter.num_compiles - num_compiles == num_compiles - 1
     (program,) = runner._programs.values()
-    _, state, _ = program((), (), runner._state, ())
+    _, state, _ = program.run((), (), runner._state, {})
     assert np.asarray(state[0]).tolist() == [False]
 
 

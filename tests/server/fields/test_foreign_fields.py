@@ -14,7 +14,7 @@ from vinfer.server.fields import foreign
 from vinfer.server.fields.chat import CHAT
 from vinfer.server.fields.completions import COMPLETION
 from vinfer.server.fields.embeddings import EMBEDDING
-from vinfer.server.fields.responses import RESPONSES
+from vinfer.server.fields.responses.body import RESPONSES
 from vinfer.server.fields.treatment import Treatment
 
 ROUTES: dict[str, tuple[Any, dict[str, Any], list[dict[str, foreign.Entry]]]] = {

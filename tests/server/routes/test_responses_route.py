@@ -18,7 +18,7 @@ from running_server import RunningServer, run
 from tool_requests import follows
 
 from vinfer.config import ServerConfig
-from vinfer.server.fields.responses import RESPONSES
+from vinfer.server.fields.responses.body import RESPONSES
 from vinfer.server.fields.treatment import RESPONSES_FIELDS, Treatment
 from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer

@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from vinfer.bundle.manifest import Manifest, ProgramSpec, StateSpec, WeightSpec
 from vinfer.engine.loading.mesh import make_mesh, sharding_of, weight_placement
 from vinfer.engine.loading.programs import LoadedPrograms
-from vinfer.engine.runner import ALL_ALLOWED, Compiled, Runner
+from vinfer.engine.program import Program
+from vinfer.engine.runner import ALL_ALLOWED, Runner
 from vinfer.errors import BundleError, DeviceError
 
 logger = logging.getLogger(__name__)
@@ -97,23 +98,23 @@ def load_runner(
     steps = _Steps(sizes["weights"] + sizes.get("image_weights", 0), len(manifest.programs), progress)
     code = LoadedPrograms(directory, manifest, mesh, code_roots, num_pages)
 
-    def program_ready(program: ProgramSpec) -> Compiled:
+    def program_ready(spec: ProgramSpec) -> Program:
         started = time.monotonic()
-        compiled, is_loaded = code.get(program)
+        compiled, is_loaded = code.get(spec)
         number = steps.prepared()
         if not is_loaded:
             logger.info(
                 "program %d of %d, %s: compiled in %.1f s",
                 number,
                 len(manifest.programs),
-                program.shape.name,
+                spec.shape.name,
                 time.monotonic() - started,
             )
-        return compiled
+        return Program(spec, compiled)
 
     # XLA compiles without holding the interpreter lock, so weights are read in the meantime.
     with ThreadPoolExecutor(_NUM_COMPILE_THREADS, thread_name_prefix="compile") as pool:
-        compiling = {program.shape: pool.submit(program_ready, program) for program in manifest.programs}
+        compiling = [pool.submit(program_ready, spec) for spec in manifest.programs]
         try:
             weights = _place_weights(directory / "weights", manifest.weights, mesh, steps)
             image_weights = _place_weights(directory / "weights", image_weight_specs, mesh, steps)
@@ -121,7 +122,7 @@ def load_runner(
             kv, state = _filled(kv_specs, mesh), _filled(manifest.state, mesh)
             features = _filled(() if images is None else (images.features,), mesh)
             jax.block_until_ready((weights, image_weights, kv, state, features))
-            programs = {shape: future.result() for shape, future in compiling.items()}
+            programs = [future.result() for future in compiling]
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             raise _no_room(manifest, num_pages, error) from error
         finally:
@@ -132,7 +133,6 @@ def load_runner(
         kv=kv,
         state=state,
         programs=programs,
-        inputs={program.shape: program.inputs for program in manifest.programs},
         num_slots=manifest.num_slots,
         rows_are_slots=manifest.rows_are_slots,
         open_masks=_open_masks(manifest.programs, mesh),

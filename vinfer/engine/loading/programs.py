@@ -22,7 +22,7 @@ from vinfer.engine.loading.executables import (
     load_executable,
     machine_code,
 )
-from vinfer.engine.runner import Compiled
+from vinfer.engine.program import Compiled
 from vinfer.errors import DeviceError
 
 logger = logging.getLogger(__name__)

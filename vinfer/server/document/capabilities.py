@@ -22,7 +22,7 @@ from vinfer.server.fields.completions import COMPLETION, MAX_PROMPTS
 from vinfer.server.fields.count import COUNT_MESSAGES, MAX_PROMPT_CHARS
 from vinfer.server.fields.embeddings import EMBEDDING
 from vinfer.server.fields.form import RequestForm
-from vinfer.server.fields.responses import RESPONSES
+from vinfer.server.fields.responses.body import RESPONSES
 from vinfer.server.fields.sampling import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS, SamplingFields
 from vinfer.server.fields.structured_outputs import ResponseFormat
 from vinfer.server.fields.template_kwargs import reads_reasoning_effort, settable_kwargs

@@ -31,7 +31,7 @@ from vinfer.server.fields.completions import COMPLETION
 from vinfer.server.fields.count import COUNT_MESSAGES, COUNT_TEXT
 from vinfer.server.fields.embeddings import EMBEDDING
 from vinfer.server.fields.form import RequestForm
-from vinfer.server.fields.responses import RESPONSES
+from vinfer.server.fields.responses.body import RESPONSES
 from vinfer.server.fields.tokenization import DETOKENIZE, TOKENIZE_MESSAGES, TOKENIZE_TEXT
 
 _ANY_ROUTE = (RequestError, RequestTimeoutError, HeadersTooLargeError, VinferError)

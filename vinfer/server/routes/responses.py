@@ -12,8 +12,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from vinfer.server.fields.responses import ResponsesFields, in_own_words, parse_responses
-from vinfer.server.fields.responses_input import input_images
+from vinfer.server.fields.responses.body import ResponsesFields, in_own_words, parse_responses
+from vinfer.server.fields.responses.input import input_images
 from vinfer.server.generate.answer import deltas_or_pings, whole_choices
 from vinfer.server.generate.conversation import Conversation, prepare
 from vinfer.server.generate.generation import ChoiceDelta

@@ -11,7 +11,7 @@ import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from vinfer.engine.prefix_keys import PrefixKeys
+from vinfer.engine.kv_cache.prefix_keys import PrefixKeys
 
 NO_PAGE = 2**31 - 1
 """An entry of a table without a page, as in `vinfer.compiler.paged_attention`."""

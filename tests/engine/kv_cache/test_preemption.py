@@ -6,7 +6,7 @@ Pages have 4 positions, and a shard has 16 of them, as many as one request of fu
 from __future__ import annotations
 
 import pytest
-from engine_requests import STEPS, CountingMatcher, make_pages, make_request, make_shapes
+from engine_requests import CountingMatcher, make_pages, make_programs, make_request
 from schedule_contents import admitted, begun, decoded
 
 from vinfer.engine.request import Request
@@ -16,10 +16,9 @@ from vinfer.engine.scheduler import Scheduler
 
 def make_scheduler(num_slots: int = 3, *, dp: int = 1) -> Scheduler:
     return Scheduler(
-        shapes=make_shapes(num_slots=num_slots),
+        programs=make_programs(num_slots=num_slots),
         num_slots=num_slots,
         pages=make_pages(num_slots, 16, dp=dp),
-        steps=STEPS,
     )
 
 

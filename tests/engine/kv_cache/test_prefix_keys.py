@@ -13,7 +13,7 @@ from engine_requests import make_image
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vinfer.engine.prefix_keys import PrefixKeys
+from vinfer.engine.kv_cache.prefix_keys import PrefixKeys
 from vinfer.engine.request import RequestImage
 
 SIZE = 4
@@ -151,7 +151,7 @@ def test_tokens_cannot_be_written_so_that_they_look_like_an_image() -> None:
 
 def test_keys_are_different_in_every_process() -> None:
     code = (
-        "from vinfer.engine.prefix_keys import PrefixKeys;"
+        "from vinfer.engine.kv_cache.prefix_keys import PrefixKeys;"
         "print(PrefixKeys('s', range(12), (), 4).of_page(0).hex())"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)

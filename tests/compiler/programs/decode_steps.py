@@ -1,6 +1,6 @@
 """Decode steps over drawn pages: by the decode kernel, interpreted on the CPU, and by plain attention.
 
-    PYTHONPATH=. .venv/dev/bin/python tests/compiler/decode_steps.py
+    PYTHONPATH=. .venv/dev/bin/python tests/compiler/programs/decode_steps.py
 
 Prints the largest error of each case on the device that JAX finds; on a GPU the kernel is compiled. With a
 JSON list of cases, it prints their errors over a mesh of four CPU devices.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vinfer.bundle.programs import ProgramKind, ProgramShape, choose_program, plan_programs
+from vinfer.bundle.program_table import ProgramTable
+from vinfer.bundle.programs import ProgramKind, ProgramShape, plan_programs
 from vinfer.config.shapes import slot_buckets
 
 
@@ -32,7 +34,7 @@ def covers(shape: ProgramShape, kind: ProgramKind, rows: int, length: int) -> bo
 
 
 def check_choice(shapes: tuple[ProgramShape, ...], kind: ProgramKind, *, rows: int, length: int) -> None:
-    chosen = choose_program(shapes, kind, rows=rows, length=length)
+    chosen = ProgramTable(shapes).choose(kind, rows=rows, length=length)
     assert covers(chosen, kind, rows, length)
     others = [shape for shape in shapes if covers(shape, kind, rows, length)]
     cost = chosen.rows * chosen.length
@@ -76,3 +78,30 @@ def test_a_decode_dispatch_always_finds_a_program(
         rows=data.draw(st.integers(1, num_slots), label="rows"),
         length=data.draw(st.integers(1, steps), label="steps"),
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "chosen"),
+    [(1, 1, "prefill[1,64]"), (1, 65, "prefill[1,256]"), (2, 64, "prefill[4,64]"), (1, 64, "prefill[1,64]")],
+)
+def test_the_cheapest_program_that_covers_a_dispatch_runs(rows: int, length: int, chosen: str) -> None:
+    shapes = plan_programs(prefill_shapes=[(1, 64), (4, 64), (1, 256)], slot_buckets=[1], steps=8)
+    assert ProgramTable(shapes).choose("prefill", rows=rows, length=length).name == chosen
+
+
+def test_the_encoder_is_as_small_as_takes_the_images_that_wait() -> None:
+    small, pair, large, four = (
+        ProgramShape(kind="encode_images", rows=rows, image=(3, side, side))
+        for rows, side in ((1, 28), (2, 28), (1, 56), (4, 112))
+    )
+    encoders = {four: 64, large: 16, pair: 4, small: 4}
+    chosen = {
+        (4,): (small, 1),
+        (1, 4): (pair, 2),
+        (2, 2, 2): (pair, 2),
+        (4, 5, 4): (small, 1),
+        (5, 4): (large, 1),
+        (17, 1, 64, 3, 2): (four, 4),
+    }
+    table = ProgramTable(encoders, encoders)
+    assert {waiting: table.choose_encoder(waiting) for waiting in chosen} == chosen

@@ -9,10 +9,10 @@ import hashlib
 from types import SimpleNamespace
 
 import pytest
-from engine_requests import STEPS, make_max_features, make_pages, make_request, make_shapes
+from engine_requests import make_pages, make_programs, make_request
 from schedule_contents import admitted, begun, decoded, prefilled
 
-from vinfer.engine import prefix_keys
+from vinfer.engine.kv_cache import prefix_keys
 from vinfer.engine.request import Request
 from vinfer.engine.scheduler import Scheduler
 
@@ -26,10 +26,9 @@ def make_scheduler(
     dp: int = 1,
 ) -> Scheduler:
     return Scheduler(
-        shapes=make_shapes(prefill_shapes, num_slots),
+        programs=make_programs(prefill_shapes, num_slots),
         num_slots=num_slots,
         pages=make_pages(num_slots, num_pages, windows=windows, dp=dp),
-        steps=STEPS,
     )
 
 
@@ -284,14 +283,11 @@ def test_windows_alone_are_promised_what_they_need_at_any_time() -> None:
 def test_a_prompt_begins_within_no_image_that_is_seen_both_ways(
     images: list[tuple[int, str]], start: int
 ) -> None:
-    shapes = make_shapes(num_slots=2, encoders=(1, 2))
     scheduler = Scheduler(
-        shapes=shapes,
+        programs=make_programs(num_slots=2, encoders=(1, 2)),
         num_slots=2,
         pages=make_pages(2),
-        steps=STEPS,
         num_feature_rows=64,
-        max_features=make_max_features(shapes),
         keeps_images_whole=True,
     )
     for name in "ab":
@@ -301,14 +297,11 @@ def test_a_prompt_begins_within_no_image_that_is_seen_both_ways(
 
 
 def test_prompts_share_no_pages_of_different_images() -> None:
-    shapes = make_shapes(num_slots=3, encoders=(1, 2))
     scheduler = Scheduler(
-        shapes=shapes,
+        programs=make_programs(num_slots=3, encoders=(1, 2)),
         num_slots=3,
         pages=make_pages(3),
-        steps=STEPS,
         num_feature_rows=64,
-        max_features=make_max_features(shapes),
     )
     for name, image in (("a", "q"), ("b", "q"), ("c", "p")):
         run_alone(scheduler, make_request(name, 16, scope="s", images=[(5, image)]))

@@ -19,7 +19,7 @@ from vinfer.server.fields.body_model import Body, Unknown
 from vinfer.server.fields.chat import ChatFields, chat_of
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.problems import renaming, shown
-from vinfer.server.fields.responses_input import InputItems, input_messages
+from vinfer.server.fields.responses.input import InputItems, input_messages
 from vinfer.server.fields.rules import absent, all_of, any_of, having, present
 from vinfer.server.fields.sampling import (
     MAX_INT32,

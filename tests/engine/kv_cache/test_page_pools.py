@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from vinfer.engine.pages import NO_PAGE, PagePool, PageTable, ShardPages, total_owned
-from vinfer.engine.prefix_keys import PrefixKeys
+from vinfer.engine.kv_cache.pages import NO_PAGE, PagePool, PageTable, ShardPages, total_owned
+from vinfer.engine.kv_cache.prefix_keys import PrefixKeys
 
 SIZE = 4
 TOKENS = range(64)

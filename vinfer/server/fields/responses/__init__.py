@@ -1,0 +1,1 @@
+"""The fields of `/v1/responses`, and the chat messages that its input items stand for."""
