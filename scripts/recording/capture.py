@@ -18,9 +18,10 @@ from pathlib import Path
 
 from recording.screen import Cell, Screen
 
-# A screen that lasts less is skipped; what is longer is shortened.
+# A screen that lasts less is skipped, and what lasts longer is shortened. One that never rests is sampled.
 _SETTLED_SECONDS = 0.4
 _MAX_SECONDS = 2.0
+_SAMPLE_SECONDS = 3.0
 _ROWS = 28
 
 
@@ -94,6 +95,7 @@ def _follow(
 ) -> None:
     """Read until the command has ended, or until a step ends it."""
     new, changed = "", time.monotonic()
+    shown = changed
     while time.monotonic() < until:
         ready, _, _ = select.select([master], [], [], _SETTLED_SECONDS)
         now = time.monotonic()
@@ -104,6 +106,10 @@ def _follow(
                 return
             if now - changed >= _SETTLED_SECONDS:
                 frames.append(Frame(_last_rows(screen), min(now - changed, _MAX_SECONDS)))
+                shown = now
+            elif now - shown >= _SAMPLE_SECONDS:
+                frames.append(Frame(_last_rows(screen), _SETTLED_SECONDS))
+                shown = now
             changed = now
             screen.write(piece)
             new += piece

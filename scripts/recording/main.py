@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from recording.capture import Step, record
@@ -33,15 +33,16 @@ class Scene:
 
     Attributes:
         shown: the command as it is typed.
-        command: what runs; `vinfer` stands for that of this environment.
+        steps: what is waited for, and typed then.
         prepare: writes what the command needs into its directory.
+        is_fresh: whether bundles of earlier runs are out of sight.
     """
 
     shown: str
     steps: tuple[Step, ...] = ()
     prepare: Callable[[Path], None] = lambda _: None
     timeout_seconds: float = 240
-    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    is_fresh: bool = False
 
 
 def _configs(directory: Path) -> None:
@@ -72,7 +73,9 @@ SCENES = {
         ),
         prepare=_configs,
     ),
-    "quickstart": Scene("scripts/quickstart --port 0", (Step("curl http"),), _clone, timeout_seconds=900),
+    "quickstart": Scene(
+        "scripts/quickstart --port 0", (Step("curl http"),), _clone, timeout_seconds=1500, is_fresh=True
+    ),
 }
 
 
@@ -95,6 +98,7 @@ def _recorded(scene: Scene, columns: int) -> str:
     with tempfile.TemporaryDirectory(prefix="record-") as scratch:
         directory = Path(scratch)
         scene.prepare(directory)
+        cache = {"VINFER_CACHE_DIR": f"{scratch}/cache"} if scene.is_fresh else {}
         program, *arguments = scene.shown.split()
         command = [sys.executable, "-m", "vinfer"] if program == "vinfer" else [f"./{program}"]
         frames = record(
@@ -103,7 +107,7 @@ def _recorded(scene: Scene, columns: int) -> str:
             shown=scene.shown,
             columns=columns,
             cwd=directory,
-            environment={"XDG_STATE_HOME": f"{scratch}/state", **scene.environment},
+            environment={"XDG_STATE_HOME": f"{scratch}/state", **cache},
             timeout_seconds=scene.timeout_seconds,
         )
     return as_svg(frames, columns=columns, title=scene.shown)

@@ -11,6 +11,7 @@ import re
 _SEQUENCE = re.compile(
     r"\x1b\[([?0-9;]*)([A-Za-z])|\x1b[=>]|\x1b\][^\x07]*\x07|[\r\n\b\x07]|[^\x1b\r\n\b\x07]+|\x1b"
 )
+_UNFINISHED = re.compile(r"\x1b(\[[?0-9;]*|\][^\x07]*)?$")
 _COLORS = ("#484f58", "#ff7b72", "#3fb950", "#d29922", "#58a6ff", "#bc8cff", "#39c5cf", "#c9d1d9")
 _CUBE = (0, 95, 135, 175, 215, 255)
 
@@ -36,6 +37,7 @@ class Screen:
         self._rows: list[list[Cell]] = [[]]
         self._row = self._column = 0
         self._style = PLAIN
+        self._pending = ""
 
     @property
     def rows(self) -> list[tuple[Cell, ...]]:
@@ -46,8 +48,10 @@ class Screen:
         return "\n".join("".join(char for char, _ in row).rstrip() for row in self._rows)
 
     def write(self, text: str) -> None:
-        """Take what a program has written."""
-        for match in _SEQUENCE.finditer(text):
+        """Take what a program has written; a control sequence may come in two pieces."""
+        text = self._pending + text
+        self._pending = (_UNFINISHED.search(text) or [""])[0]
+        for match in _SEQUENCE.finditer(text.removesuffix(self._pending)):
             piece = match[0]
             if match[2]:
                 self._control(match[1], match[2])
