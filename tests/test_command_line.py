@@ -134,7 +134,7 @@ def test_config_diff_says_what_a_hangup_applies(tmp_path: Path) -> None:
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines[:2] == ["server.port: 8000 -> 9000 (restart)", "server.max_n: 8 -> 3 (SIGHUP)"]
     assert lines[2].startswith('models[1]: null -> {"name": "n", "source": "org/n", ')
-    assert lines[2].endswith("} (restart)")
+    assert lines[2].endswith("} (rebuild: another model)")
     assert len(lines) == 3
     command[-1] = str(old)
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
@@ -148,9 +148,26 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_config_diff_as_json(tmp_path: Path) -> None:
     old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
     old.write_text("models: [{name: m, source: org/m}]\n", encoding="utf-8")
-    new.write_text("server: {max_n: 3}\nmodels: [{name: m, source: org/m}]\n", encoding="utf-8")
+    new.write_text(
+        "server: {max_n: 3}\nmodels: [{name: m, source: org/m, mesh: {tp: 1}, prefix_cache: 'off'}]\n",
+        encoding="utf-8",
+    )
     assert json.loads(run("config", "diff", str(old), str(new), "--json").stdout) == [
-        {"key": "server.max_n", "old": 8, "new": 3, "applied_by": "SIGHUP"}
+        {"key": "server.max_n", "old": 8, "new": 3, "applied_by": "SIGHUP", "why": None},
+        {
+            "key": "models[0].mesh.tp",
+            "old": -1,
+            "new": 1,
+            "applied_by": "rebuild",
+            "why": "weights and programs are divided by it",
+        },
+        {
+            "key": "models[0].prefix_cache",
+            "old": "per_key",
+            "new": "off",
+            "applied_by": "restart",
+            "why": None,
+        },
     ]
 
 

@@ -44,13 +44,13 @@ def cases(checkpoint: Path) -> list[Case]:
         "precompile": [{"batch_size": 1, "prefill_length": 64}],
     }
     return [
-        Case("SmolLM2-135M, float32", {**small, "dtype": "float32"}),
+        Case("SmolLM2-135M, float32, 4 GiB of KV cache", {**small, "dtype": "float32"}),
+        Case(f"random Llama, {LAYERS} layers, bfloat16", random),
         Case(
-            "SmolLM2-135M, bfloat16, 2 GiB of KV cache",
-            {**small, "dtype": "bfloat16", "num_slots": 32, "kv_cache": {"bytes": 2 * GIB}},
+            "the same in float32, 1 GiB of KV cache",
+            {**random, "dtype": "float32", "num_slots": 64, "kv_cache": {"bytes": GIB}},
         ),
-        Case(f"random Llama, {LAYERS} layers, bfloat16", {**random, "mesh": {"tp": 1}}),
-        Case("the same on dp=2, tp=2", {**random, "mesh": {"dp": 2, "tp": 2}}, "cpu:4"),
+        Case("the first Llama on dp=2, tp=2", {**random, "mesh": {"dp": 2, "tp": 2}}, "cpu:4"),
     ]
 
 

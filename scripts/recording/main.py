@@ -82,16 +82,35 @@ SCENES = {
 def main(doc: str | None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scene", nargs="*", help=f"of {', '.join(SCENES)}; all but quickstart if omitted")
+    parser.add_argument(
+        "scene",
+        nargs="*",
+        help=f"of {', '.join([*SCENES, 'page'])}; without any, all but the quickstart and the page",
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "docs/recordings", help="(%(default)s)")
     arguments = parser.parse_args()
+    if unknown := {*arguments.scene} - {*SCENES, "page"}:
+        parser.error(f"no such scene: {', '.join(sorted(unknown))}")
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name in arguments.scene or [name for name in SCENES if name != "quickstart"]:
+        if name == "page":
+            _record_page(ROOT / "docs/images")
+            continue
         for columns in COLUMNS:
             path = arguments.output / f"{name}-{columns}.svg"
             path.write_text(_recorded(SCENES[name], columns))
             print(f"{path.name}: {path.stat().st_size // 1024} KiB", flush=True)
     return 0
+
+
+def _record_page(directory: Path) -> None:
+    from recording.page import take_screenshots
+    from vinfer.launch.chat import readiness_of
+    from vinfer.launch.local_server import serving
+
+    with serving(ROOT / "configs/smollm2.yaml", readiness=readiness_of, progress=print) as url:
+        for path in take_screenshots(url, directory):
+            print(f"{path.name}: {path.stat().st_size // 1024} KiB", flush=True)
 
 
 def _recorded(scene: Scene, columns: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from vinfer.chat.answer import Piece, Stats, ToolCall
-from vinfer.chat.client import Client
+from vinfer.chat.client import Client, Readiness
 from vinfer.errors import AnswerError
 
 
@@ -142,14 +142,21 @@ def test_a_server_that_is_not_there() -> None:
     with contextlib.closing(Client("http://127.0.0.1:1")) as client:
         with pytest.raises(AnswerError, match=r"127.0.0.1:1 cannot be reached \(.*refused\): check the URL"):
             client.models()
-        assert client.phase() is None
+        assert client.readiness() is None
 
 
-def test_phases() -> None:
-    for body, phase in (
-        ('{"phase": "loading", "done": 3, "total": 9}', "loading"),
-        ('{"phase": "ready", "done": 1, "total": 1}', "ready"),
-        ("<html>", None),
+def test_readiness() -> None:
+    for body, readiness, words in (
+        (
+            '{"phase": "loading", "models": [{"phase": "x"}, {"phase": "loading", "expected_seconds": 9.4}]}',
+            Readiness("loading", 9.4),
+            "loading, about 9 s",
+        ),
+        ('{"phase": "loading", "models": [{"phase": "loading"}]}', Readiness("loading"), "loading"),
+        ('{"phase": "draining", "models": []}', Readiness("draining"), "draining"),
+        ("<html>", None, "None"),
+        ("[]", None, "None"),
     ):
         with answering(body) as url, contextlib.closing(Client(url)) as client:
-            assert client.phase() == phase
+            assert client.readiness() == readiness
+            assert str(client.readiness()) == words

@@ -5,6 +5,7 @@ Blocking. Knows OpenAI's API and the answers of `/readiness`, but no terminals a
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -16,6 +17,18 @@ from vinfer.errors import AnswerError
 
 CONNECT_SECONDS = 10.0
 _MAX_REASON_CHARS = 500
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Readiness:
+    """What a server does, `ready` at the end, and how many seconds it will take in all, if that is known."""
+
+    phase: str
+    expected_seconds: float | None = None
+
+    def __str__(self) -> str:
+        seconds = self.expected_seconds
+        return self.phase if seconds is None or seconds < 1 else f"{self.phase}, about {seconds:.0f} s"
 
 
 class Client:
@@ -51,12 +64,15 @@ class Client:
         except (ValueError, KeyError, TypeError):
             raise AnswerError(f"{self.url}/v1/models has no list of models: is this an OpenAI API?") from None
 
-    def phase(self) -> str | None:
-        """Return what a starting server does; `ready` at the end, None while nothing answers."""
+    def readiness(self) -> Readiness | None:
+        """Return what a starting server does; None while nothing answers."""
         try:
-            return str(self._http.get("/readiness").json()["phase"])
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            body = self._http.get("/readiness").json()
+            phase = str(body["phase"])
+            seconds = [model.get("expected_seconds") for model in body["models"] if model["phase"] == phase]
+        except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
             return None
+        return Readiness(phase, seconds[0] if seconds else None)
 
     def stream(self, body: Mapping[str, Any], stats: Stats) -> Generator[Piece, None, None]:
         """Yield the answer piece by piece, and fill in `stats`; closing the iterator stops the server's work.

@@ -83,22 +83,28 @@ def diff(
 ) -> None:
     """Example: vinfer config diff old.yaml new.yaml
 
-    Print the keys whose values differ, and whether SIGHUP or only a restart applies each.
+    Print the keys whose values differ, and what applies each: SIGHUP, a restart, or a rebuild, and why.
     """
     from vinfer.config import changes, load_config
 
     before, after = (load_config(path, environ=os.environ) for path in (old, new))
-    found = [(change, "SIGHUP" if change.is_hot else "restart") for change in changes(before, after)]
+    rows = [
+        {
+            "key": change.key,
+            "old": _plain(change.old),
+            "new": _plain(change.new),
+            "applied_by": change.applied_by,
+            "why": change.why_rebuilt,
+        }
+        for change in changes(before, after)
+    ]
     if as_json:
-        rows = [
-            {"key": change.key, "old": _plain(change.old), "new": _plain(change.new), "applied_by": how}
-            for change, how in found
-        ]
         typer.echo(json.dumps(rows))
         return
-    for change, how in found:
-        old_text, new_text = (json.dumps(_plain(value)) for value in (change.old, change.new))
-        typer.echo(f"{change.key}: {old_text} -> {new_text} ({how})")
+    for row in rows:
+        why = f": {row['why']}" if row["applied_by"] == "rebuild" else ""
+        values = f"{json.dumps(row['old'])} -> {json.dumps(row['new'])}"
+        typer.echo(f"{row['key']}: {values} ({row['applied_by']}{why})")
 
 
 def _plain(value: object) -> object:

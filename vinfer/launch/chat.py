@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from vinfer.chat.client import Client
+from vinfer.chat.client import Client, Readiness
 from vinfer.chat.conversation import Conversation
 from vinfer.chat.session import Session
 from vinfer.errors import ConfigError
@@ -94,15 +94,16 @@ def _client(target: str, environ: Mapping[str, str]) -> Iterator[Client]:
                     f"{target} is neither a file nor a URL: give a YAML file, a bundle directory or a URL "
                     "such as http://127.0.0.1:8000"
                 )
-            url = stack.enter_context(serving(Path(target), phase=_phase_of, progress=_say))
+            url = stack.enter_context(serving(Path(target), readiness=readiness_of, progress=_say))
             client = Client(url)
         stack.callback(client.close)
         yield client
 
 
-def _phase_of(url: str) -> str | None:
+def readiness_of(url: str) -> Readiness | None:
+    """Return what the server at a URL does; None while nothing answers."""
     with contextlib.closing(Client(url)) as client:
-        return client.phase()
+        return client.readiness()
 
 
 def _model(client: Client, wanted: str | None) -> str:
