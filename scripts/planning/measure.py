@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import os
 import sys
 import threading
 from pathlib import Path
@@ -23,7 +24,7 @@ def main() -> None:
     from vinfer.server.intake import give_memory_back
 
     quiet_xla()
-    config = load_config(sys.argv[1], environ={})
+    config = load_config(sys.argv[1], environ=os.environ)
     [model] = config.models
     platform, devices = local_devices(target_devices(sys.argv[2] if len(sys.argv) > 2 else None))
     bundle = find_or_build(
@@ -47,7 +48,7 @@ def main() -> None:
         manifest,
         model,
         devices=devices,
-        code_roots=code_roots(bundle, manifest, code_cache_dir(config, {})),
+        code_roots=code_roots(bundle, manifest, code_cache_dir(config, os.environ)),
         dispatch_lock=threading.Lock(),
         progress=lambda *_: None,
     )
