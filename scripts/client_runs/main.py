@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmark.client import BenchError, fetch
 from benchmark.process import serving
 
 from client_runs.environments import install_node, install_python
@@ -25,6 +24,8 @@ from client_runs.places import (
 )
 from client_runs.rows import FAILED, NOT_RUN, PASSED, Row
 from client_runs.table import document
+from vinfer.bench.client import fetch
+from vinfer.errors import AnswerError
 
 PROGRAMS = (
     "openai_python",
@@ -61,7 +62,7 @@ def main(description: str | None) -> int:
         programs = chosen or PROGRAMS
         install_python(has_generators="generated_clients" in programs)
         rows = _run(programs)
-    except (BenchError, subprocess.CalledProcessError) as error:
+    except (AnswerError, subprocess.CalledProcessError) as error:
         sys.stderr.write(f"clients: error: {error}\n")
         return 1
     page = document(rows)

@@ -12,10 +12,9 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmark.client import BenchError
-
 from fuzzing.tally import tally
 from fuzzing.tiny import fetch_json
+from vinfer.errors import AnswerError
 
 # Hypothesis gives up if it draws too many unusable values; another seed continues.
 MAX_ROUNDS = 5
@@ -29,7 +28,7 @@ def fuzz(url: str, schemathesis: str, *, num_cases: int, seed: int, logs: Path) 
     A route without either gets one case.
 
     Raises:
-        BenchError: schemathesis cannot generate cases for a route.
+        AnswerError: schemathesis cannot generate cases for a route.
     """
     document = fetch_json(f"{url}/openapi.json")
     operations = [operation for path in document["paths"].values() for operation in path.values()]
@@ -67,4 +66,4 @@ def _run(url: str, schemathesis: str, operation_id: str, num_cases: int, seed: i
     errors = re.search(r"^=+ ERRORS =+$.*?(?=^=+ )", done.stdout, re.MULTILINE | re.DOTALL)
     if done.returncode not in (0, 1) or errors or not log.exists():
         what = errors[0] if errors else done.stdout[-2000:] + done.stderr[-2000:]
-        raise BenchError(f"schemathesis failed on {operation_id}:\n{what}")
+        raise AnswerError(f"schemathesis failed on {operation_id}:\n{what}")

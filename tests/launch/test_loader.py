@@ -31,7 +31,7 @@ def test_whatever_ends_the_thread_is_reported(
     """A library that calls sys.exit once left the server unready for ever."""
     table = ModelTable(["m"])
     config = Config(models=(ModelConfig(name="m", source="org/m"),), cache_dir=tmp_path)
-    loader = Loader(config, table, wanted=None, code_cache=tmp_path, progress=lambda *_: None)
+    loader = Loader(config, table, wanted=None, code_cache=tmp_path, show=lambda _: None)
 
     def fail(_: Loader, name: str) -> None:
         raise error

@@ -55,7 +55,7 @@ class Engine:
         self.set_limits(limits)
         self._in_flight: deque[Dispatch | PooledDispatch] = deque()
         self._queue_seconds: dict[str, float] = {}
-        self._stats = EngineStats(num_slots=num_slots)
+        self._stats = EngineStats(num_slots=num_slots, num_pages=scheduler.num_pages)
         # This condition guards everything that both the event loop and the engine thread touch.
         self._wake = threading.Condition()
         self._submitted: list[Request] = []
@@ -319,6 +319,7 @@ class Engine:
         self._stats = EngineStats(
             num_requests_running=self._scheduler.num_running,
             num_slots=self._num_slots,
+            num_pages=before.num_pages,
             kv_cache_usage_fraction=self._scheduler.kv_usage_fraction,
             prompt_tokens_total=before.prompt_tokens_total
             + sum(chunk.length for prefill in schedule.prefills for chunk in prefill.chunks),

@@ -134,6 +134,11 @@ class Scheduler:
         num_owned, num_pages = total_owned(self._pages)
         return num_owned / num_pages
 
+    @property
+    def num_pages(self) -> int:
+        """Pages of the KV cache, those of the first group, in all shards."""
+        return sum(shard.num_pages for shard in self._pages)
+
     def submit(self, request: Request) -> None:
         """Put a request in the queue."""
         tokens = [*request.prompt_ids]

@@ -22,11 +22,13 @@ from vinfer.bundle.manifest import Manifest, Platform
 from vinfer.bundle.verification import WeightHashing
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
-from vinfer.launch.bundles import Progress, code_roots, find_or_build, open_bundle
+from vinfer.launch.bundles import Progress, bundle_work, code_roots, find_or_build, open_bundle
 from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
 from vinfer.launch.fit import bundle_parts
 from vinfer.launch.kv_memory import choose_pages, is_measured, memory_of
 from vinfer.launch.parity import check_new_bundle
+from vinfer.launch.progress.clock import PhaseClock, PhaseReport
+from vinfer.launch.progress.times import PhaseTimes
 from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.server.model_table import ModelTable, SamplingDefaults, ServedModel
 from vinfer.server.tenant_limits import tenant_limits
@@ -64,7 +66,7 @@ class Loader:
         table: receives progress, ready models and failures.
         wanted: parsed `--devices`.
         code_cache: directory for machine code that cannot be stored in its bundle.
-        progress: receives the same progress, for the terminal.
+        show: receives the same progress, for the terminal.
         num_keys: how many API keys there are; see `tenant_limits`.
     """
 
@@ -75,7 +77,7 @@ class Loader:
         *,
         wanted: WantedDevices | None,
         code_cache: Path,
-        progress: Progress,
+        show: Callable[[PhaseReport], None],
         num_keys: int = 0,
     ) -> None:
         self._num_keys = num_keys
@@ -83,7 +85,8 @@ class Loader:
         self._table = table
         self._wanted = wanted
         self._code_cache = code_cache
-        self._progress = progress
+        self._show = show
+        self._clock = PhaseClock(PhaseTimes(config.cache_dir), self._report)
         self._bundle_turn = threading.Lock()
         self._starts: dict[str, Callable[[], Engine]] = {}
         self._engines: dict[str, Engine] = {}
@@ -132,7 +135,7 @@ class Loader:
         return True
 
     def _initialize(self, name: str) -> None:
-        self._report(name, "starting jax", 0, 1)
+        self._clock(name, "starting jax", 0, 1)
         from vinfer.engine.loading.compile_count import CompileCounter
 
         self._counter = CompileCounter()
@@ -150,20 +153,23 @@ class Loader:
                 platform=self._platform,
                 num_devices=len(self._devices),
                 bundles_dir=self._config.bundles_dir,
-                progress=self._report,
+                progress=self._clock,
                 memory_bytes=device_memory_bytes(self._devices[0]),
+                expect=self._clock.expect,
             )
         directory = bundle.directory
         manifest = open_bundle(directory, platform=self._platform, num_devices=len(self._devices))
+        roots = code_roots(bundle, manifest, self._code_cache)
+        self._clock.expect(model.name, bundle_work(manifest, roots))
         self._starts[model.name] = start = functools.partial(
             start_engine,
             directory,
             manifest,
             model,
             devices=self._devices,
-            code_roots=code_roots(bundle, manifest, self._code_cache),
+            code_roots=roots,
             dispatch_lock=self._dispatch_lock,
-            progress=self._report,
+            progress=self._clock,
             where=f"models[{position}]",
             num_keys=self._num_keys,
             verify_weights=model.verify_weights,
@@ -171,13 +177,15 @@ class Loader:
         # A bundle that has just been built has just been hashed.
         self._engines[model.name] = engine = start(verify_weights=model.verify_weights and not bundle.is_new)
         with self._bundle_turn if bundle.is_new else contextlib.nullcontext():
-            parity = check_new_bundle(bundle, manifest, model, engine, self._report)
+            parity = check_new_bundle(bundle, manifest, model, engine, self._clock)
         self._table.serve(served_model(directory, manifest, model, engine, position=position, parity=parity))
-        self._progress(model.name, "ready", 1, 1)
+        self._clock(model.name, "ready", 1, 1)
 
-    def _report(self, name: str, phase: str, done: int, total: int) -> None:
-        self._table.report(name, phase, done, total)
-        self._progress(name, phase, done, total)
+    def _report(self, report: PhaseReport) -> None:
+        # Whoever serves is ready, which the table knows by then.
+        if report.phase != "ready":
+            self._table.report(report.name, report.phase, report.done, report.total, report.expected_seconds)
+        self._show(report)
 
 
 class _PausedCollection:

@@ -23,6 +23,7 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
         console.print(
             f"{len(model.programs)} programs: {', '.join(model.programs)}", highlight=False, markup=False
         )
+        console.print(_times(model), highlight=False, markup=False)
         for note in model.notes:
             console.print(f"note: {note}", highlight=False, markup=False)
     console.print(_left(plan), highlight=False, markup=False)
@@ -68,6 +69,15 @@ def _together_table(model: ModelPlan) -> Table:
         table.add_column(f"{length}", justify="right", no_wrap=True)
     table.add_row("run together", *(f"{count}" for count in model.num_together.values()))
     return table
+
+
+def _times(model: ModelPlan) -> str:
+    """Return the expected times in words."""
+    build = f"build: about {model.build_seconds:.0f} s" if model.build_seconds else "build: done"
+    if model.start_seconds is None:
+        return f"{build}; start: not known until one has been timed on such devices"
+    first = "first start" if model.build_seconds else "start"
+    return f"{build}; {first}: about {model.start_seconds:.0f} s"
 
 
 def _left(plan: Plan) -> str:

@@ -21,10 +21,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-import vinfer
 from vinfer.engine.request import EngineStats
 from vinfer.server.metrics_text import metrics_text
 from vinfer.server.model_table import ModelTable, ServedModel
+from vinfer.version import __version__
 
 # Names and buckets are vLLM's, so that its dashboards work after a change of prefix.
 E2E_BUCKETS = (
@@ -170,7 +170,7 @@ class ServerMetrics:
         build = Gauge(
             "vinfer:build_info", "What runs here.", ["version", "jax_version"], registry=self._registry
         )
-        build.labels(vinfer.__version__, _version_of("jax")).set(1)
+        build.labels(__version__, _version_of("jax")).set(1)
         self._keys: set[str] = set()
 
         def of_key(name: str, documentation: str) -> Counter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -155,12 +156,19 @@ class ServedModel:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatus:
-    """One model's progress: `done` of `total` units of work in `phase`."""
+    """One model's progress: `done` of `total` units of work in `phase`.
+
+    Attributes:
+        since_seconds: when the phase began, of `time.monotonic`; None for `waiting`.
+        expected_seconds: how long it will take in all; None if that is not known.
+    """
 
     name: str
     phase: str = "waiting"
     done: int = 0
     total: int = 0
+    since_seconds: float | None = None
+    expected_seconds: float | None = None
     error: VinferError | None = None
 
 
@@ -182,10 +190,20 @@ class ModelTable:
         self._leaving = False
         self._draining = False
 
-    def report(self, name: str, phase: str, done: int = 0, total: int = 0) -> None:
+    def report(
+        self, name: str, phase: str, done: int = 0, total: int = 0, expected_seconds: float | None = None
+    ) -> None:
         """Record a model's progress."""
         with self._lock:
-            self._statuses[name] = ModelStatus(name=name, phase=phase, done=done, total=total)
+            before = self._statuses[name]
+            self._statuses[name] = ModelStatus(
+                name=name,
+                phase=phase,
+                done=done,
+                total=total,
+                since_seconds=before.since_seconds if before.phase == phase else time.monotonic(),
+                expected_seconds=expected_seconds,
+            )
 
     def serve(self, model: ServedModel) -> None:
         """Make a loaded model available to requests."""

@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import io
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +26,8 @@ TEMPLATE = (
     "{% else %}{% for part in m.content %}{% if part.type == 'image' %}<s>{% else %}{{ part.text }}"
     "{% endif %}{% endfor %}{% endif %}\n{% endfor %}"
 )
-# axe.min.js of axe-core, which is in no package of Python.
-AXE = os.environ.get("AXE_CORE")
+# In no package of Python: scripts/test installs it where npm is.
+AXE = Path(__file__).parents[3] / ".venv/axe/node_modules/axe-core/axe.min.js"
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed")
 
@@ -291,16 +290,15 @@ def test_the_keyboard_reaches_everything(browser: Browser, server: RunningServer
     assert [name for name in reached if name in order][: len(order)] == order
 
 
-@pytest.mark.skipif(AXE is None, reason="AXE_CORE does not name axe.min.js")
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not installed: see scripts/test")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1100])
 def test_axe_finds_nothing(browser: Browser, server: RunningServer, width: int, scheme: str) -> None:
-    assert AXE is not None
     says(server, f"<think>hm</think># Title\n\n|x|\n|-|\n|1|\n\n```py\ncode\n```\n[l](https://x.org)\n{CALL}")
     tab = opened(browser, server, width, scheme)
     tab.type("#tools", json.dumps(TOOLS))
     ask(tab, "hi")
-    tab.value(f"{Path(AXE).read_text()};0")
+    tab.value(f"{AXE.read_text()};0")
     for view in ("chat", "status"):
         tab.click(f"#show-{view}")
         found = tab.value("axe.run().then((run) => run.violations.map((v) => `${v.impact} ${v.id}`))")

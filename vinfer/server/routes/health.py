@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-import vinfer
+from vinfer.server.model_table import ModelStatus
 from vinfer.server.services import Services
+from vinfer.version import __version__
 
 
 async def liveness(services: Services, request: HttpRequest) -> JSONResponse:
@@ -24,10 +28,7 @@ async def readiness(services: Services, request: HttpRequest) -> JSONResponse:
         "done": sum(status.done for status in statuses),
         "total": sum(status.total for status in statuses),
         # Public, so without the error, which may name files. The log has it.
-        "models": [
-            {"name": status.name, "phase": status.phase, "done": status.done, "total": status.total}
-            for status in statuses
-        ],
+        "models": [_progress(status) for status in statuses],
     }
     return JSONResponse(content, 200 if models.ready else 503)
 
@@ -41,9 +42,21 @@ async def health(services: Services, request: HttpRequest) -> JSONResponse:
 
 async def version(services: Services, request: HttpRequest) -> JSONResponse:
     """Return vinfer's version."""
-    return JSONResponse({"version": vinfer.__version__})
+    return JSONResponse({"version": __version__})
 
 
 async def metrics(services: Services, request: HttpRequest) -> Response:
     """Return the metrics for Prometheus."""
     return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _progress(status: ModelStatus) -> dict[str, Any]:
+    since = status.since_seconds
+    return {
+        "name": status.name,
+        "phase": status.phase,
+        "done": status.done,
+        "total": status.total,
+        "elapsed_seconds": None if since is None else round(time.monotonic() - since, 1),
+        "expected_seconds": None if status.expected_seconds is None else round(status.expected_seconds, 1),
+    }

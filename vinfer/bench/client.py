@@ -1,6 +1,6 @@
 """Sends one streamed completion over a plain socket and records the time of every event.
 
-Runs on the benchmark's event loop. Written by hand because it shares the machine with the server: an HTTP
+Runs on the event loop of the load. Written by hand because it shares the machine with the server: an HTTP
 library spends more CPU on a chunk than a small model's server does. Knows no statistics.
 """
 
@@ -10,16 +10,16 @@ import asyncio
 import dataclasses
 import http.client
 import json
+import ssl
 import time
 import urllib.parse
 from collections.abc import AsyncIterator
 from typing import Any
 
-DEFAULT_PORT = 80
+from vinfer.errors import AnswerError
 
-
-class BenchError(Exception):
-    """A problem that the user must fix; its text is the whole message."""
+_PORTS = {"http": 80, "https": 443}
+_MAX_REASON_CHARS = 300
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,31 +76,49 @@ def fetch(url: str, *, api_key: str | None = None, timeout_seconds: float = 10) 
     """GET a small document.
 
     Raises:
-        BenchError: no answer, or a status other than 200.
+        AnswerError: no answer, or a status other than 200.
     """
     parts = urllib.parse.urlsplit(url)
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    connection = http.client.HTTPConnection(
-        parts.hostname or "", parts.port or DEFAULT_PORT, timeout=timeout_seconds
-    )
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(*_address(url), timeout=timeout_seconds)
     try:
         connection.request("GET", parts.path, headers=headers)
         answer = connection.getresponse()
         content = answer.read()
     except (OSError, http.client.HTTPException) as error:
-        raise BenchError(f"GET {url}: {error}") from None
+        raise AnswerError(f"GET {url}: {error}") from None
     finally:
         connection.close()
     if answer.status != http.HTTPStatus.OK:
-        raise BenchError(f"GET {url}: status {answer.status}")
+        raise AnswerError(f"GET {url}: status {answer.status}")
     return content
+
+
+def first_model(url: str, *, api_key: str | None = None) -> str:
+    """Return the id of the first model that a server lists.
+
+    Args:
+        url: without `/v1`.
+
+    Raises:
+        AnswerError: no answer, or no list of models.
+    """
+    content = fetch(f"{url}/v1/models", api_key=api_key)
+    try:
+        models = [str(model["id"]) for model in json.loads(content)["data"]]
+    except (ValueError, KeyError, TypeError):
+        raise AnswerError(f"{url}/v1/models has no list of models: is this an OpenAI API?") from None
+    if not models:
+        raise AnswerError(f"{url} has no model yet: wait until {url}/readiness answers 200")
+    return models[0]
 
 
 async def complete(endpoint: Endpoint, body: dict[str, Any]) -> Record:
     """Send one request on its own connection and record its stream.
 
     Raises:
-        BenchError: the server rejected the request or closed the stream early.
+        AnswerError: the server rejected the request or closed the stream early.
     """
     arrivals: list[Arrival] = []
     num_tokens, num_prompt_tokens, num_cached_tokens = 0, None, None
@@ -108,7 +126,7 @@ async def complete(endpoint: Endpoint, body: dict[str, Any]) -> Record:
     sent_seconds = time.perf_counter()
     async for seconds, event in _events(endpoint, body):
         if "error" in event:
-            raise BenchError(f"{endpoint.url} ended a stream with an error: {event['error']}")
+            raise AnswerError(f"{endpoint.url} ended a stream with an error: {event['error']}")
         counted = 0
         if usage := event.get("usage"):
             counted = usage["completion_tokens"] - num_tokens
@@ -119,7 +137,7 @@ async def complete(endpoint: Endpoint, body: dict[str, Any]) -> Record:
         if new_text or (counted and event["choices"]):
             arrivals.append(Arrival(seconds, counted))
     if not arrivals:
-        raise BenchError(f"{endpoint.url} sent no token")
+        raise AnswerError(f"{endpoint.url} sent no token")
     return Record(
         sent_seconds,
         time.perf_counter(),
@@ -141,7 +159,7 @@ def _text(event: dict[str, Any]) -> str:
 async def _events(endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[tuple[float, dict[str, Any]]]:
     """Yield each event of the stream with the time at which its bytes arrived."""
     parts = urllib.parse.urlsplit(endpoint.url)
-    host, port = parts.hostname or "", parts.port or DEFAULT_PORT
+    host, port = _address(endpoint.url)
     content = json.dumps(body).encode()
     key = f"Authorization: Bearer {endpoint.api_key}\r\n" if endpoint.api_key else ""
     head = (
@@ -149,16 +167,17 @@ async def _events(endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[tup
         f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
     )
     try:
-        reader, writer = await asyncio.open_connection(host, port)
+        secure = ssl.create_default_context() if parts.scheme == "https" else None
+        reader, writer = await asyncio.open_connection(host, port, ssl=secure)
     except OSError as error:
-        raise BenchError(f"{endpoint.url}: {error}") from None
+        raise AnswerError(f"{endpoint.url}: {error}") from None
     try:
         writer.write(head.encode() + content)
         status, is_chunked = await _read_head(reader)
         pieces = _chunks(reader) if is_chunked else _rest(reader)
         if status != 200:
             answer = b"".join([piece async for piece in pieces]).decode(errors="replace")
-            raise BenchError(f"{endpoint.url} answered {status}: {answer[:300]}")
+            raise AnswerError(f"{endpoint.url} answered {status}: {_reason(answer)}")
         pending = b""
         async for piece in pieces:
             seconds = time.perf_counter()
@@ -167,9 +186,33 @@ async def _events(endpoint: Endpoint, body: dict[str, Any]) -> AsyncIterator[tup
                 if event.startswith(b"data:") and event != b"data: [DONE]":
                     yield seconds, json.loads(event[len(b"data:") :])
     except (asyncio.IncompleteReadError, OSError) as error:
-        raise BenchError(f"{endpoint.url} closed a stream early: {error}") from None
+        raise AnswerError(f"{endpoint.url} closed a stream early: {error}") from None
     finally:
         writer.close()
+
+
+def _address(url: str) -> tuple[str, int]:
+    """Return host and port of a URL.
+
+    Raises:
+        AnswerError: it has none, or another scheme than http and https.
+    """
+    parts = urllib.parse.urlsplit(url)
+    try:
+        port = parts.port or _PORTS[parts.scheme]
+    except (KeyError, ValueError):
+        port = 0
+    if not parts.hostname or not port:
+        raise AnswerError(f"{url} is no URL of a server: write one such as http://127.0.0.1:8000")
+    return parts.hostname, port
+
+
+def _reason(answer: str) -> str:
+    """Return the message of a refusal, or what it says instead."""
+    try:
+        return str(json.loads(answer)["error"]["message"])[:_MAX_REASON_CHARS]
+    except (ValueError, KeyError, TypeError):
+        return answer[:_MAX_REASON_CHARS]
 
 
 async def _read_head(reader: asyncio.StreamReader) -> tuple[int, bool]:
