@@ -26,7 +26,7 @@ ACCEPTED = {"user", "metadata", "store", "service_tier", "safety_identifier", "p
 KEPT = {
     *("prompt_cache_retention", "num_ctx", "n_ctx", "keep_alive", "truncation_length"),
     *("mirostat_eta", "mirostat_tau", "xtc_threshold", "dynatemp_exponent", "smoothing_curve", "min_keep"),
-    *("dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
+    *("dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_range", "dry_sequence_breakers"),
 }
 # The contract's list of chat fields, however each is treated.
 CONTRACT = {

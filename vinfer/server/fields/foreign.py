@@ -26,7 +26,14 @@ WITHOUT_EFFECT = (
     *("prompt_cache_retention", "num_ctx", "keep_alive", "n_ctx", "truncation_length"),
     # Settings of samplers that vinfer does not have. What switches the sampler on is refused.
     *("mirostat_eta", "mirostat_tau", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
-    *("dry_sequence_breakers", "xtc_threshold", "dynatemp_exponent", "smoothing_curve", "min_keep"),
+    *(
+        "dry_range",
+        "dry_sequence_breakers",
+        "xtc_threshold",
+        "dynatemp_exponent",
+        "smoothing_curve",
+        "min_keep",
+    ),
 )
 """They ask for nothing, whatever their value."""
 
@@ -72,6 +79,7 @@ SAMPLING: Mapping[str, Entry] = {
     "top_a": (_NO_SAMPLER, (0,)),
     "mirostat": (_NO_SAMPLER, (0,)),
     "dynatemp_range": (_NO_SAMPLER, (0,)),
+    "dynamic_temperature": (_NO_SAMPLER, (False,)),
     "dry_multiplier": (_NO_SAMPLER, (0,)),
     "xtc_probability": (_NO_SAMPLER, (0,)),
     "smoothing_factor": (_NO_SAMPLER, (0,)),
