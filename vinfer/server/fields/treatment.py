@@ -155,6 +155,7 @@ RESPONSES_FIELDS: Mapping[str, FieldRule] = {
     "safety_identifier": ACCEPTED,
     "prompt_cache_key": ACCEPTED,
     "prompt_cache_retention": ACCEPTED,
+    "client_metadata": ACCEPTED,
     "previous_response_id": refused(_STATELESS),
     "conversation": refused(_STATELESS),
     "prompt": refused("vinfer keeps no prompts: send instructions and input"),
