@@ -18,7 +18,8 @@ Written by `scripts/reliability`. It serves a tiny random Llama (3 layers, 128 w
 float32) as processes of their own, and measures them from outside. All numbers are of this machine; the model
 is small, so they tell about the server rather than about models.
 
-Last run: {date}, {cores} cores, {system}, Python {python}. {holds} of {measured} figures hold; {missing} were not measured.
+Last run: {date}, {cores} cores, {system}, Python {python}.
+{holds} of {measured} figures hold; {missing} were not measured.
 
 ## Figures
 
