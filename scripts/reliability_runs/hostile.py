@@ -32,7 +32,8 @@ def _schema(num_properties: int) -> dict[str, Any]:
 
 
 def _chat(messages: Any, **fields: Any) -> bytes:
-    return json.dumps({"model": "tiny", "messages": messages, "max_tokens": 1, **fields}).encode()
+    body = {"model": "tiny", "messages": messages, "max_tokens": 1, **fields}
+    return json.dumps(body, separators=(",", ":")).encode()
 
 
 def bodies() -> Mapping[str, tuple[str, bytes]]:

@@ -64,7 +64,7 @@ REPAIRS: tuple[tuple[str, str], ...] = (
     ("rolling restart: 3 of 1,749 requests got 503", "figure `rolling`"),
     (
         "cache of mode 777, no or two Hosts, a `user` of two million numbers, a dead engine that was `ready`",
-        "figure `hostile bodies`; `tests/engine/loading`, `tests/server/http/test_request_body.py`",
+        "figure `hostile bodies`; `tests/engine/loading`, `tests/server/http/test_http_limits.py`",
     ),
 )
 
