@@ -18,7 +18,8 @@ Written by `scripts/reliability`. It serves a tiny random Llama (3 layers, 128 w
 float32) as processes of their own, and measures them from outside. All numbers are of this machine; the model
 is small, so they tell about the server rather than about models.
 
-Last run: {date}, {cores} cores, {system}, Python {python}. {holds} of {measured} figures hold; {missing} were not measured.
+Last run: {date}, {cores} cores, {system}, Python {python}.
+{holds} of {measured} figures hold; {missing} were not measured.
 
 ## Figures
 
@@ -63,7 +64,7 @@ REPAIRS: tuple[tuple[str, str], ...] = (
     ("rolling restart: 3 of 1,749 requests got 503", "figure `rolling`"),
     (
         "cache of mode 777, no or two Hosts, a `user` of two million numbers, a dead engine that was `ready`",
-        "figure `hostile bodies`; `tests/engine/loading`, `tests/server/http/test_request_body.py`",
+        "figure `hostile bodies`; `tests/engine/loading`, `tests/server/http/test_http_limits.py`",
     ),
 )
 

@@ -57,6 +57,7 @@ class TinyServer:
     log_path: Path
     failpoints: Path
     admin_socket: Path
+    http: httpx.Client
 
     @property
     def url(self) -> str:
@@ -69,18 +70,18 @@ class TinyServer:
     def status(self, path: str) -> int:
         """Return the status of a GET; 0 without an answer."""
         try:
-            return httpx.get(self.url + path, timeout=30).status_code
+            return self.http.get(path).status_code
         except httpx.TransportError:
             return 0
 
     def complete(self, **fields: Any) -> httpx.Response:
         body = {"model": "tiny", "prompt": "Once upon", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
-        return httpx.post(f"{self.url}/v1/completions", json={**body, **fields}, timeout=120)
+        return self.http.post("/v1/completions", json={**body, **fields}, timeout=120)
 
     def metrics(self) -> dict[str, float]:
         """Return each sample without the prefix `vinfer:`, summed over its labels."""
         samples: dict[str, float] = {}
-        for line in httpx.get(f"{self.url}/metrics", timeout=30).text.splitlines():
+        for line in self.http.get("/metrics").text.splitlines():
             if not line.startswith("#"):
                 name, value = line.rsplit(" ", 1)
                 name = name.split("{")[0].removeprefix("vinfer:")
@@ -89,7 +90,7 @@ class TinyServer:
 
     def num_outcomes(self, outcome: str) -> float:
         """Return how many requests ended so."""
-        lines = httpx.get(f"{self.url}/metrics", timeout=30).text.splitlines()
+        lines = self.http.get("/metrics").text.splitlines()
         wanted = f'outcome="{outcome}"'
         return sum(
             float(line.rsplit(" ", 1)[1]) for line in lines if wanted in line and "_created" not in line
@@ -173,9 +174,15 @@ def tiny_server(
         "FAILPOINTS_FILE": str(failpoints),
     }
     log_path = folder / "log"
-    with log_path.open("ab") as log:
+    http = httpx.Client(
+        base_url=f"http://127.0.0.1:{port}",
+        timeout=30,
+        # Probes must not hold a connection, nor meet one that the server closes.
+        limits=httpx.Limits(max_keepalive_connections=0),
+    )
+    with log_path.open("ab") as log, http:
         process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
-        started = TinyServer(process, port, log_path, failpoints, admin_socket)
+        started = TinyServer(process, port, log_path, failpoints, admin_socket, http)
         try:
             if is_ready:
                 started.wait_until_ready()

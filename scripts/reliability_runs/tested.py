@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 
-import httpx
 from benchmark.process import ROOT
 
 from reliability_runs.figure import Figure, Run, judged, skipped
@@ -97,7 +96,7 @@ def metrics(run: Run) -> Figure:
             server.status(f"/v1/unknown-{i}")
             server.complete(model=f"m{i}")
         server.complete()
-        text = httpx.get(f"{server.url}/metrics").text
+        text = server.http.get("/metrics").text
     done = subprocess.run([tool, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     others = [line for line in lines if "metric names should not contain ':'" not in line]
