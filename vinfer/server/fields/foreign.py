@@ -73,7 +73,6 @@ SAMPLING: Mapping[str, Entry] = {
     # Text Generation Inference
     "do_sample": ("temperature 0 is greedy, any other samples: send temperature", ()),
     # llama.cpp
-    "cache_prompt": ("prompts share their beginnings; send a cache_salt to prevent it", (True,)),
     "typical_p": (_NO_SAMPLER, (1,)),
     "tfs_z": (_NO_SAMPLER, (1,)),
     "top_a": (_NO_SAMPLER, (0,)),

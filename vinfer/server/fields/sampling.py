@@ -126,6 +126,8 @@ class SamplingFields(Body):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    # llama.cpp's name: false computes the whole prompt.
+    cache_prompt: bool = True
     cache_salt: str | None = Field(None, min_length=1, max_length=MAX_CACHE_SALT_CHARS)
 
     @property

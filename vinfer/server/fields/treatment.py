@@ -83,6 +83,7 @@ _SAMPLING_FIELDS: Mapping[str, FieldRule] = {
     "structured_outputs": APPLIED,
     "priority": APPLIED,
     "cache_salt": APPLIED,
+    "cache_prompt": APPLIED,
     "user": ACCEPTED,
     "metadata": ACCEPTED,
     "store": ACCEPTED,

@@ -108,6 +108,7 @@ class ToolUseBlock(HistoryBody):
     id: NonEmpty
     name: NonEmpty
     input: dict[str, Any]
+    caller: Annotated[Any, Field(description="Accepted without effect: only the model calls tools.")] = None
     cache_control: CacheControl = None
 
     def as_chat(self) -> dict[str, Any]:
