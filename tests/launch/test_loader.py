@@ -19,6 +19,7 @@ from vinfer.errors import BundleError
 from vinfer.launch import loader as module
 from vinfer.launch.bundles import FoundBundle
 from vinfer.launch.loader import MAX_PARALLEL_LOADS, Loader, start_engine
+from vinfer.launch.progress.times import Work
 from vinfer.server.model_table import ModelTable
 
 
@@ -89,6 +90,8 @@ def test_models_load_together_but_are_built_one_at_a_time(
     monkeypatch.setattr(module, "start_engine", start_engine)
     monkeypatch.setattr(module, "open_bundle", lambda *_, **__: Manifest.model_construct(key="k"))
     monkeypatch.setattr(module, "check_new_bundle", lambda *_, **__: None)
+    monkeypatch.setattr(module, "code_roots", lambda *_: ())
+    monkeypatch.setattr(module, "bundle_work", lambda *_: Work("cpu", 1, 1, 1))
     monkeypatch.setattr(
         module,
         "served_model",
@@ -99,7 +102,7 @@ def test_models_load_together_but_are_built_one_at_a_time(
     names = [f"m{i}" for i in range(num_models)]
     table = ModelTable(names)
     config = Config(models=tuple(ModelConfig(name=name, source="org/m") for name in names))
-    Loader(config, table, wanted=None, code_cache=tmp_path, progress=lambda *_: None).run()
+    Loader(config, table, wanted=None, code_cache=tmp_path, show=lambda _: None).run()
     assert table.ready
     assert most == {"builds": 1, "loads": together}
 
@@ -123,7 +126,7 @@ def test_a_model_that_does_not_load(
         ModelConfig(name="m", source="org/m", required=is_required),
     )
     table = ModelTable(["other", "m"], [model.name for model in models if not model.required])
-    loader = Loader(Config(models=models), table, wanted=None, code_cache=tmp_path, progress=lambda *_: None)
+    loader = Loader(Config(models=models), table, wanted=None, code_cache=tmp_path, show=lambda _: None)
     loader.run()
     assert [served.name for served in table.served_models] == ["other"]
     assert table.statuses[1].phase == "failed"

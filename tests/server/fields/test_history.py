@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from refusals import assert_refused
 from running_server import RunningServer, Start, run, wait_until
-from vinfer.server.fields.responses_input import ReasoningItem
 
 from vinfer.config import ServerConfig
 from vinfer.server.document.operations import OPERATIONS
 from vinfer.server.fields.body_model import Body, HistoryBody
 from vinfer.server.fields.messages import MESSAGE_CONTENT_KEYS, ChatMessage
 from vinfer.server.fields.near_misses import near_miss, num_typos
+from vinfer.server.fields.responses.input import ReasoningItem
 from vinfer.server.generate.call_ids import checked_length, with_call_ids
 from vinfer.server.model_table import ModelTable
 from vinfer.text.answer_form import AnswerForm

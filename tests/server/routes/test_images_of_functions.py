@@ -15,7 +15,7 @@ from refusals import assert_refused
 from running_server import RunningServer, run
 
 from vinfer.config import ServerConfig
-from vinfer.server.fields.responses import parse_responses
+from vinfer.server.fields.responses.body import parse_responses
 from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 

@@ -17,8 +17,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-import vinfer
 from vinfer.server.http.context import RequestContext
+from vinfer.version import __version__
 
 _SEND_SECONDS = 5
 _CLOSE_SECONDS = 2.0
@@ -32,10 +32,10 @@ class RequestTraces:
     """
 
     def __init__(self, exporter: SpanExporter) -> None:
-        resource = Resource.create({"service.name": "vinfer", "service.version": vinfer.__version__})
+        resource = Resource.create({"service.name": "vinfer", "service.version": __version__})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
-        self._tracer = self._provider.get_tracer("vinfer", vinfer.__version__)
+        self._tracer = self._provider.get_tracer("vinfer", __version__)
         self._propagator = TraceContextTextMapPropagator()
 
     def record(
