@@ -262,7 +262,7 @@ def _of_bundle(
 
 
 def _code_bytes(work: Work, shapes: Sequence[ProgramShape]) -> int:
-    """Return what loaded programs take of the memory of the weights: on a CPU, where both are the process's."""
+    """Return what loaded programs take of the memory of the weights: nothing but on a CPU."""
     if work.platform != "cpu":
         return 0
     return CODE_BYTES_PER_WEIGHT * work.num_weights * sum(shape.uses_weights for shape in shapes)
