@@ -41,7 +41,7 @@ class Scene:
     shown: str
     steps: tuple[Step, ...] = ()
     prepare: Callable[[Path], None] = lambda _: None
-    timeout_seconds: float = 240
+    timeout_seconds: float = 500
     is_fresh: bool = False
 
 

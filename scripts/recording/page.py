@@ -5,9 +5,14 @@ from __future__ import annotations
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
+
+if TYPE_CHECKING:
+    from chromium import Tab
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests"))
@@ -19,6 +24,7 @@ SIZES = {"": (1100, 760), "-phone": (390, 760)}
 # Of the status: enough requests for a while, so that charts have lines.
 _BUSY = {"prompt": "Once upon a time", "max_tokens": 160, "ignore_eos": True}
 _SECONDS_OF_CHARTS = 12
+_ANSWER_SECONDS = 300
 
 
 def take_screenshots(url: str, directory: Path) -> list[Path]:
@@ -38,8 +44,8 @@ def take_screenshots(url: str, directory: Path) -> list[Path]:
                 tab.wait("document.querySelector('#model').value")
                 tab.type("#prompt", QUESTION)
                 tab.press("Enter")
-                tab.wait("document.querySelector('.assistant')?.textContent.length > 40")
-                tab.wait("document.querySelector('#stop-answer').hidden")
+                _wait(tab, "document.querySelector('.assistant')?.textContent.length > 40")
+                _wait(tab, "document.querySelector('#stop-answer').hidden")
                 written.append(directory / f"page-chat{suffix}{'' if scheme == 'light' else '-dark'}.png")
                 tab.screenshot(written[-1])
                 threads = [threading.Thread(target=_keep_busy, args=(url, model)) for _ in range(3)]
@@ -52,6 +58,15 @@ def take_screenshots(url: str, directory: Path) -> list[Path]:
                 for thread in threads:
                     thread.join()
     return written
+
+
+def _wait(tab: Tab, condition: str) -> None:
+    """Wait for a real model, which may take its time."""
+    until = time.monotonic() + _ANSWER_SECONDS
+    while not tab.value(f"Boolean({condition})"):
+        if time.monotonic() > until:
+            raise TimeoutError(condition)
+        time.sleep(0.2)
 
 
 def _keep_busy(url: str, model: str) -> None:

@@ -66,6 +66,8 @@ def find_or_build(
     Raises:
         CheckpointError, ConfigError, DeviceError, BuildError.
     """
+    # Of a hub id: downloading.
+    progress(model.name, "finding checkpoint", 0, 1)
     source = resolve_source(model.source, revision=model.revision)
     if source.kind == "bundle":
         check_overrides(model, read_manifest(source.path), where=where)

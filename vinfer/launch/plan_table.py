@@ -59,6 +59,8 @@ def _rows(model: ModelPlan) -> Iterator[tuple[str, str, str]]:
         yield "temporary", "unknown", "until the programs are compiled"
     else:
         yield "temporary", size_words(model.temporary_bytes), "from stored machine code"
+    if model.code_bytes:
+        yield "programs", size_words(model.code_bytes), f"{len(model.programs)} of them, in this process"
 
 
 def _together_table(model: ModelPlan) -> Table:
