@@ -302,10 +302,10 @@ def verify(
     Compare each model's output with transformers and write the figures into its bundle.
     """
     from vinfer.config import load_source
-    from vinfer.launch import verify as command
     from vinfer.launch.bundles import code_cache_dir
     from vinfer.launch.devices import target_devices
-    from vinfer.launch.parity_table import print_tables
+    from vinfer.launch.parity_check import verify as command
+    from vinfer.launch.parity_check.table import print_tables
     from vinfer.launch.progress.clock import PhaseClock
     from vinfer.launch.progress.display import progress_display
     from vinfer.launch.progress.times import PhaseTimes

@@ -1,0 +1,1 @@
+"""Compares bundles with transformers: after a build, and as `vinfer verify`."""
