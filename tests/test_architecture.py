@@ -463,7 +463,7 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.parity.measure", "from vinfer.engine import runner", "the judge sees"),
         ("vinfer.parity.figures", "import jax.numpy", "the judge sees"),
         ("vinfer.parity.reference", "import torch", "out of each other's process"),
-        ("vinfer.launch.parity_check.measure", "import jax", "out of each other's process"),
+        ("vinfer.launch.parity", "import jax", "out of each other's process"),
         ("vinfer.server.app", "from vinfer.cli import main", "commands are the top"),
         ("vinfer.server.app", "import vinfer.launch.loader", "only commands put rooms together"),
         ("vinfer.launch.loader", "import vinfer.llm.host", "no room knows"),

@@ -304,12 +304,12 @@ def verify(
     from vinfer.config import load_source
     from vinfer.launch.bundles import code_cache_dir
     from vinfer.launch.devices import target_devices
-    from vinfer.launch.parity_check import verify as command
-    from vinfer.launch.parity_check.table import print_tables
     from vinfer.launch.progress.clock import PhaseClock
     from vinfer.launch.progress.display import progress_display
     from vinfer.launch.progress.times import PhaseTimes
     from vinfer.launch.terminal import configure_logging
+    from vinfer.launch.verification import verify as command
+    from vinfer.launch.verification.table import print_tables
 
     config = load_source(source, overrides=overrides or (), environ=os.environ)
     configure_logging(config.log_level)

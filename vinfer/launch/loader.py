@@ -26,7 +26,7 @@ from vinfer.launch.bundles import Progress, bundle_work, code_roots, find_or_bui
 from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
 from vinfer.launch.fit import bundle_parts
 from vinfer.launch.kv_memory import choose_pages, is_measured, memory_of
-from vinfer.launch.parity_check.measure import check_new_bundle
+from vinfer.launch.parity import check_new_bundle
 from vinfer.launch.progress.clock import PhaseClock, PhaseReport
 from vinfer.launch.progress.times import PhaseTimes
 from vinfer.server.constrain.grammars import grammar_compiler

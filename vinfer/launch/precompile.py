@@ -20,7 +20,7 @@ from vinfer.launch.bundles import FoundBundle, Progress, bundle_work, find_or_bu
 from vinfer.launch.device_kinds import described_devices
 from vinfer.launch.devices import Target, WantedDevices, find_target
 from vinfer.launch.loader import device_pages, start_engine
-from vinfer.launch.parity_check.measure import check_new_bundle
+from vinfer.launch.parity import check_new_bundle
 from vinfer.launch.progress.clock import PhaseClock
 
 if TYPE_CHECKING:

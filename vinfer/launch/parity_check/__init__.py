@@ -1,1 +1,0 @@
-"""Compares bundles with transformers: after a build, and as `vinfer verify`."""
