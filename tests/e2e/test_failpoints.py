@@ -124,6 +124,8 @@ def test_repeated_deaths_end_the_process_and_probes_see_it_first(tmp_path: Path)
 
 def test_the_server_goes_on_without_an_optional_model(tmp_path: Path) -> None:
     with house(tmp_path, required=False, max_restarts=2) as both:
+        # The server does not wait for it.
+        wait_until(lambda: both.readiness()[2] == ["ready", "ready"], "both models")
         both.fail("engine-dies/decode oom", "restart-dies/load oom*")
         assert both.complete("dies").status_code == 500
         wait_until(lambda: both.count("going on without it") == 1, "the end of the model")
