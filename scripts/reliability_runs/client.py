@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import http.client
 import json
+import multiprocessing
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -81,11 +84,35 @@ async def at_most(num: int, calls: Sequence[Callable[[], Awaitable[T]]]) -> list
 
 
 async def probe_while(port: int, work: Awaitable[T]) -> tuple[T, list[float]]:
-    """Await some work, and return its result with the seconds of each GET /liveness meanwhile."""
+    """Await some work, and return its result with the seconds of each GET /liveness meanwhile.
+
+    Another process sends these, so that they do not wait for what sends the work.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    prober = context.Process(target=_probe, args=(port, theirs), daemon=True)
+    prober.start()
+    # It has begun.
+    await asyncio.to_thread(ours.recv)
+    result = await work
+    ours.send("end")
+    seconds = await asyncio.to_thread(ours.recv)
+    prober.join()
+    return result, seconds
+
+
+def _probe(port: int, pipe: Connection) -> None:
     seconds: list[float] = []
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        answer = await send(port, "GET", "/liveness")
-        seconds.append(answer.seconds if answer.status == 200 else TIMEOUT_SECONDS)
-        await asyncio.sleep(0.01)
-    return task.result(), seconds
+    pipe.send("begun")
+    while not pipe.poll(0.01):
+        began = time.monotonic()
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+        try:
+            connection.request("GET", "/liveness")
+            is_good = connection.getresponse().status == 200
+        except OSError:
+            is_good = False
+        finally:
+            connection.close()
+        seconds.append(time.monotonic() - began if is_good else TIMEOUT_SECONDS)
+    pipe.send(seconds)
