@@ -32,6 +32,8 @@ from vinfer.launch.fit import GIB, ModelFit, bundle_parts, fit_model, planned_pa
 from vinfer.launch.kv_memory import memory_of
 from vinfer.launch.progress.times import BUILD_PHASES, START_PHASES, PhaseTimes, Work
 
+CODE_BYTES = 64 << 20
+"""What XLA's CPU client takes for its first programs."""
 CODE_BYTES_PER_WEIGHT = 270_000
 """What XLA's CPU client holds of a loaded program for each weight that it reads; measured with SmolLM2."""
 _LENGTHS = (512, 2048, 8192, 32_768, 131_072)
@@ -265,7 +267,8 @@ def _code_bytes(work: Work, shapes: Sequence[ProgramShape]) -> int:
     """Return what loaded programs take of the memory of the weights: nothing but on a CPU."""
     if work.platform != "cpu":
         return 0
-    return CODE_BYTES_PER_WEIGHT * work.num_weights * sum(shape.uses_weights for shape in shapes)
+    num_programs = sum(shape.uses_weights for shape in shapes)
+    return CODE_BYTES + CODE_BYTES_PER_WEIGHT * work.num_weights * num_programs
 
 
 def _stored_code(
