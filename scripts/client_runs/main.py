@@ -41,6 +41,7 @@ PROGRAMS = (
     "langchain",
     "pydantic_agent",
     "instructor_types",
+    "llm_comply_suites",
     "lm_eval_task",
     "generated_clients",
 )
