@@ -8,13 +8,13 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from benchmark.client import BenchError
 from benchmark.process import ROOT, serving, vinfer_command
 
 from public_reports import agents, constrained, requests, tools
 from public_reports.page import document
 from public_reports.report import Report
 from public_reports.server import Server
+from vinfer.errors import AnswerError
 
 REPORTS = (*requests.REPORTS, *constrained.REPORTS, *tools.REPORTS, *agents.REPORTS)
 OVERRIDES = ("models[0].prompt_logprobs=true", "models[0].embeddings=mean", "models[0].verify=off")
@@ -34,7 +34,7 @@ def main(description: str | None) -> int:
     try:
         with contextlib.nullcontext(url) if url else _served() as address:
             tried = [(report, did) for report in REPORTS if (did := _try(report, Server(address)))]
-    except BenchError as error:
+    except AnswerError as error:
         sys.stderr.write(f"public-reports: error: {error}\n")
         return 1
     if len(tried) == len(REPORTS) and not url:

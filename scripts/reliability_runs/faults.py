@@ -16,11 +16,12 @@ from typing import Any
 
 import httpx
 import psutil
-from benchmark.client import BenchError, Endpoint, Record, complete
 
 from reliability_runs.client import at_most, completion, post
 from reliability_runs.figure import Figure, Run, judged
 from reliability_runs.server import TinyServer, tiny_server, wait_until
+from vinfer.bench.client import Endpoint, Record, complete
+from vinfer.errors import AnswerError
 
 DRAIN_SECONDS = 20
 PAUSE_SECONDS = 5
@@ -43,7 +44,7 @@ class _Load:
         wanted = {"ignore_eos": True, "temperature": 0, "max_tokens": 400, **fields}
         try:
             record = await complete(endpoint, endpoint.body("Once", **wanted))
-        except BenchError as error:
+        except AnswerError as error:
             self.ends["cut" if "error" in str(error) else "refused"] += 1
         else:
             assert isinstance(record, Record)

@@ -11,11 +11,12 @@ from collections import Counter
 from typing import Any
 
 import openai
-from benchmark.client import BenchError, Endpoint, Record, complete
 
 from reliability_runs.client import Answer, at_most, completion, post
 from reliability_runs.figure import Figure, Run, judged, milliseconds, percentile
 from reliability_runs.server import TinyServer, tiny_server, wait_until
+from vinfer.bench.client import Endpoint, Record, complete
+from vinfer.errors import AnswerError
 
 NUM_STREAMS, NUM_TOKENS = 200, 64
 NUM_BURST, BURST_QUEUE = 4096, 96
@@ -29,7 +30,7 @@ async def _stream(port: int, prompt: str, key: str | None = None, **fields: Any)
     wanted = {"temperature": 0, "ignore_eos": True, "stream_options": {"include_usage": True}, **fields}
     try:
         return await complete(endpoint, endpoint.body(prompt, **wanted))
-    except BenchError as error:
+    except AnswerError as error:
         return str(error)
 
 

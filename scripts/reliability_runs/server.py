@@ -15,9 +15,10 @@ from typing import Any
 
 import httpx
 import psutil
-from benchmark.client import BenchError
 from benchmark.process import ROOT, free_port, vinfer_command
 from tiny.checkpoints import CACHE, checkpoint
+
+from vinfer.errors import AnswerError
 
 READY_SECONDS = 1800.0
 PROBE = ROOT / "tests" / "e2e" / "probe"
@@ -38,12 +39,12 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) 
     """Wait for a condition, and return the seconds that it took.
 
     Raises:
-        BenchError: it did not come true.
+        AnswerError: it did not come true.
     """
     began = time.monotonic()
     while not condition():
         if time.monotonic() - began > seconds:
-            raise BenchError(f"not within {seconds:.0f} s: {what}")
+            raise AnswerError(f"not within {seconds:.0f} s: {what}")
         time.sleep(0.02)
     return time.monotonic() - began
 
@@ -128,7 +129,7 @@ class TinyServer:
         def is_ready() -> bool:
             if self.process.poll() is not None:
                 end = "\n".join(self.log.splitlines()[-10:])
-                raise BenchError(f"a server ended with {self.process.returncode}:\n{end}")
+                raise AnswerError(f"a server ended with {self.process.returncode}:\n{end}")
             return self.status("/readiness") == 200
 
         return wait_until(is_ready, "a server that is ready", READY_SECONDS)

@@ -21,7 +21,7 @@ TESTED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "17",
         "random sequences of submit, cancel, finish and preemption against a model of the slots",
-        ("tests/engine/test_scheduler_sequences.py", "tests/engine/test_preemption.py"),
+        ("tests/engine/test_scheduler_sequences.py", "tests/engine/kv_cache/test_preemption.py"),
     ),
     (
         "19",
