@@ -18,7 +18,7 @@ Written by `scripts/reliability`. It serves a tiny random Llama (3 layers, 128 w
 float32) as processes of their own, and measures them from outside. All numbers are of this machine; the model
 is small, so they tell about the server rather than about models.
 
-Last run: {date}, {cores} cores, {system}, Python {python}.
+Last run: {date}, {cores} cores, {system}, Python {python}; load average {load} at the end.
 {holds} of {measured} figures hold; {missing} were not measured.
 
 ## Figures
@@ -78,6 +78,7 @@ def page(figures: Sequence[Figure]) -> str:
         cores=os.cpu_count(),
         system=platform.system(),
         python=platform.python_version(),
+        load=f"{os.getloadavg()[0]:.1f}",
         holds=sum(figure.verdict == "holds" for figure in figures),
         measured=len(measured),
         missing=len(figures) - len(measured),

@@ -85,7 +85,7 @@ class _Load:
 def rolling_restart(run: Run) -> list[Figure]:
     """Measure the restart of both replicas, one after the other."""
     restart = f"two replicas behind HAProxy, each restarted under load: 0 of {NUM_REQUESTS} requests fail"
-    stream = "14: a stream through HAProxy arrives piece by piece"
+    stream = "a stream through HAProxy arrives piece by piece"
     tool = shutil.which("haproxy")
     if tool is None:
         why = "haproxy is not in PATH"
