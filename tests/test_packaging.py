@@ -104,7 +104,7 @@ def imported_packages(*folders: str) -> set[str]:
 def test_every_import_is_a_declared_dependency(project: dict) -> None:
     # What only comes along with something else is gone one day; torch is used where it happens to be there.
     core = names_of(project["dependencies"])
-    build = names_of(project["optional-dependencies"]["build"])
+    build, traces = (names_of(project["optional-dependencies"][extra]) for extra in ("build", "otel"))
     shipped_by = packages_distributions()
     # Pinned to one version by a package that is declared.
     pinned = {"eformer", "ejkernel", "flax", "jaxlib", "pydantic_core"}
@@ -112,8 +112,8 @@ def test_every_import_is_a_declared_dependency(project: dict) -> None:
     def undeclared(packages: set[str], declared: set[str]) -> set[str]:
         return {p for p in packages if not names_of(shipped_by.get(p, [])) & declared}
 
-    assert undeclared(imported_packages("engine", "server", "text"), core) <= pinned
-    assert undeclared(imported_packages("."), core | build) <= {*pinned, "torch"}
+    assert undeclared(imported_packages("engine", "server", "text"), core | traces) <= pinned
+    assert undeclared(imported_packages("."), core | build | traces) <= {*pinned, "torch"}
     assert undeclared({"scipy"}, core) == {"scipy"}
 
 

@@ -5,6 +5,8 @@ python -m client_runs.langchain URL
 
 from __future__ import annotations
 
+import functools
+import operator
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +28,7 @@ from client_runs.questions import (
 )
 from client_runs.raw import MODEL, RawServer
 from client_runs.rows import expect_equal, run_checks
+from client_runs.turns import CITIES, MAX_TOKENS, PlainConversation, question, result
 
 
 def invoke(model: ChatOpenAI, raw: RawServer) -> str:
@@ -75,12 +78,39 @@ def round_trip(model: ChatOpenAI, raw: RawServer) -> str:
     return f"{call['args']}, then {text!r}"
 
 
+def _three_turns(is_streamed: bool) -> Callable[[ChatOpenAI, RawServer], str]:
+    def ask(model: ChatOpenAI, messages: list[Any], tool_choice: str) -> Any:
+        bound = model.bind_tools([WEATHER_TOOL], tool_choice=tool_choice).bind(max_tokens=MAX_TOKENS)
+        if not is_streamed:
+            return bound.invoke(messages)
+        first, *rest = bound.stream(messages)
+        return functools.reduce(operator.add, rest, first)
+
+    def check(model: ChatOpenAI, raw: RawServer) -> str:
+        messages: list[Any] = []
+        plain = PlainConversation()
+        for city in CITIES:
+            messages.append(HumanMessage(question(city)))
+            called = ask(model, messages, WEATHER_NAME)
+            (call,) = called.tool_calls
+            messages += [called, ToolMessage(result(city), tool_call_id=call["id"])]
+            plain.add_call(city, call["args"])
+            answer = ask(model, messages, "none")
+            messages.append(answer)
+            plain.add_answer(raw, answer.content)
+        return plain.remark()
+
+    return check
+
+
 CHECKS: dict[str, Callable[[ChatOpenAI, RawServer], str]] = {
     "`invoke`": invoke,
     "`stream`": stream,
     "`with_structured_output`, a pydantic model by `json_schema`": _structured("json_schema"),
     "`with_structured_output`, a pydantic model by `function_calling`": _structured("function_calling"),
     "tool round trip, `bind_tools` with a named `tool_choice`": round_trip,
+    "three turns with tools, messages of `invoke` sent back": _three_turns(is_streamed=False),
+    "three turns with tools, messages of `stream` sent back": _three_turns(is_streamed=True),
 }
 
 

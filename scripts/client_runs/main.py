@@ -29,17 +29,28 @@ from vinfer.errors import AnswerError
 
 PROGRAMS = (
     "openai_python",
+    "openai_python_history",
     "openai_node",
+    "openai_node_history",
     "anthropic_python",
     "anthropic_node",
+    "agents_sdk",
+    "ai_sdk",
+    "litellm_chat",
     "llm_command",
     "langchain",
     "pydantic_agent",
     "instructor_types",
+    "llm_comply_suites",
     "lm_eval_task",
     "generated_clients",
 )
-NODE_PROGRAMS = {"openai_node": "openai-node", "anthropic_node": "anthropic-node"}
+NODE_PROGRAMS = {
+    "openai_node": "openai-node",
+    "openai_node_history": "openai-node",
+    "anthropic_node": "anthropic-node",
+    "ai_sdk": "ai",
+}
 OVERRIDES = ("models[0].prompt_logprobs=true", "models[0].embeddings=mean", "models[0].verify=off")
 COMPILES = "vinfer:post_ready_compiles_total"
 READY_SECONDS = 1800

@@ -13,6 +13,7 @@ from tiny.vision_models import VISION_MODELS
 
 from vinfer.checkpoint.families import FAMILIES
 from vinfer.errors import VinferError
+from vinfer.server.admin.app import ADMIN_ROUTES
 from vinfer.server.app import METRICS_ROUTE, ROUTES
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ModelTable
@@ -46,7 +47,9 @@ def unknown_metrics(pages: Sequence[Page], metrics: Iterable[str]) -> list[str]:
 
 def unknown_routes(pages: Sequence[Page]) -> list[str]:
     """Complain about inline code such as `GET /v1/models` that is no route."""
-    known = {(method, path.replace(":path", "")) for method, path, _ in (*ROUTES, METRICS_ROUTE)}
+    known = {
+        (method, path.replace(":path", "")) for method, path, _ in (*ROUTES, METRICS_ROUTE, *ADMIN_ROUTES)
+    }
     return [
         f"{code.place}: {method} {path}"
         for found in pages
@@ -94,6 +97,11 @@ def test_the_api_page_names_every_route() -> None:
 def test_routes_in_the_text_exist() -> None:
     # The page for those who come from another server names its routes too.
     assert unknown_routes([found for found in all_pages() if found.name != "docs/migration.md"]) == []
+
+
+def test_operations_names_every_admin_route() -> None:
+    documented = {code.text for code in page("docs/operations.md").inline_code}
+    assert {f"{method} {path}" for method, path, _ in ADMIN_ROUTES} - documented == set()
 
 
 def test_operations_names_every_metric() -> None:
@@ -162,8 +170,8 @@ def test_unknown_metrics_and_routes_are_found() -> None:
         "docs/bad.md:1: vinfer:a",
         "docs/bad.md:1: vinfer:b_*",
     ]
-    bad = Page("docs/bad.md", "`GET /v1/models`, `POST /v1/models`, `GET /v1/models/{id}`, `GET /models`\n")
-    assert unknown_routes([bad]) == ["docs/bad.md:1: POST /v1/models", "docs/bad.md:1: GET /models"]
+    bad = Page("docs/bad.md", "`GET /v1/models`, `POST /v1/models`, `GET /v1/models/{id}`, `GET /modells`\n")
+    assert unknown_routes([bad]) == ["docs/bad.md:1: POST /v1/models", "docs/bad.md:1: GET /modells"]
 
 
 def test_packages_that_are_not_named_are_found() -> None:

@@ -98,12 +98,14 @@ def serve(
     # Until the server replaces it: SIGHUP would end the process.
     signal.signal(signal.SIGHUP, lambda *_: None)
     from vinfer.config import load_source
+    from vinfer.launch.admin import admin_listener
     from vinfer.launch.banner import greet
     from vinfer.launch.bundles import code_cache_dir
     from vinfer.launch.devices import target_devices
     from vinfer.launch.loader import Loader
     from vinfer.launch.progress.display import progress_display
     from vinfer.launch.reload import Reloader
+    from vinfer.launch.restarts import Restarts
     from vinfer.launch.terminal import configure_logging
     from vinfer.server.api_keys import read_api_keys
     from vinfer.server.app import create_app
@@ -117,7 +119,10 @@ def serve(
     configure_logging(config.log_level, config.log_format)
     wanted = target_devices(devices)
     check_exposure(config.server, insecure=insecure)
-    table = ModelTable([model.name for model in config.models])
+    table = ModelTable(
+        [model.name for model in config.models],
+        optional=[model.name for model in config.models if not model.required],
+    )
     keys = read_api_keys(config.server.api_keys_file)
     display = progress_display(config.log_format)
     loader = Loader(
@@ -130,6 +135,7 @@ def serve(
     )
     application = create_app(config.server, table, keys, compile_count=loader.num_post_ready_compiles)
     sock = bind(config.server.host, config.server.port)
+    admin = admin_listener(application.state.services)
 
     def load_all() -> None:
         loader.run()
@@ -144,7 +150,8 @@ def serve(
         load=read_config,
         check=lambda changed: check_exposure(changed.server, insecure=insecure),
     )
-    code = run_server(application, config.server, sock, reload=reload)
+    recover = Restarts(table, loader.restart, {model.name: model.max_restarts for model in config.models})
+    code = run_server(application, config.server, sock, reload=reload, recover=recover, admin=admin)
     display.close()
     if table.ready:
         loader.stop()
@@ -295,14 +302,14 @@ def verify(
     Compare each model's output with transformers and write the figures into its bundle.
     """
     from vinfer.config import load_source
-    from vinfer.launch import verify as command
     from vinfer.launch.bundles import code_cache_dir
     from vinfer.launch.devices import target_devices
-    from vinfer.launch.parity_table import print_tables
     from vinfer.launch.progress.clock import PhaseClock
     from vinfer.launch.progress.display import progress_display
     from vinfer.launch.progress.times import PhaseTimes
     from vinfer.launch.terminal import configure_logging
+    from vinfer.launch.verification import verify as command
+    from vinfer.launch.verification.table import print_tables
 
     config = load_source(source, overrides=overrides or (), environ=os.environ)
     configure_logging(config.log_level)

@@ -23,6 +23,7 @@ _HOT_SERVER_KEYS = (
     "max_body_bytes",
     "max_n",
     "max_preparing_bytes",
+    "metrics_public",
     "request_timeout_seconds",
     "step_timeout_seconds",
     "unknown_fields",

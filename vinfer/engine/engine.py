@@ -78,6 +78,10 @@ class Engine:
         return not self._is_dead
 
     @property
+    def limits(self) -> TenantLimits:
+        return self._limits
+
+    @property
     def step_seconds(self) -> float:
         """The age of the current step; 0 while there is nothing to do. Any thread."""
         began = self._step_began
@@ -101,6 +105,15 @@ class Engine:
             self._wake.notify()
         if self._thread.is_alive() and not self._is_dead:
             self._thread.join()
+
+    def release(self) -> None:
+        """Give the memory of an engine that died back to the device, so that another can be loaded.
+
+        Waits for its thread, so it is not for one that was given up.
+        """
+        self._thread.join()
+        self._in_flight.clear()
+        self._runner.release()
 
     def give_up(self) -> None:
         """Fail all requests although a step has not come back; whatever it still does has no effect.

@@ -230,6 +230,9 @@ class EngineClient(Protocol):
 
     def stats(self) -> EngineStats: ...
 
+    @property
+    def limits(self) -> TenantLimits: ...
+
     def set_limits(self, limits: TenantLimits) -> None: ...
 
     @property

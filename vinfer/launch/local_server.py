@@ -38,7 +38,9 @@ def serving(
         AnswerError: the server ends before it is ready; the message has the end of its log.
     """
     url = f"http://127.0.0.1:{(port := _free_port())}"
-    options = ["--host", "127.0.0.1", "--port", str(port), "--set", "server.api_keys_file=null"]
+    # Neither keys nor the admin socket, where the real server may listen.
+    changes = ["server.api_keys_file=null", "server.admin_socket=null"]
+    options = ["--host", "127.0.0.1", "--port", str(port), *(f"--set={change}" for change in changes)]
     command = [sys.executable, "-m", "vinfer", "serve", str(source), *options]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(  # noqa: S603 - this interpreter and our own module

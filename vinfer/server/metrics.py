@@ -257,10 +257,19 @@ class _EngineCollector(Collector):
             gauge = GaugeMetricFamily(f"vinfer:{name}", documentation, labels=["model_name"])
             for model in served:
                 gauge.add_metric([model.name], of_model(model))
+            if name == "engine_up":
+                for lost in self._models.lost:
+                    gauge.add_metric([lost], 0.0)
             yield gauge
+        restarts = CounterMetricFamily(
+            "vinfer:model_restarts", "Engines started anew after one had died.", labels=["model_name"]
+        )
+        for model_name, num_restarts in self._models.num_restarts.items():
+            restarts.add_metric([model_name], num_restarts)
+        yield restarts
         yield CounterMetricFamily(
             "vinfer:post_ready_compiles",
-            "Programs compiled after the server was ready.",
+            "Programs compiled after the server was ready, but for models that were loaded later.",
             value=self._compile_count(),
         )
         # Without a label: clients choose the keys.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from vinfer.bundle.certificate import ParityReport
@@ -173,13 +173,20 @@ class ModelStatus:
 
 
 class ModelTable:
-    """Models by name, in the order of the config."""
+    """Models by name, in the order of the config.
 
-    def __init__(self, names: Sequence[str]) -> None:
+    Args:
+        optional: names of those that the server does without: `models[].required` is false.
+    """
+
+    def __init__(self, names: Sequence[str], optional: Collection[str] = ()) -> None:
         # Re-entrant: a signal handler may interrupt the event loop while it holds the lock.
         self._lock = threading.RLock()
         self._statuses = {name: ModelStatus(name=name) for name in names}
+        self._required = tuple(name for name in names if name not in optional)
         self._served: dict[str, ServedModel] = {}
+        self._num_restarts = dict.fromkeys(names, 0)
+        self._stuck: set[str] = set()
         self._leaving = False
         self._draining = False
 
@@ -204,10 +211,36 @@ class ModelTable:
             self._served[model.name] = model
             self._statuses[model.name] = ModelStatus(name=model.name, phase="ready", done=1, total=1)
 
-    def fail(self, name: str, error: VinferError) -> None:
-        """Record that a model failed to load; `run_server` then returns the error's exit code."""
+    def replace_engine(self, name: str, engine: EngineClient) -> None:
+        """Serve a model by another engine, within the same limits."""
         with self._lock:
+            served = self._served[name]
+            engine.set_limits(served.engine.limits)
+            self.serve(dataclasses.replace(served, engine=engine))
+
+    def fail(self, name: str, error: VinferError) -> None:
+        """Record that a model is not served, or no longer.
+
+        If it is required, `run_server` returns the error's exit code.
+        """
+        with self._lock:
+            self._served.pop(name, None)
             self._statuses[name] = dataclasses.replace(self._statuses[name], phase="failed", error=error)
+
+    def count_restart(self, name: str) -> None:
+        """Count an engine that is started anew."""
+        with self._lock:
+            self._num_restarts[name] += 1
+
+    @property
+    def num_restarts(self) -> Mapping[str, int]:
+        """How often the engine of each model was started anew."""
+        with self._lock:
+            return dict(self._num_restarts)
+
+    def is_required(self, name: str) -> bool:
+        """Whether the server is of no use without this model."""
+        return name in self._required
 
     def leave(self) -> None:
         """Tell probes that the server is about to drain; requests are still accepted."""
@@ -231,9 +264,22 @@ class ModelTable:
         dead = self.dead
         with self._lock:
             return tuple(
-                dataclasses.replace(status, phase="failed") if status.name in dead else status
+                # One that is restarted has a phase of its own.
+                dataclasses.replace(status, phase="failed")
+                if status.name in dead and status.phase == "ready"
+                else status
                 for status in self._statuses.values()
             )
+
+    @property
+    def phase(self) -> str:
+        """The phase of the whole server: that of the first required model that is not ready."""
+        if self._leaving:
+            return "draining"
+        phases = [status.phase for status in self.statuses if self.is_required(status.name)]
+        if "failed" in phases:
+            return "failed"
+        return next((phase for phase in phases if phase != "ready"), "ready")
 
     @property
     def served_models(self) -> tuple[ServedModel, ...]:
@@ -243,8 +289,15 @@ class ModelTable:
 
     @property
     def failure(self) -> VinferError | None:
-        """The first error of a model that did not load."""
-        return next((status.error for status in self.statuses if status.error is not None), None)
+        """The first error of a required model."""
+        errors = (status.error for status in self.statuses if self.is_required(status.name))
+        return next((error for error in errors if error is not None), None)
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Names of models that are not served for good: not loaded, or given up and not required."""
+        with self._lock:
+            return tuple(status.name for status in self._statuses.values() if status.error is not None)
 
     @property
     def dead(self) -> tuple[str, ...]:
@@ -253,13 +306,23 @@ class ModelTable:
 
     @property
     def ready(self) -> bool:
-        """Whether every model is being served and new requests are accepted."""
-        with self._lock:
-            all_loaded = len(self._served) == len(self._statuses)
-        return all_loaded and not self._leaving and not self.dead
+        """Whether every required model is being served and new requests are accepted."""
+        return self.phase == "ready"
+
+    @property
+    def loading(self) -> bool:
+        """Whether a model is on its way: loaded, or restarted."""
+        return any(status.phase not in ("ready", "failed") for status in self.statuses)
+
+    def is_stuck(self, name: str) -> bool:
+        """Whether the engine of a model was given up."""
+        return name in self._stuck
 
     def give_up_stuck(self, max_step_seconds: float) -> tuple[str, ...]:
-        """Fail the engines whose current step has taken longer, and return the names of their models."""
+        """Fail the engines whose current step has taken longer, and return the names of their models.
+
+        Their devices may still be at work, so nothing can be loaded there again.
+        """
         stuck = [
             model
             for model in self.served_models
@@ -267,6 +330,7 @@ class ModelTable:
         ]
         for model in stuck:
             model.engine.give_up()
+            self._stuck.add(model.name)
         return tuple(model.name for model in stuck)
 
     def serving_or_only(self, name: str | None) -> ServedModel:

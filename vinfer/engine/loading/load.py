@@ -5,6 +5,7 @@ Runs on a loader thread, once per model, before the engine thread starts.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import time
@@ -114,7 +115,11 @@ def load_runner(
 
     # XLA compiles without holding the interpreter lock, so weights are read in the meantime.
     with ThreadPoolExecutor(_NUM_COMPILE_THREADS, thread_name_prefix="compile") as pool:
-        compiling = [pool.submit(program_ready, spec) for spec in manifest.programs]
+        compiling = [
+            # In this thread's context, so that its compiles count as those of loading.
+            pool.submit(contextvars.copy_context().run, program_ready, spec)
+            for spec in manifest.programs
+        ]
         try:
             weights = _place_weights(directory / "weights", manifest.weights, mesh, steps)
             image_weights = _place_weights(directory / "weights", image_weight_specs, mesh, steps)

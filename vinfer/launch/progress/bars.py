@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from vinfer.launch.progress.clock import PhaseReport
+from vinfer.launch.progress.lines import ProgressLines
 from vinfer.launch.terminal import size_words
 
 
 class ProgressBars:
-    """Shows the phase that runs; finished ones stay above it, until `close`."""
+    """Shows the phase that each model is in; finished ones stay above it, until `close`. Lines follow it."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -25,26 +26,30 @@ class ProgressBars:
             TextColumn("{task.fields[expected]}", markup=False),
             console=self._console,
         )
-        self._task: TaskID | None = None
-        self._phase: tuple[str, str] | None = None
+        self._running: dict[str, tuple[str, TaskID]] = {}
         self._is_open = False
+        self._lines: ProgressLines | None = None
 
     def __call__(self, report: PhaseReport) -> None:
         """Show one report; any thread."""
+        if self._lines is not None:
+            # An engine is restarted while the server serves.
+            self._lines(report)
+            return
         if report.phase == "ready":
-            self._finish()
+            self._finish(report.name)
             return
         if not self._is_open:
             self._open()
-        if self._phase != (report.name, report.phase):
-            self._finish()
-            self._phase = (report.name, report.phase)
+        phase, task = self._running.get(report.name, (None, None))
+        if task is None or phase != report.phase:
+            self._finish(report.name)
             description = f"{report.name}: {report.phase}"
-            self._task = self._progress.add_task(description, total=None, count="", expected="")
-        assert self._task is not None
+            task = self._progress.add_task(description, total=None, count="", expected="")
+            self._running[report.name] = (report.phase, task)
         has_count = report.total > 1
         self._progress.update(
-            self._task,
+            task,
             total=report.total if has_count else None,
             completed=report.done if has_count else 0,
             count=_count(report) if has_count else "",
@@ -53,8 +58,10 @@ class ProgressBars:
 
     def close(self) -> None:
         """Leave the terminal as it was, with the finished bars above."""
+        self._lines = self._lines or ProgressLines()
         if self._is_open:
-            self._finish()
+            for name in list(self._running):
+                self._finish(name)
             self._is_open = False
             self._progress.stop()
             _send_logs_to(sys.stderr)
@@ -67,13 +74,12 @@ class ProgressBars:
         # rich has replaced it by a stream that writes above the bars.
         _send_logs_to(sys.stderr)
 
-    def _finish(self) -> None:
-        if self._task is not None:
-            task = next(task for task in self._progress.tasks if task.id == self._task)
-            total = task.total or 1
-            self._progress.update(self._task, total=total, completed=total)
-            self._progress.stop_task(self._task)
-            self._task = None
+    def _finish(self, name: str) -> None:
+        _, task_id = self._running.pop(name, ("", None))
+        if task_id is not None:
+            total = next(task.total for task in self._progress.tasks if task.id == task_id) or 1
+            self._progress.update(task_id, total=total, completed=total)
+            self._progress.stop_task(task_id)
 
 
 def _count(report: PhaseReport) -> str:

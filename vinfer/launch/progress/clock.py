@@ -43,7 +43,7 @@ class PhaseReport:
 
 
 class PhaseClock:
-    """Receives progress as (model name, phase, done, total), from any thread.
+    """Receives progress as (model name, phase, done, total), from any thread; models load side by side.
 
     Args:
         show: receives each report.
@@ -54,8 +54,9 @@ class PhaseClock:
         self._show = show
         self._lock = threading.Lock()
         self._work: dict[str, Work] = {}
-        self._phase: tuple[str, str] | None = None
-        self._started = self._phase_started = time.monotonic()
+        # The phase of each model, and when it began.
+        self._phases: dict[str, tuple[str, float]] = {}
+        self._started = time.monotonic()
 
     def expect(self, name: str, work: Work) -> None:
         """Take what there is to do for a model from now on."""
@@ -65,19 +66,18 @@ class PhaseClock:
         """Report progress."""
         now = time.monotonic()
         with self._lock:
-            if self._phase != (name, phase):
-                self._end_phase(now)
-                self._phase, self._phase_started = (name, phase), now
-            elapsed = now - self._phase_started
+            before, began = self._phases.get(name, ("", now))
+            if before != phase:
+                self._record(name, before, now - began)
+                self._phases[name] = (phase, now)
+                began = now
+            elapsed = now - began
             work = self._work.get(name)
             expected = None if work is None else self._times.expected(phase, work)
             if expected is None and done and elapsed and total > done:
                 expected = elapsed * total / done
             self._show(PhaseReport(name, phase, done, total, elapsed, expected, now - self._started))
 
-    def _end_phase(self, now: float) -> None:
-        if self._phase is None:
-            return
-        name, phase = self._phase
-        if name in self._work and phase not in _NOT_RECORDED:
-            self._times.record(phase, self._work[name], now - self._phase_started)
+    def _record(self, name: str, phase: str, seconds: float) -> None:
+        if phase and name in self._work and phase not in _NOT_RECORDED:
+            self._times.record(phase, self._work[name], seconds)

@@ -23,16 +23,16 @@ class ProgressLines:
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self._say = say or (lambda line: logger.info("%s", line))
-        self._last: tuple[str, str, int] | None = None
+        self._last: dict[str, tuple[str, int]] = {}
 
     def __call__(self, report: PhaseReport) -> None:
         """Write one report; any thread."""
         part = report.done * _LINES_PER_PHASE // max(report.total, 1)
         is_short = report.elapsed_seconds < _SHORT_PHASE_SECONDS
-        line = (report.name, report.phase, part)
-        if line == self._last or (self._last is not None and line[:2] == self._last[:2] and is_short):
+        last = self._last.get(report.name)
+        if last == (report.phase, part) or (last is not None and last[0] == report.phase and is_short):
             return
-        self._last = line
+        self._last[report.name] = (report.phase, part)
         self._say(f"{report.name}: {described(report)} ({report.start_seconds:.0f} s)")
 
     def close(self) -> None:

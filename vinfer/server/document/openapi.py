@@ -207,6 +207,9 @@ def _or_null(schema: Json) -> Json:
     if {"type": "null"} in schema.get("anyOf", ()):
         return schema
     about: Json = {key: schema.pop(key) for key in ("default", "title", "description") if key in schema}
+    if not schema:
+        # Anything may be null already, and generators fail on an alternative without a type.
+        return about
     return {"anyOf": [schema, {"type": "null"}], **about}
 
 

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from vinfer.launch.verify import Verification
+from vinfer.launch.verification.verify import Verification
 from vinfer.parity.measure import PromptFigures
 
 
