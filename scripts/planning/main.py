@@ -49,7 +49,11 @@ def cases(checkpoint: Path) -> list[Case]:
             "the same in float32, 1 GiB of KV cache",
             {**random, "dtype": "float32", "num_slots": 64, "kv_cache": {"bytes": GIB}},
         ),
-        Case("the first Llama on dp=2, tp=2", {**random, "mesh": {"dp": 2, "tp": 2}}, "cpu:4"),
+        Case(
+            "the first Llama on two emulated devices, fsdp=2",
+            {**random, "mesh": {"fsdp": 2, "tp": 1}},
+            "cpu:2",
+        ),
     ]
 
 

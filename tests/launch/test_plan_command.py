@@ -58,7 +58,7 @@ def bundle(tmp_path: Path) -> Path:
     return directory
 
 
-def planned(tmp_path: Path, *models: dict[str, Any], wanted: WantedDevices = V5E) -> Plan:
+def planned(tmp_path: Path, *models: dict[str, Any], wanted: WantedDevices | None = V5E) -> Plan:
     config = Config.model_validate({"models": list(models), "cache_dir": str(tmp_path / "cache")})
     return plan_models(config, wanted=wanted, code_cache=tmp_path / "xla")
 
@@ -191,8 +191,10 @@ def test_the_command_prints_json_alone_and_exits_as_the_server_would(tmp_path: P
 
 def test_on_a_cpu_programs_take_memory_too(tmp_path: Path) -> None:
     source = write_hf_directory(tmp_path / "checkpoint", tiny_model("llama"))
-    fields = {"name": "m", "source": str(source), "num_slots": 1, "precompile": [{"prefill_length": 32}]}
-    here = planned(tmp_path, fields, wanted=WantedDevices("cpu", 1))
+    fields = {"name": "m", "source": str(source), "num_slots": 1, "mesh": {"tp": 1}}
+    fields["precompile"] = [{"prefill_length": 32}]
+    # The devices of this process, which JAX may know already.
+    here = planned(tmp_path, fields, wanted=None)
     there = planned(tmp_path, fields, wanted=WantedDevices("tpu", 1, "v5e"))
     [on_cpu], [on_tpu] = here.models, there.models
     with_weights = [name for name in on_cpu.programs if name not in ("set_slot", "copy_page")]
