@@ -319,6 +319,28 @@ def test_reasoning_effort_is_for_templates_that_read_it(tokenizer: Tokenizer) ->
             assert contract.request_validator("POST", path).is_valid(body) is is_read
 
 
+def test_no_effort_is_a_word_of_openais_routes(server: RunningServer) -> None:
+    """`scripts/fuzz` found that the document allowed it in messages, whose route knows no such effort."""
+    contract = Contract(ServerConfig(), server.models)
+    effort = {"effort": "none"}
+    for path, fields, is_valid in (
+        ("/v1/chat/completions", {"messages": HI, "reasoning_effort": "none"}, True),
+        ("/v1/responses", {"input": "hi", "reasoning": effort}, True),
+        ("/v1/messages", {"messages": HI, "max_tokens": 4, "output_config": effort}, False),
+    ):
+        body = {"model": "fake", **fields}
+        assert contract.request_validator("POST", path).is_valid(body) == is_valid
+        assert (server.http.post(path, json=body).status_code == 200) == is_valid
+
+
+@pytest.mark.parametrize("length", [-2, 0, 2**31])
+def test_lengths_that_embeddings_are_not_cut_to(server: RunningServer, length: int) -> None:
+    validator = Contract(ServerConfig(), server.models).request_validator("POST", "/v1/embeddings")
+    body = {"model": "fake", "input": "a"}
+    assert validator.is_valid({**body, "truncate_prompt_tokens": -1})
+    assert not validator.is_valid({**body, "truncate_prompt_tokens": length})
+
+
 def test_images_are_for_models_that_take_them(server: RunningServer) -> None:
     """No model on this server takes images; one that is still loading might."""
     loading = ModelTable(["fake", "loads"])
