@@ -50,7 +50,8 @@ def narrow_to_models(schemas: Json, forms: Iterable[RequestForm[Any]], models: M
         reasoning["effort"] = _as_effort(reasoning["effort"], served)
         config = schemas["OutputConfig"]["properties"]
         if not any(map(reads_reasoning_effort, served)):
-            config["effort"] = {"type": "null", "description": _EFFORT_UNREAD}
+            # Not the type null alone, for which generators of clients have no name.
+            config["effort"] |= {"not": {"type": "string"}, "description": _EFFORT_UNREAD}
         kinds = set().union(*map(thinking_types, served))
         schemas["Thinking"]["properties"]["type"]["enum"] = sorted(kinds)
 
