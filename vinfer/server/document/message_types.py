@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, RootModel
 
-from vinfer.server.document.answers import Answer, Count
+from vinfer.server.document.answers import Answer, Count, Nothing
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
@@ -56,7 +56,7 @@ class MessageText(Answer):
 
     type: Literal["text"]
     text: str
-    citations: None
+    citations: Nothing | None = Field(description="Always null.")
 
 
 class MessageThinking(Answer):
@@ -93,10 +93,10 @@ class MessageUsage(Answer):
     cache_creation_input_tokens: Literal[0]
     cache_read_input_tokens: Count
     output_tokens: Count
-    cache_creation: None
-    output_tokens_details: None
-    server_tool_use: None
-    inference_geo: None
+    cache_creation: dict[str, int] | None = Field(description="Always null.")
+    output_tokens_details: dict[str, int] | None = Field(description="Always null.")
+    server_tool_use: dict[str, int] | None = Field(description="Always null.")
+    inference_geo: str | None = Field(description="Always null.")
     service_tier: Literal["standard"]
 
 
@@ -110,8 +110,8 @@ class Message(Answer):
     content: list[MessageBlock]
     stop_reason: StopReason | None
     stop_sequence: str | None
-    stop_details: None
-    container: None
+    stop_details: dict[str, str] | None = Field(description="Always null.")
+    container: dict[str, str] | None = Field(description="Always null.")
     usage: MessageUsage
 
 
