@@ -30,6 +30,10 @@ class JsonSchemaFormat(Body):
     strict: bool | None = None
 
 
+# Not the type null alone, for which generators of clients have no name.
+NoObject = Annotated[dict[str, Any] | None, Field(json_schema_extra={"not": {"type": "object"}})]
+
+
 def _nested_schema(value: Any) -> Any:
     """Say where llama.cpp's form of a schema goes here: without it, nothing would be enforced."""
     raise PydanticCustomError("schema", "is not read: use type json_schema, and json_schema.schema")
@@ -47,7 +51,7 @@ class ResponseFormat(Body):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
-    schema_: Annotated[None, BeforeValidator(_nested_schema, json_schema_input_type=None)] = Field(
+    schema_: Annotated[None, BeforeValidator(_nested_schema, json_schema_input_type=NoObject)] = Field(
         None, alias="schema"
     )
 
