@@ -112,11 +112,11 @@ def _rows_of(program: str, url: str) -> Iterator[Row]:
     if program in NODE_PROGRAMS:
         command, folder = ["node", f"{program}.mjs", url], NODE_CLIENTS
     elif program == "generated_clients":
-        command = [str(python(GENERATORS)), "-m", f"client_runs.{program}", url]
+        command = [str(python(GENERATORS)), "-m", f"client_runs.programs.{program}", url]
         command.append(str(NODE_GENERATORS / "node_modules"))
         folder = Path(__file__).parents[1]
     else:
-        command = [str(python(CLIENTS)), "-m", f"client_runs.{program}", url]
+        command = [str(python(CLIENTS)), "-m", f"client_runs.programs.{program}", url]
         folder = Path(__file__).parents[1]
     try:
         done = subprocess.run(

@@ -1,6 +1,6 @@
 """anthropic-python over `/v1/messages`, which validates every answer and event against its own types.
 
-python -m client_runs.anthropic_python URL
+python -m client_runs.programs.anthropic_python URL
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """openai-python, which validates every answer and event against its own types.
 
-python -m client_runs.openai_python URL
+python -m client_runs.programs.openai_python URL
 """
 
 from __future__ import annotations

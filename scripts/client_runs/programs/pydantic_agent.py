@@ -1,6 +1,6 @@
 """pydantic-ai: an agent that answers, fills in a type, and calls a Python tool before it answers.
 
-python -m client_runs.pydantic_agent URL
+python -m client_runs.programs.pydantic_agent URL
 """
 
 from __future__ import annotations

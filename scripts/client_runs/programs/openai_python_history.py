@@ -1,6 +1,6 @@
 """openai-python: what `create`, `stream` and `parse` hand back is sent back as it came, for three turns.
 
-python -m client_runs.openai_python_history URL
+python -m client_runs.programs.openai_python_history URL
 """
 
 from __future__ import annotations

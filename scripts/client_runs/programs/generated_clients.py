@@ -1,6 +1,6 @@
 """Generators of clients: each makes one from /openapi.json, which then parses real answers of every route.
 
-python -m client_runs.generated_clients URL [NODE_MODULES]
+python -m client_runs.programs.generated_clients URL [NODE_MODULES]
 
 NODE_MODULES has TypeScript; without it nothing is checked that needs node.
 """

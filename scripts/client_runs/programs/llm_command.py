@@ -1,6 +1,6 @@
 """The `llm` command: reaches the server through its address, and through a configured model.
 
-python -m client_runs.llm_command URL
+python -m client_runs.programs.llm_command URL
 """
 
 from __future__ import annotations

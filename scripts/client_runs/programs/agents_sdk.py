@@ -1,6 +1,6 @@
 """The OpenAI Agents SDK: an agent with a tool, three turns long, over chat completions and responses.
 
-python -m client_runs.agents_sdk URL
+python -m client_runs.programs.agents_sdk URL
 """
 
 from __future__ import annotations

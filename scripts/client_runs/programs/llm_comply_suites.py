@@ -1,6 +1,6 @@
 """llm-comply: its suites for OpenAI's chat completions, Open Responses and Anthropic's messages.
 
-python -m client_runs.llm_comply_suites URL
+python -m client_runs.programs.llm_comply_suites URL
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """instructor: fills in a type through a schema and through a tool call.
 
-python -m client_runs.instructor_types URL
+python -m client_runs.programs.instructor_types URL
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """LiteLLM: whole and streamed answers, and three turns whose messages are sent back as they came.
 
-python -m client_runs.litellm_chat URL
+python -m client_runs.programs.litellm_chat URL
 """
 
 from __future__ import annotations

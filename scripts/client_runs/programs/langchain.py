@@ -1,6 +1,6 @@
 """langchain-openai: answers, streams, structured output, and a tool call with its result returned.
 
-python -m client_runs.langchain URL
+python -m client_runs.programs.langchain URL
 """
 
 from __future__ import annotations

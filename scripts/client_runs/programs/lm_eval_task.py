@@ -1,6 +1,6 @@
 """lm-eval's `local-completions`: runs a small offline task and compares loglikelihoods with transformers.
 
-python -m client_runs.lm_eval_task URL
+python -m client_runs.programs.lm_eval_task URL
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _harness(url: str) -> tuple[list[Pair], list[tuple[float, bool]], float]:
                 *("--tasks", TASK, "--include_path", "."),
                 *("--output_path", folder, "--log_samples"),
             ],
-            cwd=Path(__file__).with_name("task"),
+            cwd=Path(__file__).parents[1] / "task",
             env={"HF_HOME": folder, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"},
         )
         (samples,) = Path(folder).rglob("samples_*.jsonl")
