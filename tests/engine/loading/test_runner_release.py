@@ -15,13 +15,15 @@ from engine_requests import make_request
 from fake_runner import FakeRunner
 from running_engine import answer, run, running
 
+from vinfer.bundle.manifest import ProgramSpec
 from vinfer.bundle.programs import ProgramShape
 from vinfer.engine.engine import Engine
+from vinfer.engine.program import Program
 from vinfer.engine.runner import Runner
 from vinfer.errors import EngineError
 
 
-class Program:
+class Code:
     """Stands for machine code, which takes memory too."""
 
     def __call__(self, *_: Any) -> Any:
@@ -36,23 +38,22 @@ def test_arrays_and_programs_are_gone_at_once() -> None:
     weights, image_weights, features, kv, state, donated = arrays
     # As after a step that failed: the cache had been donated, and nothing came back.
     donated.delete()
-    program = Program()
-    seen = weakref.ref(program)
-    shape = ProgramShape(kind="set_slot")
+    code = Code()
+    seen = weakref.ref(code)
+    spec = ProgramSpec(shape=ProgramShape(kind="set_slot"), file="x", inputs=(), outputs=())
     runner = Runner(
         weights=(weights,),
         image_weights=(image_weights,),
         image_features=(features,),
         kv=(kv, donated),
         state=(state,),
-        programs={shape: program},
-        inputs={shape: ()},
+        programs=[Program(spec, code)],
         num_slots=1,
         rows_are_slots=True,
         open_masks={},
         dispatch_lock=threading.Lock(),
     )
-    del program
+    del code
     before = len(jax.live_arrays())
     runner.release()
     assert all(array.is_deleted() for array in arrays)
