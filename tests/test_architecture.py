@@ -36,10 +36,13 @@ SHARED = (
     "vinfer.config",
     "vinfer.errors",
     "vinfer.image_processing",
+    "vinfer.version",
 )
 COMMANDS = ("vinfer.cli", "vinfer.__main__")
 LAUNCH = ("vinfer.launch",)
-CHAT = ("vinfer.chat",)
+# `vinfer.load`: the commands' place in a caller's process.
+LIBRARY = ("vinfer.llm",)
+CLIENTS = ("vinfer.bench", "vinfer.chat")
 FIELDS, CONSTRAIN, GENERATE = "vinfer.server.fields", "vinfer.server.constrain", "vinfer.server.generate"
 ROUTES, DOCUMENT = "vinfer.server.routes", "vinfer.server.document"
 FORMATS = ("vinfer.checkpoint.hf", "vinfer.checkpoint.gguf")
@@ -108,12 +111,12 @@ DIRECTIONS = (
         "one function fetches for users, behind one guard",
         ("vinfer",),
         HTTP_CLIENTS,
-        # The third one fetches from the server that its user names, in a process of its own.
-        ("vinfer.images.fetch", "vinfer.checkpoint.hub", "vinfer.chat.client"),
+        # Clients fetch from the server that their user names, in a process of their own.
+        ("vinfer.images.fetch", "vinfer.checkpoint.hub", "vinfer.bench.client", "vinfer.chat.client"),
     ),
     Rule(
         "a client knows a server by its API",
-        CHAT,
+        CLIENTS,
         (
             *BUILD_ONLY,
             *RUN_ROOMS,
@@ -123,6 +126,7 @@ DIRECTIONS = (
             "numpy",
         ),
     ),
+    Rule("one module knows OpenTelemetry", ("vinfer",), ("opentelemetry",), ("vinfer.server.http.traces",)),
     Rule("one file opens images, within limits", ("vinfer",), ("PIL",), ("vinfer.images",)),
     Rule("the build half stands without the run half", BUILD_ROOMS, (*RUN_ROOMS, "starlette", "uvicorn")),
     Rule("a source does not know what is made of it", ("vinfer.checkpoint",), ("vinfer.compiler",)),
@@ -139,7 +143,7 @@ DIRECTIONS = (
         ("vinfer.compiler", "vinfer.server", "vinfer.text", *ON_DEVICE, *JAX),
     ),
     Rule("commands are the top", ("vinfer",), ("vinfer.cli",), but_not=COMMANDS),
-    Rule("only commands build the app", ("vinfer",), ("vinfer.server.app",), but_not=COMMANDS),
+    Rule("only commands build the app", ("vinfer",), ("vinfer.server.app",), but_not=(*COMMANDS, *LIBRARY)),
     Rule(
         "what every request passes knows no route",
         ("vinfer.server.http",),
@@ -173,7 +177,17 @@ DIRECTIONS = (
         ("vinfer.engine.schedule",),
         ("vinfer.engine.scheduler", "vinfer.engine.runner", "vinfer.engine.engine"),
     ),
-    Rule("only commands put rooms together", ("vinfer",), ("vinfer.launch",), but_not=(*COMMANDS, *LAUNCH)),
+    Rule(
+        "only commands put rooms together",
+        ("vinfer",),
+        ("vinfer.launch",),
+        but_not=(*COMMANDS, *LAUNCH, *LIBRARY),
+    ),
+    Rule(
+        "no room knows `vinfer.load`",
+        (*RUN_ROOMS, *BUILD_ROOMS, *SHARED, *PARITY, *LAUNCH, *CLIENTS, *COMMANDS),
+        LIBRARY,
+    ),
     Rule("data that runs code when it is read", ("vinfer",), PICKLES),
 )
 
@@ -184,9 +198,12 @@ LOADS = (
         (*JAX, *EASYDEL, "transformers", "torch", "numpy", "starlette", "uvicorn"),
     ),
     Rule("plain Python loads no JAX, by no detour", WITHOUT_JAX, JAX),
+    Rule("a server without traces loads none of it", ("vinfer.server.app",), ("opentelemetry",)),
     Rule("a serving process has no build half in it", RUN_ROOMS, BUILD_ONLY),
     Rule(
-        "torch and JAX stay out of each other's process", (*PARITY, *LAUNCH), ("torch", "transformers", *JAX)
+        "torch and JAX stay out of each other's process",
+        (*PARITY, *LAUNCH, *LIBRARY),
+        ("torch", "transformers", *JAX),
     ),
 )
 
@@ -362,7 +379,7 @@ def test_the_package_keeps_its_rules() -> None:
 
 def test_every_room_is_in_some_rule() -> None:
     rooms = {".".join(module.split(".")[:2]) for module in read_package()} - {"vinfer"}
-    assert rooms <= {*RUN_ROOMS, *BUILD_ROOMS, *PARITY, *SHARED, *COMMANDS, *LAUNCH, *CHAT}
+    assert rooms <= {*RUN_ROOMS, *BUILD_ROOMS, *PARITY, *SHARED, *COMMANDS, *LAUNCH, *LIBRARY, *CLIENTS}
 
 
 def test_every_direction_has_a_negative_control() -> None:
@@ -412,6 +429,7 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.engine.scheduler", "import jax", "plain Python, so that"),
         ("vinfer.engine.request", "import jax", "plain Python, so that"),
         ("vinfer.engine.scheduler", "import llguidance", "one module knows llguidance"),
+        ("vinfer.server.services", "from opentelemetry import trace", "one module knows OpenTelemetry"),
         ("vinfer.engine.engine", "from jax import numpy as jnp", "plain Python, so that"),
         ("vinfer.engine.prefix_cache", "def f():\n    import jax", "plain Python, so that"),
         ("vinfer.config.load", "def f():\n    import jax", "plain Python, so that"),
@@ -432,6 +450,7 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.server.routes.chat", "import httpx", "one function fetches"),
         ("vinfer.chat.session", "import httpx", "one function fetches"),
         ("vinfer.chat.client", "import vinfer.server.fields.chat", "by its API"),
+        ("vinfer.bench.run", "import jax", "by its API"),
         ("vinfer.server.routes.chat", "from PIL import Image", "one file opens images"),
         ("vinfer.compiler.programs", "import vinfer.images", "without the run half"),
         ("vinfer.compiler.programs", "import vinfer.server", "without the run half"),
@@ -447,6 +466,7 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.launch.parity", "import jax", "out of each other's process"),
         ("vinfer.server.app", "from vinfer.cli import main", "commands are the top"),
         ("vinfer.server.app", "import vinfer.launch.loader", "only commands put rooms together"),
+        ("vinfer.launch.loader", "import vinfer.llm.host", "no room knows"),
         ("vinfer.launch.loader", "from vinfer.server.app import create_app", "only commands build the app"),
         ("vinfer.server.http.gate", "from vinfer.server.routes import chat", "knows no route"),
         ("vinfer.server.http.body", "import vinfer.server.fields.chat", "knows no route"),
@@ -468,6 +488,7 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.compiler.export.bundle", "import pickle", "runs code when it is read"),
         ("vinfer.checkpoint.source", "def f():\n    from marshal import loads", "runs code when it is read"),
         ("vinfer.cli", "import numpy", "answers at once"),
+        ("vinfer.server.app", "import opentelemetry.trace", "a server without traces loads none of it"),
         ("vinfer.cli", "try:\n    import uvicorn\nfinally:\n    pass", "answers at once"),
         ("vinfer.engine.grammar", "x = eval('1')", "calls eval()"),
         ("vinfer.engine.grammar", "exec('1')", "calls exec()"),

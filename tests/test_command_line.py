@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from on_terminal import on_terminal
 
 LOADED = """
 import sys
@@ -34,6 +37,7 @@ HEAVY = {
         ["serve", "--help"],
         ["plan", "--help"],
         ["chat", "--help"],
+        ["bench", "--help"],
         ["config", "--help"],
         ["bundle", "--help"],
         ["models", "--help"],
@@ -52,7 +56,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     # Typer itself reads a command's arguments with pydantic.
     assert "pydantic" not in loaded or {*arguments} - {"--help", "--version"}
     ours = {name for name in loaded if name.startswith("vinfer.")}
-    assert {name for name in ours if not name.startswith("vinfer.cli")} == {"vinfer.errors"}
+    assert {name for name in ours if not name.startswith("vinfer.cli")} == {"vinfer.errors", "vinfer.version"}
 
 
 def test_help_lists_every_command_in_whole_sentences() -> None:
@@ -63,6 +67,46 @@ def test_help_lists_every_command_in_whole_sentences() -> None:
         )
         listed = process.stdout.split("Commands:\n")[1].splitlines()
         assert all(line.endswith(".") and not line.endswith("...") for line in listed), listed
+
+
+def test_a_terminal_gets_panels_and_a_pipe_plain_lines() -> None:
+    command = [sys.executable, "-m", "vinfer", "serve", "--help"]
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(command, columns=80, TERM="xterm"))
+    for panel in ("Arguments", "Server", "Configuration", "Devices"):
+        assert f"─ {panel} ─" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown.index("Example: vinfer serve") < shown.index("Server")
+    piped = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "─" not in piped
+    assert all(option in piped and option in shown for option in ("--host", "--set", "--devices"))
+
+
+def test_help_on_a_terminal_loads_nothing_of_a_server() -> None:
+    """Rich takes a tenth of a second, and so is all that comes on top."""
+    loaded = set(on_terminal([sys.executable, "-c", LOADED, "serve", "--help"], TERM="xterm").split())
+    assert "rich" in loaded
+    assert (HEAVY - {"rich", "pygments", "markdown_it"}) & loaded == set()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("vinfer be", {"bench"}),
+        ("vinfer bundle ", {"list", "inspect", "verify", "prune"}),
+        ("vinfer serve --in", {"--insecure"}),
+    ],
+)
+def test_shells_complete_commands_and_options(line: str, expected: set[str]) -> None:
+    source = "import sys; from vinfer.cli import main; sys.argv = ['vinfer']; main()"
+    words = {"_VINFER_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **words},
+    )
+    assert expected <= set(done.stdout.split())
 
 
 def test_sigterm_ends_the_process_from_the_beginning() -> None:
@@ -90,7 +134,7 @@ def test_config_diff_says_what_a_hangup_applies(tmp_path: Path) -> None:
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines[:2] == ["server.port: 8000 -> 9000 (restart)", "server.max_n: 8 -> 3 (SIGHUP)"]
     assert lines[2].startswith('models[1]: null -> {"name": "n", "source": "org/n", ')
-    assert lines[2].endswith("} (restart)")
+    assert lines[2].endswith("} (rebuild: another model)")
     assert len(lines) == 3
     command[-1] = str(old)
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
@@ -104,9 +148,26 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_config_diff_as_json(tmp_path: Path) -> None:
     old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
     old.write_text("models: [{name: m, source: org/m}]\n", encoding="utf-8")
-    new.write_text("server: {max_n: 3}\nmodels: [{name: m, source: org/m}]\n", encoding="utf-8")
+    new.write_text(
+        "server: {max_n: 3}\nmodels: [{name: m, source: org/m, mesh: {tp: 1}, prefix_cache: 'off'}]\n",
+        encoding="utf-8",
+    )
     assert json.loads(run("config", "diff", str(old), str(new), "--json").stdout) == [
-        {"key": "server.max_n", "old": 8, "new": 3, "applied_by": "SIGHUP"}
+        {"key": "server.max_n", "old": 8, "new": 3, "applied_by": "SIGHUP", "why": None},
+        {
+            "key": "models[0].mesh.tp",
+            "old": -1,
+            "new": 1,
+            "applied_by": "rebuild",
+            "why": "weights and programs are divided by it",
+        },
+        {
+            "key": "models[0].prefix_cache",
+            "old": "per_key",
+            "new": "off",
+            "applied_by": "restart",
+            "why": None,
+        },
     ]
 
 

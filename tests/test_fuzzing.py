@@ -12,8 +12,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
+from fuzzing.document import MAX_ALTERNATIVES, for_schemathesis
 from fuzzing.page import failures, page
 from fuzzing.tally import tally
+from jsonschema import Draft202012Validator
+
+from vinfer.config import ServerConfig
+from vinfer.server.document.openapi import openapi_document
+from vinfer.server.model_table import ModelTable
 
 if TYPE_CHECKING:
     from fuzzing.tally import Tally
@@ -84,3 +90,45 @@ def test_what_does_not_pass(tmp_path: Path, cases: list[dict[str, Any]], what: s
 def test_too_few_cases_and_a_server_that_suffered(tmp_path: Path) -> None:
     found = failures(tallied(tmp_path, case(200)), ["vinfer:num_requests_running 1.0"], min_cases=2)
     assert found == ["after the run: vinfer:num_requests_running 1.0", "1 cases; must be at least 2"]
+
+
+def written_parts(value: Any) -> list[dict[str, Any]]:
+    """Return every object in a document."""
+    if isinstance(value, list):
+        return [part for inner in value for part in written_parts(inner)]
+    if not isinstance(value, dict):
+        return []
+    return [value, *(part for inner in value.values() for part in written_parts(inner))]
+
+
+def test_schemathesis_gets_rules_that_it_can_read() -> None:
+    """It has no conditions, and gives up on too many combinations of alternatives."""
+    document = for_schemathesis(openapi_document(ServerConfig(), ModelTable(["fake"])))
+    schemas = document["components"]["schemas"]
+    for schema in written_parts(schemas):
+        assert "if" not in schema.keys() - schema.get("properties", {}).keys()
+    rules = schemas["ChatFields"]["allOf"]
+    assert len(rules) == 2
+    assert len(rules[0]["anyOf"]) * len(rules[1]["anyOf"]) <= MAX_ALTERNATIVES
+    assert "best_of" in schemas["ChatFields"]["properties"]
+
+
+@pytest.mark.parametrize(
+    ("body", "is_valid"),
+    [
+        ({}, True),
+        ({"stream": True, "stream_options": {"include_usage": True}, "logprobs": True}, True),
+        ({"stream_options": {"include_usage": True}}, False),
+        ({"top_logprobs": 1}, False),
+        ({"logprobs": True, "stream": True, "top_logprobs": 1}, True),
+        ({"best_of": 1}, True),
+        ({"best_of": 2}, False),
+        ({"unknown": 1}, False),
+    ],
+)
+def test_the_rewritten_document_has_the_same_rules(body: dict[str, Any], is_valid: bool) -> None:
+    document = openapi_document(ServerConfig(), ModelTable(["fake"]))
+    body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], **body}
+    for each in (document, for_schemathesis(document)):
+        schema = {"$ref": "#/components/schemas/ChatFields", "components": each["components"]}
+        assert Draft202012Validator(schema).is_valid(body) == is_valid

@@ -13,7 +13,7 @@ traceback, an address or another request's text. This module imports nothing els
       DeviceError                   exit 7   the accelerator: missing, too few, out of memory
       ParityError                   exit 8   the tokens do not match transformers
       ReferenceUnavailableError     exit 9   transformers cannot run here, so nothing was compared
-      AnswerError                   exit 10  the server of `vinfer chat`: not reached, or it refused
+      AnswerError                   exit 10  a server that a client talks to: not reached, or it refused
       RequestError                  400      a field of one request
         ContextLengthError          400      more tokens than max_model_len
         ImageError                  400      an image that cannot be fetched, decoded or used

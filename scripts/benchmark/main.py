@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmark.client import BenchError, Endpoint, fetch
-from benchmark.load import Figures, Prompts, median_of, negotiate, run_load
+from benchmark.beside_images import run_load
 from benchmark.process import ROOT, serving, vinfer_command
 from benchmark.shared_prefix import (
     SharedFigures,
@@ -25,6 +24,10 @@ from benchmark.shared_prefix import (
     shared_lines,
     shared_ratios,
 )
+from vinfer.bench.client import Endpoint, fetch, first_model
+from vinfer.bench.figures import Figures, median_of
+from vinfer.bench.load import Prompts, negotiate
+from vinfer.errors import AnswerError
 
 SAMPLED = {"temperature": 0.7, "top_p": 0.95, "top_k": 50}
 GREEDY = {"temperature": 0}
@@ -49,7 +52,7 @@ def main(description: str | None) -> int:
     arguments = _parse(description)
     try:
         report = _measure(arguments)
-    except BenchError as error:
+    except AnswerError as error:
         sys.stderr.write(f"bench: error: {error}\n")
         return 1
     print(json.dumps({"machine": _machine(), "load": _load_facts(arguments), **report}))
@@ -208,7 +211,9 @@ def _shared(arguments: argparse.Namespace, sides: list[Side]) -> Report:
 async def _shared_runs(arguments: argparse.Namespace, sides: list[Side]) -> list[SharedFigures]:
     runs: list[list[SharedFigures]] = [[] for _ in sides]
     endpoints = [_endpoint(side, arguments) for side in sides]
-    dialects = [await negotiate(endpoint, Prompts(arguments.prompt_words, seed=0)) for endpoint in endpoints]
+    dialects = [
+        await negotiate(endpoint, Prompts((arguments.prompt_words,) * 2, seed=0)) for endpoint in endpoints
+    ]
     for repeat in range(arguments.repeats + 1):
         for of_side, side, endpoint, dialect in zip(runs, sides, endpoints, dialects, strict=True):
             run = await run_shared(endpoint, {**side.sampling, **dialect})
@@ -221,13 +226,14 @@ async def _shared_runs(arguments: argparse.Namespace, sides: list[Side]) -> list
 
 def _endpoint(side: Side, arguments: argparse.Namespace) -> Endpoint:
     url = side.url.rstrip("/").removesuffix("/v1")
-    return Endpoint(url, _model(side.url, arguments), arguments.api_key, arguments.chat)
+    model = arguments.model or first_model(url, api_key=arguments.api_key)
+    return Endpoint(url, model, arguments.api_key, arguments.chat)
 
 
 async def _runs(arguments: argparse.Namespace, sides: list[Side]) -> list[list[Figures]]:
     """Measure every load on the sides alternately; return the medians by side and load."""
     endpoints = [_endpoint(side, arguments) for side in sides]
-    prompts = Prompts(arguments.prompt_words, seed=0)
+    prompts = Prompts((arguments.prompt_words,) * 2, seed=0)
     dialects = [await negotiate(endpoint, prompts) for endpoint in endpoints]
     loads = [int(text) for text in arguments.streams.split(",")]
     runs: list[list[list[Figures]]] = [[[] for _ in loads] for _ in sides]
@@ -252,13 +258,6 @@ async def _runs(arguments: argparse.Namespace, sides: list[Side]) -> list[list[F
     return [[median_of(repeats) for repeats in of_side] for of_side in runs]
 
 
-def _model(url: str, arguments: argparse.Namespace) -> str:
-    if arguments.model:
-        return str(arguments.model)
-    listed = json.loads(fetch(f"{url.rstrip('/').removesuffix('/v1')}/v1/models", api_key=arguments.api_key))
-    return str(listed["data"][0]["id"])
-
-
 def _table(title: str, runs: list[Figures]) -> Report:
     """Print one server's figures; return them for the JSON line."""
     print(f"\n{title}")
@@ -275,7 +274,7 @@ def _vinfer_counters(url: str) -> dict[str, float]:
     """Return the counters of a vinfer server; empty for another server."""
     try:
         lines = fetch(f"{url}/metrics").decode().splitlines()
-    except BenchError:
+    except AnswerError:
         return {}
     wanted = ("post_ready_compiles", "num_decode_dispatches", "num_overlapped_dispatches")
     counters: dict[str, float] = {}

@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmark.client import BenchError, fetch
+from vinfer.bench.client import fetch
+from vinfer.errors import AnswerError
 
 ROOT = Path(__file__).parents[2]
 POLL_SECONDS = 0.05
@@ -28,13 +29,15 @@ def vinfer_command(config: Path, vinfer: str | None) -> list[str]:
     """Return the command that serves a config; `{port}` stands for the port.
 
     Raises:
-        BenchError: vinfer is not found in any of the usual places.
+        AnswerError: vinfer is not found in any of the usual places.
     """
     beside = Path(sys.executable).with_name("vinfer")
     places = [beside, ROOT / ".venv/run/bin/vinfer", ROOT / ".venv/dev/bin/vinfer"]
     found = vinfer or next((str(place) for place in places if place.is_file()), shutil.which("vinfer"))
     if found is None:
-        raise BenchError("vinfer is not installed: run scripts/install .venv/run build demo, or set --vinfer")
+        raise AnswerError(
+            "vinfer is not installed: run scripts/install .venv/run build demo, or set --vinfer"
+        )
     return [found, "serve", str(config), "--port", "{port}"]
 
 
@@ -49,7 +52,7 @@ def serving(command: list[str], *, ready_path: str, timeout_seconds: float) -> I
     """Start a server; yield its address and the seconds from process start until it was ready.
 
     Raises:
-        BenchError: it exited, or was not ready in time.
+        AnswerError: it exited, or was not ready in time.
     """
     port = free_port()
     words = [word.replace("{port}", str(port)) for word in command]
@@ -62,7 +65,7 @@ def serving(command: list[str], *, ready_path: str, timeout_seconds: float) -> I
                 if process.poll() is not None or time.perf_counter() - started > timeout_seconds:
                     log.seek(0)
                     last = "".join(log.readlines()[-10:])
-                    raise BenchError(f"{shlex.join(words)} did not become ready:\n{last}")
+                    raise AnswerError(f"{shlex.join(words)} did not become ready:\n{last}")
                 time.sleep(POLL_SECONDS)
             yield url, time.perf_counter() - started
         finally:
@@ -77,6 +80,6 @@ def serving(command: list[str], *, ready_path: str, timeout_seconds: float) -> I
 def _is_ready(url: str) -> bool:
     try:
         fetch(url, timeout_seconds=5)
-    except BenchError:
+    except AnswerError:
         return False
     return True

@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmark.client import Endpoint, Record, complete
-from benchmark.load import WORDS
+from vinfer.bench.client import Endpoint, Record, complete
+from vinfer.bench.load import WORDS
 
 NUM_REQUESTS = 24
 STREAMS = 4
@@ -52,7 +52,7 @@ async def run_shared(endpoint: Endpoint, fields: dict[str, Any]) -> SharedFigure
     """Run both loads once.
 
     Raises:
-        BenchError: any request failed.
+        AnswerError: any request failed.
     """
     words = _Words()
     system = words.some(SYSTEM_WORDS)

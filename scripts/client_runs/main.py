@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmark.client import BenchError, fetch
 from benchmark.process import serving
 
 from client_runs.environments import install_node, install_python
@@ -25,20 +24,33 @@ from client_runs.places import (
 )
 from client_runs.rows import FAILED, NOT_RUN, PASSED, Row
 from client_runs.table import document
+from vinfer.bench.client import fetch
+from vinfer.errors import AnswerError
 
 PROGRAMS = (
     "openai_python",
+    "openai_python_history",
     "openai_node",
+    "openai_node_history",
     "anthropic_python",
     "anthropic_node",
+    "agents_sdk",
+    "ai_sdk",
+    "litellm_chat",
     "llm_command",
     "langchain",
     "pydantic_agent",
     "instructor_types",
+    "llm_comply_suites",
     "lm_eval_task",
     "generated_clients",
 )
-NODE_PROGRAMS = {"openai_node": "openai-node", "anthropic_node": "anthropic-node"}
+NODE_PROGRAMS = {
+    "openai_node": "openai-node",
+    "openai_node_history": "openai-node",
+    "anthropic_node": "anthropic-node",
+    "ai_sdk": "ai",
+}
 OVERRIDES = ("models[0].prompt_logprobs=true", "models[0].embeddings=mean", "models[0].verify=off")
 COMPILES = "vinfer:post_ready_compiles_total"
 READY_SECONDS = 1800
@@ -61,7 +73,7 @@ def main(description: str | None) -> int:
         programs = chosen or PROGRAMS
         install_python(has_generators="generated_clients" in programs)
         rows = _run(programs)
-    except (BenchError, subprocess.CalledProcessError) as error:
+    except (AnswerError, subprocess.CalledProcessError) as error:
         sys.stderr.write(f"clients: error: {error}\n")
         return 1
     page = document(rows)
@@ -100,11 +112,11 @@ def _rows_of(program: str, url: str) -> Iterator[Row]:
     if program in NODE_PROGRAMS:
         command, folder = ["node", f"{program}.mjs", url], NODE_CLIENTS
     elif program == "generated_clients":
-        command = [str(python(GENERATORS)), "-m", f"client_runs.{program}", url]
+        command = [str(python(GENERATORS)), "-m", f"client_runs.programs.{program}", url]
         command.append(str(NODE_GENERATORS / "node_modules"))
         folder = Path(__file__).parents[1]
     else:
-        command = [str(python(CLIENTS)), "-m", f"client_runs.{program}", url]
+        command = [str(python(CLIENTS)), "-m", f"client_runs.programs.{program}", url]
         folder = Path(__file__).parents[1]
     try:
         done = subprocess.run(

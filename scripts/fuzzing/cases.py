@@ -5,6 +5,7 @@ Knows only its command line; the results of the cases are in the event logs that
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -12,10 +13,10 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmark.client import BenchError
-
+from fuzzing.document import for_schemathesis
 from fuzzing.tally import tally
 from fuzzing.tiny import fetch_json
+from vinfer.errors import AnswerError
 
 # Hypothesis gives up if it draws too many unusable values; another seed continues.
 MAX_ROUNDS = 5
@@ -29,9 +30,11 @@ def fuzz(url: str, schemathesis: str, *, num_cases: int, seed: int, logs: Path) 
     A route without either gets one case.
 
     Raises:
-        BenchError: schemathesis cannot generate cases for a route.
+        AnswerError: schemathesis cannot generate cases for a route.
     """
     document = fetch_json(f"{url}/openapi.json")
+    written = logs / "openapi.json"
+    written.write_text(json.dumps(for_schemathesis(document)))
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     varied = ["requestBody" in operation or "parameters" in operation for operation in operations]
     share = math.ceil((num_cases - varied.count(False)) / varied.count(True))
@@ -41,7 +44,7 @@ def fuzz(url: str, schemathesis: str, *, num_cases: int, seed: int, logs: Path) 
         num_left = num_wanted
         while num_left > 0 and len(route_logs) < MAX_ROUNDS:
             log = logs / f"{operation_id}-{len(route_logs)}.ndjson"
-            _run(url, schemathesis, operation_id, num_left, seed + len(route_logs), log)
+            _run(url, written, schemathesis, operation_id, num_left, seed + len(route_logs), log)
             route_logs.append(log)
             num_left = num_wanted - tally(route_logs).num_cases
 
@@ -54,9 +57,11 @@ def fuzz(url: str, schemathesis: str, *, num_cases: int, seed: int, logs: Path) 
             run.result()
 
 
-def _run(url: str, schemathesis: str, operation_id: str, num_cases: int, seed: int, log: Path) -> None:
+def _run(
+    url: str, document: Path, schemathesis: str, operation_id: str, num_cases: int, seed: int, log: Path
+) -> None:
     """Run it once and ignore its exit code, because every complaint is read from the log."""
-    command = [schemathesis, "run", f"{url}/openapi.json", "--phases", "fuzzing"]
+    command = [schemathesis, "run", str(document), "--url", url, "--phases", "fuzzing"]
     command += ["--include-operation-id", operation_id, "--max-examples", str(num_cases), "--seed", str(seed)]
     # Every case counts, also those after a failure. Shrinking and the example database would repeat cases and
     # take most of the time.
@@ -67,4 +72,4 @@ def _run(url: str, schemathesis: str, operation_id: str, num_cases: int, seed: i
     errors = re.search(r"^=+ ERRORS =+$.*?(?=^=+ )", done.stdout, re.MULTILINE | re.DOTALL)
     if done.returncode not in (0, 1) or errors or not log.exists():
         what = errors[0] if errors else done.stdout[-2000:] + done.stderr[-2000:]
-        raise BenchError(f"schemathesis failed on {operation_id}:\n{what}")
+        raise AnswerError(f"schemathesis failed on {operation_id}:\n{what}")

@@ -9,13 +9,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmark.client import BenchError
 from benchmark.process import ROOT
 
 from fuzzing.cases import fuzz
 from fuzzing.page import failures, page
 from fuzzing.tally import tally
 from fuzzing.tiny import complaints_about_health, tiny_server
+from vinfer.errors import AnswerError
 
 PAGE = ROOT / "docs" / "reports" / "fuzzing.md"
 CASES = 10_000
@@ -27,7 +27,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vinfer-fuzz-") as scratch:
         try:
             return _run(arguments, Path(scratch))
-        except BenchError as error:
+        except AnswerError as error:
             sys.stderr.write(f"fuzz: error: {error}\n")
             return 1
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from vinfer.chat.client import Client, Piece, Stats
+from vinfer.chat.answer import Piece, Stats, ToolCall
+from vinfer.chat.client import Client, Readiness
 from vinfer.errors import AnswerError
 
 
@@ -64,6 +66,24 @@ def test_pieces_usage_and_comments() -> None:
     assert stats.finish_reason == "stop"
     assert stats.first_seconds is not None
     assert stats.last_seconds >= stats.first_seconds
+
+
+def test_calls_come_whole_with_the_end() -> None:
+    parts: list[dict[str, Any]] = [
+        {"index": 1, "id": "b", "function": {"name": "g"}},
+        {"index": 0, "id": "a", "function": {"name": "f", "arguments": '{"x"'}},
+        {"index": 0, "function": {"arguments": ": 1}"}},
+    ]
+    pieces, stats = streamed(
+        "".join(
+            f'data: {{"choices": [{{"delta": {{"tool_calls": [{json.dumps(part)}]}}}}]}}\n\n'
+            for part in parts
+        )
+        + 'data: {"choices": [{"delta": {}, "finish_reason": "tool_calls"}]}\n\n'
+        "data: [DONE]\n\n"
+    )
+    assert pieces == [Piece(calls=(ToolCall("a", "f", '{"x": 1}'), ToolCall("b", "g", "")))]
+    assert stats.finish_reason == "tool_calls"
 
 
 def test_tokens_per_second_are_those_after_the_first() -> None:
@@ -122,14 +142,21 @@ def test_a_server_that_is_not_there() -> None:
     with contextlib.closing(Client("http://127.0.0.1:1")) as client:
         with pytest.raises(AnswerError, match=r"127.0.0.1:1 cannot be reached \(.*refused\): check the URL"):
             client.models()
-        assert client.phase() is None
+        assert client.readiness() is None
 
 
-def test_phases() -> None:
-    for body, phase in (
-        ('{"phase": "loading", "done": 3, "total": 9}', "loading"),
-        ('{"phase": "ready", "done": 1, "total": 1}', "ready"),
-        ("<html>", None),
+def test_readiness() -> None:
+    for body, readiness, words in (
+        (
+            '{"phase": "loading", "models": [{"phase": "x"}, {"phase": "loading", "expected_seconds": 9.4}]}',
+            Readiness("loading", 9.4),
+            "loading, about 9 s",
+        ),
+        ('{"phase": "loading", "models": [{"phase": "loading"}]}', Readiness("loading"), "loading"),
+        ('{"phase": "draining", "models": []}', Readiness("draining"), "draining"),
+        ("<html>", None, "None"),
+        ("[]", None, "None"),
     ):
         with answering(body) as url, contextlib.closing(Client(url)) as client:
-            assert client.phase() == phase
+            assert client.readiness() == readiness
+            assert str(client.readiness()) == words

@@ -143,7 +143,7 @@ def test_offline_and_not_cached_names_both_ways_out(hub_cache: Path) -> None:
         resolve_source("org/name")
 
 
-class _FakeHub(http.server.BaseHTTPRequestHandler):
+class FakeHub(http.server.BaseHTTPRequestHandler):
     """Serves one repository, org/name, from `directory`; records every requested path."""
 
     directory: Path
@@ -192,8 +192,8 @@ class _FakeHub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def fake_hub(
     hf_directory: Callable[..., Path], hub_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[type[_FakeHub]]:
-    handler = type("_Handler", (_FakeHub,), {"directory": hf_directory(), "asked": []})
+) -> Iterator[type[FakeHub]]:
+    handler = type("_Handler", (FakeHub,), {"directory": hf_directory(), "asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -214,7 +214,7 @@ def fake_hub(
     thread.join()
 
 
-def test_a_hub_model_is_downloaded_without_its_pickles(fake_hub: type[_FakeHub]) -> None:
+def test_a_hub_model_is_downloaded_without_its_pickles(fake_hub: type[FakeHub]) -> None:
     (fake_hub.directory / "pytorch_model.bin").write_bytes(b"a pickle")
     source = resolve_source("org/name")
     assert source.fingerprint == {"hub": "org/name", "commit": COMMIT}
@@ -228,13 +228,13 @@ def test_a_hub_model_is_downloaded_without_its_pickles(fake_hub: type[_FakeHub])
     [("org/absent", None, "no such model on the hub"), ("org/name", "v9", "no revision v9")],
 )
 def test_what_the_hub_does_not_have_is_named(
-    fake_hub: type[_FakeHub], spec: str, revision: str | None, message: str
+    fake_hub: type[FakeHub], spec: str, revision: str | None, message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         resolve_source(spec, revision=revision)
 
 
-def test_a_repository_of_another_kind_is_refused(fake_hub: type[_FakeHub]) -> None:
+def test_a_repository_of_another_kind_is_refused(fake_hub: type[FakeHub]) -> None:
     (fake_hub.directory / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         resolve_source("org/name")

@@ -94,7 +94,7 @@ def test_a_broken_checkpoint_is_refused_before_a_child_starts(
             bundles_dir=tmp_path / "bundles",
             progress=lambda _, phase, *__: phases.append(phase),
         )
-    assert phases == []
+    assert set(phases) <= {"finding checkpoint"}
     assert [path.name for path in (tmp_path / "bundles").iterdir() if path.is_dir()] == []
 
 

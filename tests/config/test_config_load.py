@@ -405,3 +405,13 @@ def test_loading_a_config_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_server_of_optional_models_only_is_refused(yaml_file: Path) -> None:
+    """It would be ready without serving anything."""
+    text = (
+        "models:\n  - {name: m, source: a/b, required: false}\n  - {name: n, source: a/c, required: false}\n"
+    )
+    assert problems(yaml_file, text) == [
+        "x.yaml:1:1: models has no required model: leave out required: false for one of them"
+    ]

@@ -28,6 +28,8 @@ class HttpCall:
     url: str
     headers: Mapping[str, str]
     body: str | None
+    is_admin: bool = False
+    """Sent to a Unix socket."""
 
     @property
     def path(self) -> str:
@@ -62,7 +64,7 @@ def http_call(words: list[str]) -> HttpCall:
         ValueError: it has an option that the documents did not use so far, or not exactly one URL.
     """
     headers, urls = {}, []
-    method, body = None, None
+    method, body, is_admin = None, None, False
     rest = iter(words[1:])
     for word in rest:
         if word in ("-H", "--header"):
@@ -72,10 +74,12 @@ def http_call(words: list[str]) -> HttpCall:
             body = next(rest)
         elif word in ("-X", "--request"):
             method = next(rest)
+        elif word == "--unix-socket":
+            is_admin = bool(next(rest))
         elif not word.startswith("-"):
             urls.append(word)
         elif word not in ("-N", "-s", "-i", "-f", "-sf"):
             raise ValueError(f"curl {word} is not known here")
     if len(urls) != 1:
         raise ValueError(f"not exactly one URL: {urls}")
-    return HttpCall(method or ("GET" if body is None else "POST"), urls[0], headers, body)
+    return HttpCall(method or ("GET" if body is None else "POST"), urls[0], headers, body, is_admin)

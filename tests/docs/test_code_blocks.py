@@ -15,6 +15,7 @@ from docs.pages import ROOT, Block, Page, all_pages, blocks_of, written_pages
 from docs.shell import SERVER, HttpCall, commands, http_call
 
 from vinfer.errors import RequestError
+from vinfer.server.admin.app import ADMIN_ROUTES
 from vinfer.server.app import METRICS_ROUTE, ROUTES
 from vinfer.server.fields.anthropic.messages import parse_messages, parse_messages_count
 from vinfer.server.fields.chat import parse_chat
@@ -48,7 +49,17 @@ def _curl_commands(pages: Sequence[Page]) -> list[tuple[Block, list[str]]]:
     return [(block, words) for block in blocks for words in commands(block.text) if words[0] == "curl"]
 
 
+def _admin_problem(call: HttpCall) -> str | None:
+    if not call.url.startswith("http://admin/"):
+        return f"asks {call.url}, not http://admin"
+    if (call.method, call.path) not in {(method, path) for method, path, _ in ADMIN_ROUTES}:
+        return f"no such admin route: {call.method} {call.path}"
+    return None if call.body is None or isinstance(json.loads(call.body), dict) else "no JSON object"
+
+
 def _call_problem(call: HttpCall) -> str | None:
+    if call.is_admin:
+        return _admin_problem(call)
     if not call.url.startswith(f"{SERVER}/"):
         return f"asks {call.url}, not {SERVER}"
     if not any(
@@ -149,6 +160,7 @@ def test_wrong_calls_are_found() -> None:
         f"""```sh
 {url}/v1/modles
 curl http://localhost:8000/v1/models
+curl --unix-socket s http://admin/drain
 {url}/v1/models/a/b
 {url}/v1/chat/completions -d '{{}}'
 {url}/v1/chat/completions {header} -d '{{"model": "m"}}'
@@ -163,13 +175,14 @@ curl http://localhost:8000/v1/models
 """,
     )
     problems = [problem.partition(": ")[2] for problem in call_problems([bad])]
-    assert problems[:3] == [
+    assert problems[:4] == [
         "no such route: GET /v1/modles",
         f"asks http://localhost:8000/v1/models, not {SERVER}",
+        "no such admin route: GET /drain",
         "no Content-Type: application/json",
     ]
     for problem, part in zip(
-        problems[3:], ["messages", "Expecting value", "add_special", "temperature is 3"], strict=True
+        problems[4:], ["messages", "Expecting value", "add_special", "temperature is 3"], strict=True
     ):
         assert part in problem
 

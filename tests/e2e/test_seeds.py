@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from server_process import CONFIG, ServerProcess, started, wait_until
 
 NUM_OTHERS = 15
@@ -49,6 +50,9 @@ def test_a_seeded_answer_is_the_same_alone_beside_one_and_among_fifteen(server: 
 SMALL = {"deterministic": "true", "num_slots": 4, "max_model_len": 256}
 
 
+# It builds a bundle of its own. A tiny one is asked the same in each run:
+# tests/compiler/answers/test_single_shape.py.
+@pytest.mark.slow
 def test_deterministic_makes_logprobs_the_same_too() -> None:
     """They are equal to the last digit, also after a restart."""
     settings = [part for key, value in SMALL.items() for part in ("--set", f"models[0].{key}={value}")]

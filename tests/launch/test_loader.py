@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vinfer.bundle.manifest import Manifest
+from vinfer.checkpoint.source import ResolvedSource
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError
 from vinfer.launch import loader as module
-from vinfer.launch.loader import Loader, start_engine
+from vinfer.launch.bundles import FoundBundle
+from vinfer.launch.loader import MAX_PARALLEL_LOADS, Loader, start_engine
+from vinfer.launch.progress.times import Work
 from vinfer.server.model_table import ModelTable
 
 
@@ -26,9 +32,9 @@ def test_whatever_ends_the_thread_is_reported(
     """A library that calls sys.exit once left the server unready for ever."""
     table = ModelTable(["m"])
     config = Config(models=(ModelConfig(name="m", source="org/m"),), cache_dir=tmp_path)
-    loader = Loader(config, table, wanted=None, code_cache=tmp_path, progress=lambda *_: None)
+    loader = Loader(config, table, wanted=None, code_cache=tmp_path, show=lambda _: None)
 
-    def fail(_: Loader) -> None:
+    def fail(_: Loader, name: str) -> None:
         raise error
 
     monkeypatch.setattr(Loader, "_initialize", fail)
@@ -37,6 +43,96 @@ def test_whatever_ends_the_thread_is_reported(
     thread.join(20)
     assert table.failure is not None
     assert table.failure.exit_code == (BundleError.exit_code if isinstance(error, BundleError) else 1)
+
+
+class StillEngine:
+    is_alive = True
+
+
+@pytest.mark.parametrize("num_models", [2, 6])
+def test_models_load_together_but_are_built_one_at_a_time(
+    num_models: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = min(num_models, MAX_PARALLEL_LOADS)
+    meeting = threading.Barrier(together)
+    lock = threading.Lock()
+    running = {"builds": 0, "loads": 0}
+    most = dict(running)
+
+    @contextlib.contextmanager
+    def counted(what: str) -> Iterator[None]:
+        with lock:
+            running[what] += 1
+            most[what] = max(most[what], running[what])
+        try:
+            yield
+        finally:
+            with lock:
+                running[what] -= 1
+
+    def find_or_build(model: ModelConfig, **_: Any) -> Any:
+        """Two at a time also failed: Python 3.11 cannot parse source code on two threads."""
+        with counted("builds"):
+            time.sleep(0.01)
+        return FoundBundle(tmp_path, ResolvedSource("x", "hf", tmp_path, {}), is_new=False)
+
+    met: list[str] = []
+
+    def start_engine(directory: Path, manifest: Any, model: ModelConfig, **_: Any) -> Any:
+        with counted("loads"):
+            if len(met) < together:
+                met.append(model.name)
+                # Returns only if the others are loading too.
+                meeting.wait(20)
+        return StillEngine()
+
+    monkeypatch.setattr(module, "find_or_build", find_or_build)
+    monkeypatch.setattr(module, "start_engine", start_engine)
+    monkeypatch.setattr(module, "open_bundle", lambda *_, **__: Manifest.model_construct(key="k"))
+    monkeypatch.setattr(module, "check_new_bundle", lambda *_, **__: None)
+    monkeypatch.setattr(module, "code_roots", lambda *_: ())
+    monkeypatch.setattr(module, "bundle_work", lambda *_: Work("cpu", 1, 1, 1))
+    monkeypatch.setattr(
+        module,
+        "served_model",
+        lambda directory, manifest, model, engine, **_: type(
+            "Served", (), {"name": model.name, "engine": engine}
+        )(),
+    )
+    names = [f"m{i}" for i in range(num_models)]
+    table = ModelTable(names)
+    config = Config(models=tuple(ModelConfig(name=name, source="org/m") for name in names))
+    Loader(config, table, wanted=None, code_cache=tmp_path, show=lambda _: None).run()
+    assert table.ready
+    assert most == {"builds": 1, "loads": together}
+
+
+@pytest.mark.parametrize("is_required", [True, False], ids=["required", "optional"])
+def test_a_model_that_does_not_load(
+    is_required: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one is served in any case; only a required one makes the server fail."""
+
+    def load(self: Loader, position: int) -> None:
+        if position == 1:
+            raise BundleError("its file is gone")
+        served: Any = type("Served", (), {"name": "other", "engine": StillEngine()})()
+        table.serve(served)
+
+    monkeypatch.setattr(Loader, "_load", load)
+    monkeypatch.setattr(Loader, "_initialize", lambda *_: None)
+    models = (
+        ModelConfig(name="other", source="org/m"),
+        ModelConfig(name="m", source="org/m", required=is_required),
+    )
+    table = ModelTable(["other", "m"], [model.name for model in models if not model.required])
+    loader = Loader(Config(models=models), table, wanted=None, code_cache=tmp_path, show=lambda _: None)
+    loader.run()
+    assert [served.name for served in table.served_models] == ["other"]
+    assert table.statuses[1].phase == "failed"
+    assert table.ready is not is_required
+    assert (table.failure is not None) is is_required
+    assert not table.loading
 
 
 class LoadedError(Exception):

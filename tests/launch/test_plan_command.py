@@ -24,7 +24,7 @@ from vinfer.engine.loading.code_store import CodeStore, MachineCode
 from vinfer.errors import ConfigError, DeviceError
 from vinfer.launch.devices import WantedDevices
 from vinfer.launch.kv_memory import DeviceMemory
-from vinfer.launch.plan import Plan, as_json, plan_models, require_fit
+from vinfer.launch.plan import CODE_BYTES, CODE_BYTES_PER_WEIGHT, Plan, as_json, plan_models, require_fit
 from vinfer.launch.plan_table import print_plan
 
 V5E = WantedDevices("tpu", 8, "v5e")
@@ -58,7 +58,7 @@ def bundle(tmp_path: Path) -> Path:
     return directory
 
 
-def planned(tmp_path: Path, *models: dict[str, Any], wanted: WantedDevices = V5E) -> Plan:
+def planned(tmp_path: Path, *models: dict[str, Any], wanted: WantedDevices | None = V5E) -> Plan:
     config = Config.model_validate({"models": list(models), "cache_dir": str(tmp_path / "cache")})
     return plan_models(config, wanted=wanted, code_cache=tmp_path / "xla")
 
@@ -187,3 +187,25 @@ def test_the_command_prints_json_alone_and_exits_as_the_server_would(tmp_path: P
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout)["fits"]
+
+
+def test_on_a_cpu_programs_take_memory_too(tmp_path: Path) -> None:
+    source = write_hf_directory(tmp_path / "checkpoint", tiny_model("llama"))
+    fields = {"name": "m", "source": str(source), "num_slots": 1, "mesh": {"tp": 1}}
+    fields["precompile"] = [{"prefill_length": 32}]
+    # The devices of this process, which JAX may know already.
+    here = planned(tmp_path, fields, wanted=None)
+    there = planned(tmp_path, fields, wanted=WantedDevices("tpu", 1, "v5e"))
+    [on_cpu], [on_tpu] = here.models, there.models
+    with_weights = [name for name in on_cpu.programs if name not in ("set_slot", "copy_page")]
+    num_weights = len(tiny_model("llama").tensors)
+    assert on_cpu.code_bytes == CODE_BYTES + CODE_BYTES_PER_WEIGHT * num_weights * len(with_weights)
+    assert on_tpu.code_bytes == 0
+    assert here.device_bytes is not None
+    assert here.left_bytes == here.device_bytes - on_cpu.fit.num_bytes - on_cpu.code_bytes
+    assert "in this process" in printed(here)
+    assert "build: about" in printed(here)
+    assert "start: not known until one has been timed" in printed(there)
+    written = as_json(there)["models"][0]
+    assert written["start_seconds"] is None
+    assert written["build_seconds"] > 0

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from vinfer.bundle.certificate import ParityFigures, ParityReport
-from vinfer.launch.parity_table import print_tables
-from vinfer.launch.verify import Verification
+from vinfer.launch.verification.table import print_tables
+from vinfer.launch.verification.verify import Verification
 from vinfer.parity.measure import Certificate, PromptFigures
 from vinfer.parity.thresholds import default_thresholds
 

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import json
 import threading
+import time
 from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -180,6 +181,8 @@ class FakeEngine:
 
     async def _events(self, request: Request, num_cached_tokens: int) -> AsyncIterator[TokenEvent]:
         tokens, finish_reason = self._completion(request)
+        # There is always a slot.
+        queue_seconds = time.monotonic() - request.arrival_seconds
         if request.scores_prompt:
             # In two pieces if possible, like a prompt that is scored in two chunks.
             scored = [_logprobs(token, request.params.top_logprobs or 0) for token in request.prompt_ids[1:]]
@@ -214,6 +217,7 @@ class FakeEngine:
                 num_cached_tokens=0 if start else num_cached_tokens,
                 num_draft_tokens=self.num_guessed,
                 num_accepted_tokens=min(self.num_guessed, len(piece)),
+                queue_seconds=None if start else queue_seconds,
             )
 
     async def _pooled_events(self, request: Request) -> AsyncIterator[TokenEvent]:

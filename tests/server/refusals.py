@@ -49,6 +49,7 @@ BAD_CHAT_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"model": 3}, "model"),
     ({"model": None}, "model"),
     ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -2}, "max_tokens"),
     ({"max_tokens": 1.5}, "max_tokens"),
     ({"max_tokens": True}, "max_tokens"),
     ({"max_tokens": 10**30}, "max_tokens"),
@@ -129,7 +130,7 @@ BAD_COMPLETION_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"echo": 1}, "echo"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": 0, "echo": False}, "max_tokens"),
-    ({"max_tokens": -1, "echo": True}, "max_tokens"),
+    ({"max_tokens": -2, "echo": True}, "max_tokens"),
     ({"max_tokens": 0, "echo": True, "min_tokens": 1}, "min_tokens"),
     ({"messages": []}, "messages"),
 ]

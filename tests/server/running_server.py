@@ -16,6 +16,8 @@ from fake_engine import FakeEngine
 from starlette.applications import Starlette
 
 from vinfer.config import ServerConfig
+from vinfer.server.admin.app import AdminActions, admin_app
+from vinfer.server.admin.listener import AdminListener, bind_admin
 from vinfer.server.api_keys import read_api_keys
 from vinfer.server.app import create_app
 from vinfer.server.http.serve import bind, run_server
@@ -46,13 +48,29 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def run(config: ServerConfig, models: ModelTable, engine: FakeEngine) -> Iterator[RunningServer]:
+def run(
+    config: ServerConfig,
+    models: ModelTable,
+    engine: FakeEngine,
+    *,
+    recover: Callable[[str], bool] = lambda name: False,
+    actions: AdminActions | None = None,
+) -> Iterator[RunningServer]:
     """Serve in a thread; drain at the end, and fail the test if the server does not stop."""
     app = create_app(config, models, read_api_keys(config.api_keys_file), compile_count=lambda: 0)
     sock = bind("127.0.0.1", 0)
     port = sock.getsockname()[1]
     exit_codes: list[int] = []
-    thread = threading.Thread(target=lambda: exit_codes.append(run_server(app, config, sock)), daemon=True)
+
+    admin = None
+    if config.admin_socket is not None and actions is not None:
+        routes = admin_app(app.state.services, actions)
+        admin = AdminListener(routes, config.admin_socket, bind_admin(config.admin_socket))
+
+    def serve() -> None:
+        exit_codes.append(run_server(app, config, sock, recover=recover, admin=admin))
+
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{port}"
     with CheckedClient(Contract(config, models), base_url=url, timeout=30) as http:

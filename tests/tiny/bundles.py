@@ -37,7 +37,7 @@ _WIDE: dict[str, Any] = {
     ],
 }
 _NARROW: dict[str, Any] = {
-    "num_slots": 4,
+    "num_slots": 2,
     "precompile": [{"batch_size": 1, "prefill_length": MAX_CHUNK}],
 }
 _PAIRS: dict[str, Any] = {"num_slots": 4, "precompile": [{"batch_size": 2, "prefill_length": 32}]}
@@ -55,7 +55,7 @@ def _with_images(name: str) -> dict[str, Any]:
     """Return a bundle with the smallest feature array, so that images evict each other."""
     return {
         "checkpoint": name,
-        **_PAIRS,
+        "num_slots": 2,
         "task": "image-text",
         "image_cache_bytes": 1,
         "precompile": [
@@ -93,7 +93,7 @@ BUNDLES: dict[str, dict[str, Any]] = {
     "qwen3": {"checkpoint": "qwen3", **_NARROW},
     "llama-bfloat16": {"checkpoint": "llama", **_NARROW, "max_model_len": 256, "dtype": "bfloat16"},
     "llama-tp2": {"checkpoint": "llama", **_NARROW, "mesh": {"tp": 2}},
-    "llama-dp2": {"checkpoint": "llama", **_NARROW, "mesh": {"dp": 2, "tp": 1}},
+    "llama-dp2": {"checkpoint": "llama", **_NARROW, "num_slots": 4, "mesh": {"dp": 2, "tp": 1}},
     "llama-dp2-tp2": {
         "checkpoint": "llama",
         **_PAIRS,

@@ -97,7 +97,8 @@ def run(bundle: str, directory: Path) -> None:
 
 if __name__ == "__main__":
     # Must be set before JAX starts.
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={NUM_DEVICES}"
     if len(sys.argv) > 3:
         run_cramped(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
     else:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vinfer.chat.answer import ToolCall
 from vinfer.errors import ConfigError
 
 MAX_IMAGE_BYTES = 20 * 2**20
@@ -27,6 +29,7 @@ class Conversation:
         self.model = model
         self.system = system
         self.fields: dict[str, Any] = {}
+        self.tools: Sequence[Mapping[str, Any]] = ()
         self._messages: list[dict[str, Any]] = []
         self._images: list[str] = []
 
@@ -61,15 +64,32 @@ class Conversation:
             content = [*images, {"type": "text", "text": question}]
             self._images = []
         self._messages.append({"role": "user", "content": content})
+        return self._body()
+
+    def _body(self) -> dict[str, Any]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return {"model": self.model, "messages": [*system, *self._messages], **self.fields}
+        tools = {"tools": list(self.tools)} if self.tools else {}
+        return {"model": self.model, "messages": [*system, *self._messages], **tools, **self.fields}
 
     def answer(self, text: str) -> None:
-        """Add the answer to the last question; without any text, forget that question."""
+        """Add the answer to the last question; without any text, forget that question and its calls."""
         if text:
             self._messages.append({"role": "assistant", "content": text})
-        else:
-            self._messages.pop()
+            return
+        while self._messages.pop()["role"] != "user":
+            pass
+
+    def answer_calls(self, text: str, answers: Sequence[tuple[ToolCall, str]]) -> dict[str, Any]:
+        """Add calls that the model asked for, with what came of them, and return the next request's body.
+
+        Args:
+            text: what the model said before it called.
+        """
+        calls = [call.as_message_part() for call, _ in answers]
+        self._messages.append({"role": "assistant", "content": text or None, "tool_calls": calls})
+        for call, content in answers:
+            self._messages.append({"role": "tool", "tool_call_id": call.id, "content": content})
+        return self._body()
 
     def clear(self) -> None:
         """Forget what has been said; model, system prompt and fields stay."""
@@ -89,7 +109,12 @@ class Conversation:
         if not text:
             self.fields.pop(name, None)
             return
-        try:
-            self.fields[name] = json.loads(text)
-        except ValueError:
-            self.fields[name] = text
+        self.fields[name] = parse_value(text)
+
+
+def parse_value(text: str) -> Any:
+    """Return a JSON value, or a text that is no JSON as it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -9,18 +9,23 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from vinfer.chat.client import Client, Stats
+from vinfer.chat.answer import Stats, ToolCall
+from vinfer.chat.client import Client
 from vinfer.chat.conversation import Conversation
 from vinfer.errors import AnswerError, ConfigError
+
+if TYPE_CHECKING:
+    from vinfer.chat.tools import Tool
 
 HELP = """\
 /set NAME VALUE   set a field of the requests, such as /set temperature 0.2; without VALUE, remove it
 /set              show the fields that are set
 /system TEXT      set the system prompt; without TEXT, remove it
+/tools FILE       offer the functions of a Python file; without FILE, none; asks before each call
 /image PATH       send an image with the next question
 /model NAME       talk to another model of the server; without NAME, list them
 /stats            show the figures of the last answer
@@ -39,6 +44,7 @@ class Session:
     Args:
         out: receives answers.
         notes: receives everything else: reasoning, figures, errors.
+        read_line: shows a prompt and returns a line; raises EOFError at the end of the input.
         has_colors: whether `notes` may have colors.
     """
 
@@ -49,12 +55,15 @@ class Session:
         *,
         out: TextIO,
         notes: TextIO,
+        read_line: Callable[[str], str],
         has_colors: bool = False,
     ) -> None:
         self._client = client
         self._conversation = conversation
         self._out = out
         self._notes = notes
+        self._read_line = read_line
+        self._tools: dict[str, Tool] = {}
         self._has_colors = has_colors
         self._stats: Stats | None = None
         self._commands: dict[str, Callable[[str], None]] = {
@@ -65,19 +74,16 @@ class Session:
             "set": self._set,
             "stats": lambda _: self.show_stats(),
             "system": self._system,
+            "tools": self._set_tools,
         }
 
-    def run(self, read_line: Callable[[str], str]) -> None:
-        """Answer line after line until the input ends.
-
-        Args:
-            read_line: shows a prompt and returns a line; raises EOFError at the end.
-        """
+    def run(self) -> None:
+        """Answer line after line until the input ends."""
         with contextlib.suppress(EOFError, KeyboardInterrupt):
             while True:
-                line = read_line("> ")
+                line = self._read_line("> ")
                 while line.endswith("\\"):
-                    line = f"{line[:-1]}\n{read_line('. ')}"
+                    line = f"{line[:-1]}\n{self._read_line('. ')}"
                 if line.strip() in ("/exit", "/quit"):
                     return
                 try:
@@ -90,13 +96,40 @@ class Session:
     def ask(self, question: str) -> None:
         """Write the answer to a question as it arrives; what has arrived of a stopped one is remembered.
 
+        Calls of tools are carried out if the user allows them, and the model goes on with their results.
+
         Raises:
             AnswerError: see `Client.stream`.
             KeyboardInterrupt: Ctrl-C; the connection is closed by then.
         """
-        self._stats = Stats()
         body = self._conversation.ask(question)
+        while True:
+            text, calls = self._write_answer(body)
+            if not calls:
+                self._conversation.answer(text)
+                break
+            body = self._conversation.answer_calls(text, self._call(calls))
+        if self._stats is not None and self._stats.finish_reason == "length":
+            self._note("the answer was cut off: raise max_tokens with /set max_tokens NUMBER")
+
+    def use_tools(self, path: Path) -> None:
+        """Offer the functions of a Python file to the model from the next question on.
+
+        Raises:
+            ConfigError: see `read_tools`.
+        """
+        # Reading signatures takes pydantic, which takes longer to import than a chat without tools to begin.
+        from vinfer.chat.tools import read_tools
+
+        self._tools = read_tools(path)
+        self._conversation.tools = [tool.as_field() for tool in self._tools.values()]
+        self._note(f"tools: {', '.join(self._tools)}; each call is shown first")
+
+    def _write_answer(self, body: Mapping[str, Any]) -> tuple[str, tuple[ToolCall, ...]]:
+        """Write an answer, and return its text with the calls that it ends with."""
+        self._stats = Stats()
         texts: list[str] = []
+        calls: tuple[ToolCall, ...] = ()
         is_reasoning = False
         try:
             with contextlib.closing(self._client.stream(body, self._stats)) as pieces:
@@ -111,13 +144,29 @@ class Session:
                         texts.append(piece.text)
                         self._out.write(self._shown(piece.text, self._out))
                         self._out.flush()
+                    calls = piece.calls or calls
+        except BaseException:
+            self._conversation.answer("".join(texts))
+            raise
         finally:
             if texts and not texts[-1].endswith("\n"):
                 self._out.write("\n")
                 self._out.flush()
-            self._conversation.answer("".join(texts))
-        if self._stats.finish_reason == "length":
-            self._note("the answer was cut off: raise max_tokens with /set max_tokens NUMBER")
+        return "".join(texts), calls
+
+    def _call(self, calls: Sequence[ToolCall]) -> list[tuple[ToolCall, str]]:
+        """Return each call with what the model is told about it."""
+        from vinfer.chat.tools import answer_of
+
+        try:
+            return [(call, answer_of(call, self._tools, self._is_allowed)) for call in calls]
+        except BaseException:
+            self._conversation.answer("")
+            raise
+
+    def _is_allowed(self, description: str) -> bool:
+        self._note(f"call {description}? [y/N]")
+        return self._read_line("").strip().lower() in ("y", "yes")
 
     def show_stats(self) -> None:
         """Write the figures of the last answer."""
@@ -160,6 +209,12 @@ class Session:
     def _image(self, rest: str) -> None:
         self._conversation.attach(Path(rest))
         self._note("sent with the next question")
+
+    def _set_tools(self, rest: str) -> None:
+        if rest:
+            self.use_tools(Path(rest))
+        else:
+            self._tools, self._conversation.tools = {}, ()
 
     def _model(self, rest: str) -> None:
         models = self._client.models()

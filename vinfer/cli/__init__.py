@@ -5,6 +5,7 @@ Exit codes are those of `vinfer.errors`; after a second signal, 130 or 143.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -18,25 +19,26 @@ from typing import Annotated
 
 import typer
 
-import vinfer
+from vinfer.cli.bench import bench
 from vinfer.cli.bundles import CacheDir, bundle_app, bundles_dir
 from vinfer.cli.configs import config_app
 from vinfer.cli.models import models_app
-from vinfer.cli.options import AsJson, ConfigPath, Devices, Overrides, Source
+from vinfer.cli.options import HELP_STYLE, OUTPUT, AsJson, ConfigPath, Devices, Overrides, Source
 from vinfer.errors import VinferError
+from vinfer.version import __version__
 
 app = typer.Typer(
     name="vinfer",
-    help="Serve EasyDeL models behind the OpenAI API from one YAML file.",
+    help=(
+        "Example: vinfer serve configs/smollm2.yaml\n\n"
+        "Serve EasyDeL models behind the OpenAI API from one YAML file."
+    ),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    # rich takes longer to import than everything else here.
-    rich_markup_mode=None,
+    rich_markup_mode=HELP_STYLE,
 )
-app.add_typer(config_app, name="config")
-app.add_typer(bundle_app, name="bundle")
-app.add_typer(models_app, name="models")
+_SERVER, _REQUESTS = "Server", "Requests"
+_RUN, _LOOK, _TALK = "Build and serve", "Look and configure", "Talk and measure"
 
 
 def main() -> None:
@@ -57,7 +59,7 @@ def _end(sig: int, frame: FrameType | None) -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"vinfer {vinfer.__version__}")
+        typer.echo(f"vinfer {__version__}")
         raise typer.Exit
 
 
@@ -70,15 +72,23 @@ def _options(
     pass
 
 
-@app.command(short_help="Build any missing bundle, then serve.")
+@app.command(short_help="Build any missing bundle, then serve.", rich_help_panel=_RUN)
 def serve(
     source: Source,
-    host: Annotated[str | None, typer.Option(help="Address to bind; overrides server.host.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; overrides server.port. 0 picks a free one.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to bind; overrides server.host.", rich_help_panel=_SERVER)
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help="Port; overrides server.port. 0 picks a free one.", rich_help_panel=_SERVER),
+    ] = None,
     overrides: Overrides = None,
     devices: Devices = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow binding beyond loopback without API keys.")
+        bool,
+        typer.Option(
+            "--insecure", help="Allow binding beyond loopback without API keys.", rich_help_panel=_SERVER
+        ),
     ] = False,
 ) -> None:
     """Example: vinfer serve configs/smollm2.yaml --port 8080
@@ -87,11 +97,16 @@ def serve(
     """
     # Until the server replaces it: SIGHUP would end the process.
     signal.signal(signal.SIGHUP, lambda *_: None)
-    from vinfer.config import load_bundle_config, load_config
+    from vinfer.config import load_source
+    from vinfer.launch.admin import admin_listener
+    from vinfer.launch.banner import greet
+    from vinfer.launch.bundles import code_cache_dir
     from vinfer.launch.devices import target_devices
     from vinfer.launch.loader import Loader
+    from vinfer.launch.progress.display import progress_display
     from vinfer.launch.reload import Reloader
-    from vinfer.launch.terminal import ProgressLines, configure_logging, greet
+    from vinfer.launch.restarts import Restarts
+    from vinfer.launch.terminal import configure_logging
     from vinfer.server.api_keys import read_api_keys
     from vinfer.server.app import create_app
     from vinfer.server.http.serve import bind, check_exposure, run_server
@@ -99,29 +114,34 @@ def serve(
 
     named = {"server.host": host, "server.port": port}
     settings = [*(overrides or ()), *(f"{k}={json.dumps(v)}" for k, v in named.items() if v is not None)]
-    load = load_bundle_config if source.is_dir() else load_config
-    read_config = functools.partial(load, source, overrides=settings, environ=os.environ)
+    read_config = functools.partial(load_source, source, overrides=settings, environ=os.environ)
     config = read_config()
     configure_logging(config.log_level, config.log_format)
     wanted = target_devices(devices)
     check_exposure(config.server, insecure=insecure)
-    table = ModelTable([model.name for model in config.models])
+    table = ModelTable(
+        [model.name for model in config.models],
+        optional=[model.name for model in config.models if not model.required],
+    )
     keys = read_api_keys(config.server.api_keys_file)
+    display = progress_display(config.log_format)
     loader = Loader(
         config,
         table,
         wanted=wanted,
-        code_cache=_code_cache(config.cache_dir),
-        progress=ProgressLines(),
+        code_cache=code_cache_dir(config, os.environ),
+        show=display,
         num_keys=len(keys),
     )
     application = create_app(config.server, table, keys, compile_count=loader.num_post_ready_compiles)
     sock = bind(config.server.host, config.server.port)
+    admin = admin_listener(application.state.services)
 
     def load_all() -> None:
         loader.run()
+        display.close()
         if table.ready:
-            greet(config, sock.getsockname())
+            greet(config, table.served_models, sock.getsockname(), num_keys=len(keys))
 
     threading.Thread(target=load_all, name="loader", daemon=True).start()
     reload = Reloader(
@@ -130,7 +150,9 @@ def serve(
         load=read_config,
         check=lambda changed: check_exposure(changed.server, insecure=insecure),
     )
-    code = run_server(application, config.server, sock, reload=reload)
+    recover = Restarts(table, loader.restart, {model.name: model.max_restarts for model in config.models})
+    code = run_server(application, config.server, sock, reload=reload, recover=recover, admin=admin)
+    display.close()
     if table.ready:
         loader.stop()
     logging.shutdown()
@@ -139,7 +161,7 @@ def serve(
     os._exit(code)
 
 
-@app.command(short_help="Write each model's bundle ahead of deploy.")
+@app.command(short_help="Write each model's bundle ahead of deploy.", rich_help_panel=_RUN)
 def precompile(
     config_path: ConfigPath,
     output: Annotated[Path | None, typer.Option(help="Write the bundle here, not to the cache.")] = None,
@@ -153,18 +175,21 @@ def precompile(
     from vinfer.config import load_config
     from vinfer.launch.devices import target_devices
     from vinfer.launch.precompile import precompile as write_bundles
-    from vinfer.launch.terminal import ProgressLines, configure_logging
+    from vinfer.launch.progress.clock import PhaseClock
+    from vinfer.launch.progress.display import progress_display
+    from vinfer.launch.progress.times import PhaseTimes
+    from vinfer.launch.terminal import configure_logging
 
     config = load_config(config_path, overrides=overrides or (), environ=os.environ)
     configure_logging(config.log_level)
-    directories = write_bundles(
-        config, wanted=target_devices(devices), output=output, progress=ProgressLines()
-    )
+    with contextlib.closing(progress_display()) as display:
+        clock = PhaseClock(PhaseTimes(config.cache_dir), display)
+        directories = write_bundles(config, wanted=target_devices(devices), output=output, clock=clock)
     for directory in directories:
         typer.echo(directory)
 
 
-@app.command(short_help="Show what fits before anything is built.")
+@app.command(short_help="Show what fits before anything is built.", rich_help_panel=_LOOK)
 def plan(
     source: Source, overrides: Overrides = None, devices: Devices = None, as_json: AsJson = False
 ) -> None:
@@ -172,17 +197,17 @@ def plan(
 
     Show what each model takes of a device and how many requests run together; build nothing.
     """
-    from vinfer.config import load_bundle_config, load_config
+    from vinfer.config import load_source
     from vinfer.launch import plan as command
+    from vinfer.launch.bundles import code_cache_dir
     from vinfer.launch.devices import target_devices
     from vinfer.launch.plan_table import print_plan
     from vinfer.launch.terminal import configure_logging
 
-    load = load_bundle_config if source.is_dir() else load_config
-    config = load(source, overrides=overrides or (), environ=os.environ)
+    config = load_source(source, overrides=overrides or (), environ=os.environ)
     configure_logging(config.log_level)
     planned = command.plan_models(
-        config, wanted=target_devices(devices), code_cache=_code_cache(config.cache_dir)
+        config, wanted=target_devices(devices), code_cache=code_cache_dir(config, os.environ)
     )
     if as_json:
         typer.echo(json.dumps(command.as_json(planned)))
@@ -191,7 +216,7 @@ def plan(
     command.require_fit(planned)
 
 
-@app.command(short_help="Talk to a model in the terminal.")
+@app.command(short_help="Talk to a model in the terminal.", rich_help_panel=_TALK)
 def chat(
     target: Annotated[
         str, typer.Argument(metavar="URL|CONFIG|DIR", help="A server, or what to serve for this chat.")
@@ -200,17 +225,38 @@ def chat(
         str | None, typer.Argument(help="Ask this and end; piped input is added to it.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Model; the first one if omitted.")
+        str | None,
+        typer.Option(metavar="NAME", help="Model; the first one if omitted.", rich_help_panel=_REQUESTS),
     ] = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System prompt.", rich_help_panel=_REQUESTS)
+    ] = None,
     images: Annotated[
-        list[Path] | None, typer.Option("--image", help="Image file for the first question; repeatable.")
+        list[Path] | None,
+        typer.Option(
+            "--image", help="Image file for the first question; repeatable.", rich_help_panel=_REQUESTS
+        ),
     ] = None,
     fields: Annotated[
         list[str] | None,
-        typer.Option("--field", metavar="NAME=VALUE", help="Field of the requests, such as temperature=0.2."),
+        typer.Option(
+            "--field",
+            metavar="NAME=VALUE",
+            help="Field of the requests, such as temperature=0.2.",
+            rich_help_panel=_REQUESTS,
+        ),
     ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="End with the figures of the answer.")] = False,
+    tools: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Python file whose functions are tools; asks before each call.",
+            rich_help_panel=_REQUESTS,
+        ),
+    ] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="End with the figures of the answer.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Example: vinfer chat http://127.0.0.1:8000 "Summarize this." < report.txt
 
@@ -225,12 +271,13 @@ def chat(
         system=system,
         images=tuple(images or ()),
         fields=tuple(fields or ()),
+        tools=tools,
         shows_stats=stats,
     )
     talk(target, options, environ=os.environ)
 
 
-@app.command(short_help="Compare each model's tokens with transformers.")
+@app.command(short_help="Compare each model's tokens with transformers.", rich_help_panel=_RUN)
 def verify(
     source: Source,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Check only this model.")] = None,
@@ -254,24 +301,28 @@ def verify(
 
     Compare each model's output with transformers and write the figures into its bundle.
     """
-    from vinfer.config import load_bundle_config, load_config
-    from vinfer.launch import verify as command
+    from vinfer.config import load_source
+    from vinfer.launch.bundles import code_cache_dir
     from vinfer.launch.devices import target_devices
-    from vinfer.launch.parity_table import print_tables
-    from vinfer.launch.terminal import ProgressLines, configure_logging
+    from vinfer.launch.progress.clock import PhaseClock
+    from vinfer.launch.progress.display import progress_display
+    from vinfer.launch.progress.times import PhaseTimes
+    from vinfer.launch.terminal import configure_logging
+    from vinfer.launch.verification import verify as command
+    from vinfer.launch.verification.table import print_tables
 
-    load = load_bundle_config if source.is_dir() else load_config
-    config = load(source, overrides=overrides or (), environ=os.environ)
+    config = load_source(source, overrides=overrides or (), environ=os.environ)
     configure_logging(config.log_level)
-    found = command.verify(
-        config,
-        command.VerifyOptions(
-            only=model, prompts_file=prompts, max_error=max_error, source=checkpoint, revision=revision
-        ),
-        wanted=target_devices(devices),
-        code_cache=_code_cache(config.cache_dir),
-        progress=ProgressLines(),
-    )
+    with contextlib.closing(progress_display()) as display:
+        found = command.verify(
+            config,
+            command.VerifyOptions(
+                only=model, prompts_file=prompts, max_error=max_error, source=checkpoint, revision=revision
+            ),
+            wanted=target_devices(devices),
+            code_cache=code_cache_dir(config, os.environ),
+            progress=PhaseClock(PhaseTimes(config.cache_dir), display),
+        )
     if as_json:
         typer.echo(json.dumps(command.as_json(found), allow_nan=False))
     else:
@@ -279,7 +330,7 @@ def verify(
     command.require_passed(found)
 
 
-@app.command(short_help="Show what this machine has, and what is missing.")
+@app.command(short_help="Show what this machine has, and what is missing.", rich_help_panel=_LOOK)
 def doctor(cache_dir: CacheDir = None, as_json: AsJson = False) -> None:
     """Example: vinfer doctor
 
@@ -298,6 +349,11 @@ def doctor(cache_dir: CacheDir = None, as_json: AsJson = False) -> None:
     command.require_device(found)
 
 
-def _code_cache(cache_dir: Path) -> Path:
-    given = os.environ.get("VINFER_XLA_CACHE")
-    return Path(given) if given else cache_dir / "xla"
+# After the others, so that panels come in the order in which they are needed.
+app.command(short_help="Measure a server under load.", rich_help_panel=_TALK)(bench)
+for _group, _name, _summary in (
+    (config_app, "config", "Write and check configuration files."),
+    (bundle_app, "bundle", "Look at bundles, check and remove them."),
+    (models_app, "models", "Look at checkpoints."),
+):
+    app.add_typer(_group, name=_name, short_help=_summary, rich_help_panel=_LOOK)

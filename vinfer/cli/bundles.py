@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
-from vinfer.cli.options import AsJson
+from vinfer.cli.options import HELP_STYLE, AsJson
 
 bundle_app = typer.Typer(
-    help="Look at bundles, check and remove them.", no_args_is_help=True, rich_markup_mode=None
+    help="Example: vinfer bundle list\n\nLook at bundles, check and remove them.",
+    no_args_is_help=True,
+    rich_markup_mode=HELP_STYLE,
 )
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A bundle directory.")]
 CacheDir = Annotated[

@@ -10,10 +10,12 @@ from typing import Annotated
 
 import typer
 
-from vinfer.cli.options import AsJson, ConfigPath, Devices, Overrides
+from vinfer.cli.options import HELP_STYLE, AsJson, ConfigPath, Devices, Overrides
 
 config_app = typer.Typer(
-    help="Write and check configuration files.", no_args_is_help=True, rich_markup_mode=None
+    help="Example: vinfer config check configs/smollm2.yaml\n\nWrite and check configuration files.",
+    no_args_is_help=True,
+    rich_markup_mode=HELP_STYLE,
 )
 
 
@@ -81,22 +83,28 @@ def diff(
 ) -> None:
     """Example: vinfer config diff old.yaml new.yaml
 
-    Print the keys whose values differ, and whether SIGHUP or only a restart applies each.
+    Print the keys whose values differ, and what applies each: SIGHUP, a restart, or a rebuild, and why.
     """
     from vinfer.config import changes, load_config
 
     before, after = (load_config(path, environ=os.environ) for path in (old, new))
-    found = [(change, "SIGHUP" if change.is_hot else "restart") for change in changes(before, after)]
+    rows = [
+        {
+            "key": change.key,
+            "old": _plain(change.old),
+            "new": _plain(change.new),
+            "applied_by": change.applied_by,
+            "why": change.why_rebuilt,
+        }
+        for change in changes(before, after)
+    ]
     if as_json:
-        rows = [
-            {"key": change.key, "old": _plain(change.old), "new": _plain(change.new), "applied_by": how}
-            for change, how in found
-        ]
         typer.echo(json.dumps(rows))
         return
-    for change, how in found:
-        old_text, new_text = (json.dumps(_plain(value)) for value in (change.old, change.new))
-        typer.echo(f"{change.key}: {old_text} -> {new_text} ({how})")
+    for row in rows:
+        why = f": {row['why']}" if row["applied_by"] == "rebuild" else ""
+        values = f"{json.dumps(row['old'])} -> {json.dumps(row['new'])}"
+        typer.echo(f"{row['key']}: {values} ({row['applied_by']}{why})")
 
 
 def _plain(value: object) -> object:

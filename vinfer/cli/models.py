@@ -7,20 +7,23 @@ from typing import Annotated
 
 import typer
 
-from vinfer.cli.options import AsJson
+from vinfer.cli.options import HELP_STYLE, AsJson
 
-models_app = typer.Typer(help="Look at checkpoints.", no_args_is_help=True, rich_markup_mode=None)
+models_app = typer.Typer(
+    help="Example: vinfer models inspect meta-llama/Llama-3.2-1B-Instruct\n\nLook at checkpoints.",
+    no_args_is_help=True,
+    rich_markup_mode=HELP_STYLE,
+)
 
 
-@models_app.callback()
-def _models() -> None:
-    """Keep `inspect` a command of its own, although it is the only one."""
+Checkpoint = Annotated[str, typer.Argument(metavar="SOURCE", help="As models[].source of a config.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 
 
 @models_app.command(short_help="Show what a checkpoint is, or why it is refused.")
 def inspect(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="As models[].source of a config.")],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    source: Checkpoint,
+    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Example: vinfer models inspect meta-llama/Llama-3.2-1B-Instruct
@@ -37,3 +40,17 @@ def inspect(
         typer.echo(json.dumps(found))
     else:
         print_facts(found)
+
+
+@models_app.command(short_help="Download a checkpoint ahead of a build.")
+def pull(source: Checkpoint, revision: Revision = None, as_json: AsJson = False) -> None:
+    """Example: vinfer models pull meta-llama/Llama-3.2-1B-Instruct
+
+    Download a checkpoint of the hub, or find it, and print its directory; fail if vinfer refuses it.
+    """
+    from vinfer.launch.inspection.model_facts import model_facts
+    from vinfer.launch.terminal import configure_logging
+
+    configure_logging("warning")
+    path = model_facts(source, revision=revision)["path"]
+    typer.echo(json.dumps({"source": source, "path": path}) if as_json else path)

@@ -5,8 +5,8 @@ Imports neither JAX nor NumPy, so that `vinfer --help` and `vinfer config` stay 
 
 from __future__ import annotations
 
-from vinfer.config.hot_keys import HOT_KEYS, Change, changes, with_hot_keys
-from vinfer.config.load import load_bundle_config, load_config
+from vinfer.config.hot_keys import BUILD_KEYS, HOT_KEYS, Change, changes, with_hot_keys
+from vinfer.config.load import load_bundle_config, load_config, load_source
 from vinfer.config.reference import json_schema, reference_table
 from vinfer.config.sampling import SamplingConfig
 from vinfer.config.schema import (
@@ -32,6 +32,7 @@ from vinfer.config.shapes import (
 
 __all__ = [
     "ALL_REMAINING_DEVICES",
+    "BUILD_KEYS",
     "HOT_KEYS",
     "Change",
     "Config",
@@ -52,6 +53,7 @@ __all__ = [
     "json_schema",
     "load_bundle_config",
     "load_config",
+    "load_source",
     "prefill_shapes",
     "reference_table",
     "slot_buckets",

@@ -1,11 +1,14 @@
-"""Which keys a running server can take anew, and what differs between two configs. Pure functions."""
+"""Which keys a running server can take anew, which need a new bundle, and what differs between two configs.
+
+Pure functions.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -20,11 +23,28 @@ _HOT_SERVER_KEYS = (
     "max_body_bytes",
     "max_n",
     "max_preparing_bytes",
+    "metrics_public",
     "request_timeout_seconds",
     "step_timeout_seconds",
     "unknown_fields",
 )
 _HOT_MODEL_KEYS = ("max_queue", "max_queue_per_key", "max_running_per_key", "sampling")
+BUILD_KEYS: Mapping[str, str] = {
+    "source": "its weights are in the bundle",
+    "revision": "its weights are in the bundle",
+    "task": "only programs for images take images",
+    "dtype": "weights and programs have it",
+    "mesh": "weights and programs are divided by it",
+    "max_model_len": "programs address so many positions",
+    "num_slots": "programs have a row per slot",
+    "streaming_chunks": "programs run so many steps",
+    "precompile": "it lists the programs",
+    "prompt_logprobs": "it needs programs of its own",
+    "embeddings": "it needs programs of its own",
+    "deterministic": "all programs then have one shape",
+    "image_cache_bytes": "programs have its shape",
+}
+"""The keys of a model that another bundle belongs to, and why."""
 BlockT = TypeVar("BlockT", ServerConfig, ModelConfig)
 _INDEX = re.compile(r"\[[0-9]+\]")
 
@@ -45,6 +65,23 @@ class Change:
     key: str
     old: Any
     new: Any
+
+    @property
+    def applied_by(self) -> Literal["SIGHUP", "restart", "rebuild"]:
+        """What applies the new value."""
+        if self.is_hot:
+            return "SIGHUP"
+        return "restart" if self.why_rebuilt is None else "rebuild"
+
+    @property
+    def why_rebuilt(self) -> str | None:
+        """Why the bundle is built again; None if it is not."""
+        model, _, key = _INDEX.sub("", self.key).partition(".")
+        if model != "models":
+            return None
+        if not key:
+            return None if self.new is None else "another model"
+        return BUILD_KEYS.get(re.split(r"[.\[]", key)[0])
 
     @property
     def is_hot(self) -> bool:

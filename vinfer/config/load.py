@@ -79,6 +79,21 @@ def load_bundle_config(
     return _finish(_Draft(tree, directory), overrides, environ)
 
 
+def load_source(
+    source: str | os.PathLike[str], *, overrides: Sequence[str] = (), environ: Mapping[str, str]
+) -> Config:
+    """Load the config of a YAML file, or that of a bundle directory.
+
+    Args:
+        overrides, environ: as for `load_config`.
+
+    Raises:
+        ConfigError: one line per problem, all problems at once.
+    """
+    load = load_bundle_config if Path(source).is_dir() else load_config
+    return load(source, overrides=overrides, environ=environ)
+
+
 def _finish(draft: _Draft, overrides: Sequence[str], environ: Mapping[str, str]) -> Config:
     for name in sorted(environ):
         key = name.removeprefix(ENV_PREFIX)
@@ -152,7 +167,8 @@ class _Draft:
 
     def resolve_paths(self) -> None:
         """Make local paths absolute, each relative to the place where it was written."""
-        self._resolve(self.values.get("server"), ("server", "api_keys_file"))
+        for key in ("api_keys_file", "admin_socket", "profile_dir"):
+            self._resolve(self.values.get("server"), ("server", key))
         self._resolve(self.values, ("cache_dir",))
         models = self.values.get("models")
         for i, model in enumerate(models if isinstance(models, list) else ()):

@@ -210,6 +210,18 @@ class ModelConfig(Block):
         description="Most slots that requests with one API key may hold. Null: three quarters of num_slots "
         "if there are several keys.",
     )
+    required: bool = Field(
+        default=True,
+        description="Whether the server is of no use without this model. If false, it starts, stays ready "
+        "and goes on without it when it cannot be loaded or keeps dying.",
+    )
+    max_restarts: int = Field(
+        default=3,
+        ge=0,
+        le=1000,
+        description="How often the engine is restarted from its bundle after it died, until one has lived "
+        "for ten minutes. Then the process ends with 1, or goes on without a model that is not required.",
+    )
     verify_weights: bool = Field(
         default=True,
         description="Check the hashes of the weights while they are loaded; refuse a file that has changed.",
@@ -403,6 +415,8 @@ class Config(Block):
             if server is not None and n is not None and n > server.max_n:
                 text = f"is {n}; server.max_n is {server.max_n}: lower it or raise server.max_n"
                 problems.append(((i, "sampling", "n"), text))
+        if not any(model.required for model in models):
+            problems.append(((), "has no required model: leave out required: false for one of them"))
         if problems:
             raise refused(*problems)
         return models

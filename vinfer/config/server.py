@@ -21,6 +21,12 @@ def _origin(value: str) -> str:
     return value
 
 
+def _http_url(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", value):
+        raise ValueError("must be an http or https URL, such as http://127.0.0.1:4318/v1/traces")
+    return value
+
+
 class ImagesConfig(Block):
     """Limits of one image and of the images of one request; a request beyond them gets a 400."""
 
@@ -72,6 +78,16 @@ class ServerConfig(Block):
         description="Serve a chat and status page to browsers at /; null does so if host is loopback.",
     )
     metrics: bool = Field(default=True, description="Serve Prometheus metrics at /metrics.")
+    traces_endpoint: Annotated[str, AfterValidator(_http_url)] | None = Field(
+        default=None,
+        description="URL that OpenTelemetry traces are sent to by OTLP over HTTP, such as "
+        "http://127.0.0.1:4318/v1/traces; null sends none. Needs the extra `otel`.",
+    )
+    metrics_public: bool = Field(
+        default=False,
+        description="Serve /metrics without an API key, for a Prometheus that has none. It names the models "
+        "and the API keys, and shows how much they are used.",
+    )
     metrics_names: tuple[Literal["vinfer", "vllm"], ...] = Field(
         default=("vinfer",),
         strict=False,
@@ -136,6 +152,14 @@ class ServerConfig(Block):
         ge=0,
         le=3600,
         description="Longest silence of a stream before it gets a blank line, for proxies; 0 is off.",
+    )
+    admin_socket: LocalPath | None = Field(
+        default=None,
+        description="Unix socket for the admin routes, of mode 0600; null serves none.",
+    )
+    profile_dir: LocalPath | None = Field(
+        default=None,
+        description="Directory for profiles of the devices, which the admin socket takes; null takes none.",
     )
     cors_origins: list[Annotated[str, AfterValidator(_origin)]] = Field(
         default=[],

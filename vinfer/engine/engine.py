@@ -55,7 +55,7 @@ class Engine:
         self.set_limits(limits)
         self._in_flight: deque[Dispatch | PooledDispatch] = deque()
         self._queue_seconds: dict[str, float] = {}
-        self._stats = EngineStats(num_slots=num_slots)
+        self._stats = EngineStats(num_slots=num_slots, num_pages=scheduler.num_pages)
         # This condition guards everything that both the event loop and the engine thread touch.
         self._wake = threading.Condition()
         self._submitted: list[Request] = []
@@ -76,6 +76,10 @@ class Engine:
     @property
     def is_alive(self) -> bool:
         return not self._is_dead
+
+    @property
+    def limits(self) -> TenantLimits:
+        return self._limits
 
     @property
     def step_seconds(self) -> float:
@@ -101,6 +105,15 @@ class Engine:
             self._wake.notify()
         if self._thread.is_alive() and not self._is_dead:
             self._thread.join()
+
+    def release(self) -> None:
+        """Give the memory of an engine that died back to the device, so that another can be loaded.
+
+        Waits for its thread, so it is not for one that was given up.
+        """
+        self._thread.join()
+        self._in_flight.clear()
+        self._runner.release()
 
     def give_up(self) -> None:
         """Fail all requests although a step has not come back; whatever it still does has no effect.
@@ -306,6 +319,7 @@ class Engine:
         self._stats = EngineStats(
             num_requests_running=self._scheduler.num_running,
             num_slots=self._num_slots,
+            num_pages=before.num_pages,
             kv_cache_usage_fraction=self._scheduler.kv_usage_fraction,
             prompt_tokens_total=before.prompt_tokens_total
             + sum(chunk.length for prefill in schedule.prefills for chunk in prefill.chunks),

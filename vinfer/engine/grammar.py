@@ -198,6 +198,11 @@ class GrammarCompiler:
         self._cache: OrderedDict[tuple[str, ...], Grammar] = OrderedDict()
         self._loaded: tuple[GrammarVocabulary, LLTokenizer] | None = None
 
+    @property
+    def num_kept(self) -> int:
+        """How many compiled grammars are kept for later requests."""
+        return len(self._cache)
+
     async def compile(self, spec: GrammarSpec) -> Grammar:
         """Return a request's grammar, compiled or cached. Called on the event loop; does not block it.
 

@@ -183,6 +183,8 @@ class EngineStats:
     num_requests_running: int = 0
     num_requests_waiting: int = 0
     num_slots: int = 0
+    num_pages: int = 0
+    """Of the KV cache; see `Scheduler.num_pages`."""
     kv_cache_usage_fraction: float = 0.0
     prompt_tokens_total: int = 0
     generation_tokens_total: int = 0
@@ -235,6 +237,9 @@ class EngineClient(Protocol):
         ...
 
     def stats(self) -> EngineStats: ...
+
+    @property
+    def limits(self) -> TenantLimits: ...
 
     def set_limits(self, limits: TenantLimits) -> None: ...
 

@@ -176,6 +176,14 @@ class Runner:
             if decode is not None:
                 self.decode(Decode(decode, (), (), (), step_limit=1)).read()
 
+    def release(self) -> None:
+        """Give the memory of all arrays and programs back at once; nothing can be enqueued afterwards."""
+        for array in (*self._weights, *self._image_weights, *self._image_features, *self._kv, *self._state):
+            # Donated ones are deleted already.
+            if not array.is_deleted():
+                array.delete()
+        self._programs.clear()
+
     def set_slot(self, admission: Admission) -> None:
         """Enqueue writing the row of an admitted request."""
         values = _row_values(admission, self._row_specs)

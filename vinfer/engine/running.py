@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from vinfer.bundle.programs import ProgramKind
-from vinfer.engine.drafts import PromptLookup
 from vinfer.engine.feature_cache import FeatureCache
 from vinfer.engine.kv_cache.pages import PageTable, ShardPages
 from vinfer.engine.kv_cache.prefix_keys import PrefixKeys
@@ -43,8 +42,6 @@ class Running:
     """Positions in pages that others can find."""
     holds_features: bool = False
     """Whether its images have pinned rows: from before they are encoded until the prompt is prefilled."""
-    lookup: PromptLookup | None = None
-    """Drafts its next tokens; None if nothing does."""
     num_drafted: int = 0
     """Tokens of its draft in a dispatch that has not been read; `num_dispatched` counts all of them."""
 

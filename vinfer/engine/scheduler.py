@@ -20,7 +20,7 @@ from vinfer.engine.prefixes import Prefixes
 from vinfer.engine.request import Request
 from vinfer.engine.running import Running, by_turns
 from vinfer.engine.schedule import Admission, Decode, Encode, Prefill, Schedule
-from vinfer.engine.speculation import Speculation, steps_of
+from vinfer.engine.speculation.speculation import Speculation, steps_of
 from vinfer.engine.waiting import Waiting, WaitingQueue
 
 
@@ -145,6 +145,11 @@ class Scheduler:
         num_owned, num_pages = total_owned(self._pages)
         return num_owned / num_pages
 
+    @property
+    def num_pages(self) -> int:
+        """Pages of the KV cache, those of the first group, in all shards."""
+        return sum(shard.num_pages for shard in self._pages)
+
     def submit(self, request: Request) -> None:
         """Put a request in the queue."""
         tokens = [*request.prompt_ids]
@@ -188,6 +193,7 @@ class Scheduler:
         heapq.heappush(self._free, running.slot)
         running.shard.close(running.table)
         running.let_go_of_features(self.features)
+        self.speculation.end(running)
 
     def drop_all(self) -> list[str]:
         """Drop every request and return their ids."""
@@ -258,7 +264,7 @@ class Scheduler:
             tokens=tokens,
             keys=keys,
         )
-        running.lookup = self.speculation.lookup(running)
+        self.speculation.begin(running)
         if running.finds_pages and not waiting.outputs:
             self._prefixes.num_queries += len(tokens)
         if keys is not None and num_found:

@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vinfer.bundle.directory import BUNDLE_CODE, build_lock, is_bundle, read_manifest, writing
 from vinfer.bundle.manifest import Manifest, Platform, mesh_words
 from vinfer.bundle.verification import check_fits, verify_files
-from vinfer.checkpoint.checkpoint import open_checkpoint
+from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters, open_checkpoint
 from vinfer.checkpoint.source import ResolvedSource, resolve_source
 from vinfer.compiler.child import run_build
-from vinfer.compiler.plan import BuildPlan, build_versions, plan_build, plan_key
-from vinfer.config import ModelConfig, SpeculationConfig
-from vinfer.errors import BundleError, ConfigError
-from vinfer.launch.fit import GIB, fit_model, planned_parts
+from vinfer.compiler.plan import DTYPE_BYTES, BuildPlan, build_versions, plan_build, plan_key
+from vinfer.config import Config, ModelConfig, SpeculationConfig
+from vinfer.errors import BuildError, BundleError, ConfigError
+from vinfer.launch.fit import GIB, FixedParts, bundle_parts, fit_model, planned_parts
 from vinfer.launch.kv_memory import memory_of
+from vinfer.launch.progress.times import Work
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, str, int, int], None]
 """Called with (model name, phase, done, total)."""
+Expect = Callable[[str, Work], None]
+"""Called with (model name, what there is to do)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,7 @@ def find_or_build(
     output: Path | None = None,
     memory_bytes: int | None = None,
     verify_weights: bool = False,
+    expect: Expect = lambda _name, _work: None,
 ) -> FoundBundle:
     """Return a model's bundle; build it if it is missing or damaged.
 
@@ -55,11 +60,14 @@ def find_or_build(
         where: the model's path in the config, such as `models[0]`.
         output: write the bundle here instead of under bundles_dir.
         memory_bytes: memory of one device, if known.
+        expect: is told how much there is to build.
         verify_weights: also hash the weights of an existing bundle, which takes seconds per GB.
 
     Raises:
         CheckpointError, ConfigError, DeviceError, BuildError.
     """
+    # Of a hub id: downloading.
+    progress(model.name, "finding checkpoint", 0, 1)
     source = resolve_source(model.source, revision=model.revision)
     if source.kind == "bundle":
         check_overrides(model, read_manifest(source.path), where=where)
@@ -82,7 +90,10 @@ def find_or_build(
         plan = plan_build(
             model, source, where=where, platform=platform, num_devices=num_devices, code_cache=bundles_dir
         )
-        _announce(model, plan, source, where=where, memory_bytes=memory_bytes)
+        checkpoint = open_checkpoint(source)
+        parts = _announce(model, plan, checkpoint, where=where, memory_bytes=memory_bytes)
+        expect(model.name, planned_work(plan, checkpoint, parts))
+        _check_space(directory, num_parameters(checkpoint) * DTYPE_BYTES[plan.dtype], where=where)
         with writing(directory) as scratch:
             run_build(
                 plan,
@@ -106,10 +117,25 @@ def damage_of(directory: Path, key: str, *, verify_weights: bool) -> str | None:
     return None if manifest.key == key else ""
 
 
+def _check_space(directory: Path, num_bytes: int, *, where: str) -> None:
+    """Check that the weights of a bundle will find room on disk.
+
+    Raises:
+        BuildError: they will not.
+    """
+    existing = next(path for path in (directory, *directory.parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise BuildError(
+            f"{where} needs {num_bytes / GIB:.2f} GiB on disk for its bundle; {existing} has "
+            f"{free / GIB:.2f}: free some space, or set cache_dir to a directory on another disk"
+        )
+
+
 def _announce(
-    model: ModelConfig, plan: BuildPlan, source: ResolvedSource, *, where: str, memory_bytes: int | None
-) -> None:
-    checkpoint = open_checkpoint(source)
+    model: ModelConfig, plan: BuildPlan, checkpoint: Checkpoint, *, where: str, memory_bytes: int | None
+) -> FixedParts:
+    """Log what is about to be built, and return what it takes of a device."""
     for note in checkpoint.notes:
         logger.warning("%s: %s", model.name, note)
     parts = planned_parts(plan, checkpoint, where=where)
@@ -124,6 +150,28 @@ def _announce(
         ", ".join(f"{size / GIB:.2f} GiB {name.replace('_', ' ')}" for name, size in parts.by_name.items()),
         fit.kv_cache_bytes / GIB,
         len(plan.programs),
+    )
+    return parts
+
+
+def planned_work(plan: BuildPlan, checkpoint: Checkpoint, parts: FixedParts) -> Work:
+    """Return what there is to do for a bundle that is not built."""
+    return Work(
+        platform=plan.platform,
+        weight_bytes=parts.by_name["weights"],
+        num_weights=len(checkpoint.tensor_names()),
+        num_programs=len(plan.programs),
+    )
+
+
+def bundle_work(manifest: Manifest, code_roots: Sequence[Path]) -> Work:
+    """Return what there is to do for a start from a bundle."""
+    return Work(
+        platform=manifest.platform,
+        weight_bytes=bundle_parts(manifest).by_name["weights"],
+        num_weights=len(manifest.weights),
+        num_programs=len(manifest.programs),
+        has_code=any(root.is_dir() and any(root.iterdir()) for root in code_roots),
     )
 
 
@@ -174,6 +222,12 @@ def open_bundle(directory: Path, *, platform: Platform, num_devices: int) -> Man
         versions={name: versions[name] for name in ("jax", "jaxlib")},
     )
     return manifest
+
+
+def code_cache_dir(config: Config, environ: Mapping[str, str]) -> Path:
+    """Return where machine code goes that its bundle cannot store: `VINFER_XLA_CACHE`, or the cache."""
+    given = environ.get("VINFER_XLA_CACHE")
+    return Path(given) if given else config.cache_dir / "xla"
 
 
 def code_roots(bundle: FoundBundle, manifest: Manifest, code_cache: Path) -> tuple[Path, Path]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from vinfer.chat.client import Client
+from vinfer.chat.client import Client, Readiness
 from vinfer.chat.conversation import Conversation
 from vinfer.chat.session import Session
 from vinfer.errors import ConfigError
@@ -26,12 +26,14 @@ class ChatOptions:
     Attributes:
         question: asked instead of a conversation; None for a conversation.
         fields: `NAME=VALUE` for each field of the requests.
+        tools: Python file whose functions the model may ask to call.
     """
 
     question: str | None = None
     model: str | None = None
     system: str | None = None
     images: tuple[Path, ...] = ()
+    tools: Path | None = None
     fields: tuple[str, ...] = ()
     shows_stats: bool = False
 
@@ -54,6 +56,10 @@ def chat(target: str, options: ChatOptions, *, environ: Mapping[str, str]) -> No
         conversation.set_field(name, value)
     for image in options.images:
         conversation.attach(image)
+    if options.tools is not None and not sys.stdin.isatty():
+        raise ConfigError(
+            "--tools asks before each call, so it needs a terminal: leave it out, or pipe nothing"
+        )
     question = _question(options.question)
     with _client(target, environ) as client:
         conversation.model = _model(client, options.model)
@@ -62,12 +68,15 @@ def chat(target: str, options: ChatOptions, *, environ: Mapping[str, str]) -> No
             conversation,
             out=sys.stdout,
             notes=sys.stderr,
+            read_line=input,
             has_colors=sys.stderr.isatty() and not environ.get("NO_COLOR"),
         )
+        if options.tools is not None:
+            session.use_tools(options.tools)
         if question is None:
             _say(f"{conversation.model} at {client.url}; /help lists the commands, Ctrl-D leaves")
             with _history(environ):
-                session.run(input)
+                session.run()
             return
         session.ask(question)
         if options.shows_stats:
@@ -85,15 +94,16 @@ def _client(target: str, environ: Mapping[str, str]) -> Iterator[Client]:
                     f"{target} is neither a file nor a URL: give a YAML file, a bundle directory or a URL "
                     "such as http://127.0.0.1:8000"
                 )
-            url = stack.enter_context(serving(Path(target), phase=_phase_of, progress=_say))
+            url = stack.enter_context(serving(Path(target), readiness=readiness_of, progress=_say))
             client = Client(url)
         stack.callback(client.close)
         yield client
 
 
-def _phase_of(url: str) -> str | None:
+def readiness_of(url: str) -> Readiness | None:
+    """Return what the server at a URL does; None while nothing answers."""
     with contextlib.closing(Client(url)) as client:
-        return client.phase()
+        return client.readiness()
 
 
 def _model(client: Client, wanted: str | None) -> str:

@@ -17,6 +17,8 @@ from vinfer.launch.device_kinds import KINDS, may_be_here
 if TYPE_CHECKING:
     import jax
 
+_NEXT_MOVE = ": leave --devices out to use what is here; vinfer doctor shows what is missing"
+
 _PLATFORMS: dict[str, Platform] = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "tpu": "tpu"}
 
 
@@ -141,7 +143,7 @@ def local_devices(wanted: WantedDevices | None) -> tuple[Platform, Sequence[jax.
     try:
         found = jax.local_devices()
     except RuntimeError as error:
-        raise DeviceError(f"JAX finds no device: {error}") from None
+        raise DeviceError(f"JAX finds no device: {error}: vinfer doctor shows what is missing") from None
     platform = _PLATFORMS.get(found[0].platform)
     if platform is None:
         raise DeviceError(f"JAX runs on {found[0].platform}; vinfer supports {', '.join(_PLATFORMS)}")
@@ -149,11 +151,11 @@ def local_devices(wanted: WantedDevices | None) -> tuple[Platform, Sequence[jax.
         return platform, found
     kind = found[0].device_kind
     if wanted.platform != platform:
-        raise DeviceError(f"--devices asks for {wanted}, JAX found {platform} on this machine")
+        raise DeviceError(f"--devices asks for {wanted}, JAX found {platform} on this machine{_NEXT_MOVE}")
     if wanted.kind is not None and kind.lower() not in KINDS[wanted.kind].names:
-        raise DeviceError(f"--devices asks for {wanted}, JAX found {kind} on this machine")
+        raise DeviceError(f"--devices asks for {wanted}, JAX found {kind} on this machine{_NEXT_MOVE}")
     if wanted.count > len(found):
-        raise DeviceError(f"--devices asks for {wanted.count} devices, JAX found {len(found)}")
+        raise DeviceError(f"--devices asks for {wanted.count} devices, JAX found {len(found)}{_NEXT_MOVE}")
     return platform, found[: wanted.count]
 
 

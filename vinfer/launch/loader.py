@@ -1,16 +1,19 @@
 """Loads the models of a config: finds or builds each bundle, loads it, and starts its engine.
 
-Runs on one loader thread, after the port is bound and before anything is answered. Decides nothing about
+Runs on loader threads, after the port is bound, and again for an engine that died. Decides nothing about
 requests, programs or routes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import importlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +22,13 @@ from vinfer.bundle.manifest import Manifest, Platform
 from vinfer.bundle.verification import WeightHashing
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
-from vinfer.launch.bundles import Progress, code_roots, find_or_build, open_bundle
+from vinfer.launch.bundles import Progress, bundle_work, code_roots, find_or_build, open_bundle
 from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
 from vinfer.launch.fit import bundle_parts
 from vinfer.launch.kv_memory import choose_pages, is_measured, memory_of
 from vinfer.launch.parity import check_new_bundle
+from vinfer.launch.progress.clock import PhaseClock, PhaseReport
+from vinfer.launch.progress.times import PhaseTimes
 from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.server.model_table import ModelTable, SamplingDefaults, ServedModel
 from vinfer.server.tenant_limits import tenant_limits
@@ -39,6 +44,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Reading and placing weights waits for disks and devices more than it computes.
+MAX_PARALLEL_LOADS = 4
 # If all buckets are short, a burst of prompts would alternate with nearly empty decode steps.
 MIN_PREFILL_TOKENS = 512
 # With several API keys, a short step matters more: the first token of a new request waits for two of them.
@@ -49,13 +56,17 @@ DISPATCH_COST_TOKENS: dict[Platform, int] = {"cpu": 16}
 
 
 class Loader:
-    """Loads the models of a config one after the other and starts each of them.
+    """Loads the models of a config, several at a time, and starts each of them.
+
+    How many pages a model gets follows from the config and the devices, not from what others have taken by
+    then, so it is the same in any order. Bundles are found or built one at a time: a build takes all cores
+    and much memory, and Python 3.11 fails if two threads parse source code, which is part of the key.
 
     Args:
         table: receives progress, ready models and failures.
         wanted: parsed `--devices`.
         code_cache: directory for machine code that cannot be stored in its bundle.
-        progress: receives the same progress, for the terminal.
+        show: receives the same progress, for the terminal.
         num_keys: how many API keys there are; see `tenant_limits`.
     """
 
@@ -66,7 +77,7 @@ class Loader:
         *,
         wanted: WantedDevices | None,
         code_cache: Path,
-        progress: Progress,
+        show: Callable[[PhaseReport], None],
         num_keys: int = 0,
     ) -> None:
         self._num_keys = num_keys
@@ -74,88 +85,133 @@ class Loader:
         self._table = table
         self._wanted = wanted
         self._code_cache = code_cache
-        self._progress = progress
-        self._engines: list[Engine] = []
+        self._show = show
+        self._clock = PhaseClock(PhaseTimes(config.cache_dir), self._report)
+        self._bundle_turn = threading.Lock()
+        self._starts: dict[str, Callable[[], Engine]] = {}
+        self._engines: dict[str, Engine] = {}
         self._counter: CompileCounter | None = None
 
     def num_post_ready_compiles(self) -> int:
         return 0 if self._counter is None else self._counter.num_post_ready
 
     def run(self) -> None:
-        """Load every model; report a failure to the table, which ends the server."""
-        current = self._config.models[0].name
-        try:
-            for name, step in self._steps():
-                current = name
-                step()
-        except VinferError as error:
-            logger.error("model %s: %s", current, error.message)
-            self._table.fail(current, error)
-        except BaseException as error:
-            logger.exception("model %s could not be loaded", current)
-            self._table.fail(current, EngineError(f"{type(error).__name__}: {error}"))
+        """Load every model; report each failure to the table, which ends the server if it needs the model."""
+        models = self._config.models
+        # Without devices, a model that is not required is no excuse.
+        first = next(model.name for model in models if model.required)
+        if not self._reports(first, functools.partial(self._initialize, first)):
+            return
+        with ThreadPoolExecutor(MAX_PARALLEL_LOADS, thread_name_prefix="loader") as pool:
+            for position, model in enumerate(models):
+                pool.submit(self._reports, model.name, functools.partial(self._load, position))
+
+    def restart(self, name: str) -> Engine:
+        """Replace the engine of a model that died by a new one from the same bundle; any thread.
+
+        Raises:
+            VinferError: see `start_engine`.
+        """
+        self._engines[name].release()
+        self._engines[name] = self._starts[name]()
+        return self._engines[name]
 
     def stop(self) -> None:
-        for engine in self._engines:
+        for engine in self._engines.values():
             engine.stop()
 
-    def _steps(self) -> Sequence[tuple[str, Callable[[], None]]]:
-        names = [model.name for model in self._config.models]
-        loads = [
-            (name, lambda position=position: self._load(position)) for position, name in enumerate(names)
-        ]
-        return [(names[0], self._initialize), *loads]
+    def _reports(self, name: str, step: Callable[[], None]) -> bool:
+        """Take a step, and return whether it succeeded; whatever ends it otherwise is reported."""
+        try:
+            step()
+        except VinferError as error:
+            logger.error("model %s: %s", name, error.message)
+            self._table.fail(name, error)
+            return False
+        except BaseException as error:
+            logger.exception("model %s could not be loaded", name)
+            self._table.fail(name, EngineError(f"{type(error).__name__}: {error}"))
+            return False
+        return True
 
-    def _initialize(self) -> None:
-        self._report(self._config.models[0].name, "starting jax", 0, 1)
+    def _initialize(self, name: str) -> None:
+        self._clock(name, "starting jax", 0, 1)
         from vinfer.engine.loading.compile_count import CompileCounter
 
         self._counter = CompileCounter()
+        # What is compiled for a model that is still being loaded does not count.
+        self._counter.mark_ready()
         self._platform, self._devices = local_devices(self._wanted)
         self._dispatch_lock = threading.Lock()
 
     def _load(self, position: int) -> None:
         model = self._config.models[position]
-        bundle = find_or_build(
-            model,
-            where=f"models[{position}]",
-            platform=self._platform,
-            num_devices=len(self._devices),
-            bundles_dir=self._config.bundles_dir,
-            progress=self._report,
-            memory_bytes=device_memory_bytes(self._devices[0]),
-        )
+        with self._bundle_turn:
+            bundle = find_or_build(
+                model,
+                where=f"models[{position}]",
+                platform=self._platform,
+                num_devices=len(self._devices),
+                bundles_dir=self._config.bundles_dir,
+                progress=self._clock,
+                memory_bytes=device_memory_bytes(self._devices[0]),
+                expect=self._clock.expect,
+            )
         directory = bundle.directory
         manifest = open_bundle(directory, platform=self._platform, num_devices=len(self._devices))
-        engine = start_engine(
+        roots = code_roots(bundle, manifest, self._code_cache)
+        self._clock.expect(model.name, bundle_work(manifest, roots))
+        self._starts[model.name] = start = functools.partial(
+            start_engine,
             directory,
             manifest,
             model,
             devices=self._devices,
-            code_roots=code_roots(bundle, manifest, self._code_cache),
+            code_roots=roots,
             dispatch_lock=self._dispatch_lock,
-            progress=self._report,
+            progress=self._clock,
             where=f"models[{position}]",
             num_keys=self._num_keys,
-            # A bundle that has just been built has just been hashed.
-            verify_weights=model.verify_weights and not bundle.is_new,
+            verify_weights=model.verify_weights,
         )
-        self._engines.append(engine)
-        parity = check_new_bundle(bundle, manifest, model, engine, self._report)
-        served = served_model(directory, manifest, model, engine, position=position, parity=parity)
-        if position == len(self._config.models) - 1:
-            # Before any request arrives that might compile something.
-            self._mark_ready()
-        self._table.serve(served)
-        self._progress(model.name, "ready", 1, 1)
+        # A bundle that has just been built has just been hashed.
+        self._engines[model.name] = engine = start(verify_weights=model.verify_weights and not bundle.is_new)
+        with self._bundle_turn if bundle.is_new else contextlib.nullcontext():
+            parity = check_new_bundle(bundle, manifest, model, engine, self._clock)
+        self._table.serve(served_model(directory, manifest, model, engine, position=position, parity=parity))
+        self._clock(model.name, "ready", 1, 1)
 
-    def _mark_ready(self) -> None:
-        assert self._counter is not None
-        self._counter.mark_ready()
+    def _report(self, report: PhaseReport) -> None:
+        # Whoever serves is ready, which the table knows by then.
+        if report.phase != "ready":
+            self._table.report(report.name, report.phase, report.done, report.total, report.expected_seconds)
+        self._show(report)
 
-    def _report(self, name: str, phase: str, done: int, total: int) -> None:
-        self._table.report(name, phase, done, total)
-        self._progress(name, phase, done, total)
+
+class _PausedCollection:
+    """No garbage collection while at least one model is loaded.
+
+    Tracing creates millions of objects but hardly any cycles. Collecting meanwhile costs a tenth of the
+    time, and the objects that remain never need to be collected.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_loads = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._num_loads += 1
+            gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._num_loads -= 1
+            if self._num_loads == 0:
+                gc.enable()
+
+
+_collection_paused = _PausedCollection()
 
 
 def start_engine(
@@ -184,14 +240,16 @@ def start_engine(
         DeviceError: the devices have too little memory.
     """
     from vinfer.engine.engine import Engine
+    from vinfer.engine.loading.compile_count import loading
     from vinfer.engine.loading.load import load_runner
     from vinfer.engine.scheduler import Scheduler
 
-    # Tracing creates millions of objects but hardly any cycles. Collecting meanwhile costs a tenth of the
-    # time, and the objects that remain never need to be collected.
-    gc.disable()
     hashing = WeightHashing(directory, manifest) if verify_weights else None
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(loading())
+        stack.enter_context(_collection_paused)
+        if hashing is not None:
+            stack.callback(hashing.close)
         num_pages = device_pages(
             directory,
             manifest,
@@ -212,13 +270,9 @@ def start_engine(
         )
         if hashing is not None:
             hashing.check()
-    finally:
-        gc.enable()
-        if hashing is not None:
-            hashing.close()
-    gc.freeze()
-    progress(model.name, "warming up", 0, 1)
-    runner.warm_up()
+        gc.freeze()
+        progress(model.name, "warming up", 0, 1)
+        runner.warm_up()
     scheduler = Scheduler(
         programs=manifest.program_table,
         num_slots=manifest.num_slots,

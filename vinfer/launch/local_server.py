@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from vinfer.chat.client import Readiness
 from vinfer.child_process import end_with_parent, how_it_ended
 from vinfer.errors import AnswerError
 
@@ -23,21 +24,23 @@ _MAX_LOG_LINES = 5
 
 @contextlib.contextmanager
 def serving(
-    source: Path, *, phase: Callable[[str], str | None], progress: Callable[[str], None]
+    source: Path, *, readiness: Callable[[str], Readiness | None], progress: Callable[[str], None]
 ) -> Iterator[str]:
     """Serve a config or a bundle, and yield the URL once it is ready; end the server afterwards.
 
     It listens on loopback only and takes no API keys, whatever the config says.
 
     Args:
-        phase: returns what the server at a URL does, `ready` at the end, or None while it does not answer.
+        readiness: returns what the server at a URL does, or None while it does not answer.
         progress: receives each phase once.
 
     Raises:
         AnswerError: the server ends before it is ready; the message has the end of its log.
     """
     url = f"http://127.0.0.1:{(port := _free_port())}"
-    options = ["--host", "127.0.0.1", "--port", str(port), "--set", "server.api_keys_file=null"]
+    # Neither keys nor the admin socket, where the real server may listen.
+    changes = ["server.api_keys_file=null", "server.admin_socket=null"]
+    options = ["--host", "127.0.0.1", "--port", str(port), *(f"--set={change}" for change in changes)]
     command = [sys.executable, "-m", "vinfer", "serve", str(source), *options]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(  # noqa: S603 - this interpreter and our own module
@@ -51,13 +54,13 @@ def serving(
         )
         try:
             last = None
-            while (current := phase(url)) != "ready":
+            while (current := readiness(url)) is None or current.phase != "ready":
                 if process.poll() is not None:
                     log.seek(0)
                     lines = "\n".join(log.read().splitlines()[-_MAX_LOG_LINES:])
                     raise AnswerError(f"the server ended with {how_it_ended(process.returncode)}:\n{lines}")
-                if current not in (None, last):
-                    last = current
+                if current is not None and current.phase != last:
+                    last = current.phase
                     progress(str(current))
                 time.sleep(_POLL_SECONDS)
             yield url

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import vinfer
 from vinfer.bundle.certificate import ParityReport
 from vinfer.bundle.directory import record_parity
 from vinfer.bundle.manifest import Manifest
@@ -24,6 +23,7 @@ from vinfer.parity.prompts import answer_len, built_in_prompts, read_prompts
 from vinfer.parity.reference_process import reference_process, require_memory, require_packages
 from vinfer.parity.thresholds import default_thresholds, shortfalls
 from vinfer.text.tokenizer import Tokenizer
+from vinfer.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def measure_bundle(
             thresholds=default_thresholds(
                 manifest.dtype, is_mixture=checkpoint.facts.is_mixture, max_error=max_error
             ),
-            versions={"vinfer": vinfer.__version__, **reference.versions},
+            versions={"vinfer": __version__, **reference.versions},
             progress=lambda done, total: progress(name, "comparing with transformers", done, total),
         )
 

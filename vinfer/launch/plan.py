@@ -6,22 +6,36 @@ Reads configs, headers of checkpoints, manifests and headers of machine code: no
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vinfer.bundle.directory import read_manifest
 from vinfer.bundle.manifest import Manifest
+from vinfer.bundle.programs import ProgramShape
 from vinfer.checkpoint.checkpoint import open_checkpoint
 from vinfer.checkpoint.source import resolve_source
 from vinfer.compiler.plan import build_versions, plan_build
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import DeviceError, VinferError
-from vinfer.launch.bundles import FoundBundle, check_overrides, code_roots, damage_of, open_bundle
+from vinfer.launch.bundles import (
+    FoundBundle,
+    bundle_work,
+    check_overrides,
+    code_roots,
+    damage_of,
+    open_bundle,
+    planned_work,
+)
 from vinfer.launch.devices import Target, WantedDevices, planned_target
 from vinfer.launch.fit import GIB, ModelFit, bundle_parts, fit_model, planned_parts
 from vinfer.launch.kv_memory import memory_of
+from vinfer.launch.progress.times import BUILD_PHASES, START_PHASES, PhaseTimes, Work
 
+CODE_BYTES = 64 << 20
+"""What XLA's CPU client takes for its first programs."""
+CODE_BYTES_PER_WEIGHT = 270_000
+"""What XLA's CPU client holds of a loaded program for each weight that it reads; measured with SmolLM2."""
 _LENGTHS = (512, 2048, 8192, 32_768, 131_072)
 
 
@@ -33,6 +47,9 @@ class ModelPlan:
         bundle: where its figures are from; None if they are estimated from the checkpoint.
         temporary_bytes: most memory that a program needs besides its arguments, on one device; None if it is
             not known until the programs are compiled.
+        code_bytes: what loaded programs take of the same memory; known for a CPU only.
+        build_seconds: expected time of the build; 0 if the bundle is there.
+        start_seconds: expected time of a start from the bundle; None if nothing is known of such devices.
         notes: what a user should know about how the checkpoint is read.
     """
 
@@ -44,7 +61,15 @@ class ModelPlan:
     fit: ModelFit
     temporary_bytes: int | None
     programs: tuple[str, ...]
+    code_bytes: int
+    build_seconds: float
+    start_seconds: float | None
     notes: tuple[str, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """What the model takes of one device."""
+        return self.fit.num_bytes + self.code_bytes
 
     @property
     def num_together(self) -> dict[int, int]:
@@ -71,7 +96,7 @@ class Plan:
     def left_bytes(self) -> int | None:
         """Memory that all models leave on one device, if known; negative if they do not fit."""
         total = self.device_bytes
-        return None if total is None else total - sum(model.fit.num_bytes for model in self.models)
+        return None if total is None else total - sum(model.num_bytes for model in self.models)
 
     @property
     def problems(self) -> list[VinferError]:
@@ -102,7 +127,7 @@ def plan_models(config: Config, *, wanted: WantedDevices | None, code_cache: Pat
     return Plan(
         target=target,
         models=tuple(
-            _plan_model(model, target, config.bundles_dir, code_cache, where=f"models[{position}]")
+            _plan_model(model, target, config, code_cache, where=f"models[{position}]")
             for position, model in enumerate(config.models)
         ),
     )
@@ -144,6 +169,7 @@ def _model_json(model: ModelPlan) -> dict[str, Any]:
             **fit.parts.by_name,
             "kv_cache": fit.kv_cache_bytes,
             "temporary": model.temporary_bytes,
+            "programs": model.code_bytes,
         },
         "page_size": fit.parts.pages.page_size,
         "num_pages": [pages * model.mesh["dp"] for pages in fit.num_pages],
@@ -151,19 +177,22 @@ def _model_json(model: ModelPlan) -> dict[str, Any]:
             {"tokens": length, "requests": count} for length, count in model.num_together.items()
         ],
         "programs": list(model.programs),
+        "build_seconds": model.build_seconds,
+        "start_seconds": model.start_seconds,
         "notes": list(model.notes),
     }
 
 
 def _plan_model(
-    model: ModelConfig, target: Target, bundles_dir: Path, code_cache: Path, *, where: str
+    model: ModelConfig, target: Target, config: Config, code_cache: Path, *, where: str
 ) -> ModelPlan:
+    bundles_dir, times = config.bundles_dir, PhaseTimes(config.cache_dir)
     source = resolve_source(model.source, revision=model.revision)
     if source.kind == "bundle":
         check_overrides(model, read_manifest(source.path), where=where)
         manifest = open_bundle(source.path, platform=target.platform, num_devices=target.num_devices)
         found = FoundBundle(source.path, source, is_new=False)
-        return _of_bundle(found, manifest, model, target, code_cache, where=where)
+        return _of_bundle(found, manifest, model, target, code_cache, times, where=where)
     plan = plan_build(
         model,
         source,
@@ -176,12 +205,13 @@ def _plan_model(
     directory = bundles_dir / plan.key
     if damage_of(directory, plan.key, verify_weights=False) is None:
         found = FoundBundle(directory, source, is_new=False)
-        return _of_bundle(found, read_manifest(directory), model, target, code_cache, where=where)
+        return _of_bundle(found, read_manifest(directory), model, target, code_cache, times, where=where)
     checkpoint = open_checkpoint(source)
     parts = planned_parts(plan, checkpoint, where=where)
     memory = memory_of(
         target.platform, target.memory_bytes, num_devices=plan.num_devices, weights=parts.num_bytes
     )
+    work = planned_work(plan, checkpoint, parts)
     return ModelPlan(
         name=model.name,
         dtype=plan.dtype,
@@ -191,6 +221,9 @@ def _plan_model(
         fit=fit_model(parts, model, memory, dp=plan.mesh["dp"], where=where),
         temporary_bytes=None,
         programs=tuple(shape.name for shape in plan.programs),
+        code_bytes=_code_bytes(work, plan.programs),
+        build_seconds=times.together(BUILD_PHASES, work) or 0.0,
+        start_seconds=times.together(START_PHASES, work),
         notes=checkpoint.notes,
     )
 
@@ -201,10 +234,12 @@ def _of_bundle(
     model: ModelConfig,
     target: Target,
     code_cache: Path,
+    times: PhaseTimes,
     *,
     where: str,
 ) -> ModelPlan:
     parts = bundle_parts(manifest)
+    work = bundle_work(manifest, code_roots(bundle, manifest, code_cache))
     temporary, stored = _stored_code(bundle, manifest, target, code_cache)
     memory = memory_of(
         target.platform,
@@ -222,7 +257,18 @@ def _of_bundle(
         fit=fit_model(parts, model, memory, dp=manifest.mesh["dp"], where=where, stored=stored),
         temporary_bytes=temporary,
         programs=tuple(program.shape.name for program in manifest.programs),
+        code_bytes=_code_bytes(work, [program.shape for program in manifest.programs]),
+        build_seconds=0.0,
+        start_seconds=times.together(START_PHASES, work),
     )
+
+
+def _code_bytes(work: Work, shapes: Sequence[ProgramShape]) -> int:
+    """Return what loaded programs take of the memory of the weights: nothing but on a CPU."""
+    if work.platform != "cpu":
+        return 0
+    num_programs = sum(shape.uses_weights for shape in shapes)
+    return CODE_BYTES + CODE_BYTES_PER_WEIGHT * work.num_weights * num_programs
 
 
 def _stored_code(

@@ -23,6 +23,7 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
         console.print(
             f"{len(model.programs)} programs: {', '.join(model.programs)}", highlight=False, markup=False
         )
+        console.print(_times(model), highlight=False, markup=False)
         for note in model.notes:
             console.print(f"note: {note}", highlight=False, markup=False)
     console.print(_left(plan), highlight=False, markup=False)
@@ -58,6 +59,8 @@ def _rows(model: ModelPlan) -> Iterator[tuple[str, str, str]]:
         yield "temporary", "unknown", "until the programs are compiled"
     else:
         yield "temporary", size_words(model.temporary_bytes), "from stored machine code"
+    if model.code_bytes:
+        yield "programs", size_words(model.code_bytes), f"{len(model.programs)} of them, in this process"
 
 
 def _together_table(model: ModelPlan) -> Table:
@@ -68,6 +71,15 @@ def _together_table(model: ModelPlan) -> Table:
         table.add_column(f"{length}", justify="right", no_wrap=True)
     table.add_row("run together", *(f"{count}" for count in model.num_together.values()))
     return table
+
+
+def _times(model: ModelPlan) -> str:
+    """Return the expected times in words."""
+    build = f"build: about {model.build_seconds:.0f} s" if model.build_seconds else "build: done"
+    if model.start_seconds is None:
+        return f"{build}; start: not known until one has been timed on such devices"
+    first = "first start" if model.build_seconds else "start"
+    return f"{build}; {first}: about {model.start_seconds:.0f} s"
 
 
 def _left(plan: Plan) -> str:

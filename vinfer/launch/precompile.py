@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 from vinfer.bundle.directory import BUNDLE_CODE, build_lock, is_bundle
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import ConfigError
-from vinfer.launch.bundles import FoundBundle, Progress, find_or_build, open_bundle
+from vinfer.launch.bundles import FoundBundle, Progress, bundle_work, find_or_build, open_bundle
 from vinfer.launch.device_kinds import described_devices
 from vinfer.launch.devices import Target, WantedDevices, find_target
 from vinfer.launch.loader import device_pages, start_engine
 from vinfer.launch.parity import check_new_bundle
+from vinfer.launch.progress.clock import PhaseClock
 
 if TYPE_CHECKING:
     import jax
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def precompile(
-    config: Config, *, wanted: WantedDevices | None, output: Path | None, progress: Progress
+    config: Config, *, wanted: WantedDevices | None, output: Path | None, clock: PhaseClock
 ) -> list[Path]:
     """Write and warm up the bundle of every model; return their directories.
 
@@ -55,17 +56,18 @@ def precompile(
             platform=target.platform,
             num_devices=target.num_devices,
             bundles_dir=config.bundles_dir,
-            progress=progress,
+            progress=clock,
+            expect=clock.expect,
             output=_place(output, model.name, len(config.models)),
             memory_bytes=target.memory_bytes,
             verify_weights=True,
         )
         directories.append(bundle.directory)
         if target.is_here:
-            _warm_up(bundle, model, target, progress, where=where)
+            _warm_up(bundle, model, target, clock, where=where)
             continue
         if described:
-            _store_code(bundle, model, target, described, progress, where=where)
+            _store_code(bundle, model, target, described, clock, where=where)
         logger.info(
             "%s is built for %s, but neither warmed up nor verified: this machine has none",
             bundle.directory,
@@ -83,24 +85,26 @@ def _place(output: Path | None, name: str, num_models: int) -> Path | None:
 
 
 def _warm_up(
-    bundle: FoundBundle, model: ModelConfig, target: Target, progress: Progress, *, where: str
+    bundle: FoundBundle, model: ModelConfig, target: Target, clock: PhaseClock, *, where: str
 ) -> None:
     directory = bundle.directory
     manifest = open_bundle(directory, platform=target.platform, num_devices=target.num_devices)
+    roots = (directory / BUNDLE_CODE,)
+    clock.expect(model.name, bundle_work(manifest, roots))
     with build_lock(directory):
         engine = start_engine(
             directory,
             manifest,
             model,
             devices=target.devices,
-            code_roots=(directory / BUNDLE_CODE,),
+            code_roots=roots,
             dispatch_lock=threading.Lock(),
-            progress=progress,
+            progress=clock,
             where=where,
         )
     # The lock is not held here, because writing the figures takes it.
     try:
-        check_new_bundle(bundle, manifest, model, engine, progress)
+        check_new_bundle(bundle, manifest, model, engine, clock)
     finally:
         engine.stop()
 

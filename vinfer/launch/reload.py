@@ -43,7 +43,7 @@ class Reloader:
 
     def __call__(self) -> None:
         """Apply what can be applied, and log what was and what was not."""
-        if len(self._services.models.served_models) < len(self._config.models):
+        if self._services.models.loading:
             logger.warning("SIGHUP: nothing was reloaded: models are still loading; send it again once ready")
             return
         try:

@@ -1,7 +1,4 @@
-"""What vinfer shows in a terminal or a log: log lines, progress, the first curl command.
-
-Standard error only. Progress is printed as lines, not as a bar, so it also reads well in a container log.
-"""
+"""How log lines look, and which are written. Standard error only."""
 
 from __future__ import annotations
 
@@ -9,15 +6,9 @@ import datetime as dt
 import json
 import logging
 import os
-import shlex
-import time
 from typing import Any
 
-from vinfer.config import Config
-
 logger = logging.getLogger(__name__)
-
-_LINES_PER_PHASE = 4
 
 
 class LineFormatter(logging.Formatter):
@@ -57,54 +48,26 @@ def set_log_level(level: str) -> None:
 def configure_logging(level: str, form: str = "text") -> None:
     """Send vinfer's log lines to standard error, and those of libraries only from warnings up.
 
-    Call this before JAX is imported. For every cached program, XLA's CPU loader would otherwise report as an
-    error that the machine lacks code generation preferences such as +prefer-no-gather, which are not even
-    instructions.
+    Call this before JAX is imported; see `quiet_xla`.
     """
     if level != "debug":
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        quiet_xla()
     logging.basicConfig(level=logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(JsonFormatter() if form == "json" else LineFormatter())
     set_log_level(level)
 
 
-class ProgressLines:
-    """Logs the start of every phase and a few lines in between, with the seconds since the process start."""
+def quiet_xla() -> None:
+    """Keep XLA from writing, if JAX is not imported yet.
 
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._last: tuple[str, str, int] | None = None
-
-    def __call__(self, name: str, phase: str, done: int, total: int) -> None:
-        """Log one report of progress; any thread."""
-        line = (name, phase, done * _LINES_PER_PHASE // max(total, 1))
-        if line == self._last:
-            return
-        self._last = line
-        count = f" {done}/{total}" if total > 1 else ""
-        logger.info("%s: %s%s (%.0f s)", name, phase, count, time.monotonic() - self._started)
+    For every cached program, its CPU loader would otherwise report as an error that the machine lacks code
+    generation preferences such as +prefer-no-gather, which are not even instructions.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def size_words(num_bytes: int) -> str:
     """Return a size as a person reads it, such as `0.61 GiB` or `3.4 MiB`."""
     gib = 2**30
     return f"{num_bytes / gib:.2f} GiB" if num_bytes >= gib // 10 else f"{num_bytes / 2**20:.1f} MiB"
-
-
-def greet(config: Config, address: tuple[Any, ...]) -> None:
-    """Log that the server is ready, and how to try it."""
-    host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    url = f"http://{host}:{address[1]}"
-    body = (
-        f'{{"model": "{config.models[0].name}", "temperature": 0, '
-        '"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
-    )
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if config.server.api_keys_file else ""
-    logger.info(
-        "ready on %s; try:\n\n  curl %s/v1/chat/completions -H 'Content-Type: application/json'%s -d %s\n",
-        url,
-        url,
-        key,
-        shlex.quote(body),
-    )

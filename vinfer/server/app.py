@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from vinfer.config import ServerConfig
+from vinfer.errors import ConfigError
 from vinfer.server.api_keys import ApiKey
 from vinfer.server.document import capabilities, openapi
 from vinfer.server.http.browser import serves_page
@@ -40,6 +41,9 @@ from vinfer.server.routes import (
     tokenization,
 )
 from vinfer.server.services import Deadlines, Services, preparing_bytes
+
+if TYPE_CHECKING:
+    from vinfer.server.http.traces import RequestTraces
 
 Handler = Callable[[Services, HttpRequest], Coroutine[Any, Any, Any]]
 
@@ -86,6 +90,9 @@ def create_app(
     Args:
         keys: the API keys, from `read_api_keys`; without any, requests need none.
         compile_count: returns how many programs were compiled after the server was ready, for `/metrics`.
+
+    Raises:
+        ConfigError: a part that the config asks for is not installed.
     """
     services = Services(
         config=config,
@@ -99,12 +106,15 @@ def create_app(
     )
 
     services.use_keys(keys)
+    traces = _traces(config.traces_endpoint)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         for pool in (services.workers, services.parser):
             pool.shutdown(wait=False, cancel_futures=True)
+        if traces is not None:
+            traces.close()
 
     table = (*ROUTES, METRICS_ROUTE) if config.metrics else ROUTES
     routes = [
@@ -113,7 +123,10 @@ def create_app(
     ]
     app = Starlette(
         routes=routes,
-        middleware=[*_cross_origin(config), Middleware(Gate, services=services, routes=routes)],
+        middleware=[
+            *_cross_origin(config),
+            Middleware(Gate, services=services, routes=routes, traces=traces),
+        ],
         exception_handlers={HTTPException: functools.partial(_refuse, table)},
         lifespan=lifespan,
     )
@@ -121,6 +134,24 @@ def create_app(
     app.router.redirect_slashes = False
     app.state.services = services
     return app
+
+
+def _traces(endpoint: str | None) -> RequestTraces | None:
+    """Return what traces requests; OpenTelemetry is loaded only for that.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if endpoint is None:
+        return None
+    try:
+        from vinfer.server.http.traces import otlp_traces
+    except ImportError as error:
+        raise ConfigError(
+            f"server.traces_endpoint is {endpoint}, but {error.name} is not installed: run "
+            "pip install 'vinfer[otel]', or leave the key out"
+        ) from None
+    return otlp_traces(endpoint)
 
 
 def _cross_origin(config: ServerConfig) -> list[Middleware]:

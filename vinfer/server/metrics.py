@@ -21,10 +21,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-import vinfer
 from vinfer.engine.request import EngineStats
 from vinfer.server.metrics_text import metrics_text
 from vinfer.server.model_table import ModelTable, ServedModel
+from vinfer.version import __version__
 
 # Names and buckets are vLLM's, so that its dashboards work after a change of prefix.
 E2E_BUCKETS = (
@@ -181,7 +181,7 @@ class ServerMetrics:
         build = Gauge(
             "vinfer:build_info", "What runs here.", ["version", "jax_version"], registry=self._registry
         )
-        build.labels(vinfer.__version__, _version_of("jax")).set(1)
+        build.labels(__version__, _version_of("jax")).set(1)
         self._keys: set[str] = set()
 
         def of_key(name: str, documentation: str) -> Counter:
@@ -268,10 +268,19 @@ class _EngineCollector(Collector):
             gauge = GaugeMetricFamily(f"vinfer:{name}", documentation, labels=["model_name"])
             for model in served:
                 gauge.add_metric([model.name], of_model(model))
+            if name == "engine_up":
+                for lost in self._models.lost:
+                    gauge.add_metric([lost], 0.0)
             yield gauge
+        restarts = CounterMetricFamily(
+            "vinfer:model_restarts", "Engines started anew after one had died.", labels=["model_name"]
+        )
+        for model_name, num_restarts in self._models.num_restarts.items():
+            restarts.add_metric([model_name], num_restarts)
+        yield restarts
         yield CounterMetricFamily(
             "vinfer:post_ready_compiles",
-            "Programs compiled after the server was ready.",
+            "Programs compiled after the server was ready, but for models that were loaded later.",
             value=self._compile_count(),
         )
         # Without a label: clients choose the keys.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from vinfer.bundle.certificate import ParityReport
@@ -157,30 +158,54 @@ class ServedModel:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatus:
-    """One model's progress: `done` of `total` units of work in `phase`."""
+    """One model's progress: `done` of `total` units of work in `phase`.
+
+    Attributes:
+        since_seconds: when the phase began, of `time.monotonic`; None for `waiting`.
+        expected_seconds: how long it will take in all; None if that is not known.
+    """
 
     name: str
     phase: str = "waiting"
     done: int = 0
     total: int = 0
+    since_seconds: float | None = None
+    expected_seconds: float | None = None
     error: VinferError | None = None
 
 
 class ModelTable:
-    """Models by name, in the order of the config."""
+    """Models by name, in the order of the config.
 
-    def __init__(self, names: Sequence[str]) -> None:
+    Args:
+        optional: names of those that the server does without: `models[].required` is false.
+    """
+
+    def __init__(self, names: Sequence[str], optional: Collection[str] = ()) -> None:
         # Re-entrant: a signal handler may interrupt the event loop while it holds the lock.
         self._lock = threading.RLock()
         self._statuses = {name: ModelStatus(name=name) for name in names}
+        self._required = tuple(name for name in names if name not in optional)
         self._served: dict[str, ServedModel] = {}
+        self._num_restarts = dict.fromkeys(names, 0)
+        self._stuck: set[str] = set()
         self._leaving = False
         self._draining = False
 
-    def report(self, name: str, phase: str, done: int = 0, total: int = 0) -> None:
+    def report(
+        self, name: str, phase: str, done: int = 0, total: int = 0, expected_seconds: float | None = None
+    ) -> None:
         """Record a model's progress."""
         with self._lock:
-            self._statuses[name] = ModelStatus(name=name, phase=phase, done=done, total=total)
+            before = self._statuses[name]
+            self._statuses[name] = ModelStatus(
+                name=name,
+                phase=phase,
+                done=done,
+                total=total,
+                since_seconds=before.since_seconds if before.phase == phase else time.monotonic(),
+                expected_seconds=expected_seconds,
+            )
 
     def serve(self, model: ServedModel) -> None:
         """Make a loaded model available to requests."""
@@ -188,10 +213,36 @@ class ModelTable:
             self._served[model.name] = model
             self._statuses[model.name] = ModelStatus(name=model.name, phase="ready", done=1, total=1)
 
-    def fail(self, name: str, error: VinferError) -> None:
-        """Record that a model failed to load; `run_server` then returns the error's exit code."""
+    def replace_engine(self, name: str, engine: EngineClient) -> None:
+        """Serve a model by another engine, within the same limits."""
         with self._lock:
+            served = self._served[name]
+            engine.set_limits(served.engine.limits)
+            self.serve(dataclasses.replace(served, engine=engine))
+
+    def fail(self, name: str, error: VinferError) -> None:
+        """Record that a model is not served, or no longer.
+
+        If it is required, `run_server` returns the error's exit code.
+        """
+        with self._lock:
+            self._served.pop(name, None)
             self._statuses[name] = dataclasses.replace(self._statuses[name], phase="failed", error=error)
+
+    def count_restart(self, name: str) -> None:
+        """Count an engine that is started anew."""
+        with self._lock:
+            self._num_restarts[name] += 1
+
+    @property
+    def num_restarts(self) -> Mapping[str, int]:
+        """How often the engine of each model was started anew."""
+        with self._lock:
+            return dict(self._num_restarts)
+
+    def is_required(self, name: str) -> bool:
+        """Whether the server is of no use without this model."""
+        return name in self._required
 
     def leave(self) -> None:
         """Tell probes that the server is about to drain; requests are still accepted."""
@@ -215,9 +266,22 @@ class ModelTable:
         dead = self.dead
         with self._lock:
             return tuple(
-                dataclasses.replace(status, phase="failed") if status.name in dead else status
+                # One that is restarted has a phase of its own.
+                dataclasses.replace(status, phase="failed")
+                if status.name in dead and status.phase == "ready"
+                else status
                 for status in self._statuses.values()
             )
+
+    @property
+    def phase(self) -> str:
+        """The phase of the whole server: that of the first required model that is not ready."""
+        if self._leaving:
+            return "draining"
+        phases = [status.phase for status in self.statuses if self.is_required(status.name)]
+        if "failed" in phases:
+            return "failed"
+        return next((phase for phase in phases if phase != "ready"), "ready")
 
     @property
     def served_models(self) -> tuple[ServedModel, ...]:
@@ -227,8 +291,15 @@ class ModelTable:
 
     @property
     def failure(self) -> VinferError | None:
-        """The first error of a model that did not load."""
-        return next((status.error for status in self.statuses if status.error is not None), None)
+        """The first error of a required model."""
+        errors = (status.error for status in self.statuses if self.is_required(status.name))
+        return next((error for error in errors if error is not None), None)
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Names of models that are not served for good: not loaded, or given up and not required."""
+        with self._lock:
+            return tuple(status.name for status in self._statuses.values() if status.error is not None)
 
     @property
     def dead(self) -> tuple[str, ...]:
@@ -237,13 +308,23 @@ class ModelTable:
 
     @property
     def ready(self) -> bool:
-        """Whether every model is being served and new requests are accepted."""
-        with self._lock:
-            all_loaded = len(self._served) == len(self._statuses)
-        return all_loaded and not self._leaving and not self.dead
+        """Whether every required model is being served and new requests are accepted."""
+        return self.phase == "ready"
+
+    @property
+    def loading(self) -> bool:
+        """Whether a model is on its way: loaded, or restarted."""
+        return any(status.phase not in ("ready", "failed") for status in self.statuses)
+
+    def is_stuck(self, name: str) -> bool:
+        """Whether the engine of a model was given up."""
+        return name in self._stuck
 
     def give_up_stuck(self, max_step_seconds: float) -> tuple[str, ...]:
-        """Fail the engines whose current step has taken longer, and return the names of their models."""
+        """Fail the engines whose current step has taken longer, and return the names of their models.
+
+        Their devices may still be at work, so nothing can be loaded there again.
+        """
         stuck = [
             model
             for model in self.served_models
@@ -251,6 +332,7 @@ class ModelTable:
         ]
         for model in stuck:
             model.engine.give_up()
+            self._stuck.add(model.name)
         return tuple(model.name for model in stuck)
 
     def serving_or_only(self, name: str | None) -> ServedModel:

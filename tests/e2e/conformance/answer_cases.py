@@ -264,9 +264,22 @@ def check_cache_salt(route: Route) -> None:
     assert route.refusal(**DRAWN, cache_salt="") == "cache_salt"
 
 
+def check_cache_prompt(route: Route) -> None:
+    """It changes no answer; false computes the whole prompt."""
+    for value, is_known in ((True, False), (True, True), (False, False)):
+        body = route.body({**DRAWN, "cache_salt": f"cached at {route.path}", "cache_prompt": value})
+        document = route.talk.post(route.path, body)
+        assert route.answer(document["choices"][0]) == route.expected.answer(route.prompt, DRAWN)
+        usage = document["usage"]
+        num_known = usage["prompt_tokens"] - 1 if is_known else 0
+        assert usage["prompt_tokens_details"]["cached_tokens"] == num_known
+    assert route.refusal(**DRAWN, cache_prompt="no") == "cache_prompt"
+
+
 ANSWER_CASES: dict[str, Case] = {
     "priority": check_priority,
     "cache_salt": check_cache_salt,
+    "cache_prompt": check_cache_prompt,
     "model": check_model,
     "stop": check_stop,
     "logprobs": check_logprobs,

@@ -38,6 +38,8 @@ WRITTEN_BY_GENERATORS: list[dict[str, Any]] = [
     {**OBJECT, **NOISE},
     {**OBJECT, "$id": "https://example.org/schema"},
     {**OBJECT, "propertyNames": TEXT},
+    {**OBJECT, "properties": {"a": {**TEXT, "format": "password"}}},
+    {**OBJECT, "properties": {"a": {"anyOf": [{**TEXT, "format": "file-path"}, {"type": "null"}]}}},
     {**OBJECT, "propertyNames": {}},
     {**OBJECT, "properties": {"a": {**TEXT, **NOISE}}},
     {"type": "object", "properties": {"a": {"anyOf": [{**TEXT, **NOISE}, {"type": "null"}]}}},

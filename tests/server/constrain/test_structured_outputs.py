@@ -122,13 +122,13 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     (
         {"response_format": {"type": "json_object", "schema": {}}},
         "response_format.schema",
-        "not a known field",
+        "use type json_schema",
     ),
     ({"response_format": json_schema(None)}, SCHEMA_PATH, "is missing"),
     ({"response_format": json_schema("{}")}, SCHEMA_PATH, "must be an object"),
     ({"response_format": json_schema({}, strict=1)}, "response_format.json_schema.strict", "boolean"),
-    ({"response_format": json_schema({}, name="a b")}, "response_format.json_schema.name", "pattern"),
-    ({"response_format": json_schema({}, name="n" * 129)}, "response_format.json_schema.name", "pattern"),
+    ({"response_format": json_schema({}, name="a b")}, "response_format.json_schema.name", "must match"),
+    ({"response_format": json_schema({}, name="n" * 129)}, "response_format.json_schema.name", "must match"),
     ({"response_format": json_schema({"type": "strin"})}, SCHEMA_PATH, "strin is not a type of JSON"),
     ({"response_format": json_schema({"not": {}})}, SCHEMA_PATH, "does not support"),
     (

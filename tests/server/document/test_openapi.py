@@ -202,6 +202,18 @@ def test_the_schemas_refuse_what_the_routes_refuse(server: RunningServer) -> Non
     assert passed == NO_MATTER_OF_SCHEMA
 
 
+def test_every_alternative_says_something(document: dict[str, Any]) -> None:
+    """Generators of clients give an alternative without a type no name."""
+    for schema in nodes(document["components"]["schemas"]):
+        assert {} not in schema.get("anyOf", ()), schema
+        properties = schema.get("properties", {})
+        # Rules between fields, which generators do not see, may say that a field is null.
+        if "type" in schema and isinstance(properties, dict):
+            for inner in properties.values():
+                kinds = [each.get("type") for each in inner.get("anyOf", [inner])]
+                assert set(kinds) != {"null"}, schema
+
+
 def test_schemas_have_names_of_their_own(document: dict[str, Any]) -> None:
     """Two types with the same name would put our module paths into clients' code."""
     assert not [name for name in document["components"]["schemas"] if "__" in name]
@@ -311,6 +323,28 @@ def test_reasoning_effort_is_for_templates_that_read_it(tokenizer: Tokenizer) ->
         ]:
             body = {**BODIES[path][0], **fields}
             assert contract.request_validator("POST", path).is_valid(body) is is_read
+
+
+def test_no_effort_is_a_word_of_openais_routes(server: RunningServer) -> None:
+    """`scripts/fuzz` found that the document allowed it in messages, whose route knows no such effort."""
+    contract = Contract(ServerConfig(), server.models)
+    effort = {"effort": "none"}
+    for path, fields, is_valid in (
+        ("/v1/chat/completions", {"messages": HI, "reasoning_effort": "none"}, True),
+        ("/v1/responses", {"input": "hi", "reasoning": effort}, True),
+        ("/v1/messages", {"messages": HI, "max_tokens": 4, "output_config": effort}, False),
+    ):
+        body = {"model": "fake", **fields}
+        assert contract.request_validator("POST", path).is_valid(body) == is_valid
+        assert (server.http.post(path, json=body).status_code == 200) == is_valid
+
+
+@pytest.mark.parametrize("length", [-2, 0, 2**31])
+def test_lengths_that_embeddings_are_not_cut_to(server: RunningServer, length: int) -> None:
+    validator = Contract(ServerConfig(), server.models).request_validator("POST", "/v1/embeddings")
+    body = {"model": "fake", "input": "a"}
+    assert validator.is_valid({**body, "truncate_prompt_tokens": -1})
+    assert not validator.is_valid({**body, "truncate_prompt_tokens": length})
 
 
 def test_images_are_for_models_that_take_them(server: RunningServer) -> None:

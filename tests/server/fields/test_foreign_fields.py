@@ -208,3 +208,19 @@ def test_responses_apply_penalties_and_ignore_eos(server: RunningServer) -> None
 def test_responses_of_openai_clients(server: RunningServer, fields: dict[str, Any]) -> None:
     response = server.http.post("/v1/responses", json={"model": "fake", "input": "hi", **fields})
     assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens", "n_predict", "num_predict"])
+def test_minus_one_is_all_the_room(server: RunningServer, field: str) -> None:
+    """LM Studio, llama.cpp and Ollama know -1 as "no limit"; their clients send it."""
+    room = server.engine.max_model_len
+    sends = [server.chat] if field == "max_completion_tokens" else [server.chat, server.complete]
+    for send in sends:
+        server.engine.reset()
+        server.engine.script = [*ids_of("a"), EOS]
+        response = send(**{"max_tokens": None, field: -1})
+        assert response.status_code == 200, response.text
+        (request,) = server.engine.requests
+        assert request.params.max_tokens == room - len(request.prompt_ids)
+        assert response.headers["x-vinfer-max-tokens"] == str(request.params.max_tokens)
+        assert_refused(send(**{"max_tokens": None, field: -2}), field, "must be at least")

@@ -195,7 +195,7 @@ def test_keys_of_history_that_say_nothing(full: RunningServer, tokenizer: Tokeni
     assert prompt(full, tokenizer, messages=[turn]) == "[user: hi]"
     call = {**USE, "caller": {"type": "direct"}, "index": 0}
     ignored = post(full, messages=[*HI, assistant(call), user(RESULT)], max_tokens=4)
-    assert ignored.headers["x-vinfer-ignored"] == "caller, index"
+    assert ignored.headers["x-vinfer-ignored"] == "index"
     result = {**RESULT, "toolset_name": None, "cache_control": {"type": "ephemeral"}}
     turns = [*HI, assistant(call), user(result)]
     assert prompt(full, tokenizer, messages=turns) == f"{CALLED}[tool: 3 of toolu_1]"

@@ -22,8 +22,12 @@ from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 
 ACCEPTED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-# Hints of other servers' clients about what stays in memory.
-KEPT = {"prompt_cache_retention", "num_ctx", "keep_alive"}
+# Hints of other servers' clients about what stays in memory, and settings of samplers that are off.
+KEPT = {
+    *("prompt_cache_retention", "num_ctx", "n_ctx", "keep_alive", "truncation_length"),
+    *("mirostat_eta", "mirostat_tau", "xtc_threshold", "dynatemp_exponent", "smoothing_curve", "min_keep"),
+    *("dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_range", "dry_sequence_breakers"),
+}
 # The contract's list of chat fields, however each is treated.
 CONTRACT = {
     *("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop"),

@@ -127,6 +127,19 @@ def test_off_shares_within_a_request_only(start: Start) -> None:
     assert cached == [4, 4]
 
 
+def test_cache_prompt_false_shares_within_a_request_only(start: Start) -> None:
+    """llama.cpp's name for a prompt that is computed as a whole; benchmark tools send it."""
+    with start(prefix_cache="shared") as server:
+        for send in (server.chat, server.complete):
+            server.engine.reset()
+            for value in (False, False, True, None):
+                assert send(cache_prompt=value, n=2).status_code == 200
+            found = scopes(server)
+            assert [found[i] == found[i + 1] for i in range(0, 8, 2)] == [True] * 4
+            assert len({found[0], found[2], found[4]}) == 3
+            assert found[4] == found[6]
+
+
 def test_cached_tokens_of_every_route(server: RunningServer) -> None:
     """The second of two requests finds all of the prompt but its last token."""
     chats = [server.chat(max_tokens=1).json()["usage"] for _ in range(2)]

@@ -55,6 +55,15 @@ def test_probes_are_public(locked: RunningServer, path: str) -> None:
     assert locked.http.get(path).status_code == 200
 
 
+def test_metrics_may_be_public_and_nothing_else_is(start: Start, tmp_path: Path) -> None:
+    with start(api_keys_file=key_file(tmp_path, "a-key"), metrics_public=True) as server:
+        assert "vinfer:build_info" in server.http.get("/metrics").text
+        for path in (*PROTECTED, *DISGUISES):
+            # A client resolves `..` before it sends a path.
+            if not path.endswith("/metrics"):
+                assert server.http.get(path).status_code == 401, path
+
+
 @pytest.mark.parametrize(
     ("values", "status"),
     [

@@ -196,16 +196,20 @@ def test_before_the_models_are_ready(tokenizer: Tokenizer) -> None:
     engine = FakeEngine()
     models = ModelTable(["fake", "other"])
     with run(ServerConfig(port=0), models, engine) as server:
-        models.report("fake", "compiling", 3, 12)
+        models.report("fake", "compiling", 3, 12, 90.04)
         ready = server.http.get("/readiness")
         assert ready.status_code == 503
+        elapsed = ready.json()["models"][0]["elapsed_seconds"]
+        assert 0 <= elapsed < 60
+        of_fake = {"elapsed_seconds": elapsed, "expected_seconds": 90.0}
+        of_other = {"elapsed_seconds": None, "expected_seconds": None}
         assert ready.json() == {
             "phase": "compiling",
             "done": 3,
             "total": 12,
             "models": [
-                {"name": "fake", "phase": "compiling", "done": 3, "total": 12},
-                {"name": "other", "phase": "waiting", "done": 0, "total": 0},
+                {"name": "fake", "phase": "compiling", "done": 3, "total": 12, **of_fake},
+                {"name": "other", "phase": "waiting", "done": 0, "total": 0, **of_other},
             ],
         }
         assert server.http.get("/liveness").status_code == 200

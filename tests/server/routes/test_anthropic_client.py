@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
+import io
 from collections.abc import Iterator
 from typing import Any
 
 import anthropic
 import pydantic
 import pytest
-from fake_engine import EOS, PROMPT_IDS, START, FakeEngine, ids_of, letters, served_model
+from fake_engine import EOS, PROMPT_IDS, START, FakeEngine, fake_images, ids_of, letters, served_model
 from messages_requests import CALL, HI, TOOL
+from PIL import Image
 from running_server import RunningServer, run
 
 from vinfer.config import ServerConfig
@@ -127,6 +130,38 @@ def test_parse(server: RunningServer, client: anthropic.Anthropic) -> None:
 
 def test_count_tokens(client: anthropic.Anthropic) -> None:
     assert client.messages.count_tokens(model="fake", messages=HI).input_tokens == len(PROMPT_IDS)
+
+
+def test_an_image(tokenizer: Tokenizer) -> None:
+    """In a message, and in the result of a tool: both reach a model that takes images."""
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9), "red").save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    image: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+    use: Any = {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {"city": "Oslo"}}
+    result: Any = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [image]}
+    turns: Any = [
+        {"role": "user", "content": [image, {"type": "text", "text": "hi"}]},
+        {"role": "assistant", "content": [use]},
+        {"role": "user", "content": [result]},
+    ]
+    template = (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content or [] %}{{ '<s>' if part.type == 'image' else part.text }}{% endfor %}"
+        "{% endif %}{{ m.tool_calls }}{% endfor %}"
+    )
+    engine, models = FakeEngine(max_model_len=4096), ModelTable(["fake"])
+    model = served_model(engine, tokenizer, chat_template=template)
+    models.serve(dataclasses.replace(model, images=fake_images(2)))
+    with (
+        run(ServerConfig(port=0), models, engine) as server,
+        anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client,
+    ):
+        client.messages.create(**{**ASKED, "messages": turns})
+        counted = client.messages.count_tokens(model="fake", messages=turns).input_tokens
+        (request,) = engine.requests
+    assert len(request.images) == 2
+    assert counted == len(request.prompt_ids)
 
 
 def test_errors_are_the_clients_own(server: RunningServer, client: anthropic.Anthropic) -> None:

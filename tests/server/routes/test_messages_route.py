@@ -17,6 +17,15 @@ from vinfer.config import ServerConfig
 from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 
+# Keys of usage that only Anthropic's own server fills in.
+OF_ANTHROPICS_SERVER: dict[str, Any] = {
+    "cache_creation": None,
+    "output_tokens_details": None,
+    "server_tool_use": None,
+    "inference_geo": None,
+    "service_tier": "standard",
+}
+
 
 @pytest.fixture(scope="module")
 def roomy_server(tokenizer: Tokenizer) -> Iterator[RunningServer]:
@@ -36,6 +45,10 @@ def thinking(roomy_server: RunningServer) -> RunningServer:
     return roomy_server
 
 
+def text_block(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text, "citations": None}
+
+
 def test_a_whole_message(server: RunningServer) -> None:
     message = answered(server, max_tokens=4, metadata={"user_id": "me"})
     assert message.pop("id").startswith("msg_")
@@ -43,14 +56,17 @@ def test_a_whole_message(server: RunningServer) -> None:
         "type": "message",
         "role": "assistant",
         "model": "fake",
-        "content": [{"type": "text", "text": letters(START, 4)}],
+        "content": [text_block(letters(START, 4))],
         "stop_reason": "max_tokens",
         "stop_sequence": None,
+        "stop_details": None,
+        "container": None,
         "usage": {
             "input_tokens": len(PROMPT_IDS),
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 0,
             "output_tokens": 4,
+            **OF_ANTHROPICS_SERVER,
         },
     }
 
@@ -71,12 +87,13 @@ def test_the_prompt_is_that_of_chat(server: RunningServer) -> None:
 def test_the_events_of_a_text(server: RunningServer) -> None:
     server.engine.script = [*ids_of("Hé"), EOS]
     usage = {"input_tokens": len(PROMPT_IDS), "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
+    usage |= OF_ANTHROPICS_SERVER
     first, *events = streamed(server, max_tokens=4)
     assert first["type"] == "message_start"
     assert first["message"]["content"] == []
     assert {key: first["message"]["usage"][key] for key in usage} == usage
     assert events == [
-        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_start", "index": 0, "content_block": text_block("")},
         {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "H"}},
         {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "é"}},
         {"type": "content_block_stop", "index": 0},
@@ -117,7 +134,7 @@ def test_stop_sequences(
     server: RunningServer, stops: list[str] | None, reason: str, sequence: str | None, text: str
 ) -> None:
     message = say(server, "ABCD", max_tokens=20, stop_sequences=stops)
-    assert message["content"] == [{"type": "text", "text": text}]
+    assert message["content"] == [text_block(text)]
     assert (message["stop_reason"], message["stop_sequence"]) == (reason, sequence)
 
 
@@ -133,6 +150,7 @@ def test_thoughts_text_and_calls_are_blocks(thinking: RunningServer) -> None:
         "id": call["id"],
         "name": "get_weather",
         "input": {"city": "Oslo"},
+        "caller": {"type": "direct"},
     }
     assert call["id"] != other["id"]
     assert message["stop_reason"] == "tool_use"
@@ -251,7 +269,7 @@ def test_a_form(thinking: RunningServer) -> None:
 def test_the_beginning_of_an_answer_is_continued(thinking: RunningServer) -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "The answer is ("}]
     message = say(thinking, "A)", messages=turns)
-    assert message["content"] == [{"type": "text", "text": "A)"}]
+    assert message["content"] == [text_block("A)")]
     prompt_ids = thinking.engine.requests[-1].prompt_ids
     assert prompt_ids == (*PROMPT_IDS, *ids_of("The answer is ("))
 
@@ -263,7 +281,7 @@ def test_a_silence_is_a_ping_event(start: Start) -> None:
         events = named_events(post(server, stream=True, max_tokens=4).text)
         assert {"type": "ping"} in events
         whole = folded([event for event in events if event["type"] != "ping"])
-        assert whole["content"] == [{"type": "text", "text": "A"}]
+        assert whole["content"] == [text_block("A")]
 
 
 def test_a_client_that_leaves_frees_its_slot(server: RunningServer) -> None:

@@ -5,8 +5,10 @@ Runs on a loader thread, once per model, before the engine thread starts.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,19 +39,36 @@ _MAX_MAPPED_BYTES = 256 << 20
 
 
 class _Steps:
-    """Counts finished pieces of work from several threads."""
+    """Counts bytes of weights that are placed, and then programs, which other threads prepare meanwhile."""
 
-    def __init__(self, total: int, progress: Progress) -> None:
+    def __init__(self, num_bytes: int, num_programs: int, progress: Progress) -> None:
         self._lock = threading.Lock()
-        self._num_done = 0
-        self._total = total
+        self._num_bytes, self._num_programs = num_bytes, num_programs
+        self._placed_bytes = self._num_prepared = 0
         self._progress = progress
-        progress("loading", 0, total)
+        self._report()
 
-    def done(self) -> None:
+    def placed(self, num_bytes: int) -> None:
         with self._lock:
-            self._num_done += 1
-            self._progress("loading", self._num_done, self._total)
+            self._placed_bytes += num_bytes
+            self._report()
+
+    def all_placed(self) -> None:
+        """Report programs from now on."""
+        self.placed(self._num_bytes - self._placed_bytes)
+
+    def prepared(self) -> int:
+        """Count a program, and return how many there are now."""
+        with self._lock:
+            self._num_prepared += 1
+            self._report()
+            return self._num_prepared
+
+    def _report(self) -> None:
+        if self._placed_bytes < self._num_bytes:
+            self._progress("loading weights", self._placed_bytes, self._num_bytes)
+        else:
+            self._progress("preparing programs", self._num_prepared, self._num_programs)
 
 
 def load_runner(
@@ -76,20 +95,35 @@ def load_runner(
     images = manifest.images
     kv_specs = manifest.kv_specs(num_pages)
     image_weight_specs = () if images is None else images.weights
-    steps = _Steps(len(manifest.weights) + len(image_weight_specs) + len(manifest.programs), progress)
+    sizes = manifest.num_bytes_per_device(num_pages)
+    steps = _Steps(sizes["weights"] + sizes.get("image_weights", 0), len(manifest.programs), progress)
     code = LoadedPrograms(directory, manifest, mesh, code_roots, num_pages)
 
     def program_ready(spec: ProgramSpec) -> Program:
-        program = Program(spec, code.get(spec))
-        steps.done()
-        return program
+        started = time.monotonic()
+        compiled, is_loaded = code.get(spec)
+        number = steps.prepared()
+        if not is_loaded:
+            logger.info(
+                "program %d of %d, %s: compiled in %.1f s",
+                number,
+                len(manifest.programs),
+                spec.shape.name,
+                time.monotonic() - started,
+            )
+        return Program(spec, compiled)
 
     # XLA compiles without holding the interpreter lock, so weights are read in the meantime.
     with ThreadPoolExecutor(_NUM_COMPILE_THREADS, thread_name_prefix="compile") as pool:
-        compiling = [pool.submit(program_ready, spec) for spec in manifest.programs]
+        compiling = [
+            # In this thread's context, so that its compiles count as those of loading.
+            pool.submit(contextvars.copy_context().run, program_ready, spec)
+            for spec in manifest.programs
+        ]
         try:
             weights = _place_weights(directory / "weights", manifest.weights, mesh, steps)
             image_weights = _place_weights(directory / "weights", image_weight_specs, mesh, steps)
+            steps.all_placed()
             kv, state = _filled(kv_specs, mesh), _filled(manifest.state, mesh)
             features = _filled(() if images is None else (images.features,), mesh)
             jax.block_until_ready((weights, image_weights, kv, state, features))
@@ -142,7 +176,7 @@ def _place_weights(
             )
         arrays.append(_place(stored, spec, mesh))
         num_mapped_bytes += arrays[-1].nbytes
-        steps.done()
+        steps.placed(spec.num_bytes_per_device(mesh.shape))
     return tuple(arrays)
 
 

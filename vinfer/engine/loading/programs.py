@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,9 +50,8 @@ class LoadedPrograms:
         self._num_compiled = 0
         self._num_stored = 0
 
-    def get(self, program: ProgramSpec) -> Compiled:
-        """Return a program, ready to run."""
-        started = time.perf_counter()
+    def get(self, program: ProgramSpec) -> tuple[Compiled, bool]:
+        """Return a program, ready to run, and whether it was loaded as machine code."""
         signature = self._signature(program)
         code = self._store.read(signature.name)
         compiled: Compiled | None = None
@@ -69,8 +67,7 @@ class LoadedPrograms:
         with self._lock:
             self._num_loaded += is_loaded
             self._num_compiled += not is_loaded
-        logger.debug("program %s ready in %.2f s", signature.name, time.perf_counter() - started)
-        return compiled
+        return compiled, is_loaded
 
     def store(self, program: ProgramSpec) -> None:
         """Compile a program for devices that are not here, unless its code is stored.

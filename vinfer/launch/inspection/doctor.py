@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import vinfer
 from vinfer.engine.loading.code_store import check_trust
 from vinfer.errors import DeviceError
 from vinfer.launch.device_kinds import missing_packages
 from vinfer.launch.devices import find_target
 from vinfer.launch.kv_memory import process_memory_bytes
+from vinfer.version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "easydel", "transformers", "torch", "libtpu", "jax-cuda12-pjrt")
 _HUB = "https://huggingface.co"
@@ -27,7 +27,7 @@ _HUB_SECONDS = 5.0
 def examine(cache_dir: Path, *, environ: Mapping[str, str]) -> dict[str, Any]:
     """Return what is here, as plain data; null where a package is not installed or a fact is not known."""
     return {
-        "vinfer": vinfer.__version__,
+        "vinfer": __version__,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "can_build": _version("easydel") is not None,

@@ -18,12 +18,18 @@ SINGLE = (
     *("propertyNames", "contains", "not", "if", "then", "else"),
 )
 """Where the parts of a schema are: as values of a map, in a list, or alone."""
-_SAY_NOTHING = frozenset(
+SAY_NOTHING = frozenset(
     {
         *("$schema", "$comment", "$vocabulary", "title", "examples", "example", "default", "deprecated"),
         *("readOnly", "writeOnly", "markdownDescription", "enumNames", "errorMessage", "xml", "externalDocs"),
     }
 )
+
+
+_FREE_FORMATS = frozenset(
+    {"binary", "password", "path", "file-path", "directory-path", "text", "textarea", "multi-line"}
+)
+"""Formats that say how a text is used or shown: any text has them."""
 
 
 def without_annotations(schema: Mapping[str, Any]) -> Schema:
@@ -44,7 +50,9 @@ def _plain(part: Mapping[str, Any]) -> Schema:
 
     new: Schema = {}
     for key, value in part.items():
-        if key in _SAY_NOTHING or key.startswith("x-"):
+        if key in SAY_NOTHING or key.startswith("x-"):
+            continue
+        if key == "format" and isinstance(value, str) and value in _FREE_FORMATS:
             continue
         if key in MAPS and isinstance(value, dict):
             new[key] = {name: plain(inner) for name, inner in value.items()}

@@ -9,8 +9,8 @@ from typing import Any
 from vinfer.engine.grammar import Grammar, GrammarCompiler, GrammarKind, GrammarSpec
 from vinfer.engine.grammar_vocabulary import GrammarVocabulary
 from vinfer.errors import RequestError
-from vinfer.server.constrain.endless import check_ends
 from vinfer.server.constrain.json_schema import closed
+from vinfer.server.constrain.schema_checks import check_schema
 from vinfer.server.fields.sampling import SamplingFields
 from vinfer.server.fields.structured_outputs import MAX_GRAMMAR_CHARS, ResponseFormat, StructuredOutputs
 from vinfer.server.model_table import ServedModel
@@ -72,14 +72,14 @@ def grammar_spec(
         if structured_outputs.choice is not None:
             return _as_json("choice", structured_outputs.choice, f"{path}.choice", MAX_GRAMMAR_CHARS)
         schema = structured_outputs.json_ or {}
-        check_ends(schema, f"{path}.json")
+        check_schema(schema, f"{path}.json")
         return _as_json("json_schema", closed(schema), f"{path}.json", MAX_SCHEMA_CHARS)
     if response_format is None or response_format.type == "text":
         return None
     if response_format.json_schema is None:
         return _as_json("json_schema", {"type": "object"}, "response_format", MAX_SCHEMA_CHARS)
     path = "response_format.json_schema.schema"
-    check_ends(response_format.json_schema.schema_, path)
+    check_schema(response_format.json_schema.schema_, path)
     return _as_json("json_schema", closed(response_format.json_schema.schema_), path, MAX_SCHEMA_CHARS)
 
 

@@ -19,9 +19,9 @@ from vinfer.server.constrain.call_rules import (
     may_call,
     must_call,
 )
-from vinfer.server.constrain.endless import check_ends
 from vinfer.server.constrain.grammars import MAX_SCHEMA_CHARS, limited_json
 from vinfer.server.constrain.json_schema import closed
+from vinfer.server.constrain.schema_checks import check_schema
 from vinfer.server.constrain.thought_rules import ThoughtForm
 from vinfer.server.fields.chat import ChatFields
 from vinfer.server.fields.tools import Tool
@@ -120,6 +120,6 @@ _ANY_OBJECT = limited_json({"type": "object", "x-guidance": JSON_FORM}, "tools",
 
 def _schema_text(position: int, tool: Tool) -> str:
     parameters = {"type": "object", "properties": {}, **(tool.function.parameters or {})}
-    check_ends(parameters, _path(position))
+    check_schema(parameters, _path(position))
     schema = closed(parameters)
     return limited_json({**schema, "x-guidance": JSON_FORM}, _path(position), MAX_SCHEMA_CHARS)

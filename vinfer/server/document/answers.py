@@ -26,6 +26,7 @@ class Answer(BaseModel):
 Nothing = Annotated[list[dict[str, Any]], Field(max_length=0)]
 ChatFinishReason = FinishReason | Literal["tool_calls"]
 Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -339,12 +340,14 @@ class Liveness(Answer):
 
 
 class ModelProgress(Answer):
-    """One model's progress: `done` of `total` units of work in `phase`."""
+    """One model's progress: `done` of `total` units of work in `phase`, and its seconds so far and in all."""
 
     name: str
     phase: str
     done: Count
     total: Count
+    elapsed_seconds: Seconds | None
+    expected_seconds: Seconds | None
 
 
 class Readiness(Answer):

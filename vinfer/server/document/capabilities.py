@@ -12,7 +12,6 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
-import vinfer
 from vinfer.config import ServerConfig
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
 from vinfer.server.document import capability_types
@@ -32,6 +31,7 @@ from vinfer.server.fields.treatment import Treatment
 from vinfer.server.generate.sampling import default_max_tokens
 from vinfer.server.model_table import ServedModel
 from vinfer.server.services import Services
+from vinfer.version import __version__
 
 # Forms that a model without a chat template does not support.
 _CONVERSATIONS: tuple[RequestForm[Any], ...] = (
@@ -50,7 +50,7 @@ async def capabilities(services: Services, request: HttpRequest) -> JSONResponse
     """Return, for each model, how every field is treated, and the limits."""
     config = services.config
     body = capability_types.Capabilities(
-        version=vinfer.__version__,
+        version=__version__,
         unknown_fields=config.unknown_fields,
         max_body_bytes=config.max_body_bytes,
         request_timeout_seconds=config.request_timeout_seconds,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, RootModel
 
-from vinfer.server.document.answers import Answer, Count
+from vinfer.server.document.answers import Answer, Count, Nothing
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
@@ -56,6 +56,7 @@ class MessageText(Answer):
 
     type: Literal["text"]
     text: str
+    citations: Nothing | None = Field(description="Always null.")
 
 
 class MessageThinking(Answer):
@@ -66,6 +67,12 @@ class MessageThinking(Answer):
     signature: str
 
 
+class MessageCaller(Answer):
+    """Who calls a tool: always the model."""
+
+    type: Literal["direct"]
+
+
 class MessageToolUse(Answer):
     """A tool that the model calls; `input` is empty if the call was cut off."""
 
@@ -73,6 +80,7 @@ class MessageToolUse(Answer):
     id: str
     name: str
     input: dict[str, Any]
+    caller: MessageCaller
 
 
 MessageBlock = Annotated[MessageText | MessageThinking | MessageToolUse, Field(discriminator="type")]
@@ -85,6 +93,11 @@ class MessageUsage(Answer):
     cache_creation_input_tokens: Literal[0]
     cache_read_input_tokens: Count
     output_tokens: Count
+    cache_creation: dict[str, int] | None = Field(description="Always null.")
+    output_tokens_details: dict[str, int] | None = Field(description="Always null.")
+    server_tool_use: dict[str, int] | None = Field(description="Always null.")
+    inference_geo: str | None = Field(description="Always null.")
+    service_tier: Literal["standard"]
 
 
 class Message(Answer):
@@ -97,6 +110,8 @@ class Message(Answer):
     content: list[MessageBlock]
     stop_reason: StopReason | None
     stop_sequence: str | None
+    stop_details: dict[str, str] | None = Field(description="Always null.")
+    container: dict[str, str] | None = Field(description="Always null.")
     usage: MessageUsage
 
 

@@ -15,7 +15,6 @@ from pydantic.json_schema import models_json_schema
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
-import vinfer
 from vinfer.config import ServerConfig
 from vinfer.errors import NotReadyError
 from vinfer.server.document import openapi_models
@@ -26,6 +25,7 @@ from vinfer.server.fields.treatment import FieldRule, Treatment
 from vinfer.server.http.auth import PUBLIC_PATHS
 from vinfer.server.model_table import ModelTable
 from vinfer.server.services import Services
+from vinfer.version import __version__
 
 Json = dict[str, Any]
 
@@ -52,7 +52,7 @@ def openapi_document(config: ServerConfig, models: ModelTable) -> Json:
         "openapi": "3.1.1",
         "info": {
             "title": "vinfer",
-            "version": vinfer.__version__,
+            "version": __version__,
             "description": "Every request field is applied, refused by name, or accepted without effect.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
@@ -207,6 +207,9 @@ def _or_null(schema: Json) -> Json:
     if {"type": "null"} in schema.get("anyOf", ()):
         return schema
     about: Json = {key: schema.pop(key) for key in ("default", "title", "description") if key in schema}
+    if not schema:
+        # Anything may be null already, and generators fail on an alternative without a type.
+        return about
     return {"anyOf": [schema, {"type": "null"}], **about}
 
 

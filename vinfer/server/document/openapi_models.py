@@ -19,6 +19,9 @@ Json = dict[str, Any]
 Narrow = Callable[[Json, Sequence[ServedModel]], Json]
 
 
+_EFFORT_UNREAD = "The chat template does not read it."
+
+
 def names(models: ModelTable) -> list[str]:
     """Return the model names that a request may use, in the order of the config."""
     return [status.name for status in models.statuses]
@@ -46,7 +49,9 @@ def narrow_to_models(schemas: Json, forms: Iterable[RequestForm[Any]], models: M
         reasoning = schemas["ReasoningOptions"]["properties"]
         reasoning["effort"] = _as_effort(reasoning["effort"], served)
         config = schemas["OutputConfig"]["properties"]
-        config["effort"] = _as_effort(config["effort"], served)
+        if not any(map(reads_reasoning_effort, served)):
+            # Not the type null alone, for which generators of clients have no name.
+            config["effort"] |= {"not": {"type": "string"}, "description": _EFFORT_UNREAD}
         kinds = set().union(*map(thinking_types, served))
         schemas["Thinking"]["properties"]["type"]["enum"] = sorted(kinds)
 
@@ -141,7 +146,7 @@ def _as_effort(schema: Json, served: Sequence[ServedModel]) -> Json:
     if any(reads_reasoning_effort(model) for model in served):
         return schema
     none = {"type": "string", "enum": ["none"]}
-    return {"anyOf": [none, {"type": "null"}], "description": "The chat template does not read it."}
+    return {"anyOf": [none, {"type": "null"}], "description": _EFFORT_UNREAD}
 
 
 _NARROW: Mapping[str, Narrow] = {

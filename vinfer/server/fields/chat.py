@@ -16,13 +16,13 @@ from vinfer.server.fields.body_model import Unknown
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.messages import Messages, check_continuation, check_messages
 from vinfer.server.fields.problems import request_error
-from vinfer.server.fields.rules import absent, all_of, any_of, having
+from vinfer.server.fields.rules import all_of, any_of, having
 from vinfer.server.fields.sampling import (
-    MAX_INT32,
     NULL_OR_FALSE,
     ONE_CONSTRAINT,
     STREAM_OPTIONS_NEED_STREAM,
     UNCONSTRAINED,
+    MaxTokens,
     SamplingFields,
     check_sampling,
 )
@@ -48,7 +48,7 @@ class ChatFields(SamplingFields):
         json_schema_extra={
             "allOf": [
                 STREAM_OPTIONS_NEED_STREAM,
-                any_of(absent("top_logprobs"), having("logprobs", True)),
+                any_of({"properties": {"top_logprobs": {"enum": [None, 0]}}}, having("logprobs", True)),
                 any_of(
                     *(all_of(form, _NO_CALL_ASKED_FOR) for form in (UNCONSTRAINED, *ONE_CONSTRAINT)),
                     all_of(
@@ -62,7 +62,7 @@ class ChatFields(SamplingFields):
     )
 
     messages: Messages
-    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] = ["text"]
@@ -111,7 +111,7 @@ def parse_chat(body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | N
             f"max_tokens is {both[0]} and max_completion_tokens is {both[1]}: send one of them",
             param="max_tokens",
         )
-    if fields.top_logprobs is not None and not fields.logprobs:
+    if fields.top_logprobs and not fields.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
     if fields.continue_final_message:
         check_continuation(fields.messages, fields.add_generation_prompt)

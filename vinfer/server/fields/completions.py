@@ -20,6 +20,7 @@ from vinfer.server.fields.sampling import (
     ONE_CONSTRAINT,
     STREAM_OPTIONS_NEED_STREAM,
     UNCONSTRAINED,
+    NoLimit,
     SamplingFields,
     check_sampling,
 )
@@ -61,14 +62,14 @@ class CompletionFields(SamplingFields):
                 STREAM_OPTIONS_NEED_STREAM,
                 any_of(UNCONSTRAINED, *ONE_CONSTRAINT),
                 any_of(
-                    {"properties": {"max_tokens": {"anyOf": [{"type": "null"}, {"minimum": 1}]}}},
+                    {"properties": {"max_tokens": {"not": {"const": 0}}}},
                     having("echo", True),
                 ),
             ]
         }
     )
 
-    max_tokens: int | None = Field(None, ge=0, le=MAX_INT32)
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_INT32), NoLimit] | None = None
 
     prompt: Annotated[Any, WithJsonSchema(prompts_schema({"type": "string"}))]
     best_of: int | None = Field(None, ge=1)

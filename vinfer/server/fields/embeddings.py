@@ -31,12 +31,15 @@ class EmbeddingFields(Body):
     input: Annotated[Any, WithJsonSchema(prompts_schema({"type": "string", "minLength": 1}))]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, le=MAX_INT32)
-    truncate_prompt_tokens: Annotated[int, AfterValidator(_not_zero)] | None = Field(
-        None,
-        ge=-1,
-        le=MAX_INT32,
-        json_schema_extra={"not": {"const": 0}},
-        description="Keep only the last tokens of each input: this many, or with -1 as many as fit.",
+    truncate_prompt_tokens: (
+        Annotated[
+            int,
+            Field(ge=-1, le=MAX_INT32, json_schema_extra={"not": {"const": 0}}),
+            AfterValidator(_not_zero),
+        ]
+        | None
+    ) = Field(
+        None, description="Keep only the last tokens of each input: this many, or with -1 as many as fit."
     )
 
 

@@ -21,8 +21,21 @@ ALIASES: Mapping[str, str] = {
 }
 """Other servers' names of fields that vinfer applies."""
 
-WITHOUT_EFFECT = ("prompt_cache_retention", "num_ctx", "keep_alive")
-"""They ask how long or how large something is kept; here a model stays loaded, with all of its context."""
+WITHOUT_EFFECT = (
+    # How long or how large something is kept: here a model stays loaded, with all of its context.
+    *("prompt_cache_retention", "num_ctx", "keep_alive", "n_ctx", "truncation_length"),
+    # Settings of samplers that vinfer does not have. What switches the sampler on is refused.
+    *("mirostat_eta", "mirostat_tau", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
+    *(
+        "dry_range",
+        "dry_sequence_breakers",
+        "xtc_threshold",
+        "dynatemp_exponent",
+        "smoothing_curve",
+        "min_keep",
+    ),
+)
+"""They ask for nothing, whatever their value."""
 
 _NO_SAMPLER = "vinfer does not have this sampler: leave it out"
 _USE_GRAMMAR = "use response_format or structured_outputs.{}"
@@ -60,14 +73,22 @@ SAMPLING: Mapping[str, Entry] = {
     # Text Generation Inference
     "do_sample": ("temperature 0 is greedy, any other samples: send temperature", ()),
     # llama.cpp
-    "cache_prompt": ("prompts share their beginnings; send a cache_salt to prevent it", (True,)),
     "typical_p": (_NO_SAMPLER, (1,)),
     "tfs_z": (_NO_SAMPLER, (1,)),
     "top_a": (_NO_SAMPLER, (0,)),
     "mirostat": (_NO_SAMPLER, (0,)),
     "dynatemp_range": (_NO_SAMPLER, (0,)),
+    "dynamic_temperature": (_NO_SAMPLER, (False,)),
     "dry_multiplier": (_NO_SAMPLER, (0,)),
     "xtc_probability": (_NO_SAMPLER, (0,)),
+    "smoothing_factor": (_NO_SAMPLER, (0,)),
+    "top_n_sigma": (_NO_SAMPLER, (-1, 0)),
+    "epsilon_cutoff": (_NO_SAMPLER, (0,)),
+    "eta_cutoff": (_NO_SAMPLER, (0,)),
+    "penalty_alpha": (_NO_SAMPLER, (0,)),
+    "penalize_nl": ("repetition_penalty looks at every token: leave it out", (True,)),
+    "ban_eos_token": ("use ignore_eos", (False,)),
+    "return_progress": ("a stream begins with the first token: leave it out", (False,)),
     "repeat_last_n": ("repetition_penalty looks at the whole prompt and answer: leave it out", (-1,)),
     "n_probs": ("use logprobs and top_logprobs", (0,)),
     "n_keep": ("a prompt that is too long is refused, never cut: leave it out", (0, -1)),

@@ -12,12 +12,13 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ContentPart
+from vinfer.server.fields.problems import string_or_array
 from vinfer.server.fields.rules import absent, all_of, any_of, having, present
 from vinfer.server.fields.tools import parsed_arguments
 
 
 def _text_as_part(content: Any) -> Any:
-    if isinstance(content, str) or content == []:
+    if isinstance(string_or_array(content), str) or content == []:
         return [{"type": "text", "text": content or ""}]
     return content
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
 
 from vinfer.errors import RequestError
 from vinfer.server.http.body import printable
@@ -98,6 +99,20 @@ def shown(value: Any) -> str:
     return str(value)[:40]
 
 
+def string_or_array(value: Any) -> Any:
+    """Return a value that may be a string or an array.
+
+    Raises:
+        PydanticCustomError: it is neither; pydantic alone would only ask for an array.
+    """
+    if not isinstance(value, (str, list)):
+        kind = _KINDS.get(type(value), "of another type")
+        raise PydanticCustomError(
+            "string_or_array", "is {kind}; must be a string or an array", {"kind": kind}
+        )
+    return value
+
+
 def _wrong_type(kind: str, value: Any, _ctx: Mapping[str, Any], _message: str) -> str:
     found = (
         f"the number {value}"[:60] if kind == "int_from_float" else _KINDS.get(type(value), "of another type")
@@ -132,6 +147,9 @@ _DESCRIPTIONS: Mapping[str, Callable[[str, Any, Mapping[str, Any], str], str]] =
     "less_than_equal": _limit("at most", "le"),
     "too_short": _length("at least", "min_length", "items"),
     "too_long": _length("at most", "max_length", "items"),
+    "string_pattern_mismatch": lambda _kind, value, ctx, _message: (
+        f"is {shown(value)}; must match {ctx['pattern']}"
+    ),
     "string_too_short": _length("at least", "min_length", "characters"),
     "string_too_long": _length("at most", "max_length", "characters"),
     "finite_number": lambda *_: "is not a finite number: send one",

@@ -16,6 +16,7 @@ from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from vinfer.errors import RequestError
 from vinfer.server.api_keys import MAX_PRIORITY
 from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.problems import string_or_array
 from vinfer.server.fields.rules import absent, all_of, any_of, having
 from vinfer.server.fields.structured_outputs import ResponseFormat, StructuredOutputs, check_one_form
 
@@ -30,7 +31,12 @@ _TOKEN_ID_KEY = re.compile(r"^(0|[1-9][0-9]{0,9})\Z")
 
 
 def _one_as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(string_or_array(value), str) else value
+
+
+def _no_limit(value: Any) -> Any:
+    """Parse -1, which LM Studio, llama.cpp and Ollama know as "no limit": whatever fits is generated."""
+    return MAX_INT32 if type(value) is int and value == -1 else value
 
 
 def _key_as_token_id(key: Any) -> Any:
@@ -40,6 +46,13 @@ def _key_as_token_id(key: Any) -> Any:
     raise PydanticCustomError("token_id", "is not a token id: use the id's decimal digits as the key")
 
 
+NoLimit = BeforeValidator(_no_limit, json_schema_input_type=Annotated[int, Field(ge=-1, le=MAX_INT32)])
+_SentMaxTokens = Annotated[int, Field(ge=-1, le=MAX_INT32, json_schema_extra={"not": {"const": 0}})]
+MaxTokens = Annotated[
+    int,
+    Field(ge=1, le=MAX_INT32),
+    BeforeValidator(_no_limit, json_schema_input_type=_SentMaxTokens),
+]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_CHARS)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
@@ -65,14 +78,26 @@ ONE_CONSTRAINT = (
     all_of(absent("structured_outputs"), {"properties": {"ignore_eos": NULL_OR_FALSE}}),
     {"properties": {"response_format": TEXT_OR_NOTHING, "ignore_eos": NULL_OR_FALSE}},
 )
-STREAM_OPTIONS_NEED_STREAM = any_of(absent("stream_options"), having("stream", True))
+STREAM_OPTIONS_NEED_STREAM = any_of(
+    {
+        "properties": {
+            "stream_options": {
+                "anyOf": [
+                    {"type": "null"},
+                    {"properties": dict.fromkeys(StreamOptions.model_fields, NULL_OR_FALSE)},
+                ]
+            }
+        }
+    },
+    having("stream", True),
+)
 
 
 class SamplingFields(Body):
     """The fields that chat and plain completions share; None means left out."""
 
     model: str = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
+    max_tokens: MaxTokens | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
     # Clients of other servers send -1 for "off" as well as 0.
@@ -101,6 +126,8 @@ class SamplingFields(Body):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    # llama.cpp's name: false computes the whole prompt.
+    cache_prompt: bool = True
     cache_salt: str | None = Field(None, min_length=1, max_length=MAX_CACHE_SALT_CHARS)
 
     @property
@@ -115,6 +142,7 @@ class SamplingFields(Body):
 
 
 def check_sampling(fields: SamplingFields) -> None:
-    if fields.stream_options is not None and not fields.stream:
+    asks = fields.stream_options is not None and any(fields.stream_options.model_dump().values())
+    if asks and not fields.stream:
         raise RequestError("stream_options needs stream: true", param="stream_options")
     check_one_form(fields.response_format, fields.structured_outputs, ignore_eos=fields.ignore_eos)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import Body
@@ -29,6 +30,15 @@ class JsonSchemaFormat(Body):
     strict: bool | None = None
 
 
+# Not the type null alone, for which generators of clients have no name.
+NoObject = Annotated[dict[str, Any] | None, Field(json_schema_extra={"not": {"type": "object"}})]
+
+
+def _nested_schema(value: Any) -> Any:
+    """Say where llama.cpp's form of a schema goes here: without it, nothing would be enforced."""
+    raise PydanticCustomError("schema", "is not read: use type json_schema, and json_schema.schema")
+
+
 class ResponseFormat(Body):
     """`response_format`: the form of the answer, in OpenAI's format."""
 
@@ -41,6 +51,9 @@ class ResponseFormat(Body):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
+    schema_: Annotated[None, BeforeValidator(_nested_schema, json_schema_input_type=NoObject)] = Field(
+        None, alias="schema"
+    )
 
 
 class StructuredOutputs(Body):

@@ -39,10 +39,23 @@ class Function(Body):
     strict: bool | None = None
 
 
+def _function_type(kind: Any) -> Any:
+    if isinstance(kind, str) and kind != "function":
+        raise PydanticCustomError(
+            "tool",
+            "is {kind}, which only OpenAI's own server runs or reads: describe a tool of yours as a function",
+            {"kind": shown(kind)},
+        )
+    return kind
+
+
+ToolType = Annotated[Literal["function"], BeforeValidator(_function_type)]
+
+
 class Tool(Body):
     """A tool; only functions are supported."""
 
-    type: Literal["function"]
+    type: ToolType
     function: Function
 
     def as_template_input(self) -> dict[str, Any]:
@@ -86,8 +99,8 @@ def _checked_choice(value: Any) -> Any:
         return value
     raise PydanticCustomError(
         "tool_choice",
-        'is {value}; must be none, auto, required or {{"type": "function", "function": {{"name": ...}}}}',
-        {"value": shown(value)},
+        "is {value}; must be none, auto, required or {named}",
+        {"value": shown(value), "named": '{"type": "function", "function": {"name": ...}}'},
     )
 
 

@@ -109,6 +109,7 @@ async def prepare(
         ),
         tenant=context.tenant,
         cache_salt=fields.cache_salt,
+        cache_prompt=fields.cache_prompt,
         arrival_seconds=context.arrival_seconds,
         metrics=services.metrics,
         usage=context.usage,

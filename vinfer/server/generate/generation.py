@@ -137,6 +137,7 @@ class Generation:
         name: prefix of the engine's request ids, unique in this process.
         tenant: whose request it is: see `RequestContext`.
         cache_salt: limits whose pages its prompts share: see `cache_scope`.
+        cache_prompt: whether they share any but those of the same request.
         arrival_seconds: time.monotonic() when the HTTP request arrived.
         usage: of the HTTP request; kept up to date.
     """
@@ -151,6 +152,7 @@ class Generation:
         rules: TextRules,
         tenant: str,
         cache_salt: str | None,
+        cache_prompt: bool,
         arrival_seconds: float,
         metrics: ServerMetrics,
         usage: Usage,
@@ -163,7 +165,8 @@ class Generation:
         self._usage = usage
         self._rules = rules
         self._n = n
-        scope = cache_scope(model.prefix_cache, tenant=tenant, cache_salt=cache_salt, request_name=name)
+        setting = model.prefix_cache if cache_prompt else "off"
+        scope = cache_scope(setting, tenant=tenant, cache_salt=cache_salt, request_name=name)
         self._choices = [
             _Choice(
                 i * n + j,

@@ -49,7 +49,7 @@ class _Text(_Block):
     delta_type, delta_key = "text_delta", "text"
 
     def written(self) -> Json:
-        return {"type": "text", "text": self.text}
+        return {"type": "text", "text": self.text, "citations": None}
 
 
 class _Thinking(_Block):
@@ -86,7 +86,13 @@ class _ToolUse(_Block):
         self._name = name
 
     def written(self) -> Json:
-        return {"type": "tool_use", "id": self._call_id, "name": self._name, "input": self._input()}
+        return {
+            "type": "tool_use",
+            "id": self._call_id,
+            "name": self._name,
+            "input": self._input(),
+            "caller": {"type": "direct"},
+        }
 
     def _input(self) -> Json:
         """Return the arguments; empty until they are complete, and for a call that was cut off."""

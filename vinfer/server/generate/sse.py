@@ -24,6 +24,8 @@ from vinfer.server.services import Services
 # A blank line is no event, and no parser trips over it. Some clients strip white space from what a network
 # read returns, and would take a comment and the event after it for one line.
 BLANK_PING = b"\n\n"
+# Server-sent events end a line at \r and \n, which JSON escapes. Some clients also split at these.
+_LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -54,7 +56,7 @@ class Framing:
         """Return one chunk as an event."""
         name = f"event: {chunk['type']}\n" if self.names_events else ""
         text = json.dumps(chunk, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return f"{name}data: {text}\n\n".encode()
+        return f"{name}data: {text.translate(_LINE_ENDS)}\n\n".encode()
 
 
 UNNAMED = Framing()

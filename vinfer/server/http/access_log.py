@@ -38,7 +38,7 @@ def log_access(
             "queue_seconds": _rounded(usage.queue_seconds),
             "first_token_seconds": _rounded(usage.first_token_seconds),
         }
-    values["request_id"] = context.request_id
+    values |= {"request_id": context.request_id, "trace_id": context.trace_id}
     said = {name: value for name, value in values.items() if value not in ("", None)}
     details = " ".join(f"{name}={value}" for name, value in said.items())
     extra = {

@@ -1,4 +1,5 @@
-"""API keys: every route needs one, except the three that report whether the server is up.
+"""API keys: every route needs one, except the three that report whether the server is up, and what is public
+by config.
 
 Uses only the ASGI scope's path, because a client can forge a URL that is rebuilt from headers
 (CVE-2026-48710).
@@ -7,26 +8,35 @@ Uses only the ASGI scope's path, because a client can forge a URL that is rebuil
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from starlette.types import Scope
 
+from vinfer.config import ServerConfig
 from vinfer.errors import AuthenticationError
 from vinfer.server.api_keys import ApiKey, digest_of
 
 PUBLIC_PATHS = frozenset({"/liveness", "/readiness", "/health"})
 
 
-def find_key(scope: Scope, keys: Sequence[ApiKey]) -> ApiKey | None:
+def public_paths(config: ServerConfig) -> frozenset[str]:
+    """Return the paths that need no key."""
+    return PUBLIC_PATHS | {"/metrics"} if config.metrics_public else PUBLIC_PATHS
+
+
+def find_key(scope: Scope, keys: Sequence[ApiKey], public: Collection[str]) -> ApiKey | None:
     """Return the API key of a request; None if none is needed.
 
     It is sent as `Authorization: Bearer KEY` or `x-api-key: KEY`. Anthropic's clients send the second, or
     both with the same key.
 
+    Args:
+        public: the paths that need none.
+
     Raises:
         AuthenticationError: the request has no key, different ones, or a wrong one.
     """
-    if not keys or scope["path"] in PUBLIC_PATHS:
+    if not keys or scope["path"] in public:
         return None
     key = _sent_key(scope)
     digest = digest_of(key)

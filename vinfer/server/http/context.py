@@ -55,6 +55,7 @@ class RequestContext:
         model_name: set once a served model is found.
         own_seconds: how long after its arrival the client stops waiting; None if it did not say.
         num_body_bytes: bytes of its body that count in `Intake`.
+        trace_id: of its OpenTelemetry trace, once it was recorded.
         failed: set if an answer broke off after its first byte, when its status can no longer show that.
         ignored: unknown keys of the conversation, which have no effect.
         max_tokens: the number of tokens that max_tokens was lowered to; None if it was not.
@@ -68,6 +69,7 @@ class RequestContext:
     priorities: tuple[int, int] = (-MAX_PRIORITY, MAX_PRIORITY)
     usage: Usage = dataclasses.field(default_factory=lambda: Usage())
     model_name: str = ""
+    trace_id: str = ""
     failed: bool = False
     num_body_bytes: int = 0
     own_seconds: float | None = None

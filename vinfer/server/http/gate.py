@@ -11,6 +11,7 @@ import re
 import time
 import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -20,11 +21,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vinfer.errors import NotReadyError, RequestError, RequestTimeoutError
 from vinfer.server.api_keys import MAX_PRIORITY
 from vinfer.server.http.access_log import log_access
-from vinfer.server.http.auth import PUBLIC_PATHS, find_key
+from vinfer.server.http.auth import PUBLIC_PATHS, find_key, public_paths
 from vinfer.server.http.browser import check_host, is_for_page
 from vinfer.server.http.context import ClientLeftError, RequestContext
 from vinfer.server.http.errors import as_vinfer_error, error_response, is_anthropic
 from vinfer.server.services import Services
+
+if TYPE_CHECKING:
+    from vinfer.server.http.traces import RequestTraces
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +53,21 @@ class Gate:
 
     Args:
         routes: the app's.
+        traces: records requests for OpenTelemetry; None if that is off.
     """
 
-    def __init__(self, app: ASGIApp, services: Services, routes: Sequence[BaseRoute]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        services: Services,
+        routes: Sequence[BaseRoute],
+        traces: RequestTraces | None = None,
+    ) -> None:
         self._app = app
         self._services = services
         self._models = services.models
         self._routes = routes
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -99,10 +111,11 @@ class Gate:
             raise NotReadyError("the server is shutting down: try again")
         keys = self._services.keys
         wants_page = bool(self._services.page) and is_for_page(scope)
+        public = public_paths(self._services.config)
         # A foreign site has no API key, and a file of the page needs none.
-        if wants_page or not (keys or scope["path"] in PUBLIC_PATHS):
+        if wants_page or not (keys or scope["path"] in public):
             check_host(scope, self._services.config)
-        key = None if wants_page else find_key(scope, keys)
+        key = None if wants_page else find_key(scope, keys, public)
         if key is not None:
             context.tenant, context.key_name = key.digest.hex(), key.name
             if key.priorities is not None:
@@ -116,7 +129,12 @@ class Gate:
         route = self._route_of(scope)
         seconds = time.monotonic() - context.arrival_seconds
         method = scope["method"] if scope["method"].isalpha() else "?"
-        log_access(context, method[:16], route, status, seconds, is_probe=scope["path"] in PUBLIC_PATHS)
+        is_probe = scope["path"] in PUBLIC_PATHS
+        if self._traces is not None and not is_probe:
+            context.trace_id = self._traces.record(
+                context, scope["headers"], method=method[:16], route=route, status=status
+            )
+        log_access(context, method[:16], route, status, seconds, is_probe=is_probe)
         if context.ignored:
             self._services.metrics.count_ignored_keys(len(context.ignored))
             logger.debug(

@@ -1,4 +1,4 @@
-"""Binds the port and runs uvicorn until a signal arrives, an engine dies or hangs, or a model fails to load.
+"""Binds the port and runs uvicorn until a signal arrives, an engine is lost, or a model fails to load.
 
 Main thread. The port is bound before anything heavy starts, so that a port in use is reported at once and
 probes get answers while models load. The first SIGTERM or SIGINT drains the server; the second one stops it.
@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -36,6 +36,14 @@ BACKLOG = 2048
 DEAD_ENGINE_SECONDS = 2.0
 TICKS_PER_SECOND = 10
 STDERR = 2
+
+
+class SecondListener(Protocol):
+    """Serves something else on the same event loop: `vinfer.server.admin`."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
 
 
 def check_exposure(config: ServerConfig, *, insecure: bool) -> None:
@@ -81,18 +89,27 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def run_server(
-    app: Starlette, config: ServerConfig, sock: socket.socket, *, reload: Callable[[], None] = lambda: None
+    app: Starlette,
+    config: ServerConfig,
+    sock: socket.socket,
+    *,
+    reload: Callable[[], None] = lambda: None,
+    recover: Callable[[str], bool] = lambda name: False,
+    admin: SecondListener | None = None,
 ) -> int:
     """Serve until told to stop, and return the process's exit code.
 
     The code is 0 after a drain in which every request ended, 1 if the drain had to end some, and 128 + signal
     number if a second signal cut it short. It is the error's own code if a model failed to load, and 1 if an
-    engine died or hung.
+    engine died or hung and `recover` gave it up.
 
     Args:
         app: from `create_app`.
         sock: from `bind`; closed when this returns.
         reload: called on the event loop after SIGHUP.
+        recover: called on the event loop, at each tick, with the name of a model whose engine is dead;
+            returns False if the process must end because of it.
+        admin: serves the admin routes meanwhile.
     """
     services: Services = app.state.services
     # uvicorn takes any callable here, although its annotation says `type`.
@@ -117,6 +134,8 @@ def run_server(
         ),
         services,
         reload,
+        recover,
+        admin,
     )
     server.run(sockets=[sock])
     return server.exit_code
@@ -125,11 +144,20 @@ def run_server(
 class _DrainingServer(uvicorn.Server):
     """A uvicorn server that keeps listening while it drains, so that probes and clients get a 503."""
 
-    def __init__(self, config: uvicorn.Config, services: Services, reload: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        services: Services,
+        reload: Callable[[], None],
+        recover: Callable[[str], bool],
+        admin: SecondListener | None,
+    ) -> None:
         super().__init__(config)
         self.exit_code = 0
         self._services = services
         self._reload = reload
+        self._recover = recover
+        self._admin = admin
         self._last_tick_seconds = time.monotonic()
         self._num_leave_ticks = 0
         self._num_drain_ticks = 0
@@ -138,10 +166,18 @@ class _DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening, and handle the signals that uvicorn does not know."""
         await super().startup(sockets)
+        if self._admin is not None:
+            await self._admin.start()
         if threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
             # Written in C, so it works even if every Python thread hangs.
             faulthandler.register(signal.SIGUSR1, file=STDERR, all_threads=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, and close what is left."""
+        if self._admin is not None:
+            await self._admin.stop()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on the first signal, quit on the second. uvicorn's own handler would kill the process."""
@@ -199,13 +235,14 @@ class _DrainingServer(uvicorn.Server):
                 limit,
             )
             faulthandler.dump_traceback(STDERR, all_threads=True)
-        if not models.dead:
+        # A drain must not hide it either, and restarts nothing.
+        lost = [name for name in models.dead if models.leaving or not self._recover(name)]
+        if not lost:
             return
-        # A drain must not hide it either.
         self.exit_code = self.exit_code or 1
         self._num_dead_ticks += 1
         if self._num_dead_ticks >= DEAD_ENGINE_SECONDS * TICKS_PER_SECOND and not models.draining:
-            logger.error("the engine of %s has died: ending the process", ", ".join(models.dead))
+            logger.error("the engine of %s has died: ending the process", ", ".join(lost))
             models.drain()
 
     def _ticks(self, key: str) -> int:

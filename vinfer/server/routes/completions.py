@@ -71,6 +71,7 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
         ),
         tenant=context.tenant,
         cache_salt=fields.cache_salt,
+        cache_prompt=fields.cache_prompt,
         arrival_seconds=context.arrival_seconds,
         metrics=services.metrics,
         usage=context.usage,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-import vinfer
-from vinfer.server.model_table import ModelTable
+from vinfer.server.model_table import ModelStatus
 from vinfer.server.services import Services
+from vinfer.version import __version__
 
 
 async def liveness(services: Services, request: HttpRequest) -> JSONResponse:
@@ -17,31 +20,29 @@ async def liveness(services: Services, request: HttpRequest) -> JSONResponse:
 
 
 async def readiness(services: Services, request: HttpRequest) -> JSONResponse:
-    """Report whether requests are accepted: 200 if every model is being served, else 503 with progress."""
+    """Report whether requests are accepted: 200 if every required model is served, else 503 with progress."""
     models = services.models
     statuses = models.statuses
     content = {
-        "phase": _phase(models),
+        "phase": models.phase,
         "done": sum(status.done for status in statuses),
         "total": sum(status.total for status in statuses),
         # Public, so without the error, which may name files. The log has it.
-        "models": [
-            {"name": status.name, "phase": status.phase, "done": status.done, "total": status.total}
-            for status in statuses
-        ],
+        "models": [_progress(status) for status in statuses],
     }
     return JSONResponse(content, 200 if models.ready else 503)
 
 
 async def health(services: Services, request: HttpRequest) -> JSONResponse:
     """Report the same as `readiness` in the form that load-testing tools expect."""
-    ready = services.models.ready
-    return JSONResponse({"status": "ok" if ready else _phase(services.models)}, 200 if ready else 503)
+    phase = services.models.phase
+    ready = phase == "ready"
+    return JSONResponse({"status": "ok" if ready else phase}, 200 if ready else 503)
 
 
 async def version(services: Services, request: HttpRequest) -> JSONResponse:
     """Return vinfer's version."""
-    return JSONResponse({"version": vinfer.__version__})
+    return JSONResponse({"version": __version__})
 
 
 async def metrics(services: Services, request: HttpRequest) -> Response:
@@ -49,9 +50,13 @@ async def metrics(services: Services, request: HttpRequest) -> Response:
     return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _phase(models: ModelTable) -> str:
-    if models.leaving:
-        return "draining"
-    if models.dead:
-        return "failed"
-    return next((status.phase for status in models.statuses if status.phase != "ready"), "ready")
+def _progress(status: ModelStatus) -> dict[str, Any]:
+    since = status.since_seconds
+    return {
+        "name": status.name,
+        "phase": status.phase,
+        "done": status.done,
+        "total": status.total,
+        "elapsed_seconds": None if since is None else round(time.monotonic() - since, 1),
+        "expected_seconds": None if status.expected_seconds is None else round(status.expected_seconds, 1),
+    }

@@ -138,6 +138,9 @@ class MessageAnswer:
             "content": self._blocks.written(),
             "stop_reason": self._stop_reason,
             "stop_sequence": self._stop_sequence,
+            # What Anthropic's own server has beyond this; typed clients want the keys.
+            "stop_details": None,
+            "container": None,
             "usage": self._usage(),
         }
 
@@ -157,4 +160,9 @@ class MessageAnswer:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": num_reused,
             "output_tokens": generation.num_completion_tokens,
+            "cache_creation": None,
+            "output_tokens_details": None,
+            "server_tool_use": None,
+            "inference_geo": None,
+            "service_tier": "standard",
         }

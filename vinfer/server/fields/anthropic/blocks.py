@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ImageSource, NonEmpty
-from vinfer.server.fields.problems import shown
+from vinfer.server.fields.problems import shown, string_or_array
 
 _BLOCK_TYPES = ("text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking")
 
@@ -35,7 +35,7 @@ def _type_of(value: Any) -> Any:
 
 def text_as_block(content: Any) -> Any:
     """Return content that is a string as one text block."""
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [{"type": "text", "text": content}] if isinstance(string_or_array(content), str) else content
 
 
 CacheControl = Annotated[
@@ -108,6 +108,7 @@ class ToolUseBlock(HistoryBody):
     id: NonEmpty
     name: NonEmpty
     input: dict[str, Any]
+    caller: Annotated[Any, Field(description="Accepted without effect: only the model calls tools.")] = None
     cache_control: CacheControl = None
 
     def as_chat(self) -> dict[str, Any]:

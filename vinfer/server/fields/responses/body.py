@@ -37,6 +37,7 @@ from vinfer.server.fields.tools import (
     MAX_TOOLS,
     NAME_PATTERN,
     Parameters,
+    ToolType,
     check_tool_choice,
     check_tools,
 )
@@ -72,15 +73,15 @@ def _checked_choice(value: Any) -> Any:
         return value
     raise PydanticCustomError(
         "tool_choice",
-        'is {value}; must be none, auto, required or {{"type": "function", "name": ...}}',
-        {"value": shown(value)},
+        "is {value}; must be none, auto, required or {named}",
+        {"value": shown(value), "named": '{"type": "function", "name": ...}'},
     )
 
 
 class FlatTool(Body):
     """A function that the model may call; see `tools.Function`."""
 
-    type: Literal["function"]
+    type: ToolType
     name: str = Field(pattern=NAME_PATTERN)
     description: str | None = None
     parameters: Parameters | None = None

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ImageDetail, ImageSource, check_may_have_image
 from vinfer.server.fields.messages import MAX_MESSAGES, MAX_PARTS
-from vinfer.server.fields.problems import shown
+from vinfer.server.fields.problems import shown, string_or_array
 from vinfer.server.fields.rules import any_of, having
 
 _TEXT_TYPES = ("input_text", "output_text")
@@ -26,7 +26,7 @@ _ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
 
 
 def _text_as_part(content: Any) -> Any:
-    if isinstance(content, str) or content == []:
+    if isinstance(string_or_array(content), str) or content == []:
         return [{"type": "input_text", "text": content or ""}]
     return content
 
@@ -39,7 +39,7 @@ def _text_type(kind: Any) -> Any:
     if isinstance(kind, str) and kind not in _TEXT_TYPES:
         raise PydanticCustomError(
             "part",
-            "is {kind}; text goes into input_text parts, and images into input_image parts of messages",
+            "is {kind}; text goes into input_text parts, and images into input_image parts",
             {"kind": shown(kind)},
         )
     return kind
@@ -69,7 +69,7 @@ class TextPart(HistoryBody):
 
 
 class ImagePart(HistoryBody):
-    """An image in a user's message: a data or http(s) URL."""
+    """An image in a user's message, or that a function returned: a data or http(s) URL."""
 
     content_keys: ClassVar[frozenset[str]] = frozenset({"file_id"})
 
@@ -92,7 +92,6 @@ Part = Annotated[
     Discriminator(_part_kind),
 ]
 Parts = Annotated[list[Part], Field(max_length=MAX_PARTS)]
-TextParts = Annotated[list[TextPart], Field(max_length=MAX_PARTS)]
 
 
 _TEXT_CONTENT = {
@@ -135,7 +134,7 @@ class FunctionCallOutputItem(HistoryBody):
 
     type: Literal["function_call_output"]
     call_id: str = Field(min_length=1)
-    output: Annotated[TextParts, BeforeValidator(_text_as_part, json_schema_input_type=str | TextParts)]
+    output: Annotated[Parts, BeforeValidator(_text_as_part, json_schema_input_type=str | Parts)]
     id: str | None = None
     status: Status | None = None
 
@@ -192,11 +191,17 @@ InputItems = Annotated[Items, BeforeValidator(_text_as_item, json_schema_input_t
 def input_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
     """Return items as the messages of a chat completion: one turn of the model is one message.
 
-    There are no messages if the items are only reasoning without content.
+    Images that functions returned become part of the user's message after the results, because chat templates
+    show none in results. There are no messages if the items are only reasoning without content.
     """
     messages: list[dict[str, Any]] = []
     thought = ""
+    images: list[dict[str, Any]] = []
     for item in items:
+        is_said_by_user = isinstance(item, MessageItem) and item.role == "user"
+        if images and not is_said_by_user and not isinstance(item, FunctionCallOutputItem):
+            messages.append({"role": "user", "content": images})
+            images = []
         if isinstance(item, ReasoningItem):
             thought += "".join(part.text for part in item.content or ())
             continue
@@ -207,23 +212,30 @@ def input_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
             messages.append(_unspoken(thought))
             thought = ""
         if isinstance(item, FunctionCallItem):
-            if thought or not messages or messages[-1]["role"] != "assistant":
-                messages.append({"role": "assistant", "reasoning_content": thought or None})
-            function = {"name": item.name, "arguments": item.arguments}
-            messages[-1].setdefault("tool_calls", []).append({"id": item.call_id, "function": function})
+            _append_call(messages, item, thought)
         elif isinstance(item, FunctionCallOutputItem):
-            messages.append(
-                {
-                    "role": "tool",
-                    "content": [part.as_chat() for part in item.output],
-                    "tool_call_id": item.call_id,
-                }
-            )
+            messages.append({"role": "tool", "content": _texts(item), "tool_call_id": item.call_id})
+            images += [part.as_chat() for part in item.output if isinstance(part, ImagePart)]
         else:
-            said = {"role": item.role, "content": [part.as_chat() for part in item.content]}
+            said = {"role": item.role, "content": [*images, *(part.as_chat() for part in item.content)]}
             messages.append({**said, "reasoning_content": thought or None})
+            images = []
         thought = ""
+    if images:
+        messages.append({"role": "user", "content": images})
     return [*messages, _unspoken(thought)] if thought else messages
+
+
+def _append_call(messages: list[dict[str, Any]], item: FunctionCallItem, thought: str) -> None:
+    """Add a call to the model's turn, or begin one with it."""
+    if thought or not messages or messages[-1]["role"] != "assistant":
+        messages.append({"role": "assistant", "reasoning_content": thought or None})
+    function = {"name": item.name, "arguments": item.arguments}
+    messages[-1].setdefault("tool_calls", []).append({"id": item.call_id, "function": function})
+
+
+def _texts(item: FunctionCallOutputItem) -> list[dict[str, Any]]:
+    return [part.as_chat() for part in item.output if isinstance(part, TextPart)]
 
 
 def _unspoken(thought: str) -> dict[str, Any]:
@@ -232,18 +244,22 @@ def _unspoken(thought: str) -> dict[str, Any]:
 
 
 def input_images(items: Sequence[Item]) -> list[ImageSource]:
-    """Return the images of items, in order.
+    """Return the images of items, in the order that they have in the messages.
 
     Raises:
-        RequestError: names an image that is not in a user message.
+        RequestError: names an image that is in a message of another role than the user's.
     """
     sources = []
     for i, item in enumerate(items):
-        if not isinstance(item, MessageItem):
+        if isinstance(item, MessageItem):
+            name, parts, role = "content", item.content, item.role
+        elif isinstance(item, FunctionCallOutputItem):
+            name, parts, role = "output", item.output, "user"
+        else:
             continue
-        for j, part in enumerate(item.content):
+        for j, part in enumerate(parts):
             if isinstance(part, ImagePart):
-                here = f"input[{i}].content[{j}]"
-                check_may_have_image(item.role, here)
+                here = f"input[{i}].{name}[{j}]"
+                check_may_have_image(role, here)
                 sources.append((part.image_url, f"{here}.image_url"))
     return sources

@@ -1,0 +1,3 @@
+"""The parts of scripts/plan-figures."""
+
+from __future__ import annotations

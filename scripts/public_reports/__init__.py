@@ -1,0 +1,1 @@
+"""What public reports about other servers describe, tried against vinfer."""

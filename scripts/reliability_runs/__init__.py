@@ -1,0 +1,1 @@
+"""How a server of a tiny model bears load, faults and hostile input, measured from outside."""

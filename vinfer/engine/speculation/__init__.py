@@ -1,0 +1,1 @@
+"""Speculative decoding by prompt lookup: drafts, and which requests have one."""

@@ -1,0 +1,1 @@
+"""`vinfer verify`: the command and its tables."""

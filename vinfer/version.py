@@ -1,0 +1,3 @@
+"""The version of vinfer. Imports nothing."""
+
+__version__ = "0.1.0"
