@@ -222,6 +222,13 @@ def check_response_format_type(route: Route) -> None:
     assert (answer.text, answer.finish_reason) == ("}" * 10, "length")
 
 
+def check_nested_schema(route: Route) -> None:
+    """llama.cpp's place of a schema is refused, and null says nothing."""
+    constrained({"response_format": {**json_schema()["response_format"], "schema": None}}, OF_SCHEMA)(route)
+    nested = {"type": "json_object", "schema": SCHEMA}
+    assert route.refusal(response_format=nested) == "response_format.schema"
+
+
 def check_schema_name(route: Route) -> None:
     """It does not affect the answer, but must be a valid name."""
     constrained(json_schema(name="another-name_1"), OF_SCHEMA)(route)
@@ -290,6 +297,7 @@ ANSWER_CASES: dict[str, Case] = {
     "stream_options.include_usage": check_include_usage,
     "stream_options.continuous_usage_stats": check_continuous_usage,
     "response_format.type": check_response_format_type,
+    "response_format.schema": check_nested_schema,
     "response_format.json_schema.name": check_schema_name,
     "response_format.json_schema.description": check_schema_description,
     "response_format.json_schema.schema": constrained(json_schema(), OF_SCHEMA),

@@ -235,6 +235,9 @@ BLOCK_CASES: Mapping[str, Case] = {
     "name": shown(called({**USE, "name": "sub"}), RESULT_TEXT.replace("add", "sub")),
     "input": shown(called({**USE, "input": {}}), RESULT_TEXT.replace('"a": 1', "")),
     "tool_use_id": check_call_id,
+    "caller": without_effect(
+        lambda value: called({**USE, "caller": value}), RESULT_TEXT, {"type": "direct"}, None
+    ),
     "content.type": check_result_type,
     "content.text": check_result_text,
     "content.cache_control": without_effect(

@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from answer_cases import OF_SCHEMA, SCHEMA
-from image_cases import ITEM_IMAGE_CASES
+from image_cases import IMAGES, ITEM_IMAGE_CASES, QUESTION, data_url
 from routes import PROMPT, Route
-from tiny_server import EOS_ID, MODEL, OTHER, OTHER_MAX_TOKENS
+from tiny.vision_models import LLAVA
+from tiny_server import EOS_ID, MODEL, OTHER, OTHER_MAX_TOKENS, SEEING
 from tool_cases import CALLS, CHOICE_OF_TWO, NO_ARGUMENTS, OFFERED, WRITTEN_CHOICE
 
 from vinfer.text.tool_calls.formats import HERMES
@@ -154,8 +155,26 @@ def check_part_text(route: Route) -> None:
 
 def check_output_type(route: Route) -> None:
     shown([USER, ANSWERED, CALL, OUTPUT], OUTPUT_TEXT)(route)
-    image = {"type": "input_image", "image_url": "data:,"}
-    assert refused(route, input=[{**OUTPUT, "output": [image]}]) == "input[0].output[0].type"
+    file = {"type": "input_file", "file_id": "file-1"}
+    assert refused(route, input=[{**OUTPUT, "output": [file]}]) == "input[0].output[0].type"
+
+
+def check_output_image(route: Route) -> None:
+    """An image that a function returns becomes part of the user's turn, whatever its `detail`."""
+
+    def num_tokens(*parts: dict[str, Any]) -> int:
+        turn = {"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}
+        body = {"model": SEEING, "input": [USER, CALL, {**OUTPUT, "output": list(parts)}, turn]}
+        num: int = route.talk.post(PATH, {**body, "max_output_tokens": 1})["usage"]["input_tokens"]
+        return num
+
+    image = {"type": "input_image", "image_url": data_url(IMAGES[0])}
+    for details in ({}, {"detail": "auto"}, {"detail": "low"}, {"detail": "high"}):
+        # The image's tokens, and the newline after them.
+        assert num_tokens({**image, **details}) == num_tokens() + LLAVA.num_image_tokens + 1
+    place = "input[0].output[0]"
+    for fields, key in (({"detail": "fine"}, "detail"), ({"image_url": ""}, "image_url"), ({}, "image_url")):
+        assert refused(route, input=[{**OUTPUT, "output": [{**image, **fields}]}]) == f"{place}.{key}"
 
 
 def check_output_text(route: Route) -> None:
@@ -181,6 +200,8 @@ ITEM_CASES: Mapping[str, Case] = {
     "arguments": shown([USER, ANSWERED, {**CALL, "arguments": "{}"}], CALLED_TEXT.replace('"a": 1', "")),
     "output.type": check_output_type,
     "output.text": check_output_text,
+    "output.image_url": check_output_image,
+    "output.detail": check_output_image,
 }
 
 
