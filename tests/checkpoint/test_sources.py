@@ -214,6 +214,20 @@ def fake_hub(
     thread.join()
 
 
+def test_a_download_is_reported_in_bytes(fake_hub: type[FakeHub], capfd: pytest.CaptureFixture[str]) -> None:
+    wanted = [file for file in fake_hub.directory.iterdir() if file.suffix in (".safetensors", ".json")]
+    reports: list[tuple[int, int]] = []
+    resolve_source("org/name", downloaded=lambda done, total: reports.append((done, total)))
+    num_bytes = sum(file.stat().st_size for file in wanted)
+    assert reports[-1] == (num_bytes, num_bytes)
+    assert reports == sorted(reports)
+    assert capfd.readouterr().err == ""
+    # What is in the cache is not downloaded.
+    reports.clear()
+    resolve_source("org/name", downloaded=lambda done, total: reports.append((done, total)))
+    assert reports == []
+
+
 def test_a_hub_model_is_downloaded_without_its_pickles(fake_hub: type[FakeHub]) -> None:
     (fake_hub.directory / "pytorch_model.bin").write_bytes(b"a pickle")
     source = resolve_source("org/name")

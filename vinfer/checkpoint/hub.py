@@ -7,7 +7,10 @@ huggingface_hub. Never downloads a pickle.
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 from huggingface_hub import is_offline_mode, snapshot_download
@@ -19,16 +22,24 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from tqdm.auto import tqdm
 
 from vinfer.errors import CheckpointError
+
+Downloaded = Callable[[int, int], None]
+"""Called with the bytes that are on disk and the bytes of all files that have been begun; any thread."""
 
 DOWNLOADED_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 
 
-def download_snapshot(hub_id: str, revision: str | None, *, local_hint: str) -> tuple[Path, str]:
+def download_snapshot(
+    hub_id: str, revision: str | None, *, local_hint: str, downloaded: Downloaded | None = None
+) -> tuple[Path, str]:
     """Download one commit of a repository, or find it in the cache; returns its directory and commit hash.
 
-    `local_hint` says what was not found on disk under the same name; it ends the error for a wrong id.
+    Args:
+        local_hint: what was not found on disk under the same name; it ends the error for a wrong id.
+        downloaded: receives the progress; without it a terminal shows the bars of huggingface_hub.
 
     Raises:
         CheckpointError: not found, not allowed, or neither reachable nor cached.
@@ -42,6 +53,7 @@ def download_snapshot(hub_id: str, revision: str | None, *, local_hint: str) -> 
                 revision=revision,
                 allow_patterns=list(DOWNLOADED_FILES),
                 local_files_only=is_offline_mode(),
+                tqdm_class=None if downloaded is None else _reporting_bar(downloaded),
             )
         )
     except GatedRepoError as error:  # subclass of RepositoryNotFoundError, so it comes first
@@ -76,3 +88,24 @@ def download_snapshot(hub_id: str, revision: str | None, *, local_hint: str) -> 
             "files download one and set `source` to its path"
         )
     return path, path.name
+
+
+def _reporting_bar(downloaded: Downloaded) -> type[tqdm]:
+    """Return a class of progress bars that show nothing and report the one bar that counts bytes on disk."""
+
+    class ReportingBar(tqdm):  # type: ignore[misc]
+        monitor_interval = 0
+
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **{**settings, "file": io.StringIO()})
+
+        def display(self, *_: Any, **__: Any) -> bool:
+            return True
+
+        def update(self, n: float | None = 1) -> Any:
+            refreshed = super().update(n)
+            if self.unit == "B" and (self.desc or "").startswith("Reconstructing"):
+                downloaded(int(self.n), int(self.total or 0))
+            return refreshed
+
+    return ReportingBar

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -40,10 +41,13 @@ class ResolvedSource:
     fingerprint: dict[str, object]
 
 
-def resolve_source(spec: str, *, revision: str | None = None) -> ResolvedSource:
+def resolve_source(
+    spec: str, *, revision: str | None = None, downloaded: Callable[[int, int], None] | None = None
+) -> ResolvedSource:
     """Resolve a bundle or Hugging Face directory, a .gguf file, `package:module/file`, or a hub id.
 
-    A path on disk wins over the hub. `revision` is a branch, tag or commit of a hub id.
+    A path on disk wins over the hub. `revision` is a branch, tag or commit of a hub id; `downloaded` receives
+    the bytes so far and in all while one is downloaded.
 
     Raises:
         CheckpointError: not found; the message says what was looked for and the next move.
@@ -59,7 +63,7 @@ def resolve_source(spec: str, *, revision: str | None = None) -> ResolvedSource:
         raise CheckpointError(f"source {spec}: {_missing(path)}")
     from vinfer.checkpoint.hub import download_snapshot
 
-    directory, commit = download_snapshot(spec, revision, local_hint=_missing(path))
+    directory, commit = download_snapshot(spec, revision, local_hint=_missing(path), downloaded=downloaded)
     return ResolvedSource(spec, "hf", directory, {"hub": spec, "commit": commit})
 
 

@@ -40,6 +40,7 @@ BUILD_KEYS: Mapping[str, str] = {
     "streaming_chunks": "programs run so many steps",
     "precompile": "it lists the programs",
     "prompt_logprobs": "it needs programs of its own",
+    "speculation": "drafts are verified by programs of their own",
     "embeddings": "it needs programs of its own",
     "deterministic": "all programs then have one shape",
     "image_cache_bytes": "programs have its shape",

@@ -66,9 +66,12 @@ def find_or_build(
     Raises:
         CheckpointError, ConfigError, DeviceError, BuildError.
     """
-    # Of a hub id: downloading.
     progress(model.name, "finding checkpoint", 0, 1)
-    source = resolve_source(model.source, revision=model.revision)
+    source = resolve_source(
+        model.source,
+        revision=model.revision,
+        downloaded=lambda done, total: progress(model.name, "downloading", done, total),
+    )
     if source.kind == "bundle":
         check_overrides(model, read_manifest(source.path), where=where)
         return FoundBundle(source.path, source, is_new=False)

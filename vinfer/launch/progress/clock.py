@@ -34,7 +34,7 @@ class PhaseReport:
 
     @property
     def is_bytes(self) -> bool:
-        return self.phase == "loading weights"
+        return self.phase in ("downloading", "loading weights")
 
     @property
     def is_new(self) -> bool:
