@@ -168,7 +168,8 @@ from vinfer.config import ModelConfig
 from vinfer.launch.bundles import find_or_build
 
 def say(_, phase, *__):
-    print(phase, flush=True)
+    if phase != "finding checkpoint":
+        print(phase, flush=True)
 
 find_or_build(
     ModelConfig.model_validate_json(sys.argv[1]), where="models[0]", platform="cpu", num_devices=1,

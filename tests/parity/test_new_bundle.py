@@ -17,6 +17,8 @@ from vinfer.config import Config, ModelConfig
 from vinfer.errors import ReferenceUnavailableError
 from vinfer.launch import loader, parity, precompile
 from vinfer.launch.bundles import FoundBundle
+from vinfer.launch.progress.clock import PhaseClock
+from vinfer.launch.progress.times import PhaseTimes, Work
 from vinfer.parity.measure import Certificate
 from vinfer.parity.thresholds import default_thresholds
 from vinfer.server.model_table import ModelTable
@@ -181,6 +183,8 @@ def built(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             module, "find_or_build", lambda *_, **__: FoundBundle(directory, source, is_new=True)
         )
         monkeypatch.setattr(module, "start_engine", lambda *_, **__: StillEngine())
+        # This bundle has no programs.
+        monkeypatch.setattr(module, "bundle_work", lambda *_: Work("cpu", 1, 1, 1))
     monkeypatch.setattr(parity, "measure_bundle", lambda *_, **__: Certificate(FAILED, ()))
     return directory
 
@@ -188,9 +192,10 @@ def built(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 CONFIG = Config.model_validate({"models": [{"name": "tiny", "source": "tiny"}]})
 
 
-def test_precompile_measures_what_it_built(built: Path) -> None:
+def test_precompile_measures_what_it_built(built: Path, tmp_path: Path) -> None:
     """The bundle's lock must be released before the figures are written."""
-    directories = precompile.precompile(CONFIG, wanted=None, output=None, progress=lambda *_: None)
+    clock = PhaseClock(PhaseTimes(tmp_path), lambda _: None)
+    directories = precompile.precompile(CONFIG, wanted=None, output=None, clock=clock)
     assert directories == [built]
     assert read_manifest(built).parity == FAILED
 
@@ -206,7 +211,8 @@ def test_the_server_shows_what_it_measured(
 
     monkeypatch.setattr(loader, "served_model", serve)
     table = ModelTable(["tiny"])
-    loader.Loader(CONFIG, table, wanted=None, code_cache=tmp_path / "code", progress=lambda *_: None).run()
+    config = CONFIG.model_copy(update={"cache_dir": tmp_path})
+    loader.Loader(config, table, wanted=None, code_cache=tmp_path / "code", show=lambda _: None).run()
     assert table.failure is None
     assert served == [FAILED]
     assert read_manifest(built).parity == FAILED
