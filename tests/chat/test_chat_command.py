@@ -96,8 +96,12 @@ def test_a_config_that_cannot_be_served_shows_the_end_of_the_log(tmp_path: Path)
     assert f"{tmp_path}/none does not exist" in process.stderr
 
 
-# The first terminal that the leader of a session opens is the one whose Ctrl-C it gets.
-LEADER = "import os, sys; os.open(os.ttyname(0), os.O_RDWR); os.execv(sys.argv[1], sys.argv[1:])"
+# The first terminal that the leader of a session opens is the one whose Ctrl-C it gets. What a shell runs in
+# the background ignores that signal, and so do its children.
+LEADER = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.open(os.ttyname(0), os.O_RDWR); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 class Terminal:
