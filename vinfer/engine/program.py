@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -23,21 +22,18 @@ class Compiled(Protocol):
     def memory_analysis(self) -> Any: ...
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class Program:
     """A program that can be enqueued.
 
     Attributes:
         spec: says the names and shapes of its inputs and outputs.
+        inputs: the specs of the inputs, by name.
     """
 
-    spec: ProgramSpec
-    compiled: Compiled
-
-    @property
-    def inputs(self) -> dict[str, ArraySpec]:
-        """Return the specs of the inputs, by name."""
-        return {spec.name: spec for spec in self.spec.inputs}
+    def __init__(self, spec: ProgramSpec, compiled: Compiled) -> None:
+        self.spec = spec
+        self.compiled = compiled
+        self.inputs: dict[str, ArraySpec] = {each.name: each for each in spec.inputs}
 
     def run(
         self, weights: Arrays, kv: Arrays, state: Arrays, inputs: Mapping[str, Any]
@@ -47,12 +43,9 @@ class Program:
         Raises:
             BundleError: the program has other inputs than these.
         """
-        if len(inputs) != len(self.spec.inputs):
+        if inputs.keys() != self.inputs.keys():
             raise self._unlike(inputs)
-        try:
-            ordered = tuple(inputs[spec.name] for spec in self.spec.inputs)
-        except KeyError:
-            raise self._unlike(inputs) from None
+        ordered = tuple(inputs[name] for name in self.inputs)
         kv, state, outputs = self.compiled(weights, kv, state, ordered)
         return kv, state, {spec.name: out for spec, out in zip(self.spec.outputs, outputs, strict=True)}
 
@@ -62,7 +55,7 @@ class Program:
         return np.full(spec.shape, value, spec.dtype)
 
     def _unlike(self, given: Mapping[str, Any]) -> BundleError:
-        wanted = {spec.name for spec in self.spec.inputs}
+        wanted = self.inputs.keys()
         parts = [
             f"{what} {', '.join(sorted(names))}"
             for what, names in (("needs", wanted - given.keys()), ("does not know", given.keys() - wanted))
