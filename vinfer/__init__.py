@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vinfer.version import __version__
 
 if TYPE_CHECKING:
+    from vinfer.llm.host import Host
     from vinfer.llm.loading import Loading
 
 __all__ = ["__version__", "load"]
@@ -36,4 +37,9 @@ def load(
     """
     from vinfer.llm.loading import Loading
 
-    return Loading(source, overrides=overrides, devices=devices, shows_progress=progress)
+    def host() -> Host:
+        from vinfer.llm.host import Host
+
+        return Host(source, overrides=overrides, devices=devices, shows_progress=progress)
+
+    return Loading(host)

@@ -18,7 +18,7 @@ from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError
 from vinfer.launch import loader as module
 from vinfer.launch.bundles import FoundBundle
-from vinfer.launch.loader import MAX_PARALLEL_LOADS, Loader, start_engine
+from vinfer.launch.loader import MAX_PARALLEL_LOADS, Loader, model_table, start_engine
 from vinfer.launch.progress.times import Work
 from vinfer.server.model_table import ModelTable
 
@@ -167,3 +167,10 @@ def test_changed_weights_are_refused_while_they_are_loaded(
             **arguments,
         )
     assert gc.isenabled()
+
+
+def test_the_table_of_a_config_knows_what_may_be_missing() -> None:
+    models = [{"name": "a", "source": "org/a"}, {"name": "b", "source": "org/b", "required": False}]
+    table = model_table(Config.model_validate({"models": models}))
+    assert [status.name for status in table.statuses] == ["a", "b"]
+    assert [table.is_required(name) for name in "ab"] == [True, False]

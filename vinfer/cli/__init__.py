@@ -102,7 +102,7 @@ def serve(
     from vinfer.launch.banner import greet
     from vinfer.launch.bundles import code_cache_dir
     from vinfer.launch.devices import target_devices
-    from vinfer.launch.loader import Loader
+    from vinfer.launch.loader import Loader, model_table
     from vinfer.launch.progress.display import progress_display
     from vinfer.launch.reload import Reloader
     from vinfer.launch.restarts import Restarts
@@ -110,7 +110,6 @@ def serve(
     from vinfer.server.api_keys import read_api_keys
     from vinfer.server.app import create_app
     from vinfer.server.http.serve import bind, check_exposure, run_server
-    from vinfer.server.model_table import ModelTable
 
     named = {"server.host": host, "server.port": port}
     settings = [*(overrides or ()), *(f"{k}={json.dumps(v)}" for k, v in named.items() if v is not None)]
@@ -119,10 +118,7 @@ def serve(
     configure_logging(config.log_level, config.log_format)
     wanted = target_devices(devices)
     check_exposure(config.server, insecure=insecure)
-    table = ModelTable(
-        [model.name for model in config.models],
-        optional=[model.name for model in config.models if not model.required],
-    )
+    table = model_table(config)
     keys = read_api_keys(config.server.api_keys_file)
     display = progress_display(config.log_format)
     loader = Loader(

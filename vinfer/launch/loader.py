@@ -214,6 +214,14 @@ class _PausedCollection:
 _collection_paused = _PausedCollection()
 
 
+def model_table(config: Config) -> ModelTable:
+    """Return the table of a config's models before any of them is loaded."""
+    return ModelTable(
+        [model.name for model in config.models],
+        optional=[model.name for model in config.models if not model.required],
+    )
+
+
 def start_engine(
     directory: Path,
     manifest: Manifest,

@@ -11,21 +11,17 @@ import sys
 import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from vinfer.config import load_source
 from vinfer.errors import EngineError
 from vinfer.launch.bundles import code_cache_dir
 from vinfer.launch.devices import target_devices
-from vinfer.launch.loader import Loader
+from vinfer.launch.loader import Loader, model_table
 from vinfer.launch.progress.lines import ProgressLines
 from vinfer.launch.terminal import quiet_xla
 from vinfer.llm.asgi import Exchange
 from vinfer.server.app import create_app
-from vinfer.server.model_table import ModelTable
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 
@@ -51,7 +47,7 @@ class Host:
         shows_progress: bool,
     ) -> None:
         self._config = load_source(source, overrides=overrides, environ=os.environ)
-        self._table = ModelTable([model.name for model in self._config.models])
+        self._table = model_table(self._config)
         self._loader = Loader(
             self._config,
             self._table,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,21 +15,11 @@ class Loading:
     """A context manager of both kinds: `with` gives an `LLM`, `async with` an `AsyncLLM`.
 
     Args:
-        source, overrides, devices, shows_progress: see `vinfer.load`.
+        make_host: returns the models, not loaded yet; called when a block begins.
     """
 
-    def __init__(
-        self,
-        source: str | os.PathLike[str],
-        *,
-        overrides: Sequence[str],
-        devices: str | None,
-        shows_progress: bool,
-    ) -> None:
-        self._source = source
-        self._overrides = overrides
-        self._devices = devices
-        self._shows_progress = shows_progress
+    def __init__(self, make_host: Callable[[], Host]) -> None:
+        self._make_host = make_host
         self._host: Host | None = None
 
     def __enter__(self) -> LLM:
@@ -50,14 +39,7 @@ class Loading:
         await asyncio.to_thread(self._stop)
 
     def _start(self) -> Host:
-        from vinfer.llm.host import Host
-
-        host = Host(
-            self._source,
-            overrides=self._overrides,
-            devices=self._devices,
-            shows_progress=self._shows_progress,
-        )
+        host = self._make_host()
         host.start()
         self._host = host
         return host
