@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import shutil
@@ -11,6 +12,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,19 +94,26 @@ def _refusal_while_draining(server: TinyServer) -> str:
     return f"{answer.status_code} with Connection: {answer.headers.get('connection')}"
 
 
-def _second_signal(run: Run) -> Figure:
-    with tiny_server(run.folder / "second", server={"drain_timeout_seconds": 60}) as server:
+@contextlib.contextmanager
+def _hanging(folder: Path, *, drain_timeout_seconds: int) -> Iterator[TinyServer]:
+    """Yield a server whose step hangs while requests wait for it."""
+    with tiny_server(folder, server={"drain_timeout_seconds": drain_timeout_seconds}) as server:
         server.fail("engine-tiny/decode hang")
         load = _Load(server.port, 4)
         # Those of a step that hangs still count as waiting.
         wait_until(lambda: not server.is_idle(), "load")
+        yield server
+        load.end()
+
+
+def _second_signal(run: Run) -> Figure:
+    with _hanging(run.folder / "second", drain_timeout_seconds=60) as server:
         server.signal(signal.SIGTERM)
         wait_until(lambda: "draining" in server.log, "a drain")
         began = time.monotonic()
         server.signal(signal.SIGTERM)
         code = server.wait()
         seconds = time.monotonic() - began
-        load.end()
     return judged(
         "9, twice",
         "a second SIGTERM while a step hangs: gone within 2 s, exit 143",
@@ -114,16 +123,11 @@ def _second_signal(run: Run) -> Figure:
 
 
 def _drain_of_nothing(run: Run) -> Figure:
-    with tiny_server(run.folder / "zero", server={"drain_timeout_seconds": 0}) as server:
-        server.fail("engine-tiny/decode hang")
-        load = _Load(server.port, 4)
-        # Those of a step that hangs still count as waiting.
-        wait_until(lambda: not server.is_idle(), "load")
+    with _hanging(run.folder / "zero", drain_timeout_seconds=0) as server:
         began = time.monotonic()
         server.signal(signal.SIGTERM)
         code = server.wait()
         seconds = time.monotonic() - began
-        load.end()
     return judged(
         "9, timeout 0",
         "drain_timeout_seconds 0 while a step hangs: gone within 4 s, exit 1, since requests were cut",

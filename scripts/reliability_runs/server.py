@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import psutil
 from benchmark.process import ROOT, free_port, vinfer_command
+from metrics_samples import summed_samples
 from tiny.checkpoints import CACHE, checkpoint
 
 from vinfer.errors import AnswerError
@@ -81,13 +82,7 @@ class TinyServer:
 
     def metrics(self) -> dict[str, float]:
         """Return each sample without the prefix `vinfer:`, summed over its labels."""
-        samples: dict[str, float] = {}
-        for line in self.http.get("/metrics").text.splitlines():
-            if not line.startswith("#"):
-                name, value = line.rsplit(" ", 1)
-                name = name.split("{")[0].removeprefix("vinfer:")
-                samples[name] = samples.get(name, 0.0) + float(value)
-        return samples
+        return summed_samples(self.http.get("/metrics").text)
 
     def num_outcomes(self, outcome: str) -> float:
         """Return how many requests ended so."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from metrics_samples import summed_samples
 
 ROOT = Path(__file__).parents[2]
 VINFER = Path(sys.executable).with_name("vinfer")
@@ -128,13 +129,7 @@ class ServerProcess:
 
     def metrics(self) -> dict[str, float]:
         """Return every sample of /metrics, summed over its labels."""
-        samples: dict[str, float] = {}
-        for line in self.http.get("/metrics").text.splitlines():
-            if not line.startswith("#"):
-                name, value = line.rsplit(" ", 1)
-                name = name.split("{")[0].removeprefix("vinfer:")
-                samples[name] = samples.get(name, 0.0) + float(value)
-        return samples
+        return summed_samples(self.http.get("/metrics").text)
 
     def modules(self) -> set[str]:
         """Return the names that are now in the process's `sys.modules`."""
