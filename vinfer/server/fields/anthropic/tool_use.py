@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from vinfer.server.fields.anthropic.blocks import CacheControl
@@ -28,17 +28,16 @@ def _custom_type(kind: Any) -> Any:
 
 
 def _no_examples(value: Any) -> Any:
-    if value:
+    if value not in (None, []):
         raise PydanticCustomError(
             "examples", "has examples, which prompts do not show: put them in description"
         )
     return None
 
 
-def _not_deferred(value: Any) -> Any:
-    if value is True:
+def _not_deferred(value: bool | None) -> None:
+    if value:
         raise PydanticCustomError("deferred", "is true; every tool is part of the prompt: leave it out")
-    return value
 
 
 def _direct(value: Any) -> Any:
@@ -66,8 +65,9 @@ class ToolDefinition(Body):
     input_examples: Annotated[None, BeforeValidator(_no_examples, json_schema_input_type=Nothing | None)] = (
         None
     )
+    # pydantic takes 0 and 0.0 for Literal[False].
     defer_loading: Annotated[
-        Literal[False] | None, BeforeValidator(_not_deferred, json_schema_input_type=Literal[False] | None)
+        bool | None, AfterValidator(_not_deferred), WithJsonSchema({"enum": [False, None]})
     ] = None
     allowed_callers: Annotated[None, BeforeValidator(_direct, json_schema_input_type=Direct | None)] = None
 
