@@ -7,12 +7,15 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from benchmark.process import serving
 
 from client_runs.environments import install_node, install_python
+from client_runs.pictures import VARIABLE as PICTURE_VARIABLE
+from client_runs.pictures import make_picture, with_pictures
 from client_runs.places import (
     CLIENTS,
     GENERATORS,
@@ -90,21 +93,37 @@ def _run(programs: tuple[str, ...] | list[str]) -> list[Row]:
     no_node = install_node(NODE_CLIENTS) if NODE_PROGRAMS.keys() & programs else None
     if "generated_clients" in programs:
         install_node(NODE_GENERATORS)
-    vinfer = SERVER / "bin" / "vinfer"
-    command = [str(vinfer), "serve", str(ROOT / "configs" / "smollm2.yaml"), "--port", "{port}"]
-    for override in OVERRIDES:
-        command += ["--set", override]
-    rows = []
-    with serving(command, ready_path="/readiness", timeout_seconds=READY_SECONDS) as (url, _):
-        for program in programs:
-            if program in NODE_PROGRAMS and no_node:
-                rows.append(Row(NODE_PROGRAMS[program], "", "everything", NOT_RUN, no_node))
-                continue
-            for row in _rows_of(program, url):
-                sys.stderr.write(f"[clients] {row.client}: {row.ran}: {row.result}: {row.remark}\n")
-                rows.append(row)
-        rows.append(_compiles(url))
-    return rows
+    with tempfile.TemporaryDirectory(prefix="vinfer-clients-") as scratch:
+        command = [str(SERVER / "bin" / "vinfer"), "serve", str(_config(Path(scratch))), "--port", "{port}"]
+        for override in OVERRIDES:
+            command += ["--set", override]
+        with serving(command, ready_path="/readiness", timeout_seconds=READY_SECONDS) as (url, _):
+            rows = list(_all_rows(programs, url, no_node))
+            return [*rows, _compiles(url)]
+
+
+def _config(scratch: Path) -> Path:
+    """Write the config to serve: the quickstart's, with a model for pictures if torch is here to make it."""
+    text = (ROOT / "configs" / "smollm2.yaml").read_text()
+    picture = make_picture()
+    if picture is not None:
+        text = with_pictures(text, picture["source"])
+        file = scratch / "picture.json"
+        file.write_text(json.dumps(picture))
+        os.environ[PICTURE_VARIABLE] = str(file)
+    config = scratch / "clients.yaml"
+    config.write_text(text)
+    return config
+
+
+def _all_rows(programs: tuple[str, ...] | list[str], url: str, no_node: str | None) -> Iterator[Row]:
+    for program in programs:
+        if program in NODE_PROGRAMS and no_node:
+            yield Row(NODE_PROGRAMS[program], "", "everything", NOT_RUN, no_node)
+            continue
+        for row in _rows_of(program, url):
+            sys.stderr.write(f"[clients] {row.client}: {row.ran}: {row.result}: {row.remark}\n")
+            yield row
 
 
 def _rows_of(program: str, url: str) -> Iterator[Row]:

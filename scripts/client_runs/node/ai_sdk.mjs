@@ -10,7 +10,7 @@ import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { generateText, jsonSchema, Output, streamText, tool } from "ai";
 import { z } from "zod";
 
-import { run } from "./checks.mjs";
+import { readPicture, run } from "./checks.mjs";
 import { CITIES, MAX_TOKENS, parameters, PlainConversation, post, question, result } from "./turns.mjs";
 
 const [url] = process.argv.slice(2);
@@ -43,6 +43,17 @@ async function typed() {
   const { output } = await generateText({ ...asked, prompt: "Describe Paris.", output: Output.object({ schema: City }) });
   City.parse(output);
   return JSON.stringify(output);
+}
+
+async function imageNamed() {
+  const content = [
+    { type: "image", image: picture.png, mediaType: "image/png" },
+    { type: "text", text: picture.question },
+  ];
+  const messages = [{ role: "user", content }];
+  const { text } = await generateText({ ...asked, model: provider("pictures"), messages });
+  assert.equal(text, picture.colour);
+  return text;
 }
 
 const turnsOf = (ask) => async () => {
@@ -89,5 +100,7 @@ const checks = {
   "three turns with tools, messages of `generateText` sent back": turnsOf(generated),
   "three turns with tools, messages of `streamText` sent back": turnsOf(fromStream),
 };
+const picture = readPicture();
+if (picture) checks["an image is named"] = imageNamed;
 
 await run("ai", "ai", checks);

@@ -8,7 +8,7 @@ import assert from "node:assert/strict";
 
 import Anthropic from "@anthropic-ai/sdk";
 
-import { run } from "./checks.mjs";
+import { readPicture, run } from "./checks.mjs";
 
 const [url] = process.argv.slice(2);
 const client = new Anthropic({ apiKey: "unused", baseURL: url, maxRetries: 0 });
@@ -105,6 +105,15 @@ async function countTokens() {
   return `${count} tokens`;
 }
 
+async function imageNamed() {
+  const source = { type: "base64", media_type: "image/png", data: picture.png };
+  const content = [{ type: "image", source }, { type: "text", text: picture.question }];
+  const asked = { model: "pictures", temperature: 0, max_tokens: 12 };
+  const message = await client.messages.stream({ ...asked, messages: [{ role: "user", content }] }).finalMessage();
+  assert.equal(textOf(message), picture.colour);
+  return picture.colour;
+}
+
 async function imageRefused() {
   const source = { type: "base64", media_type: "image/png", data: "aGk=" };
   const turns = [{ role: "user", content: [{ type: "image", source }] }];
@@ -123,5 +132,7 @@ const checks = {
   "`messages.countTokens`": countTokens,
   "an image for a model without": imageRefused,
 };
+const picture = readPicture();
+if (picture) checks["an image is named, streamed"] = imageNamed;
 
 await run("anthropic-node", "@anthropic-ai/sdk", checks);

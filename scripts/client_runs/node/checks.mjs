@@ -2,6 +2,12 @@
 
 import { readFileSync } from "node:fs";
 
+// The picture that pictures.py made: `question`, `colour` and `png`; null if there is no model for it.
+export function readPicture() {
+  const path = process.env.CLIENTS_PICTURE;
+  return path ? JSON.parse(readFileSync(path)) : null;
+}
+
 export async function run(client, packageName, checks) {
   const place = new URL(`node_modules/${packageName}/package.json`, import.meta.url);
   const version = JSON.parse(readFileSync(place)).version;

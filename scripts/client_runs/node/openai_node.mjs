@@ -10,7 +10,7 @@ import OpenAI from "openai";
 import { zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
-import { run } from "./checks.mjs";
+import { readPicture, run } from "./checks.mjs";
 
 const [url] = process.argv.slice(2);
 const client = new OpenAI({ apiKey: "unused", baseURL: `${url}/v1`, maxRetries: 0 });
@@ -140,6 +140,14 @@ async function responsesParsed() {
   return answer.output_text;
 }
 
+async function imageNamed() {
+  const image = { type: "image_url", image_url: { url: `data:image/png;base64,${picture.png}`, detail: "auto" } };
+  const content = [image, { type: "text", text: picture.question }];
+  const asked = { model: "pictures", temperature: 0, messages: [{ role: "user", content }] };
+  assert.equal(await client.chat.completions.stream(asked).finalContent(), picture.colour);
+  return picture.colour;
+}
+
 const checks = {
   chat,
   "chat streamed, with usage": chatStreamed,
@@ -150,5 +158,7 @@ const checks = {
   "responses streamed": responsesStreamed,
   "`responses.parse` with a zod type": responsesParsed,
 };
+const picture = readPicture();
+if (picture) checks["an image is named, streamed"] = imageNamed;
 
 await run("openai-node", "openai", checks);

@@ -13,6 +13,8 @@ from typing import Any
 import anthropic
 from anthropic import Anthropic
 
+from client_runs.pictures import MODEL as PICTURES
+from client_runs.pictures import read_picture
 from client_runs.questions import (
     CITY_REQUEST,
     MESSAGES,
@@ -127,6 +129,18 @@ def count_tokens(client: Anthropic, raw: RawServer) -> str:
     return f"{counted} tokens"
 
 
+def image_named(client: Anthropic, raw: RawServer) -> str:
+    del raw
+    picture = read_picture()
+    assert picture is not None
+    source = {"type": "base64", "media_type": "image/png", "data": picture["png"]}
+    content = [{"type": "image", "source": source}, {"type": "text", "text": picture["question"]}]
+    turns: Any = [{"role": "user", "content": content}]
+    asked: Any = {**GREEDY, "model": PICTURES, "max_tokens": 12}
+    expect_equal(text_of(client.messages.create(**asked, messages=turns)), picture["colour"])
+    return str(picture["colour"])
+
+
 def image(client: Anthropic, raw: RawServer) -> str:
     """Send an image to a model that takes only text: the error is the client's own."""
     del raw
@@ -159,6 +173,7 @@ CHECKS: dict[str, Callable[[Anthropic, RawServer], str]] = {
     "messages, tool round trip": tool_round_trip,
     "`messages.parse` with a pydantic model": parse,
     "`messages.count_tokens`": count_tokens,
+    **({"an image is named": image_named} if read_picture() else {}),
     "an image for a model without": image,
     "an unknown model": unknown_model,
 }

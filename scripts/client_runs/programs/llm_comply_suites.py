@@ -8,17 +8,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from client_runs.pictures import MODEL as PICTURES
+from client_runs.pictures import read_picture
 from client_runs.raw import MODEL
 from client_runs.rows import FAILED, NOT_RUN, PASSED, Row
 
-FORMATS = ("openai-chat", "open-responses", "anthropic")
+Json = dict[str, Any]
+
+IMAGE_TESTS = {
+    "openai-chat": "chat-image-input",
+    "open-responses": "image-input",
+    "anthropic": "anth-image-input",
+}
+"""Formats, and the id of each one's test that sends an image."""
 EXPLAINED = {
-    "Image Input": "the model takes no images, and the 400 says so",
+    "Image Input": "no model for images, because torch is not installed",
     "Compaction Endpoint": "vinfer keeps nothing between requests, and has no such route",
     "Reasoning Summary": "for models that reason",
     "Thinking Display": "for models that reason",
@@ -27,12 +35,17 @@ EXPLAINED = {
 
 
 def main(url: str) -> None:
-    for name in FORMATS:
-        for row in _rows(url, name):
-            row.print()
+    has_pictures = read_picture() is not None
+    for name, image_test in IMAGE_TESTS.items():
+        results = _results(url, name, MODEL)
+        if has_pictures:
+            (of_image,) = _results(url, name, PICTURES, "--filter", image_test)
+            results = [of_image if test["name"] == of_image["name"] else test for test in results]
+        for test in results:
+            _row(name, test).print()
 
 
-def _rows(url: str, name: str) -> Iterator[Row]:
+def _results(url: str, name: str, model: str, *options: str) -> list[Json]:
     program = Path(sys.executable).with_name("llm-comply")
     command = [
         str(program),
@@ -42,17 +55,17 @@ def _rows(url: str, name: str) -> Iterator[Row]:
         "-k",
         "unused",
         "-m",
-        MODEL,
+        model,
         "--format",
         name,
         "--json",
     ]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    for test in json.loads(done.stdout)["results"]:
-        yield _row(name, test)
+    done = subprocess.run([*command, *options], stdout=subprocess.PIPE, text=True, check=False)
+    results: list[Json] = json.loads(done.stdout)["results"]
+    return results
 
 
-def _row(name: str, test: dict[str, Any]) -> Row:
+def _row(name: str, test: Json) -> Row:
     result, remark = PASSED, ""
     if test["status"] != "passed" or test.get("warnings"):
         found = [*test.get("errors", ()), *test.get("warnings", ())]

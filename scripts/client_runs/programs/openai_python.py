@@ -13,6 +13,8 @@ from typing import Any
 import openai
 from openai import OpenAI
 
+from client_runs.pictures import MODEL as PICTURES
+from client_runs.pictures import read_picture
 from client_runs.questions import (
     CITY_REQUEST,
     MESSAGES,
@@ -254,6 +256,28 @@ def responses_tools(client: OpenAI, raw: RawServer) -> str:
     return _shortened(answer.output_text)
 
 
+def image_named(client: OpenAI, raw: RawServer) -> str:
+    del raw
+    picture = read_picture()
+    assert picture is not None
+    url = f"data:image/png;base64,{picture['png']}"
+    text: Any = {"type": "text", "text": picture["question"]}
+    in_chat: Any = [{"type": "image_url", "image_url": {"url": url, "detail": "auto"}}, text]
+    answer = client.chat.completions.create(
+        model=PICTURES, temperature=0, messages=[{"role": "user", "content": in_chat}]
+    )
+    expect_equal(answer.choices[0].message.content, picture["colour"])
+    in_responses: Any = [
+        {"type": "input_image", "image_url": url, "detail": "auto"},
+        {"type": "input_text", "text": picture["question"]},
+    ]
+    response = client.responses.create(
+        model=PICTURES, temperature=0, input=[{"role": "user", "content": in_responses}]
+    )
+    expect_equal(response.output_text, picture["colour"])
+    return str(picture["colour"])
+
+
 NAMED: Any = {"type": "function", "function": {"name": WEATHER_NAME}}
 # A model of this size makes a call on its own only after it has just seen one.
 AFTER_A_CALL: Any = [
@@ -291,6 +315,7 @@ CHECKS: dict[str, Callable[[OpenAI, RawServer], str]] = {
     "responses streamed": responses_streamed,
     "`responses.parse` with a pydantic model": responses_parsed,
     "responses, tool round trip": responses_tools,
+    **({"an image is named, in chat and responses": image_named} if read_picture() else {}),
 }
 
 
