@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from benchmark.process import serving
 
 from client_runs.environments import install_node, install_python
 from client_runs.pictures import VARIABLE as PICTURE_VARIABLE
-from client_runs.pictures import make_picture, with_pictures
+from client_runs.pictures import config_of, make_picture
 from client_runs.places import (
     CLIENTS,
     GENERATORS,
@@ -93,27 +94,33 @@ def _run(programs: tuple[str, ...] | list[str]) -> list[Row]:
     no_node = install_node(NODE_CLIENTS) if NODE_PROGRAMS.keys() & programs else None
     if "generated_clients" in programs:
         install_node(NODE_GENERATORS)
-    with tempfile.TemporaryDirectory(prefix="vinfer-clients-") as scratch:
-        command = [str(SERVER / "bin" / "vinfer"), "serve", str(_config(Path(scratch))), "--port", "{port}"]
-        for override in OVERRIDES:
-            command += ["--set", override]
-        with serving(command, ready_path="/readiness", timeout_seconds=READY_SECONDS) as (url, _):
-            rows = list(_all_rows(programs, url, no_node))
-            return [*rows, _compiles(url)]
+    overrides = [word for override in OVERRIDES for word in ("--set", override)]
+    with _pictures(), _serving(ROOT / "configs" / "smollm2.yaml", *overrides) as url:
+        rows = list(_all_rows(programs, url, no_node))
+        return [*rows, _compiles(url)]
 
 
-def _config(scratch: Path) -> Path:
-    """Write the config to serve: the quickstart's, with a model for pictures if torch is here to make it."""
-    text = (ROOT / "configs" / "smollm2.yaml").read_text()
+@contextlib.contextmanager
+def _serving(config: Path, *options: str) -> Iterator[str]:
+    command = [str(SERVER / "bin" / "vinfer"), "serve", str(config), "--port", "{port}", *options]
+    with serving(command, ready_path="/readiness", timeout_seconds=READY_SECONDS) as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def _pictures() -> Iterator[None]:
+    """Serve the model of pictures and tell the clients of it, if torch is here to make it."""
     picture = make_picture()
-    if picture is not None:
-        text = with_pictures(text, picture["source"])
-        file = scratch / "picture.json"
-        file.write_text(json.dumps(picture))
-        os.environ[PICTURE_VARIABLE] = str(file)
-    config = scratch / "clients.yaml"
-    config.write_text(text)
-    return config
+    if picture is None:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="vinfer-clients-") as scratch:
+        config, file = Path(scratch, "pictures.yaml"), Path(scratch, "picture.json")
+        config.write_text(config_of(picture))
+        with _serving(config) as url:
+            file.write_text(json.dumps({**picture, "url": url}))
+            os.environ[PICTURE_VARIABLE] = str(file)
+            yield
 
 
 def _all_rows(programs: tuple[str, ...] | list[str], url: str, no_node: str | None) -> Iterator[Row]:

@@ -20,7 +20,7 @@ from client_runs.places import ROOT, SERVER, python
 
 MODEL = "pictures"
 VARIABLE = "CLIENTS_PICTURE"
-"""Environment variable of the clients: the path of a JSON file with `question`, `colour` and `png`."""
+"""Environment variable of the clients: the path of a JSON file with `url`, `question`, `colour` and `png`."""
 SEED = 1_000_003
 """Of a picture that the model has not seen in training."""
 
@@ -50,11 +50,11 @@ def make_picture() -> Json | None:
     return picture
 
 
-def with_pictures(config: str, source: str) -> str:
-    """Return a config, whose last key is `models`, with the model of pictures as its last model."""
+def config_of(picture: Json) -> str:
+    """Return the config of a server with the model of pictures and no other."""
     model = {
         "name": MODEL,
-        "source": source,
+        "source": picture["source"],
         "task": "image-text",
         "dtype": "float32",
         "max_model_len": 1024,
@@ -64,11 +64,11 @@ def with_pictures(config: str, source: str) -> str:
         "precompile": [{"batch_size": 1, "prefill_length": 64, "vision": [ENCODER]}],
         "sampling": {"max_tokens": 12, "temperature": 0},
     }
-    return f"{config.rstrip()}\n  - {json.dumps(model)}\n"
+    return json.dumps({"models": [model]})
 
 
 def read_picture() -> Json | None:
-    """Return what `make_picture` made, in a client's process; None if there is no model for it."""
+    """Return the picture and the `url` of its server, in a client's process; None if there is none."""
     path = os.environ.get(VARIABLE)
     return json.loads(Path(path).read_text()) if path else None
 

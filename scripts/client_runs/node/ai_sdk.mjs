@@ -51,7 +51,8 @@ async function imageNamed() {
     { type: "text", text: picture.question },
   ];
   const messages = [{ role: "user", content }];
-  const { text } = await generateText({ ...asked, model: provider("pictures"), messages });
+  const ofPictures = createOpenAICompatible({ name: "vinfer", baseURL: `${picture.url}/v1` });
+  const { text } = await generateText({ ...asked, model: ofPictures("pictures"), messages });
   assert.equal(text, picture.colour);
   return text;
 }

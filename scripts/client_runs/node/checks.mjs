@@ -2,7 +2,7 @@
 
 import { readFileSync } from "node:fs";
 
-// The picture that pictures.py made: `question`, `colour` and `png`; null if there is no model for it.
+// The picture that pictures.py made (`question`, `colour`, `png`) and the `url` of its server; null if there is none.
 export function readPicture() {
   const path = process.env.CLIENTS_PICTURE;
   return path ? JSON.parse(readFileSync(path)) : null;

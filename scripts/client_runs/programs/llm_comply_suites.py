@@ -35,11 +35,11 @@ EXPLAINED = {
 
 
 def main(url: str) -> None:
-    has_pictures = read_picture() is not None
+    picture = read_picture()
     for name, image_test in IMAGE_TESTS.items():
         results = _results(url, name, MODEL)
-        if has_pictures:
-            (of_image,) = _results(url, name, PICTURES, "--filter", image_test)
+        if picture is not None:
+            (of_image,) = _results(picture["url"], name, PICTURES, "--filter", image_test)
             results = [of_image if test["name"] == of_image["name"] else test for test in results]
         for test in results:
             _row(name, test).print()

@@ -260,6 +260,7 @@ def image_named(client: OpenAI, raw: RawServer) -> str:
     del raw
     picture = read_picture()
     assert picture is not None
+    client = client.with_options(base_url=f"{picture['url']}/v1")
     url = f"data:image/png;base64,{picture['png']}"
     text: Any = {"type": "text", "text": picture["question"]}
     in_chat: Any = [{"type": "image_url", "image_url": {"url": url, "detail": "auto"}}, text]
