@@ -72,7 +72,7 @@ def model_facts(directory: Path) -> dict[str, Any]:
         max_model_len=max_model_len,
         splits_tied_head=True,
         attention_block_len=page_size,
-        widens_queries=False,
+        keeps_weights_in_place=False,
     )
     from easydel.modules.llama import LlamaConfig
     from easydel.modules.qwen2 import Qwen2Config

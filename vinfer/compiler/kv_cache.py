@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +21,10 @@ from jax.sharding import Mesh, PartitionSpec
 
 from vinfer.compiler import decode_kernel, paged_attention
 from vinfer.compiler.paged_attention import NO_PAGE
+
+MAX_WIDENED_QUERIES = 64
+"""Queries of a row (tokens times heads) that are widened; decoding's always are. Beyond, on a CPU, the
+additional arithmetic takes longer than the transposes that it saves."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +63,7 @@ class LayerCache:
         window: positions that a token sees, including its own; None for all.
         num_kv_heads: KV heads of the model.
         mesh: None on one device.
-        block_len, widens: see `paged_attention.attend`; queries are widened for decoding only.
+        block_len: see `paged_attention.attend`.
         kernel: attend with `decode_kernel` where it supports that; interpreted on a CPU in tests.
     """
 
@@ -67,7 +72,6 @@ class LayerCache:
     num_kv_heads: int
     block_len: int
     mesh: Mesh | None = None
-    widens: bool = False
     kernel: Literal["gpu", "interpreted"] | None = None
 
 
@@ -169,7 +173,7 @@ class KVCacheView:
                 else functools.partial(
                     paged_attention.attend,
                     block_len=static.block_len,
-                    widens=static.widens and query.shape[1] == 1,
+                    widens=query.shape[1] == 1 or math.prod(query.shape[1:3]) <= MAX_WIDENED_QUERIES,
                 )
             )
             output = attend_pages(

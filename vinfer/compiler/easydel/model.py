@@ -70,8 +70,8 @@ class EasyDeLModel:
         max_model_len: rows of the RoPE table; the longest sequence.
         splits_tied_head: store a second copy of a tied LM head as [hidden, vocab]. XLA on the CPU multiplies
             by a transposed embedding four times slower than by a stored transpose.
-        attention_block_len, widens_queries: see `compiler.paged_attention.attend`. Widened queries are for
-            accelerators, where projections also get barriers: see `attend_over_pages`.
+        attention_block_len: see `compiler.paged_attention.attend`.
+        keeps_weights_in_place: see `attend_over_pages`; for accelerators.
         decodes_with_kernel: see `compiler.decode_kernel`; for CUDA only.
     """
 
@@ -86,7 +86,7 @@ class EasyDeLModel:
         max_model_len: int,
         splits_tied_head: bool,
         attention_block_len: int,
-        widens_queries: bool,
+        keeps_weights_in_place: bool,
         decodes_with_kernel: bool = False,
     ) -> None:
         import_easydel()
@@ -123,7 +123,6 @@ class EasyDeLModel:
                 num_kv_heads=facts.num_kv_heads,
                 block_len=attention_block_len,
                 mesh=self.mesh if self.mesh.size > 1 else None,
-                widens=widens_queries,
                 kernel="gpu" if decodes_with_kernel else None,
             )
             for window in facts.windows
@@ -138,7 +137,7 @@ class EasyDeLModel:
         )
         self._family.correct(module)
         self._drop_windows(module)
-        attend_over_pages(self._attentions(module), keeps_weights_in_place=widens_queries)
+        attend_over_pages(self._attentions(module), keeps_weights_in_place=keeps_weights_in_place)
         graph, params, others = module.split_module()
         self._graph = graph
         self._leaves, self._tree = jax.tree_util.tree_flatten((params, others))

@@ -191,7 +191,7 @@ def _decoder(plan: BuildPlan, checkpoint: Checkpoint) -> EasyDeLModel:
         max_model_len=plan.max_model_len,
         splits_tied_head=plan.platform == "cpu",
         attention_block_len=ATTENTION_BLOCK_LEN[plan.platform],
-        widens_queries=plan.platform != "cpu",
+        keeps_weights_in_place=plan.platform != "cpu",
         decodes_with_kernel=plan.platform == "cuda",
     )
 
