@@ -14,7 +14,7 @@ import openai
 
 from reliability_runs.client import Answer, at_most, completion, post
 from reliability_runs.figure import Figure, Run, judged, milliseconds, percentile
-from reliability_runs.server import TinyServer, tiny_server, wait_until
+from reliability_runs.server import SMOLLM2, TinyServer, tiny_server, wait_until
 from vinfer.bench.client import Endpoint, Record, complete
 from vinfer.errors import AnswerError
 
@@ -170,14 +170,15 @@ def long_prompt(run: Run) -> Figure:
 
 
 def fair_shares(run: Run) -> Figure:
-    """Measure the fairness between two API keys."""
+    """Measure the fairness between two API keys, on a model whose steps take longer than the clients' events."""
     folder = run.folder / "fair"
     folder.mkdir(parents=True)
     keys = folder / "keys"
     keys.write_text("first-key\nsecond-key\n")
     keys.chmod(0o600)
     config = {"api_keys_file": str(keys), "metrics_public": True}
-    with tiny_server(folder, server=config, models=[{"max_queue_per_key": 64, "max_queue": 128}]) as server:
+    model = {**SMOLLM2, "max_queue_per_key": 64, "max_queue": 128}
+    with tiny_server(folder, server=config, models=[model]) as server:
 
         async def first_token(i: int) -> float:
             record = await _stream(server.port, f"Hi {i}", "second-key", max_tokens=4)
@@ -187,10 +188,10 @@ def fair_shares(run: Run) -> Figure:
         async def measure() -> tuple[list[float], list[float]]:
             unloaded = [await first_token(i) for i in range(20)]
             longs = [
-                asyncio.ensure_future(_stream(server.port, f"Long {i}", "first-key", max_tokens=440))
+                asyncio.ensure_future(_stream(server.port, f"Long {i}", "first-key", max_tokens=128))
                 for i in range(NUM_LONG)
             ]
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(2)
             loaded = []
             while sum(long.done() for long in longs) < NUM_LONG // 2:
                 loaded.append(await first_token(1000 + len(loaded)))
@@ -203,7 +204,7 @@ def fair_shares(run: Run) -> Figure:
     return judged(
         "fairness",
         f"one key has {NUM_LONG} long requests, another sends one short at a time: TTFT <= 3 x that unloaded",
-        f"median {milliseconds(before)} unloaded, {milliseconds(now)} beside them: {now / before:.1f} x "
+        f"SmolLM2-135M: median {milliseconds(before)} unloaded, {milliseconds(now)} beside them: {now / before:.1f} x "
         f"(p99 {milliseconds(percentile(loaded, 0.99))}, {len(loaded)} requests)",
         now <= 3 * before,
     )

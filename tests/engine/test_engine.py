@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from engine_requests import STEPS, make_request
-from fake_runner import FakeRunner
+from fake_runner import GUARD_SECONDS, FakeRunner
 from running_engine import Answer, answer, run, running
 
 from vinfer.engine.engine import Engine
+from vinfer.engine.rates import DispatchTimes
 from vinfer.engine.request import TokenEvent
 from vinfer.engine.stream import TokenStream
 from vinfer.errors import EngineError, NotReadyError, QueueFullError
@@ -114,6 +115,48 @@ def test_the_next_dispatch_is_enqueued_before_the_last_one_is_read() -> None:
             ("read", 3),
         ]
         assert engine.stats().num_overlapped_dispatches_total == 2
+
+
+def test_a_request_that_arrives_while_the_device_is_busy_is_in_the_next_dispatch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = FakeRunner()
+    waits = threading.Event()
+
+    def spare_seconds(times: DispatchTimes, now: float) -> float:
+        is_first = not waits.is_set()
+        waits.set()
+        return GUARD_SECONDS if is_first else 0.0
+
+    async def main(engine: Engine) -> None:
+        a = engine.submit(make_request("a", (1,), max_tokens=1 + 3 * STEPS))
+        await asyncio.to_thread(waits.wait, GUARD_SECONDS)
+        before = runner.log
+        b = engine.submit(make_request("b", (5,), max_tokens=1 + 3 * STEPS))
+        await asyncio.gather(answer(a), answer(b))
+        assert before == [("set_slot", "a"), ("prefill", 0), ("decode", 1)]
+        assert runner.log[3:6] == [("set_slot", "b"), ("prefill", 2), ("decode", 3)]
+
+    monkeypatch.setattr(DispatchTimes, "spare_seconds", spare_seconds)
+    with running(runner, num_slots=2) as engine:
+        run(main(engine))
+
+
+def test_a_first_token_is_delivered_before_the_engine_waits_for_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = FakeRunner()
+
+    async def main(engine: Engine) -> None:
+        stream = engine.submit(make_request("a", (1,), max_tokens=60))
+        assert (await anext(stream)).token_ids == (2,)
+        assert runner.log[3:] == [("read", 0)]
+        engine.cancel("a")
+
+    monkeypatch.setattr(DispatchTimes, "last_is_long", True)
+    monkeypatch.setattr(DispatchTimes, "spare_seconds", lambda times, now: GUARD_SECONDS)
+    with running(runner, num_slots=2) as engine:
+        run(main(engine))
 
 
 def test_late_tokens_of_a_stopped_request_never_reach_the_next_owner_of_its_slot() -> None:

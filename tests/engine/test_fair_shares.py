@@ -10,7 +10,7 @@ from schedule_contents import admitted
 
 from vinfer.config import ModelConfig
 from vinfer.engine.engine import Engine
-from vinfer.engine.finish_rate import MAX_SECONDS, FinishRate
+from vinfer.engine.rates import MAX_SECONDS, FinishRate
 from vinfer.engine.scheduler import Scheduler
 from vinfer.engine.tenants import TenantLimits
 from vinfer.engine.waiting import MAX_REMEMBERED_TENANTS, Waiting, WaitingQueue

@@ -2,7 +2,8 @@
 
 `submit` and `cancel` are called on the event loop and only append to an inbox; everything else happens on
 the engine thread. Dispatch N+1 is enqueued before the tokens of dispatch N are read. If it depends on them,
-because a running request is constrained or speculates, they are read first. The engine never sees text.
+because a running request is constrained or speculates, they are read first. While a slot is free, dispatch
+N+1 is enqueued late, so that a request that arrives meanwhile is in it. The engine never sees text.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
-from vinfer.engine.finish_rate import FinishRate
 from vinfer.engine.pooling import PooledDispatch
+from vinfer.engine.rates import DispatchTimes, FinishRate
 from vinfer.engine.request import EngineStats, Request, TokenEvent
 from vinfer.engine.runner import Dispatch, Runner
 from vinfer.engine.schedule import Schedule
@@ -54,6 +55,7 @@ class Engine:
         self._max_model_len = max_model_len
         self.set_limits(limits)
         self._in_flight: deque[Dispatch | PooledDispatch] = deque()
+        self._times = DispatchTimes()
         self._queue_seconds: dict[str, float] = {}
         self._stats = EngineStats(num_slots=num_slots, num_pages=scheduler.num_pages)
         # This condition guards everything that both the event loop and the engine thread touch.
@@ -213,6 +215,7 @@ class Engine:
 
     def _step(self) -> bool:
         """Drain the inbox, schedule, and enqueue; then read what the device has finished meanwhile."""
+        num_generated = self._read_early()
         if not self._drain_inbox():
             return False
         num_unread = len(self._in_flight)
@@ -230,7 +233,7 @@ class Engine:
             # After the device has work again; and finished requests get their end even if something failed.
             deliver_all(held)
         overlapped = len(self._in_flight) - num_overlapping if num_overlapping else 0
-        num_generated = _num_tokens(held)
+        num_generated += _num_tokens(held)
         for _ in range(num_overlapping):
             deliveries = self._read_oldest()
             deliver_all(deliveries)
@@ -258,6 +261,10 @@ class Engine:
                 asleep = time.monotonic()
                 self._wake.wait()
                 self._idle_seconds += time.monotonic() - asleep
+            if self._can_wait_for_requests() and not (
+                self._submitted or self._cancelled or self._is_stopping
+            ):
+                self._wake.wait(self._times.spare_seconds(time.monotonic()))
             if self._is_stopping or self._is_dead:
                 return False
             self._step_began = time.monotonic()
@@ -270,6 +277,20 @@ class Engine:
             self._queue_seconds.pop(request_id, None)
         return True
 
+    def _read_early(self) -> int:
+        """Deliver what precedes the newest dispatch, if `_drain_inbox` will wait; return how many tokens."""
+        num_tokens = 0
+        while len(self._in_flight) > 1 and self._can_wait_for_requests() and self._times.last_is_long:
+            deliveries = self._read_oldest()
+            deliver_all(deliveries)
+            num_tokens += _num_tokens(deliveries)
+        return num_tokens
+
+    def _can_wait_for_requests(self) -> bool:
+        """Whether a request that arrives now would be scheduled, and the device has work meanwhile."""
+        scheduler = self._scheduler
+        return bool(self._in_flight and scheduler.has_free_slot and not scheduler.needs_all_tokens)
+
     def _enqueue(self, schedule: Schedule) -> None:
         for admission in schedule.admissions:
             request = admission.request
@@ -279,9 +300,13 @@ class Engine:
         if schedule.encode is not None:
             self._runner.encode(schedule.encode)
         for prefill in schedule.prefills:
-            self._in_flight.append(self._runner.prefill(prefill))
-        if schedule.decode is not None:
-            self._in_flight.append(self._runner.decode(schedule.decode))
+            self._note_enqueued(self._runner.prefill(prefill), prefill.shape)
+        if (decode := schedule.decode) is not None:
+            self._note_enqueued(self._runner.decode(decode), (decode.shape, decode.step_limit))
+
+    def _note_enqueued(self, dispatch: Dispatch | PooledDispatch, kind: Hashable) -> None:
+        self._in_flight.append(dispatch)
+        self._times.enqueued(kind, time.monotonic())
 
     def _read_oldest(self) -> list[Delivery]:
         """Wait for the oldest dispatch, advance grammars, free slots, and return the events to deliver.
@@ -289,7 +314,9 @@ class Engine:
         Tokens of a request that is gone (cancelled, or finished in an earlier dispatch) are dropped.
         """
         dispatch = self._in_flight.popleft()
-        events = [(request, _advanced(request, event)) for request, event in dispatch.read()]
+        found = dispatch.read()
+        self._times.read(time.monotonic())
+        events = [(request, _advanced(request, event)) for request, event in found]
         deliveries = []
         with self._wake:
             for request, event in events:

@@ -117,6 +117,10 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def has_free_slot(self) -> bool:
+        return bool(self._free)
+
+    @property
     def num_running(self) -> int:
         return len(self._running)
 
