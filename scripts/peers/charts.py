@@ -14,10 +14,12 @@ from peers.turns import say
 from vinfer.errors import AnswerError
 
 
-def draw_charts(growth: Mapping[str, Any]) -> None:
+def draw_charts(document: Mapping[str, Any]) -> None:
     """Write one PNG per axis into docs/reports/speed/; without matplotlib the page has its tables only."""
+    growth = document["parts"].get("growth")
     if not growth:
         return
+    titles = {name: facts["title"] for name, facts in document["servers"].items()}
     try:
         install("charts")
     except AnswerError as error:
@@ -26,5 +28,9 @@ def draw_charts(growth: Mapping[str, Any]) -> None:
     CHARTS.mkdir(exist_ok=True)
     program = Path(__file__).with_name("draw.py")
     for axis, points in growth.items():
+        titled = {
+            value: {titles.get(name, name): side for name, side in sides.items()}
+            for value, sides in points.items()
+        }
         command = [str(python("charts")), str(program), axis, str(CHARTS / f"{axis}.png")]
-        subprocess.run(command, input=json.dumps(points), text=True, check=True)
+        subprocess.run(command, input=json.dumps(titled), text=True, check=True)

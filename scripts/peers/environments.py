@@ -100,7 +100,10 @@ def install(name: str) -> None:
     if stamp.is_file() and stamp.read_text() == recipe.stamp:
         return
     print(f"installing {', '.join(recipe.packages)}", file=sys.stderr, flush=True)
-    venv.create(ENVIRONMENTS / name, clear=True, with_pip=True, symlinks=True)
+    try:
+        venv.create(ENVIRONMENTS / name, clear=True, with_pip=True, symlinks=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise AnswerError(f"no environment at {stamp.parent}: {error}") from None
     _run(python(name), "-m", "pip", "install", "-qq", *recipe.packages)
     recipe.correct(packages_of(name))
     stamp.write_text(recipe.stamp)

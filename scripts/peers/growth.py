@@ -10,7 +10,7 @@ from peers.sizes import Sizes
 from peers.turns import Side, in_turns
 
 AXES = {
-    "streams": "prompts of 67 tokens, answers of 64",
+    "streams": "prompts of 67 tokens, answers of 64; above 32, streams wait for a slot",
     "prompt": "1 stream, answers of 32 tokens",
     "output": "4 streams, prompts of 67 tokens",
 }

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from peers import loads
 from peers.ceiling import ceiling
 from peers.charts import draw_charts
 from peers.growth import growth
+from peers.lookup import lookup
 from peers.page import page
 from peers.places import PAGE
 from peers.process_tree import Peak, idle_cpu_fraction, pss_bytes
@@ -37,7 +39,8 @@ from peers.starts import READY_SECONDS, cold_starts, side_of
 from peers.turns import Side, in_turns, say
 from vinfer.errors import AnswerError
 
-PARTS = ("start", "memory", "fixed", "drawn", "lone", "shared", "beside", "growth", "ceiling")
+PARTS = ("start", "memory", "fixed", "drawn", "lone", "shared", "beside", "growth", "ceiling", "lookup")
+_KEPT = ("servers", "absent", "parts", "measured")
 _IDLE_SECONDS = 3.0
 # A server is started beside the others only while this much memory is free.
 _FREE_BYTES = 4 << 30
@@ -80,19 +83,19 @@ def run_peers(
     signal.signal(signal.SIGTERM, _leave)
     sizes = QUICK if is_quick else FULL
     servers, absent = all_servers(peers, vinfer)
+    kept = _kept(keep)
+    found = {server.name: _facts(server) for server in servers}
     document: Document = {
         "machine": machine,
-        "date": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
         "conditions": {
-            "is_quick": is_quick,
-            "repeats": sizes.repeats,
             "slots": SLOTS,
             "kv_bytes": kv_bytes(),
             "kv_tokens": kv_bytes() // (4 * KV_NUMBERS_PER_TOKEN),
         },
-        "servers": {server.name: _facts(server) for server in servers},
-        "absent": absent,
-        "parts": _kept(keep),
+        "servers": {**kept["servers"], **found},
+        "absent": {**{name: why for name, why in kept["absent"].items() if name not in found}, **absent},
+        "parts": kept["parts"],
+        "measured": kept["measured"],
     }
     run = _Run(servers, sizes, document, keep)
     if "start" in parts:
@@ -101,8 +104,10 @@ def run_peers(
     run.beside_each_other([part for part in parts if part in _BESIDE])
     if "ceiling" in parts:
         run.keep("ceiling", ceiling(servers[0].command[0], before, sizes))
+    if "lookup" in parts:
+        run.keep("lookup", lookup(servers[0].command[0], sizes))
     if not is_quick:
-        draw_charts(document["parts"].get("growth", {}))
+        draw_charts(document)
         PAGE.write_text(page(document))
     return document
 
@@ -120,8 +125,13 @@ class _Run:
 
     def keep(self, part: str, figures: Any) -> None:
         self._document["parts"][part] = figures
+        self._document["measured"][part] = {
+            "date": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
+            "turns": self._sizes.turns_of(part),
+            "load_average_1min": os.getloadavg()[0],
+        }
         if self._keep is not None:
-            self._keep.write_text(json.dumps(self._document["parts"], indent=1))
+            self._keep.write_text(json.dumps({name: self._document[name] for name in _KEPT}, indent=1))
 
     def beside_each_other(self, parts: Sequence[str]) -> None:
         """Start every server, and run parts that compare them, one server under load at a time."""
@@ -235,11 +245,10 @@ def _facts(server: Server) -> dict[str, Any]:
     }
 
 
-def _kept(path: Path | None) -> dict[str, Any]:
-    if path is None or not path.exists():
-        return {}
-    kept: dict[str, Any] = json.loads(path.read_text())
-    return kept
+def _kept(path: Path | None) -> dict[str, dict[str, Any]]:
+    """Return what earlier runs kept in a file."""
+    kept: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path and path.exists() else {}
+    return {name: kept.get(name, {}) for name in _KEPT}
 
 
 def _available_bytes() -> int:

@@ -21,10 +21,11 @@ Written by `scripts/bench --peers`. It starts vinfer and other servers on one ma
 HTTP with one load client.
 
 - In each turn, every server gets the same load, one server after another. Each turn begins with another one.
-- Figures are medians over {repeats} turns. A ratio is the median of the ratios within one turn.
-- A part can be repeated alone: its command is above its tables.
+- Figures are medians over turns. A ratio is the median of the ratios within one turn.
+- Above the tables of each part are its command, its date, its turns, and the load average at its end. Figures
+  of a busy machine mean little; ratios suffer less.
 
-Last run: {date}, {cpus} cores, {platform}; load average {load} at the start.
+The machine: {cpus} cores, {platform}.
 
 """
 CONDITIONS = """\
@@ -34,10 +35,12 @@ CONDITIONS = """\
   everywhere but in llama.cpp Q8_0. Answers are greedy.
 - Every server decodes up to {slots} requests at once.
 - vinfer serves `configs/smollm2.yaml` with `num_slots: {slots}` and `max_queue: 256`. Its KV cache holds
-  {kv_tokens:,} tokens. llama.cpp has as many in float16, its default. vLLM has 1 GiB.
-- Prompts are random words without a common beginning, except in [shared beginnings](#shared-beginnings). All
-  servers get the same prompts.
-- All servers run beside each other, and only one is under load. [Memory](#memory) has the CPU of idle ones.
+  {kv_tokens:,} tokens. llama.cpp has as many in float16, its default. vLLM has 1 GiB,
+  and eSurge 4 GiB, which cannot be set on a CPU.
+- `transformers serve` and eSurge are slow here: they have fewer loads, and one turn of each.
+- Prompts are random words without a common beginning, except in the part `shared`. All servers get the same
+  prompts.
+- All servers run beside each other, and only one is under load. The part `memory` has the CPU of idle ones.
 - ITL is per token: the gap before an event, divided by the tokens in the event.
 
 """
@@ -47,11 +50,8 @@ def page(document: Document) -> str:
     """Return the page; a part that the run does not have is left out."""
     machine, conditions = document["machine"], document["conditions"]
     head = HEAD.format(
-        repeats=conditions["repeats"],
-        date=document["date"],
         cpus=machine["num_cpus"],
         platform=machine["platform"],
-        load=f"{machine['load_average_1min']:.1f}",
     )
     fixed = CONDITIONS.format(slots=conditions["slots"], kv_tokens=conditions["kv_tokens"])
     parts = [
@@ -62,8 +62,8 @@ def page(document: Document) -> str:
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table of Markdown."""
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "".join(f"| {' | '.join(each.replace('|', '/') for each in line)} |\n" for line in lines)
+    head, *body = (f"| {' | '.join(each.replace('|', '/') for each in line)} |\n" for line in (titles, *rows))
+    return "".join([head, "|---" * len(titles) + "|\n", *body])
 
 
 def _must_show(document: Document) -> str:
@@ -104,8 +104,11 @@ def _titled(document: Document, name: str) -> str:
     return str(document["servers"].get(name, {}).get("title", name))
 
 
-def _command(part: str) -> str:
-    return f"`scripts/bench --peers --parts {part}`:\n\n"
+def _command(document: Document, part: str) -> str:
+    facts = document["measured"][part]
+    turns = f"{facts['turns']} {'turn' if facts['turns'] == 1 else 'turns'}"
+    load = f"load average {facts['load_average_1min']:.1f}"
+    return f"`scripts/bench --peers --parts {part}` ({facts['date']}, {turns}, {load}):\n\n"
 
 
 def _by_side(
@@ -160,7 +163,7 @@ def _ratios(points: Mapping[str, Any], first: str, figures: Mapping[str, str]) -
 def _throughput(part: str, heading: str, what: str) -> Callable[[Document], Iterator[str]]:
     def make(document: Document) -> Iterator[str]:
         points = document["parts"][part]
-        yield f"## {heading}\n\n{what} {_command(part)}" + _by_side(
+        yield f"## {heading}\n\n{what} {_command(document, part)}" + _by_side(
             document, "streams", list(points.items()), _LOAD_COLUMNS
         )
         yield _ratios(points, "streams", _RATIO_FIGURES)
@@ -179,7 +182,7 @@ def _start(document: Document) -> Iterator[str]:
     }
     sides = document["parts"]["start"]
     rows = [(f"{len(side.get('turns', ()))}", {name: side}) for name, side in sides.items()]
-    yield f"## Start\n\n{what} {_command('start')}" + _by_side(document, "starts", rows, columns)
+    yield f"## Start\n\n{what} {_command(document, 'start')}" + _by_side(document, "starts", rows, columns)
 
 
 def _memory(document: Document) -> Iterator[str]:
@@ -203,7 +206,7 @@ def _memory(document: Document) -> Iterator[str]:
             ]
         )
     titles = ("server", "peak, GiB", "weights + KV cache, GiB", "ratio", "idle CPU")
-    yield f"## Memory\n\n{what} {_command('memory')}" + table(titles, rows)
+    yield f"## Memory\n\n{what} {_command(document, 'memory')}" + table(titles, rows)
 
 
 def _lone(document: Document) -> Iterator[str]:
@@ -214,7 +217,7 @@ def _lone(document: Document) -> Iterator[str]:
         "prompt tokens": _number("prompt_tokens", ",.0f"),
     }
     yield (
-        f"## Lone prompts\n\nOne request at a time, answers of 8 tokens. {_command('lone')}"
+        f"## Lone prompts\n\nOne request at a time, answers of 8 tokens. {_command(document, 'lone')}"
         + _by_side(document, "length", list(points.items()), columns)
     )
     yield _ratios(points, "length", {"ttft_p50": "TTFT p50"})
@@ -232,7 +235,7 @@ def _shared(document: Document) -> Iterator[str]:
         "tokens computed": _number("computed_tokens", ",.0f"),
         **{f"turn {turn}, ms": _milliseconds(f"turn_{turn}_ttft") for turn in range(1, 7)},
     }
-    yield f"## Shared beginnings\n\n{what} {_command('shared')}" + _by_side(
+    yield f"## Shared beginnings\n\n{what} {_command(document, 'shared')}" + _by_side(
         document, "load", [("24 requests, 6 turns", sides)], columns
     )
     yield _ratios(
@@ -253,13 +256,13 @@ def _beside(document: Document) -> Iterator[str]:
         "TTFT beside, ms": _milliseconds("ttft"),
         "ratio ": _number("ttft_ratio", ".2f"),
     }
-    yield f"## A long prompt beside streams\n\n{what} {_command('beside')}" + _by_side(
+    yield f"## A long prompt beside streams\n\n{what} {_command(document, 'beside')}" + _by_side(
         document, "load", [("8 streams", document["parts"]["beside"])], columns
     )
 
 
 def _growth(document: Document) -> Iterator[str]:
-    yield f"## Growth\n\n{_command('growth').rstrip()}\n"
+    yield f"## Growth\n\n{_command(document, 'growth').rstrip()}\n"
     for axis, points in document["parts"]["growth"].items():
         columns = {**_LOAD_COLUMNS, "prompt tokens": _number("prompt_tokens", ",.0f")}
         chart = f"![{axis}](speed/{axis}.png)\n\n"
@@ -277,8 +280,24 @@ def _ceiling(document: Document) -> Iterator[str]:
         "tokens/s": _number("tokens_per_second", ",.0f"),
         "client CPU": _number("client_cpu_fraction", ".2f"),
     }
-    yield f"## The host's ceiling\n\n{what} {_command('ceiling')}" + _by_side(
+    yield f"## The host's ceiling\n\n{what} {_command(document, 'ceiling')}" + _by_side(
         document, "streams", list(document["parts"]["ceiling"].items()), columns
+    )
+
+
+def _lookup(document: Document) -> Iterator[str]:
+    what = (
+        "vinfer with `speculation: {ngram: 3, tokens: 4}` beside vinfer without, one stream, greedy answers "
+        "of 128 tokens or until the JSON ends. Tokens per second include the prefill of the prompt."
+    )
+    points = document["parts"]["lookup"]
+    columns = {
+        "tokens/s": _number("tokens_per_second"),
+        "tokens": _number("num_tokens", ".0f"),
+        "equal": lambda median: "yes" if median.get("is_equal") == 1 else "**no**",
+    }
+    yield f"## Prompt lookup\n\n{what} {_command(document, 'lookup')}" + _by_side(
+        document, "answer", list(points.items()), columns
     )
 
 
@@ -294,4 +313,5 @@ _PARTS: Mapping[str, Callable[[Document], Iterator[str]]] = {
     "memory": _memory,
     "growth": _growth,
     "ceiling": _ceiling,
+    "lookup": _lookup,
 }

@@ -30,7 +30,7 @@ class Server:
 
     Attributes:
         planned_bytes: weights and KV cache, as configured; None if it does not say how large its cache is.
-        is_slow: whether it has only the shortest loads.
+        is_slow: whether it has only the shortest loads, once each.
         cold_starts: how many starts are timed.
     """
 
@@ -50,7 +50,7 @@ def all_servers(peers: Sequence[str], vinfer: str | None) -> tuple[list[Server],
     Raises:
         AnswerError: vinfer itself, or its model, is not there.
     """
-    command = vinfer_command(vinfer_config(SLOTS), vinfer)
+    command = vinfer_command(vinfer_config(), vinfer)
     original = source(command[0])
     servers = [of_vinfer(command)]
     absent = {}
@@ -66,23 +66,21 @@ def of_vinfer(command: list[str], name: str = "vinfer", title: str = "vinfer") -
     return Server(name, title, command, "/readiness", planned_bytes=PARAMETERS * 4 + kv_bytes())
 
 
-def vinfer_config(slots: int, *lines: str) -> Path:
-    """Write configs/smollm2.yaml with another number of slots and further keys of its model."""
-    text, count = re.subn(r"num_slots: \d+", f"num_slots: {slots}", CONFIG.read_text())
+def vinfer_config(name: str = "vinfer", line: str = "") -> Path:
+    """Write configs/smollm2.yaml with the slots of the others, and with a further line in its model."""
+    text, count = re.subn(r"num_slots: \d+", f"num_slots: {SLOTS}", CONFIG.read_text())
     text, queues = re.subn(r"max_queue: \d+", "max_queue: 256", text)
-    assert count == queues == 1, "scripts/bench --peers expects one num_slots and one max_queue in its config"
-    # Checkpoints that a config names by a path are relative to it; this one names a package.
-    text = text.replace("    num_slots:", "".join(f"    {line}\n" for line in lines) + "    num_slots:")
+    assert count == queues == 1, f"{CONFIG.name} must have one num_slots and one max_queue"
     MODELS.mkdir(parents=True, exist_ok=True)
-    path = MODELS / f"vinfer-{len(lines)}.yaml"
-    path.write_text(text)
+    path = MODELS / f"{name}.yaml"
+    path.write_text(text.replace("    num_slots:", f"    {line}\n    num_slots:") if line else text)
     return path
 
 
 def kv_bytes() -> int:
     """Return the size of vinfer's KV cache, which the peers get too, rounded to what they can state."""
     found = re.search(r"kv_cache: \{bytes: (\d+)\}", CONFIG.read_text())
-    assert found, "scripts/bench --peers expects kv_cache: {bytes: N} in its config"
+    assert found, f"{CONFIG.name} must have kv_cache: {{bytes: N}}"
     return int(found[1])
 
 
@@ -94,7 +92,8 @@ def _llama_cpp(original: Path) -> list[Server]:
     made = []
     for kind in ("F32", "Q8_0"):
         file = gguf(kind, original)
-        words = f"-np {SLOTS} -c {tokens} -kvu -t 2 --port {{port}}".split()
+        # Prompts that it keeps outside the cache of its slots; 8 GiB by default.
+        words = f"-np {SLOTS} -c {tokens} -kvu -t 2 --cache-ram 1024 --port {{port}}".split()
         made.append(
             Server(
                 f"llama.cpp-{kind}",
@@ -148,9 +147,17 @@ def _esurge(original: Path) -> list[Server]:
     install("transformers")
     program = Path(__file__).with_name("serve_esurge.py")
     command = [str(python("esurge")), str(program), str(directory(original)), str(SLOTS), "{port}"]
-    variables = {"HF_HUB_OFFLINE": "1", "ENABLE_DISTRIBUTED_INIT": "0", "JAX_PLATFORMS": "cpu"}
     return [
-        Server("esurge", "EasyDeL eSurge", command, variables=variables, is_slow=True, cold_starts=1),
+        Server(
+            "esurge",
+            "EasyDeL eSurge",
+            command,
+            variables={"HF_HUB_OFFLINE": "1", "ENABLE_DISTRIBUTED_INIT": "0", "JAX_PLATFORMS": "cpu"},
+            # The size that its KV cache has on every CPU.
+            planned_bytes=PARAMETERS * 4 + 4 * _GIB,
+            is_slow=True,
+            cold_starts=1,
+        )
     ]
 
 

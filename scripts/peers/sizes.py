@@ -39,6 +39,10 @@ class Sizes:
         """Return the requests of each stream: at least two, so that streams do not only begin together."""
         return max(2, -(-self.requests // streams))
 
+    def turns_of(self, part: str) -> int:
+        """Return how often a part measures each server."""
+        return {"start": self.cold_starts, "memory": 1, "growth": self.growth_repeats}.get(part, self.repeats)
+
 
 FULL = Sizes(
     repeats=5,
@@ -50,7 +54,7 @@ FULL = Sizes(
     lone=10,
     lone_long=3,
     memory_tokens=64,
-    growth_repeats=3,
+    growth_repeats=2,
     growth_streams=(1, 2, 4, 8, 16, 32, 64),
     growth_prompts=(16, 64, 256, 1024, 4096),
     growth_outputs=(16, 64, 256, 1024),

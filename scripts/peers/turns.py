@@ -5,6 +5,7 @@ Knows no load: a measurement is any coroutine of a side.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import statistics
 import sys
@@ -19,6 +20,8 @@ from vinfer.errors import AnswerError
 
 Values = dict[str, float]
 """The figures of one turn by name; times in seconds."""
+TURN_SECONDS = 1200.0
+"""A server that needs longer for one turn of a load hangs, or is of no use."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,8 @@ async def in_turns(
 ) -> dict[str, dict[str, Any]]:
     """Measure every side once per turn; each turn begins with another side.
 
-    A side whose request fails is out of this load, with its reason.
+    A side whose request fails, or that does not end, is out of this load, with its reason. A slow one is
+    measured in the first turn only.
 
     Returns:
         By side: `turns` with the values of each turn, and `median`; or `failure`.
@@ -57,10 +61,10 @@ async def in_turns(
     for turn in range(repeats):
         first = turn % max(1, len(sides))
         for side in (*sides[first:], *sides[:first]):
-            if side.name in failures:
+            if side.name in failures or (turn and side.server.is_slow):
                 continue
             try:
-                values = await measure(side, turn)
+                values = await _within(TURN_SECONDS, measure(side, turn))
             except AnswerError as error:
                 failures[side.name] = error.message
                 say(f"{what}, {side.name}: {error.message}")
@@ -72,6 +76,14 @@ async def in_turns(
         name: {"failure": failures[name]} if name in failures else {"turns": values, "median": median(values)}
         for name, values in turns.items()
     }
+
+
+async def _within(seconds: float, measurement: Awaitable[Values]) -> Values:
+    try:
+        async with asyncio.timeout(seconds):
+            return await measurement
+    except TimeoutError:
+        raise AnswerError(f"no end within {seconds:g} s") from None
 
 
 def median(turns: Sequence[Values]) -> Values:

@@ -99,7 +99,7 @@ def _starts(document: Document) -> Iterator[Verdict]:
         "at most 0.7",
         None,
         False,
-        "by hand; see the end of the page",
+        "by hand: time `scripts/quickstart` in two fresh clones",
     )
 
 
@@ -135,6 +135,16 @@ def _others(document: Document) -> Iterator[Verdict]:
             measured,
             "this run has no part `lookup`",
         )
+    equal = [
+        side.get("median", {}).get("is_equal", 0.0) for sides in lookup.values() for side in sides.values()
+    ]
+    yield _judge(
+        "prompt lookup: share of equal answers",
+        _AT_LEAST,
+        1.0,
+        min(equal) if equal else None,
+        "this run has no part `lookup`",
+    )
     for streams, sides in document["parts"].get("ceiling", {"1, 16 and 64": {}}).items():
         measured = ratio(sides.get("vinfer"), sides.get("before"), "tokens_per_second")
         yield _judge(

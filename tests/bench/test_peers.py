@@ -14,20 +14,24 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
+import peers.turns
+from benchmark.process import Served
 from peers import ceiling, loads, process_tree, servers
 from peers.main import names_of
 from peers.page import page
+from peers.servers import Server
 from peers.sizes import FULL, QUICK
-from peers.turns import in_turns, median, ratio
+from peers.turns import Side, in_turns, median, ratio
 from peers.verdicts import memory_ratio, verdicts
 
-from vinfer.bench.client import Arrival, Record
+from vinfer.bench.client import Arrival, Endpoint, Record
 from vinfer.errors import AnswerError
 
 
-class NamedSide:
-    def __init__(self, name: str) -> None:
-        self.name = name
+def side(name: str, *, is_slow: bool = False) -> Any:
+    return Side(
+        Server(name, name, [], is_slow=is_slow), Served("", 0.0, 0, 0.0), Endpoint("", "", None, False), {}
+    )
 
 
 def turns(*values: float, figure: str = "tokens_per_second") -> dict[str, Any]:
@@ -46,11 +50,13 @@ def document(**parts: Any) -> dict[str, Any]:
     titles = {"vinfer": "vinfer", "llama.cpp-F32": "llama.cpp F32", "vllm": "vLLM"}
     return {
         "machine": {"num_cpus": 2, "platform": "Linux", "load_average_1min": 0.5},
-        "date": "2026-01-02 03:04 UTC",
-        "conditions": {"is_quick": False, "repeats": 3, "slots": 32, "kv_bytes": 1, "kv_tokens": 17_476},
+        "conditions": {"slots": 32, "kv_bytes": 1, "kv_tokens": 17_476},
         "servers": {name: {"title": title, "planned_bytes": 1000, **facts} for name, title in titles.items()},
         "absent": {},
         "parts": parts,
+        "measured": {
+            part: {"date": "2026-01-02 03:04 UTC", "turns": 3, "load_average_1min": 0.52} for part in parts
+        },
     }
 
 
@@ -86,11 +92,24 @@ def test_each_turn_begins_with_another_side_and_one_that_fails_is_out() -> None:
             raise AnswerError("b is gone")
         return {"tokens_per_second": 10.0 * (turn + 1)}
 
-    sides: Any = [NamedSide(name) for name in "abc"]
-    found = asyncio.run(in_turns("load", sides, 3, measure))
+    found = asyncio.run(in_turns("load", [side(name) for name in "abc"], 3, measure))
     assert order == [("a", 0), ("b", 0), ("c", 0), ("b", 1), ("c", 1), ("a", 1), ("c", 2), ("a", 2)]
     assert found["a"]["median"] == {"tokens_per_second": 20.0}
     assert found["b"] == {"failure": "b is gone"}
+
+
+def test_a_slow_side_has_one_turn_and_one_that_hangs_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers.turns, "TURN_SECONDS", 0.05)
+
+    async def measure(side: Side, turn: int) -> dict[str, float]:
+        await asyncio.sleep(5 if side.name == "hangs" else 0)
+        return {"ttft_p50": 1.0 + turn}
+
+    sides = [side("slow", is_slow=True), side("hangs"), side("a")]
+    found = asyncio.run(in_turns("load", sides, 2, measure))
+    assert [turn["ttft_p50"] for turn in found["slow"]["turns"]] == [1.0]
+    assert [turn["ttft_p50"] for turn in found["a"]["turns"]] == [1.0, 2.0]
+    assert found["hangs"] == {"failure": "no end within 0.05 s"}
 
 
 def test_a_ratio_is_the_median_of_the_ratios_within_turns() -> None:
@@ -161,13 +180,14 @@ def test_the_page_has_every_part_and_no_path_of_this_machine() -> None:
     of = document(fixed={"4": sides}, shared=sides, start=sides, growth={"streams": {"4": sides}})
     of["absent"]["esurge"] = "no wheel"
     text = page(of)
-    assert cells(text, "Prompts of one length")[2][:3] == ["4", "vinfer", "20.0"]
+    assert cells(text, "Prompts of one length")[1][:3] == ["4", "vinfer", "20.0"]
     assert ["4", "vLLM", "failed: gone", "", "", "", ""] in cells(text, "Prompts of one length")
     assert ["4", "llama.cpp F32", "1.00", "1.00", "1.00", "1.00"] in cells(text, "Prompts of one length")
     assert "- esurge was not measured: no wheel" in text
     assert "`A=1 serve -m d.gguf -t 2`" in text
     assert "/a/b" not in text
     assert "## Memory" not in text
+    assert "`scripts/bench --peers --parts fixed` (2026-01-02 03:04 UTC, 3 turns, load average 0.5):" in text
     assert "![streams](speed/streams.png)" in text
     assert "tokens/s / llama.cpp F32, 4 streams | at least 0.9 | 1.00 | holds" in text
 
@@ -182,9 +202,10 @@ def test_vinfer_is_served_with_the_slots_of_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(servers, "MODELS", tmp_path)
-    text = servers.vinfer_config(32).read_text()
+    text = servers.vinfer_config("other", "speculation: {ngram: 3}").read_text()
     assert "    num_slots: 32 " in text
     assert "    max_queue: 256 " in text
+    assert "    speculation: {ngram: 3}\n" in text
     assert servers.kv_bytes() // (4 * servers.KV_NUMBERS_PER_TOKEN) == 17_476
 
 
