@@ -173,7 +173,7 @@ def _throughput(part: str, heading: str, what: str) -> Callable[[Document], Iter
 
 def _start(document: Document) -> Iterator[str]:
     what = (
-        "Seconds from process start to readiness, and to the end of a first answer of one token. Only one "
+        "Seconds from process start to readiness, and to the end of a first answer of two tokens. Only one "
         "server is on the machine. A first start, which may build, is not counted."
     )
     columns: Mapping[str, Cell] = {
