@@ -15,6 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from peers.main import PARTS, names_of, run_peers
+from peers.servers import PEERS
+
 from benchmark.beside_images import run_load
 from benchmark.process import ROOT, serving, vinfer_command
 from benchmark.shared_prefix import (
@@ -55,7 +58,8 @@ def main(description: str | None) -> int:
     except AnswerError as error:
         sys.stderr.write(f"bench: error: {error}\n")
         return 1
-    print(json.dumps({"machine": _machine(), "load": _load_facts(arguments), **report}))
+    facts = {} if arguments.peers else {"machine": machine_facts(), "load": _load_facts(arguments)}
+    print(json.dumps({**facts, **report}))
     return 0
 
 
@@ -101,6 +105,33 @@ def _parse(description: str | None) -> argparse.Namespace:
         action="store_true",
         help="measure requests with one system prompt and a chat of six turns instead; also with --pair",
     )
+    add(
+        "--peers",
+        nargs="?",
+        const=",".join(PEERS),
+        type=names_of(PEERS),
+        metavar="NAMES",
+        help=f"instead: measure vinfer beside other servers, which it installs; some of {', '.join(PEERS)}",
+    )
+    add("--quick", action="store_true", help="with --peers: fewer loads and repeats, and no report")
+    add(
+        "--parts",
+        default=",".join(PARTS),
+        type=names_of(PARTS),
+        metavar="NAMES",
+        help=f"with --peers: some of {', '.join(PARTS)}",
+    )
+    add(
+        "--before",
+        metavar="PATH",
+        help="with --peers: vinfer of an older checkout, for starts and the ceiling",
+    )
+    add(
+        "--keep",
+        type=Path,
+        metavar="FILE",
+        help="with --peers: add to the figures that earlier runs kept here",
+    )
     add("--chat", action="store_true", help="use /v1/chat/completions instead of /v1/completions")
     add("--model", help="model id (default: the first in /v1/models)")
     add("--api-key", help="bearer token")
@@ -113,6 +144,16 @@ def _parse(description: str | None) -> argparse.Namespace:
 
 
 def _measure(arguments: argparse.Namespace) -> Report:
+    if arguments.peers:
+        return run_peers(
+            arguments.peers,
+            is_quick=arguments.quick,
+            parts=arguments.parts,
+            vinfer=arguments.vinfer,
+            before=arguments.before,
+            keep=arguments.keep,
+            machine=machine_facts(),
+        )
     if arguments.pair:
         sampling = SAMPLED if arguments.sampled else GREEDY
         first, second = arguments.pair.split()
@@ -297,7 +338,7 @@ def _load_facts(arguments: argparse.Namespace) -> Report:
     }
 
 
-def _machine() -> Report:
+def machine_facts() -> Report:
     return {
         "num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "platform": platform.platform(),

@@ -6,6 +6,8 @@ Its output goes to a file, whose end is shown if the server does not become read
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import shlex
 import shutil
 import signal
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vinfer.bench.client import fetch
@@ -47,9 +49,44 @@ def free_port() -> int:
         return port
 
 
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A server that is ready.
+
+    Attributes:
+        ready_seconds: from process start until it was ready.
+        began: when the process was started, on the clock `time.perf_counter`.
+    """
+
+    url: str
+    ready_seconds: float
+    pid: int
+    began: float
+
+
 @contextlib.contextmanager
 def serving(command: list[str], *, ready_path: str, timeout_seconds: float) -> Iterator[tuple[str, float]]:
     """Start a server; yield its address and the seconds from process start until it was ready.
+
+    Raises:
+        AnswerError: it exited, or was not ready in time.
+    """
+    with started(command, ready_path=ready_path, timeout_seconds=timeout_seconds) as served:
+        yield served.url, served.ready_seconds
+
+
+@contextlib.contextmanager
+def started(
+    command: list[str],
+    *,
+    ready_path: str,
+    timeout_seconds: float,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Served]:
+    """Start a server in a process group of its own, wait until it is ready, and end the whole group.
+
+    Args:
+        environment: variables that the server has besides those of this process.
 
     Raises:
         AnswerError: it exited, or was not ready in time.
@@ -58,23 +95,36 @@ def serving(command: list[str], *, ready_path: str, timeout_seconds: float) -> I
     words = [word.replace("{port}", str(port)) for word in command]
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile("w+") as log:
-        started = time.perf_counter()
-        process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            words,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
         try:
             while not _is_ready(url + ready_path):
-                if process.poll() is not None or time.perf_counter() - started > timeout_seconds:
+                if process.poll() is not None or time.perf_counter() - began > timeout_seconds:
                     log.seek(0)
                     last = "".join(log.readlines()[-10:])
                     raise AnswerError(f"{shlex.join(words)} did not become ready:\n{last}")
                 time.sleep(POLL_SECONDS)
-            yield url, time.perf_counter() - started
+            yield Served(url, time.perf_counter() - began, process.pid, began)
         finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    # Some servers leave workers behind.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _is_ready(url: str) -> bool:

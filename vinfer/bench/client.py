@@ -13,7 +13,7 @@ import json
 import ssl
 import time
 import urllib.parse
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from vinfer.errors import AnswerError
@@ -114,8 +114,13 @@ def first_model(url: str, *, api_key: str | None = None) -> str:
     return models[0]
 
 
-async def complete(endpoint: Endpoint, body: dict[str, Any]) -> Record:
+async def complete(
+    endpoint: Endpoint, body: dict[str, Any], *, on_tokens: Callable[[int], None] = lambda _: None
+) -> Record:
     """Send one request on its own connection and record its stream.
+
+    Args:
+        on_tokens: receives the number of tokens of each event as it arrives; 0 if the server does not say.
 
     Raises:
         AnswerError: the server rejected the request or closed the stream early.
@@ -136,6 +141,7 @@ async def complete(endpoint: Endpoint, body: dict[str, Any]) -> Record:
         text += new_text
         if new_text or (counted and event["choices"]):
             arrivals.append(Arrival(seconds, counted))
+            on_tokens(counted)
     if not arrivals:
         raise AnswerError(f"{endpoint.url} sent no token")
     return Record(

@@ -57,7 +57,7 @@ class Prompts:
         num_words: fewest and most words of a prompt; each length between them is as likely.
     """
 
-    def __init__(self, num_words: tuple[int, int], seed: int) -> None:
+    def __init__(self, num_words: tuple[int, int], seed: int | str) -> None:
         self._num_words = num_words
         self._random = random.Random(seed)  # noqa: S311 - words, no secrets
         self._numbers: Iterator[int] = itertools.count(self._random.randrange(1000, 5000))
