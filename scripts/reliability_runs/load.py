@@ -170,7 +170,7 @@ def long_prompt(run: Run) -> Figure:
 
 
 def fair_shares(run: Run) -> Figure:
-    """Measure the fairness between two API keys, on a model whose steps take longer than the clients' events."""
+    """Measure the fairness between two API keys, on a model that takes longer than the clients."""
     folder = run.folder / "fair"
     folder.mkdir(parents=True)
     keys = folder / "keys"
@@ -204,7 +204,7 @@ def fair_shares(run: Run) -> Figure:
     return judged(
         "fairness",
         f"one key has {NUM_LONG} long requests, another sends one short at a time: TTFT <= 3 x that unloaded",
-        f"SmolLM2-135M: median {milliseconds(before)} unloaded, {milliseconds(now)} beside them: {now / before:.1f} x "
-        f"(p99 {milliseconds(percentile(loaded, 0.99))}, {len(loaded)} requests)",
+        f"SmolLM2-135M: median {milliseconds(before)} unloaded, {milliseconds(now)} beside them: "
+        f"{now / before:.1f} x (p99 {milliseconds(percentile(loaded, 0.99))}, {len(loaded)} requests)",
         now <= 3 * before,
     )
