@@ -17,26 +17,26 @@ from docs.shell import SERVER, HttpCall, commands, http_call
 from vinfer.errors import RequestError
 from vinfer.server.admin.app import ADMIN_ROUTES
 from vinfer.server.app import METRICS_ROUTE, ROUTES
-from vinfer.server.fields.anthropic.messages import parse_messages, parse_messages_count
-from vinfer.server.fields.chat import parse_chat
-from vinfer.server.fields.completions import parse_completion
+from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT
+from vinfer.server.fields.chat import CHAT
+from vinfer.server.fields.completions import COMPLETION
 from vinfer.server.fields.count import parse_count
 from vinfer.server.fields.embeddings import EMBEDDING
-from vinfer.server.fields.responses.body import parse_responses
-from vinfer.server.fields.tokenization import parse_detokenize, parse_tokenize
+from vinfer.server.fields.responses.body import RESPONSES
+from vinfer.server.fields.tokenization import DETOKENIZE, parse_tokenize
 
 LANGUAGES = {"sh", "python", "yaml", "json", "text"}
 
 PARSERS: Mapping[str, Callable[[Mapping[str, Any], Any], object]] = {
-    "/v1/chat/completions": parse_chat,
-    "/v1/completions": parse_completion,
-    "/v1/responses": parse_responses,
-    "/v1/messages": parse_messages,
-    "/v1/messages/count_tokens": parse_messages_count,
+    "/v1/chat/completions": CHAT.parse,
+    "/v1/completions": COMPLETION.parse,
+    "/v1/responses": RESPONSES.parse_as_chat,
+    "/v1/messages": MESSAGES.parse_as_chat,
+    "/v1/messages/count_tokens": MESSAGES_COUNT.parse_as_chat,
     "/v1/embeddings": EMBEDDING.parse,
     "/v1/count_tokens": parse_count,
     "/tokenize": parse_tokenize,
-    "/detokenize": parse_detokenize,
+    "/detokenize": DETOKENIZE.parse,
 }
 
 # Blocks that show parts of several files, each under a comment with the file's path.

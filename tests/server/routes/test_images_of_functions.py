@@ -15,7 +15,7 @@ from refusals import assert_refused
 from running_server import RunningServer, run
 
 from vinfer.config import ServerConfig
-from vinfer.server.fields.responses.body import parse_responses
+from vinfer.server.fields.responses.body import RESPONSES
 from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 
@@ -77,7 +77,7 @@ LATER = {"role": "user", "content": [{"type": "input_text", "text": "and this"},
 def test_images_follow_the_results(server: RunningServer, items: list[Any], roles: str) -> None:
     server.engine.reset()
     body = {"model": "fake", "input": [QUESTION, *items], "max_output_tokens": 3}
-    messages = parse_responses(body, "refuse")[1].messages
+    messages = RESPONSES.parse_as_chat(body, "refuse")[1].messages
     assert " ".join(message.role for message in messages) == f"user {roles}"
     response = server.http.post("/v1/responses", json=body)
     assert response.status_code == 200, response.text

@@ -82,7 +82,7 @@ class ContentPart(HistoryBody):
         """Return the part for chat templates, which only need to know that an image is there."""
         return {"type": "image"} if self.is_image else {"type": "text", "text": self.text}
 
-    def check(self, here: str, role: str) -> None:
+    def check_in_message(self, here: str, role: str) -> None:
         """Check that the part contains what its type says, and that its role may send it.
 
         Raises:

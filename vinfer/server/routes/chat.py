@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from vinfer.server.fields.chat import parse_chat
+from vinfer.server.fields.chat import CHAT
 from vinfer.server.generate.answer import answer
 from vinfer.server.generate.conversation import Conversation, prepare
 from vinfer.server.generate.generation import ChoiceDelta
@@ -38,7 +38,7 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
 
 async def _conversation(services: Services, request: HttpRequest) -> Conversation:
     """Read the body and prepare its conversation; a function, so that nothing keeps the body longer."""
-    fields = await read_fields(request, services, parse_chat)
+    fields = await read_fields(request, services, CHAT.parse)
     sources = image_sources(fields.messages, "messages")
     context = RequestContext.of(request.scope)
     conversation = await prepare(services, context, fields, sources, f"chatcmpl-{uuid.uuid4().hex}")

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from vinfer.engine.grammar import Grammar
 from vinfer.engine.request import TokenLogprobs
 from vinfer.server.constrain.grammars import compile_grammar
-from vinfer.server.fields.completions import CompletionFields, parse_completion
+from vinfer.server.fields.completions import COMPLETION, CompletionFields
 from vinfer.server.generate.answer import answer
 from vinfer.server.generate.echo import Echo, echoes
 from vinfer.server.generate.generation import ChoiceDelta, Generation, PromptJob, TextRules
@@ -42,7 +42,7 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
         ClientLeftError: the client closed the connection.
     """
     context = RequestContext.of(request.scope)
-    fields = await read_fields(request, services, parse_completion)
+    fields = await read_fields(request, services, COMPLETION.parse)
     model = services.models.serving(fields.model)
     context.model_name = model.name
     model.require_head()

@@ -11,13 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from vinfer.server.fields.anthropic.messages import (
-    MessagesFields,
-    for_model,
-    in_own_words,
-    parse_messages,
-    parse_messages_count,
-)
+from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT, MessagesFields, for_model
 from vinfer.server.fields.anthropic.turns import images_of
 from vinfer.server.generate.answer import deltas_or_pings, whole_choices
 from vinfer.server.generate.conversation import Conversation, prepare
@@ -66,10 +60,10 @@ async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse
         RequestError: the request is refused.
     """
     context = RequestContext.of(request.scope)
-    fields, completion = await read_fields(request, services, parse_messages_count)
+    fields, completion = await read_fields(request, services, MESSAGES_COUNT.parse_as_chat)
     model = services.models.serving(fields.model)
     context.model_name = model.name
-    with in_own_words():
+    with MESSAGES_COUNT.own_words():
         completion = for_model(completion, fields.thinking, model)
         images = await prepare_images(services, images_of(fields.messages), model)
         prompt_ids = await services.in_worker(chat_prompt_ids, completion, model, images)
@@ -78,10 +72,10 @@ async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse
 
 async def _conversation(services: Services, request: HttpRequest) -> tuple[MessagesFields, Conversation]:
     """Read the body and prepare its conversation; a function, so that nothing keeps the body longer."""
-    fields, completion = await read_fields(request, services, parse_messages)
+    fields, completion = await read_fields(request, services, MESSAGES.parse_as_chat)
     context = RequestContext.of(request.scope)
     model = services.models.serving(fields.model)
-    with in_own_words():
+    with MESSAGES.own_words():
         completion = for_model(completion, fields.thinking, model)
         sources = images_of(fields.messages)
         conversation = await prepare(services, context, completion, sources, f"msg_{uuid.uuid4().hex}")

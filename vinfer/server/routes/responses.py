@@ -12,7 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from vinfer.server.fields.responses.body import ResponsesFields, in_own_words, parse_responses
+from vinfer.server.fields.responses.body import RESPONSES, ResponsesFields
 from vinfer.server.fields.responses.input import input_images
 from vinfer.server.generate.answer import deltas_or_pings, whole_choices
 from vinfer.server.generate.conversation import Conversation, prepare
@@ -48,9 +48,9 @@ async def responses(services: Services, request: HttpRequest) -> ASGIApp | JSONR
 
 async def _conversation(services: Services, request: HttpRequest) -> tuple[ResponsesFields, Conversation]:
     """Read the body and prepare its conversation; a function, so that nothing keeps the body longer."""
-    fields, completion = await read_fields(request, services, parse_responses)
+    fields, completion = await read_fields(request, services, RESPONSES.parse_as_chat)
     context = RequestContext.of(request.scope)
-    with in_own_words():
+    with RESPONSES.own_words():
         sources = input_images(fields.input)
         conversation = await prepare(services, context, completion, sources, f"resp_{uuid.uuid4().hex}")
     context.max_tokens = lowered_max_tokens(completion, [conversation.params])
