@@ -38,7 +38,6 @@ FAMILIES = (
     Family(
         model_type="mistral",
         architecture="MistralForCausalLM",
-        keys=frozenset({"sliding_window"}),
         translate=_mistral,
     ),
 )
