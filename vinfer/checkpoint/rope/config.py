@@ -150,11 +150,10 @@ def _refuse_unknown(rope: ConfigKeys, family_keys: Set[str]) -> None:
             "transformers ignores it, other servers multiply attention_factor by it: set attention_factor, "
             "or remove the key to get transformers' result",
         )
-    for key in rope.values:
-        if rope.has(key) and key not in ROPE_KEYS and key not in family_keys:
-            raise rope.refusal(
-                key, "vinfer does not know this key and cannot tell whether it changes the logits"
-            )
+    rope.refuse_unread(
+        "vinfer does not know this key and cannot tell whether it changes the logits",
+        harmless=ROPE_KEYS | family_keys,
+    )
 
 
 def _rope_type(rope: ConfigKeys, names: Mapping[str, RopeType]) -> RopeType:
