@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vinfer.bundle.directory import BUNDLE_CODE, build_lock, is_bundle, read_manifest, writing
 from vinfer.bundle.manifest import Manifest, Platform, mesh_words
+from vinfer.bundle.progress import ModelProgress
 from vinfer.bundle.verification import check_fits, verify_files
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters, open_checkpoint
 from vinfer.checkpoint.source import ResolvedSource, resolve_source
@@ -26,8 +27,6 @@ from vinfer.launch.progress.times import Work
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, str, int, int], None]
-"""Called with (model name, phase, done, total)."""
 Expect = Callable[[str, Work], None]
 """Called with (model name, what there is to do)."""
 
@@ -48,7 +47,7 @@ def find_or_build(
     platform: Platform,
     num_devices: int,
     bundles_dir: Path,
-    progress: Progress,
+    progress: ModelProgress,
     output: Path | None = None,
     memory_bytes: int | None = None,
     verify_weights: bool = False,

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 
 from vinfer.bundle.certificate import ParityReport
 from vinfer.bundle.manifest import Manifest, Platform
+from vinfer.bundle.progress import ModelProgress
 from vinfer.bundle.verification import WeightHashing
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
-from vinfer.launch.bundles import Progress, bundle_work, code_roots, find_or_build, open_bundle
+from vinfer.launch.bundles import bundle_work, code_roots, find_or_build, open_bundle
 from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
 from vinfer.launch.fit import bundle_parts
 from vinfer.launch.kv_memory import choose_pages, is_measured, memory_of
@@ -230,7 +231,7 @@ def start_engine(
     devices: Sequence[jax.Device],
     code_roots: Sequence[Path],
     dispatch_lock: threading.Lock,
-    progress: Progress,
+    progress: ModelProgress,
     where: str = "models[0]",
     num_keys: int = 0,
     verify_weights: bool = False,

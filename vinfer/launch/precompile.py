@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vinfer.bundle.directory import BUNDLE_CODE, build_lock, is_bundle
+from vinfer.bundle.progress import ModelProgress
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import ConfigError
-from vinfer.launch.bundles import FoundBundle, Progress, bundle_work, find_or_build, open_bundle
+from vinfer.launch.bundles import FoundBundle, bundle_work, find_or_build, open_bundle
 from vinfer.launch.device_kinds import described_devices
 from vinfer.launch.devices import Target, WantedDevices, find_target
 from vinfer.launch.loader import device_pages, start_engine
@@ -114,7 +115,7 @@ def _store_code(
     model: ModelConfig,
     target: Target,
     devices: Sequence[jax.Device],
-    progress: Progress,
+    progress: ModelProgress,
     *,
     where: str,
 ) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vinfer.bundle.manifest import Manifest
+from vinfer.bundle.progress import ModelProgress
 from vinfer.checkpoint.source import ResolvedSource, resolve_source
 from vinfer.config import Config
 from vinfer.errors import CheckpointError, ConfigError, ParityError
-from vinfer.launch.bundles import FoundBundle, Progress, code_roots, find_or_build, open_bundle
+from vinfer.launch.bundles import FoundBundle, code_roots, find_or_build, open_bundle
 from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
 from vinfer.launch.loader import start_engine
 from vinfer.launch.parity import measure_bundle, record
@@ -58,7 +59,7 @@ def verify(
     *,
     wanted: WantedDevices | None,
     code_cache: Path,
-    progress: Progress,
+    progress: ModelProgress,
 ) -> list[Verification]:
     """Measure the bundles of a config's models and write the figures into their manifests.
 

@@ -23,11 +23,10 @@ from vinfer.server.document.operations import OPERATIONS, Operation
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.treatment import FieldRule, Treatment
 from vinfer.server.http.auth import PUBLIC_PATHS
+from vinfer.server.json_object import Json
 from vinfer.server.model_table import ModelTable
 from vinfer.server.services import Services
 from vinfer.version import __version__
-
-Json = dict[str, Any]
 
 _IN_OPERATION_ID = str.maketrans("/.", "__", "{}")
 

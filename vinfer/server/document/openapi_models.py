@@ -13,9 +13,9 @@ from vinfer.server.fields.anthropic.thinking import thinking_types
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.template_kwargs import KWARG_SCHEMAS, reads_reasoning_effort, settable_kwargs
 from vinfer.server.fields.treatment import Treatment
+from vinfer.server.json_object import Json
 from vinfer.server.model_table import ModelTable, ServedModel
 
-Json = dict[str, Any]
 Narrow = Callable[[Json, Sequence[ServedModel]], Json]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-Json = dict[str, Any]
+from vinfer.server.json_object import Json
 
 
 def absent(*names: str) -> Json:

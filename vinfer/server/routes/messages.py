@@ -17,13 +17,14 @@ from vinfer.server.generate.answer import deltas_or_pings, whole_choices
 from vinfer.server.generate.conversation import Conversation, prepare
 from vinfer.server.generate.generation import ChoiceDelta
 from vinfer.server.generate.images import prepare_images
-from vinfer.server.generate.message_blocks import Json, MessageBlocks
+from vinfer.server.generate.message_blocks import MessageBlocks
 from vinfer.server.generate.prompts import chat_prompt_ids
 from vinfer.server.generate.sampling import lowered_max_tokens
 from vinfer.server.generate.sse import Chunks, EventStream, Framing
 from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.errors import anthropic_error_object
+from vinfer.server.json_object import Json
 from vinfer.server.services import Services
 
 FRAMING = Framing(

@@ -17,12 +17,13 @@ from vinfer.server.fields.responses.input import input_images
 from vinfer.server.generate.answer import deltas_or_pings, whole_choices
 from vinfer.server.generate.conversation import Conversation, prepare
 from vinfer.server.generate.generation import ChoiceDelta
-from vinfer.server.generate.response_items import Json, ResponseItems
+from vinfer.server.generate.response_items import ResponseItems
 from vinfer.server.generate.sampling import lowered_max_tokens
 from vinfer.server.generate.sse import Chunks, EventStream, Framing
 from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.errors import error_object
+from vinfer.server.json_object import Json
 from vinfer.server.services import Services
 
 

@@ -20,8 +20,8 @@ from vinfer.server.fields.body_model import Body
 from vinfer.server.fields.chat import ChatFields
 from vinfer.server.fields.conversation_form import ConversationBody, ConversationForm
 from vinfer.server.fields.messages import MAX_MESSAGES
-from vinfer.server.fields.rules import Json
 from vinfer.server.fields.sampling import MAX_INT32, MAX_STOP_STRINGS, Seed, StopString, Temperature, TopP
+from vinfer.server.json_object import Json
 from vinfer.server.model_table import ServedModel
 
 
