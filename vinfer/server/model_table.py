@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from vinfer.bundle.certificate import ParityReport
 from vinfer.bundle.manifest import Embeddings, ImageInput
+from vinfer.bundle.sampling import SamplingNumbers
 from vinfer.config import SamplingConfig, TemplateKwargType
 from vinfer.engine.grammar import GrammarCompiler
 from vinfer.engine.request import EngineClient
@@ -28,7 +29,7 @@ ParityVerdict = Literal["passed", "failed", "unverified"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingDefaults:
+class SamplingDefaults(SamplingNumbers):
     """The values of sampling fields that a request leaves out; the defaults here are OpenAI's.
 
     Attributes:
@@ -37,13 +38,6 @@ class SamplingDefaults:
 
     max_tokens: int | None = None
     n: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
 
     @classmethod
     def resolve(cls, config: SamplingConfig, generation_config: Mapping[str, Any]) -> SamplingDefaults:

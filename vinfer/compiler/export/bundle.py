@@ -34,10 +34,10 @@ from vinfer.bundle.manifest import (
     kv_groups,
 )
 from vinfer.bundle.programs import ProgramShape
+from vinfer.bundle.progress import Progress
 from vinfer.bundle.verification import hash_files
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.family import ModelFacts
-from vinfer.checkpoint.generation import GenerationFacts
 from vinfer.compiler.decode_kernel import CUSTOM_CALL
 from vinfer.compiler.easydel.model import EasyDeLModel
 from vinfer.compiler.export.constants import with_hidden_constants
@@ -56,9 +56,6 @@ ATTENTION_BLOCK_LEN: dict[Platform, int] = {"cpu": 128, "cuda": 512, "tpu": 512}
 """Positions that attention reads at once. On a CPU short prompts pay for a whole block."""
 KV = ("k", "v")
 """The arrays of each layer, in order."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (phase, done, total)."""
 
 
 def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progress: Progress) -> Manifest:
@@ -229,7 +226,7 @@ def _model_card(plan: BuildPlan, checkpoint: Checkpoint, *, vocab_size: int) -> 
         eos_token_ids=generation.eos_token_ids,
         pad_token_id=generation.pad_token_id,
         vocab_size=vocab_size,
-        sampling_defaults=_sampling_defaults(generation),
+        sampling_defaults=dict(generation.sampling),
         has_head=checkpoint.facts.has_head,
     )
 
@@ -295,18 +292,6 @@ def _num_tokens(tokenizer_json: Path, vocab_size: int) -> int:
             "tokenizer and weights belong to different models"
         )
     return max(ids) + 1
-
-
-def _sampling_defaults(generation: GenerationFacts) -> dict[str, float | int]:
-    stated = {
-        "temperature": generation.temperature,
-        "top_p": generation.top_p,
-        "top_k": generation.top_k,
-        "min_p": generation.min_p,
-        "repetition_penalty": generation.repetition_penalty,
-        "max_new_tokens": generation.max_new_tokens,
-    }
-    return {name: value for name, value in stated.items() if value is not None}
 
 
 def _within_programs(processing: ImageProcessing, plan: BuildPlan) -> ImageProcessing:

@@ -12,6 +12,7 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
+from vinfer.bundle.sampling import NUMBERS
 from vinfer.config import ServerConfig
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
 from vinfer.server.document import capability_types
@@ -90,7 +91,7 @@ def _of_model(model: ServedModel, config: ServerConfig) -> capability_types.Mode
             max_images=0 if model.images is None else config.images.max_per_request,
         ),
         sampling_defaults=capability_types.SamplingDefaultValues(
-            **{name: getattr(sampling, name) for name in capability_types.SamplingDefaultValues.model_fields}
+            n=sampling.n, **{number.name: getattr(sampling, number.name) for number in NUMBERS}
         ),
         default_max_tokens={
             path: default_max_tokens(form.fields, model)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any
 
+from vinfer.bundle.sampling import NUMBERS
 from vinfer.engine.request import MAX_STOP_TOKEN_IDS, SamplingParams
 from vinfer.errors import ContextLengthError, RequestError
 from vinfer.server.fields.chat import ChatFields
@@ -20,8 +21,6 @@ from vinfer.server.model_table import ServedModel
 # OpenAI's default for `/v1/completions`.
 COMPLETION_MAX_TOKENS = 16
 NUM_SEEDS = 2**64
-
-T = TypeVar("T")
 
 
 def num_choices(fields: SamplingFields, model: ServedModel, max_n: int) -> int:
@@ -86,34 +85,27 @@ def resolve_sampling(
     Raises:
         RequestError: the prompt leaves no room, min_tokens does not fit, or a token id is out of range.
     """
-    defaults = model.sampling
     max_tokens = _max_tokens(fields, model, prompt_len)
     if fields.min_tokens > max_tokens:
         raise RequestError(
             f"min_tokens is {fields.min_tokens}; at most {max_tokens} tokens are generated: lower it",
             param="min_tokens",
         )
-    top_k = _either(fields.top_k, defaults.top_k)
+    numbers: dict[str, Any] = {}
+    for number in NUMBERS:
+        sent = getattr(fields, number.name)
+        numbers[number.name] = getattr(model.sampling, number.name) if sent is None else sent
+    numbers["top_k"] = max(numbers["top_k"], 0)
     seed = secrets.randbits(64) if fields.seed is None else fields.seed
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=_either(fields.temperature, defaults.temperature),
-        top_k=max(top_k, 0),
-        top_p=_either(fields.top_p, defaults.top_p),
-        min_p=_either(fields.min_p, defaults.min_p),
-        repetition_penalty=_either(fields.repetition_penalty, defaults.repetition_penalty),
-        presence_penalty=_either(fields.presence_penalty, defaults.presence_penalty),
-        frequency_penalty=_either(fields.frequency_penalty, defaults.frequency_penalty),
+        **numbers,
         seed=choice_seed(seed, 0),
         stop_token_ids=_stop_token_ids(fields, model),
         min_tokens=fields.min_tokens,
         logit_bias=_logit_bias(fields, model),
         top_logprobs=_top_logprobs(fields),
     )
-
-
-def _either(sent: T | None, default: T) -> T:
-    return default if sent is None else sent
 
 
 def _max_tokens(fields: ChatFields | CompletionFields, model: ServedModel, prompt_len: int) -> int:
