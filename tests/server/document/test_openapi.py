@@ -17,7 +17,7 @@ import httpx
 import jsonschema
 import pytest
 from contract import BODIES, HI, Contract
-from fake_engine import VOCAB_SIZE, FakeEngine, served_model
+from fake_engine import EMBEDDING_SIZE, VOCAB_SIZE, FakeEngine, served_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -292,7 +292,7 @@ def test_the_models_limit_their_fields(server: RunningServer) -> None:
         ("/v1/completions", {"logit_bias": {str(VOCAB_SIZE - 1): 1}}, {"logit_bias": {str(VOCAB_SIZE): 1}}),
         ("/v1/completions", {"logit_bias": {"5": 1}}, {"logit_bias": {"05": 1}}),
         ("/v1/embeddings", {"input": [VOCAB_SIZE - 1]}, {"input": [VOCAB_SIZE]}),
-        ("/v1/embeddings", {"dimensions": model.embeddings.size}, {"dimensions": model.embeddings.size + 1}),
+        ("/v1/embeddings", {"dimensions": EMBEDDING_SIZE}, {"dimensions": EMBEDDING_SIZE + 1}),
         ("/detokenize", {"tokens": [259]}, {"tokens": [260]}),
     ]:
         for fields, status in ((at, 200), (beyond, 400)):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine, fake_images, served_model
+from fake_engine import FakeEngine, fake_images, served_model, with_manifest
 from PIL import Image
 from refusals import assert_refused
 from running_server import RunningServer, run
@@ -48,7 +47,7 @@ def output(name: str, *parts: dict[str, Any]) -> dict[str, Any]:
 def server(tokenizer: Tokenizer) -> Iterator[RunningServer]:
     engine, models = FakeEngine(max_model_len=4096), ModelTable(["fake"])
     model = served_model(engine, tokenizer, chat_template=TEMPLATE)
-    models.serve(dataclasses.replace(model, images=fake_images(NUM_IMAGE_TOKENS)))
+    models.serve(with_manifest(model, images=fake_images(NUM_IMAGE_TOKENS)))
     with run(ServerConfig(port=0), models, engine) as running:
         yield running
 

@@ -114,5 +114,5 @@ def _special_id(model: ServedModel, text: str) -> int | None:
 
 def _control_tokens(model: ServedModel, without: set[int | None]) -> str:
     """Write the control tokens that free text may contain, in Lark; empty if there are none."""
-    free = sorted(model.tokenizer.special_ids - without - set(model.eos_token_ids))
+    free = sorted(model.tokenizer.special_ids - without - set(model.card.eos_token_ids))
     return f"<[{','.join(map(str, free))}]>" if free else ""

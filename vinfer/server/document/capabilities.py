@@ -65,15 +65,15 @@ def _of_model(model: ServedModel, config: ServerConfig) -> capability_types.Mode
     sampling = model.sampling
     return capability_types.ModelCapabilities(
         id=model.name,
-        task=model.task,
-        architecture=model.architecture,
+        task=model.card.task,
+        architecture=model.card.architecture,
         max_model_len=model.max_model_len,
-        num_slots=model.engine.stats().num_slots,
-        vocab_size=model.vocab_size,
+        num_slots=model.manifest.num_slots,
+        vocab_size=model.card.vocab_size,
         parity_verdict=model.parity_verdict,
-        prompt_logprobs=model.has_prompt_logprobs,
-        deterministic=model.is_deterministic,
-        embeddings=model.embeddings,
+        prompt_logprobs=model.manifest.has_prompt_logprobs,
+        deterministic=model.manifest.is_deterministic,
+        embeddings=model.manifest.embeddings,
         forms=[_of_form(path, form) for path, form in forms],
         response_formats=list(typing.get_args(ResponseFormat.model_fields["type"].annotation)),
         chat_template_kwargs=settable_kwargs(model),
@@ -84,11 +84,11 @@ def _of_model(model: ServedModel, config: ServerConfig) -> capability_types.Mode
             max_logit_bias=MAX_LOGIT_BIAS,
             max_stop=MAX_STOP_STRINGS,
             max_stop_string_chars=MAX_STOP_STRING_CHARS,
-            max_stop_token_ids=MAX_STOP_TOKEN_IDS - len(model.eos_token_ids),
+            max_stop_token_ids=MAX_STOP_TOKEN_IDS - len(model.card.eos_token_ids),
             max_prompts=MAX_PROMPTS,
             max_tokenize_chars=MAX_PROMPT_CHARS,
             max_detokenize_tokens=MAX_TOKENS,
-            max_images=0 if model.images is None else config.images.max_per_request,
+            max_images=0 if model.manifest.images is None else config.images.max_per_request,
         ),
         sampling_defaults=capability_types.SamplingDefaultValues(
             n=sampling.n, **{number.name: getattr(sampling, number.name) for number in NUMBERS}
@@ -107,9 +107,9 @@ def _forms(model: ServedModel) -> Iterator[tuple[str, RequestForm[Any]]]:
         for form in operation.forms:
             if form in _CONVERSATIONS and model.chat_template is None:
                 continue
-            if form is EMBEDDING and model.embeddings is None:
+            if form is EMBEDDING and model.manifest.embeddings is None:
                 continue
-            if form in _GENERATING and not model.has_head:
+            if form in _GENERATING and not model.card.has_head:
                 continue
             yield path, form
 

@@ -144,9 +144,9 @@ def _sent_max_tokens(fields: ChatFields | CompletionFields) -> int | None:
 
 def _stop_token_ids(fields: SamplingFields, model: ServedModel) -> tuple[int, ...]:
     for i, token_id in enumerate(fields.stop_token_ids):
-        if token_id >= model.vocab_size:
+        if token_id >= model.card.vocab_size:
             raise _not_a_token(f"stop_token_ids[{i}]", token_id, model)
-    eos = () if fields.ignore_eos else model.eos_token_ids
+    eos = () if fields.ignore_eos else model.card.eos_token_ids
     stop_token_ids = tuple(dict.fromkeys((*eos, *fields.stop_token_ids)))
     if len(stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise RequestError(
@@ -159,14 +159,14 @@ def _stop_token_ids(fields: SamplingFields, model: ServedModel) -> tuple[int, ..
 
 def _logit_bias(fields: SamplingFields, model: ServedModel) -> tuple[tuple[int, float], ...]:
     for token_id in fields.logit_bias:
-        if token_id >= model.vocab_size:
+        if token_id >= model.card.vocab_size:
             raise _not_a_token(f"logit_bias.{token_id}", token_id, model)
     return tuple(fields.logit_bias.items())
 
 
 def _not_a_token(path: str, token_id: int, model: ServedModel) -> RequestError:
     return RequestError(
-        f"{path} is token {token_id}; the vocabulary has {model.vocab_size} tokens: use a smaller id",
+        f"{path} is token {token_id}; the vocabulary has {model.card.vocab_size} tokens: use a smaller id",
         param=path,
     )
 

@@ -142,7 +142,7 @@ class ChatShape:
             "object": kind,
             "created": self._created,
             "model": self._model.name,
-            "system_fingerprint": self._model.fingerprint,
+            "system_fingerprint": self._model.manifest.key,
         }
 
 

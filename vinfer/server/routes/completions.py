@@ -184,7 +184,7 @@ class CompletionShape:
             "object": "text_completion",
             "created": self._created,
             "model": self._model.name,
-            "system_fingerprint": self._model.fingerprint,
+            "system_fingerprint": self._model.manifest.key,
         }
 
 
