@@ -48,9 +48,8 @@ def _cohere2(keys: ConfigKeys) -> NormalisedConfig:
         heads,
         windows=read_windows(keys, layer_types, 4096),
         has_bias=attention_bias,
-        has_output_bias=attention_bias,
         layer={
-            **heads.attention_shapes(hidden, has_bias=attention_bias, has_output_bias=attention_bias),
+            **heads.attention_shapes(hidden, has_bias=attention_bias),
             **gated_mlp_shapes("mlp", hidden=hidden, inner=read_intermediate_size(keys)),
             **norm_shapes(("input_layernorm",), hidden),
         },

@@ -110,7 +110,7 @@ def _decoder(
         },
     }
     layer = {
-        **heads.attention_shapes(hidden, has_bias=attention_bias, has_output_bias=attention_bias),
+        **heads.attention_shapes(hidden, has_bias=attention_bias),
         **gated_mlp_shapes("mlp", hidden=hidden, inner=inner),
         **norm_shapes(_NORMS, hidden),
     }

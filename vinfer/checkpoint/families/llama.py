@@ -39,7 +39,6 @@ def _llama(keys: ConfigKeys) -> NormalisedConfig:
         read_heads(keys),
         windows=(None,) * read_num_layers(keys),
         has_bias=attention_bias,
-        has_output_bias=attention_bias,
         has_mlp_bias=keys.boolean("mlp_bias", False),
     )
 
@@ -67,7 +66,6 @@ def _qwen3(keys: ConfigKeys) -> NormalisedConfig:
         read_heads(keys, default_head_dim=128, must_state_kv_heads=True),
         windows=qwen_windows(keys),
         has_bias=attention_bias,
-        has_output_bias=attention_bias,
         has_head_norms=True,
     )
 
@@ -95,7 +93,7 @@ def gated_decoder(
     *,
     windows: tuple[int | None, ...],
     has_bias: bool,
-    has_output_bias: bool,
+    has_output_bias: bool | None = None,
     has_mlp_bias: bool = False,
     has_head_norms: bool = False,
     rope: RopeFacts | None = None,
@@ -104,6 +102,7 @@ def gated_decoder(
     """Translate a decoder like Llama's, except for biases, windows and norms on each head's q and k.
 
     Args:
+        has_output_bias: None if it is that of q, k and v.
         rope: for a family that does not read it as Llama does.
         layer: the tensors of a layer, for a family that has others.
     """

@@ -35,7 +35,6 @@ def _mixtral(keys: ConfigKeys) -> NormalisedConfig:
         heads,
         windows=read_one_window(keys, default=None),
         has_bias=False,
-        has_output_bias=False,
         rope=read_rope(keys, head_dim=heads.head_dim, default_theta=1e6),
     )
     hidden, inner = dense.facts.hidden_size, read_intermediate_size(keys)
@@ -63,7 +62,6 @@ def _qwen3_moe(keys: ConfigKeys) -> NormalisedConfig:
         read_heads(keys, must_state_kv_heads=True),
         windows=_qwen_windows(keys),
         has_bias=attention_bias,
-        has_output_bias=attention_bias,
         has_head_norms=True,
     )
     hidden, inner = dense.facts.hidden_size, read_intermediate_size(keys, "moe_intermediate_size")
@@ -119,7 +117,6 @@ def _gpt_oss(keys: ConfigKeys) -> NormalisedConfig:
         heads,
         windows=read_windows(keys, layer_types, 128),
         has_bias=attention_bias,
-        has_output_bias=attention_bias,
         rope=read_rope(keys, head_dim=heads.head_dim, default_theta=150_000.0),
     )
     hidden, inner = dense.facts.hidden_size, read_intermediate_size(keys)

@@ -70,9 +70,8 @@ def _olmo(
         heads,
         windows=windows,
         has_bias=attention_bias,
-        has_output_bias=attention_bias,
         layer={
-            **heads.attention_shapes(hidden, has_bias=attention_bias, has_output_bias=attention_bias),
+            **heads.attention_shapes(hidden, has_bias=attention_bias),
             **norm_shapes(("self_attn.q_norm",), heads.num_queries),
             **norm_shapes(("self_attn.k_norm",), heads.num_keys),
             **gated_mlp_shapes("mlp", hidden=hidden, inner=read_intermediate_size(keys)),

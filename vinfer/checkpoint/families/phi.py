@@ -49,7 +49,6 @@ def _phi3(keys: ConfigKeys) -> NormalisedConfig:
         heads,
         windows=(window,) * read_num_layers(keys),
         has_bias=False,
-        has_output_bias=False,
         rope=rope,
         layer={
             **linear_shapes("self_attn.qkv_proj", heads.num_queries + 2 * heads.num_keys, hidden),

@@ -29,8 +29,12 @@ class Heads:
         """Rows of k_proj and of v_proj."""
         return self.num_key_value_heads * self.head_dim
 
-    def attention_shapes(self, hidden: int, *, has_bias: bool, has_output_bias: bool) -> dict[str, Shape]:
-        """List q, k, v and o of one layer."""
+    def attention_shapes(
+        self, hidden: int, *, has_bias: bool, has_output_bias: bool | None = None
+    ) -> dict[str, Shape]:
+        """List q, k, v and o of one layer; without `has_output_bias`, o is like the others."""
+        if has_output_bias is None:
+            has_output_bias = has_bias
         return {
             **linear_shapes("self_attn.q_proj", self.num_queries, hidden, has_bias=has_bias),
             **linear_shapes("self_attn.k_proj", self.num_keys, hidden, has_bias=has_bias),

@@ -30,7 +30,6 @@ def _smollm3(keys: ConfigKeys) -> NormalisedConfig:
         read_heads(keys, must_state_kv_heads=True),
         windows=_windows(keys, rotating),
         has_bias=attention_bias,
-        has_output_bias=attention_bias,
         has_mlp_bias=keys.boolean("mlp_bias", False),
     )
     return dataclasses.replace(normalised, config={**normalised.config, "no_rope_layers": rotating})

@@ -12,19 +12,15 @@ from pydantic_core import PydanticCustomError
 
 from vinfer.server.fields.anthropic.blocks import CacheControl
 from vinfer.server.fields.body_model import Body
-from vinfer.server.fields.problems import shown
+from vinfer.server.fields.problems import only
 from vinfer.server.fields.rules import absent, all_of, any_of, having, present
 from vinfer.server.fields.tools import MAX_TOOLS, NAME_PATTERN, Parameters
 
-
-def _custom_type(kind: Any) -> Any:
-    if isinstance(kind, str) and kind != "custom":
-        raise PydanticCustomError(
-            "tool",
-            "is {kind}, a tool that Anthropic runs or defines: describe a tool of your own with input_schema",
-            {"kind": shown(kind)},
-        )
-    return kind
+_custom_type = only(
+    "custom",
+    otherwise="is {word}, a tool that Anthropic runs or defines: describe a tool of your own with "
+    "input_schema",
+)
 
 
 def _no_examples(value: Any) -> Any:
@@ -54,7 +50,7 @@ Direct = Annotated[list[Literal["direct"]], Field(min_length=1, max_length=1)]
 class ToolDefinition(Body):
     """A tool that the model may call; `input_schema` is the JSON Schema of its arguments, an object."""
 
-    type: Annotated[Literal["custom"] | None, BeforeValidator(_custom_type)] = None
+    type: Annotated[Literal["custom"] | None, _custom_type] = None
     name: str = Field(pattern=NAME_PATTERN)
     description: str | None = None
     input_schema: Parameters

@@ -15,7 +15,6 @@ from pydantic_core import PydanticCustomError
 from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import Body
 from vinfer.server.fields.conversation_form import ConversationBody, ConversationForm
-from vinfer.server.fields.problems import shown
 from vinfer.server.fields.responses.input import InputItems, input_messages
 from vinfer.server.fields.rules import absent, all_of, any_of, having, present
 from vinfer.server.fields.sampling import (
@@ -29,11 +28,11 @@ from vinfer.server.fields.sampling import (
 from vinfer.server.fields.structured_outputs import MAX_DESCRIPTION_CHARS
 from vinfer.server.fields.template_kwargs import ReasoningEffort
 from vinfer.server.fields.tools import (
-    CHOICE_WORDS,
     MAX_TOOLS,
     NAME_PATTERN,
     Parameters,
     ToolType,
+    word_or_function,
 )
 from vinfer.server.fields.treatment import RESPONSES_OTHERS
 
@@ -56,20 +55,6 @@ Included = Literal[
     "computer_call_output.output.image_url",
     "message.input_image.image_url",
 ]
-
-
-def _checked_choice(value: Any) -> Any:
-    """Parse words and objects here: pydantic would put the branch of a union into the error's path."""
-    if isinstance(value, str) and value in CHOICE_WORDS:
-        return {"type": value}
-    is_named = isinstance(value, dict) and set(value) == {"type", "name"} and value["name"] is not None
-    if is_named and value["type"] == "function":
-        return value
-    raise PydanticCustomError(
-        "tool_choice",
-        "is {value}; must be none, auto, required or {named}",
-        {"value": shown(value), "named": '{"type": "function", "name": ...}'},
-    )
 
 
 class FlatTool(Body):
@@ -193,10 +178,7 @@ class ResponsesFields(ConversationBody):
     tools: Annotated[list[FlatTool], Field(max_length=MAX_TOOLS)] = []
     tool_choice: (
         Annotated[
-            FlatToolChoice,
-            BeforeValidator(
-                _checked_choice, json_schema_input_type=Literal["none", "auto", "required"] | NamedFlatChoice
-            ),
+            FlatToolChoice, word_or_function("name", '{"type": "function", "name": ...}', NamedFlatChoice)
         ]
         | None
     ) = None
