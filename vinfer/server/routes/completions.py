@@ -61,20 +61,15 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
         model=model,
         jobs=jobs,
         n=best_of,
-        rules=TextRules(
-            stop=tuple(fields.stop),
-            skip_special_tokens=fields.skip_special_tokens,
-            includes_stop=fields.include_stop_str_in_output,
+        rules=TextRules.of(
+            fields,
             continues_prompt=True,
             # Harnesses that score an echoed prompt ask for one token and cut one entry off the end.
             lists_stop_token=fields.echo,
         ),
-        tenant=context.tenant,
-        cache_salt=fields.cache_salt,
-        cache_prompt=fields.cache_prompt,
-        arrival_seconds=context.arrival_seconds,
+        fields=fields,
+        context=context,
         metrics=services.metrics,
-        usage=context.usage,
     )
     return await answer(services, request, fields, generation, shape)
 

@@ -19,7 +19,6 @@ from vinfer.server.generate.generation import ChoiceDelta
 from vinfer.server.generate.images import prepare_images
 from vinfer.server.generate.message_blocks import MessageBlocks
 from vinfer.server.generate.prompts import chat_prompt_ids
-from vinfer.server.generate.sampling import lowered_max_tokens
 from vinfer.server.generate.sse import Chunks, EventStream, Framing
 from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
@@ -80,7 +79,6 @@ async def _conversation(services: Services, request: HttpRequest) -> tuple[Messa
         completion = for_model(completion, fields.thinking, model)
         sources = images_of(fields.messages)
         conversation = await prepare(services, context, completion, sources, f"msg_{uuid.uuid4().hex}")
-    context.max_tokens = lowered_max_tokens(completion, [conversation.params])
     return fields.model_copy(update={"messages": []}), conversation
 
 
@@ -114,8 +112,7 @@ class MessageAnswer:
     def delta_events(self, delta: ChoiceDelta) -> list[Json]:
         """Read what the answer has gained, and return its events."""
         events: list[Json] = []
-        is_last, is_cut = delta.finish_reason is not None, delta.finish_reason == "length"
-        for piece in self._reader.push(delta.text, is_last=is_last, is_cut=is_cut):
+        for piece in self._reader.read(delta):
             events += self._blocks.push(piece)
         if delta.finish_reason is not None:
             events += self._blocks.finish()
