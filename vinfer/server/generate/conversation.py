@@ -19,12 +19,12 @@ from vinfer.server.constrain.answer_grammar import (
 from vinfer.server.fields.chat import ChatFields
 from vinfer.server.fields.content_parts import ImageSource
 from vinfer.server.fields.template_kwargs import THINKING_SWITCH
+from vinfer.server.generate.admission import admit
 from vinfer.server.generate.generation import Generation, PromptJob, TextRules
 from vinfer.server.generate.images import prepare_images, request_images
 from vinfer.server.generate.message_reader import MessageReader
-from vinfer.server.generate.priority import allowed_priority
 from vinfer.server.generate.prompts import chat_prompt_ids
-from vinfer.server.generate.sampling import lowered_max_tokens, num_choices, resolve_sampling
+from vinfer.server.generate.sampling import lowered_max_tokens, resolve_sampling
 from vinfer.server.http.context import RequestContext
 from vinfer.server.model_table import ServedModel
 from vinfer.server.services import Services
@@ -78,12 +78,8 @@ async def prepare(
     Raises:
         VinferError: the model is not ready, or it does not support what the request asks for.
     """
-    model = services.models.serving(fields.model)
-    context.model_name = model.name
-    model.require_head()
-    n = num_choices(fields, model, services.config.max_n)
-    priority = allowed_priority(fields, context)
-    model.engine.check_room(context.tenant)
+    admission = admit(services, context, fields)
+    model = admission.model
     rules = await answer_rules(services, fields)
     images = await prepare_images(services, sources, model)
     prompt_ids = await services.in_worker(chat_prompt_ids, fields, model, images)
@@ -99,11 +95,11 @@ async def prepare(
                 prompt_ids=prompt_ids,
                 params=params,
                 grammar=grammar,
-                priority=priority,
+                priority=admission.priority,
                 images=request_images(prompt_ids, images, model),
             )
         ],
-        n=n,
+        n=admission.n,
         rules=TextRules.of(
             fields,
             shown_special_ids=model.answer_form.marker_ids(model.tokenizer, reads_calls=bool(rules.tools)),

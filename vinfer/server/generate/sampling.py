@@ -23,18 +23,6 @@ COMPLETION_MAX_TOKENS = 16
 NUM_SEEDS = 2**64
 
 
-def num_choices(fields: SamplingFields, model: ServedModel, max_n: int) -> int:
-    """Return the number of choices per prompt.
-
-    Raises:
-        RequestError: more than `server.max_n`.
-    """
-    n = model.sampling.n if fields.n is None else fields.n
-    if n > max_n:
-        raise RequestError(f"n is {n}; server.max_n is {max_n}: ask for fewer choices", param="n")
-    return n
-
-
 def num_candidates(fields: CompletionFields, n: int, max_n: int) -> int:
     """Return the number of completions to generate per prompt, of which the best `n` are returned.
 

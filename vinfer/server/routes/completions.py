@@ -16,16 +16,15 @@ from vinfer.engine.grammar import Grammar
 from vinfer.engine.request import TokenLogprobs
 from vinfer.server.constrain.grammars import compile_grammar
 from vinfer.server.fields.completions import COMPLETION, CompletionFields
+from vinfer.server.generate.admission import admit
 from vinfer.server.generate.answer import answer
 from vinfer.server.generate.echo import Echo, echoes
 from vinfer.server.generate.generation import ChoiceDelta, Generation, PromptJob, TextRules
 from vinfer.server.generate.logprobs import CompletionLogprobs
-from vinfer.server.generate.priority import allowed_priority
 from vinfer.server.generate.prompts import PromptIds, completion_prompt_ids
 from vinfer.server.generate.sampling import (
     lowered_max_tokens,
     num_candidates,
-    num_choices,
     resolve_sampling,
 )
 from vinfer.server.http.body import read_fields
@@ -43,16 +42,12 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
     """
     context = RequestContext.of(request.scope)
     fields = await read_fields(request, services, COMPLETION.parse)
-    model = services.models.serving(fields.model)
-    context.model_name = model.name
-    model.require_head()
-    n = num_choices(fields, model, services.config.max_n)
+    admission = admit(services, context, fields)
+    model, n = admission.model, admission.n
     best_of = num_candidates(fields, n, services.config.max_n)
-    priority = allowed_priority(fields, context)
-    model.engine.check_room(context.tenant)
     prompts = await services.in_worker(completion_prompt_ids, fields, model)
     grammar = await compile_grammar(services, fields, model)
-    jobs = _jobs(fields, model, prompts, grammar, is_ranked=best_of > n, priority=priority)
+    jobs = _jobs(fields, model, prompts, grammar, is_ranked=best_of > n, priority=admission.priority)
     context.max_tokens = lowered_max_tokens(fields, [job.params for job in jobs])
     echoed = await services.in_worker(echoes, fields, prompts, model)
     shape = CompletionShape(fields, model, prompts, echoed, n=n, best_of=best_of)
