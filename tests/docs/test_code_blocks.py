@@ -16,7 +16,6 @@ from docs.shell import SERVER, HttpCall, commands, http_call
 
 from vinfer.errors import RequestError
 from vinfer.server.admin.app import ADMIN_ROUTES
-from vinfer.server.app import METRICS_ROUTE, ROUTES
 from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT
 from vinfer.server.fields.chat import CHAT
 from vinfer.server.fields.completions import COMPLETION
@@ -24,6 +23,7 @@ from vinfer.server.fields.count import parse_count
 from vinfer.server.fields.embeddings import EMBEDDING
 from vinfer.server.fields.responses.body import RESPONSES
 from vinfer.server.fields.tokenization import DETOKENIZE, parse_tokenize
+from vinfer.server.route_table import ROUTES
 
 LANGUAGES = {"sh", "python", "yaml", "json", "text"}
 
@@ -64,7 +64,7 @@ def _call_problem(call: HttpCall) -> str | None:
         return f"asks {call.url}, not {SERVER}"
     if not any(
         call.method == method and re.fullmatch(path.replace("{id:path}", ".+"), call.path)
-        for method, path, _ in (*ROUTES, METRICS_ROUTE)
+        for method, path in ROUTES
     ):
         return f"no such route: {call.method} {call.path}"
     if call.method == "GET":
@@ -141,7 +141,7 @@ def test_excerpts_are_those_of_the_files() -> None:
 
 
 def test_every_route_with_a_body_has_a_parser_here() -> None:
-    assert {path for method, path, _ in ROUTES if method == "POST"} == PARSERS.keys()
+    assert {path for method, path in ROUTES if method == "POST"} == PARSERS.keys()
 
 
 def test_a_documented_program_talks_to_the_documented_server() -> None:
@@ -196,11 +196,11 @@ def test_wrong_syntax_is_found() -> None:
 def test_wrong_excerpts_are_found() -> None:
     bad = Page(
         "docs/bad.md",
-        f"<!-- not run: {_EXCERPTS} -->\n```python\n# vinfer/server/app.py: ROUTES\n"
-        '("GET", "/version", health.version),\n("GET", "/versions", health.versions),\n'
+        f"<!-- not run: {_EXCERPTS} -->\n```python\n# vinfer/server/route_table.py: ROUTES\n"
+        "handler=health.version,\nhandler=health.versions,\n"
         "# vinfer/server/none.py\nx = 1\n```\n",
     )
     assert excerpt_problems([bad]) == [
-        'docs/bad.md:5: ("GET", "/versions", health.versions),',
+        "docs/bad.md:5: handler=health.versions,",
         "docs/bad.md:7: x = 1",
     ]

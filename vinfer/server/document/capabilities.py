@@ -16,7 +16,7 @@ from vinfer.bundle.sampling import NUMBERS
 from vinfer.config import ServerConfig
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
 from vinfer.server.document import capability_types
-from vinfer.server.document.operations import OPERATIONS
+from vinfer.server.document.operation import Operations
 from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT
 from vinfer.server.fields.chat import CHAT
 from vinfer.server.fields.completions import COMPLETION, MAX_PROMPTS
@@ -55,13 +55,17 @@ async def capabilities(services: Services, request: HttpRequest) -> JSONResponse
         unknown_fields=config.unknown_fields,
         max_body_bytes=config.max_body_bytes,
         request_timeout_seconds=config.request_timeout_seconds,
-        models=[_of_model(model, config) for model in services.models.served_models],
+        models=[
+            _of_model(model, config, request.app.state.routes) for model in services.models.served_models
+        ],
     )
     return JSONResponse(body.model_dump())
 
 
-def _of_model(model: ServedModel, config: ServerConfig) -> capability_types.ModelCapabilities:
-    forms = list(_forms(model))
+def _of_model(
+    model: ServedModel, config: ServerConfig, routes: Operations
+) -> capability_types.ModelCapabilities:
+    forms = list(_forms(model, routes))
     sampling = model.sampling
     return capability_types.ModelCapabilities(
         id=model.name,
@@ -101,9 +105,9 @@ def _of_model(model: ServedModel, config: ServerConfig) -> capability_types.Mode
     )
 
 
-def _forms(model: ServedModel) -> Iterator[tuple[str, RequestForm[Any]]]:
+def _forms(model: ServedModel, routes: Operations) -> Iterator[tuple[str, RequestForm[Any]]]:
     """Yield every form of every route that this model supports, with the route's path."""
-    for (_, path), operation in OPERATIONS.items():
+    for (_, path), operation in routes.items():
         for form in operation.forms:
             if form in _CONVERSATIONS and model.chat_template is None:
                 continue
