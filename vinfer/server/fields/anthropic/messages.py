@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from vinfer.errors import RequestError
-from vinfer.server.fields.anthropic.thinking import Thinking, check_thinking, thinking_kwargs
+from vinfer.server.fields.anthropic.thinking import Thinking, thinking_kwargs
 from vinfer.server.fields.anthropic.tool_use import ToolDefinitions, ToolUseChoice
 from vinfer.server.fields.anthropic.treatment import COUNT_MESSAGES_OTHERS, MESSAGES_OTHERS
 from vinfer.server.fields.anthropic.turns import System, Turn, chat_messages, check_turns, continues_answer
@@ -78,13 +77,9 @@ class CountMessagesFields(ConversationBody):
 
     def check(self) -> None:
         check_turns(self.messages)
-        check_thinking(self.thinking)
-        choice = self.tool_choice
-        if choice is not None and (choice.name is None) == (choice.type == "tool"):
-            what = (
-                "missing: send it" if choice.name is None else f"set and type is {choice.type}: leave it out"
-            )
-            raise RequestError(f"tool_choice.name is {what}", param="tool_choice.name")
+        for part in (self.thinking, self.tool_choice):
+            if part is not None:
+                part.check()
 
     def as_completion(self) -> dict[str, Any]:
         """Return the chat completion that asks for the same, all but `thinking`."""

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from vinfer.server.fields.anthropic.blocks import CacheControl
 from vinfer.server.fields.body_model import Body
 from vinfer.server.fields.problems import only
-from vinfer.server.fields.rules import absent, all_of, any_of, having, present
+from vinfer.server.fields.rules import ByType, OfType
 from vinfer.server.fields.tools import MAX_TOOLS, NAME_PATTERN, Parameters
 
 _custom_type = only(
@@ -83,19 +83,20 @@ ToolDefinitions = Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS)]
 _CHAT_WORDS = {"auto": "auto", "any": "required", "none": "none"}
 
 
+_BY_TYPE = ByType(OfType(tuple(_CHAT_WORDS), lacks=("name",)), OfType(("tool",), needs=("name",)))
+
+
 class ToolUseChoice(Body):
     """Which tools may or must be called; `name` goes with the type `tool` and no other."""
 
-    model_config = ConfigDict(
-        json_schema_extra=any_of(
-            all_of(having("type", *_CHAT_WORDS), absent("name")),
-            all_of(having("type", "tool"), present("name")),
-        )
-    )
+    model_config = ConfigDict(json_schema_extra=_BY_TYPE.schema)
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = Field(None, min_length=1)
     disable_parallel_tool_use: bool | None = None
+
+    def check(self) -> None:
+        _BY_TYPE.check(self, self.type, "tool_choice")
 
     def as_chat(self) -> Any:
         """Return the choice in the form of chat completions."""

@@ -16,7 +16,7 @@ from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import Body
 from vinfer.server.fields.conversation_form import ConversationBody, ConversationForm
 from vinfer.server.fields.responses.input import InputItems, input_messages
-from vinfer.server.fields.rules import absent, all_of, any_of, having, present
+from vinfer.server.fields.rules import NEEDS_SCHEMA_TYPE, ByType, OfType, any_of
 from vinfer.server.fields.sampling import (
     MAX_INT32,
     TEXT_OR_NOTHING,
@@ -93,15 +93,17 @@ class FlatToolChoice(Body):
         return self.type if self.name is None else {"type": self.type, "name": self.name}
 
 
+_FORMAT_BY_TYPE = ByType(
+    OfType(("text", "json_object"), lacks=("name", "schema", "description", "strict")),
+    OfType(("json_schema",), needs=("name", "schema")),
+    advice=NEEDS_SCHEMA_TYPE,
+)
+
+
 class TextFormat(Body):
     """`text.format`: the form of the answer. A schema is enforced whatever `strict` says."""
 
-    model_config = ConfigDict(
-        json_schema_extra=any_of(
-            all_of(having("type", "text", "json_object"), absent("name", "description", "schema", "strict")),
-            all_of(having("type", "json_schema"), present("name", "schema")),
-        )
-    )
+    model_config = ConfigDict(json_schema_extra=_FORMAT_BY_TYPE.schema)
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = Field(None, pattern=NAME_PATTERN)
@@ -119,15 +121,7 @@ class TextFormat(Body):
         return self.model_dump(by_alias=True, exclude_none=True)
 
     def check(self) -> None:
-        for key in ("name", "schema", "description", "strict"):
-            path = f"text.format.{key}"
-            is_sent = key in self.as_answer()
-            if self.type != "json_schema" and is_sent:
-                raise RequestError(
-                    f"{path} needs type json_schema: leave it out or change the type", param=path
-                )
-            if self.type == "json_schema" and key in ("name", "schema") and not is_sent:
-                raise RequestError(f"{path} is missing: send it", param=path)
+        _FORMAT_BY_TYPE.check(self, self.type, "text.format")
 
 
 class TextOptions(Body):
