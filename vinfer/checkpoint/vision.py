@@ -50,6 +50,10 @@ class TowerFacts:
         """(channels, height, width)."""
         return self.num_channels, self.image_size, self.image_size
 
+    @property
+    def shape_words(self) -> str:
+        return "x".join(map(str, self.image_shape))
+
 
 class EncoderFacts(Protocol):
     """What all encoders have in common."""
@@ -60,6 +64,15 @@ class EncoderFacts(Protocol):
         Args:
             image: (channels, height, width) of the encoder program.
         """
+        ...
+
+    def nearest_shape(self, image: tuple[int, ...]) -> tuple[int, int, int]:
+        """Return the shape nearest to an image's that an encoder program may have."""
+        ...
+
+    @property
+    def shape_words(self) -> str:
+        """The shapes that encoder programs may have."""
         ...
 
 
@@ -90,6 +103,13 @@ class LlavaFacts:
     def max_features(self, image: tuple[int, ...]) -> int:
         return self.num_features
 
+    def nearest_shape(self, image: tuple[int, ...]) -> tuple[int, int, int]:
+        return self.tower.image_shape
+
+    @property
+    def shape_words(self) -> str:
+        return self.tower.shape_words
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Gemma3Facts:
@@ -110,6 +130,13 @@ class Gemma3Facts:
 
     def max_features(self, image: tuple[int, ...]) -> int:
         return self.num_features
+
+    def nearest_shape(self, image: tuple[int, ...]) -> tuple[int, int, int]:
+        return self.tower.image_shape
+
+    @property
+    def shape_words(self) -> str:
+        return self.tower.shape_words
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +183,14 @@ class Qwen2VLFacts:
     def max_features(self, image: tuple[int, ...]) -> int:
         _, height, width = image
         return height * width // self.factor**2
+
+    def nearest_shape(self, image: tuple[int, ...]) -> tuple[int, int, int]:
+        height, width = (max(round(side / self.factor), 1) * self.factor for side in image[1:])
+        return self.num_channels, height, width
+
+    @property
+    def shape_words(self) -> str:
+        return f"{self.num_channels} channels whose height and width are multiples of {self.factor}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

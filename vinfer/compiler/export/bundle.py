@@ -49,7 +49,7 @@ from vinfer.compiler.state import state_specs
 from vinfer.compiler.vision.encoders import Encoder, make_encoder
 from vinfer.compiler.weights import Weight, in_stored_order
 from vinfer.errors import BuildError
-from vinfer.image_processing import ImageProcessing, Qwen2VLProcessing
+from vinfer.image_processing import ImageProcessing
 
 WEIGHT_FILE_BYTES = 2 << 30
 ATTENTION_BLOCK_LEN: dict[Platform, int] = {"cpu": 128, "cuda": 512, "tpu": 512}
@@ -296,8 +296,6 @@ def _num_tokens(tokenizer_json: Path, vocab_size: int) -> int:
 
 def _within_programs(processing: ImageProcessing, plan: BuildPlan) -> ImageProcessing:
     """Limit the processed size of images with many sizes to what the largest encoder accepts."""
-    if not isinstance(processing, Qwen2VLProcessing):
-        return processing
     areas = (math.prod(shape.image[1:]) for shape in plan.programs if shape.uses_image_features)
     return processing.with_max_pixels(max(areas))
 
