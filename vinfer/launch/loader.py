@@ -23,7 +23,7 @@ from vinfer.bundle.progress import ModelProgress
 from vinfer.bundle.verification import WeightHashing
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
-from vinfer.launch.bundles import bundle_work, code_roots, find_or_build, open_bundle
+from vinfer.launch.bundles import bundle_work, find_or_build
 from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
 from vinfer.launch.fit import bundle_parts
 from vinfer.launch.kv_memory import choose_pages, is_measured, memory_of
@@ -158,9 +158,8 @@ class Loader:
                 memory_bytes=device_memory_bytes(self._devices[0]),
                 expect=self._clock.expect,
             )
-        directory = bundle.directory
-        manifest = open_bundle(directory, platform=self._platform, num_devices=len(self._devices))
-        roots = code_roots(bundle, manifest, self._code_cache)
+        directory, manifest = bundle.directory, bundle.manifest
+        roots = bundle.code_roots(self._code_cache)
         self._clock.expect(model.name, bundle_work(manifest, roots))
         self._starts[model.name] = start = functools.partial(
             start_engine,
@@ -178,7 +177,7 @@ class Loader:
         # A bundle that has just been built has just been hashed.
         self._engines[model.name] = engine = start(verify_weights=model.verify_weights and not bundle.is_new)
         with self._bundle_turn if bundle.is_new else contextlib.nullcontext():
-            parity = check_new_bundle(bundle, manifest, model, engine, self._clock)
+            parity = check_new_bundle(bundle, model, engine, self._clock)
         self._table.serve(served_model(directory, manifest, model, engine, position=position, parity=parity))
         self._clock(model.name, "ready", 1, 1)
 

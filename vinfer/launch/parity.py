@@ -108,13 +108,14 @@ def record(directory: Path, manifest: Manifest, report: ParityReport) -> None:
 
 
 def check_new_bundle(
-    bundle: FoundBundle, manifest: Manifest, model: ModelConfig, engine: EngineClient, progress: ModelProgress
+    bundle: FoundBundle, model: ModelConfig, engine: EngineClient, progress: ModelProgress
 ) -> ParityReport | None:
     """Compare a newly built bundle; return what is known about its parity.
 
     Raises:
         EngineError: the engine failed.
     """
+    manifest = bundle.manifest
     if not bundle.is_new or model.verify == "off":
         return manifest.parity
     try:
