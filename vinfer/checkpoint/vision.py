@@ -77,28 +77,19 @@ class EncoderFacts(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LlavaFacts:
-    """A vision tower and the two-layer projector behind it, as LLaVA has them.
+class _TowerEncoder:
+    """A tower for images of one size, and what makes features of its patches.
 
     Attributes:
-        feature_layers: which hidden states are joined; 0 is what enters the first layer.
-        drops_first: the first position, CLIP's class token, is not a feature.
-        projector_norm_epsilon: epsilon of the projector's norm; None if it has none.
-        projector_activation: transformers' name.
         out_size: hidden size of the decoder.
     """
 
     tower: TowerFacts
-    feature_layers: tuple[int, ...]
-    drops_first: bool
-    projector_norm_epsilon: float | None = None
-    projector_activation: str
-    projector_has_bias: bool
     out_size: int
 
     @property
     def num_features(self) -> int:
-        return self.tower.num_positions - self.drops_first
+        raise NotImplementedError
 
     def max_features(self, image: tuple[int, ...]) -> int:
         return self.num_features
@@ -112,31 +103,40 @@ class LlavaFacts:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Gemma3Facts:
+class LlavaFacts(_TowerEncoder):
+    """A vision tower and the two-layer projector behind it, as LLaVA has them.
+
+    Attributes:
+        feature_layers: which hidden states are joined; 0 is what enters the first layer.
+        drops_first: the first position, CLIP's class token, is not a feature.
+        projector_norm_epsilon: epsilon of the projector's norm; None if it has none.
+        projector_activation: transformers' name.
+    """
+
+    feature_layers: tuple[int, ...]
+    drops_first: bool
+    projector_norm_epsilon: float | None = None
+    projector_activation: str
+    projector_has_bias: bool
+
+    @property
+    def num_features(self) -> int:
+        return self.tower.num_positions - self.drops_first
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Gemma3Facts(_TowerEncoder):
     """A vision tower, the mean over squares of its patches, a norm and a projection.
 
     Attributes:
         features_per_side: squares along a side of the image; they divide the tower's patches.
-        out_size: hidden size of the decoder.
     """
 
-    tower: TowerFacts
     features_per_side: int
-    out_size: int
 
     @property
     def num_features(self) -> int:
         return self.features_per_side**2
-
-    def max_features(self, image: tuple[int, ...]) -> int:
-        return self.num_features
-
-    def nearest_shape(self, image: tuple[int, ...]) -> tuple[int, int, int]:
-        return self.tower.image_shape
-
-    @property
-    def shape_words(self) -> str:
-        return self.tower.shape_words
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
