@@ -20,6 +20,7 @@ from jsonschema import Draft202012Validator
 from vinfer.config import ServerConfig
 from vinfer.server.document.openapi import openapi_document
 from vinfer.server.model_table import ModelTable
+from vinfer.server.route_table import ROUTES
 
 if TYPE_CHECKING:
     from fuzzing.tally import Tally
@@ -103,7 +104,7 @@ def written_parts(value: Any) -> list[dict[str, Any]]:
 
 def test_schemathesis_gets_rules_that_it_can_read() -> None:
     """It has no conditions, and gives up on too many combinations of alternatives."""
-    document = for_schemathesis(openapi_document(ServerConfig(), ModelTable(["fake"])))
+    document = for_schemathesis(openapi_document(ServerConfig(), ModelTable(["fake"]), ROUTES))
     schemas = document["components"]["schemas"]
     for schema in written_parts(schemas):
         assert "if" not in schema.keys() - schema.get("properties", {}).keys()
@@ -127,7 +128,7 @@ def test_schemathesis_gets_rules_that_it_can_read() -> None:
     ],
 )
 def test_the_rewritten_document_has_the_same_rules(body: dict[str, Any], is_valid: bool) -> None:
-    document = openapi_document(ServerConfig(), ModelTable(["fake"]))
+    document = openapi_document(ServerConfig(), ModelTable(["fake"]), ROUTES)
     body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], **body}
     for each in (document, for_schemathesis(document)):
         schema = {"$ref": "#/components/schemas/ChatFields", "components": each["components"]}

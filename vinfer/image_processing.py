@@ -15,7 +15,7 @@ arithmetic and differ by single steps of 1/255; the models were trained with Pil
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import pydantic
 
@@ -79,6 +79,10 @@ class _Record(_Frozen):
     def output_size(self) -> Size | None:
         """The size that every image is brought to; None if it depends on the image."""
         return None
+
+    def with_max_pixels(self, max_pixels: int) -> Self:
+        """Return the record with a lower limit of the area of images, so that they fit a program."""
+        return self
 
 
 class ClipProcessing(_Record):
@@ -145,8 +149,8 @@ class Qwen2VLProcessing(_Record):
         """The number that both sides of a resized image are multiples of."""
         return self.patch_size * self.merge_size
 
-    def with_max_pixels(self, max_pixels: int) -> Qwen2VLProcessing:
-        """Return the record with a lower `max_pixels` (the reference has it too), so images fit a program."""
+    def with_max_pixels(self, max_pixels: int) -> Self:
+        # The reference has this limit too.
         limit = min(max_pixels, self.max_pixels)
         limits = {"max_pixels": limit, "min_pixels": min(self.min_pixels, limit)}
         return self.model_copy(update={**limits, "max_tokens": max_pixels // self.factor**2})

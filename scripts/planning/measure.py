@@ -17,7 +17,7 @@ from pathlib import Path
 def main() -> None:
     """Measure one config."""
     from vinfer.config import load_config
-    from vinfer.launch.bundles import code_cache_dir, code_roots, find_or_build, open_bundle
+    from vinfer.launch.bundles import code_cache_dir, find_or_build
     from vinfer.launch.devices import device_memory_bytes, local_devices, target_devices
     from vinfer.launch.loader import start_engine
     from vinfer.launch.terminal import quiet_xla
@@ -36,7 +36,6 @@ def main() -> None:
         progress=lambda *_: None,
         memory_bytes=device_memory_bytes(devices[0]),
     )
-    manifest = open_bundle(bundle.directory, platform=platform, num_devices=len(devices))
     # What is imported only once is not the model's.
     import jax.numpy as jnp
 
@@ -45,10 +44,10 @@ def main() -> None:
     before = _anonymous_bytes()
     engine = start_engine(
         bundle.directory,
-        manifest,
+        bundle.manifest,
         model,
         devices=devices,
-        code_roots=code_roots(bundle, manifest, code_cache_dir(config, os.environ)),
+        code_roots=bundle.code_roots(code_cache_dir(config, os.environ)),
         dispatch_lock=threading.Lock(),
         progress=lambda *_: None,
     )

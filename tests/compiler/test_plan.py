@@ -419,7 +419,11 @@ IMAGES = {"task": "image-text", "precompile": [{"vision": {"height": 28, "width"
 def with_images(side: int, *, num_features: int = 9, attends_both_ways: bool = False) -> Any:
     """Return a checkpoint whose images are squares; only their shape and number matter."""
     checkpoint: Any = PaperCheckpoint()
-    encoder: Any = SimpleNamespace(max_features=lambda image: num_features)
+    encoder: Any = SimpleNamespace(
+        max_features=lambda image: num_features,
+        nearest_shape=lambda image: (3, side, side),
+        shape_words=f"3x{side}x{side}",
+    )
     checkpoint.vision = VisionFacts(
         decoder_type="llama",
         encoder=encoder,

@@ -16,27 +16,27 @@ from docs.shell import SERVER, HttpCall, commands, http_call
 
 from vinfer.errors import RequestError
 from vinfer.server.admin.app import ADMIN_ROUTES
-from vinfer.server.app import METRICS_ROUTE, ROUTES
-from vinfer.server.fields.anthropic.messages import parse_messages, parse_messages_count
-from vinfer.server.fields.chat import parse_chat
-from vinfer.server.fields.completions import parse_completion
+from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT
+from vinfer.server.fields.chat import CHAT
+from vinfer.server.fields.completions import COMPLETION
 from vinfer.server.fields.count import parse_count
 from vinfer.server.fields.embeddings import EMBEDDING
-from vinfer.server.fields.responses.body import parse_responses
-from vinfer.server.fields.tokenization import parse_detokenize, parse_tokenize
+from vinfer.server.fields.responses.body import RESPONSES
+from vinfer.server.fields.tokenization import DETOKENIZE, parse_tokenize
+from vinfer.server.route_table import ROUTES
 
 LANGUAGES = {"sh", "python", "yaml", "json", "text"}
 
 PARSERS: Mapping[str, Callable[[Mapping[str, Any], Any], object]] = {
-    "/v1/chat/completions": parse_chat,
-    "/v1/completions": parse_completion,
-    "/v1/responses": parse_responses,
-    "/v1/messages": parse_messages,
-    "/v1/messages/count_tokens": parse_messages_count,
+    "/v1/chat/completions": CHAT.parse,
+    "/v1/completions": COMPLETION.parse,
+    "/v1/responses": RESPONSES.parse_as_chat,
+    "/v1/messages": MESSAGES.parse_as_chat,
+    "/v1/messages/count_tokens": MESSAGES_COUNT.parse_as_chat,
     "/v1/embeddings": EMBEDDING.parse,
     "/v1/count_tokens": parse_count,
     "/tokenize": parse_tokenize,
-    "/detokenize": parse_detokenize,
+    "/detokenize": DETOKENIZE.parse,
 }
 
 # Blocks that show parts of several files, each under a comment with the file's path.
@@ -64,7 +64,7 @@ def _call_problem(call: HttpCall) -> str | None:
         return f"asks {call.url}, not {SERVER}"
     if not any(
         call.method == method and re.fullmatch(path.replace("{id:path}", ".+"), call.path)
-        for method, path, _ in (*ROUTES, METRICS_ROUTE)
+        for method, path in ROUTES
     ):
         return f"no such route: {call.method} {call.path}"
     if call.method == "GET":
@@ -141,7 +141,7 @@ def test_excerpts_are_those_of_the_files() -> None:
 
 
 def test_every_route_with_a_body_has_a_parser_here() -> None:
-    assert {path for method, path, _ in ROUTES if method == "POST"} == PARSERS.keys()
+    assert {path for method, path in ROUTES if method == "POST"} == PARSERS.keys()
 
 
 def test_a_documented_program_talks_to_the_documented_server() -> None:
@@ -196,11 +196,11 @@ def test_wrong_syntax_is_found() -> None:
 def test_wrong_excerpts_are_found() -> None:
     bad = Page(
         "docs/bad.md",
-        f"<!-- not run: {_EXCERPTS} -->\n```python\n# vinfer/server/app.py: ROUTES\n"
-        '("GET", "/version", health.version),\n("GET", "/versions", health.versions),\n'
+        f"<!-- not run: {_EXCERPTS} -->\n```python\n# vinfer/server/route_table.py: ROUTES\n"
+        "handler=health.version,\nhandler=health.versions,\n"
         "# vinfer/server/none.py\nx = 1\n```\n",
     )
     assert excerpt_problems([bad]) == [
-        'docs/bad.md:5: ("GET", "/versions", health.versions),',
+        "docs/bad.md:5: handler=health.versions,",
         "docs/bad.md:7: x = 1",
     ]

@@ -74,7 +74,8 @@ def test_models_load_together_but_are_built_one_at_a_time(
         """Two at a time also failed: Python 3.11 cannot parse source code on two threads."""
         with counted("builds"):
             time.sleep(0.01)
-        return FoundBundle(tmp_path, ResolvedSource("x", "hf", tmp_path, {}), is_new=False)
+        source = ResolvedSource("x", "hf", tmp_path, {})
+        return FoundBundle(tmp_path, source, Manifest.model_construct(key="k"))
 
     met: list[str] = []
 
@@ -88,9 +89,7 @@ def test_models_load_together_but_are_built_one_at_a_time(
 
     monkeypatch.setattr(module, "find_or_build", find_or_build)
     monkeypatch.setattr(module, "start_engine", start_engine)
-    monkeypatch.setattr(module, "open_bundle", lambda *_, **__: Manifest.model_construct(key="k"))
     monkeypatch.setattr(module, "check_new_bundle", lambda *_, **__: None)
-    monkeypatch.setattr(module, "code_roots", lambda *_: ())
     monkeypatch.setattr(module, "bundle_work", lambda *_: Work("cpu", 1, 1, 1))
     monkeypatch.setattr(
         module,

@@ -100,10 +100,11 @@ def check(
 
     monkeypatch.setattr(parity, "measure_bundle", measure)
     is_new = settings.pop("is_new", True)
-    bundle = FoundBundle(directory, ResolvedSource("tiny", "hf", directory, {}), is_new=is_new)
+    source = ResolvedSource("tiny", "hf", directory, {})
+    bundle = FoundBundle(directory, source, read_manifest(directory), is_new=is_new)
     model = ModelConfig.model_validate({"name": "tiny", "source": "tiny", **settings})
     engine: Any = None
-    found = parity.check_new_bundle(bundle, read_manifest(directory), model, engine, lambda *_: None)
+    found = parity.check_new_bundle(bundle, model, engine, lambda *_: None)
     return found, len(measured)
 
 
@@ -180,7 +181,9 @@ def built(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     source = ResolvedSource("tiny", "hf", directory, {})
     for module in (precompile, loader):
         monkeypatch.setattr(
-            module, "find_or_build", lambda *_, **__: FoundBundle(directory, source, is_new=True)
+            module,
+            "find_or_build",
+            lambda *_, **__: FoundBundle(directory, source, read_manifest(directory), is_new=True),
         )
         monkeypatch.setattr(module, "start_engine", lambda *_, **__: StillEngine())
         # This bundle has no programs.

@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 from vinfer.config import ServerConfig
 from vinfer.server.document.openapi import openapi_document
 from vinfer.server.model_table import ModelTable
+from vinfer.server.route_table import ROUTES
 
 # Fields that take seconds to check item by item.
 MAX_CHECKED_BYTES = 200_000
@@ -35,7 +36,7 @@ class Contract:
     """The document, and checks of bodies against it."""
 
     def __init__(self, config: ServerConfig, models: ModelTable) -> None:
-        self.document = openapi_document(config, models)
+        self.document = openapi_document(config, models, ROUTES)
         self._validators: dict[str, Draft202012Validator] = {}
 
     def operation(self, method: str, path: str) -> dict[str, Any] | None:

@@ -14,11 +14,22 @@ import time
 from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
-from vinfer.bundle.manifest import Embeddings, ImageInput, StateSpec
+from vinfer.bundle.manifest import (
+    FORMAT_VERSION,
+    MESH_AXES,
+    Embeddings,
+    ImageInput,
+    Manifest,
+    ModelCard,
+    ProgramSpec,
+    StateSpec,
+)
+from vinfer.bundle.programs import ProgramShape
 from vinfer.engine.request import EngineStats, FinishReason, Request, TokenEvent, TokenLogprobs
 from vinfer.engine.tenants import TenantLimits
 from vinfer.errors import QueueFullError, VinferError
@@ -255,6 +266,46 @@ def _logprobs(token: int, num: int) -> TokenLogprobs:
     return TokenLogprobs(-0.5, tuple(token + i for i in range(num)), tuple(-0.5 - i for i in range(num)))
 
 
+def fake_manifest(engine: FakeEngine) -> Manifest:
+    """Return the manifest of a bundle that scores prompts, embeds, and has several shapes of a program."""
+    shapes = [ProgramShape(kind=kind, rows=rows, length=8) for kind in ("decode", "score") for rows in (1, 4)]
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        key="bundle-0123",
+        created=1_700_000_000,
+        versions={},
+        platform="cpu",
+        mesh=dict.fromkeys(MESH_AXES, 1),
+        dtype="float32",
+        num_slots=4,
+        max_model_len=engine.max_model_len,
+        model=ModelCard(
+            source="fake",
+            architecture="FakeForCausalLM",
+            task="text",
+            num_parameters=1,
+            bos_token_id=BOS,
+            eos_token_ids=(EOS, IM_END),
+            pad_token_id=None,
+            vocab_size=VOCAB_SIZE,
+            sampling_defaults={},
+        ),
+        weights=(),
+        page_size=32,
+        kv_windows=(None,),
+        kv=(),
+        state=(),
+        programs=tuple(ProgramSpec(shape=shape, file="", inputs=(), outputs=()) for shape in shapes),
+        files={},
+        embeddings=Embeddings(pooling="mean", size=EMBEDDING_SIZE),
+    )
+
+
+def with_manifest(served: ServedModel, **changes: Any) -> ServedModel:
+    """Return a model of another bundle."""
+    return dataclasses.replace(served, manifest=served.manifest.model_copy(update=changes))
+
+
 def served_model(
     engine: FakeEngine,
     tokenizer: Tokenizer,
@@ -272,8 +323,7 @@ def served_model(
         )
     return ServedModel(
         name=name,
-        task="text",
-        architecture="FakeForCausalLM",
+        manifest=fake_manifest(engine),
         position=0,
         engine=engine,
         tokenizer=tokenizer,
@@ -281,17 +331,9 @@ def served_model(
         chat_template=template,
         chat_template_kwargs={"enable_thinking": "boolean", "style": "string", "depth": "integer"},
         sampling=SamplingDefaults(temperature=0.0),
-        eos_token_ids=(EOS, IM_END),
-        bos_token_id=BOS,
         max_model_len=engine.max_model_len,
-        vocab_size=VOCAB_SIZE,
-        created=1_700_000_000,
-        fingerprint="bundle-0123",
-        has_prompt_logprobs=True,
-        is_deterministic=False,
         prefix_cache=prefix_cache,
         speculates=speculates,
-        embeddings=Embeddings(pooling="mean", size=EMBEDDING_SIZE),
         answer_form=answer_form("auto", template),
     )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vinfer.server.fields.treatment import FieldRule, Treatment
 
 
-def of_treatment(rules: dict[str, FieldRule], treatment: Treatment) -> set[str]:
+def of_treatment(rules: Mapping[str, FieldRule], treatment: Treatment) -> set[str]:
     return {key for key, rule in rules.items() if rule.treatment is treatment}
 
 

@@ -1,33 +1,85 @@
 """Typed access to untrusted configuration values, with errors that name file, key and value.
 
-Runs in the build half, on any thread. Knows no model family.
+Runs in the build half, on any thread. It records what is read, so that what nobody reads can be refused.
+Knows no model family.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from vinfer.errors import CheckpointError
+
+
+class _Values(Mapping[str, object]):
+    """Values by key; `read` gets the keys that somebody looked up, whether they were there or not."""
+
+    def __init__(self, values: Mapping[str, object], read: set[str]) -> None:
+        self.stated = values
+        self.read = read
+
+    def __getitem__(self, key: str) -> object:
+        self.read.add(key)
+        return self.stated[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stated)
+
+    def __len__(self) -> int:
+        return len(self.stated)
 
 
 class ConfigKeys:
     """One JSON object of a checkpoint (or the metadata of a GGUF file).
 
     A null key counts as absent, as in transformers.
+
+    Args:
+        read: gets the keys that are looked up; shared by copies.
     """
 
-    def __init__(self, values: Mapping[str, object], where: str) -> None:
-        self.values = values
+    def __init__(self, values: Mapping[str, object], where: str, read: set[str] | None = None) -> None:
+        self._values = _Values(values, set() if read is None else read)
         self.where = where
+
+    @property
+    def values(self) -> Mapping[str, object]:
+        """The values as they are stated; to look one up is to read it."""
+        return self._values
 
     def has(self, key: str) -> bool:
         return self.values.get(key) is not None
 
+    def is_read(self, key: str) -> bool:
+        """Return whether somebody has looked a key up."""
+        return key in self._values.read
+
+    def read_like(self, other: ConfigKeys) -> None:
+        """Count as read what was read of another config, whose keys are stated here once more."""
+        self._values.read.update(other._values.read)
+
+    def updated(self, **changes: object) -> ConfigKeys:
+        """Return a copy with other values; what is read there has been read here."""
+        return ConfigKeys({**self._values.stated, **changes}, self.where, self._values.read)
+
     def with_defaults(self, **defaults: object) -> ConfigKeys:
         """Return a copy with a family's defaults for the keys that the file does not state."""
-        missing = {key: value for key, value in defaults.items() if not self.has(key)}
-        return ConfigKeys({**self.values, **missing}, self.where)
+        stated = self._values.stated
+        return self.updated(**{key: value for key, value in defaults.items() if stated.get(key) is None})
+
+    def refuse_unread(self, reason: str, *, harmless: Collection[str] = ()) -> None:
+        """Refuse the first key that nobody has looked up, as its meaning is unknown.
+
+        Args:
+            harmless: keys that need not be read.
+
+        Raises:
+            CheckpointError: names the key.
+        """
+        for key, value in self._values.stated.items():
+            if value is not None and key not in self._values.read and key not in harmless:
+                raise self.refusal(key, reason)
 
     def integer(self, key: str, default: int | None = None, *, minimum: int = 1, maximum: int = 2**31) -> int:
         """Read an integer in [minimum, maximum].
@@ -89,7 +141,7 @@ class ConfigKeys:
 
     def refusal(self, key: str, reason: str) -> CheckpointError:
         """Return the error for a key whose value is unsupported or wrong; the caller raises it."""
-        shown = repr(self.values.get(key))
+        shown = repr(self._values.stated.get(key))
         if len(shown) > 80:
             shown = shown[:77] + "..."
         return CheckpointError(f"{self.where}: {key} = {shown}: {reason}")

@@ -101,14 +101,12 @@ class Family:
 
     Attributes:
         architecture: the class in config.json's `architectures`.
-        keys: keys that `translate` reads, beyond `known_keys.COMMON_KEYS`.
         translate: reads the keys; raises CheckpointError for a wrong or unsupported value.
         harmless: keys of this family that cannot change the logits of an inference pass.
     """
 
     model_type: str
     architecture: str
-    keys: frozenset[str]
     translate: Callable[[ConfigKeys], NormalisedConfig]
     harmless: frozenset[str] = frozenset()
 

@@ -9,31 +9,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
+from vinfer.bundle.sampling import NUMBERS
 from vinfer.checkpoint.config_keys import ConfigKeys
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationFacts:
-    """Token ids and the sampling defaults of the checkpoint; None if it states none.
+    """Token ids and the sampling defaults of the checkpoint.
 
     Attributes:
         eos_token_ids: ascending; the union over all places that name one, because each place is
             incomplete in some published checkpoint.
-        do_sample: false or None means that the checkpoint's own default is greedy.
-        top_k: 0 is off.
+        sampling: the numbers of `bundle.sampling` that it states, and `max_new_tokens`.
         notes: which ids are ignored, a line each.
     """
 
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     pad_token_id: int | None = None
-    do_sample: bool | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    max_new_tokens: int | None = None
+    sampling: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -70,14 +64,7 @@ def read_generation_facts(
             _within(_token_ids(source, "pad_token_id"), source, "pad_token_id", vocab_size, notes)
             for source in (keys, model_keys)
         ),
-        do_sample=keys.boolean("do_sample") if keys.has("do_sample") else None,
-        temperature=_optional_number(keys, "temperature"),
-        top_p=_optional_number(keys, "top_p"),
-        # -1 is off too, as in vLLM.
-        top_k=max(keys.integer("top_k", minimum=-1), 0) if keys.has("top_k") else None,
-        min_p=_optional_number(keys, "min_p"),
-        repetition_penalty=_optional_number(keys, "repetition_penalty"),
-        max_new_tokens=keys.integer("max_new_tokens") if keys.has("max_new_tokens") else None,
+        sampling=_sampling(keys),
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -114,9 +101,22 @@ def _first(candidates: Iterable[list[int]]) -> int | None:
     return next((ids[0] for ids in candidates if ids), None)
 
 
-def _optional_number(keys: ConfigKeys, key: str) -> float | None:
+def _sampling(keys: ConfigKeys) -> dict[str, float]:
+    stated: dict[str, float] = {}
+    for number in NUMBERS:
+        if number.is_stated and keys.has(number.name):
+            # -1 is off too, as in vLLM.
+            stated[number.name] = (
+                max(keys.integer(number.name, minimum=-1), 0)
+                if number.dtype == "int32"
+                else _number(keys, number.name)
+            )
+    if keys.has("max_new_tokens"):
+        stated["max_new_tokens"] = keys.integer("max_new_tokens")
+    return stated
+
+
+def _number(keys: ConfigKeys, key: str) -> float:
     """Read a number >= 0: 0 is a legal temperature and min_p."""
-    if not keys.has(key):
-        return None
     value = keys.values[key]
     return 0.0 if value == 0 and not isinstance(value, bool) else keys.number(key)

@@ -1,34 +1,11 @@
 """Configuration keys that vinfer knows, grouped by how it treats them.
 
-Data only. A key in none of these sets stops the build (see `normalise`). Add one only after checking in
-transformers that it cannot change the logits of an inference pass of any family.
+Data only. A key that no family reads and that is in none of these sets stops the build (see `key_check`).
+Add one only after checking in transformers that it cannot change the logits of an inference pass of any
+family.
 """
 
 from __future__ import annotations
-
-COMMON_KEYS = frozenset(
-    {
-        "architectures",
-        "head_dim",
-        "hidden_act",
-        "hidden_size",
-        "intermediate_size",
-        "max_position_embeddings",
-        "model_type",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "original_max_position_embeddings",
-        "quantization_config",
-        "rms_norm_eps",
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-        "tie_word_embeddings",
-        "vocab_size",
-    }
-)
-"""config.json keys that every family reads; each family names the others."""
 
 HARMLESS_KEYS = frozenset(
     {
@@ -38,6 +15,7 @@ HARMLESS_KEYS = frozenset(
         "_flash_attn_2_enabled",
         "_name_or_path",
         "_num_labels",
+        "architectures",  # `normalise` compares it with the family
         "attention_dropout",
         "auto_map",  # `safety` refuses it where the code is needed
         "bad_words_ids",

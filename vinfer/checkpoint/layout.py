@@ -6,7 +6,7 @@ a build of several minutes. Shared pieces are here, whole models in `families/`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from vinfer.errors import CheckpointError
 
@@ -25,18 +25,6 @@ def linear_shapes(
     return {**weight, f"{name}.bias": (num_outputs,)} if has_bias else dict(weight)
 
 
-def attention_shapes(
-    *, hidden: int, num_queries: int, num_keys: int, has_bias: bool, has_output_bias: bool
-) -> dict[str, Shape]:
-    """List q, k, v and o of one layer; `num_queries` and `num_keys` are heads times head_dim."""
-    return {
-        **linear_shapes("self_attn.q_proj", num_queries, hidden, has_bias=has_bias),
-        **linear_shapes("self_attn.k_proj", num_keys, hidden, has_bias=has_bias),
-        **linear_shapes("self_attn.v_proj", num_keys, hidden, has_bias=has_bias),
-        **linear_shapes("self_attn.o_proj", hidden, num_queries, has_bias=has_output_bias),
-    }
-
-
 def gated_mlp_shapes(name: str, *, hidden: int, inner: int, has_bias: bool = False) -> dict[str, Shape]:
     """List gate, up and down of a gated feed-forward block."""
     return {
@@ -50,17 +38,6 @@ def norm_shapes(names: Iterable[str], size: int, *, has_bias: bool = False) -> d
     """List norms: RMS norms have no bias; the layer norms of older families do."""
     kinds = ("weight", "bias") if has_bias else ("weight",)
     return {f"{name}.{kind}": (size,) for name in names for kind in kinds}
-
-
-def decoder_shapes(layers: Sequence[Shapes], *, vocab: int, hidden: int, is_tied: bool) -> dict[str, Shape]:
-    """List a whole decoder in the layout of Llama, from the tensors of each layer."""
-    shapes: dict[str, Shape] = {EMBEDDING: (vocab, hidden)}
-    for index, layer in enumerate(layers):
-        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
-    shapes["model.norm.weight"] = (hidden,)
-    if not is_tied:
-        shapes[HEAD] = (vocab, hidden)
-    return shapes
 
 
 def check_layout(expected: Shapes, found: Shapes, where: str) -> None:

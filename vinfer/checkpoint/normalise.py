@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families import FAMILIES
 from vinfer.checkpoint.family import Family, NormalisedConfig
-from vinfer.checkpoint.key_check import refuse_unknown_keys
+from vinfer.checkpoint.key_check import refuse_unread_keys
 from vinfer.checkpoint.unsupported import UNSUPPORTED_MODEL_TYPES
 
 
@@ -25,12 +25,12 @@ def normalise(raw: Mapping[str, object], where: str = "config.json") -> Normalis
     """
     keys = ConfigKeys(raw, where)
     family = _family(keys)
-    refuse_unknown_keys(keys, family)
     has_head = keys.values.get("architectures") != [family.headless]
     if not has_head:
         # Programs need a head, so a decoder without one gets its embedding, which is never sampled from.
-        keys = ConfigKeys({**keys.values, "tie_word_embeddings": True}, where)
+        keys = keys.updated(tie_word_embeddings=True)
     found = family.translate(keys)
+    refuse_unread_keys(keys, family.harmless)
     names = found.names
     if not names.optional_prefix:
         prefix = names.embedding.partition(".")[0] + "."

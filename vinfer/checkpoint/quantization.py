@@ -19,6 +19,7 @@ _SUPPORTED = (
     "supported: fp8 (weight_scale_inv) and 8-bit float compressed-tensors: use the original weights or a "
     "GGUF file"
 )
+_UNKNOWN = f"vinfer does not know what this key does to the weights; {_SUPPORTED}"
 
 # Keys irrelevant to the weights: activations, bookkeeping, and lists of unquantized modules.
 _FP8_UNREAD = frozenset({"activation_scheme", "dequantize", "fmt", "modules_to_not_convert", "scale_fmt"})
@@ -75,8 +76,8 @@ def read_fp8_scheme(keys: ConfigKeys) -> Fp8Scheme | None:
 
 
 def _read_fp8(keys: ConfigKeys) -> Fp8Scheme:
-    _refuse_others(keys, {"quant_method", "weight_block_size"} | _FP8_UNREAD)
     block = keys.values.get("weight_block_size")
+    keys.refuse_unread(_UNKNOWN, harmless=_FP8_UNREAD)
     unread = frozenset({"activation_scale"})
     if block is None:
         return Fp8Scheme(scale="weight_scale_inv", block=None, unread=unread)
@@ -88,11 +89,7 @@ def _read_fp8(keys: ConfigKeys) -> Fp8Scheme:
 
 
 def _read_compressed_tensors(keys: ConfigKeys) -> Fp8Scheme:
-    empty = ("kv_cache_scheme", "transform_config")
-    _refuse_others(
-        keys, {"quant_method", "format", "config_groups"} | _COMPRESSED_UNREAD | {*empty, "sparsity_config"}
-    )
-    for key in empty:
+    for key in ("kv_cache_scheme", "transform_config"):
         if keys.values.get(key):
             raise keys.refusal(key, "only an empty value is supported")
     sparsity = keys.values.get("sparsity_config") or {"format": "dense"}
@@ -110,20 +107,15 @@ def _read_compressed_tensors(keys: ConfigKeys) -> Fp8Scheme:
         _check_weights(
             ConfigKeys({str(key): value for key, value in weights.items()}, f"{keys.where}: {name}: weights")
         )
+    keys.refuse_unread(_UNKNOWN, harmless=_COMPRESSED_UNREAD)
     return Fp8Scheme(scale="weight_scale", block=None, unread=frozenset({"input_scale"}))
 
 
 def _check_weights(keys: ConfigKeys) -> None:
-    _refuse_others(keys, set(_WEIGHTS) | _WEIGHTS_UNREAD)
     for key, served in _WEIGHTS.items():
         if keys.values.get(key) not in served:
             raise keys.refusal(key, f"supported: {' or '.join(map(repr, served))}; use the original weights")
-
-
-def _refuse_others(keys: ConfigKeys, known: set[str]) -> None:
-    for key in keys.values:
-        if keys.has(key) and key not in known:
-            raise keys.refusal(key, f"vinfer does not know what this key does to the weights; {_SUPPORTED}")
+    keys.refuse_unread(_UNKNOWN, harmless=_WEIGHTS_UNREAD)
 
 
 def is_mxfp4(keys: ConfigKeys) -> bool:

@@ -50,6 +50,10 @@ class TowerFacts:
         """(channels, height, width)."""
         return self.num_channels, self.image_size, self.image_size
 
+    @property
+    def shape_words(self) -> str:
+        return "x".join(map(str, self.image_shape))
+
 
 class EncoderFacts(Protocol):
     """What all encoders have in common."""
@@ -62,9 +66,44 @@ class EncoderFacts(Protocol):
         """
         ...
 
+    def nearest_shape(self, image: tuple[int, ...]) -> tuple[int, int, int]:
+        """Return the shape nearest to an image's that an encoder program may have."""
+        ...
+
+    @property
+    def shape_words(self) -> str:
+        """The shapes that encoder programs may have."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LlavaFacts:
+class _TowerEncoder:
+    """A tower for images of one size, and what makes features of its patches.
+
+    Attributes:
+        out_size: hidden size of the decoder.
+    """
+
+    tower: TowerFacts
+    out_size: int
+
+    @property
+    def num_features(self) -> int:
+        raise NotImplementedError
+
+    def max_features(self, image: tuple[int, ...]) -> int:
+        return self.num_features
+
+    def nearest_shape(self, image: tuple[int, ...]) -> tuple[int, int, int]:
+        return self.tower.image_shape
+
+    @property
+    def shape_words(self) -> str:
+        return self.tower.shape_words
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LlavaFacts(_TowerEncoder):
     """A vision tower and the two-layer projector behind it, as LLaVA has them.
 
     Attributes:
@@ -72,44 +111,32 @@ class LlavaFacts:
         drops_first: the first position, CLIP's class token, is not a feature.
         projector_norm_epsilon: epsilon of the projector's norm; None if it has none.
         projector_activation: transformers' name.
-        out_size: hidden size of the decoder.
     """
 
-    tower: TowerFacts
     feature_layers: tuple[int, ...]
     drops_first: bool
     projector_norm_epsilon: float | None = None
     projector_activation: str
     projector_has_bias: bool
-    out_size: int
 
     @property
     def num_features(self) -> int:
         return self.tower.num_positions - self.drops_first
 
-    def max_features(self, image: tuple[int, ...]) -> int:
-        return self.num_features
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Gemma3Facts:
+class Gemma3Facts(_TowerEncoder):
     """A vision tower, the mean over squares of its patches, a norm and a projection.
 
     Attributes:
         features_per_side: squares along a side of the image; they divide the tower's patches.
-        out_size: hidden size of the decoder.
     """
 
-    tower: TowerFacts
     features_per_side: int
-    out_size: int
 
     @property
     def num_features(self) -> int:
         return self.features_per_side**2
-
-    def max_features(self, image: tuple[int, ...]) -> int:
-        return self.num_features
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +183,14 @@ class Qwen2VLFacts:
     def max_features(self, image: tuple[int, ...]) -> int:
         _, height, width = image
         return height * width // self.factor**2
+
+    def nearest_shape(self, image: tuple[int, ...]) -> tuple[int, int, int]:
+        height, width = (max(round(side / self.factor), 1) * self.factor for side in image[1:])
+        return self.num_channels, height, width
+
+    @property
+    def shape_words(self) -> str:
+        return f"{self.num_channels} channels whose height and width are multiples of {self.factor}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from vinfer.cli.bench import bench
 from vinfer.cli.bundles import CacheDir, bundle_app, bundles_dir
 from vinfer.cli.configs import config_app
 from vinfer.cli.models import models_app
-from vinfer.cli.options import HELP_STYLE, OUTPUT, AsJson, ConfigPath, Devices, Overrides, Source
+from vinfer.cli.options import HELP_STYLE, OUTPUT, AsJson, ConfigPath, Devices, Overrides, Source, show
 from vinfer.errors import VinferError
 from vinfer.version import __version__
 
@@ -205,10 +205,7 @@ def plan(
     planned = command.plan_models(
         config, wanted=target_devices(devices), code_cache=code_cache_dir(config, os.environ)
     )
-    if as_json:
-        typer.echo(json.dumps(command.as_json(planned)))
-    else:
-        print_plan(planned)
+    show(command.as_json(planned), lambda: print_plan(planned), as_json=as_json)
     command.require_fit(planned)
 
 
@@ -319,10 +316,7 @@ def verify(
             code_cache=code_cache_dir(config, os.environ),
             progress=PhaseClock(PhaseTimes(config.cache_dir), display),
         )
-    if as_json:
-        typer.echo(json.dumps(command.as_json(found), allow_nan=False))
-    else:
-        print_tables(found)
+    show(command.as_json(found), lambda: print_tables(found), as_json=as_json)
     command.require_passed(found)
 
 
@@ -338,10 +332,7 @@ def doctor(cache_dir: CacheDir = None, as_json: AsJson = False) -> None:
 
     configure_logging("warning")
     found = command.examine(bundles_dir(cache_dir).parent, environ=os.environ)
-    if as_json:
-        typer.echo(json.dumps(found))
-    else:
-        print_facts(found)
+    show(found, lambda: print_facts(found), as_json=as_json)
     command.require_device(found)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vinfer.cli.options import HELP_STYLE, AsJson
+from vinfer.cli.options import HELP_STYLE, AsJson, show
 
 bundle_app = typer.Typer(
     help="Example: vinfer bundle list\n\nLook at bundles, check and remove them.",
@@ -32,10 +31,8 @@ def list_bundles(cache_dir: CacheDir = None, as_json: AsJson = False) -> None:
     from vinfer.launch.inspection.bundle_tables import print_list
 
     found = stored_bundles.stored_bundles(bundles_dir(cache_dir))
-    if as_json:
-        typer.echo(json.dumps([stored_bundles.as_json(bundle) for bundle in found]))
-    else:
-        print_list(found)
+    plain = [stored_bundles.as_json(bundle) for bundle in found]
+    show(plain, lambda: print_list(found), as_json=as_json)
 
 
 @bundle_app.command(short_help="Show what a bundle holds.")
@@ -49,10 +46,7 @@ def inspect(directory: Directory, as_json: AsJson = False) -> None:
     from vinfer.launch.inspection.stored_bundles import facts
 
     found = facts(directory, read_manifest(directory))
-    if as_json:
-        typer.echo(json.dumps(found))
-    else:
-        print_facts(found)
+    show(found, lambda: print_facts(found), as_json=as_json)
 
 
 @bundle_app.command(short_help="Check the hashes of all files of a bundle.")
@@ -67,7 +61,8 @@ def verify(directory: Directory, as_json: AsJson = False) -> None:
     manifest = read_manifest(directory)
     verify_files(directory, manifest, weights=True)
     count = len(manifest.files)
-    typer.echo(json.dumps({"intact": True, "num_files": count}) if as_json else f"{count} files are intact")
+    intact = {"intact": True, "num_files": count}
+    show(intact, lambda: typer.echo(f"{count} files are intact"), as_json=as_json)
 
 
 @bundle_app.command(short_help="Remove bundles that nothing here can serve.")
@@ -88,10 +83,8 @@ def prune(
     from vinfer.launch.inspection.bundle_tables import print_pruned
 
     found = stored_bundles.prune(bundles_dir(cache_dir), older_than_days=days, removes=yes)
-    if as_json:
-        typer.echo(json.dumps([stored_bundles.as_json(bundle) for bundle in found]))
-    else:
-        print_pruned(found, removed=yes)
+    plain = [stored_bundles.as_json(bundle) for bundle in found]
+    show(plain, lambda: print_pruned(found, removed=yes), as_json=as_json)
 
 
 def bundles_dir(cache_dir: Path | None) -> Path:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from vinfer.cli.options import HELP_STYLE, AsJson
+from vinfer.cli.options import HELP_STYLE, AsJson, show
 
 models_app = typer.Typer(
     help="Example: vinfer models inspect meta-llama/Llama-3.2-1B-Instruct\n\nLook at checkpoints.",
@@ -36,10 +35,7 @@ def inspect(
 
     configure_logging("warning")
     found = model_facts(source, revision=revision)
-    if as_json:
-        typer.echo(json.dumps(found))
-    else:
-        print_facts(found)
+    show(found, lambda: print_facts(found), as_json=as_json)
 
 
 @models_app.command(short_help="Download a checkpoint ahead of a build.")
@@ -53,4 +49,4 @@ def pull(source: Checkpoint, revision: Revision = None, as_json: AsJson = False)
 
     configure_logging("warning")
     path = model_facts(source, revision=revision)["path"]
-    typer.echo(json.dumps({"source": source, "path": path}) if as_json else path)
+    show({"source": source, "path": path}, lambda: typer.echo(path), as_json=as_json)

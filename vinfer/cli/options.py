@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -36,3 +38,11 @@ Devices = Annotated[
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object, not text.", rich_help_panel=OUTPUT)
 ]
+
+
+def show(found: Any, text: Callable[[], None], *, as_json: bool) -> None:
+    """Print what was found as one line of JSON, or as text."""
+    if as_json:
+        typer.echo(json.dumps(found, allow_nan=False))
+    else:
+        text()

@@ -6,22 +6,16 @@ accelerator from the server and leaves nothing in its memory. This side imports 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from vinfer.child_process import how_it_ended
+from vinfer.bundle.progress import Progress
+from vinfer.child_process import how_it_ended, running_child
 from vinfer.compiler.plan import BuildPlan
-from vinfer.errors import BuildError, CheckpointError
-
-Progress = Callable[[str, int, int], None]
+from vinfer.errors import BuildError
 
 _FORCED_DEVICES = re.compile(r"--xla_force_host_platform_device_count=\d+")
 
@@ -39,42 +33,25 @@ def run_build(
     """
     request = {"plan": dataclasses.asdict(plan), "revision": revision, "directory": str(directory)}
     request["plan"]["programs"] = [shape.model_dump() for shape in plan.programs]  # type: ignore[index]
-    error: BuildError | CheckpointError | None = None
-    events_fd, child_fd = os.pipe()
+    is_done = False
     with (
-        os.fdopen(events_fd) as events,
-        log_path.open("w") as log,
         tempfile.TemporaryDirectory(prefix="vinfer-build-") as scratch,
-        subprocess.Popen(  # noqa: S603 - this interpreter and our own module
-            [sys.executable, "-m", "vinfer.compiler", str(child_fd)],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            text=True,
-            env=_environment(plan.num_devices, scratch),
-            pass_fds=(child_fd,),
+        running_child(
+            "vinfer.compiler",
+            environment=_environment(plan.num_devices, scratch),
+            log=log_path,
+            failure=BuildError,
         ) as child,
     ):
-        os.close(child_fd)
-        assert child.stdin is not None
-        # A child that has already exited is reported below, by its exit code.
-        with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
-            json.dump(request, stdin)
-        is_done = False
-        for line in events:
-            message = json.loads(line)
-            if "error" in message:
-                kind = CheckpointError if message["kind"] == "checkpoint" else BuildError
-                error = kind(message["error"])
-            elif "phase" in message:
+        child.send(request)
+        while (message := child.receive()) is not None:
+            if "phase" in message:
                 progress(message["phase"], message["done"], message["total"])
             else:
                 is_done = message["done"]
-        code = child.wait()
-    if error is not None:
-        raise error
-    if code or not is_done:
-        raise BuildError(f"the build of {plan.source} ended with {how_it_ended(code)}: see {log_path}")
+        how = child.end()
+    if how or not is_done:
+        raise BuildError(f"the build of {plan.source} ended with {how or how_it_ended(0)}: see {log_path}")
 
 
 def _environment(num_devices: int, scratch: str) -> dict[str, str]:

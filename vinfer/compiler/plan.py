@@ -20,7 +20,7 @@ from vinfer.bundle.programs import ProgramShape, plan_programs
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters, open_checkpoint
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.checkpoint.source import ResolvedSource
-from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
+from vinfer.checkpoint.vision import VisionFacts
 from vinfer.compiler.code_hash import code_hash
 from vinfer.config import (
     ALL_REMAINING_DEVICES,
@@ -361,23 +361,13 @@ def check_images(plan: BuildPlan, vision: VisionFacts | None, *, where: str) -> 
 
 
 def _check_vision_shape(image: tuple[int, ...], vision: VisionFacts, *, where: str) -> None:
-    if vision.image_shape is not None and image != vision.image_shape:
-        channels, height, width = vision.image_shape
+    channels, height, width = nearest = vision.encoder.nearest_shape(image)
+    if image != nearest:
         raise ConfigError(
-            f"{where}.precompile has a vision shape of {'x'.join(map(str, image))}; the model "
-            f"takes images of {channels}x{height}x{width}: write vision: {{channels: {channels}, "
-            f"height: {height}, width: {width}}}"
+            f"{where}.precompile has a vision shape of {'x'.join(map(str, image))}; the model takes images "
+            f"of {vision.encoder.shape_words}: write vision: {{channels: {channels}, height: {height}, "
+            f"width: {width}}}"
         )
-    if isinstance(vision.encoder, Qwen2VLFacts):
-        channels, height, width = image
-        wanted, factor = vision.encoder.num_channels, vision.encoder.factor
-        if channels != wanted or height % factor or width % factor:
-            nearest = [max(round(side / factor), 1) * factor for side in (height, width)]
-            raise ConfigError(
-                f"{where}.precompile has a vision shape of {'x'.join(map(str, image))}; the model takes "
-                f"images of {wanted} channels whose height and width are multiples of {factor}: write "
-                f"vision: {{channels: {wanted}, height: {nearest[0]}, width: {nearest[1]}}}"
-            )
 
 
 def check_heads(mesh: Mapping[str, int], facts: ModelFacts, *, where: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from vinfer.bundle.manifest import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec, StateSpec, num_mask_words
+from vinfer.bundle.sampling import NUMBERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +55,7 @@ def state_fields(vocab_size: int, max_model_len: int, *, has_rope_offset: bool =
         of_request("output_counts", _count_dtype(max_model_len), 0, vocab_size),
         of_request("remaining", "int32", 0),
         of_request("seed", "uint32", 0, 2),
-        of_request("temperature", "float32", 0.0),
-        of_request("top_k", "int32", 0),
-        of_request("top_p", "float32", 1.0),
-        of_request("min_p", "float32", 0.0),
-        of_request("repetition_penalty", "float32", 1.0),
-        of_request("presence_penalty", "float32", 0.0),
-        of_request("frequency_penalty", "float32", 0.0),
+        *(of_request(number.name, number.dtype, number.off) for number in NUMBERS),
         of_request("min_tokens", "int32", 0),
         of_request("wants_logprobs", "bool", False),
         of_request("stop_ids", "int32", -1, MAX_STOP_TOKEN_IDS),

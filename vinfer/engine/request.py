@@ -13,6 +13,7 @@ from vinfer.bundle.manifest import MAX_LOGIT_BIAS as MAX_LOGIT_BIAS
 from vinfer.bundle.manifest import MAX_STOP_TOKEN_IDS as MAX_STOP_TOKEN_IDS
 from vinfer.bundle.manifest import MAX_TOP_LOGPROBS as MAX_TOP_LOGPROBS
 from vinfer.bundle.manifest import Pooling as Pooling
+from vinfer.bundle.sampling import SamplingNumbers
 from vinfer.engine.tenants import TenantLimits
 from vinfer.errors import VinferError
 
@@ -23,7 +24,7 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
+class SamplingParams(SamplingNumbers):
     """How one request is sampled. All numbers are already validated and all defaults applied.
 
     Order of application: penalties, logit_bias, min_tokens, grammar, temperature, top_k, top_p, min_p.
@@ -31,10 +32,6 @@ class SamplingParams:
     Attributes:
         max_tokens: most tokens to generate; the caller has clamped it to max_model_len. With 0 the request
             ends after its prompt.
-        temperature: 0 is greedy.
-        top_k: 0 is off.
-        top_p: 1 is off, and 0 leaves only the most likely token.
-        min_p: 0 is off.
         seed: 64-bit; the caller draws one if the client sent none.
         stop_token_ids: ids that end the request, the EOS ids among them unless the client asked to ignore
             those; at most MAX_STOP_TOKEN_IDS.
@@ -44,13 +41,6 @@ class SamplingParams:
     """
 
     max_tokens: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0

@@ -17,6 +17,7 @@ import numpy as np
 from vinfer.bundle.manifest import MASK_WORD_BITS, MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, ArraySpec
 from vinfer.bundle.program_table import ProgramTable
 from vinfer.bundle.programs import NO_TOKEN, Finish, ProgramKind, ProgramShape
+from vinfer.bundle.sampling import NUMBERS
 from vinfer.engine.kv_cache.pages import NO_PAGE, PageCopy
 from vinfer.engine.pooling import PooledDispatch, embed_inputs
 from vinfer.engine.program import Arrays, Program
@@ -391,13 +392,7 @@ def _row_values(admission: Admission, specs: Mapping[str, ArraySpec]) -> dict[st
         "output_counts": output_counts,
         "remaining": np.int32(params.max_tokens - len(admission.outputs)),
         "seed": np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
-        "temperature": np.float32(params.temperature),
-        "top_k": np.int32(params.top_k),
-        "top_p": np.float32(params.top_p),
-        "min_p": np.float32(params.min_p),
-        "repetition_penalty": np.float32(params.repetition_penalty),
-        "presence_penalty": np.float32(params.presence_penalty),
-        "frequency_penalty": np.float32(params.frequency_penalty),
+        **{number.name: np.array(getattr(params, number.name), number.dtype) for number in NUMBERS},
         # With a grammar its masks enforce this: the device would forbid the end of a complete answer.
         "min_tokens": np.int32(params.min_tokens if request.grammar is None else 0),
         "wants_logprobs": np.bool_(params.top_logprobs is not None),

@@ -33,11 +33,11 @@ def banner(
     yield f"ready on {url}"
     yield ""
     for model in models:
-        stats = model.engine.stats()
-        pages = f", {stats.num_pages} pages" if stats.num_pages else ""
+        num_pages = model.engine.stats().num_pages
+        pages = f", {num_pages} pages" if num_pages else ""
         yield (
             f"  model     {model.name}: requests of up to {model.max_model_len} tokens, "
-            f"{stats.num_slots} slots{pages}, parity {model.parity_verdict}"
+            f"{model.manifest.num_slots} slots{pages}, parity {model.parity_verdict}"
         )
     if serves_page(config.server):
         yield f"  page      {url}/"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vinfer.bundle.directory import BUNDLE_CODE, build_lock, is_bundle, read_manifest, writing
 from vinfer.bundle.manifest import Manifest, Platform, mesh_words
+from vinfer.bundle.progress import ModelProgress
 from vinfer.bundle.verification import check_fits, verify_files
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters, open_checkpoint
 from vinfer.checkpoint.source import ResolvedSource, resolve_source
@@ -26,19 +27,32 @@ from vinfer.launch.progress.times import Work
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, str, int, int], None]
-"""Called with (model name, phase, done, total)."""
 Expect = Callable[[str, Work], None]
 """Called with (model name, what there is to do)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FoundBundle:
-    """A bundle's directory, its source, and whether it has just been built."""
+    """A bundle that is complete and fits this process.
+
+    Attributes:
+        is_new: it has just been built.
+    """
 
     directory: Path
     source: ResolvedSource
-    is_new: bool
+    manifest: Manifest
+    is_new: bool = False
+
+    def code_roots(self, code_cache: Path) -> tuple[Path, Path]:
+        """Return where its machine code is looked for, and stored, first choice first.
+
+        Args:
+            code_cache: a directory for the code of all bundles that are not written to.
+        """
+        inside, outside = self.directory / BUNDLE_CODE, code_cache / self.manifest.key
+        # A bundle that was given by its path is left as it is, if possible.
+        return (outside, inside) if self.source.kind == "bundle" else (inside, outside)
 
 
 def find_or_build(
@@ -48,13 +62,13 @@ def find_or_build(
     platform: Platform,
     num_devices: int,
     bundles_dir: Path,
-    progress: Progress,
+    progress: ModelProgress,
     output: Path | None = None,
     memory_bytes: int | None = None,
     verify_weights: bool = False,
     expect: Expect = lambda _name, _work: None,
 ) -> FoundBundle:
-    """Return a model's bundle; build it if it is missing or damaged.
+    """Return a model's bundle, opened; build it if it is missing or damaged.
 
     Args:
         where: the model's path in the config, such as `models[0]`.
@@ -64,8 +78,13 @@ def find_or_build(
         verify_weights: also hash the weights of an existing bundle, which takes seconds per GB.
 
     Raises:
-        CheckpointError, ConfigError, DeviceError, BuildError.
+        CheckpointError, ConfigError, DeviceError, BuildError, BundleError.
     """
+
+    def opened(directory: Path, *, is_new: bool = False) -> FoundBundle:
+        manifest = open_bundle(directory, platform=platform, num_devices=num_devices)
+        return FoundBundle(directory, source, manifest, is_new)
+
     progress(model.name, "finding checkpoint", 0, 1)
     source = resolve_source(
         model.source,
@@ -74,18 +93,18 @@ def find_or_build(
     )
     if source.kind == "bundle":
         check_overrides(model, read_manifest(source.path), where=where)
-        return FoundBundle(source.path, source, is_new=False)
+        return opened(source.path)
     key = plan_key(
         model, source, where=where, platform=platform, num_devices=num_devices, code_cache=bundles_dir
     )
     directory = output or bundles_dir / key
     # First without the lock, because a bundle may be on a read-only volume.
     if damage_of(directory, key, verify_weights=verify_weights) is None:
-        return FoundBundle(directory, source, is_new=False)
+        return opened(directory)
     with build_lock(directory, lambda: progress(model.name, "waiting for another build", 0, 1)):
         damage = damage_of(directory, key, verify_weights=verify_weights)
         if damage is None:
-            return FoundBundle(directory, source, is_new=False)
+            return opened(directory)
         if damage:
             logger.warning("%s; building it anew", damage)
         if output is not None and output.exists() and any(output.iterdir()) and not is_bundle(output):
@@ -105,7 +124,7 @@ def find_or_build(
                 log_path=directory.parent / f"{directory.name}.build.log",
                 progress=lambda phase, done, total: progress(model.name, phase, done, total),
             )
-    return FoundBundle(directory, source, is_new=True)
+    return opened(directory, is_new=True)
 
 
 def damage_of(directory: Path, key: str, *, verify_weights: bool) -> str | None:
@@ -231,14 +250,3 @@ def code_cache_dir(config: Config, environ: Mapping[str, str]) -> Path:
     """Return where machine code goes that its bundle cannot store: `VINFER_XLA_CACHE`, or the cache."""
     given = environ.get("VINFER_XLA_CACHE")
     return Path(given) if given else config.cache_dir / "xla"
-
-
-def code_roots(bundle: FoundBundle, manifest: Manifest, code_cache: Path) -> tuple[Path, Path]:
-    """Return where the machine code of a bundle is looked for, and stored, first choice first.
-
-    Args:
-        code_cache: a directory for the code of all bundles that are not written to.
-    """
-    inside, outside = bundle.directory / BUNDLE_CODE, code_cache / manifest.key
-    # A bundle that was given by its path is left as it is, if possible.
-    return (outside, inside) if bundle.source.kind == "bundle" else (inside, outside)

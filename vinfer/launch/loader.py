@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 
 from vinfer.bundle.certificate import ParityReport
 from vinfer.bundle.manifest import Manifest, Platform
+from vinfer.bundle.progress import ModelProgress
 from vinfer.bundle.verification import WeightHashing
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
-from vinfer.launch.bundles import Progress, bundle_work, code_roots, find_or_build, open_bundle
+from vinfer.launch.bundles import bundle_work, find_or_build
 from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
 from vinfer.launch.fit import bundle_parts
 from vinfer.launch.kv_memory import choose_pages, is_measured, memory_of
@@ -157,9 +158,8 @@ class Loader:
                 memory_bytes=device_memory_bytes(self._devices[0]),
                 expect=self._clock.expect,
             )
-        directory = bundle.directory
-        manifest = open_bundle(directory, platform=self._platform, num_devices=len(self._devices))
-        roots = code_roots(bundle, manifest, self._code_cache)
+        directory, manifest = bundle.directory, bundle.manifest
+        roots = bundle.code_roots(self._code_cache)
         self._clock.expect(model.name, bundle_work(manifest, roots))
         self._starts[model.name] = start = functools.partial(
             start_engine,
@@ -177,7 +177,7 @@ class Loader:
         # A bundle that has just been built has just been hashed.
         self._engines[model.name] = engine = start(verify_weights=model.verify_weights and not bundle.is_new)
         with self._bundle_turn if bundle.is_new else contextlib.nullcontext():
-            parity = check_new_bundle(bundle, manifest, model, engine, self._clock)
+            parity = check_new_bundle(bundle, model, engine, self._clock)
         self._table.serve(served_model(directory, manifest, model, engine, position=position, parity=parity))
         self._clock(model.name, "ready", 1, 1)
 
@@ -230,7 +230,7 @@ def start_engine(
     devices: Sequence[jax.Device],
     code_roots: Sequence[Path],
     dispatch_lock: threading.Lock,
-    progress: Progress,
+    progress: ModelProgress,
     where: str = "models[0]",
     num_keys: int = 0,
     verify_weights: bool = False,
@@ -391,8 +391,7 @@ def served_model(
         importlib.import_module("vinfer.images")
     return ServedModel(
         name=model.name,
-        task=manifest.model.task,
-        architecture=manifest.model.architecture,
+        manifest=manifest,
         position=position,
         engine=engine,
         tokenizer=tokenizer,
@@ -405,22 +404,11 @@ def served_model(
         chat_template=chat.template,
         chat_template_kwargs=model.chat_template_kwargs,
         sampling=SamplingDefaults.resolve(model.sampling, manifest.model.sampling_defaults),
-        eos_token_ids=manifest.model.eos_token_ids,
-        bos_token_id=manifest.model.bos_token_id,
         max_model_len=engine.max_model_len,
         length_limit_key="max_model_len" if engine.max_model_len == manifest.max_model_len else "kv_cache",
-        vocab_size=manifest.model.vocab_size,
-        created=manifest.created,
-        fingerprint=manifest.key,
-        has_prompt_logprobs=manifest.has_prompt_logprobs,
-        is_deterministic=manifest.is_deterministic,
         prefix_cache=model.prefix_cache,
         speculates=model.speculation is not None,
-        embeddings=manifest.embeddings,
-        has_head=manifest.model.has_head,
         answer_form=chat.answers,
         tool_use=chat.tool_use,
-        images=manifest.images,
         parity=parity,
-        generation_config=manifest.model.sampling_defaults,
     )

@@ -12,12 +12,13 @@ from pathlib import Path
 from vinfer.bundle.certificate import ParityReport
 from vinfer.bundle.directory import record_parity
 from vinfer.bundle.manifest import Manifest
+from vinfer.bundle.progress import ModelProgress
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters, open_checkpoint
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.config import ModelConfig
 from vinfer.engine.request import EngineClient
 from vinfer.errors import BundleError, CheckpointError, ReferenceUnavailableError
-from vinfer.launch.bundles import FoundBundle, Progress
+from vinfer.launch.bundles import FoundBundle
 from vinfer.parity.measure import Certificate, certify
 from vinfer.parity.prompts import answer_len, built_in_prompts, read_prompts
 from vinfer.parity.reference_process import reference_process, require_memory, require_packages
@@ -35,7 +36,7 @@ def measure_bundle(
     source: ResolvedSource,
     *,
     name: str,
-    progress: Progress,
+    progress: ModelProgress,
     prompts_file: Path | None = None,
     max_error: float | None = None,
 ) -> Certificate:
@@ -107,13 +108,14 @@ def record(directory: Path, manifest: Manifest, report: ParityReport) -> None:
 
 
 def check_new_bundle(
-    bundle: FoundBundle, manifest: Manifest, model: ModelConfig, engine: EngineClient, progress: Progress
+    bundle: FoundBundle, model: ModelConfig, engine: EngineClient, progress: ModelProgress
 ) -> ParityReport | None:
     """Compare a newly built bundle; return what is known about its parity.
 
     Raises:
         EngineError: the engine failed.
     """
+    manifest = bundle.manifest
     if not bundle.is_new or model.verify == "off":
         return manifest.parity
     try:

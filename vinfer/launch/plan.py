@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from vinfer.bundle.directory import read_manifest
-from vinfer.bundle.manifest import Manifest
 from vinfer.bundle.programs import ProgramShape
 from vinfer.checkpoint.checkpoint import open_checkpoint
 from vinfer.checkpoint.source import resolve_source
@@ -22,7 +21,6 @@ from vinfer.launch.bundles import (
     FoundBundle,
     bundle_work,
     check_overrides,
-    code_roots,
     damage_of,
     open_bundle,
     planned_work,
@@ -118,7 +116,7 @@ def plan_models(config: Config, *, wanted: WantedDevices | None, code_cache: Pat
 
     Args:
         wanted: parsed `--devices`; a kind of device need not be here, and is not looked for.
-        code_cache: see `code_roots`.
+        code_cache: see `FoundBundle.code_roots`.
 
     Raises:
         VinferError: a config, checkpoint or bundle that cannot be served on any number of such devices.
@@ -191,8 +189,8 @@ def _plan_model(
     if source.kind == "bundle":
         check_overrides(model, read_manifest(source.path), where=where)
         manifest = open_bundle(source.path, platform=target.platform, num_devices=target.num_devices)
-        found = FoundBundle(source.path, source, is_new=False)
-        return _of_bundle(found, manifest, model, target, code_cache, times, where=where)
+        found = FoundBundle(source.path, source, manifest)
+        return _of_bundle(found, model, target, code_cache, times, where=where)
     plan = plan_build(
         model,
         source,
@@ -204,8 +202,8 @@ def _plan_model(
     )
     directory = bundles_dir / plan.key
     if damage_of(directory, plan.key, verify_weights=False) is None:
-        found = FoundBundle(directory, source, is_new=False)
-        return _of_bundle(found, read_manifest(directory), model, target, code_cache, times, where=where)
+        found = FoundBundle(directory, source, read_manifest(directory))
+        return _of_bundle(found, model, target, code_cache, times, where=where)
     checkpoint = open_checkpoint(source)
     parts = planned_parts(plan, checkpoint, where=where)
     memory = memory_of(
@@ -230,7 +228,6 @@ def _plan_model(
 
 def _of_bundle(
     bundle: FoundBundle,
-    manifest: Manifest,
     model: ModelConfig,
     target: Target,
     code_cache: Path,
@@ -238,9 +235,10 @@ def _of_bundle(
     *,
     where: str,
 ) -> ModelPlan:
+    manifest = bundle.manifest
     parts = bundle_parts(manifest)
-    work = bundle_work(manifest, code_roots(bundle, manifest, code_cache))
-    temporary, stored = _stored_code(bundle, manifest, target, code_cache)
+    work = bundle_work(manifest, bundle.code_roots(code_cache))
+    temporary, stored = _stored_code(bundle, target, code_cache)
     memory = memory_of(
         target.platform,
         target.memory_bytes,
@@ -272,21 +270,21 @@ def _code_bytes(work: Work, shapes: Sequence[ProgramShape]) -> int:
 
 
 def _stored_code(
-    bundle: FoundBundle, manifest: Manifest, target: Target, code_cache: Path
+    bundle: FoundBundle, target: Target, code_cache: Path
 ) -> tuple[int | None, list[tuple[int, ...]]]:
     """Return the most temporary memory that stored code for the devices needs, and its numbers of pages."""
     from vinfer.engine.loading.code_store import stored_temporary_bytes
     from vinfer.engine.loading.programs import largest_programs
 
     stored = stored_temporary_bytes(
-        code_roots(bundle, manifest, code_cache),
+        bundle.code_roots(code_cache),
         {
             "platform": {target.platform},
             "device_kind": target.kinds,
-            "num_devices": {str(manifest.num_devices)},
+            "num_devices": {str(bundle.manifest.num_devices)},
             "jaxlib": {build_versions()["jaxlib"]},
         },
     )
-    names = {program.shape.name for program in largest_programs(manifest)}
+    names = {program.shape.name for program in largest_programs(bundle.manifest)}
     sizes = [size for programs in stored.values() for name, size in programs.items() if name in names]
     return max(sizes, default=None), sorted(stored)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vinfer.bundle.directory import BUNDLE_CODE, build_lock, is_bundle
+from vinfer.bundle.progress import ModelProgress
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import ConfigError
-from vinfer.launch.bundles import FoundBundle, Progress, bundle_work, find_or_build, open_bundle
+from vinfer.launch.bundles import FoundBundle, bundle_work, find_or_build
 from vinfer.launch.device_kinds import described_devices
 from vinfer.launch.devices import Target, WantedDevices, find_target
 from vinfer.launch.loader import device_pages, start_engine
@@ -87,8 +88,7 @@ def _place(output: Path | None, name: str, num_models: int) -> Path | None:
 def _warm_up(
     bundle: FoundBundle, model: ModelConfig, target: Target, clock: PhaseClock, *, where: str
 ) -> None:
-    directory = bundle.directory
-    manifest = open_bundle(directory, platform=target.platform, num_devices=target.num_devices)
+    directory, manifest = bundle.directory, bundle.manifest
     roots = (directory / BUNDLE_CODE,)
     clock.expect(model.name, bundle_work(manifest, roots))
     with build_lock(directory):
@@ -104,7 +104,7 @@ def _warm_up(
         )
     # The lock is not held here, because writing the figures takes it.
     try:
-        check_new_bundle(bundle, manifest, model, engine, clock)
+        check_new_bundle(bundle, model, engine, clock)
     finally:
         engine.stop()
 
@@ -114,7 +114,7 @@ def _store_code(
     model: ModelConfig,
     target: Target,
     devices: Sequence[jax.Device],
-    progress: Progress,
+    progress: ModelProgress,
     *,
     where: str,
 ) -> None:
@@ -122,8 +122,7 @@ def _store_code(
     from vinfer.engine.loading.mesh import make_mesh
     from vinfer.engine.loading.programs import LoadedPrograms
 
-    directory = bundle.directory
-    manifest = open_bundle(directory, platform=target.platform, num_devices=target.num_devices)
+    directory, manifest = bundle.directory, bundle.manifest
     roots = (directory / BUNDLE_CODE,)
     with build_lock(directory):
         num_pages = device_pages(

@@ -70,7 +70,7 @@ def apply_to_models(config: Config, table: ModelTable, *, num_keys: int) -> None
     configs = {model.name: model for model in config.models}
     for served in table.served_models:
         model = configs[served.name]
-        num_slots = served.engine.stats().num_slots
+        num_slots = served.manifest.num_slots
         served.engine.set_limits(tenant_limits(model, num_slots=num_slots, num_keys=num_keys))
-        sampling = SamplingDefaults.resolve(model.sampling, served.generation_config)
+        sampling = SamplingDefaults.resolve(model.sampling, served.card.sampling_defaults)
         table.serve(dataclasses.replace(served, sampling=sampling))

@@ -1,8 +1,7 @@
 """The reference child: transformers in float32, `python -m vinfer.parity.reference FD`. Only it knows torch.
 
-A separate process, so that torch is never loaded in a server. Standard input carries one JSON document per
-line: first the source, then one question each. The pipe FD carries one answer per line. Logits are passed in
-`.npy` files without pickle. The process ends when its standard input or its parent does.
+A separate process, so that torch is never loaded in a server; see `vinfer.child_process`. It is sent the
+source, then one question each, and answers each. Logits are passed in `.npy` files without pickle.
 """
 
 from __future__ import annotations
@@ -10,11 +9,9 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import json
-import os
 import sys
-import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,38 +19,24 @@ from vinfer.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from vinfer.checkpoint.family import ONE_ROPE
 from vinfer.checkpoint.safety import without_code
 from vinfer.checkpoint.source import ResolvedSource
-from vinfer.child_process import end_with_parent
-from vinfer.errors import CheckpointError, ReferenceUnavailableError, VinferError
+from vinfer.child_process import Say, child_main
+from vinfer.errors import ReferenceUnavailableError
 from vinfer.parity.figures import Logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def main() -> int:
-    """Load the source, answer questions until the input ends, and return the exit code."""
-    end_with_parent()
-    events_fd = int(sys.argv[1])
-    os.set_inheritable(events_fd, False)
-    events = os.fdopen(events_fd, "w", buffering=1)
-    try:
-        source = json.loads(sys.stdin.readline())
-        model = load(ResolvedSource(**{**source, "path": Path(source["path"])}))
-        _say(events, versions={name: importlib.metadata.version(name) for name in ("transformers", "torch")})
-        for line in sys.stdin:
-            question = json.loads(line)
-            found = answer_logits(model, question["prompt_ids"], question["answer_ids"])
-            np.save(question["file"], found, allow_pickle=False)
-            _say(events, done=True)
-    except VinferError as error:
-        kind = "checkpoint" if isinstance(error, CheckpointError) else "unavailable"
-        _say(events, error=error.message, kind=kind)
-        return error.exit_code
-    except Exception as error:  # noqa: BLE001 - the parent shows one line, the log has the rest
-        traceback.print_exc()
-        _say(events, error=f"the reference failed: {type(error).__name__}: {error}", kind="unavailable")
-        return ReferenceUnavailableError.exit_code
-    return 0
+def _answer(say: Say) -> None:
+    """Load the source, and answer questions until the input ends."""
+    source = json.loads(sys.stdin.readline())
+    model = load(ResolvedSource(**{**source, "path": Path(source["path"])}))
+    say(versions={name: importlib.metadata.version(name) for name in ("transformers", "torch")})
+    for line in sys.stdin:
+        question = json.loads(line)
+        found = answer_logits(model, question["prompt_ids"], question["answer_ids"])
+        np.save(question["file"], found, allow_pickle=False)
+        say(done=True)
 
 
 def load(source: ResolvedSource) -> PreTrainedModel:
@@ -144,10 +127,6 @@ def _from_tensors(checkpoint: Checkpoint) -> PreTrainedModel:
 _ODDITIES = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 
-def _say(events: TextIO, **message: Any) -> None:
-    events.write(json.dumps(message) + "\n")
-
-
 def correct_model(model: PreTrainedModel) -> None:
     """Fix bugs of transformers 5.5.4 in a loaded model."""
     if model.config.model_type == "olmo3" and model.config.rope_parameters["rope_type"] != "default":
@@ -172,4 +151,4 @@ def _rotate_unscaled(layer: Any, arguments: Any, options: dict[str, Any]) -> Any
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(child_main(_answer, failure=ReferenceUnavailableError, what="the reference failed: "))

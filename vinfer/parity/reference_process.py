@@ -8,21 +8,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.source import ResolvedSource
-from vinfer.child_process import how_it_ended
-from vinfer.errors import CheckpointError, ReferenceUnavailableError
+from vinfer.child_process import Child, how_it_ended, running_child
+from vinfer.errors import ReferenceUnavailableError
 from vinfer.parity.figures import Logits
 
 _INSTALL = {
@@ -70,9 +67,8 @@ def require_memory(checkpoint: Checkpoint, *, max_sequence_len: int) -> None:
 class ReferenceProcess:
     """A running reference; calling it with a prompt and its answer returns the logits of the answer."""
 
-    def __init__(self, child: subprocess.Popen[str], events: IO[str], log: Path, directory: Path) -> None:
+    def __init__(self, child: Child, log: Path, directory: Path) -> None:
         self._child = child
-        self._events = events
         self._log = log
         self._file = directory / "logits.npy"
         self.versions: dict[str, str] = {}
@@ -96,20 +92,12 @@ class ReferenceProcess:
         return logits
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        assert self._child.stdin is not None
-        # A child that has already ended is reported below.
-        with contextlib.suppress(BrokenPipeError):
-            self._child.stdin.write(json.dumps(message) + "\n")
-            self._child.stdin.flush()
-        line = self._events.readline()
-        if not line:
-            how = how_it_ended(self._child.wait())
+        self._child.send(message)
+        answer = self._child.receive()
+        if answer is None:
+            how = self._child.end() or how_it_ended(0)
             said = self._log.read_text(errors="replace").strip().splitlines()
             raise ReferenceUnavailableError(f"the reference ended with {how}: {said[-1] if said else ''}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            kind = CheckpointError if answer["kind"] == "checkpoint" else ReferenceUnavailableError
-            raise kind(answer["error"])
         return answer
 
 
@@ -122,29 +110,17 @@ def reference_process(source: ResolvedSource) -> Iterator[ReferenceProcess]:
         ReferenceUnavailableError: a package is missing, or the child cannot load the checkpoint.
     """
     require_packages()
-    events_fd, child_fd = os.pipe()
-    with (
-        os.fdopen(events_fd) as events,
-        tempfile.TemporaryDirectory(prefix="vinfer-reference-") as scratch,
-        (Path(scratch) / "log").open("w") as log,
-        subprocess.Popen(  # noqa: S603 - this interpreter and our own module
-            [sys.executable, "-m", "vinfer.parity.reference", str(child_fd)],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            text=True,
-            env=_environment(),
-            pass_fds=(child_fd,),
-        ) as child,
-    ):
-        os.close(child_fd)
-        reference = ReferenceProcess(child, events, Path(scratch) / "log", Path(scratch))
-        try:
+    with tempfile.TemporaryDirectory(prefix="vinfer-reference-") as scratch:
+        log = Path(scratch) / "log"
+        with running_child(
+            "vinfer.parity.reference",
+            environment=_environment(),
+            log=log,
+            failure=ReferenceUnavailableError,
+        ) as child:
+            reference = ReferenceProcess(child, log, Path(scratch))
             reference.load(source)
             yield reference
-        except BaseException:
-            child.kill()
-            raise
 
 
 def _environment() -> dict[str, str]:

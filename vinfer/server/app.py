@@ -1,12 +1,12 @@
-"""The route table, and the app assembled from its parts. Knows that routes exist, not what they do."""
+"""The app, assembled from its parts. Knows that routes exist, not what they do."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,7 +19,7 @@ from starlette.routing import Route
 from vinfer.config import ServerConfig
 from vinfer.errors import ConfigError
 from vinfer.server.api_keys import ApiKey
-from vinfer.server.document import capabilities, openapi
+from vinfer.server.document.operation import Handler
 from vinfer.server.http.browser import serves_page
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.errors import error_response
@@ -29,51 +29,19 @@ from vinfer.server.intake import Intake
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ModelTable
 from vinfer.server.page import PAGE_PATH, read_page
-from vinfer.server.routes import (
-    chat,
-    completions,
-    embeddings,
-    health,
-    messages,
-    models,
-    page,
-    responses,
-    tokenization,
-)
+from vinfer.server.route_table import ROUTES
+from vinfer.server.routes import page
 from vinfer.server.services import Deadlines, Services, preparing_bytes
 
 if TYPE_CHECKING:
     from vinfer.server.http.traces import RequestTraces
 
-Handler = Callable[[Services, HttpRequest], Coroutine[Any, Any, Any]]
-
-ROUTES: tuple[tuple[str, str, Handler], ...] = (
-    ("POST", "/v1/chat/completions", chat.chat_completions),
-    ("POST", "/v1/completions", completions.completions),
-    ("POST", "/v1/responses", responses.responses),
-    ("POST", "/v1/messages", messages.messages),
-    ("POST", "/v1/messages/count_tokens", messages.count_tokens),
-    ("POST", "/v1/embeddings", embeddings.embeddings),
-    ("POST", "/v1/count_tokens", models.count_tokens),
-    ("GET", "/v1/models", models.list_models),
-    ("GET", "/v1/models/{id:path}", models.show_model),
-    ("GET", "/v1/capabilities", capabilities.capabilities),
-    ("POST", "/tokenize", tokenization.tokenize),
-    ("POST", "/detokenize", tokenization.detokenize),
-    ("GET", "/tokenizer_info", tokenization.tokenizer_info),
-    ("GET", "/liveness", health.liveness),
-    ("GET", "/readiness", health.readiness),
-    ("GET", "/health", health.health),
-    ("GET", "/", page.welcome),
-    ("GET", "/version", health.version),
-    ("GET", "/openapi.json", openapi.openapi),
-)
 EXPOSED_HEADERS = (
     *("x-request-id", "x-vinfer-ignored", "x-vinfer-max-tokens"),
     *("retry-after", "retry-after-ms", "x-should-retry"),
 )
 """The headers that scripts of other origins may read."""
-METRICS_ROUTE = ("GET", "/metrics", health.metrics)
+METRICS = ("GET", "/metrics")
 PAGE_ROUTE = ("GET", f"{PAGE_PATH}{{file}}", page.page_file)
 """Of the page; no part of the API."""
 
@@ -116,7 +84,9 @@ def create_app(
         if traces is not None:
             traces.close()
 
-    table = (*ROUTES, METRICS_ROUTE) if config.metrics else ROUTES
+    table = [
+        (*key, operation.handler) for key, operation in ROUTES.items() if config.metrics or key != METRICS
+    ]
     routes = [
         Route(path, functools.partial(handler, services), methods=[method], name=path)
         for method, path, handler in (*table, *([PAGE_ROUTE] if services.page else []))
@@ -133,6 +103,7 @@ def create_app(
     # `/v1/models/` is not a route, and many clients lose the body when a POST is redirected.
     app.router.redirect_slashes = False
     app.state.services = services
+    app.state.routes = ROUTES
     return app
 
 

@@ -69,51 +69,27 @@ _MODEL_GAUGES: tuple[tuple[str, str, Callable[[ServedModel], float]], ...] = (
     ("engine_up", "1 while the engine works; 0 once it has died.", lambda m: float(m.engine.is_alive)),
     ("num_grammars_waiting", "Grammars being compiled or waiting for it.", lambda m: m.grammars.num_waiting),
 )
-_ENGINE_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
-    ("prompt_tokens", "Prompt tokens prefilled.", lambda s: s.prompt_tokens_total),
-    ("generation_tokens", "Tokens generated.", lambda s: s.generation_tokens_total),
-    ("num_prefill_dispatches", "Prefill programs dispatched.", lambda s: s.num_prefill_dispatches_total),
-    ("num_decode_dispatches", "Decode programs dispatched.", lambda s: s.num_decode_dispatches_total),
+_ENGINE_COUNTERS: tuple[tuple[str, str], ...] = (
+    ("prompt_tokens", "Prompt tokens prefilled."),
+    ("generation_tokens", "Tokens generated."),
+    ("num_prefill_dispatches", "Prefill programs dispatched."),
+    ("num_decode_dispatches", "Decode programs dispatched."),
     (
         "num_overlapped_dispatches",
         "Dispatches enqueued before the tokens of the previous dispatch had been read.",
-        lambda s: s.num_overlapped_dispatches_total,
     ),
-    (
-        "num_preemptions",
-        "Requests that gave their part of the KV cache back before their end.",
-        lambda s: s.num_preemptions_total,
-    ),
-    (
-        "prefix_cache_queries",
-        "Prompt tokens of requests that look for pages of other requests.",
-        lambda s: s.prefix_cache_queries_total,
-    ),
-    (
-        "prefix_cache_hits",
-        "Prompt tokens that were found in pages of other requests.",
-        lambda s: s.prefix_cache_hits_total,
-    ),
-    ("spec_decode_num_drafts", "Drafts verified.", lambda s: s.spec_decode_num_drafts_total),
-    (
-        "spec_decode_num_draft_tokens",
-        "Tokens of drafts verified.",
-        lambda s: s.spec_decode_num_draft_tokens_total,
-    ),
-    (
-        "spec_decode_num_accepted_tokens",
-        "Tokens of drafts that became part of an answer.",
-        lambda s: s.spec_decode_num_accepted_tokens_total,
-    ),
-    ("num_encode_dispatches", "Image encoder programs dispatched.", lambda s: s.num_encode_dispatches_total),
-    ("num_images_encoded", "Images encoded.", lambda s: s.num_images_encoded_total),
-    ("mm_cache_queries", "Images in requests.", lambda s: s.mm_cache_queries_total),
-    (
-        "mm_cache_hits",
-        "Images in requests whose features were already cached.",
-        lambda s: s.mm_cache_hits_total,
-    ),
+    ("num_preemptions", "Requests that gave their part of the KV cache back before their end."),
+    ("prefix_cache_queries", "Prompt tokens of requests that look for pages of other requests."),
+    ("prefix_cache_hits", "Prompt tokens that were found in pages of other requests."),
+    ("spec_decode_num_drafts", "Drafts verified."),
+    ("spec_decode_num_draft_tokens", "Tokens of drafts verified."),
+    ("spec_decode_num_accepted_tokens", "Tokens of drafts that became part of an answer."),
+    ("num_encode_dispatches", "Image encoder programs dispatched."),
+    ("num_images_encoded", "Images encoded."),
+    ("mm_cache_queries", "Images in requests."),
+    ("mm_cache_hits", "Images in requests whose features were already cached."),
 )
+"""Names and descriptions of the counters of `EngineStats`, whose names end with `_total`."""
 
 
 class ServerMetrics:
@@ -259,10 +235,10 @@ class _EngineCollector(Collector):
             for model_name, snapshot in stats:
                 gauge.add_metric([model_name], value(snapshot))
             yield gauge
-        for name, documentation, value in _ENGINE_COUNTERS:
+        for name, documentation in _ENGINE_COUNTERS:
             counter = CounterMetricFamily(f"vinfer:{name}", documentation, labels=["model_name"])
             for model_name, snapshot in stats:
-                counter.add_metric([model_name], value(snapshot))
+                counter.add_metric([model_name], getattr(snapshot, f"{name}_total"))
             yield counter
         for name, documentation, of_model in _MODEL_GAUGES:
             gauge = GaugeMetricFamily(f"vinfer:{name}", documentation, labels=["model_name"])

@@ -13,7 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from vinfer.bundle.certificate import ParityReport
-from vinfer.bundle.manifest import Embeddings, ImageInput
+from vinfer.bundle.manifest import Manifest, ModelCard
+from vinfer.bundle.sampling import SamplingNumbers
 from vinfer.config import SamplingConfig, TemplateKwargType
 from vinfer.engine.grammar import GrammarCompiler
 from vinfer.engine.request import EngineClient
@@ -28,7 +29,7 @@ ParityVerdict = Literal["passed", "failed", "unverified"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingDefaults:
+class SamplingDefaults(SamplingNumbers):
     """The values of sampling fields that a request leaves out; the defaults here are OpenAI's.
 
     Attributes:
@@ -37,13 +38,6 @@ class SamplingDefaults:
 
     max_tokens: int | None = None
     n: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
 
     @classmethod
     def resolve(cls, config: SamplingConfig, generation_config: Mapping[str, Any]) -> SamplingDefaults:
@@ -71,35 +65,23 @@ class ServedModel:
 
     Attributes:
         name: id in the API.
-        task: what prompts may contain, as in the config.
-        architecture: the checkpoint's model class, such as `LlamaForCausalLM`.
+        manifest: of its bundle: what the model is, and what its programs can do.
         position: index in the config's `models` list, for messages such as `models[0].max_model_len`.
         chat_template: None if the checkpoint has none; conversations are then refused.
         chat_template_kwargs: the template's variables that requests may set, with their types.
-        eos_token_ids: ids that end a completion unless the client asks to ignore them.
         max_model_len: most tokens of a prompt and its answer together.
         length_limit_key: the key of the model's config that sets max_model_len: that one, or `kv_cache` if
             its pages hold fewer tokens.
-        vocab_size: prompt ids, stop ids and biased ids must be smaller.
-        created: when the bundle was built, in seconds since the epoch.
         grammars: compiles the grammars that constrain answers.
-        fingerprint: the bundle key, sent as `system_fingerprint`.
-        is_deterministic: answers are the same to the last bit, whatever shares the batch.
         prefix_cache: which requests may share the pages of equal beginnings of their prompts.
-        has_prompt_logprobs: whether requests may score their prompts (`echo` with `logprobs`).
         speculates: whether drafts of answers are verified.
-        embeddings: how prompts become vectors; None if the bundle has no embed programs.
         tool_use: the form of conversations with tools, if the model has a chat template of its own for them.
-        has_head: false for a model that only embeds.
         answer_form: how the model writes tool calls and reasoning, and how tools are described to it.
-        images: how images become part of a prompt; None if the model takes none.
-        generation_config: what the checkpoint says about sampling; see `SamplingDefaults.resolve`.
         parity: how the bundle compares with transformers; None if it was never compared.
     """
 
     name: str
-    task: str
-    architecture: str
+    manifest: Manifest
     position: int
     engine: EngineClient
     tokenizer: Tokenizer
@@ -107,24 +89,18 @@ class ServedModel:
     chat_template: ChatTemplate | None
     chat_template_kwargs: Mapping[str, TemplateKwargType]
     sampling: SamplingDefaults
-    eos_token_ids: tuple[int, ...]
-    bos_token_id: int | None
     max_model_len: int
-    vocab_size: int
-    created: int
-    fingerprint: str
-    has_prompt_logprobs: bool
-    is_deterministic: bool
     prefix_cache: PrefixCache
     length_limit_key: str = "max_model_len"
     speculates: bool = False
-    embeddings: Embeddings | None = None
-    has_head: bool = True
     answer_form: AnswerForm = PLAIN_ANSWERS
     tool_use: ChatForm | None = None
-    images: ImageInput | None = None
     parity: ParityReport | None = None
-    generation_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model is."""
+        return self.manifest.model
 
     @property
     def template_variables(self) -> frozenset[str]:
@@ -138,7 +114,7 @@ class ServedModel:
         Raises:
             RequestError: it only embeds.
         """
-        if not self.has_head:
+        if not self.card.has_head:
             raise RequestError(
                 f"model {self.name} is a decoder without a head, so it generates nothing: use "
                 "/v1/embeddings, or another model",

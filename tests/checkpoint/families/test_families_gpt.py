@@ -135,7 +135,11 @@ def test_gpt_neox_has_names_of_its_own_for_rotation(changes: dict[str, Any], rop
         (NEOX | {"head_dim": 32}, "head_dim = 32"),
         (NEOX | {"rope_theta": 5e4}, "rope_theta = 50000.0: .* rename it to rotary_emb_base"),
         (NEOX | {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5: .* rename it to rotary_pct"),
-        (NEOX | {"rotary_emb_base": 500, "rope_theta": 400}, "contradicts"),
+        (NEOX | {"rotary_emb_base": 500, "rope_theta": 400}, "rotary_emb_base = 500: contradicts rope_theta"),
+        (
+            NEOX | {"rotary_pct": 0.5, "partial_rotary_factor": 0.25},
+            "rotary_pct = 0.5: contradicts partial_rotary_factor = 0.25",
+        ),
     ],
 )
 def test_what_contradicts_or_is_not_served_is_refused(config: dict[str, Any], message: str) -> None:

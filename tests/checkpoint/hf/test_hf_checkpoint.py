@@ -204,9 +204,14 @@ def test_sampling_defaults_come_from_generation_config(hf_directory: Write) -> N
     )
     generation = _open(directory).generation
     assert (generation.bos_token_id, generation.pad_token_id) == (256, 7)
-    assert (generation.do_sample, generation.temperature, generation.top_p) == (True, 0.6, 0.9)
-    assert (generation.top_k, generation.min_p, generation.repetition_penalty) == (0, 0.0, 1.05)
-    assert generation.max_new_tokens == 99
+    assert generation.sampling == {
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.05,
+        "max_new_tokens": 99,
+    }
 
 
 def test_ids_that_the_model_does_not_have_are_ignored_with_a_note(hf_directory: Write) -> None:
@@ -215,7 +220,7 @@ def test_ids_that_the_model_does_not_have_are_ignored_with_a_note(hf_directory: 
     checkpoint = _open(directory)
     assert checkpoint.generation.eos_token_ids == (9, 257)
     assert checkpoint.generation.pad_token_id is None
-    assert checkpoint.generation.top_k == 0
+    assert checkpoint.generation.sampling["top_k"] == 0
     assert [note.removeprefix(str(directory)) for note in checkpoint.notes] == [
         "/generation_config.json: eos_token_id 300, 301 is ignored: the model's vocab_size is 260",
         "/config.json: pad_token_id 260 is ignored: the model's vocab_size is 260",

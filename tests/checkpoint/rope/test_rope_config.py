@@ -93,8 +93,6 @@ def test_a_file_that_says_nothing_has_the_family_s_default(config: dict[str, Any
     ("config", "theta"),
     [
         ({"rope_theta": 20}, 20.0),
-        ({"rotary_emb_base": 20}, 20.0),
-        ({"rotary_emb_base": 20, "rope_theta": 20.0}, 20.0),
         ({"rope_theta": 20, "rope_parameters": {"rope_theta": 30}}, 30.0),
         ({"rope_theta": 20, "rope_scaling": LINEAR | {"rope_theta": 30}}, 30.0),
         # rope_scaling replaces rope_parameters, including its theta.
@@ -137,7 +135,6 @@ def test_which_original_length_wins(
     [
         ({}, 4),
         ({"partial_rotary_factor": 0.25}, 2),
-        ({"rotary_pct": 0.25}, 2),
         ({"rope_parameters": {"partial_rotary_factor": 0.75}}, 6),
         ({"rope_parameters": {"partial_rotary_factor": 0.75}, "partial_rotary_factor": 0.25}, 6),
         ({"rope_parameters": LINEAR, "partial_rotary_factor": 1.0}, 8),
@@ -206,7 +203,6 @@ def test_a_family_can_rename_types_and_add_keys() -> None:
         ({"rope_scaling": LINEAR | {"factor": 1e300}}, "frequencies are not finite"),
         ({"rope_theta": 1e300}, r"rope_theta = 1e\+300 the frequencies are not finite"),
         ({"rope_theta": float("inf")}, "rope_theta = inf"),
-        ({"rope_theta": 20, "rotary_emb_base": 30}, "rotary_emb_base = 30: contradicts rope_theta = 20"),
         ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "greater than low_freq_factor = 1.0"),
         ({"rope_scaling": LLAMA3 | {"low_freq_factor": None}}, "has no low_freq_factor"),
         ({"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 0}}, "from 1 to"),
@@ -228,7 +224,6 @@ def test_a_family_can_rename_types_and_add_keys() -> None:
             {"rope_parameters": {"partial_rotary_factor": 0.5}},
             "rope_parameters: partial_rotary_factor = 0.5: this family rotates",
         ),
-        ({"rotary_pct": 0.5}, "rotary_pct = 0.5: this family rotates whole heads"),
         ({"partial_rotary_factor": 0.5}, "config.json: partial_rotary_factor = 0.5: this family rotates"),
     ],
 )
@@ -244,7 +239,6 @@ def test_what_is_not_served_is_refused_by_name(config: dict[str, Any], message: 
         ({"partial_rotary_factor": 1.5}, "at most 1"),
         ({"partial_rotary_factor": 0.4}, "0.4 of 8 head dimensions is 3"),
         ({"partial_rotary_factor": 0.1}, "dimensions is 0"),
-        ({"rotary_pct": 0.5, "partial_rotary_factor": 0.25}, "rotary_pct = 0.5: contradicts"),
         (
             {"rope_scaling": LINEAR | {"partial_rotary_factor": 0.5}, "partial_rotary_factor": 0.25},
             "partial_rotary_factor = 0.5: contradicts 0.25 outside",

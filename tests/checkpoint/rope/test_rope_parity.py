@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vinfer.checkpoint.config_keys import ConfigKeys
+from vinfer.checkpoint.families.gpt import with_usual_names
 from vinfer.checkpoint.rope.config import LayerRope, read_rope, read_ropes_by_layer_type
 from vinfer.checkpoint.rope.facts import RopeFacts
 
@@ -237,6 +238,11 @@ def _assert_same(
         assert (np.abs(ours - theirs[:, :pairs]) <= limit).all()
 
 
+def _keys(family: str, raw: dict[str, Any]) -> ConfigKeys:
+    keys = ConfigKeys(raw, "config.json")
+    return with_usual_names(keys) if family == "gpt_neox" else keys
+
+
 @pytest.mark.parametrize("length", [LENGTH, 700])
 @pytest.mark.parametrize(("family", "rope", "arguments"), FLAT)
 def test_tables_are_those_of_transformers(
@@ -249,8 +255,7 @@ def test_tables_are_those_of_transformers(
             "renamed_types": {"mrope": "default"},
             "family_keys": {"mrope_section"},
         }
-    keys = ConfigKeys(_raw(family, rope), "config.json")
-    facts = read_rope(keys, head_dim=HEAD_DIM, **arguments, **extra)
+    facts = read_rope(_keys(family, _raw(family, rope)), head_dim=HEAD_DIM, **arguments, **extra)
     _assert_same(facts, _rotary_embedding(family, rope), "", length, {})
 
 
@@ -279,6 +284,6 @@ def test_what_transformers_writes_reads_the_same() -> None:
             if key in _raw(family, rope) or key in ("rope_parameters", "original_max_position_embeddings")
         }
         assert "rope_theta" in written["rope_parameters"]
-        assert read_rope(ConfigKeys(written, "new form"), head_dim=HEAD_DIM, **arguments) == read_rope(
-            ConfigKeys(_raw(family, rope), "old form"), head_dim=HEAD_DIM, **arguments
+        assert read_rope(_keys(family, written), head_dim=HEAD_DIM, **arguments) == read_rope(
+            _keys(family, _raw(family, rope)), head_dim=HEAD_DIM, **arguments
         ), rope

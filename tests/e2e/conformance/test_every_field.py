@@ -23,15 +23,13 @@ from sampling_cases import DRAWN, GREEDY, SAMPLING_CASES
 from tiny_server import MODEL, Talk
 from tool_cases import TOOL_CASES
 
-from vinfer.server.document.operations import OPERATIONS
 from vinfer.server.fields.body_model import Body
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.treatment import Treatment
+from vinfer.server.route_table import ROUTES
 
 FORMS: dict[str, tuple[str, RequestForm[Any]]] = {
-    form.fields.__name__: (path, form)
-    for (_, path), operation in OPERATIONS.items()
-    for form in operation.forms
+    form.fields.__name__: (path, form) for (_, path), operation in ROUTES.items() for form in operation.forms
 }
 GENERATING = dict.fromkeys(("ChatFields", "CompletionFields"), SAMPLING_CASES | ANSWER_CASES)
 CASES = {

@@ -13,9 +13,9 @@ from running_server import RunningServer, Start, run
 
 import vinfer
 from vinfer.config import ServerConfig
-from vinfer.server.document.operations import OPERATIONS
 from vinfer.server.fields import tokenization
 from vinfer.server.model_table import ModelTable
+from vinfer.server.route_table import ROUTES
 from vinfer.text.tokenizer import Tokenizer
 
 MAYBE_NEUTRAL = [
@@ -67,7 +67,7 @@ def test_what_is_served(server: RunningServer) -> None:
             "parity_verdict": "unverified",
         }
     ]
-    assert len(models[0]["forms"]) == sum(len(operation.forms) for operation in OPERATIONS.values())
+    assert len(models[0]["forms"]) == sum(len(operation.forms) for operation in ROUTES.values())
 
 
 def test_each_form_does_what_it_says_with_each_field(server: RunningServer, model: dict[str, Any]) -> None:

@@ -9,15 +9,15 @@ from fake_engine import EOS, IM_END, PROMPT_IDS, ids_of
 from refusals import assert_refused, of_treatment
 from running_server import RunningServer, events
 
-from vinfer.server.document.operations import OPERATIONS
 from vinfer.server.fields import foreign
 from vinfer.server.fields.chat import CHAT
 from vinfer.server.fields.completions import COMPLETION
 from vinfer.server.fields.embeddings import EMBEDDING
 from vinfer.server.fields.responses.body import RESPONSES
 from vinfer.server.fields.treatment import Treatment
+from vinfer.server.route_table import ROUTES
 
-ROUTES: dict[str, tuple[Any, dict[str, Any], list[dict[str, foreign.Entry]]]] = {
+CASES: dict[str, tuple[Any, dict[str, Any], list[dict[str, foreign.Entry]]]] = {
     "/v1/chat/completions": (
         CHAT,
         {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
@@ -35,10 +35,10 @@ ROUTES: dict[str, tuple[Any, dict[str, Any], list[dict[str, foreign.Entry]]]] = 
 
 @pytest.mark.parametrize(
     ("path", "field"),
-    [(path, field) for path, (_, _, tables) in ROUTES.items() for table in tables for field in table],
+    [(path, field) for path, (_, _, tables) in CASES.items() for table in tables for field in table],
 )
 def test_neutral_values_pass_and_others_do_not(server: RunningServer, path: str, field: str) -> None:
-    form, body, tables = ROUTES[path]
+    form, body, tables = CASES[path]
     reason, neutral = next(table[field] for table in tables if field in table)
     body = {"model": "fake", **body}
     plain = server.http.post(path, json=body).json()
@@ -55,7 +55,7 @@ def test_advice_names_fields_that_exist() -> None:
     """A reason that says "use X" must name a field that some route applies."""
     applied = {
         name
-        for operation in OPERATIONS.values()
+        for operation in ROUTES.values()
         for form in operation.forms
         for name in of_treatment(dict(form.rules), Treatment.APPLIED)
     }

@@ -20,13 +20,13 @@ from refusals import assert_refused
 from running_server import RunningServer, Start, run, wait_until
 
 from vinfer.config import ServerConfig
-from vinfer.server.document.operations import OPERATIONS
 from vinfer.server.fields.body_model import Body, HistoryBody
 from vinfer.server.fields.messages import MESSAGE_CONTENT_KEYS, ChatMessage
 from vinfer.server.fields.near_misses import near_miss, num_typos
 from vinfer.server.fields.responses.input import ReasoningItem
 from vinfer.server.generate.call_ids import checked_length, with_call_ids
 from vinfer.server.model_table import ModelTable
+from vinfer.server.route_table import ROUTES
 from vinfer.text.answer_form import AnswerForm
 from vinfer.text.tokenizer import Tokenizer
 from vinfer.text.tool_calls.formats import HERMES
@@ -235,7 +235,7 @@ def body_types(model: type[BaseModel]) -> set[type[Body]]:
     return found  # type: ignore[return-value]
 
 
-FORMS = [form.fields for operation in OPERATIONS.values() for form in operation.forms]
+FORMS = [form.fields for operation in ROUTES.values() for form in operation.forms]
 ALL_TYPES = sorted({found for form in FORMS for found in body_types(form)}, key=lambda model: model.__name__)
 
 
@@ -307,7 +307,7 @@ def optional_keys(present: dict[str, Any], models: Sequence[type[Body]]) -> set[
 @pytest.mark.parametrize("path", FULL)
 def test_null_in_any_optional_field_is_as_good_as_nothing(server: RunningServer, path: str) -> None:
     body = {"model": "fake", **FULL[path]}
-    forms = [form.fields for form in OPERATIONS["POST", path].forms]
+    forms = [form.fields for form in ROUTES["POST", path].forms]
     num_tried = 0
     for place, value in list(objects(body)):
         if place[-1:] == ("chat_template_kwargs",):

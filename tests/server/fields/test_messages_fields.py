@@ -9,12 +9,9 @@ import pytest
 from contract import Contract
 from fake_engine import FakeEngine, served_model
 from messages_requests import HI, TOOL, body, post
-from refusals import of_treatment
 from running_server import RunningServer, Start, run
 
 from vinfer.config import ServerConfig
-from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT
-from vinfer.server.fields.treatment import Treatment
 from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 
@@ -53,11 +50,6 @@ def prompt(server: RunningServer, tokenizer: Tokenizer, **fields: Any) -> str:
     assert response.status_code == 200, response.text
     (request,) = server.engine.requests
     return tokenizer.decode(request.prompt_ids, skip_special_tokens=False)
-
-
-@pytest.mark.parametrize("form", [MESSAGES, MESSAGES_COUNT], ids=lambda form: form.fields.__name__)
-def test_applied_fields_are_the_typed_ones(form: Any) -> None:
-    assert of_treatment(dict(form.rules), Treatment.APPLIED) == set(form.fields.model_fields)
 
 
 def user(*blocks: Any) -> dict[str, Any]:

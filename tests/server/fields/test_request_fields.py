@@ -14,10 +14,7 @@ from vinfer.config import ServerConfig
 from vinfer.errors import RequestError
 from vinfer.server.fields.chat import CHAT
 from vinfer.server.fields.completions import COMPLETION
-from vinfer.server.fields.count import COUNT_MESSAGES, COUNT_TEXT
-from vinfer.server.fields.form import RequestForm
-from vinfer.server.fields.tokenization import DETOKENIZE, TOKENIZE_MESSAGES, TOKENIZE_TEXT
-from vinfer.server.fields.treatment import CHAT_FIELDS, COMPLETION_FIELDS, Treatment, applied_fields
+from vinfer.server.fields.treatment import Treatment, applied_fields
 from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 
@@ -41,29 +38,20 @@ CONTRACT = {
 
 
 def test_the_table_treats_every_field_of_the_contract() -> None:
-    assert set(CHAT_FIELDS) >= CONTRACT | ACCEPTED
-    assert of_treatment(CHAT_FIELDS, Treatment.ACCEPTED) == ACCEPTED | KEPT
-    assert of_treatment(COMPLETION_FIELDS, Treatment.ACCEPTED) == ACCEPTED | KEPT
+    assert set(CHAT.rules) >= CONTRACT | ACCEPTED
+    assert of_treatment(CHAT.rules, Treatment.ACCEPTED) == ACCEPTED | KEPT
+    assert of_treatment(COMPLETION.rules, Treatment.ACCEPTED) == ACCEPTED | KEPT
 
 
-@pytest.mark.parametrize(
-    "form",
-    [CHAT, COMPLETION, COUNT_TEXT, COUNT_MESSAGES, TOKENIZE_TEXT, TOKENIZE_MESSAGES, DETOKENIZE],
-    ids=lambda form: form.fields.__name__,
-)
-def test_applied_fields_are_the_typed_ones(form: RequestForm[Any]) -> None:
-    assert of_treatment(dict(form.rules), Treatment.APPLIED) == set(form.fields.model_fields)
-
-
-@pytest.mark.parametrize("field", sorted(of_treatment(CHAT_FIELDS, Treatment.REFUSED)))
+@pytest.mark.parametrize("field", sorted(of_treatment(CHAT.rules, Treatment.REFUSED)))
 def test_refused_chat_field(server: RunningServer, field: str) -> None:
     assert_refused(server.chat(**{field: {"some": "thing"}}), field, field)
     assert server.chat(**{field: None}).status_code == 200
-    for neutral in CHAT_FIELDS[field].neutral:
+    for neutral in CHAT.rules[field].neutral:
         assert server.chat(**{field: neutral}).status_code == 200
 
 
-@pytest.mark.parametrize("field", sorted(of_treatment(COMPLETION_FIELDS, Treatment.REFUSED)))
+@pytest.mark.parametrize("field", sorted(of_treatment(COMPLETION.rules, Treatment.REFUSED)))
 def test_refused_completion_field(server: RunningServer, field: str) -> None:
     assert_refused(server.complete(**{field: {"some": "thing"}}), field, field)
 
@@ -182,6 +170,6 @@ def test_unknown_fields_can_be_ignored(start: Start) -> None:
 )
 def test_a_field_without_effect_may_not_be_huge(field: str, value: Any) -> None:
     with pytest.raises(RequestError, match=f"^{field} has no effect, and has more than 65536") as caught:
-        applied_fields({field: value}, CHAT_FIELDS, "refuse")
+        applied_fields({field: value}, CHAT.rules, "refuse")
     assert caught.value.param == field
-    assert applied_fields({field: {"any": [1, "thing"]}}, CHAT_FIELDS, "refuse") == {}
+    assert applied_fields({field: {"any": [1, "thing"]}}, CHAT.rules, "refuse") == {}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
-from fake_engine import BOS, EOS, ids_of, letters, served_model
+from fake_engine import BOS, EOS, ids_of, letters, served_model, with_manifest
 from running_server import RunningServer, Start, events, run
 
 from vinfer.config import ServerConfig
@@ -155,7 +154,7 @@ def test_a_prompt_may_fill_the_model_where_nothing_follows(server: RunningServer
 def test_a_model_without_the_programs_says_which_key_to_set(start: Start, tokenizer: Tokenizer) -> None:
     with start() as other:
         models = ModelTable(["fake"])
-        models.serve(dataclasses.replace(served_model(other.engine, tokenizer), has_prompt_logprobs=False))
+        models.serve(with_manifest(served_model(other.engine, tokenizer), programs=()))
         with run(ServerConfig(port=0), models, other.engine) as server:
             refused = server.complete(echo=True, logprobs=1)
             assert refused.status_code == 400

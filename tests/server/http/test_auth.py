@@ -11,10 +11,10 @@ from running_server import RunningServer, Start
 
 from vinfer.errors import ConfigError
 from vinfer.server.api_keys import read_api_keys
-from vinfer.server.app import METRICS_ROUTE, ROUTES
 from vinfer.server.http.auth import PUBLIC_PATHS
+from vinfer.server.route_table import ROUTES
 
-PROTECTED = sorted({path for _, path, _ in (*ROUTES, METRICS_ROUTE)} - PUBLIC_PATHS)
+PROTECTED = sorted({path for _, path in ROUTES} - PUBLIC_PATHS)
 DISGUISES = [
     *("/", "/nothing", "//v1/models", "/v1/models/", "/v1/../metrics", "/health/../metrics", "/health/"),
     *("/%68ealth/x", "/v1/models?x=/health", "/LIVENESS", "/liveness;x", "/health%00", "/v1/models#/health"),

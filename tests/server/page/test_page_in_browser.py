@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from chromium import PROGRAM, Browser, Tab, open_browser
-from fake_engine import EOS, FakeEngine, fake_images, ids_of, served_model
+from fake_engine import EOS, FakeEngine, fake_images, ids_of, served_model, with_manifest
 from PIL import Image
 from running_server import RunningServer, Start, run
 from tool_requests import CALL, TOOLS
@@ -45,7 +45,7 @@ def shared(tokenizer: Tokenizer) -> Iterator[RunningServer]:
     engine, models = FakeEngine(max_model_len=8192), ModelTable(["fake"])
     model = served_model(engine, tokenizer, chat_template=TEMPLATE)
     form = dataclasses.replace(model.answer_form, has_reasoning=True)
-    models.serve(dataclasses.replace(model, images=fake_images(4), answer_form=form))
+    models.serve(with_manifest(dataclasses.replace(model, answer_form=form), images=fake_images(4)))
     with run(ServerConfig(port=0), models, engine) as running:
         yield running
 

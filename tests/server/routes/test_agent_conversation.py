@@ -8,13 +8,12 @@ last prompt.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_engine import EOS, FakeEngine, fake_images, ids_of, served_model
+from fake_engine import EOS, FakeEngine, fake_images, ids_of, served_model, with_manifest
 from messages_requests import folded, named_events
 from PIL import Image
 from running_server import RunningServer, run
@@ -71,7 +70,7 @@ def server(tokenizer: Tokenizer) -> Iterator[RunningServer]:
     """A model that reasons, calls tools and takes images."""
     engine, models = FakeEngine(max_model_len=65536), ModelTable(["fake"])
     model = served_model(engine, tokenizer, chat_template=TEMPLATE)
-    models.serve(dataclasses.replace(model, images=fake_images(NUM_IMAGE_TOKENS)))
+    models.serve(with_manifest(model, images=fake_images(NUM_IMAGE_TOKENS)))
     with run(ServerConfig(port=0), models, engine) as running:
         yield running
 

@@ -12,7 +12,17 @@ from typing import Any
 import anthropic
 import pydantic
 import pytest
-from fake_engine import EOS, PROMPT_IDS, START, FakeEngine, fake_images, ids_of, letters, served_model
+from fake_engine import (
+    EOS,
+    PROMPT_IDS,
+    START,
+    FakeEngine,
+    fake_images,
+    ids_of,
+    letters,
+    served_model,
+    with_manifest,
+)
 from messages_requests import CALL, HI, TOOL
 from PIL import Image
 from running_server import RunningServer, run
@@ -152,7 +162,7 @@ def test_an_image(tokenizer: Tokenizer) -> None:
     )
     engine, models = FakeEngine(max_model_len=4096), ModelTable(["fake"])
     model = served_model(engine, tokenizer, chat_template=template)
-    models.serve(dataclasses.replace(model, images=fake_images(2)))
+    models.serve(with_manifest(model, images=fake_images(2)))
     with (
         run(ServerConfig(port=0), models, engine) as server,
         anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import openai
 import pytest
-from fake_engine import BOS, EMBEDDING_SIZE, VOCAB_SIZE, FakeEngine, ids_of, served_model
+from fake_engine import BOS, EMBEDDING_SIZE, VOCAB_SIZE, FakeEngine, ids_of, served_model, with_manifest
 from running_server import RunningServer, run
 
 from vinfer.bundle.manifest import Embeddings
@@ -93,7 +92,7 @@ def test_fewer_dimensions_are_as_long_again(server: RunningServer, size: int) ->
 def test_a_model_that_pools_the_last_token(tokenizer: Tokenizer) -> None:
     engine, models = FakeEngine(), ModelTable(["fake"])
     last = Embeddings(pooling="last", size=EMBEDDING_SIZE)
-    models.serve(dataclasses.replace(served_model(engine, tokenizer), embeddings=last))
+    models.serve(with_manifest(served_model(engine, tokenizer), embeddings=last))
     with run(ServerConfig(port=0), models, engine) as server:
         np.testing.assert_allclose(vectors(embed(server))[0], vector(ids_of("b")), rtol=1e-6)
 
@@ -141,7 +140,7 @@ def test_the_longest_and_the_most(server: RunningServer) -> None:
 
 def test_a_model_without_the_programs_says_which_key_to_set(tokenizer: Tokenizer) -> None:
     engine, models = FakeEngine(), ModelTable(["fake"])
-    models.serve(dataclasses.replace(served_model(engine, tokenizer), embeddings=None))
+    models.serve(with_manifest(served_model(engine, tokenizer), embeddings=None))
     with run(ServerConfig(port=0), models, engine) as server:
         error = refusal(embed(server))
         assert error["param"] == "model"
@@ -233,7 +232,8 @@ def test_the_official_client(server: RunningServer) -> None:
 
 def test_a_model_without_a_head_embeds_and_refuses_to_generate(tokenizer: Tokenizer) -> None:
     engine, models = FakeEngine(), ModelTable(["fake"])
-    models.serve(dataclasses.replace(served_model(engine, tokenizer), has_head=False))
+    model = served_model(engine, tokenizer)
+    models.serve(with_manifest(model, model=model.card.model_copy(update={"has_head": False})))
     with run(ServerConfig(port=0), models, engine) as server:
         assert len(vectors(embed(server))) == 1
         for response in (

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine, fake_images, served_model
+from fake_engine import FakeEngine, fake_images, served_model, with_manifest
 from PIL import Image
 from refusals import assert_refused
 from running_server import RunningServer, run
 
 from vinfer.config import ServerConfig
-from vinfer.server.fields.responses.body import parse_responses
+from vinfer.server.fields.responses.body import RESPONSES
 from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 
@@ -48,7 +47,7 @@ def output(name: str, *parts: dict[str, Any]) -> dict[str, Any]:
 def server(tokenizer: Tokenizer) -> Iterator[RunningServer]:
     engine, models = FakeEngine(max_model_len=4096), ModelTable(["fake"])
     model = served_model(engine, tokenizer, chat_template=TEMPLATE)
-    models.serve(dataclasses.replace(model, images=fake_images(NUM_IMAGE_TOKENS)))
+    models.serve(with_manifest(model, images=fake_images(NUM_IMAGE_TOKENS)))
     with run(ServerConfig(port=0), models, engine) as running:
         yield running
 
@@ -77,7 +76,7 @@ LATER = {"role": "user", "content": [{"type": "input_text", "text": "and this"},
 def test_images_follow_the_results(server: RunningServer, items: list[Any], roles: str) -> None:
     server.engine.reset()
     body = {"model": "fake", "input": [QUESTION, *items], "max_output_tokens": 3}
-    messages = parse_responses(body, "refuse")[1].messages
+    messages = RESPONSES.parse_as_chat(body, "refuse")[1].messages
     assert " ".join(message.role for message in messages) == f"user {roles}"
     response = server.http.post("/v1/responses", json=body)
     assert response.status_code == 200, response.text

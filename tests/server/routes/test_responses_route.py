@@ -19,7 +19,7 @@ from tool_requests import follows
 
 from vinfer.config import ServerConfig
 from vinfer.server.fields.responses.body import RESPONSES
-from vinfer.server.fields.treatment import RESPONSES_FIELDS, Treatment
+from vinfer.server.fields.treatment import Treatment
 from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 
@@ -118,10 +118,6 @@ def say(server: RunningServer, text: str, **fields: Any) -> dict[str, Any]:
     assert last["type"] == f"response.{whole['status']}"
     assert without_ids(last["response"]) == without_ids(whole)
     return whole
-
-
-def test_applied_fields_are_the_typed_ones() -> None:
-    assert of_treatment(dict(RESPONSES_FIELDS), Treatment.APPLIED) == set(RESPONSES.fields.model_fields)
 
 
 def test_a_whole_response(server: RunningServer) -> None:
@@ -363,12 +359,12 @@ def test_items_become_messages(
     assert tokenizer.decode(request.prompt_ids, skip_special_tokens=False) == text
 
 
-@pytest.mark.parametrize("field", sorted(of_treatment(dict(RESPONSES_FIELDS), Treatment.REFUSED)))
+@pytest.mark.parametrize("field", sorted(of_treatment(RESPONSES.rules, Treatment.REFUSED)))
 def test_refused_field(server: RunningServer, field: str) -> None:
-    assert_refused(post(server, **{field: {"some": "thing"}}), field, RESPONSES_FIELDS[field].reason)
+    assert_refused(post(server, **{field: {"some": "thing"}}), field, RESPONSES.rules[field].reason)
 
 
-@pytest.mark.parametrize("field", sorted(of_treatment(dict(RESPONSES_FIELDS), Treatment.ACCEPTED)))
+@pytest.mark.parametrize("field", sorted(of_treatment(RESPONSES.rules, Treatment.ACCEPTED)))
 def test_accepted_field_changes_nothing(server: RunningServer, field: str) -> None:
     plain = answered(server, max_output_tokens=4)
     server.engine.requests.clear()

@@ -26,7 +26,8 @@ from tokenizers import processors
 
 from vinfer.config import ServerConfig
 from vinfer.server.fields import tokenization
-from vinfer.server.fields.treatment import TOKENIZE_MESSAGES_FIELDS, Treatment
+from vinfer.server.fields.tokenization import TOKENIZE_MESSAGES
+from vinfer.server.fields.treatment import Treatment
 from vinfer.server.model_table import ModelTable
 from vinfer.text.tokenizer import Tokenizer
 
@@ -138,13 +139,13 @@ def test_bad_tokenize_field(server: RunningServer, fields: dict[str, Any], param
 
 @pytest.mark.parametrize(
     "field",
-    sorted(k for k, rule in TOKENIZE_MESSAGES_FIELDS.items() if rule.treatment is Treatment.REFUSED),
+    sorted(k for k, rule in TOKENIZE_MESSAGES.rules.items() if rule.treatment is Treatment.REFUSED),
 )
 def test_refused_tokenize_field(server: RunningServer, field: str) -> None:
     error = tokenize(server, messages=[HI], **{field: {"some": "thing"}}).json()["error"]
     assert error["param"] == field
-    assert TOKENIZE_MESSAGES_FIELDS[field].reason in error["message"]
-    for neutral in (None, *TOKENIZE_MESSAGES_FIELDS[field].neutral):
+    assert TOKENIZE_MESSAGES.rules[field].reason in error["message"]
+    for neutral in (None, *TOKENIZE_MESSAGES.rules[field].neutral):
         assert tokenize(server, messages=[HI], **{field: neutral}).status_code == 200
 
 

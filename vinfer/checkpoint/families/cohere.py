@@ -12,7 +12,9 @@ import dataclasses
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families.llama import gated_decoder
 from vinfer.checkpoint.families.reading import (
+    every_nth_is_full,
     read_heads,
+    read_hidden_size,
     read_intermediate_size,
     read_layer_types,
     read_num_layers,
@@ -20,7 +22,7 @@ from vinfer.checkpoint.families.reading import (
     refuse_other_than,
 )
 from vinfer.checkpoint.family import Family, NormalisedConfig
-from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, gated_mlp_shapes, norm_shapes
+from vinfer.checkpoint.layout import gated_mlp_shapes, norm_shapes
 
 # Published files state these; transformers ignores them and always computes this design.
 _DESIGN: dict[str, object] = {
@@ -39,26 +41,19 @@ def _cohere2(keys: ConfigKeys) -> NormalisedConfig:
     heads = read_heads(keys)
     attention_bias = keys.boolean("attention_bias", False)
     layer_types = _layer_types(keys)
+    hidden = read_hidden_size(keys)
     normalised = gated_decoder(
         keys,
         "cohere2",
         heads,
         windows=read_windows(keys, layer_types, 4096),
         has_bias=attention_bias,
-        has_output_bias=attention_bias,
+        layer={
+            **heads.attention_shapes(hidden, has_bias=attention_bias),
+            **gated_mlp_shapes("mlp", hidden=hidden, inner=read_intermediate_size(keys)),
+            **norm_shapes(("input_layernorm",), hidden),
+        },
     )
-    facts = normalised.facts
-    layer = {
-        **attention_shapes(
-            hidden=facts.hidden_size,
-            num_queries=heads.num_queries,
-            num_keys=heads.num_keys,
-            has_bias=attention_bias,
-            has_output_bias=attention_bias,
-        ),
-        **gated_mlp_shapes("mlp", hidden=facts.hidden_size, inner=read_intermediate_size(keys)),
-        **norm_shapes(("input_layernorm",), facts.hidden_size),
-    }
     return dataclasses.replace(
         normalised,
         config={
@@ -68,12 +63,6 @@ def _cohere2(keys: ConfigKeys) -> NormalisedConfig:
             # Which layers rotate; vinfer applies the windows itself.
             "layer_types": list(layer_types),
         },
-        shapes=decoder_shapes(
-            [layer] * facts.num_layers,
-            vocab=facts.vocab_size,
-            hidden=facts.hidden_size,
-            is_tied=facts.is_tied,
-        ),
     )
 
 
@@ -81,27 +70,13 @@ def _layer_types(keys: ConfigKeys) -> tuple[str, ...]:
     """Return `layer_types`, or full_attention for every `sliding_window_pattern`-th layer if it is absent."""
     num_layers = read_num_layers(keys)
     pattern = keys.integer("sliding_window_pattern", 4)
-    defaults = [
-        "sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(num_layers)
-    ]
-    return read_layer_types(keys, num_layers, defaults)
+    return read_layer_types(keys, num_layers, every_nth_is_full(num_layers, pattern))
 
 
 FAMILIES = (
     Family(
         model_type="cohere2",
         architecture="Cohere2ForCausalLM",
-        keys=frozenset(
-            {
-                "attention_bias",
-                "layer_norm_eps",
-                "layer_types",
-                "logit_scale",
-                "sliding_window",
-                "sliding_window_pattern",
-                *_DESIGN,
-            }
-        ),
         translate=_cohere2,
         harmless=frozenset(
             {

@@ -6,7 +6,10 @@ Source: transformers 5.5, `models/{gemma2,gemma3}/configuration_*.py` and `model
 from __future__ import annotations
 
 from vinfer.checkpoint.config_keys import ConfigKeys
+from vinfer.checkpoint.families.llama import HEAD_NORMS
 from vinfer.checkpoint.families.reading import (
+    decoder_shapes,
+    every_nth_is_full,
     read_activation,
     read_facts,
     read_heads,
@@ -18,7 +21,7 @@ from vinfer.checkpoint.families.reading import (
     size_keys,
 )
 from vinfer.checkpoint.family import ONE_ROPE, Family, NormalisedConfig
-from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, gated_mlp_shapes, norm_shapes
+from vinfer.checkpoint.layout import gated_mlp_shapes, norm_shapes
 from vinfer.checkpoint.rope.config import LayerRope, read_rope, read_ropes_by_layer_type
 from vinfer.checkpoint.rope.facts import RopeFacts
 
@@ -87,10 +90,7 @@ def _decoder(
     layer_types = read_layer_types(
         keys,
         num_layers,
-        [
-            "sliding_attention" if (layer + 1) % full_every else "full_attention"
-            for layer in range(num_layers)
-        ],
+        every_nth_is_full(num_layers, full_every),
     )
     facts = read_facts(keys, heads, windows=read_windows(keys, layer_types, 4096), is_tied=True)
     attention_bias = keys.boolean("attention_bias", False)
@@ -110,48 +110,28 @@ def _decoder(
         },
     }
     layer = {
-        **attention_shapes(
-            hidden=hidden,
-            num_queries=heads.num_queries,
-            num_keys=heads.num_keys,
-            has_bias=attention_bias,
-            has_output_bias=attention_bias,
-        ),
+        **heads.attention_shapes(hidden, has_bias=attention_bias),
         **gated_mlp_shapes("mlp", hidden=hidden, inner=inner),
         **norm_shapes(_NORMS, hidden),
     }
     if has_head_norms:
-        layer |= norm_shapes(("self_attn.q_norm", "self_attn.k_norm"), heads.head_dim)
+        layer |= norm_shapes(HEAD_NORMS, heads.head_dim)
     return NormalisedConfig(
         model_type=model_type,
         config=config,
         ropes=ropes,
         facts=facts,
-        shapes=decoder_shapes(
-            [layer] * num_layers, vocab=facts.vocab_size, hidden=hidden, is_tied=facts.is_tied
-        ),
+        shapes=decoder_shapes(facts, layer),
     )
 
 
-_KEYS = frozenset(
-    {
-        "attention_bias",
-        "attn_logit_softcapping",
-        "final_logit_softcapping",
-        "hidden_activation",
-        "layer_types",
-        "query_pre_attn_scalar",
-        "sliding_window",
-        "use_bidirectional_attention",
-    }
-)
-_HARMLESS = frozenset({"cache_implementation"})
+# transformers reads hidden_activation, not hidden_act.
+_HARMLESS = frozenset({"cache_implementation", "hidden_act"})
 
 FAMILIES = (
     Family(
         model_type="gemma2",
         architecture="Gemma2ForCausalLM",
-        keys=_KEYS,
         translate=_gemma2,
         # Gemma 2 9B and 27B also state the window here; transformers reads `sliding_window`.
         harmless=_HARMLESS | {"sliding_window_size"},
@@ -159,7 +139,6 @@ FAMILIES = (
     Family(
         model_type="gemma3_text",
         architecture="Gemma3ForCausalLM",
-        keys=_KEYS | {"rope_local_base_freq", "sliding_window_pattern"},
         translate=_gemma3,
         # Written next to layer_types by transformers 4, never read from a file.
         harmless=_HARMLESS | {"_sliding_window_pattern"},

@@ -14,7 +14,7 @@ from vinfer.checkpoint.families import gemma
 from vinfer.checkpoint.families.vision_config import NAMES, SIGLIP, read_image_token_id, read_tower
 from vinfer.checkpoint.family import Family, NormalisedConfig
 from vinfer.checkpoint.image_processor import read_siglip_processing
-from vinfer.checkpoint.key_check import refuse_unknown_keys
+from vinfer.checkpoint.key_check import refuse_unread_keys
 from vinfer.checkpoint.layout import Shape
 from vinfer.checkpoint.vision import Gemma3Facts, TowerFacts, VisionFacts
 
@@ -67,15 +67,16 @@ def _decoder(keys: ConfigKeys) -> NormalisedConfig:
     section = keys.section("text_config")
     if section.string("model_type", "gemma3_text") != "gemma3_text":
         raise section.refusal("model_type", "supported as the decoder of gemma3: gemma3_text")
-    refuse_unknown_keys(section, _DECODER)
     if section.has("final_logit_softcapping"):
         raise section.refusal(
             "final_logit_softcapping", "transformers' Gemma 3 with images ignores it: remove it"
         )
     # Not read from text_config, which describes a model without a head.
     is_tied = keys.boolean("tie_word_embeddings", True)
-    values = {**section.values, "tie_word_embeddings": is_tied}
-    return _DECODER.translate(ConfigKeys(values, section.where).with_defaults(**_DEFAULTS))
+    decoder = _DECODER.translate(section.with_defaults(**_DEFAULTS).updated(tie_word_embeddings=is_tied))
+    refuse_unread_keys(section, _DECODER.harmless)
+    keys.read_like(section)
+    return decoder
 
 
 def _features_per_side(keys: ConfigKeys, tower: TowerFacts) -> int:
@@ -93,9 +94,6 @@ FAMILIES = (
     Family(
         model_type="gemma3",
         architecture="Gemma3ForConditionalGeneration",
-        keys=frozenset(
-            {"image_token_id", "image_token_index", "mm_tokens_per_image", "text_config", "vision_config"}
-        ),
         translate=_gemma3,
         # The processor writes these two tokens by text, not by id.
         harmless=frozenset({"boi_token_id", "boi_token_index", "eoi_token_id", "eoi_token_index"}),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families.reading import (
     SILU,
+    decoder_shapes,
     read_activation,
     read_facts,
     read_heads,
@@ -16,7 +17,7 @@ from vinfer.checkpoint.families.reading import (
     size_keys,
 )
 from vinfer.checkpoint.family import ONE_ROPE, Family, NormalisedConfig
-from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, linear_shapes, norm_shapes
+from vinfer.checkpoint.layout import linear_shapes, norm_shapes
 from vinfer.checkpoint.rope.config import read_rope
 
 NORMS = (
@@ -40,13 +41,7 @@ def _glm4(keys: ConfigKeys) -> NormalisedConfig:
         "attention_dropout": 0.0,
     }
     layer = {
-        **attention_shapes(
-            hidden=hidden,
-            num_queries=heads.num_queries,
-            num_keys=heads.num_keys,
-            has_bias=has_bias,
-            has_output_bias=False,
-        ),
+        **heads.attention_shapes(hidden, has_bias=has_bias, has_output_bias=False),
         **linear_shapes("mlp.gate_up_proj", 2 * inner, hidden),
         **linear_shapes("mlp.down_proj", hidden, inner),
         **norm_shapes(NORMS, hidden),
@@ -63,9 +58,7 @@ def _glm4(keys: ConfigKeys) -> NormalisedConfig:
             )
         },
         facts=facts,
-        shapes=decoder_shapes(
-            [layer] * facts.num_layers, vocab=facts.vocab_size, hidden=hidden, is_tied=facts.is_tied
-        ),
+        shapes=decoder_shapes(facts, layer),
     )
 
 
@@ -73,7 +66,6 @@ FAMILIES = (
     Family(
         model_type="glm4",
         architecture="Glm4ForCausalLM",
-        keys=frozenset({"attention_bias", "partial_rotary_factor"}),
         translate=_glm4,
     ),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families.reading import (
     GELU,
+    layers_shapes,
     read_activation,
     read_facts,
     read_heads,
@@ -42,10 +43,7 @@ def _gpt_neox(keys: ConfigKeys) -> NormalisedConfig:
     ):
         if size != told:
             raise keys.refusal(key, "this family derives it: remove the key")
-    # transformers reads these two only under GPT-NeoX's names; files from late 4.x versions have both.
-    for key, name in (("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")):
-        if keys.has(key) and not keys.has(name):
-            raise keys.refusal(key, f"transformers ignores it in this family: rename it to {name}")
+    keys = with_usual_names(keys)
     facts = read_facts(keys, heads, default_num_positions=2048)
     has_bias = keys.boolean("attention_bias", True)
     config: dict[str, object] = {
@@ -67,7 +65,7 @@ def _gpt_neox(keys: ConfigKeys) -> NormalisedConfig:
     shapes: dict[str, Shape] = {
         NEOX_NAMES.embedding: (facts.vocab_size, hidden),
         **norm_shapes(("gpt_neox.final_layer_norm",), hidden, has_bias=True),
-        **_layers("gpt_neox.layers", layer, facts.num_layers),
+        **layers_shapes("gpt_neox.layers", layer, facts.num_layers),
     }
     if not facts.is_tied:
         shapes[NEOX_NAMES.head] = (facts.vocab_size, hidden)
@@ -79,6 +77,25 @@ def _gpt_neox(keys: ConfigKeys) -> NormalisedConfig:
         shapes=shapes,
         names=NEOX_NAMES,
     )
+
+
+def with_usual_names(keys: ConfigKeys) -> ConfigKeys:
+    """Return a GPT-NeoX config with the rotary facts under the names of the other families.
+
+    transformers reads them only under its own names; files from late 4.x versions have both.
+
+    Raises:
+        CheckpointError: a fact is stated only under the usual name, or twice and differently.
+    """
+    usual = {}
+    for key, name in (("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")):
+        if keys.has(key) and not keys.has(name):
+            raise keys.refusal(key, f"transformers ignores it in this family: rename it to {name}")
+        if keys.has(key) and keys.values[key] != keys.values[name]:
+            raise keys.refusal(name, f"contradicts {key} = {keys.values[key]}: remove one of them")
+        if keys.has(name):
+            usual[key] = keys.number(name)
+    return keys.updated(**usual)
 
 
 def _gpt2(keys: ConfigKeys) -> NormalisedConfig:
@@ -152,35 +169,17 @@ def _gpt2_shapes(facts: ModelFacts, inner: int) -> dict[str, Shape]:
         GPT2_NAMES.embedding: (facts.vocab_size, hidden),
         "transformer.wpe.weight": (facts.num_positions, hidden),
         **norm_shapes(("transformer.ln_f",), hidden, has_bias=True),
-        **_layers("transformer.h", layer, facts.num_layers),
+        **layers_shapes("transformer.h", layer, facts.num_layers),
     }
     if not facts.is_tied:
         shapes[GPT2_NAMES.head] = (facts.vocab_size, hidden)
     return shapes
 
 
-def _layers(prefix: str, layer: dict[str, Shape], num_layers: int) -> dict[str, Shape]:
-    return {f"{prefix}.{index}.{name}": shape for index in range(num_layers) for name, shape in layer.items()}
-
-
 FAMILIES = (
     Family(
         model_type="gpt2",
         architecture="GPT2LMHeadModel",
-        keys=frozenset(
-            {
-                "activation_function",
-                "layer_norm_epsilon",
-                "n_ctx",
-                "n_embd",
-                "n_head",
-                "n_inner",
-                "n_layer",
-                "n_positions",
-                "scale_attn_by_inverse_layer_idx",
-                "scale_attn_weights",
-            }
-        ),
         translate=_gpt2,
         harmless=frozenset(
             {
@@ -204,16 +203,6 @@ FAMILIES = (
     Family(
         model_type="gpt_neox",
         architecture="GPTNeoXForCausalLM",
-        keys=frozenset(
-            {
-                "attention_bias",
-                "layer_norm_eps",
-                "partial_rotary_factor",
-                "rotary_emb_base",
-                "rotary_pct",
-                "use_parallel_residual",
-            }
-        ),
         translate=_gpt_neox,
         harmless=frozenset(
             {

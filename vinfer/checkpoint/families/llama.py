@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families.reading import (
+    FULL,
     SILU,
+    SLIDING,
     Heads,
+    decoder_shapes,
     read_activation,
     read_facts,
     read_heads,
@@ -20,11 +23,12 @@ from vinfer.checkpoint.families.reading import (
     size_keys,
 )
 from vinfer.checkpoint.family import ONE_ROPE, Family, NormalisedConfig
-from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, gated_mlp_shapes, norm_shapes
+from vinfer.checkpoint.layout import Shapes, gated_mlp_shapes, norm_shapes
 from vinfer.checkpoint.rope.config import read_rope
 from vinfer.checkpoint.rope.facts import RopeFacts
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
+HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 
 
 def _llama(keys: ConfigKeys) -> NormalisedConfig:
@@ -35,7 +39,6 @@ def _llama(keys: ConfigKeys) -> NormalisedConfig:
         read_heads(keys),
         windows=(None,) * read_num_layers(keys),
         has_bias=attention_bias,
-        has_output_bias=attention_bias,
         has_mlp_bias=keys.boolean("mlp_bias", False),
     )
 
@@ -63,7 +66,6 @@ def _qwen3(keys: ConfigKeys) -> NormalisedConfig:
         read_heads(keys, default_head_dim=128, must_state_kv_heads=True),
         windows=qwen_windows(keys),
         has_bias=attention_bias,
-        has_output_bias=attention_bias,
         has_head_norms=True,
     )
 
@@ -77,12 +79,9 @@ def qwen_windows(keys: ConfigKeys) -> tuple[int | None, ...]:
     is_null = "sliding_window" in keys.values and not keys.has("sliding_window")
     is_sliding = keys.boolean("use_sliding_window", False) and not is_null
     first = keys.integer("max_window_layers", 28, minimum=0)
-    defaults = [
-        "sliding_attention" if is_sliding and layer >= first else "full_attention"
-        for layer in range(num_layers)
-    ]
+    defaults = [SLIDING if is_sliding and layer >= first else FULL for layer in range(num_layers)]
     layer_types = read_layer_types(keys, num_layers, defaults)
-    if not is_sliding and "sliding_attention" in layer_types:
+    if not is_sliding and SLIDING in layer_types:
         raise keys.refusal("layer_types", "has sliding_attention, but windows are off: correct one of them")
     return read_windows(keys, layer_types, 4096)
 
@@ -94,15 +93,18 @@ def gated_decoder(
     *,
     windows: tuple[int | None, ...],
     has_bias: bool,
-    has_output_bias: bool,
+    has_output_bias: bool | None = None,
     has_mlp_bias: bool = False,
     has_head_norms: bool = False,
     rope: RopeFacts | None = None,
+    layer: Shapes | None = None,
 ) -> NormalisedConfig:
     """Translate a decoder like Llama's, except for biases, windows and norms on each head's q and k.
 
     Args:
+        has_output_bias: None if it is that of q, k and v.
         rope: for a family that does not read it as Llama does.
+        layer: the tensors of a layer, for a family that has others.
     """
     hidden, inner = read_hidden_size(keys), read_intermediate_size(keys)
     facts = read_facts(keys, heads, windows=windows)
@@ -113,35 +115,26 @@ def gated_decoder(
         "attention_bias": has_bias,
         "mlp_bias": has_mlp_bias,
         # EasyDeL's Qwen configs slide from layer 28 on by default.
-        "layer_types": ["full_attention"] * facts.num_layers,
+        "layer_types": [FULL] * facts.num_layers,
         "sliding_window": None,
         "use_sliding_window": False,
     }
-    layer = {
-        **attention_shapes(
-            hidden=hidden,
-            num_queries=heads.num_queries,
-            num_keys=heads.num_keys,
-            has_bias=has_bias,
-            has_output_bias=has_output_bias,
-        ),
-        **gated_mlp_shapes("mlp", hidden=hidden, inner=inner, has_bias=has_mlp_bias),
-        **norm_shapes(NORMS, hidden),
-    }
-    if has_head_norms:
-        layer |= norm_shapes(("self_attn.q_norm", "self_attn.k_norm"), heads.head_dim)
+    if layer is None:
+        layer = {
+            **heads.attention_shapes(hidden, has_bias=has_bias, has_output_bias=has_output_bias),
+            **gated_mlp_shapes("mlp", hidden=hidden, inner=inner, has_bias=has_mlp_bias),
+            **norm_shapes(NORMS, hidden),
+            **(norm_shapes(HEAD_NORMS, heads.head_dim) if has_head_norms else {}),
+        }
     return NormalisedConfig(
         model_type=model_type,
         config=config,
         ropes={ONE_ROPE: rope or read_rope(keys, head_dim=heads.head_dim)},
         facts=facts,
-        shapes=decoder_shapes(
-            [layer] * facts.num_layers, vocab=facts.vocab_size, hidden=hidden, is_tied=facts.is_tied
-        ),
+        shapes=decoder_shapes(facts, layer),
     )
 
 
-QWEN_KEYS = frozenset({"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"})
 QWEN_HARMLESS = frozenset({"dual_chunk_attention_config"})
 """In Qwen's million-token models: how other servers attend beyond 262144; transformers ignores it."""
 
@@ -149,7 +142,6 @@ FAMILIES = (
     Family(
         model_type="llama",
         architecture="LlamaForCausalLM",
-        keys=frozenset({"attention_bias", "mlp_bias"}),
         translate=_llama,
         # Old files have it; transformers' Llama does not read it.
         harmless=frozenset({"max_window_layers"}),
@@ -157,14 +149,12 @@ FAMILIES = (
     Family(
         model_type="qwen2",
         architecture="Qwen2ForCausalLM",
-        keys=QWEN_KEYS,
         translate=_qwen2,
         harmless=QWEN_HARMLESS,
     ),
     Family(
         model_type="qwen3",
         architecture="Qwen3ForCausalLM",
-        keys=QWEN_KEYS | {"attention_bias"},
         translate=_qwen3,
         harmless=QWEN_HARMLESS,
     ),

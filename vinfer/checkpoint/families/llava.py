@@ -21,7 +21,7 @@ from vinfer.checkpoint.families.vision_config import (
 )
 from vinfer.checkpoint.family import Family, NormalisedConfig
 from vinfer.checkpoint.image_processor import read_clip_processing
-from vinfer.checkpoint.key_check import refuse_unknown_keys
+from vinfer.checkpoint.key_check import refuse_unread_keys
 from vinfer.checkpoint.layout import Shape, linear_shapes, norm_shapes
 from vinfer.checkpoint.vision import LlavaFacts, VisionFacts
 
@@ -113,10 +113,11 @@ def _decoder(keys: ConfigKeys, served: tuple[str, ...], *, is_tied: bool) -> Nor
     model_type = section.string("model_type", "llama")
     if model_type not in served:
         raise section.refusal("model_type", f"supported as its decoder: {' and '.join(served)}")
-    refuse_unknown_keys(section, _DECODERS[model_type])
-    values = {**section.values, "tie_word_embeddings": is_tied}
-    own = ConfigKeys(values, section.where).with_defaults(**_DECODER_DEFAULTS[model_type])
-    return _DECODERS[model_type].translate(own)
+    own = section.with_defaults(**_DECODER_DEFAULTS[model_type]).updated(tie_word_embeddings=is_tied)
+    decoder = _DECODERS[model_type].translate(own)
+    refuse_unread_keys(section, _DECODERS[model_type].harmless)
+    keys.read_like(section)
+    return decoder
 
 
 def _feature_layers(
@@ -150,9 +151,6 @@ def _projector_shapes(encoder: LlavaFacts) -> dict[str, Shape]:
     }
 
 
-_KEYS = frozenset(
-    {"image_token_id", "image_token_index", "projector_hidden_act", "text_config", "vision_config"}
-)
 # For training, or settled by the processor's own settings.
 _HARMLESS = frozenset({"ignore_index", "image_seq_length"})
 
@@ -160,14 +158,12 @@ FAMILIES = (
     Family(
         model_type="llava",
         architecture="LlavaForConditionalGeneration",
-        keys=_KEYS | {"multimodal_projector_bias", "vision_feature_layer", "vision_feature_select_strategy"},
         translate=_llava,
         harmless=_HARMLESS,
     ),
     Family(
         model_type="vipllava",
         architecture="VipLlavaForConditionalGeneration",
-        keys=_KEYS | {"projector_layernorm_eps", "vision_feature_layers"},
         translate=_vipllava,
         harmless=_HARMLESS,
     ),

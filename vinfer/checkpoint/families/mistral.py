@@ -18,7 +18,6 @@ def _mistral(keys: ConfigKeys) -> NormalisedConfig:
         read_heads(keys, must_state_kv_heads=True),
         windows=read_one_window(keys, default=4096),
         has_bias=False,
-        has_output_bias=False,
     )
 
 
@@ -38,7 +37,6 @@ FAMILIES = (
     Family(
         model_type="mistral",
         architecture="MistralForCausalLM",
-        keys=frozenset({"sliding_window"}),
         translate=_mistral,
     ),
 )

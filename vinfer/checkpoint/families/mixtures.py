@@ -12,6 +12,7 @@ from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families.llama import QWEN_HARMLESS, gated_decoder
 from vinfer.checkpoint.families.mistral import read_one_window
 from vinfer.checkpoint.families.reading import (
+    every_nth_is_full,
     read_heads,
     read_intermediate_size,
     read_layer_types,
@@ -34,7 +35,6 @@ def _mixtral(keys: ConfigKeys) -> NormalisedConfig:
         heads,
         windows=read_one_window(keys, default=None),
         has_bias=False,
-        has_output_bias=False,
         rope=read_rope(keys, head_dim=heads.head_dim, default_theta=1e6),
     )
     hidden, inner = dense.facts.hidden_size, read_intermediate_size(keys)
@@ -62,7 +62,6 @@ def _qwen3_moe(keys: ConfigKeys) -> NormalisedConfig:
         read_heads(keys, must_state_kv_heads=True),
         windows=_qwen_windows(keys),
         has_bias=attention_bias,
-        has_output_bias=attention_bias,
         has_head_norms=True,
     )
     hidden, inner = dense.facts.hidden_size, read_intermediate_size(keys, "moe_intermediate_size")
@@ -88,9 +87,8 @@ def _qwen3_moe(keys: ConfigKeys) -> NormalisedConfig:
 
 def _qwen_windows(keys: ConfigKeys) -> tuple[int | None, ...]:
     """Return each layer's window: all slide or none, as this family does not read `max_window_layers`."""
-    if not keys.boolean("use_sliding_window", False):
-        return (None,) * read_num_layers(keys)
-    return read_one_window(keys, default=4096)
+    windows = read_one_window(keys, default=4096)
+    return windows if keys.boolean("use_sliding_window", False) else (None,) * len(windows)
 
 
 def _read_mlp_only_layers(keys: ConfigKeys) -> list[int]:
@@ -104,13 +102,11 @@ def _gpt_oss(keys: ConfigKeys) -> NormalisedConfig:
     if keys.number("swiglu_limit", _GPT_OSS_LIMIT) != _GPT_OSS_LIMIT:
         raise keys.refusal("swiglu_limit", f"transformers and EasyDeL always clamp at {_GPT_OSS_LIMIT}")
     if not keys.has("rope_parameters") and not keys.has("rope_scaling"):
-        keys = ConfigKeys({**keys.values, "rope_parameters": _GPT_OSS_ROPE}, keys.where)
+        keys = keys.updated(rope_parameters=_GPT_OSS_ROPE)
     keys = keys.with_defaults(rms_norm_eps=1e-5)
     num_experts, num_chosen = _read_experts(keys, default_chosen=4)
     num_layers = read_num_layers(keys)
-    layer_types = read_layer_types(
-        keys, num_layers, [("full_attention", "sliding_attention")[(n + 1) % 2] for n in range(num_layers)]
-    )
+    layer_types = read_layer_types(keys, num_layers, every_nth_is_full(num_layers, 2))
     attention_bias = keys.boolean("attention_bias", True)
     heads = read_heads(
         keys, default_head_dim=None if "head_dim" in keys.values else 64, must_state_kv_heads=True
@@ -121,7 +117,6 @@ def _gpt_oss(keys: ConfigKeys) -> NormalisedConfig:
         heads,
         windows=read_windows(keys, layer_types, 128),
         has_bias=attention_bias,
-        has_output_bias=attention_bias,
         rope=read_rope(keys, head_dim=heads.head_dim, default_theta=150_000.0),
     )
     hidden, inner = dense.facts.hidden_size, read_intermediate_size(keys)
@@ -195,14 +190,12 @@ _QWEN3_MOE_DESIGN: dict[str, object] = {
     "use_qk_norm": True,
 }
 
-_EXPERT_KEYS = frozenset({"num_experts", "num_experts_per_tok", "num_local_experts"})
 _TRAINING_KEYS = frozenset({"output_router_logits", "router_aux_loss_coef"})
 
 FAMILIES = (
     Family(
         model_type="mixtral",
         architecture="MixtralForCausalLM",
-        keys=_EXPERT_KEYS | {"sliding_window"},
         translate=_mixtral,
         # Noise on the router's input, in training only.
         harmless=_TRAINING_KEYS | {"router_jitter_noise"},
@@ -210,24 +203,12 @@ FAMILIES = (
     Family(
         model_type="qwen3_moe",
         architecture="Qwen3MoeForCausalLM",
-        keys=_EXPERT_KEYS
-        | {
-            "attention_bias",
-            "decoder_sparse_step",
-            "mlp_only_layers",
-            "moe_intermediate_size",
-            "norm_topk_prob",
-            "sliding_window",
-            "use_sliding_window",
-            *_QWEN3_MOE_DESIGN,
-        },
         translate=_qwen3_moe,
         harmless=_TRAINING_KEYS | QWEN_HARMLESS | {"max_window_layers"},
     ),
     Family(
         model_type="gpt_oss",
         architecture="GptOssForCausalLM",
-        keys=_EXPERT_KEYS | {"attention_bias", "layer_types", "sliding_window", "swiglu_limit"},
         translate=_gpt_oss,
         # The published files have two keys of OpenAI's own code, which transformers does not read.
         harmless=_TRAINING_KEYS | {"experts_per_token", "initial_context_length"},

@@ -11,6 +11,7 @@ from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families.llama import gated_decoder
 from vinfer.checkpoint.families.reading import (
     Heads,
+    every_nth_is_full,
     read_heads,
     read_hidden_size,
     read_intermediate_size,
@@ -19,7 +20,7 @@ from vinfer.checkpoint.families.reading import (
     read_windows,
 )
 from vinfer.checkpoint.family import Family, NormalisedConfig
-from vinfer.checkpoint.layout import attention_shapes, decoder_shapes, gated_mlp_shapes, norm_shapes
+from vinfer.checkpoint.layout import gated_mlp_shapes, norm_shapes
 from vinfer.checkpoint.rope.facts import RopeFacts
 
 NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
@@ -38,8 +39,7 @@ def _olmo3(keys: ConfigKeys) -> NormalisedConfig:
             "EasyDeL's olmo3 always uses hidden_size / num_attention_heads = "
             f"{hidden_size // heads.num_attention_heads}",
         )
-    defaults = ["sliding_attention" if (layer + 1) % 4 else "full_attention" for layer in range(num_layers)]
-    layer_types = read_layer_types(keys, num_layers, defaults)
+    layer_types = read_layer_types(keys, num_layers, every_nth_is_full(num_layers, 4))
     normalised = _olmo(keys, "olmo3", heads, windows=read_windows(keys, layer_types, 4096))
     (rope,) = normalised.ropes.values()
     return dataclasses.replace(
@@ -63,36 +63,20 @@ def _olmo(
     keys: ConfigKeys, model_type: str, heads: Heads, *, windows: tuple[int | None, ...]
 ) -> NormalisedConfig:
     attention_bias = keys.boolean("attention_bias", False)
-    normalised = gated_decoder(
+    hidden = read_hidden_size(keys)
+    return gated_decoder(
         keys.with_defaults(rms_norm_eps=1e-5),
         model_type,
         heads,
         windows=windows,
         has_bias=attention_bias,
-        has_output_bias=attention_bias,
-    )
-    facts = normalised.facts
-    layer = {
-        **attention_shapes(
-            hidden=facts.hidden_size,
-            num_queries=heads.num_queries,
-            num_keys=heads.num_keys,
-            has_bias=attention_bias,
-            has_output_bias=attention_bias,
-        ),
-        **norm_shapes(("self_attn.q_norm",), heads.num_queries),
-        **norm_shapes(("self_attn.k_norm",), heads.num_keys),
-        **gated_mlp_shapes("mlp", hidden=facts.hidden_size, inner=read_intermediate_size(keys)),
-        **norm_shapes(NORMS, facts.hidden_size),
-    }
-    return dataclasses.replace(
-        normalised,
-        shapes=decoder_shapes(
-            [layer] * facts.num_layers,
-            vocab=facts.vocab_size,
-            hidden=facts.hidden_size,
-            is_tied=facts.is_tied,
-        ),
+        layer={
+            **heads.attention_shapes(hidden, has_bias=attention_bias),
+            **norm_shapes(("self_attn.q_norm",), heads.num_queries),
+            **norm_shapes(("self_attn.k_norm",), heads.num_keys),
+            **gated_mlp_shapes("mlp", hidden=hidden, inner=read_intermediate_size(keys)),
+            **norm_shapes(NORMS, hidden),
+        },
     )
 
 
@@ -100,13 +84,11 @@ FAMILIES = (
     Family(
         model_type="olmo2",
         architecture="Olmo2ForCausalLM",
-        keys=frozenset({"attention_bias"}),
         translate=_olmo2,
     ),
     Family(
         model_type="olmo3",
         architecture="Olmo3ForCausalLM",
-        keys=frozenset({"attention_bias", "layer_types", "sliding_window"}),
         translate=_olmo3,
     ),
 )

@@ -5,18 +5,17 @@ Source: transformers 5.5, `models/phi3/configuration_phi3.py` and `modeling_phi3
 
 from __future__ import annotations
 
-import dataclasses
-
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families.llama import NORMS, gated_decoder
 from vinfer.checkpoint.families.reading import (
     read_heads,
+    read_hidden_size,
     read_intermediate_size,
     read_num_layers,
     refuse_other_than,
 )
 from vinfer.checkpoint.family import Family, NormalisedConfig
-from vinfer.checkpoint.layout import decoder_shapes, linear_shapes, norm_shapes
+from vinfer.checkpoint.layout import linear_shapes, norm_shapes
 from vinfer.checkpoint.rope.config import read_rope
 
 # Published files state these; transformers ignores them and always computes this design.
@@ -43,31 +42,21 @@ def _phi3(keys: ConfigKeys) -> NormalisedConfig:
     )
     if rope.rope_type not in ("default", "longrope"):
         raise keys.refusal("rope_parameters", f"is {rope.rope_type}; supported for phi3: default, longrope")
-    normalised = gated_decoder(
+    hidden, inner = read_hidden_size(keys), read_intermediate_size(keys)
+    return gated_decoder(
         keys,
         "phi3",
         heads,
         windows=(window,) * read_num_layers(keys),
         has_bias=False,
-        has_output_bias=False,
         rope=rope,
-    )
-    facts, inner = normalised.facts, read_intermediate_size(keys)
-    layer = {
-        **linear_shapes("self_attn.qkv_proj", heads.num_queries + 2 * heads.num_keys, facts.hidden_size),
-        **linear_shapes("self_attn.o_proj", facts.hidden_size, heads.num_queries),
-        **linear_shapes("mlp.gate_up_proj", 2 * inner, facts.hidden_size),
-        **linear_shapes("mlp.down_proj", facts.hidden_size, inner),
-        **norm_shapes(NORMS, facts.hidden_size),
-    }
-    return dataclasses.replace(
-        normalised,
-        shapes=decoder_shapes(
-            [layer] * facts.num_layers,
-            vocab=facts.vocab_size,
-            hidden=facts.hidden_size,
-            is_tied=facts.is_tied,
-        ),
+        layer={
+            **linear_shapes("self_attn.qkv_proj", heads.num_queries + 2 * heads.num_keys, hidden),
+            **linear_shapes("self_attn.o_proj", hidden, heads.num_queries),
+            **linear_shapes("mlp.gate_up_proj", 2 * inner, hidden),
+            **linear_shapes("mlp.down_proj", hidden, inner),
+            **norm_shapes(NORMS, hidden),
+        },
     )
 
 
@@ -75,9 +64,6 @@ FAMILIES = (
     Family(
         model_type="phi3",
         architecture="Phi3ForCausalLM",
-        keys=frozenset(
-            {"original_max_position_embeddings", "partial_rotary_factor", "sliding_window", *_DESIGN}
-        ),
         translate=_phi3,
         # Dropout.
         harmless=frozenset({"embd_pdrop", "resid_pdrop"}),

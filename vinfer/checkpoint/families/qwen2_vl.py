@@ -11,9 +11,10 @@ import dataclasses
 import functools
 
 from vinfer.checkpoint.config_keys import ConfigKeys
-from vinfer.checkpoint.families.llama import QWEN_KEYS, gated_decoder, qwen_windows
+from vinfer.checkpoint.families.llama import gated_decoder, qwen_windows
 from vinfer.checkpoint.families.reading import (
     SILU,
+    layers_shapes,
     read_activation,
     read_heads,
     read_hidden_size,
@@ -22,7 +23,7 @@ from vinfer.checkpoint.families.reading import (
 from vinfer.checkpoint.families.vision_config import ACTIVATIONS
 from vinfer.checkpoint.family import ONE_ROPE, Family, NormalisedConfig, TensorNames
 from vinfer.checkpoint.image_processor import read_qwen2_vl_processing
-from vinfer.checkpoint.key_check import refuse_unknown_keys
+from vinfer.checkpoint.key_check import refuse_unread_keys
 from vinfer.checkpoint.layout import Shape, gated_mlp_shapes, linear_shapes, norm_shapes
 from vinfer.checkpoint.rope.config import read_rope
 from vinfer.checkpoint.vision import Qwen2VLFacts, VisionFacts
@@ -45,6 +46,8 @@ def _qwen2_vl(keys: ConfigKeys) -> NormalisedConfig:
         raise section.refusal("model_type", f"supported as the vision tower of {model_type}: {model_type}")
     read_tower = _gated_tower if model_type == _GATED else _tower
     tower = read_tower(section, out_size=decoder.facts.hidden_size)
+    # For videos.
+    refuse_unread_keys(section, frozenset({"tokens_per_second"} if tower.is_gated else ()))
     return dataclasses.replace(
         decoder,
         model_type=model_type,
@@ -76,9 +79,8 @@ def _decoder(keys: ConfigKeys, model_type: str) -> NormalisedConfig:
         served = f"{model_type}_text"
         if text.string("model_type", served) != served:
             raise text.refusal("model_type", f"supported as the decoder of {model_type}: {served}")
-        refuse_unknown_keys(text, _TEXT)
     is_tied = keys.boolean("tie_word_embeddings", False)
-    text = ConfigKeys({**text.values, "tie_word_embeddings": is_tied}, text.where).with_defaults(**_DEFAULTS)
+    text = text.with_defaults(**_DEFAULTS).updated(tie_word_embeddings=is_tied)
     heads = read_heads(text, must_state_kv_heads=True)
     if heads.num_queries != read_hidden_size(text):
         raise text.refusal("head_dim", "must be hidden_size / num_attention_heads")
@@ -102,6 +104,9 @@ def _decoder(keys: ConfigKeys, model_type: str) -> NormalisedConfig:
         has_output_bias=False,
         rope=rope,
     )
+    if keys.has("text_config"):
+        refuse_unread_keys(text)
+        keys.read_like(text)
     sections = _sections(text, place, num_pairs=heads.head_dim // 2)
     return dataclasses.replace(
         decoder, ropes={ONE_ROPE: rope}, facts=dataclasses.replace(decoder.facts, rope_sections=sections)
@@ -119,7 +124,6 @@ def _sections(text: ConfigKeys, place: str, *, num_pairs: int) -> tuple[int, int
 
 
 def _tower(section: ConfigKeys, *, out_size: int) -> Qwen2VLFacts:
-    refuse_unknown_keys(section, _VISION)
     _require_decoder_size(section, "hidden_size", out_size)
     num_layers = section.integer("depth", 32, maximum=1024)
     return _any_tower(
@@ -134,7 +138,6 @@ def _tower(section: ConfigKeys, *, out_size: int) -> Qwen2VLFacts:
 
 
 def _gated_tower(section: ConfigKeys, *, out_size: int) -> Qwen2VLFacts:
-    refuse_unknown_keys(section, _GATED_VISION)
     _require_decoder_size(section, "out_hidden_size", out_size)
     num_layers = section.integer("depth", 32, maximum=1024)
     full_layers = section.values.get("fullatt_block_indexes")
@@ -220,56 +223,17 @@ def _tower_shapes(tower: Qwen2VLFacts) -> dict[str, Shape]:
             patch,
             patch,
         ),
-        **{
-            f"visual.blocks.{index}.{name}": shape
-            for index in range(tower.num_layers)
-            for name, shape in layer.items()
-        },
+        **layers_shapes("visual.blocks", layer, tower.num_layers),
         **norm_shapes(("visual.merger.ln_q",), hidden, has_bias=has_bias),
         **linear_shapes("visual.merger.mlp.0", merged, merged, has_bias=True),
         **linear_shapes("visual.merger.mlp.2", tower.out_size, merged, has_bias=True),
     }
 
 
-def _no_model(keys: ConfigKeys) -> NormalisedConfig:
-    raise keys.refusal("model_type", "is only part of a model: point `source` at the whole model")
-
-
-_TEXT = Family(
-    model_type="qwen2_vl_text", architecture="Qwen2VLTextModel", keys=QWEN_KEYS, translate=_no_model
-)
-_VISION_KEYS = frozenset(
-    {
-        "depth",
-        "in_channels",
-        "in_chans",
-        "num_heads",
-        "patch_size",
-        "spatial_merge_size",
-        "spatial_patch_size",
-        "temporal_patch_size",
-    }
-)
-_VISION = Family(
-    model_type="qwen2_vl",
-    architecture="Qwen2VisionTransformerPretrainedModel",
-    keys=_VISION_KEYS | {"embed_dim", "mlp_ratio"},
-    translate=_no_model,
-)
-_GATED_VISION = Family(
-    model_type=_GATED,
-    architecture="Qwen2_5_VisionTransformerPretrainedModel",
-    keys=_VISION_KEYS | {"fullatt_block_indexes", "out_hidden_size", "window_size"},
-    translate=_no_model,
-    # For videos.
-    harmless=frozenset({"tokens_per_second"}),
-)
-
 FAMILIES = tuple(
     Family(
         model_type=model_type,
         architecture=architecture,
-        keys=QWEN_KEYS | {"image_token_id", "text_config", "vision_config"},
         translate=_qwen2_vl,
         # For videos, and what the chat template writes around an image.
         harmless=frozenset(

@@ -1,4 +1,4 @@
-"""Rules that several families share: sizes, heads, activations, windows.
+"""Rules that several families share: sizes, heads, activations, windows, and the layout of a decoder.
 
 Runs in the build half, on any thread. Each function reads a few keys and rejects impossible values.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.family import ModelFacts
+from vinfer.checkpoint.layout import EMBEDDING, HEAD, Shape, Shapes, linear_shapes
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,19 @@ class Heads:
     def num_keys(self) -> int:
         """Rows of k_proj and of v_proj."""
         return self.num_key_value_heads * self.head_dim
+
+    def attention_shapes(
+        self, hidden: int, *, has_bias: bool, has_output_bias: bool | None = None
+    ) -> dict[str, Shape]:
+        """List q, k, v and o of one layer; without `has_output_bias`, o is like the others."""
+        if has_output_bias is None:
+            has_output_bias = has_bias
+        return {
+            **linear_shapes("self_attn.q_proj", self.num_queries, hidden, has_bias=has_bias),
+            **linear_shapes("self_attn.k_proj", self.num_keys, hidden, has_bias=has_bias),
+            **linear_shapes("self_attn.v_proj", self.num_keys, hidden, has_bias=has_bias),
+            **linear_shapes("self_attn.o_proj", hidden, self.num_queries, has_bias=has_output_bias),
+        }
 
 
 def read_heads(
@@ -105,6 +119,21 @@ def read_facts(
     )
 
 
+def layers_shapes(prefix: str, layer: Shapes, num_layers: int) -> dict[str, Shape]:
+    """List the tensors of equal layers, numbered after `prefix`."""
+    return {f"{prefix}.{index}.{name}": shape for index in range(num_layers) for name, shape in layer.items()}
+
+
+def decoder_shapes(facts: ModelFacts, layer: Shapes) -> dict[str, Shape]:
+    """List a whole decoder in the layout of Llama, from the tensors of each layer."""
+    return {
+        EMBEDDING: (facts.vocab_size, facts.hidden_size),
+        **layers_shapes("model.layers", layer, facts.num_layers),
+        "model.norm.weight": (facts.hidden_size,),
+        **({} if facts.is_tied else {HEAD: (facts.vocab_size, facts.hidden_size)}),
+    }
+
+
 def size_keys(facts: ModelFacts, *, inner: int) -> dict[str, object]:
     """Return the sizes under the names that nearly all of EasyDeL's configs use."""
     return {
@@ -145,12 +174,20 @@ GELU = {
 """`gelu_new`, `gelu_fast` and `gelu_pytorch_tanh` are one function written three ways (activations.py)."""
 
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def every_nth_is_full(num_layers: int, n: int) -> list[str]:
+    """Return the layer types of a decoder whose other layers see a window."""
+    return [SLIDING if (layer + 1) % n else FULL for layer in range(num_layers)]
+
+
 def read_layer_types(keys: ConfigKeys, num_layers: int, default: Sequence[str]) -> tuple[str, ...]:
     """Read `layer_types`: full_attention or sliding_attention for every layer."""
     layer_types = keys.values.get("layer_types")
     if layer_types is None:
         layer_types = list(default)
-    kinds = ("full_attention", "sliding_attention")
+    kinds = (FULL, SLIDING)
     if not isinstance(layer_types, list) or any(kind not in kinds for kind in layer_types):
         raise keys.refusal("layer_types", f"must be a list of {' and '.join(kinds)}")
     if len(layer_types) != num_layers:
@@ -171,12 +208,13 @@ def read_windows(
         default: for a file without the key. A null key means no window, and then transformers cannot
             compute a sliding layer.
     """
-    if "sliding_attention" not in layer_types:
+    stated = keys.values.get("sliding_window", default)
+    if SLIDING not in layer_types:
         return (None,) * len(layer_types)
-    if keys.values.get("sliding_window", default) is None:
+    if stated is None:
         raise keys.refusal("sliding_window", "layers of type sliding_attention need a window")
     window = keys.integer("sliding_window", default)
-    return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
+    return tuple(window if kind == SLIDING else None for kind in layer_types)
 
 
 def refuse_other_than(keys: ConfigKeys, served: Mapping[str, object]) -> None:

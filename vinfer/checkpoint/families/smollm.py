@@ -9,7 +9,14 @@ import dataclasses
 
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families.llama import gated_decoder
-from vinfer.checkpoint.families.reading import read_heads, read_layer_types, read_num_layers, read_windows
+from vinfer.checkpoint.families.reading import (
+    FULL,
+    SLIDING,
+    read_heads,
+    read_layer_types,
+    read_num_layers,
+    read_windows,
+)
 from vinfer.checkpoint.family import Family, NormalisedConfig
 
 
@@ -23,7 +30,6 @@ def _smollm3(keys: ConfigKeys) -> NormalisedConfig:
         read_heads(keys, must_state_kv_heads=True),
         windows=_windows(keys, rotating),
         has_bias=attention_bias,
-        has_output_bias=attention_bias,
         has_mlp_bias=keys.boolean("mlp_bias", False),
     )
     return dataclasses.replace(normalised, config={**normalised.config, "no_rope_layers": rotating})
@@ -35,8 +41,8 @@ def _rotating_layers(keys: ConfigKeys) -> list[int]:
     If the list is longer than the number of layers, only its start is read.
     """
     num_layers = read_num_layers(keys)
+    interval = keys.integer("no_rope_layer_interval", 4)
     if not keys.has("no_rope_layers"):
-        interval = keys.integer("no_rope_layer_interval", 4)
         return [int((layer + 1) % interval != 0) for layer in range(num_layers)]
     stated = keys.values["no_rope_layers"]
     if not isinstance(stated, list) or any(entry not in (0, 1) for entry in stated):
@@ -51,12 +57,10 @@ def _rotating_layers(keys: ConfigKeys) -> list[int]:
 def _windows(keys: ConfigKeys, rotating: list[int]) -> tuple[int | None, ...]:
     """Return each layer's window; by default, layers that do not rotate slide if windows are on."""
     is_sliding = keys.boolean("use_sliding_window", False)
-    defaults = [
-        "sliding_attention" if is_sliding and keys.has("sliding_window") and not rotates else "full_attention"
-        for rotates in rotating
-    ]
+    has_window = is_sliding and keys.has("sliding_window")
+    defaults = [SLIDING if has_window and not rotates else FULL for rotates in rotating]
     layer_types = read_layer_types(keys, len(rotating), defaults)
-    if not is_sliding and "sliding_attention" in layer_types:
+    if not is_sliding and SLIDING in layer_types:
         raise keys.refusal(
             "layer_types", "has sliding_attention, but use_sliding_window is false: correct one of them"
         )
@@ -67,17 +71,6 @@ FAMILIES = (
     Family(
         model_type="smollm3",
         architecture="SmolLM3ForCausalLM",
-        keys=frozenset(
-            {
-                "attention_bias",
-                "layer_types",
-                "mlp_bias",
-                "no_rope_layer_interval",
-                "no_rope_layers",
-                "sliding_window",
-                "use_sliding_window",
-            }
-        ),
         translate=_smollm3,
         # Published files have it; transformers' SmolLM3 does not read it.
         harmless=frozenset({"max_window_layers"}),

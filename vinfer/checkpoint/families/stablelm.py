@@ -9,6 +9,7 @@ from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families.reading import (
     SILU,
     Heads,
+    decoder_shapes,
     read_activation,
     read_facts,
     read_heads,
@@ -18,13 +19,7 @@ from vinfer.checkpoint.families.reading import (
     size_keys,
 )
 from vinfer.checkpoint.family import ONE_ROPE, Family, NormalisedConfig
-from vinfer.checkpoint.layout import (
-    Shape,
-    attention_shapes,
-    decoder_shapes,
-    gated_mlp_shapes,
-    norm_shapes,
-)
+from vinfer.checkpoint.layout import Shape, gated_mlp_shapes, norm_shapes
 from vinfer.checkpoint.rope.config import read_rope
 
 
@@ -62,7 +57,10 @@ def _stablelm(keys: ConfigKeys) -> NormalisedConfig:
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
     }
-    layer = _layer_shapes(heads, hidden, inner, has_bias=has_bias)
+    layer = {
+        **heads.attention_shapes(hidden, has_bias=has_bias, has_output_bias=False),
+        **gated_mlp_shapes("mlp", hidden=hidden, inner=inner),
+    }
     # In a parallel block, both halves read the first norm.
     norms = ("input_layernorm",) if is_parallel else ("input_layernorm", "post_attention_layernorm")
     layer |= norm_shapes(norms, hidden, has_bias=True)
@@ -73,26 +71,8 @@ def _stablelm(keys: ConfigKeys) -> NormalisedConfig:
         config=config,
         ropes={ONE_ROPE: rope},
         facts=facts,
-        shapes={
-            **decoder_shapes(
-                [layer] * facts.num_layers, vocab=facts.vocab_size, hidden=hidden, is_tied=facts.is_tied
-            ),
-            "model.norm.bias": (hidden,),
-        },
+        shapes={**decoder_shapes(facts, layer), "model.norm.bias": (hidden,)},
     )
-
-
-def _layer_shapes(heads: Heads, hidden: int, inner: int, *, has_bias: bool) -> dict[str, Shape]:
-    return {
-        **attention_shapes(
-            hidden=hidden,
-            num_queries=heads.num_queries,
-            num_keys=heads.num_keys,
-            has_bias=has_bias,
-            has_output_bias=False,
-        ),
-        **gated_mlp_shapes("mlp", hidden=hidden, inner=inner),
-    }
 
 
 def _head_norm_shapes(heads: Heads) -> dict[str, Shape]:
@@ -105,19 +85,6 @@ FAMILIES = (
     Family(
         model_type="stablelm",
         architecture="StableLmForCausalLM",
-        keys=frozenset(
-            {
-                "layer_norm_eps",
-                "norm_eps",
-                "num_heads",
-                "partial_rotary_factor",
-                "qk_layernorm",
-                "rope_pct",
-                "rotary_scaling_factor",
-                "use_parallel_residual",
-                "use_qkv_bias",
-            }
-        ),
         translate=_stablelm,
         harmless=frozenset({"hidden_dropout"}),
     ),

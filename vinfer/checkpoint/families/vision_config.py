@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from vinfer.checkpoint.config_keys import ConfigKeys
 from vinfer.checkpoint.families.reading import (
+    layers_shapes,
     read_activation,
     read_hidden_size,
     read_intermediate_size,
     read_num_layers,
 )
-from vinfer.checkpoint.family import Family, NormalisedConfig, TensorNames
-from vinfer.checkpoint.key_check import refuse_unknown_keys
+from vinfer.checkpoint.family import TensorNames
+from vinfer.checkpoint.key_check import refuse_unread_keys
 from vinfer.checkpoint.layout import Shape, linear_shapes, norm_shapes
 from vinfer.checkpoint.vision import TowerFacts
 
@@ -47,7 +48,6 @@ def read_tower(section: ConfigKeys, *, served: tuple[str, ...]) -> tuple[TowerFa
     if model_type not in served:
         raise section.refusal("model_type", f"supported as the vision tower: {' and '.join(served)}")
     is_clip = model_type == CLIP
-    refuse_unknown_keys(section, _CLIP if is_clip else _SIGLIP)
     hidden, num_heads = read_hidden_size(section), section.integer("num_attention_heads", maximum=2**16)
     if hidden % num_heads:
         raise section.refusal("num_attention_heads", f"must divide hidden_size = {hidden}")
@@ -67,6 +67,7 @@ def read_tower(section: ConfigKeys, *, served: tuple[str, ...]) -> tuple[TowerFa
         ),
     )
     has_head = not is_clip and section.boolean("vision_use_head", True)
+    refuse_unread_keys(section, _CLIP_HARMLESS if is_clip else frozenset())
     return tower, {**_tower_shapes(tower), **(_head_shapes(tower) if has_head else {})}
 
 
@@ -113,11 +114,7 @@ def _tower_shapes(tower: TowerFacts) -> dict[str, Shape]:
         f"{_TOWER}.embeddings.position_embedding.weight": (tower.num_positions, hidden),
         **first,
         **norm_shapes((f"{_TOWER}.post_layernorm",), hidden, has_bias=True),
-        **{
-            f"{_TOWER}.encoder.layers.{index}.{name}": shape
-            for index in range(tower.num_layers)
-            for name, shape in layer.items()
-        },
+        **layers_shapes(f"{_TOWER}.encoder.layers", layer, tower.num_layers),
     }
 
 
@@ -135,22 +132,5 @@ def _head_shapes(tower: TowerFacts) -> dict[str, Shape]:
     return {f"{_TOWER}.head.{name}": shape for name, shape in head.items()}
 
 
-def _no_decoder(keys: ConfigKeys) -> NormalisedConfig:
-    raise keys.refusal("model_type", "is only a vision tower: point `source` at the whole model")
-
-
-_KEYS = frozenset({"image_size", "layer_norm_eps", "num_channels", "patch_size"})
-_CLIP = Family(
-    model_type=CLIP,
-    architecture="CLIPVisionModel",
-    keys=_KEYS,
-    translate=_no_decoder,
-    # For the text half and for training.
-    harmless=frozenset({"dropout", "initializer_factor", "projection_dim"}),
-)
-_SIGLIP = Family(
-    model_type=SIGLIP,
-    architecture="SiglipVisionModel",
-    keys=_KEYS | {"vision_use_head"},
-    translate=_no_decoder,
-)
+# For the text half and for training.
+_CLIP_HARMLESS = frozenset({"dropout", "initializer_factor", "projection_dim", "vocab_size"})

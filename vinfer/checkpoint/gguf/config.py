@@ -18,32 +18,15 @@ from vinfer.checkpoint.layout import Shape
 
 MAX_LAYERS = 1024
 
-_KEYS = frozenset(
+_HARMLESS_KEYS = frozenset(
     {
-        "attention.head_count",
-        "attention.head_count_kv",
-        "attention.key_length",
-        "attention.layer_norm_rms_epsilon",
-        "attention.sliding_window",
-        "attention.value_length",
-        "block_count",
-        "context_length",
-        "embedding_length",
-        "expert_count",
-        "expert_used_count",
-        "feed_forward_length",
-        "rope.dimension_count",
-        "rope.freq_base",
-        "rope.scaling.factor",
         "rope.scaling.finetuned",
         "rope.scaling.original_context_length",
-        "rope.scaling.type",
         "tensor_data_layout",
         "vocab_size",
     }
 )
-"""Keys below `<architecture>.`: translated, checked, or without effect on the logits."""
-_GEMMA_KEYS = _KEYS | {"attention.sliding_window_pattern", "final_logit_softcapping", "rope.freq_base_swa"}
+"""Keys below `<architecture>.` without effect on the logits."""
 
 
 def hugging_face_config(keys: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]:
@@ -72,8 +55,12 @@ def hugging_face_config(keys: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[s
         {key.removeprefix(prefix): value for key, value in keys.values.items() if key.startswith(prefix)},
         f"{keys.where}: {architecture}",
     )
-    translate = _TRANSLATE[architecture]
-    return {"vocab_size": shapes.get("token_embd.weight", (1,))[0], **translate(model, shapes)}
+    config = _TRANSLATE[architecture](model, shapes)
+    model.refuse_unread(
+        "vinfer does not know this key and cannot tell if it changes the logits: use another file",
+        harmless=_HARMLESS_KEYS,
+    )
+    return {"vocab_size": shapes.get("token_embd.weight", (1,))[0], **config}
 
 
 def _sizes(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]:
@@ -125,7 +112,6 @@ def _qwen3(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]:
 
 
 def _without_windows(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]:
-    _refuse_unknown(model, _KEYS)
     if model.integer("attention.sliding_window", 0, minimum=0) > 0:
         raise model.refusal(
             "attention.sliding_window", "sliding windows are unsupported for this architecture in GGUF"
@@ -137,7 +123,6 @@ def _without_windows(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str
 
 
 def _gemma2(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]:
-    _refuse_unknown(model, _GEMMA_KEYS | {"attn_logit_softcapping"})
     sizes = _gemma_sizes(model, shapes, largest=46)
     theta = model.number("rope.freq_base", 10_000.0)
     if model.number("rope.freq_base_swa", theta) != theta:
@@ -154,12 +139,11 @@ def _gemma2(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]
 
 
 def _gemma3(model: ConfigKeys, shapes: Mapping[str, Shape]) -> dict[str, object]:
-    _refuse_unknown(model, _GEMMA_KEYS)
     sizes = _gemma_sizes(model, shapes, largest=62)
     window = model.integer("attention.sliding_window", 0, minimum=0)
-    layer_types = ["full_attention"] * model.integer("block_count")
-    if window:
-        layer_types = _layer_types(model, period=6)
+    layer_types = _layer_types(model, period=6)
+    if not window:
+        layer_types = ["full_attention"] * len(layer_types)
     cap = "final_logit_softcapping"
     return {
         "model_type": "gemma3_text",
@@ -220,15 +204,6 @@ def _rope(model: ConfigKeys, theta: float) -> dict[str, object]:
     if scaling == "none" or factor == 1.0:
         return {"rope_type": "default", "rope_theta": theta}
     return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
-
-
-def _refuse_unknown(model: ConfigKeys, known: frozenset[str]) -> None:
-    for key in model.values:
-        if key not in known:
-            raise model.refusal(
-                key,
-                "vinfer does not know this key and cannot tell if it changes the logits: use another file",
-            )
 
 
 _TRANSLATE: dict[str, Callable[[ConfigKeys, Mapping[str, Shape]], dict[str, object]]] = {

@@ -1,4 +1,4 @@
-"""Finds the rotary facts in a config.json in the format of transformers 4 or 5, or of GPT-NeoX.
+"""Finds the rotary facts in a config.json in the format of transformers 4 or 5.
 
 Runs in the build half, on any thread. The rules are those of transformers 5.5: `modeling_rope_utils.py`
 (`RotaryEmbeddingConfigMixin`) and `convert_rope_params_to_dict` of the config classes. Knows no family by
@@ -51,7 +51,7 @@ def read_rope(
     """Read `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta` (transformers 4).
 
     Where a file has both forms, `rope_scaling` replaces `rope_parameters` as a whole. A theta inside wins
-    over one outside (`rope_theta`, or GPT-NeoX's `rotary_emb_base`). The original length outside wins
+    over one outside. The original length outside wins
     over one inside; without either, it is `max_position_embeddings`. Keys of a rope type other than the
     stated one are ignored. transformers does the same.
 
@@ -67,11 +67,12 @@ def read_rope(
     Raises:
         CheckpointError: an unknown rope type or key, a missing or contradictory fact, a wrong value.
     """
-    place = "rope_scaling" if keys.values.get("rope_scaling") else "rope_parameters"
-    rope = ConfigKeys(_object(keys, place), f"{keys.where}: {place}")
+    stated = {place: _object(keys, place) for place in ("rope_scaling", "rope_parameters")}
+    place = "rope_scaling" if stated["rope_scaling"] else "rope_parameters"
+    rope = ConfigKeys(stated[place], f"{keys.where}: {place}")
     _refuse_unknown(rope, family_keys)
     rope_type = _rope_type(rope, _ROPE_TYPES | dict(renamed_types or {}))
-    theta = _outside(keys, "rotary_emb_base", "rope_theta")
+    theta = keys.number("rope_theta", default_theta)
     original_length = default_original_length
     if keys.has("original_max_position_embeddings"):
         original_length = keys.integer("original_max_position_embeddings")
@@ -79,7 +80,7 @@ def read_rope(
         rope,
         rope_type,
         head_dim=head_dim,
-        theta=rope.number("rope_theta", default_theta if theta is None else theta),
+        theta=rope.number("rope_theta", theta),
         partial_rotary_factor=_partial_rotary_factor(keys, rope, rope_type, default_partial_rotary_factor),
         max_length=keys.integer("max_position_embeddings"),
         original_length=original_length,
@@ -149,11 +150,10 @@ def _refuse_unknown(rope: ConfigKeys, family_keys: Set[str]) -> None:
             "transformers ignores it, other servers multiply attention_factor by it: set attention_factor, "
             "or remove the key to get transformers' result",
         )
-    for key in rope.values:
-        if rope.has(key) and key not in ROPE_KEYS and key not in family_keys:
-            raise rope.refusal(
-                key, "vinfer does not know this key and cannot tell whether it changes the logits"
-            )
+    rope.refuse_unread(
+        "vinfer does not know this key and cannot tell whether it changes the logits",
+        harmless=ROPE_KEYS | family_keys,
+    )
 
 
 def _rope_type(rope: ConfigKeys, names: Mapping[str, RopeType]) -> RopeType:
@@ -164,14 +164,6 @@ def _rope_type(rope: ConfigKeys, names: Mapping[str, RopeType]) -> RopeType:
     return names[name]
 
 
-def _outside(keys: ConfigKeys, *names: str) -> float | None:
-    """Read the number that a file has under one of two names."""
-    stated = {name: keys.number(name) for name in names if keys.has(name)}
-    if len(set(stated.values())) > 1:
-        raise keys.refusal(names[0], f"contradicts {names[1]} = {stated[names[1]]}: remove one of them")
-    return next(iter(stated.values()), None)
-
-
 def _partial_rotary_factor(
     keys: ConfigKeys, rope: ConfigKeys, rope_type: RopeType, default: float | None
 ) -> float:
@@ -180,13 +172,13 @@ def _partial_rotary_factor(
     If inside and outside differ, transformers uses the inner one for `default`. For other types the
     table uses the outer one, and the attention layers may use the inner one.
     """
-    outside = _outside(keys, "rotary_pct", "partial_rotary_factor")
+    key = "partial_rotary_factor"
+    outside = keys.number(key) if keys.has(key) else None
     fallback = outside if outside is not None else default
-    factor = rope.number("partial_rotary_factor", 1.0 if fallback is None else fallback)
+    factor = rope.number(key, 1.0 if fallback is None else fallback)
     if outside is not None and outside != factor and rope_type != "default":
-        raise rope.refusal("partial_rotary_factor", f"contradicts {outside} outside: remove one of them")
+        raise rope.refusal(key, f"contradicts {outside} outside: remove one of them")
     if default is None and factor != 1.0 and rope_type != "proportional":
-        place = rope if rope.has("partial_rotary_factor") else keys
-        key = "partial_rotary_factor" if place.has("partial_rotary_factor") else "rotary_pct"
+        place = rope if rope.has(key) else keys
         raise place.refusal(key, "this family rotates whole heads: only 1.0 is supported")
     return factor

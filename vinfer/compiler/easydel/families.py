@@ -7,9 +7,12 @@ A family that EasyDeL computes incorrectly names its correction here, next to th
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vinfer.checkpoint.families import FAMILIES
 from vinfer.checkpoint.family import ONE_ROPE
 from vinfer.compiler.easydel.corrections import (
     OLMO3_ROPES,
@@ -95,7 +98,8 @@ class EasyDeLFamily:
     """How one family is built.
 
     Attributes:
-        module: submodule of `easydel.modules`.
+        module: submodule of `easydel.modules`; empty for one that is named after the family.
+        config_class: its config class; empty if it is named after the model.
         decoder: attribute of the causal LM that holds the decoder.
         layers: attribute of the decoder that lists its layers.
         attention: attribute of a layer that holds its attention.
@@ -107,9 +111,8 @@ class EasyDeLFamily:
         correct: corrects the module after it is built; each correction cites its upstream cause.
     """
 
-    module: str
-    config_class: str
-    model_class: str
+    module: str = ""
+    config_class: str = ""
     decoder: str = "model"
     layers: str = "layers"
     attention: str = "self_attn"
@@ -121,40 +124,21 @@ class EasyDeLFamily:
     correct: Callable[[Any], None] = nothing
 
 
-EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
-    "cohere2": EasyDeLFamily(
-        module="cohere2",
-        config_class="Cohere2Config",
-        model_class="Cohere2ForCausalLM",
-        correct=correct_cohere2,
-    ),
-    "gemma2": EasyDeLFamily(
-        module="gemma2",
-        config_class="Gemma2Config",
-        model_class="Gemma2ForCausalLM",
-        correct=cap_attention_logits,
-    ),
+_UNUSUAL: dict[str, EasyDeLFamily] = {
+    "cohere2": EasyDeLFamily(correct=correct_cohere2),
+    "gemma2": EasyDeLFamily(correct=cap_attention_logits),
     "gemma3_text": EasyDeLFamily(
         module="gemma3",
         config_class="Gemma3TextConfig",
-        model_class="Gemma3ForCausalLM",
         ropes={"full_attention": "frequencies", "sliding_attention": "default_frequencies"},
         embed=scaled_embeddings,
     ),
     "gpt_oss": EasyDeLFamily(
-        module="gpt_oss",
-        config_class="GptOssConfig",
-        model_class="GptOssForCausalLM",
         parts=gpt_oss_parts,
         correct=compute_mixtures_exactly,
     ),
-    "glm4": EasyDeLFamily(
-        module="glm4", config_class="Glm4Config", model_class="Glm4ForCausalLM", correct=correct_glm4
-    ),
+    "glm4": EasyDeLFamily(correct=correct_glm4),
     "gpt2": EasyDeLFamily(
-        module="gpt2",
-        config_class="GPT2Config",
-        model_class="GPT2LMHeadModel",
         decoder="transformer",
         layers="h",
         attention="attn",
@@ -164,56 +148,37 @@ EASYDEL_FAMILIES: dict[str, EasyDeLFamily] = {
         correct=correct_gpt2,
     ),
     "gpt_neox": EasyDeLFamily(
-        module="gpt_neox",
-        config_class="GPTNeoXConfig",
-        model_class="GPTNeoXForCausalLM",
         decoder="gpt_neox",
         attention="attention",
         embedding="gpt_neox.embed_in.weight",
         head="embed_out",
         correct=correct_gpt_neox,
     ),
-    "llama": EasyDeLFamily(module="llama", config_class="LlamaConfig", model_class="LlamaForCausalLM"),
-    "mistral": EasyDeLFamily(
-        module="mistral", config_class="MistralConfig", model_class="MistralForCausalLM"
-    ),
     "mixtral": EasyDeLFamily(
-        module="mixtral",
-        config_class="MixtralConfig",
-        model_class="MixtralForCausalLM",
         parts=mixture_parts("block_sparse_moe.experts"),
         correct=compute_mixtures_exactly,
     ),
-    "olmo2": EasyDeLFamily(
-        module="olmo2",
-        config_class="Olmo2Config",
-        model_class="Olmo2ForCausalLM",
-        correct=give_each_norm_its_size,
-    ),
+    "olmo2": EasyDeLFamily(correct=give_each_norm_its_size),
     "olmo3": EasyDeLFamily(
-        module="olmo3",
-        config_class="Olmo3Config",
-        model_class="Olmo3ForCausalLM",
         ropes={name: f"{name}_frequencies" for name in OLMO3_ROPES},
         correct=rotate_by_layer_type,
     ),
-    "phi3": EasyDeLFamily(module="phi3", config_class="Phi3Config", model_class="Phi3ForCausalLM"),
-    "qwen2": EasyDeLFamily(module="qwen2", config_class="Qwen2Config", model_class="Qwen2ForCausalLM"),
-    "qwen3": EasyDeLFamily(module="qwen3", config_class="Qwen3Config", model_class="Qwen3ForCausalLM"),
     "qwen3_moe": EasyDeLFamily(
-        module="qwen3_moe",
-        config_class="Qwen3MoeConfig",
-        model_class="Qwen3MoeForCausalLM",
         parts=mixture_parts("mlp.experts"),
         correct=compute_mixtures_exactly,
     ),
-    "smollm3": EasyDeLFamily(
-        module="smollm3", config_class="SmolLM3Config", model_class="SmolLM3ForCausalLM"
-    ),
-    "stablelm": EasyDeLFamily(
-        module="stablelm",
-        config_class="StableLmConfig",
-        model_class="StableLmForCausalLM",
-        correct=correct_stablelm,
-    ),
+    "stablelm": EasyDeLFamily(correct=correct_stablelm),
 }
+
+
+def easydel_family(model_type: str) -> EasyDeLFamily:
+    """Return how a family of `checkpoint.families` is built; most have the usual layout."""
+    return _UNUSUAL.get(model_type, EasyDeLFamily())
+
+
+def easydel_classes(model_type: str) -> tuple[type[Any], type[Any]]:
+    """Return EasyDeL's config and causal LM of a family. They have the names that transformers has."""
+    family, model_class = easydel_family(model_type), FAMILIES[model_type].architecture
+    package = importlib.import_module(f"easydel.modules.{family.module or model_type}")
+    config_class = family.config_class or re.sub(r"(ForCausalLM|LMHeadModel)$", "Config", model_class)
+    return getattr(package, config_class), getattr(package, model_class)

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from vinfer.bundle.manifest import MESH_AXES, PartitionAxes, axis_names, kv_groups
 from vinfer.checkpoint.family import ModelFacts
-from vinfer.compiler.easydel.families import EASYDEL_FAMILIES
+from vinfer.compiler.easydel.families import easydel_classes, easydel_family
 from vinfer.compiler.easydel.paged_attention import attend_over_pages
 from vinfer.compiler.kv_cache import KVCache, LayerCache, Rows, copy_pages
 from vinfer.compiler.vision.features import ImageFeatures
@@ -62,7 +62,7 @@ class EasyDeLModel:
     """A causal language model as pure functions of its weights.
 
     Args:
-        model_type: key in EASYDEL_FAMILIES.
+        model_type: key of `checkpoint.families.FAMILIES`.
         config: normalized keys for the family's EasyDeL config class.
         facts: sizes and windows of the decoder.
         dtype: dtype of weights, activations and KV cache: float32, bfloat16 or float16.
@@ -92,11 +92,11 @@ class EasyDeLModel:
         import_easydel()
         from flax import nnx
 
-        self._family = EASYDEL_FAMILIES[model_type]
+        self._family = easydel_family(model_type)
         self.facts = facts
-        package = importlib.import_module(f"easydel.modules.{self._family.module}")
+        config_class, self._model_class = easydel_classes(model_type)
         self._head_is_tied = facts.is_tied and not splits_tied_head
-        easydel_config = getattr(package, self._family.config_class)(
+        easydel_config = config_class(
             **{**config, "tie_word_embeddings": self._head_is_tied, "rope_scaling": None}
         )
         self.dtype = jnp.dtype(dtype)
@@ -127,7 +127,6 @@ class EasyDeLModel:
             )
             for window in facts.windows
         ]
-        self._model_class = getattr(package, self._family.model_class)
         module = self._model_class.lazy_init(
             config=easydel_config,
             dtype=self.dtype,

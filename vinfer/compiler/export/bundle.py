@@ -34,10 +34,10 @@ from vinfer.bundle.manifest import (
     kv_groups,
 )
 from vinfer.bundle.programs import ProgramShape
+from vinfer.bundle.progress import Progress
 from vinfer.bundle.verification import hash_files
 from vinfer.checkpoint.checkpoint import Checkpoint, num_parameters
 from vinfer.checkpoint.family import ModelFacts
-from vinfer.checkpoint.generation import GenerationFacts
 from vinfer.compiler.decode_kernel import CUSTOM_CALL
 from vinfer.compiler.easydel.model import EasyDeLModel
 from vinfer.compiler.export.constants import with_hidden_constants
@@ -49,16 +49,13 @@ from vinfer.compiler.state import state_specs
 from vinfer.compiler.vision.encoders import Encoder, make_encoder
 from vinfer.compiler.weights import Weight, in_stored_order
 from vinfer.errors import BuildError
-from vinfer.image_processing import ImageProcessing, Qwen2VLProcessing
+from vinfer.image_processing import ImageProcessing
 
 WEIGHT_FILE_BYTES = 2 << 30
 ATTENTION_BLOCK_LEN: dict[Platform, int] = {"cpu": 128, "cuda": 512, "tpu": 512}
 """Positions that attention reads at once. On a CPU short prompts pay for a whole block."""
 KV = ("k", "v")
 """The arrays of each layer, in order."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (phase, done, total)."""
 
 
 def build_bundle(plan: BuildPlan, checkpoint: Checkpoint, directory: Path, progress: Progress) -> Manifest:
@@ -229,7 +226,7 @@ def _model_card(plan: BuildPlan, checkpoint: Checkpoint, *, vocab_size: int) -> 
         eos_token_ids=generation.eos_token_ids,
         pad_token_id=generation.pad_token_id,
         vocab_size=vocab_size,
-        sampling_defaults=_sampling_defaults(generation),
+        sampling_defaults=dict(generation.sampling),
         has_head=checkpoint.facts.has_head,
     )
 
@@ -297,22 +294,8 @@ def _num_tokens(tokenizer_json: Path, vocab_size: int) -> int:
     return max(ids) + 1
 
 
-def _sampling_defaults(generation: GenerationFacts) -> dict[str, float | int]:
-    stated = {
-        "temperature": generation.temperature,
-        "top_p": generation.top_p,
-        "top_k": generation.top_k,
-        "min_p": generation.min_p,
-        "repetition_penalty": generation.repetition_penalty,
-        "max_new_tokens": generation.max_new_tokens,
-    }
-    return {name: value for name, value in stated.items() if value is not None}
-
-
 def _within_programs(processing: ImageProcessing, plan: BuildPlan) -> ImageProcessing:
     """Limit the processed size of images with many sizes to what the largest encoder accepts."""
-    if not isinstance(processing, Qwen2VLProcessing):
-        return processing
     areas = (math.prod(shape.image[1:]) for shape in plan.programs if shape.uses_image_features)
     return processing.with_max_pixels(max(areas))
 

@@ -9,7 +9,7 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
 from vinfer.bundle.manifest import Manifest, ProgramSpec, StateSpec, WeightSpec
+from vinfer.bundle.progress import Progress
 from vinfer.engine.loading.mesh import make_mesh, sharding_of, weight_placement
 from vinfer.engine.loading.programs import LoadedPrograms
 from vinfer.engine.program import Program
@@ -29,9 +30,6 @@ from vinfer.engine.runner import ALL_ALLOWED, Runner
 from vinfer.errors import BundleError, DeviceError
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
-"""Called with (phase, done, total)."""
 
 _NUM_COMPILE_THREADS = 2
 # Pages read from a memory-mapped file count toward this process's memory until the file is closed.

@@ -13,8 +13,6 @@ from vinfer.errors import VinferError
 from vinfer.text.chat_form import load_chat_forms
 from vinfer.text.tokenizer import Tokenizer
 
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-
 
 def model_facts(source: str, *, revision: str | None) -> dict[str, Any]:
     """Return what vinfer reads from a checkpoint, as plain data.
@@ -46,7 +44,7 @@ def model_facts(source: str, *, revision: str | None) -> dict[str, Any]:
         "takes_images": checkpoint.vision is not None,
         "has_head": facts.has_head,
         "sampling_defaults": {
-            name: value for name in _SAMPLING if (value := getattr(checkpoint.generation, name)) is not None
+            name: value for name, value in checkpoint.generation.sampling.items() if name != "max_new_tokens"
         },
         **_chat_facts(checkpoint),
         "notes": list(checkpoint.notes),

@@ -8,11 +8,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from vinfer.bundle.manifest import Manifest
+from vinfer.bundle.progress import ModelProgress
 from vinfer.checkpoint.source import ResolvedSource, resolve_source
 from vinfer.config import Config
 from vinfer.errors import CheckpointError, ConfigError, ParityError
-from vinfer.launch.bundles import FoundBundle, Progress, code_roots, find_or_build, open_bundle
+from vinfer.launch.bundles import FoundBundle, find_or_build
 from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
 from vinfer.launch.loader import start_engine
 from vinfer.launch.parity import measure_bundle, record
@@ -58,7 +58,7 @@ def verify(
     *,
     wanted: WantedDevices | None,
     code_cache: Path,
-    progress: Progress,
+    progress: ModelProgress,
 ) -> list[Verification]:
     """Measure the bundles of a config's models and write the figures into their manifests.
 
@@ -82,14 +82,14 @@ def verify(
             progress=progress,
             memory_bytes=device_memory_bytes(devices[0]),
         )
-        manifest = open_bundle(bundle.directory, platform=platform, num_devices=len(devices))
-        source = _checkpoint_source(bundle, manifest, options)
+        manifest = bundle.manifest
+        source = _checkpoint_source(bundle, options)
         engine = start_engine(
             bundle.directory,
             manifest,
             model,
             devices=devices,
-            code_roots=code_roots(bundle, manifest, code_cache),
+            code_roots=bundle.code_roots(code_cache),
             dispatch_lock=threading.Lock(),
             progress=progress,
         )
@@ -158,7 +158,7 @@ def _positions(config: Config, options: VerifyOptions) -> list[int]:
     return [place for place, model in enumerate(config.models) if options.only in (None, model.name)]
 
 
-def _checkpoint_source(bundle: FoundBundle, manifest: Manifest, options: VerifyOptions) -> ResolvedSource:
+def _checkpoint_source(bundle: FoundBundle, options: VerifyOptions) -> ResolvedSource:
     """Return the source that the bundle was built from."""
     if options.source is not None:
         source = resolve_source(options.source, revision=options.revision)
@@ -169,10 +169,11 @@ def _checkpoint_source(bundle: FoundBundle, manifest: Manifest, options: VerifyO
         return source
     if bundle.source.kind != "bundle":
         return bundle.source
+    built_from = bundle.manifest.model.source
     try:
-        return resolve_source(manifest.model.source)
+        return resolve_source(built_from)
     except CheckpointError as error:
         raise CheckpointError(
-            f"bundle {bundle.directory} was built from {manifest.model.source}, which cannot be found: "
+            f"bundle {bundle.directory} was built from {built_from}, which cannot be found: "
             f"{error.message}; give the checkpoint with --source"
         ) from None

@@ -43,15 +43,20 @@ def grammar_compiler(
     return GrammarCompiler(name=name, vocab_size=vocab_size, vocabulary=vocabulary if ends else None)
 
 
-async def compile_grammar(services: Services, fields: SamplingFields, model: ServedModel) -> Grammar | None:
-    """Return the grammar that constrains the answer; None if nothing does.
+async def form_of(services: Services, fields: SamplingFields) -> GrammarSpec | None:
+    """Return the form that an answer must have; None for any text.
 
     Raises:
         RequestError: names the field that cannot be enforced.
     """
     if fields.response_format is None and fields.structured_outputs is None:
         return None
-    spec = await services.in_worker(grammar_spec, fields.response_format, fields.structured_outputs)
+    return await services.in_worker(grammar_spec, fields.response_format, fields.structured_outputs)
+
+
+async def compile_grammar(services: Services, fields: SamplingFields, model: ServedModel) -> Grammar | None:
+    """Return the grammar that constrains a plain completion; None if nothing does; errors as `form_of`."""
+    spec = await form_of(services, fields)
     return None if spec is None else await model.grammars.compile(spec)
 
 

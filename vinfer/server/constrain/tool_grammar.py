@@ -23,7 +23,6 @@ from vinfer.server.constrain.grammars import MAX_SCHEMA_CHARS, limited_json
 from vinfer.server.constrain.json_schema import closed
 from vinfer.server.constrain.schema_checks import check_schema
 from vinfer.server.constrain.thought_rules import ThoughtForm
-from vinfer.server.fields.chat import ChatFields
 from vinfer.server.fields.tools import Tool
 from vinfer.server.model_table import ServedModel
 from vinfer.text.tool_calls.formats import ToolFormat
@@ -66,14 +65,13 @@ def calls_or_form(
     return GrammarSpec("lark", _spec(rules).text, other.param, other)
 
 
-def call_form(fields: ChatFields, model: ServedModel, tool_format: ToolFormat) -> CallForm:
-    """Return how the calls of an answer are written, and how many there may be."""
-    is_named = fields.tool_choice is not None and fields.tool_choice.function is not None
+def call_form(model: ServedModel, tool_format: ToolFormat, max_calls: int) -> CallForm:
+    """Return how the calls of an answer are written."""
     return CallForm(
         tool_format=tool_format,
         opening=_marker(tool_format.opening, model),
         closing=_marker(tool_format.closing, model),
-        max_calls=MAX_CONSTRAINED_CALLS if fields.parallel_tool_calls and not is_named else 1,
+        max_calls=max_calls,
     )
 
 

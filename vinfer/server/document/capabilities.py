@@ -12,10 +12,11 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
+from vinfer.bundle.sampling import NUMBERS
 from vinfer.config import ServerConfig
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS
 from vinfer.server.document import capability_types
-from vinfer.server.document.operations import OPERATIONS
+from vinfer.server.document.operation import Operations
 from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT
 from vinfer.server.fields.chat import CHAT
 from vinfer.server.fields.completions import COMPLETION, MAX_PROMPTS
@@ -54,25 +55,29 @@ async def capabilities(services: Services, request: HttpRequest) -> JSONResponse
         unknown_fields=config.unknown_fields,
         max_body_bytes=config.max_body_bytes,
         request_timeout_seconds=config.request_timeout_seconds,
-        models=[_of_model(model, config) for model in services.models.served_models],
+        models=[
+            _of_model(model, config, request.app.state.routes) for model in services.models.served_models
+        ],
     )
     return JSONResponse(body.model_dump())
 
 
-def _of_model(model: ServedModel, config: ServerConfig) -> capability_types.ModelCapabilities:
-    forms = list(_forms(model))
+def _of_model(
+    model: ServedModel, config: ServerConfig, routes: Operations
+) -> capability_types.ModelCapabilities:
+    forms = list(_forms(model, routes))
     sampling = model.sampling
     return capability_types.ModelCapabilities(
         id=model.name,
-        task=model.task,
-        architecture=model.architecture,
+        task=model.card.task,
+        architecture=model.card.architecture,
         max_model_len=model.max_model_len,
-        num_slots=model.engine.stats().num_slots,
-        vocab_size=model.vocab_size,
+        num_slots=model.manifest.num_slots,
+        vocab_size=model.card.vocab_size,
         parity_verdict=model.parity_verdict,
-        prompt_logprobs=model.has_prompt_logprobs,
-        deterministic=model.is_deterministic,
-        embeddings=model.embeddings,
+        prompt_logprobs=model.manifest.has_prompt_logprobs,
+        deterministic=model.manifest.is_deterministic,
+        embeddings=model.manifest.embeddings,
         forms=[_of_form(path, form) for path, form in forms],
         response_formats=list(typing.get_args(ResponseFormat.model_fields["type"].annotation)),
         chat_template_kwargs=settable_kwargs(model),
@@ -83,14 +88,14 @@ def _of_model(model: ServedModel, config: ServerConfig) -> capability_types.Mode
             max_logit_bias=MAX_LOGIT_BIAS,
             max_stop=MAX_STOP_STRINGS,
             max_stop_string_chars=MAX_STOP_STRING_CHARS,
-            max_stop_token_ids=MAX_STOP_TOKEN_IDS - len(model.eos_token_ids),
+            max_stop_token_ids=MAX_STOP_TOKEN_IDS - len(model.card.eos_token_ids),
             max_prompts=MAX_PROMPTS,
             max_tokenize_chars=MAX_PROMPT_CHARS,
             max_detokenize_tokens=MAX_TOKENS,
-            max_images=0 if model.images is None else config.images.max_per_request,
+            max_images=0 if model.manifest.images is None else config.images.max_per_request,
         ),
         sampling_defaults=capability_types.SamplingDefaultValues(
-            **{name: getattr(sampling, name) for name in capability_types.SamplingDefaultValues.model_fields}
+            n=sampling.n, **{number.name: getattr(sampling, number.name) for number in NUMBERS}
         ),
         default_max_tokens={
             path: default_max_tokens(form.fields, model)
@@ -100,15 +105,15 @@ def _of_model(model: ServedModel, config: ServerConfig) -> capability_types.Mode
     )
 
 
-def _forms(model: ServedModel) -> Iterator[tuple[str, RequestForm[Any]]]:
+def _forms(model: ServedModel, routes: Operations) -> Iterator[tuple[str, RequestForm[Any]]]:
     """Yield every form of every route that this model supports, with the route's path."""
-    for (_, path), operation in OPERATIONS.items():
+    for (_, path), operation in routes.items():
         for form in operation.forms:
             if form in _CONVERSATIONS and model.chat_template is None:
                 continue
-            if form is EMBEDDING and model.embeddings is None:
+            if form is EMBEDDING and model.manifest.embeddings is None:
                 continue
-            if form in _GENERATING and not model.has_head:
+            if form in _GENERATING and not model.card.has_head:
                 continue
             yield path, form
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from vinfer.bundle.manifest import Embeddings
+from vinfer.bundle.sampling import SamplingNumbers
 from vinfer.server.document.answers import Answer, Count
 from vinfer.server.model_table import ParityVerdict
 
@@ -30,17 +32,16 @@ class FormCapabilities(Answer):
     aliases: dict[str, str] = Field(description="Other names of applied fields.")
 
 
-class SamplingDefaultValues(Answer):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _NumChoices:
+    n: Count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingDefaultValues(SamplingNumbers, _NumChoices):
     """The value of each field that a request leaves out."""
 
-    n: Count
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
+    __pydantic_config__ = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
 
 
 class RequestLimits(Answer):

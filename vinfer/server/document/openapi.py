@@ -19,29 +19,30 @@ from vinfer.config import ServerConfig
 from vinfer.errors import NotReadyError
 from vinfer.server.document import openapi_models
 from vinfer.server.document.answers import ErrorBody
-from vinfer.server.document.operations import OPERATIONS, Operation
+from vinfer.server.document.operation import Operation, Operations
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.treatment import FieldRule, Treatment
 from vinfer.server.http.auth import PUBLIC_PATHS
+from vinfer.server.json_object import Json
 from vinfer.server.model_table import ModelTable
 from vinfer.server.services import Services
 from vinfer.version import __version__
-
-Json = dict[str, Any]
 
 _IN_OPERATION_ID = str.maketrans("/.", "__", "{}")
 
 
 async def openapi(services: Services, request: HttpRequest) -> JSONResponse:
     """Return the document."""
-    return JSONResponse(await services.in_worker(openapi_document, services.config, services.models))
+    return JSONResponse(
+        await services.in_worker(openapi_document, services.config, services.models, request.app.state.routes)
+    )
 
 
-def openapi_document(config: ServerConfig, models: ModelTable) -> Json:
+def openapi_document(config: ServerConfig, models: ModelTable, routes: Operations) -> Json:
     """Describe the API of a server with this config and these models."""
     operations = {
         route: operation
-        for route, operation in OPERATIONS.items()
+        for route, operation in routes.items()
         if config.metrics or route != ("GET", "/metrics")
     }
     paths: dict[str, Json] = {}

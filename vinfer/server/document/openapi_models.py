@@ -13,9 +13,9 @@ from vinfer.server.fields.anthropic.thinking import thinking_types
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.template_kwargs import KWARG_SCHEMAS, reads_reasoning_effort, settable_kwargs
 from vinfer.server.fields.treatment import Treatment
+from vinfer.server.json_object import Json
 from vinfer.server.model_table import ModelTable, ServedModel
 
-Json = dict[str, Any]
 Narrow = Callable[[Json, Sequence[ServedModel]], Json]
 
 
@@ -41,7 +41,7 @@ def narrow_to_models(schemas: Json, forms: Iterable[RequestForm[Any]], models: M
             rule = form.rules.get(field)
             if rule is not None and rule.treatment is Treatment.APPLIED:
                 schema["properties"][field] = narrow(schema["properties"][field], served)
-    if served and all(model.images is None for model in served):
+    if served and all(model.manifest.images is None for model in served):
         schemas["ContentPart"]["properties"]["type"]["enum"] = ["text"]
         for name in ("ImagePart", "ImageBlock"):
             schemas[name] = {"not": {}, "description": "No model on this server takes images."}
@@ -86,13 +86,13 @@ def _as_new_tokens(schema: Json, served: Sequence[ServedModel]) -> Json:
 
 
 def _as_model_ids(schema: Json, served: Sequence[ServedModel]) -> Json:
-    return _limited(schema, maximum=max(model.vocab_size for model in served) - 1)
+    return _limited(schema, maximum=max(model.card.vocab_size for model in served) - 1)
 
 
 def _as_prompt(schema: Json, served: Sequence[ServedModel]) -> Json:
     return _limited(
         schema,
-        maximum=max(model.vocab_size for model in served) - 1,
+        maximum=max(model.card.vocab_size for model in served) - 1,
         max_items=max(model.max_model_len for model in served),
     )
 
@@ -104,7 +104,7 @@ def _as_tokenizer_ids(schema: Json, served: Sequence[ServedModel]) -> Json:
 def _as_biases(schema: Json, served: Sequence[ServedModel]) -> Json:
     known: Json = dict(schema["anyOf"][0])
     (bias,) = known["patternProperties"].values()
-    keys = numbers_below(max(model.vocab_size for model in served))
+    keys = numbers_below(max(model.card.vocab_size for model in served))
     return {**schema, "anyOf": [{**known, "patternProperties": {keys: bias}}, {"type": "null"}]}
 
 
@@ -122,7 +122,7 @@ def numbers_below(limit: int) -> str:
 
 
 def _as_dimensions(schema: Json, served: Sequence[ServedModel]) -> Json:
-    sizes = [model.embeddings.size for model in served if model.embeddings is not None]
+    sizes = [model.manifest.embeddings.size for model in served if model.manifest.embeddings is not None]
     return _limited(schema, maximum=max(sizes)) if sizes else schema
 
 

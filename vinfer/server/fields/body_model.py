@@ -48,6 +48,13 @@ class Body(BaseModel):
     def _without_unknown(cls, value: dict[str, Any], known: frozenset[str], info: ValidationInfo) -> Any:
         return value
 
+    def check(self) -> None:
+        """Check the fields against each other.
+
+        Raises:
+            RequestError: names the field.
+        """
+
 
 class HistoryBody(Body):
     """The base of every object of a conversation: client libraries add keys to what they send back.

@@ -5,17 +5,14 @@ Limits that depend on the model or the config are checked in `generate.sampling`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from vinfer.engine.request import MAX_TOP_LOGPROBS
 from vinfer.errors import RequestError
-from vinfer.server.fields.body_model import Unknown
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.messages import Messages, check_continuation, check_messages
-from vinfer.server.fields.problems import request_error
 from vinfer.server.fields.rules import all_of, any_of, having
 from vinfer.server.fields.sampling import (
     NULL_OR_FALSE,
@@ -24,7 +21,6 @@ from vinfer.server.fields.sampling import (
     UNCONSTRAINED,
     MaxTokens,
     SamplingFields,
-    check_sampling,
 )
 from vinfer.server.fields.structured_outputs import constrains_answer
 from vinfer.server.fields.template_kwargs import ReasoningEffort, TemplateKwargs
@@ -36,7 +32,7 @@ from vinfer.server.fields.tools import (
     check_tool_choice,
     check_tools,
 )
-from vinfer.server.fields.treatment import CHAT_FIELDS
+from vinfer.server.fields.treatment import CHAT_OTHERS
 
 _NO_CALL_ASKED_FOR = {"properties": {"tool_choice": {"enum": [None, "none", "auto"]}}}
 
@@ -68,58 +64,46 @@ class ChatFields(SamplingFields):
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] = ["text"]
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
-    chat_template_kwargs: TemplateKwargs = {}
-    reasoning_effort: ReasoningEffort | None = None
-    include_reasoning: bool = True
     tools: Tools = []
     tool_choice: ToolChoiceField | None = None
     parallel_tool_calls: bool = True
+    reasoning_effort: ReasoningEffort | None = None
+    include_reasoning: bool = True
+    chat_template_kwargs: TemplateKwargs = {}
 
     @property
     def callable_tools(self) -> list[Tool]:
         """The tools that this answer may call."""
         return callable_tools(self.tools, self.tool_choice)
 
+    def check(self) -> None:
+        check_messages(self.messages, "messages")
+        both = (self.max_tokens, self.max_completion_tokens)
+        if None not in both and both[0] != both[1]:
+            raise RequestError(
+                f"max_tokens is {both[0]} and max_completion_tokens is {both[1]}: send one of them",
+                param="max_tokens",
+            )
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+        if self.continue_final_message:
+            check_continuation(self.messages, self.add_generation_prompt)
+        self.check_answer()
 
-def chat_of(completion: Mapping[str, Any]) -> ChatFields:
-    """Return the chat completion that another route's request asks for.
+    def check_answer(self) -> None:
+        """Check what the answer may be; other APIs' forms of a conversation are checked by this too.
 
-    Raises:
-        RequestError: several of its items became one message, which is then too long.
-    """
-    try:
-        return ChatFields.model_validate(completion)
-    except ValidationError as error:
-        raise request_error(error, {}) from None
-
-
-CHAT = RequestForm(ChatFields, CHAT_FIELDS)
-
-
-def parse_chat(body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None) -> ChatFields:
-    """Check the body of a chat completion; `ignored` as in `RequestForm.parse`.
-
-    Raises:
-        RequestError: names the first bad field.
-    """
-    fields = CHAT.parse(body, unknown, ignored)
-    check_messages(fields.messages, "messages")
-    check_sampling(fields)
-    both = (fields.max_tokens, fields.max_completion_tokens)
-    if None not in both and both[0] != both[1]:
-        raise RequestError(
-            f"max_tokens is {both[0]} and max_completion_tokens is {both[1]}: send one of them",
-            param="max_tokens",
+        Raises:
+            RequestError: names the field.
+        """
+        super().check()
+        check_tools(self.tools)
+        check_tool_choice(
+            self.tools,
+            self.tool_choice,
+            constrains_answer=constrains_answer(self.response_format, self.structured_outputs),
+            ignore_eos=self.ignore_eos,
         )
-    if fields.top_logprobs and not fields.logprobs:
-        raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-    if fields.continue_final_message:
-        check_continuation(fields.messages, fields.add_generation_prompt)
-    check_tools(fields.tools)
-    check_tool_choice(
-        fields.tools,
-        fields.tool_choice,
-        constrains_answer=constrains_answer(fields.response_format, fields.structured_outputs),
-        ignore_eos=fields.ignore_eos,
-    )
-    return fields
+
+
+CHAT = RequestForm(ChatFields, CHAT_OTHERS)

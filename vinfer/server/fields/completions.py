@@ -5,14 +5,12 @@ Limits that depend on the model or the config are checked in `generate.sampling`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, WithJsonSchema
 
 from vinfer.engine.request import MAX_TOP_LOGPROBS
 from vinfer.errors import RequestError
-from vinfer.server.fields.body_model import Unknown
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.rules import any_of, having
 from vinfer.server.fields.sampling import (
@@ -22,9 +20,8 @@ from vinfer.server.fields.sampling import (
     UNCONSTRAINED,
     NoLimit,
     SamplingFields,
-    check_sampling,
 )
-from vinfer.server.fields.treatment import COMPLETION_FIELDS
+from vinfer.server.fields.treatment import COMPLETION_OTHERS
 
 MAX_PROMPTS = 256
 """The limit of prompts of `/v1/completions`, or inputs of `/v1/embeddings`, in one request. More are refused
@@ -81,23 +78,13 @@ class CompletionFields(SamplingFields):
         """Whether the logprobs of the prompt's own tokens are requested."""
         return self.echo and self.logprobs is not None
 
+    def check(self) -> None:
+        super().check()
+        if self.max_tokens == 0 and not self.echo:
+            raise RequestError(
+                "max_tokens is 0; must be at least 1 without echo: true, which returns the prompt",
+                param="max_tokens",
+            )
 
-COMPLETION = RequestForm(CompletionFields, COMPLETION_FIELDS)
 
-
-def parse_completion(
-    body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
-) -> CompletionFields:
-    """Check the body of a plain completion, all but its prompt.
-
-    Raises:
-        RequestError: names the first bad field.
-    """
-    fields = COMPLETION.parse(body, unknown, ignored)
-    check_sampling(fields)
-    if fields.max_tokens == 0 and not fields.echo:
-        raise RequestError(
-            "max_tokens is 0; must be at least 1 without echo: true, which returns the prompt",
-            param="max_tokens",
-        )
-    return fields
+COMPLETION = RequestForm(CompletionFields, COMPLETION_OTHERS)

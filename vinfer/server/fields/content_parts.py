@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import HistoryBody
-from vinfer.server.fields.rules import absent, all_of, any_of, having, present
+from vinfer.server.fields.rules import ByType, OfType
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 
@@ -34,6 +34,9 @@ def _string_as_url(value: Any) -> Any:
 
 
 _CONTENTS = {"text", "image_url", "image"}
+_BY_TYPE = ByType(
+    *(OfType((name,), needs=(name,), lacks=tuple(sorted(_CONTENTS - {name}))) for name in sorted(_CONTENTS))
+)
 PART_CONTENT_KEYS = frozenset({"refusal", "input_audio", "audio", "video", "video_url", "file", "source"})
 """What parts of other types contain."""
 
@@ -43,14 +46,7 @@ class ContentPart(HistoryBody):
 
     content_keys: ClassVar[frozenset[str]] = PART_CONTENT_KEYS
 
-    model_config = ConfigDict(
-        json_schema_extra=any_of(
-            *(
-                all_of(having("type", name), present(name), absent(*(_CONTENTS - {name})))
-                for name in sorted(_CONTENTS)
-            )
-        )
-    )
+    model_config = ConfigDict(json_schema_extra=_BY_TYPE.schema)
 
     type: Literal["text", "image_url", "image"]
     text: str | None = None
@@ -82,21 +78,13 @@ class ContentPart(HistoryBody):
         """Return the part for chat templates, which only need to know that an image is there."""
         return {"type": "image"} if self.is_image else {"type": "text", "text": self.text}
 
-    def check(self, here: str, role: str) -> None:
+    def check_in_message(self, here: str, role: str) -> None:
         """Check that the part contains what its type says, and that its role may send it.
 
         Raises:
             RequestError: names the part's field.
         """
-        for name in ("text", "image_url", "image"):
-            is_there = getattr(self, name) is not None
-            if is_there and name != self.type:
-                raise RequestError(
-                    f"{here}.{name} is set and {here}.type is {self.type}: leave it out",
-                    param=f"{here}.{name}",
-                )
-            if not is_there and name == self.type:
-                raise RequestError(f"{here}.{name} is missing: send it", param=f"{here}.{name}")
+        _BY_TYPE.check(self, self.type, here)
         if self.is_image:
             check_may_have_image(role, here)
 

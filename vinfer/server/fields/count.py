@@ -10,7 +10,6 @@ from pydantic import Field
 from vinfer.server.fields.body_model import Body, Unknown
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.messages import Messages, check_messages
-from vinfer.server.fields.treatment import COUNT_FIELDS
 
 MAX_PROMPT_CHARS = 1 << 20
 """The limit of a text whose tokens are counted or listed: half a second of a worker thread."""
@@ -29,24 +28,18 @@ class CountMessages(Body):
     model: str = Field(min_length=1)
     conversation: Messages
 
+    def check(self) -> None:
+        check_messages(self.conversation, "conversation")
 
-COUNT_TEXT = RequestForm(CountText, COUNT_FIELDS)
 
-
-COUNT_MESSAGES = RequestForm(CountMessages, COUNT_FIELDS)
+COUNT_TEXT = RequestForm(CountText)
+COUNT_MESSAGES = RequestForm(CountMessages)
 
 
 def parse_count(
     body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
 ) -> CountText | CountMessages:
-    """Check the body of a token count; `ignored` as in `RequestForm.parse`.
-
-    Raises:
-        RequestError: names the first bad field.
-    """
+    """Check the body of a token count, which has one of two forms; see `RequestForm.parse`."""
     # Chosen here, because pydantic would put the branch of a union into the error's path.
-    if isinstance(body.get("conversation"), str):
-        return COUNT_TEXT.parse(body, unknown)
-    fields = COUNT_MESSAGES.parse(body, unknown, ignored)
-    check_messages(fields.conversation, "conversation")
-    return fields
+    form = COUNT_TEXT if isinstance(body.get("conversation"), str) else COUNT_MESSAGES
+    return form.parse(body, unknown, ignored)

@@ -15,7 +15,7 @@ from vinfer.server.fields.body_model import Body
 from vinfer.server.fields.completions import prompts_schema
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.sampling import MAX_INT32
-from vinfer.server.fields.treatment import EMBEDDING_FIELDS
+from vinfer.server.fields.treatment import EMBEDDING_OTHERS
 
 
 def _not_zero(num_tokens: int) -> int:
@@ -43,4 +43,4 @@ class EmbeddingFields(Body):
     )
 
 
-EMBEDDING = RequestForm(EmbeddingFields, EMBEDDING_FIELDS)
+EMBEDDING = RequestForm(EmbeddingFields, EMBEDDING_OTHERS)

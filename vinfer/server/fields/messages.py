@@ -146,7 +146,7 @@ def check_messages(messages: list[ChatMessage], path: str) -> None:
                 f"{here}.content is missing: send a string or content parts", param=f"{here}.content"
             )
         for j, part in enumerate(message.content or ()):
-            part.check(f"{here}.content[{j}]", message.role)
+            part.check_in_message(f"{here}.content[{j}]", message.role)
         if message.tool_calls and message.role != "assistant":
             raise RequestError(
                 f"{here}.tool_calls is set; only assistant messages have tool calls",

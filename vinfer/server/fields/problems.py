@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
 from vinfer.errors import RequestError
@@ -111,6 +111,21 @@ def string_or_array(value: Any) -> Any:
             "string_or_array", "is {kind}; must be a string or an array", {"kind": kind}
         )
     return value
+
+
+def only(*words: str, otherwise: str) -> BeforeValidator:
+    """Return a validator that refuses other words; what is no string is left to the type.
+
+    Args:
+        otherwise: the message, in which `{word}` stands for what was sent.
+    """
+
+    def checked(value: Any) -> Any:
+        if isinstance(value, str) and value not in words:
+            raise PydanticCustomError("word", otherwise, {"word": shown(value)})
+        return value
+
+    return BeforeValidator(checked)
 
 
 def _wrong_type(kind: str, value: Any, _ctx: Mapping[str, Any], _message: str) -> str:

@@ -100,35 +100,37 @@ class SamplingFields(Body):
     max_tokens: MaxTokens | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
-    # Clients of other servers send -1 for "off" as well as 0.
-    top_k: int | None = Field(None, ge=-1, le=MAX_INT32)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
     n: int | None = Field(None, ge=1)
-    seed: Seed | None = None
     stop: Annotated[
         StopStrings, BeforeValidator(_one_as_list, json_schema_input_type=StopString | StopStrings)
     ] = []
     stop_token_ids: list[TokenId] = Field([], max_length=MAX_STOP_TOKEN_IDS)
+    seed: Seed | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     logit_bias: dict[
         Annotated[int, BeforeValidator(_key_as_token_id, json_schema_input_type=TokenIdKey)],
         Annotated[float, Field(ge=-100, le=100)],
     ] = Field({}, max_length=MAX_LOGIT_BIAS, json_schema_extra={"additionalProperties": False})
+    # A boolean in chat completions.
+    logprobs: int | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    # Clients of other servers send -1 for "off" as well as 0.
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT32)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
     min_tokens: int = Field(0, ge=0, le=MAX_INT32)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     return_token_ids: bool = False
-    stream: bool = False
-    stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    cache_salt: str | None = Field(None, min_length=1, max_length=MAX_CACHE_SALT_CHARS)
     # llama.cpp's name: false computes the whole prompt.
     cache_prompt: bool = True
-    cache_salt: str | None = Field(None, min_length=1, max_length=MAX_CACHE_SALT_CHARS)
 
     @property
     def includes_usage(self) -> bool:
@@ -140,9 +142,8 @@ class SamplingFields(Body):
         """Whether every chunk of a stream carries the usage so far."""
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
-
-def check_sampling(fields: SamplingFields) -> None:
-    asks = fields.stream_options is not None and any(fields.stream_options.model_dump().values())
-    if asks and not fields.stream:
-        raise RequestError("stream_options needs stream: true", param="stream_options")
-    check_one_form(fields.response_format, fields.structured_outputs, ignore_eos=fields.ignore_eos)
+    def check(self) -> None:
+        asks = self.stream_options is not None and any(self.stream_options.model_dump().values())
+        if asks and not self.stream:
+            raise RequestError("stream_options needs stream: true", param="stream_options")
+        check_one_form(self.response_format, self.structured_outputs, ignore_eos=self.ignore_eos)

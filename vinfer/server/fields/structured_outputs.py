@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import Body
-from vinfer.server.fields.rules import absent, all_of, any_of, exactly_one_of, having, present
+from vinfer.server.fields.rules import NEEDS_SCHEMA_TYPE, ByType, OfType, exactly_one_of
 from vinfer.server.fields.tools import NAME_PATTERN
 
 MAX_GRAMMAR_CHARS = 16_384
@@ -39,15 +39,17 @@ def _nested_schema(value: Any) -> Any:
     raise PydanticCustomError("schema", "is not read: use type json_schema, and json_schema.schema")
 
 
+_BY_TYPE = ByType(
+    OfType(("text", "json_object"), lacks=("json_schema",)),
+    OfType(("json_schema",), needs=("json_schema",)),
+    advice=NEEDS_SCHEMA_TYPE,
+)
+
+
 class ResponseFormat(Body):
     """`response_format`: the form of the answer, in OpenAI's format."""
 
-    model_config = ConfigDict(
-        json_schema_extra=any_of(
-            all_of(having("type", "text", "json_object"), absent("json_schema")),
-            all_of(having("type", "json_schema"), present("json_schema")),
-        )
-    )
+    model_config = ConfigDict(json_schema_extra=_BY_TYPE.schema)
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
@@ -83,14 +85,7 @@ def check_one_form(
         RequestError: names the field that is missing or must be left out.
     """
     if response_format is not None:
-        has_schema = response_format.json_schema is not None
-        if has_schema != (response_format.type == "json_schema"):
-            raise RequestError(
-                "response_format.json_schema is missing: send it"
-                if not has_schema
-                else "response_format.json_schema needs type json_schema: leave it out or change the type",
-                param="response_format.json_schema",
-            )
+        _BY_TYPE.check(response_format, response_format.type, "response_format")
     if structured_outputs is not None:
         num_forms = len(structured_outputs.model_dump(exclude_none=True))
         if num_forms != 1:

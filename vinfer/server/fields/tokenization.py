@@ -17,7 +17,7 @@ from vinfer.server.fields.messages import Messages, check_continuation, check_me
 from vinfer.server.fields.sampling import TokenId
 from vinfer.server.fields.template_kwargs import ReasoningEffort, TemplateKwargs
 from vinfer.server.fields.tools import Tools, check_tools
-from vinfer.server.fields.treatment import DETOKENIZE_FIELDS, TOKENIZE_MESSAGES_FIELDS, TOKENIZE_TEXT_FIELDS
+from vinfer.server.fields.treatment import TOKENIZE_MESSAGES_OTHERS, TOKENIZE_TEXT_OTHERS
 
 # These take half a second of a worker thread, and the JSON of their answers takes less than a tenth of one.
 MAX_TOKENS = 1 << 18
@@ -37,12 +37,18 @@ class TokenizeMessages(Body):
 
     model: str | None = Field(None, min_length=1)
     messages: Messages
+    return_token_strs: bool = False
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    tools: Tools = []
     chat_template_kwargs: TemplateKwargs = {}
     reasoning_effort: ReasoningEffort | None = None
-    tools: Tools = []
-    return_token_strs: bool = False
+
+    def check(self) -> None:
+        check_messages(self.messages, "messages")
+        check_tools(self.tools)
+        if self.continue_final_message:
+            check_continuation(self.messages, self.add_generation_prompt)
 
 
 class DetokenizeFields(Body):
@@ -52,35 +58,14 @@ class DetokenizeFields(Body):
     tokens: list[TokenId] = Field(max_length=MAX_TOKENS)
 
 
-TOKENIZE_TEXT = RequestForm(TokenizeText, TOKENIZE_TEXT_FIELDS)
-TOKENIZE_MESSAGES = RequestForm(TokenizeMessages, TOKENIZE_MESSAGES_FIELDS)
-DETOKENIZE = RequestForm(DetokenizeFields, DETOKENIZE_FIELDS)
+TOKENIZE_TEXT = RequestForm(TokenizeText, TOKENIZE_TEXT_OTHERS)
+TOKENIZE_MESSAGES = RequestForm(TokenizeMessages, TOKENIZE_MESSAGES_OTHERS)
+DETOKENIZE = RequestForm(DetokenizeFields)
 
 
 def parse_tokenize(
     body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
 ) -> TokenizeText | TokenizeMessages:
-    """Check the body of a tokenize request; `ignored` as in `RequestForm.parse`.
-
-    Raises:
-        RequestError: names the first bad field.
-    """
-    if body.get("messages") is None:
-        return TOKENIZE_TEXT.parse(body, unknown)
-    fields = TOKENIZE_MESSAGES.parse(body, unknown, ignored)
-    check_messages(fields.messages, "messages")
-    check_tools(fields.tools)
-    if fields.continue_final_message:
-        check_continuation(fields.messages, fields.add_generation_prompt)
-    return fields
-
-
-def parse_detokenize(
-    body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
-) -> DetokenizeFields:
-    """Check the body of a detokenize request, except the range of its ids.
-
-    Raises:
-        RequestError: names the first bad field.
-    """
-    return DETOKENIZE.parse(body, unknown, ignored)
+    """Check the body of a tokenize request, which has one of two forms; see `RequestForm.parse`."""
+    form = TOKENIZE_TEXT if body.get("messages") is None else TOKENIZE_MESSAGES
+    return form.parse(body, unknown, ignored)

@@ -13,14 +13,14 @@ from pydantic_core import PydanticCustomError
 
 from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import Body
-from vinfer.server.fields.problems import shown
+from vinfer.server.fields.problems import only, shown
 from vinfer.server.http.body import finite, parse_strictly
 
 MAX_TOOLS = 128
 NAME_PATTERN = r"^[a-zA-Z0-9_-]{1,128}$"
 """OpenAI's limit is 64 and Anthropic's 128, which the names of MCP servers and their tools need."""
 
-CHOICE_WORDS = ("none", "auto", "required")
+_CHOICE_WORDS = ("none", "auto", "required")
 
 
 Parameters = Annotated[dict[str, Any], Field(json_schema_extra={"properties": {"type": {"const": "object"}}})]
@@ -39,17 +39,14 @@ class Function(Body):
     strict: bool | None = None
 
 
-def _function_type(kind: Any) -> Any:
-    if isinstance(kind, str) and kind != "function":
-        raise PydanticCustomError(
-            "tool",
-            "is {kind}, which only OpenAI's own server runs or reads: describe a tool of yours as a function",
-            {"kind": shown(kind)},
-        )
-    return kind
-
-
-ToolType = Annotated[Literal["function"], BeforeValidator(_function_type)]
+ToolType = Annotated[
+    Literal["function"],
+    only(
+        "function",
+        otherwise="is {word}, which only OpenAI's own server runs or reads: describe a tool of yours as a "
+        "function",
+    ),
+]
 
 
 class Tool(Body):
@@ -88,28 +85,34 @@ class NamedToolChoice(Body):
     function: NamedFunction
 
 
-def _checked_choice(value: Any) -> Any:
-    """Parse words and objects here: pydantic would put the branch of a union into the error's path."""
-    if isinstance(value, str) and value in CHOICE_WORDS:
-        return {"type": value}
-    is_named = (
-        isinstance(value, dict) and set(value) == {"type", "function"} and value["function"] is not None
-    )
-    if is_named and value["type"] == "function":
-        return value
-    raise PydanticCustomError(
-        "tool_choice",
-        "is {value}; must be none, auto, required or {named}",
-        {"value": shown(value), "named": '{"type": "function", "function": {"name": ...}}'},
-    )
+def word_or_function(key: str, named: str, schema: Any) -> BeforeValidator:
+    """Return what parses `tool_choice`: pydantic would put the branch of a union into the error's path.
+
+    Args:
+        key: where an object says which function must be called.
+        named: such an object, for messages.
+        schema: its type.
+    """
+
+    def checked(value: Any) -> Any:
+        if isinstance(value, str) and value in _CHOICE_WORDS:
+            return {"type": value}
+        is_named = isinstance(value, dict) and set(value) == {"type", key} and value[key] is not None
+        if is_named and value["type"] == "function":
+            return value
+        raise PydanticCustomError(
+            "tool_choice",
+            "is {value}; must be none, auto, required or {named}",
+            {"value": shown(value), "named": named},
+        )
+
+    return BeforeValidator(checked, json_schema_input_type=Literal["none", "auto", "required"] | schema)
 
 
 Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
 ToolChoiceField = Annotated[
     ToolChoice,
-    BeforeValidator(
-        _checked_choice, json_schema_input_type=Literal["none", "auto", "required"] | NamedToolChoice
-    ),
+    word_or_function("function", '{"type": "function", "function": {"name": ...}}', NamedToolChoice),
 ]
 
 

@@ -1,7 +1,7 @@
 """What vinfer does with each request field of the OpenAI API: applied, refused, or accepted without effect.
 
-One table per route; the other files of this package type the applied fields, and a test compares both.
-Nothing is run here: this module only sorts the keys of a parsed body.
+The types of the other files of this package declare the applied fields. Here is one table per route of the
+fields that are not applied. Nothing is run here: this module only sorts the keys of a parsed body.
 """
 
 from __future__ import annotations
@@ -54,60 +54,19 @@ def _foreign(*tables: Mapping[str, foreign.Entry]) -> dict[str, FieldRule]:
     return {key: refused(reason, *neutral) for table in tables for key, (reason, neutral) in table.items()}
 
 
-_ALIASES = {key: FieldRule(Treatment.ALIAS, name) for key, name in foreign.ALIASES.items()}
+_OPENAIS = dict.fromkeys(
+    ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"), ACCEPTED
+)
+"""They concern OpenAI's own server."""
 
-_SAMPLING_FIELDS: Mapping[str, FieldRule] = {
-    "model": APPLIED,
-    "max_tokens": APPLIED,
-    "temperature": APPLIED,
-    "top_p": APPLIED,
-    "n": APPLIED,
-    "stop": APPLIED,
-    "stop_token_ids": APPLIED,
-    "seed": APPLIED,
-    "presence_penalty": APPLIED,
-    "frequency_penalty": APPLIED,
-    "logit_bias": APPLIED,
-    "logprobs": APPLIED,
-    "stream": APPLIED,
-    "stream_options": APPLIED,
-    "top_k": APPLIED,
-    "min_p": APPLIED,
-    "repetition_penalty": APPLIED,
-    "min_tokens": APPLIED,
-    "ignore_eos": APPLIED,
-    "skip_special_tokens": APPLIED,
-    "include_stop_str_in_output": APPLIED,
-    "return_token_ids": APPLIED,
-    "response_format": APPLIED,
-    "structured_outputs": APPLIED,
-    "priority": APPLIED,
-    "cache_salt": APPLIED,
-    "cache_prompt": APPLIED,
-    "user": ACCEPTED,
-    "metadata": ACCEPTED,
-    "store": ACCEPTED,
-    "service_tier": ACCEPTED,
-    "safety_identifier": ACCEPTED,
-    "prompt_cache_key": ACCEPTED,
+_OF_SAMPLING: Mapping[str, FieldRule] = {
+    **_OPENAIS,
     **dict.fromkeys(foreign.WITHOUT_EFFECT, ACCEPTED),
-    **_ALIASES,
+    **{key: FieldRule(Treatment.ALIAS, name) for key, name in foreign.ALIASES.items()},
 }
 
-CHAT_FIELDS: Mapping[str, FieldRule] = {
-    **_SAMPLING_FIELDS,
-    "messages": APPLIED,
-    "max_completion_tokens": APPLIED,
-    "top_logprobs": APPLIED,
-    "modalities": APPLIED,
-    "add_generation_prompt": APPLIED,
-    "continue_final_message": APPLIED,
-    "tools": APPLIED,
-    "tool_choice": APPLIED,
-    "parallel_tool_calls": APPLIED,
-    "reasoning_effort": APPLIED,
-    "include_reasoning": APPLIED,
-    "chat_template_kwargs": APPLIED,
+CHAT_OTHERS: Mapping[str, FieldRule] = {
+    **_OF_SAMPLING,
     **_foreign(foreign.SAMPLING, foreign.CHAT),
     "chat_template": refused("a template is never taken from a request: leave it out"),
     "functions": refused("the old form of tools: use tools", []),
@@ -117,11 +76,8 @@ CHAT_FIELDS: Mapping[str, FieldRule] = {
     "web_search_options": refused("vinfer does not search the web: leave it out"),
 }
 
-COMPLETION_FIELDS: Mapping[str, FieldRule] = {
-    **_SAMPLING_FIELDS,
-    "prompt": APPLIED,
-    "best_of": APPLIED,
-    "echo": APPLIED,
+COMPLETION_OTHERS: Mapping[str, FieldRule] = {
+    **_OF_SAMPLING,
     **_foreign(foreign.SAMPLING, foreign.COMPLETION),
     "suffix": refused("vinfer does not fill in the middle: leave it out", ""),
 }
@@ -129,32 +85,9 @@ COMPLETION_FIELDS: Mapping[str, FieldRule] = {
 _STATELESS = "vinfer keeps nothing between requests: send the whole conversation as input"
 _OPENAIS_CACHE = "it controls OpenAI's prompt cache: leave it out"
 
-RESPONSES_FIELDS: Mapping[str, FieldRule] = {
-    "model": APPLIED,
-    "input": APPLIED,
-    "instructions": APPLIED,
-    "max_output_tokens": APPLIED,
-    "temperature": APPLIED,
-    "top_p": APPLIED,
-    "seed": APPLIED,
-    "stream": APPLIED,
-    "text": APPLIED,
-    "tools": APPLIED,
-    "tool_choice": APPLIED,
-    "parallel_tool_calls": APPLIED,
-    "reasoning": APPLIED,
-    "presence_penalty": APPLIED,
-    "frequency_penalty": APPLIED,
-    "ignore_eos": APPLIED,
-    "include": APPLIED,
-    "stream_options": APPLIED,
+RESPONSES_OTHERS: Mapping[str, FieldRule] = {
     **_foreign(foreign.RESPONSES),
-    "user": ACCEPTED,
-    "metadata": ACCEPTED,
-    "store": ACCEPTED,
-    "service_tier": ACCEPTED,
-    "safety_identifier": ACCEPTED,
-    "prompt_cache_key": ACCEPTED,
+    **_OPENAIS,
     "prompt_cache_retention": ACCEPTED,
     "client_metadata": ACCEPTED,
     "previous_response_id": refused(_STATELESS),
@@ -172,53 +105,20 @@ RESPONSES_FIELDS: Mapping[str, FieldRule] = {
     "image": refused("vinfer has no options for images: leave it out", {}),
 }
 
-EMBEDDING_FIELDS: Mapping[str, FieldRule] = {
-    "model": APPLIED,
-    "input": APPLIED,
-    "encoding_format": APPLIED,
-    "dimensions": APPLIED,
-    "truncate_prompt_tokens": APPLIED,
-    **_foreign(foreign.EMBEDDING),
-    "user": ACCEPTED,
-}
-
-COUNT_FIELDS: Mapping[str, FieldRule] = {"model": APPLIED, "conversation": APPLIED}
+EMBEDDING_OTHERS: Mapping[str, FieldRule] = {**_foreign(foreign.EMBEDDING), "user": ACCEPTED}
 
 _ONE_OF_BOTH = "prompt and messages exclude each other: send one of them"
 
-TOKENIZE_TEXT_FIELDS: Mapping[str, FieldRule] = {
-    "model": APPLIED,
-    "prompt": APPLIED,
-    "add_special_tokens": APPLIED,
-    "return_token_strs": APPLIED,
-    "messages": refused(_ONE_OF_BOTH),
-}
+TOKENIZE_TEXT_OTHERS: Mapping[str, FieldRule] = {"messages": refused(_ONE_OF_BOTH)}
 
-_NO_MEDIA = "vinfer tokenizes text only: leave it out"
-
-TOKENIZE_MESSAGES_FIELDS: Mapping[str, FieldRule] = {
-    "model": APPLIED,
-    "messages": APPLIED,
-    "return_token_strs": APPLIED,
+TOKENIZE_MESSAGES_OTHERS: Mapping[str, FieldRule] = {
     "prompt": refused(_ONE_OF_BOTH),
     "add_special_tokens": refused("the chat template writes a prompt's special tokens: leave it out", False),
     # A conversation becomes the prompt that the chat route makes of it, so these are treated as there.
-    **{
-        key: CHAT_FIELDS[key]
-        for key in (
-            "add_generation_prompt",
-            "continue_final_message",
-            "tools",
-            "chat_template_kwargs",
-            "reasoning_effort",
-            "chat_template",
-        )
-    },
-    "media_io_kwargs": refused(_NO_MEDIA, {}),
-    "mm_processor_kwargs": refused(_NO_MEDIA, {}),
+    "chat_template": CHAT_OTHERS["chat_template"],
+    "media_io_kwargs": CHAT_OTHERS["mm_processor_kwargs"],
+    "mm_processor_kwargs": CHAT_OTHERS["mm_processor_kwargs"],
 }
-
-DETOKENIZE_FIELDS: Mapping[str, FieldRule] = {"model": APPLIED, "tokens": APPLIED}
 
 
 def applied_fields(

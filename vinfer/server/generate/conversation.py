@@ -10,18 +10,21 @@ import dataclasses
 from collections.abc import Sequence
 
 from vinfer.engine.request import SamplingParams
-from vinfer.server.constrain.answer_grammar import Reasoning, compile_answer_grammar
+from vinfer.server.constrain.answer_grammar import (
+    AnswerRules,
+    Reasoning,
+    answer_rules,
+    compile_answer_grammar,
+)
 from vinfer.server.fields.chat import ChatFields
 from vinfer.server.fields.content_parts import ImageSource
-from vinfer.server.fields.structured_outputs import constrains_answer
 from vinfer.server.fields.template_kwargs import THINKING_SWITCH
-from vinfer.server.fields.tools import required_tools
+from vinfer.server.generate.admission import admit
 from vinfer.server.generate.generation import Generation, PromptJob, TextRules
 from vinfer.server.generate.images import prepare_images, request_images
 from vinfer.server.generate.message_reader import MessageReader
-from vinfer.server.generate.priority import allowed_priority
 from vinfer.server.generate.prompts import chat_prompt_ids
-from vinfer.server.generate.sampling import num_choices, resolve_sampling
+from vinfer.server.generate.sampling import lowered_max_tokens, resolve_sampling
 from vinfer.server.http.context import RequestContext
 from vinfer.server.model_table import ServedModel
 from vinfer.server.services import Services
@@ -34,25 +37,26 @@ class Conversation:
 
     Attributes:
         params: sampling parameters of its first answer.
+        rules: what its answers may be.
         thinks: whether the model may reason before it answers.
-        calls_come_first: an answer that does not begin with a call has none.
     """
 
     fields: ChatFields
     model: ServedModel
     generation: Generation
     params: SamplingParams
+    rules: AnswerRules
     thinks: Reasoning
-    calls_come_first: bool
 
     def reader(self) -> MessageReader:
         """Return a new reader for one answer."""
         return MessageReader(
             self.model.answer_form,
-            self.fields.callable_tools,
+            [tool for _, tool in self.rules.tools],
             is_parallel=self.fields.parallel_tool_calls,
-            calls_come_first=self.calls_come_first,
-            must_call=bool(required_tools(self.fields.tools, self.fields.tool_choice)),
+            # Without a call at its beginning, an answer of a form has none.
+            calls_come_first=self.rules.form is not None,
+            must_call=bool(self.rules.required),
             shows_reasoning=self.fields.include_reasoning,
             reasoning=ReasoningParser(is_open=self.thinks.is_open) if self.thinks.is_possible else None,
         )
@@ -65,7 +69,7 @@ async def prepare(
     sources: Sequence[ImageSource],
     name: str,
 ) -> Conversation:
-    """Render the prompt, compile what constrains the answers, and resolve how they are sampled.
+    """Decide what constrains the answers, render the prompt, and resolve how answers are sampled.
 
     Args:
         sources: the conversation's images, in order.
@@ -74,17 +78,15 @@ async def prepare(
     Raises:
         VinferError: the model is not ready, or it does not support what the request asks for.
     """
-    model = services.models.serving(fields.model)
-    context.model_name = model.name
-    model.require_head()
-    n = num_choices(fields, model, services.config.max_n)
-    priority = allowed_priority(fields, context)
-    model.engine.check_room(context.tenant)
+    admission = admit(services, context, fields)
+    model = admission.model
+    rules = await answer_rules(services, fields)
     images = await prepare_images(services, sources, model)
     prompt_ids = await services.in_worker(chat_prompt_ids, fields, model, images)
-    thinks = _reasoning(fields, model, prompt_ids)
-    grammar = await compile_answer_grammar(services, fields, model, thinks)
+    thinks = _reasoning(fields, rules, model, prompt_ids)
+    grammar = await compile_answer_grammar(services, rules, model, thinks)
     params = resolve_sampling(fields, model, len(prompt_ids))
+    context.max_tokens = lowered_max_tokens(fields, [params])
     generation = Generation(
         name=name,
         model=model,
@@ -93,26 +95,19 @@ async def prepare(
                 prompt_ids=prompt_ids,
                 params=params,
                 grammar=grammar,
-                priority=priority,
+                priority=admission.priority,
                 images=request_images(prompt_ids, images, model),
             )
         ],
-        n=n,
-        rules=TextRules(
-            stop=tuple(fields.stop),
-            skip_special_tokens=fields.skip_special_tokens,
-            includes_stop=fields.include_stop_str_in_output,
-            shown_special_ids=model.answer_form.marker_ids(
-                model.tokenizer, reads_calls=bool(fields.callable_tools)
-            ),
+        n=admission.n,
+        rules=TextRules.of(
+            fields,
+            shown_special_ids=model.answer_form.marker_ids(model.tokenizer, reads_calls=bool(rules.tools)),
             continues_prompt=fields.continue_final_message,
         ),
-        tenant=context.tenant,
-        cache_salt=fields.cache_salt,
-        cache_prompt=fields.cache_prompt,
-        arrival_seconds=context.arrival_seconds,
+        fields=fields,
+        context=context,
         metrics=services.metrics,
-        usage=context.usage,
     )
     return Conversation(
         # An answer needs all of the request but its messages, which may be large.
@@ -120,12 +115,14 @@ async def prepare(
         model=model,
         generation=generation,
         params=params,
+        rules=rules,
         thinks=thinks,
-        calls_come_first=constrains_answer(fields.response_format, fields.structured_outputs),
     )
 
 
-def _reasoning(fields: ChatFields, model: ServedModel, prompt_ids: tuple[int, ...]) -> Reasoning:
+def _reasoning(
+    fields: ChatFields, rules: AnswerRules, model: ServedModel, prompt_ids: tuple[int, ...]
+) -> Reasoning:
     """Return whether the answer may begin with reasoning: the template, or the request, may have decided."""
     if not model.answer_form.has_reasoning:
         return Reasoning(is_possible=False, is_open=False)
@@ -133,14 +130,11 @@ def _reasoning(fields: ChatFields, model: ServedModel, prompt_ids: tuple[int, ..
     if said.strip():
         is_open = said.rfind(OPENING) > said.rfind(CLOSING)
         return Reasoning(is_possible=is_open, is_open=is_open)
-    is_constrained = constrains_answer(fields.response_format, fields.structured_outputs) or bool(
-        required_tools(fields.tools, fields.tool_choice)
-    )
     # White space may follow a tag.
     tail = model.tokenizer.decode(prompt_ids[-2 * len(CLOSING) :], skip_special_tokens=False).rstrip()
     is_open = tail.endswith(OPENING)
     # Asked not to think, some models write empty tags before a free answer.
-    is_off = is_constrained and fields.chat_template_kwargs.get(THINKING_SWITCH) is False
+    is_off = rules.constrains and fields.chat_template_kwargs.get(THINKING_SWITCH) is False
     is_off = is_off or tail.endswith(CLOSING)
     return Reasoning(is_possible=is_open or not is_off, is_open=is_open)
 

@@ -39,7 +39,7 @@ def echoes(fields: CompletionFields, prompts: Sequence[PromptIds], model: Served
     """
     if not fields.echo:
         return []
-    if fields.scores_prompt and not model.has_prompt_logprobs:
+    if fields.scores_prompt and not model.manifest.has_prompt_logprobs:
         raise RequestError(
             f"echo with logprobs needs prompt logprobs, which model {model.name} was built without: set "
             f"models[{model.position}].prompt_logprobs: true and serve again, or leave out echo or logprobs",

@@ -2,7 +2,7 @@
 
 Runs on the event loop. One small task per choice takes events from the engine; one consumer takes what has
 accumulated. A slow consumer (one with a slow client) gets larger deltas, not more of them, so max_tokens
-limits what waits. It knows neither HTTP nor the form of the answer.
+limits what waits. It does not know the form of the answer.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
 
 from vinfer.engine.grammar import Grammar
 from vinfer.engine.request import (
@@ -22,9 +23,10 @@ from vinfer.engine.request import (
     TokenLogprobs,
 )
 from vinfer.errors import EngineError
+from vinfer.server.fields.sampling import SamplingFields
 from vinfer.server.generate.cache_scope import cache_scope
 from vinfer.server.generate.sampling import choice_seed
-from vinfer.server.http.context import Usage
+from vinfer.server.http.context import RequestContext
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ServedModel
 from vinfer.text.text_stream import TextStream
@@ -113,6 +115,16 @@ class TextRules:
     continues_prompt: bool = False
     lists_stop_token: bool = False
 
+    @classmethod
+    def of(cls, fields: SamplingFields, **others: Any) -> TextRules:
+        """Return the rules that a request's fields ask for, and others."""
+        return cls(
+            stop=tuple(fields.stop),
+            skip_special_tokens=fields.skip_special_tokens,
+            includes_stop=fields.include_stop_str_in_output,
+            **others,
+        )
+
 
 class _Choice:
     """One running completion."""
@@ -135,11 +147,8 @@ class Generation:
 
     Args:
         name: prefix of the engine's request ids, unique in this process.
-        tenant: whose request it is: see `RequestContext`.
-        cache_salt: limits whose pages its prompts share: see `cache_scope`.
-        cache_prompt: whether they share any but those of the same request.
-        arrival_seconds: time.monotonic() when the HTTP request arrived.
-        usage: of the HTTP request; kept up to date.
+        fields: say whose pages its prompts share: see `cache_scope`.
+        context: of the HTTP request; its usage is kept up to date.
     """
 
     def __init__(
@@ -150,27 +159,24 @@ class Generation:
         jobs: Sequence[PromptJob],
         n: int,
         rules: TextRules,
-        tenant: str,
-        cache_salt: str | None,
-        cache_prompt: bool,
-        arrival_seconds: float,
+        fields: SamplingFields,
+        context: RequestContext,
         metrics: ServerMetrics,
-        usage: Usage,
     ) -> None:
         self.name = name
         self.model = model
-        self.arrival_seconds = arrival_seconds
+        self.arrival_seconds = context.arrival_seconds
         self.num_prompt_tokens = sum(len(job.prompt_ids) for job in jobs)
         self._metrics = metrics
-        self._usage = usage
+        self._usage = context.usage
         self._rules = rules
         self._n = n
-        setting = model.prefix_cache if cache_prompt else "off"
-        scope = cache_scope(setting, tenant=tenant, cache_salt=cache_salt, request_name=name)
+        setting = model.prefix_cache if fields.cache_prompt else "off"
+        scope = cache_scope(setting, tenant=context.tenant, cache_salt=fields.cache_salt, request_name=name)
         self._choices = [
             _Choice(
                 i * n + j,
-                _request(f"{name}-{i * n + j}", job, j, arrival_seconds, cache_scope=scope, tenant=tenant),
+                _request(f"{name}-{i * n + j}", job, j, context, cache_scope=scope),
                 _text_stream(job, rules, model),
             )
             for i, job in enumerate(jobs)
@@ -336,10 +342,9 @@ def _request(
     request_id: str,
     job: PromptJob,
     index_in_prompt: int,
-    arrival_seconds: float,
+    context: RequestContext,
     *,
     cache_scope: str,
-    tenant: str,
 ) -> Request:
     params = dataclasses.replace(job.params, seed=choice_seed(job.params.seed, index_in_prompt))
     grammar = job.grammar
@@ -347,10 +352,10 @@ def _request(
         id=request_id,
         prompt_ids=job.prompt_ids,
         params=params,
-        arrival_seconds=arrival_seconds,
+        arrival_seconds=context.arrival_seconds,
         scores_prompt=job.scores_prompt,
         cache_scope=cache_scope,
-        tenant=tenant,
+        tenant=context.tenant,
         images=job.images,
         grammar=None
         if grammar is None

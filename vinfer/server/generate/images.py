@@ -107,11 +107,11 @@ def request_images(
 
 
 def _image_input(model: ServedModel, param: str | None) -> ImageInput:
-    if model.images is None:
+    if model.manifest.images is None:
         raise RequestError(
             f"{param} is an image; model {model.name} takes only text: use text parts", param=param
         )
-    return model.images
+    return model.manifest.images
 
 
 def _from_file(data: bytes, limits: ImagesConfig, record: ImageProcessing, param: str) -> PreparedImage:

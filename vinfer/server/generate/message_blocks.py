@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any
 
-Json = dict[str, Any]
+from vinfer.server.json_object import Json
 
 
 class _Block:

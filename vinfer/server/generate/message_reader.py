@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vinfer.server.fields.tools import Tool
+from vinfer.server.generate.generation import ChoiceDelta
 from vinfer.text.answer_form import AnswerForm
 from vinfer.text.reasoning import ReasoningParser
 from vinfer.text.tool_calls.events import CallArguments, CallStart, Event, Reasoning, Text
@@ -77,14 +78,11 @@ class MessageReader:
         is_call = bool(self.calls) or self._must_call or (self._parser is not None and self._parser.is_cut)
         return self.content or None if is_call else self.content
 
-    def push(self, text: str, *, is_last: bool, is_cut: bool = False) -> list[dict[str, Any]]:
-        """Read more text and return each piece of the message as a streamed delta.
-
-        Args:
-            is_cut: the answer ended because it may not be longer.
-        """
+    def read(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
+        """Read what the choice has gained and return each piece of the message as a streamed delta."""
         deltas = []
-        for event in self._events(text, is_last=is_last, is_cut=is_cut):
+        is_last, is_cut = delta.finish_reason is not None, delta.finish_reason == "length"
+        for event in self._events(delta.text, is_last=is_last, is_cut=is_cut):
             if isinstance(event, Reasoning) and not self._shows_reasoning:
                 continue
             self._is_over = self._is_over or (

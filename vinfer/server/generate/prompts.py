@@ -172,10 +172,10 @@ def _render(
         continue_final_message=continue_final_message,
         **kwargs,
     )
-    if model.images is not None:
+    if model.manifest.images is not None:
         rendered = expand_placeholders(
             rendered,
-            model.images.processing.placeholder,
+            model.manifest.images.processing.placeholder,
             [image.num_tokens for image in images],
             model.tokenizer.control_tokens,
         )
@@ -247,7 +247,7 @@ def _taken_apart(
 
 def _last_tokens(prompt_ids: PromptIds, num: int, model: ServedModel) -> PromptIds:
     """Return the last tokens, after the beginning-of-sequence token if the prompt has one."""
-    has_first = prompt_ids[0] == model.bos_token_id and num > 1
+    has_first = prompt_ids[0] == model.card.bos_token_id and num > 1
     return (*prompt_ids[:1], *prompt_ids[len(prompt_ids) - num + 1 :]) if has_first else prompt_ids[-num:]
 
 
@@ -262,9 +262,9 @@ def _text_ids(text: str, path: str, model: ServedModel) -> PromptIds:
     token_ids = tuple(model.tokenizer.encode(text, add_special_tokens=True))
     if token_ids:
         return token_ids
-    if model.bos_token_id is None:
+    if model.card.bos_token_id is None:
         raise RequestError(f"{path} is empty: send text or token ids", param=path)
-    return (model.bos_token_id,)
+    return (model.card.bos_token_id,)
 
 
 def _checked_ids(token_ids: list[Any], path: str, model: ServedModel, *, is_limited: bool) -> PromptIds:
@@ -273,9 +273,9 @@ def _checked_ids(token_ids: list[Any], path: str, model: ServedModel, *, is_limi
     if is_limited and len(token_ids) > model.max_model_len:
         raise _too_long(path, f"{len(token_ids)} tokens", model)
     for i, token_id in enumerate(token_ids):
-        if type(token_id) is not int or not 0 <= token_id < model.vocab_size:
+        if type(token_id) is not int or not 0 <= token_id < model.card.vocab_size:
             raise RequestError(
-                f"{path}[{i}] is not a token id; ids are integers from 0 to {model.vocab_size - 1}",
+                f"{path}[{i}] is not a token id; ids are integers from 0 to {model.card.vocab_size - 1}",
                 param=f"{path}[{i}]",
             )
     return tuple(token_ids)

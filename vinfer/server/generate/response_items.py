@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
-Json = dict[str, Any]
+from vinfer.server.json_object import Json
 
 
 class _Item:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any
 
+from vinfer.bundle.sampling import NUMBERS
 from vinfer.engine.request import MAX_STOP_TOKEN_IDS, SamplingParams
 from vinfer.errors import ContextLengthError, RequestError
 from vinfer.server.fields.chat import ChatFields
@@ -20,20 +21,6 @@ from vinfer.server.model_table import ServedModel
 # OpenAI's default for `/v1/completions`.
 COMPLETION_MAX_TOKENS = 16
 NUM_SEEDS = 2**64
-
-T = TypeVar("T")
-
-
-def num_choices(fields: SamplingFields, model: ServedModel, max_n: int) -> int:
-    """Return the number of choices per prompt.
-
-    Raises:
-        RequestError: more than `server.max_n`.
-    """
-    n = model.sampling.n if fields.n is None else fields.n
-    if n > max_n:
-        raise RequestError(f"n is {n}; server.max_n is {max_n}: ask for fewer choices", param="n")
-    return n
 
 
 def num_candidates(fields: CompletionFields, n: int, max_n: int) -> int:
@@ -86,34 +73,27 @@ def resolve_sampling(
     Raises:
         RequestError: the prompt leaves no room, min_tokens does not fit, or a token id is out of range.
     """
-    defaults = model.sampling
     max_tokens = _max_tokens(fields, model, prompt_len)
     if fields.min_tokens > max_tokens:
         raise RequestError(
             f"min_tokens is {fields.min_tokens}; at most {max_tokens} tokens are generated: lower it",
             param="min_tokens",
         )
-    top_k = _either(fields.top_k, defaults.top_k)
+    numbers: dict[str, Any] = {}
+    for number in NUMBERS:
+        sent = getattr(fields, number.name)
+        numbers[number.name] = getattr(model.sampling, number.name) if sent is None else sent
+    numbers["top_k"] = max(numbers["top_k"], 0)
     seed = secrets.randbits(64) if fields.seed is None else fields.seed
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=_either(fields.temperature, defaults.temperature),
-        top_k=max(top_k, 0),
-        top_p=_either(fields.top_p, defaults.top_p),
-        min_p=_either(fields.min_p, defaults.min_p),
-        repetition_penalty=_either(fields.repetition_penalty, defaults.repetition_penalty),
-        presence_penalty=_either(fields.presence_penalty, defaults.presence_penalty),
-        frequency_penalty=_either(fields.frequency_penalty, defaults.frequency_penalty),
+        **numbers,
         seed=choice_seed(seed, 0),
         stop_token_ids=_stop_token_ids(fields, model),
         min_tokens=fields.min_tokens,
         logit_bias=_logit_bias(fields, model),
         top_logprobs=_top_logprobs(fields),
     )
-
-
-def _either(sent: T | None, default: T) -> T:
-    return default if sent is None else sent
 
 
 def _max_tokens(fields: ChatFields | CompletionFields, model: ServedModel, prompt_len: int) -> int:
@@ -152,9 +132,9 @@ def _sent_max_tokens(fields: ChatFields | CompletionFields) -> int | None:
 
 def _stop_token_ids(fields: SamplingFields, model: ServedModel) -> tuple[int, ...]:
     for i, token_id in enumerate(fields.stop_token_ids):
-        if token_id >= model.vocab_size:
+        if token_id >= model.card.vocab_size:
             raise _not_a_token(f"stop_token_ids[{i}]", token_id, model)
-    eos = () if fields.ignore_eos else model.eos_token_ids
+    eos = () if fields.ignore_eos else model.card.eos_token_ids
     stop_token_ids = tuple(dict.fromkeys((*eos, *fields.stop_token_ids)))
     if len(stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise RequestError(
@@ -167,14 +147,14 @@ def _stop_token_ids(fields: SamplingFields, model: ServedModel) -> tuple[int, ..
 
 def _logit_bias(fields: SamplingFields, model: ServedModel) -> tuple[tuple[int, float], ...]:
     for token_id in fields.logit_bias:
-        if token_id >= model.vocab_size:
+        if token_id >= model.card.vocab_size:
             raise _not_a_token(f"logit_bias.{token_id}", token_id, model)
     return tuple(fields.logit_bias.items())
 
 
 def _not_a_token(path: str, token_id: int, model: ServedModel) -> RequestError:
     return RequestError(
-        f"{path} is token {token_id}; the vocabulary has {model.vocab_size} tokens: use a smaller id",
+        f"{path} is token {token_id}; the vocabulary has {model.card.vocab_size} tokens: use a smaller id",
         param=path,
     )
 

@@ -11,14 +11,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from vinfer.server.fields.chat import parse_chat
+from vinfer.server.fields.chat import CHAT
 from vinfer.server.generate.answer import answer
 from vinfer.server.generate.conversation import Conversation, prepare
 from vinfer.server.generate.generation import ChoiceDelta
 from vinfer.server.generate.images import image_sources
 from vinfer.server.generate.logprobs import chat_logprobs
 from vinfer.server.generate.message_reader import MessageReader
-from vinfer.server.generate.sampling import lowered_max_tokens
 from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
 from vinfer.server.services import Services
@@ -38,12 +37,10 @@ async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp 
 
 async def _conversation(services: Services, request: HttpRequest) -> Conversation:
     """Read the body and prepare its conversation; a function, so that nothing keeps the body longer."""
-    fields = await read_fields(request, services, parse_chat)
+    fields = await read_fields(request, services, CHAT.parse)
     sources = image_sources(fields.messages, "messages")
     context = RequestContext.of(request.scope)
-    conversation = await prepare(services, context, fields, sources, f"chatcmpl-{uuid.uuid4().hex}")
-    context.max_tokens = lowered_max_tokens(fields, [conversation.params])
-    return conversation
+    return await prepare(services, context, fields, sources, f"chatcmpl-{uuid.uuid4().hex}")
 
 
 class ChatShape:
@@ -66,8 +63,7 @@ class ChatShape:
                 **self._prompt_ids(delta.index),
             }
         of_tokens = self._of_tokens(delta)
-        is_last, is_cut = delta.finish_reason is not None, delta.finish_reason == "length"
-        for piece in reader.push(delta.text, is_last=is_last, is_cut=is_cut):
+        for piece in reader.read(delta):
             yield self._chunk(delta.index, piece, **of_tokens)
             of_tokens = {}
         if any(of_tokens.values()):
@@ -90,7 +86,7 @@ class ChatShape:
 
     def _whole_choice(self, choice: ChoiceDelta) -> dict[str, Any]:
         reader = self._conversation.reader()
-        reader.push(choice.text, is_last=True, is_cut=choice.finish_reason == "length")
+        reader.read(choice)
         message: dict[str, Any] = {"role": "assistant", "content": reader.whole_content}
         if reader.reasoning:
             message["reasoning_content"] = reader.reasoning
@@ -142,7 +138,7 @@ class ChatShape:
             "object": kind,
             "created": self._created,
             "model": self._model.name,
-            "system_fingerprint": self._model.fingerprint,
+            "system_fingerprint": self._model.manifest.key,
         }
 
 

@@ -15,17 +15,16 @@ from starlette.types import ASGIApp
 from vinfer.engine.grammar import Grammar
 from vinfer.engine.request import TokenLogprobs
 from vinfer.server.constrain.grammars import compile_grammar
-from vinfer.server.fields.completions import CompletionFields, parse_completion
+from vinfer.server.fields.completions import COMPLETION, CompletionFields
+from vinfer.server.generate.admission import admit
 from vinfer.server.generate.answer import answer
 from vinfer.server.generate.echo import Echo, echoes
 from vinfer.server.generate.generation import ChoiceDelta, Generation, PromptJob, TextRules
 from vinfer.server.generate.logprobs import CompletionLogprobs
-from vinfer.server.generate.priority import allowed_priority
 from vinfer.server.generate.prompts import PromptIds, completion_prompt_ids
 from vinfer.server.generate.sampling import (
     lowered_max_tokens,
     num_candidates,
-    num_choices,
     resolve_sampling,
 )
 from vinfer.server.http.body import read_fields
@@ -42,17 +41,13 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
         ClientLeftError: the client closed the connection.
     """
     context = RequestContext.of(request.scope)
-    fields = await read_fields(request, services, parse_completion)
-    model = services.models.serving(fields.model)
-    context.model_name = model.name
-    model.require_head()
-    n = num_choices(fields, model, services.config.max_n)
+    fields = await read_fields(request, services, COMPLETION.parse)
+    admission = admit(services, context, fields)
+    model, n = admission.model, admission.n
     best_of = num_candidates(fields, n, services.config.max_n)
-    priority = allowed_priority(fields, context)
-    model.engine.check_room(context.tenant)
     prompts = await services.in_worker(completion_prompt_ids, fields, model)
     grammar = await compile_grammar(services, fields, model)
-    jobs = _jobs(fields, model, prompts, grammar, is_ranked=best_of > n, priority=priority)
+    jobs = _jobs(fields, model, prompts, grammar, is_ranked=best_of > n, priority=admission.priority)
     context.max_tokens = lowered_max_tokens(fields, [job.params for job in jobs])
     echoed = await services.in_worker(echoes, fields, prompts, model)
     shape = CompletionShape(fields, model, prompts, echoed, n=n, best_of=best_of)
@@ -61,20 +56,15 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
         model=model,
         jobs=jobs,
         n=best_of,
-        rules=TextRules(
-            stop=tuple(fields.stop),
-            skip_special_tokens=fields.skip_special_tokens,
-            includes_stop=fields.include_stop_str_in_output,
+        rules=TextRules.of(
+            fields,
             continues_prompt=True,
             # Harnesses that score an echoed prompt ask for one token and cut one entry off the end.
             lists_stop_token=fields.echo,
         ),
-        tenant=context.tenant,
-        cache_salt=fields.cache_salt,
-        cache_prompt=fields.cache_prompt,
-        arrival_seconds=context.arrival_seconds,
+        fields=fields,
+        context=context,
         metrics=services.metrics,
-        usage=context.usage,
     )
     return await answer(services, request, fields, generation, shape)
 
@@ -184,7 +174,7 @@ class CompletionShape:
             "object": "text_completion",
             "created": self._created,
             "model": self._model.name,
-            "system_fingerprint": self._model.fingerprint,
+            "system_fingerprint": self._model.manifest.key,
         }
 
 

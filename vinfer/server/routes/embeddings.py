@@ -67,13 +67,13 @@ async def embeddings(services: Services, request: HttpRequest) -> JSONResponse:
 
 
 def _embeddings_of(model: ServedModel) -> Embeddings:
-    if model.embeddings is None:
+    if model.manifest.embeddings is None:
         raise RequestError(
             f"model {model.name} was built without embeddings: set models[{model.position}].embeddings: mean "
             "(or last) and serve again",
             param="model",
         )
-    return model.embeddings
+    return model.manifest.embeddings
 
 
 def _num_dimensions(fields: EmbeddingFields, model: ServedModel, facts: Embeddings) -> int:
@@ -99,7 +99,7 @@ async def _pooled(
     Raises:
         QueueFullError: the queue has no room for the first request.
     """
-    num_slots = model.engine.stats().num_slots
+    num_slots = model.manifest.num_slots
     waiting = deque(requests)
     submitted: deque[tuple[Request, AsyncIterator[TokenEvent]]] = deque()
     pooled = []

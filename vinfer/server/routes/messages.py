@@ -11,25 +11,19 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from vinfer.server.fields.anthropic.messages import (
-    MessagesFields,
-    for_model,
-    in_own_words,
-    parse_messages,
-    parse_messages_count,
-)
+from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT, MessagesFields, for_model
 from vinfer.server.fields.anthropic.turns import images_of
 from vinfer.server.generate.answer import deltas_or_pings, whole_choices
 from vinfer.server.generate.conversation import Conversation, prepare
 from vinfer.server.generate.generation import ChoiceDelta
 from vinfer.server.generate.images import prepare_images
-from vinfer.server.generate.message_blocks import Json, MessageBlocks
+from vinfer.server.generate.message_blocks import MessageBlocks
 from vinfer.server.generate.prompts import chat_prompt_ids
-from vinfer.server.generate.sampling import lowered_max_tokens
 from vinfer.server.generate.sse import Chunks, EventStream, Framing
 from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.errors import anthropic_error_object
+from vinfer.server.json_object import Json
 from vinfer.server.services import Services
 
 FRAMING = Framing(
@@ -66,10 +60,10 @@ async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse
         RequestError: the request is refused.
     """
     context = RequestContext.of(request.scope)
-    fields, completion = await read_fields(request, services, parse_messages_count)
+    fields, completion = await read_fields(request, services, MESSAGES_COUNT.parse_as_chat)
     model = services.models.serving(fields.model)
     context.model_name = model.name
-    with in_own_words():
+    with MESSAGES_COUNT.own_words():
         completion = for_model(completion, fields.thinking, model)
         images = await prepare_images(services, images_of(fields.messages), model)
         prompt_ids = await services.in_worker(chat_prompt_ids, completion, model, images)
@@ -78,14 +72,13 @@ async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse
 
 async def _conversation(services: Services, request: HttpRequest) -> tuple[MessagesFields, Conversation]:
     """Read the body and prepare its conversation; a function, so that nothing keeps the body longer."""
-    fields, completion = await read_fields(request, services, parse_messages)
+    fields, completion = await read_fields(request, services, MESSAGES.parse_as_chat)
     context = RequestContext.of(request.scope)
     model = services.models.serving(fields.model)
-    with in_own_words():
+    with MESSAGES.own_words():
         completion = for_model(completion, fields.thinking, model)
         sources = images_of(fields.messages)
         conversation = await prepare(services, context, completion, sources, f"msg_{uuid.uuid4().hex}")
-    context.max_tokens = lowered_max_tokens(completion, [conversation.params])
     return fields.model_copy(update={"messages": []}), conversation
 
 
@@ -119,8 +112,7 @@ class MessageAnswer:
     def delta_events(self, delta: ChoiceDelta) -> list[Json]:
         """Read what the answer has gained, and return its events."""
         events: list[Json] = []
-        is_last, is_cut = delta.finish_reason is not None, delta.finish_reason == "length"
-        for piece in self._reader.push(delta.text, is_last=is_last, is_cut=is_cut):
+        for piece in self._reader.read(delta):
             events += self._blocks.push(piece)
         if delta.finish_reason is not None:
             events += self._blocks.finish()

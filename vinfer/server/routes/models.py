@@ -52,7 +52,7 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
     return {
         "id": model.name,
         "object": "model",
-        "created": model.created,
+        "created": model.manifest.created,
         "owned_by": "easydel",
         "permission": [],
         "root": model.name,

@@ -12,17 +12,17 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from vinfer.server.fields.responses.body import ResponsesFields, in_own_words, parse_responses
+from vinfer.server.fields.responses.body import RESPONSES, ResponsesFields
 from vinfer.server.fields.responses.input import input_images
 from vinfer.server.generate.answer import deltas_or_pings, whole_choices
 from vinfer.server.generate.conversation import Conversation, prepare
 from vinfer.server.generate.generation import ChoiceDelta
-from vinfer.server.generate.response_items import Json, ResponseItems
-from vinfer.server.generate.sampling import lowered_max_tokens
+from vinfer.server.generate.response_items import ResponseItems
 from vinfer.server.generate.sse import Chunks, EventStream, Framing
 from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.errors import error_object
+from vinfer.server.json_object import Json
 from vinfer.server.services import Services
 
 
@@ -48,12 +48,11 @@ async def responses(services: Services, request: HttpRequest) -> ASGIApp | JSONR
 
 async def _conversation(services: Services, request: HttpRequest) -> tuple[ResponsesFields, Conversation]:
     """Read the body and prepare its conversation; a function, so that nothing keeps the body longer."""
-    fields, completion = await read_fields(request, services, parse_responses)
+    fields, completion = await read_fields(request, services, RESPONSES.parse_as_chat)
     context = RequestContext.of(request.scope)
-    with in_own_words():
+    with RESPONSES.own_words():
         sources = input_images(fields.input)
         conversation = await prepare(services, context, completion, sources, f"resp_{uuid.uuid4().hex}")
-    context.max_tokens = lowered_max_tokens(completion, [conversation.params])
     return fields.model_copy(update={"input": []}), conversation
 
 
@@ -86,8 +85,7 @@ class ResponseAnswer:
     def delta_events(self, delta: ChoiceDelta) -> list[Json]:
         """Read what the answer has gained, and return its events."""
         events: list[Json] = []
-        is_last, is_cut = delta.finish_reason is not None, delta.finish_reason == "length"
-        for piece in self._reader.push(delta.text, is_last=is_last, is_cut=is_cut):
+        for piece in self._reader.read(delta):
             events += self._items.push(piece)
         if delta.finish_reason is not None:
             self._status = "incomplete" if delta.finish_reason == "length" else "completed"

@@ -12,10 +12,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
 from vinfer.server.fields.tokenization import (
+    DETOKENIZE,
     DetokenizeFields,
     TokenizeMessages,
     TokenizeText,
-    parse_detokenize,
     parse_tokenize,
 )
 from vinfer.server.generate.images import image_sources, prepare_images
@@ -47,7 +47,7 @@ async def detokenize(services: Services, request: HttpRequest) -> JSONResponse:
     Raises:
         RequestError: the request is refused.
     """
-    fields = await read_fields(request, services, parse_detokenize)
+    fields = await read_fields(request, services, DETOKENIZE.parse)
     return await services.in_worker(_detokenized, fields, services.models.serving_or_only(fields.model))
 
 

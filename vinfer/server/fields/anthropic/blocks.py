@@ -9,24 +9,19 @@ import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
-from pydantic_core import PydanticCustomError
 
 from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ImageSource, NonEmpty
-from vinfer.server.fields.problems import shown, string_or_array
+from vinfer.server.fields.problems import only, string_or_array
 
 _BLOCK_TYPES = ("text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking")
 
 
-def _text_type(kind: Any) -> Any:
-    """Name the known types here: a block of an unknown type is parsed as text."""
-    if isinstance(kind, str) and kind != "text":
-        raise PydanticCustomError(
-            "block",
-            "is {kind}; must be one of {kinds}: send other content as text",
-            {"kind": shown(kind), "kinds": ", ".join(_BLOCK_TYPES)},
-        )
-    return kind
+# A block of an unknown type is parsed as text.
+_text_type = only(
+    "text",
+    otherwise=f"is {{word}}; must be one of {', '.join(_BLOCK_TYPES)}: send other content as text",
+)
 
 
 def _type_of(value: Any) -> Any:
@@ -46,7 +41,7 @@ CacheControl = Annotated[
 class TextBlock(HistoryBody):
     """Text."""
 
-    type: Annotated[Literal["text"], BeforeValidator(_text_type)]
+    type: Annotated[Literal["text"], _text_type]
     text: str
     cache_control: CacheControl = None
 
@@ -55,19 +50,14 @@ class TextBlock(HistoryBody):
         return {"type": "text", "text": self.text}
 
 
-def _source_type(kind: Any) -> Any:
-    """Name the known types here: a source of an unknown type is parsed as base64."""
-    if isinstance(kind, str) and kind != "base64":
-        raise PydanticCustomError(
-            "source", "is {kind}; must be base64 or url: vinfer keeps no files", {"kind": shown(kind)}
-        )
-    return kind
+# A source of an unknown type is parsed as base64.
+_source_type = only("base64", otherwise="is {word}; must be base64 or url: vinfer keeps no files")
 
 
 class Base64Source(HistoryBody):
     """An image's file in base64."""
 
-    type: Annotated[Literal["base64"], BeforeValidator(_source_type)]
+    type: Annotated[Literal["base64"], _source_type]
     media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
     data: NonEmpty
 

@@ -1,31 +1,26 @@
 """The applied fields of `/v1/messages` and `/v1/messages/count_tokens`, and the chat completion of the same.
 
 Like `chat`, and on the same threads. What depends on the model is checked in the fields of that completion;
-`in_own_words` names them as these routes do.
+`MESSAGES.own_words` names them as these routes do.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from vinfer.errors import RequestError
-from vinfer.server.fields.anthropic.thinking import Thinking, check_thinking, thinking_kwargs
+from vinfer.server.fields.anthropic.thinking import Thinking, thinking_kwargs
 from vinfer.server.fields.anthropic.tool_use import ToolDefinitions, ToolUseChoice
-from vinfer.server.fields.anthropic.treatment import COUNT_MESSAGES_FIELDS, MESSAGES_FIELDS
+from vinfer.server.fields.anthropic.treatment import COUNT_MESSAGES_OTHERS, MESSAGES_OTHERS
 from vinfer.server.fields.anthropic.turns import System, Turn, chat_messages, check_turns, continues_answer
-from vinfer.server.fields.body_model import Body, Unknown
-from vinfer.server.fields.chat import ChatFields, chat_of
-from vinfer.server.fields.form import RequestForm
+from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.chat import ChatFields
+from vinfer.server.fields.conversation_form import ConversationBody, ConversationForm
 from vinfer.server.fields.messages import MAX_MESSAGES
-from vinfer.server.fields.problems import renaming
-from vinfer.server.fields.rules import Json
 from vinfer.server.fields.sampling import MAX_INT32, MAX_STOP_STRINGS, Seed, StopString, Temperature, TopP
-from vinfer.server.fields.tools import check_tool_choice, check_tools
+from vinfer.server.json_object import Json
 from vinfer.server.model_table import ServedModel
 
 
@@ -64,7 +59,7 @@ _NO_FORMAT: Json = {
 }
 
 
-class CountMessagesFields(Body):
+class CountMessagesFields(ConversationBody):
     """`POST /v1/messages/count_tokens`."""
 
     model_config = ConfigDict(
@@ -80,11 +75,17 @@ class CountMessagesFields(Body):
     thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()
 
-    def as_chat(self, **sampling: Any) -> ChatFields:
+    def check(self) -> None:
+        check_turns(self.messages)
+        for part in (self.thinking, self.tool_choice):
+            if part is not None:
+                part.check()
+
+    def as_completion(self) -> dict[str, Any]:
         """Return the chat completion that asks for the same, all but `thinking`."""
         choice, config = self.tool_choice, self.output_config
         is_parallel = choice is None or not choice.disable_parallel_tool_use
-        completion = {
+        return {
             "model": self.model,
             "messages": chat_messages(self.system, self.messages),
             "continue_final_message": continues_answer(self.messages),
@@ -95,9 +96,7 @@ class CountMessagesFields(Body):
             "reasoning_effort": config.effort,
             # A message is one answer, whatever the config says.
             "n": 1,
-            **sampling,
         }
-        return chat_of(completion)
 
 
 class MessagesFields(CountMessagesFields):
@@ -111,20 +110,17 @@ class MessagesFields(CountMessagesFields):
     seed: Seed | None = None
     stream: bool = False
 
-    def as_chat(self, **sampling: Any) -> ChatFields:
-        return super().as_chat(
-            max_completion_tokens=self.max_tokens,
-            stop=self.stop_sequences,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            seed=self.seed,
-            **sampling,
-        )
+    def as_completion(self) -> dict[str, Any]:
+        return {
+            **super().as_completion(),
+            "max_completion_tokens": self.max_tokens,
+            "stop": self.stop_sequences,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "seed": self.seed,
+        }
 
-
-MESSAGES = RequestForm(MessagesFields, MESSAGES_FIELDS)
-MESSAGES_COUNT = RequestForm(CountMessagesFields, COUNT_MESSAGES_FIELDS)
 
 # What chat completions call a field, and what it is called here.
 _NAMES = (
@@ -141,57 +137,8 @@ _NAMES = (
     (re.compile(r"^prompt has (\d+) tokens"), r"prompt is too long: \1 tokens"),
 )
 
-
-def in_own_words() -> AbstractContextManager[None]:
-    """Make errors of a chat completion name the fields of these routes."""
-    return renaming(_NAMES)
-
-
-def parse_messages(
-    body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
-) -> tuple[MessagesFields, ChatFields]:
-    """Check the body of a message's request, and return it with the chat completion that asks for the same.
-
-    `ignored` as in `RequestForm.parse`.
-
-    Raises:
-        RequestError: names the first bad field.
-    """
-    fields = MESSAGES.parse(body, unknown, ignored)
-    return fields, _checked_chat(fields)
-
-
-def parse_messages_count(
-    body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
-) -> tuple[CountMessagesFields, ChatFields]:
-    """Check the body of a token count, and return it with the chat completion that has the same prompt.
-
-    `ignored` as in `RequestForm.parse`.
-
-    Raises:
-        RequestError: names the first bad field.
-    """
-    fields = MESSAGES_COUNT.parse(body, unknown, ignored)
-    return fields, _checked_chat(fields)
-
-
-def _checked_chat(fields: CountMessagesFields) -> ChatFields:
-    check_turns(fields.messages)
-    check_thinking(fields.thinking)
-    choice = fields.tool_choice
-    if choice is not None and (choice.name is None) == (choice.type == "tool"):
-        what = "missing: send it" if choice.name is None else f"set and type is {choice.type}: leave it out"
-        raise RequestError(f"tool_choice.name is {what}", param="tool_choice.name")
-    completion = fields.as_chat()
-    with in_own_words():
-        check_tools(completion.tools)
-        check_tool_choice(
-            completion.tools,
-            completion.tool_choice,
-            constrains_answer=completion.response_format is not None,
-            ignore_eos=False,
-        )
-    return completion
+MESSAGES = ConversationForm(MessagesFields, MESSAGES_OTHERS, _NAMES)
+MESSAGES_COUNT = ConversationForm(CountMessagesFields, COUNT_MESSAGES_OTHERS, _NAMES)
 
 
 def for_model(completion: ChatFields, thinking: Thinking | None, model: ServedModel) -> ChatFields:

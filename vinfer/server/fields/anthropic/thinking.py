@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import Body
-from vinfer.server.fields.rules import absent, all_of, any_of, having, present
+from vinfer.server.fields.rules import ByType, OfType
 from vinfer.server.fields.sampling import MAX_INT32
 from vinfer.server.fields.template_kwargs import THINKING_SWITCH, settable_kwargs
 from vinfer.server.model_table import ServedModel
@@ -20,40 +20,24 @@ from vinfer.server.model_table import ServedModel
 ThinkingType = Literal["enabled", "disabled", "adaptive"]
 
 
+_BY_TYPE = ByType(
+    OfType(("enabled",), needs=("budget_tokens",)),
+    OfType(("adaptive",), lacks=("budget_tokens",)),
+    OfType(("disabled",), lacks=("budget_tokens", "display")),
+)
+
+
 class Thinking(Body):
     """How the model reasons before it answers. `budget_tokens` has no effect: `max_tokens` limits both."""
 
-    model_config = ConfigDict(
-        json_schema_extra=any_of(
-            all_of(having("type", "enabled"), present("budget_tokens")),
-            all_of(having("type", "adaptive"), absent("budget_tokens")),
-            all_of(having("type", "disabled"), absent("budget_tokens", "display")),
-        )
-    )
+    model_config = ConfigDict(json_schema_extra=_BY_TYPE.schema)
 
     type: ThinkingType
     budget_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
     display: Literal["summarized", "omitted"] | None = None
 
-
-def check_thinking(thinking: Thinking | None) -> None:
-    """Check the fields against each other.
-
-    Raises:
-        RequestError: names the field.
-    """
-    if thinking is None:
-        return
-    if thinking.type == "enabled" and thinking.budget_tokens is None:
-        raise RequestError("thinking.budget_tokens is missing: send it", param="thinking.budget_tokens")
-    for name in ("budget_tokens", "display"):
-        if getattr(thinking, name) is not None and (
-            thinking.type == "disabled" or (thinking.type == "adaptive" and name == "budget_tokens")
-        ):
-            path = f"thinking.{name}"
-            raise RequestError(
-                f"{path} is set and thinking.type is {thinking.type}: leave it out", param=path
-            )
+    def check(self) -> None:
+        _BY_TYPE.check(self, self.type, "thinking")
 
 
 def thinking_types(model: ServedModel) -> set[ThinkingType]:

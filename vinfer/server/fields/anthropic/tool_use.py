@@ -12,19 +12,15 @@ from pydantic_core import PydanticCustomError
 
 from vinfer.server.fields.anthropic.blocks import CacheControl
 from vinfer.server.fields.body_model import Body
-from vinfer.server.fields.problems import shown
-from vinfer.server.fields.rules import absent, all_of, any_of, having, present
+from vinfer.server.fields.problems import only
+from vinfer.server.fields.rules import ByType, OfType
 from vinfer.server.fields.tools import MAX_TOOLS, NAME_PATTERN, Parameters
 
-
-def _custom_type(kind: Any) -> Any:
-    if isinstance(kind, str) and kind != "custom":
-        raise PydanticCustomError(
-            "tool",
-            "is {kind}, a tool that Anthropic runs or defines: describe a tool of your own with input_schema",
-            {"kind": shown(kind)},
-        )
-    return kind
+_custom_type = only(
+    "custom",
+    otherwise="is {word}, a tool that Anthropic runs or defines: describe a tool of your own with "
+    "input_schema",
+)
 
 
 def _no_examples(value: Any) -> Any:
@@ -53,7 +49,7 @@ Direct = Annotated[list[Literal["direct"]], Field(min_length=1, max_length=1)]
 class ToolDefinition(Body):
     """A tool that the model may call; `input_schema` is the JSON Schema of its arguments, an object."""
 
-    type: Annotated[Literal["custom"] | None, BeforeValidator(_custom_type)] = None
+    type: Annotated[Literal["custom"] | None, _custom_type] = None
     name: str = Field(pattern=NAME_PATTERN)
     description: str | None = None
     input_schema: Parameters
@@ -87,19 +83,20 @@ ToolDefinitions = Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS)]
 _CHAT_WORDS = {"auto": "auto", "any": "required", "none": "none"}
 
 
+_BY_TYPE = ByType(OfType(tuple(_CHAT_WORDS), lacks=("name",)), OfType(("tool",), needs=("name",)))
+
+
 class ToolUseChoice(Body):
     """Which tools may or must be called; `name` goes with the type `tool` and no other."""
 
-    model_config = ConfigDict(
-        json_schema_extra=any_of(
-            all_of(having("type", *_CHAT_WORDS), absent("name")),
-            all_of(having("type", "tool"), present("name")),
-        )
-    )
+    model_config = ConfigDict(json_schema_extra=_BY_TYPE.schema)
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = Field(None, min_length=1)
     disable_parallel_tool_use: bool | None = None
+
+    def check(self) -> None:
+        _BY_TYPE.check(self, self.type, "tool_choice")
 
     def as_chat(self) -> Any:
         """Return the choice in the form of chat completions."""

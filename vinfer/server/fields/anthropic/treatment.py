@@ -1,21 +1,14 @@
-"""What vinfer does with each field of the Messages API; see `fields.treatment`."""
+"""What vinfer does with the fields of the Messages API that it does not apply; see `fields.treatment`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vinfer.server.fields.treatment import ACCEPTED, APPLIED, FieldRule, refused
+from vinfer.server.fields.treatment import ACCEPTED, FieldRule, refused
 
 _NOTHING_CLEARED = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
 
-_CONVERSATION_FIELDS: Mapping[str, FieldRule] = {
-    "model": APPLIED,
-    "messages": APPLIED,
-    "system": APPLIED,
-    "tools": APPLIED,
-    "tool_choice": APPLIED,
-    "thinking": APPLIED,
-    "output_config": APPLIED,
+COUNT_MESSAGES_OTHERS: Mapping[str, FieldRule] = {
     "cache_control": ACCEPTED,
     "thread": refused("vinfer keeps nothing between requests: send the whole conversation as messages"),
     "compaction": refused("vinfer writes no summaries by itself: ask for one in a message"),
@@ -27,15 +20,8 @@ _CONVERSATION_FIELDS: Mapping[str, FieldRule] = {
     "speed": refused("a model has one speed: leave it out", "standard"),
 }
 
-MESSAGES_FIELDS: Mapping[str, FieldRule] = {
-    **_CONVERSATION_FIELDS,
-    "max_tokens": APPLIED,
-    "stop_sequences": APPLIED,
-    "temperature": APPLIED,
-    "top_p": APPLIED,
-    "top_k": APPLIED,
-    "seed": APPLIED,
-    "stream": APPLIED,
+MESSAGES_OTHERS: Mapping[str, FieldRule] = {
+    **COUNT_MESSAGES_OTHERS,
     "metadata": ACCEPTED,
     "service_tier": ACCEPTED,
     "diagnostics": ACCEPTED,
@@ -43,5 +29,3 @@ MESSAGES_FIELDS: Mapping[str, FieldRule] = {
     "container": refused("vinfer runs no code: leave it out"),
     "inference_geo": refused("a model runs where its server does: leave it out"),
 }
-
-COUNT_MESSAGES_FIELDS: Mapping[str, FieldRule] = _CONVERSATION_FIELDS

@@ -25,7 +25,8 @@ from vinfer.server.fields.anthropic.blocks import (
 from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ImageSource
 from vinfer.server.fields.messages import MAX_PARTS
-from vinfer.server.fields.rules import Json, all_of, any_of, having
+from vinfer.server.fields.rules import all_of, any_of, having
+from vinfer.server.json_object import Json
 
 Blocks = Annotated[list[Block], Field(max_length=MAX_PARTS)]
 _BLOCKS_OF_ROLE = {

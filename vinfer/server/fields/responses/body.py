@@ -1,26 +1,22 @@
 """The applied fields of `/v1/responses`, typed and limited, and the chat completion that asks for the same.
 
 Like `chat`, and on the same threads. What depends on the model is checked in the fields of that completion;
-`in_own_words` names them as this route does.
+`RESPONSES.own_words` names them as this route does.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from vinfer.errors import RequestError
-from vinfer.server.fields.body_model import Body, Unknown
-from vinfer.server.fields.chat import ChatFields, chat_of
-from vinfer.server.fields.form import RequestForm
-from vinfer.server.fields.problems import renaming, shown
+from vinfer.server.fields.body_model import Body
+from vinfer.server.fields.conversation_form import ConversationBody, ConversationForm
 from vinfer.server.fields.responses.input import InputItems, input_messages
-from vinfer.server.fields.rules import absent, all_of, any_of, having, present
+from vinfer.server.fields.rules import NEEDS_SCHEMA_TYPE, ByType, OfType, any_of
 from vinfer.server.fields.sampling import (
     MAX_INT32,
     TEXT_OR_NOTHING,
@@ -28,20 +24,17 @@ from vinfer.server.fields.sampling import (
     Seed,
     Temperature,
     TopP,
-    check_sampling,
 )
 from vinfer.server.fields.structured_outputs import MAX_DESCRIPTION_CHARS
 from vinfer.server.fields.template_kwargs import ReasoningEffort
 from vinfer.server.fields.tools import (
-    CHOICE_WORDS,
     MAX_TOOLS,
     NAME_PATTERN,
     Parameters,
     ToolType,
-    check_tool_choice,
-    check_tools,
+    word_or_function,
 )
-from vinfer.server.fields.treatment import RESPONSES_FIELDS
+from vinfer.server.fields.treatment import RESPONSES_OTHERS
 
 
 def _no_summary(value: Any) -> Any:
@@ -62,20 +55,6 @@ Included = Literal[
     "computer_call_output.output.image_url",
     "message.input_image.image_url",
 ]
-
-
-def _checked_choice(value: Any) -> Any:
-    """Parse words and objects here: pydantic would put the branch of a union into the error's path."""
-    if isinstance(value, str) and value in CHOICE_WORDS:
-        return {"type": value}
-    is_named = isinstance(value, dict) and set(value) == {"type", "name"} and value["name"] is not None
-    if is_named and value["type"] == "function":
-        return value
-    raise PydanticCustomError(
-        "tool_choice",
-        "is {value}; must be none, auto, required or {named}",
-        {"value": shown(value), "named": '{"type": "function", "name": ...}'},
-    )
 
 
 class FlatTool(Body):
@@ -114,15 +93,17 @@ class FlatToolChoice(Body):
         return self.type if self.name is None else {"type": self.type, "name": self.name}
 
 
+_FORMAT_BY_TYPE = ByType(
+    OfType(("text", "json_object"), lacks=("name", "schema", "description", "strict")),
+    OfType(("json_schema",), needs=("name", "schema")),
+    advice=NEEDS_SCHEMA_TYPE,
+)
+
+
 class TextFormat(Body):
     """`text.format`: the form of the answer. A schema is enforced whatever `strict` says."""
 
-    model_config = ConfigDict(
-        json_schema_extra=any_of(
-            all_of(having("type", "text", "json_object"), absent("name", "description", "schema", "strict")),
-            all_of(having("type", "json_schema"), present("name", "schema")),
-        )
-    )
+    model_config = ConfigDict(json_schema_extra=_FORMAT_BY_TYPE.schema)
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = Field(None, pattern=NAME_PATTERN)
@@ -138,6 +119,9 @@ class TextFormat(Body):
     def as_answer(self) -> dict[str, Any]:
         """Return the format as it was sent."""
         return self.model_dump(by_alias=True, exclude_none=True)
+
+    def check(self) -> None:
+        _FORMAT_BY_TYPE.check(self, self.type, "text.format")
 
 
 class TextOptions(Body):
@@ -160,7 +144,7 @@ class ResponseStreamOptions(Body):
     include_obfuscation: bool = Field(False, description="Has no effect: events are never padded.")
 
 
-class ResponsesFields(Body):
+class ResponsesFields(ConversationBody):
     """`POST /v1/responses`."""
 
     model_config = ConfigDict(
@@ -188,10 +172,7 @@ class ResponsesFields(Body):
     tools: Annotated[list[FlatTool], Field(max_length=MAX_TOOLS)] = []
     tool_choice: (
         Annotated[
-            FlatToolChoice,
-            BeforeValidator(
-                _checked_choice, json_schema_input_type=Literal["none", "auto", "required"] | NamedFlatChoice
-            ),
+            FlatToolChoice, word_or_function("name", '{"type": "function", "name": ...}', NamedFlatChoice)
         ]
         | None
     ) = None
@@ -203,18 +184,17 @@ class ResponsesFields(Body):
     include: list[Included] = Field([], description="Has no effect: an answer has no such parts.")
     stream_options: ResponseStreamOptions | None = None
 
-    def as_chat(self) -> ChatFields:
-        """Return the chat completion that asks for the same.
+    def check(self) -> None:
+        if self.text.format is not None:
+            self.text.format.check()
 
-        Raises:
-            RequestError: `input` has no content.
-        """
+    def as_completion(self) -> dict[str, Any]:
         messages = input_messages(self.input)
         if not messages:
             raise RequestError("input contains only reasoning without content: send a message", param="input")
         if self.instructions is not None:
             messages.insert(0, {"role": "system", "content": self.instructions})
-        completion = {
+        return {
             "model": self.model,
             "messages": messages,
             "max_completion_tokens": self.max_output_tokens,
@@ -232,10 +212,7 @@ class ResponsesFields(Body):
             "parallel_tool_calls": self.parallel_tool_calls,
             "reasoning_effort": self.reasoning.effort,
         }
-        return chat_of(completion)
 
-
-RESPONSES = RequestForm(ResponsesFields, RESPONSES_FIELDS)
 
 # What chat completions call a field, and what it is called here.
 _NAMES = (
@@ -249,44 +226,4 @@ _NAMES = (
     (re.compile(r"^messages\b"), "input"),
 )
 
-
-def in_own_words() -> AbstractContextManager[None]:
-    """Make errors of a chat completion name the fields of this route."""
-    return renaming(_NAMES)
-
-
-def parse_responses(
-    body: Mapping[str, Any], unknown: Unknown, ignored: list[str] | None = None
-) -> tuple[ResponsesFields, ChatFields]:
-    """Check the body of a response's request, and return it with the chat completion that asks for the same.
-
-    `ignored` as in `RequestForm.parse`.
-
-    Raises:
-        RequestError: names the first bad field.
-    """
-    fields = RESPONSES.parse(body, unknown, ignored)
-    form = fields.text.format
-    if form is not None:
-        _check_format(form)
-    completion = fields.as_chat()
-    with in_own_words():
-        check_sampling(completion)
-        check_tools(completion.tools)
-        check_tool_choice(
-            completion.tools,
-            completion.tool_choice,
-            constrains_answer=form is not None and form.type != "text",
-            ignore_eos=completion.ignore_eos,
-        )
-    return fields, completion
-
-
-def _check_format(form: TextFormat) -> None:
-    own = {"name": form.name, "schema": form.schema_, "description": form.description, "strict": form.strict}
-    for key, value in own.items():
-        path = f"text.format.{key}"
-        if form.type != "json_schema" and value is not None:
-            raise RequestError(f"{path} needs type json_schema: leave it out or change the type", param=path)
-        if form.type == "json_schema" and key in ("name", "schema") and value is None:
-            raise RequestError(f"{path} is missing: send it", param=path)
+RESPONSES = ConversationForm(ResponsesFields, RESPONSES_OTHERS, _NAMES)

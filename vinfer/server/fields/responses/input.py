@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
-from pydantic_core import PydanticCustomError
 
 from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ImageDetail, ImageSource, check_may_have_image
 from vinfer.server.fields.messages import MAX_MESSAGES, MAX_PARTS
-from vinfer.server.fields.problems import shown, string_or_array
+from vinfer.server.fields.problems import only, string_or_array
 from vinfer.server.fields.rules import any_of, having
 
 _TEXT_TYPES = ("input_text", "output_text")
@@ -35,33 +34,21 @@ def _text_as_item(value: Any) -> Any:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
-def _text_type(kind: Any) -> Any:
-    if isinstance(kind, str) and kind not in _TEXT_TYPES:
-        raise PydanticCustomError(
-            "part",
-            "is {kind}; text goes into input_text parts, and images into input_image parts",
-            {"kind": shown(kind)},
-        )
-    return kind
-
-
-def _item_type(kind: Any) -> Any:
-    if isinstance(kind, str) and kind != "message":
-        raise PydanticCustomError(
-            "item",
-            "is {kind}; nothing is kept between requests, and only functions are called: send {kinds}",
-            {"kind": shown(kind), "kinds": ", ".join(_ITEM_TYPES)},
-        )
-    return kind
-
-
+_text_type = only(
+    *_TEXT_TYPES, otherwise="is {word}; text goes into input_text parts, and images into input_image parts"
+)
+_item_type = only(
+    "message",
+    otherwise="is {word}; nothing is kept between requests, and only functions are called: send "
+    + ", ".join(_ITEM_TYPES),
+)
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
 class TextPart(HistoryBody):
     """A text in a message, or what a function returned."""
 
-    type: Annotated[Literal["input_text", "output_text"], BeforeValidator(_text_type)]
+    type: Annotated[Literal["input_text", "output_text"], _text_type]
     text: str
 
     def as_chat(self) -> dict[str, Any]:
@@ -111,7 +98,7 @@ class MessageItem(HistoryBody):
 
     model_config = ConfigDict(json_schema_extra=any_of(having("role", "user"), _TEXT_CONTENT))
 
-    type: Annotated[Literal["message"], BeforeValidator(_item_type)] = "message"
+    type: Annotated[Literal["message"], _item_type] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[Parts, BeforeValidator(_text_as_part, json_schema_input_type=str | Parts)]
     id: str | None = None
