@@ -23,7 +23,8 @@ from vinfer.errors import VinferError
 from vinfer.hosts.agreement import Facts, bundle_facts, check_same, group_facts
 from vinfer.hosts.membership import Membership
 from vinfer.hosts.outstanding import Outstanding
-from vinfer.hosts.record import Kind, Record, RecordError, RecordFormat
+from vinfer.hosts.record import Kind, RecordError
+from vinfer.hosts.repeater import Repeater
 from vinfer.hosts.stream import FollowerStream, read_secret
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ class Follower:
         self._on_ready = on_ready
         assert config.secret_file is not None
         self._secret = read_secret(config.secret_file)
-        self._format = RecordFormat()
-        self._models: list[LoadedModel] = []
+        self._repeater = Repeater()
         self._outstanding = Outstanding()
         self._enqueued: queue.SimpleQueue[tuple[int, Mapping[str, Any]]] = queue.SimpleQueue()
         self._heard_seconds = time.monotonic()
@@ -76,7 +76,6 @@ class Follower:
         self._stop_number: int | None = None
         self.on_stop: Callable[[], str] = lambda: ""
         """Returns what else to say at the end."""
-        self._num_programs = 0
 
     def join(self, model_names: Sequence[str]) -> None:
         """Wait for all members, compare what holds for all models, and follow the leader from now on.
@@ -141,8 +140,7 @@ class Follower:
 
     def add(self, position: int, manifest: Manifest, model: LoadedModel) -> None:
         """Follow one more model, from the moment in which it is loaded on all members."""
-        self._format.add(manifest)
-        self._models.append(model)
+        self._repeater.add(manifest, model)
         self._group.meet(f"loaded{position}", 86400.0)
 
     def _guarded(self, work: Callable[[], None]) -> None:
@@ -155,26 +153,16 @@ class Follower:
             end_process(f"this member ends: {type(error).__name__}", VinferError.exit_code)
 
     def _take_records(self) -> None:
-        number = 0
         while self._stop_number is None:
             content = self._stream.record()
             self._heard_seconds = time.monotonic()
-            self._outstanding.begin(number)
-            self._repeat(self._format.decode(content, number=number))
-            number += 1
-
-    def _repeat(self, record: Record) -> None:
-        outputs: Mapping[str, Any] = {}
-        if record.shape is not None:
-            model = self._models[record.model]
-            held = {name: model.held_input(record.shape, name) for name in record.held}
-            outputs = model.run(record.shape, {**record.inputs, **held})
-            self._num_programs += 1
-        elif record.kind == Kind.READY:
-            self._on_ready()
-        elif record.kind == Kind.STOP:
-            self._stop_number = record.number
-        self._enqueued.put((record.number, outputs))
+            self._outstanding.begin(self._repeater.number)
+            done = self._repeater.repeat(content)
+            if done.kind == Kind.READY:
+                self._on_ready()
+            elif done.kind == Kind.STOP:
+                self._stop_number = done.number
+            self._enqueued.put((done.number, done.outputs))
 
     def _wait_for_device(self) -> None:
         while True:
@@ -216,4 +204,4 @@ class Follower:
             )
 
     def _summary(self) -> str:
-        return ", ".join(filter(None, (f"{self._num_programs} programs repeated", self.on_stop())))
+        return ", ".join(filter(None, (f"{self._repeater.num_programs} programs repeated", self.on_stop())))

@@ -163,6 +163,8 @@ class RecordFormat:
                 names.append(spec.name)
                 continue
             flat = np.frombuffer(content, dtype, math.prod(spec.shape), start)
+            if dtype == np.bool_ and flat.view(np.uint8).max(initial=0) > 1:
+                raise RecordError(f"record {number} has values other than 0 and 1 for {spec.name}")
             inputs[spec.name] = flat.reshape(spec.shape)
             start += size
         return Record(kind, number, model, layout.program.shape, inputs, tuple(names))

@@ -94,7 +94,7 @@ class LeaderStream:
         self._number = 0
         self.send_seconds = 0.0
         """How long the last `send` took."""
-        context = _context()
+        self._context = context = _context()
         self._zap = context.socket(zmq.REP)
         self._zap.bind(_ZAP)
         self._socket = context.socket(zmq.ROUTER)
@@ -109,6 +109,7 @@ class LeaderStream:
         try:
             self._socket.bind(_url(host, port))
         except zmq.ZMQError as error:
+            self.close()
             raise BindError(
                 f"cannot listen on port {port} for followers: {error.strerror}: stop what uses it or choose "
                 "another server.distributed.stream_port"
@@ -159,6 +160,14 @@ class LeaderStream:
             while self._socket.poll(0):
                 found += self._read()
         return found
+
+    def close(self) -> None:
+        """Leave; followers take it for a death, if they have not been told to stop."""
+        if self._context.closed:
+            return
+        for each in (self._socket, self._zap):
+            each.close(linger=0)
+        self._context.term()
 
     def _read(self) -> list[tuple[int, int]]:
         parts = self._socket.recv_multipart()
@@ -237,5 +246,10 @@ class FollowerStream:
         )
 
     def close(self) -> None:
-        """Send what is queued, for at most a second."""
-        self._answers.close()
+        """Leave, after sending what is queued, for at most a second."""
+        if self._context.closed:
+            return
+        self._records.disable_monitor()
+        for each in (self._monitor, self._records, self._answers):
+            each.close()
+        self._context.term()
