@@ -73,6 +73,7 @@ class Follower:
         self._enqueued: queue.SimpleQueue[tuple[int, Mapping[str, Any]]] = queue.SimpleQueue()
         self._heard_seconds = time.monotonic()
         self._num_done = -1
+        self._is_serving = False
         self._stop_number: int | None = None
         self.on_stop: Callable[[], str] = lambda: ""
         """Returns what else to say at the end."""
@@ -159,6 +160,7 @@ class Follower:
             self._outstanding.begin(self._repeater.number)
             done = self._repeater.repeat(content)
             if done.kind == Kind.READY:
+                self._is_serving = True
                 self._on_ready()
             elif done.kind == Kind.STOP:
                 self._stop_number = done.number
@@ -195,8 +197,9 @@ class Follower:
                 VinferError.exit_code,
                 with_stacks=True,
             )
-        # A record that takes long keeps others waiting, which is no silence of the leader.
-        if silence > self._config.heartbeat_seconds and age == 0.0:
+        # A record that takes long keeps others waiting, which is no silence of the leader. Nor is a thread
+        # that waits while models are loaded; the end of the connection is noticed in any case.
+        if self._is_serving and silence > self._config.heartbeat_seconds and age == 0.0:
             end_process(
                 f"this member ends: the leader has been silent for {silence:.1f} s "
                 f"(server.distributed.heartbeat_seconds is {self._config.heartbeat_seconds})",

@@ -68,6 +68,9 @@ class Leader:
         self._heard: dict[int, float] = {}
         self._done: dict[int, int] = {}
         self._all_came = threading.Event()
+        # Loading may keep other threads of a member waiting for long, so until then only JAX's own threads
+        # and the end of a connection tell whether it lives.
+        self._is_serving = False
         self._is_stopping = False
         self._failed_seconds = 0.0
         self.failure: str | None = None
@@ -136,6 +139,7 @@ class Leader:
     def say_ready(self) -> None:
         """Let the followers' probes say that the group serves."""
         self._signal(Kind.READY)
+        self._is_serving = True
 
     def announce(self, position: int, shape: ProgramShape, inputs: Mapping[str, Any]) -> None:
         """Send the record of a dispatch. Called with the dispatch lock held.
@@ -186,7 +190,8 @@ class Leader:
 
     def _signal(self, kind: Kind) -> int:
         def make(number: int) -> bytes:
-            self._outstanding.begin(number)
+            if self._is_serving:
+                self._outstanding.begin(number)
             return signal_record(number, kind)
 
         return self._stream.send(make)
@@ -227,7 +232,7 @@ class Leader:
     def _check_followers(self) -> None:
         for follower, heard in self._heard.items():
             silence = time.monotonic() - heard
-            if silence > self._config.heartbeat_seconds:
+            if self._is_serving and silence > self._config.heartbeat_seconds:
                 raise LostMemberError(
                     f"member {follower} has been silent for {silence:.1f} s "
                     f"(server.distributed.heartbeat_seconds is {self._config.heartbeat_seconds})"
