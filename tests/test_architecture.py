@@ -27,7 +27,7 @@ PICKLES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
 
 HTTP_CLIENTS = ("httpx", "httpcore", "aiohttp", "http.client", "requests", "urllib.request", "urllib3")
 
-RUN_ROOMS = ("vinfer.engine", "vinfer.images", "vinfer.server", "vinfer.text")
+RUN_ROOMS = ("vinfer.engine", "vinfer.hosts", "vinfer.images", "vinfer.server", "vinfer.text")
 BUILD_ROOMS = ("vinfer.compiler", "vinfer.checkpoint")
 PARITY = ("vinfer.parity",)
 SHARED = (
@@ -46,7 +46,8 @@ CLIENTS = ("vinfer.bench", "vinfer.chat")
 FIELDS, CONSTRAIN, GENERATE = "vinfer.server.fields", "vinfer.server.constrain", "vinfer.server.generate"
 ROUTES, DOCUMENT = "vinfer.server.routes", "vinfer.server.document"
 FORMATS = ("vinfer.checkpoint.hf", "vinfer.checkpoint.gguf")
-# Where arrays live in the engine; everything else in it is plain Python.
+HOSTS = ("vinfer.hosts",)
+# Where arrays live in the engine, and where JAX learns of other hosts; everything else there is plain Python.
 ON_DEVICE = (
     "vinfer.engine.loading.compile_count",
     "vinfer.engine.loading.executables",
@@ -54,6 +55,7 @@ ON_DEVICE = (
     "vinfer.engine.loading.mesh",
     "vinfer.engine.loading.programs",
     "vinfer.engine.runner",
+    "vinfer.hosts.process_group",
 )
 # The event loop's side and the scheduler: not even by a detour.
 WITHOUT_JAX = (
@@ -66,6 +68,8 @@ WITHOUT_JAX = (
     "vinfer.engine.request",
     "vinfer.engine.scheduler",
     "vinfer.engine.stream",
+    "vinfer.hosts.follower",
+    "vinfer.hosts.leader",
 )
 
 VAGUE_NAMES = frozenset({"util", "utils", "common", "helper", "helpers", "manager", "managers", "misc"})
@@ -85,7 +89,10 @@ DIRECTIONS = (
     Rule("the run half stands without the build half", RUN_ROOMS, BUILD_ONLY),
     Rule("what both halves share knows neither", SHARED, (*BUILD_ONLY, *RUN_ROOMS)),
     Rule(
-        "plain Python, so that it is tested without a device", (*WITHOUT_JAX, "vinfer.engine"), JAX, ON_DEVICE
+        "plain Python, so that it is tested without a device",
+        (*WITHOUT_JAX, "vinfer.engine", *HOSTS),
+        JAX,
+        ON_DEVICE,
     ),
     Rule("one adapter knows EasyDeL", ("vinfer",), EASYDEL, but_not=("vinfer.compiler.easydel",)),
     Rule("tensors are read without a framework", ("vinfer.checkpoint",), (*JAX, *EASYDEL, "torch")),
@@ -124,6 +131,27 @@ DIRECTIONS = (
             *JAX,
             *(room for room in SHARED if room != "vinfer.errors"),
             "numpy",
+        ),
+    ),
+    Rule("one module knows ZeroMQ", ("vinfer",), ("zmq",), ("vinfer.hosts.stream",)),
+    Rule(
+        "one machine serves without a group",
+        tuple(room for room in RUN_ROOMS if room not in HOSTS),
+        HOSTS,
+    ),
+    Rule(
+        "hosts repeat programs, and know no request",
+        HOSTS,
+        (
+            "vinfer.engine.engine",
+            "vinfer.engine.request",
+            "vinfer.engine.runner",
+            "vinfer.engine.scheduler",
+            "vinfer.images",
+            "vinfer.server",
+            "vinfer.text",
+            "starlette",
+            "uvicorn",
         ),
     ),
     Rule("one module knows OpenTelemetry", ("vinfer",), ("opentelemetry",), ("vinfer.server.http.traces",)),
@@ -198,6 +226,7 @@ LOADS = (
         (*JAX, *EASYDEL, "transformers", "torch", "numpy", "starlette", "uvicorn"),
     ),
     Rule("plain Python loads no JAX, by no detour", WITHOUT_JAX, JAX),
+    Rule("whoever serves alone loads no ZeroMQ", ("vinfer.launch.loader", "vinfer.server"), ("zmq",)),
     Rule("a server without traces loads none of it", ("vinfer.server.app",), ("opentelemetry",)),
     Rule("a serving process has no build half in it", RUN_ROOMS, BUILD_ONLY),
     Rule(
@@ -430,6 +459,11 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.engine.request", "import jax", "plain Python, so that"),
         ("vinfer.engine.scheduler", "import llguidance", "one module knows llguidance"),
         ("vinfer.server.services", "from opentelemetry import trace", "one module knows OpenTelemetry"),
+        ("vinfer.hosts.leader", "import jax", "plain Python, so that"),
+        ("vinfer.hosts.record", "import zmq", "one module knows ZeroMQ"),
+        ("vinfer.engine.loading.loaded_model", "from vinfer.hosts import record", "serves without a group"),
+        ("vinfer.hosts.follower", "from vinfer.engine.engine import Engine", "know no request"),
+        ("vinfer.server.app", "import zmq", "whoever serves alone"),
         ("vinfer.engine.engine", "from jax import numpy as jnp", "plain Python, so that"),
         ("vinfer.engine.prefix_cache", "def f():\n    import jax", "plain Python, so that"),
         ("vinfer.config.load", "def f():\n    import jax", "plain Python, so that"),

@@ -212,14 +212,14 @@ def load(directory: Path, _: int) -> None:
     import jax
 
     from vinfer.bundle.directory import read_manifest
-    from vinfer.engine.loading.load import load_runner
+    from vinfer.engine.loading.load import load_model
 
     manifest = read_manifest(directory / "bundle")
     devices = jax.devices()
     memory = PeakMemory()
     memory.enter("loading")
     with memory.sampling("self"):
-        load_runner(
+        load_model(
             directory / "bundle",
             manifest,
             devices=devices,

@@ -19,7 +19,7 @@ def main() -> None:
     from vinfer.config import load_config
     from vinfer.launch.bundles import code_cache_dir, find_or_build
     from vinfer.launch.devices import device_memory_bytes, local_devices, target_devices
-    from vinfer.launch.loader import start_engine
+    from vinfer.launch.engine_start import start_engine
     from vinfer.launch.terminal import quiet_xla
     from vinfer.server.intake import give_memory_back
 

@@ -120,7 +120,7 @@ def test_a_long_prompt_is_answered_as_transformers_answers_it(
     engine = load_engine(bundle, model)
     try:
         assert engine.max_model_len == case.expected_len
-        assert sum(pool.nbytes for pool in engine._runner._kv) <= KV_CACHE_BYTES
+        assert sum(pool.nbytes for pool in engine._runner.model.kv) <= KV_CACHE_BYTES
         started = time.monotonic()
         (alone,) = ask(engine, questions[:1])
         seconds = time.monotonic() - started

@@ -168,7 +168,7 @@ def test_local_paths_are_relative_to_where_they_are_written(
         directory.mkdir(parents=True)
     path = tmp_path / "deploy/x.yaml"
     path.write_text(
-        "server: {api_keys_file: keys}\ncache_dir: cache\nmodels:\n"
+        "server: {api_keys_file: keys, distributed: {secret_file: secret}}\ncache_dir: cache\nmodels:\n"
         + "".join(
             f"  - {{name: m{i}, source: {source}}}\n"
             for i, source in enumerate(
@@ -190,6 +190,7 @@ def test_local_paths_are_relative_to_where_they_are_written(
     config = load_config(path, overrides=["models[8].source=../there"], environ={})
     deploy = f"{tmp_path}/deploy"
     assert config.server.api_keys_file == Path(deploy, "keys")
+    assert config.server.distributed.secret_file == Path(deploy, "secret")
     assert config.cache_dir == Path(deploy, "cache")
     assert [model.source for model in config.models] == [
         f"{deploy}/local/model",

@@ -54,6 +54,26 @@ _TRIGGER = _block(
 )
 
 CUSTOM_RESOURCES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "LeaderWorkerSet": (
+        "leaderworkerset.x-k8s.io/v1",
+        _block(
+            "leaderWorkerTemplate",
+            replicas=_COUNT,
+            startupPolicy={"enum": ["LeaderCreated", "LeaderReady"]},
+            rolloutStrategy=_block(
+                "type",
+                type={"const": "RollingUpdate"},
+                rollingUpdateConfiguration=_block("", maxUnavailable=_COUNT, maxSurge=_COUNT),
+            ),
+            leaderWorkerTemplate=_block(
+                "size workerTemplate",
+                size={"type": "integer", "minimum": 1},
+                restartPolicy={"enum": ["RecreateGroupOnPodRestart", "RecreateGroupAfterStart", "None"]},
+                # A pod template: `test_group_manifests` compares it with Kubernetes' own.
+                workerTemplate={"type": "object"},
+            ),
+        ),
+    ),
     "InferencePool": (
         "inference.networking.k8s.io/v1",
         _block(

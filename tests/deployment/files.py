@@ -65,6 +65,12 @@ def objects(directory: Path) -> list[dict[str, Any]]:
     ]
 
 
+def pod_template_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pod template of a LeaderWorkerSet."""
+    template: dict[str, Any] = group["spec"]["leaderWorkerTemplate"]["workerTemplate"]
+    return template
+
+
 def one(found: Sequence[Mapping[str, Any]], kind: str, name: str = "vinfer") -> Any:
     [match] = [o for o in found if o["kind"] == kind and o["metadata"]["name"] == name]
     return match
@@ -89,6 +95,8 @@ def pods(found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, An
     for workload in found:
         if workload["kind"] in ("Deployment", "Job"):
             yield workload["metadata"]["name"], workload["spec"]["template"]
+        if workload["kind"] == "LeaderWorkerSet":
+            yield workload["metadata"]["name"], pod_template_of(workload)
 
 
 def command_config(args: Sequence[str], file: Path | None, environ: Mapping[str, str]) -> Config:

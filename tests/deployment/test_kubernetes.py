@@ -35,6 +35,7 @@ from vinfer.server.http.auth import PUBLIC_PATHS
 
 SERVE = KUBERNETES / "base" / "serve"
 PRECOMPILE = KUBERNETES / "base" / "precompile"
+GROUP = KUBERNETES / "base" / "group"
 KUSTOMIZATIONS = sorted(path.parent for path in DEPLOY.rglob("kustomization.yaml"))
 # What `kubectl apply -k` is given.
 APPLIED = [d for d in KUSTOMIZATIONS if "components" not in d.parts]
@@ -75,6 +76,7 @@ def test_a_kustomization_names_all_files_beside_it(directory: Path) -> None:
     content = read(directory / "kustomization.yaml")
     named = [*content.get("resources", ()), *content.get("components", ())]
     named += [name for generator in content.get("configMapGenerator", ()) for name in generator["files"]]
+    named += content.get("configurations", ())
     assert all((directory / name).exists() for name in named), named
     beside = {path.name for path in directory.iterdir() if path.is_file()}
     assert beside - {"kustomization.yaml"} == {name for name in named if "/" not in name}
@@ -174,7 +176,7 @@ def test_selectors_find_the_pods(deployment: dict[str, Any]) -> None:
         assert not any(s.items() <= template["metadata"]["labels"].items() for s in selectors)
 
 
-@pytest.mark.parametrize("directory", [SERVE, PRECOMPILE, POOL], ids=lambda d: d.name)
+@pytest.mark.parametrize("directory", [SERVE, PRECOMPILE, POOL, GROUP], ids=lambda d: d.name)
 def test_a_pod_has_no_rights_that_it_does_not_need(directory: Path) -> None:
     for _, template in pods(objects(directory)):
         spec = template["spec"]
@@ -190,7 +192,7 @@ def test_a_pod_has_no_rights_that_it_does_not_need(directory: Path) -> None:
         assert {mount["name"] for mount in only["volumeMounts"]} == {v["name"] for v in spec["volumes"]}
 
 
-@pytest.mark.parametrize("directory", [SERVE, PRECOMPILE], ids=lambda d: d.name)
+@pytest.mark.parametrize("directory", [SERVE, PRECOMPILE, GROUP], ids=lambda d: d.name)
 def test_a_pod_runs_as_the_user_of_the_image_and_writes_where_vinfer_does(directory: Path) -> None:
     user, group = map(int, re.search(r"^USER (\d+):(\d+)$", DOCKERFILE, re.MULTILINE).groups())
     [(_, template)] = pods(objects(directory))

@@ -16,9 +16,11 @@ from vinfer.bundle.manifest import Manifest
 from vinfer.checkpoint.source import ResolvedSource
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError
+from vinfer.launch import engine_start
 from vinfer.launch import loader as module
 from vinfer.launch.bundles import FoundBundle
-from vinfer.launch.loader import MAX_PARALLEL_LOADS, Loader, model_table, start_engine
+from vinfer.launch.engine_start import start_engine
+from vinfer.launch.loader import MAX_PARALLEL_LOADS, Loader, model_table
 from vinfer.launch.progress.times import Work
 from vinfer.server.model_table import ModelTable
 
@@ -145,15 +147,18 @@ def test_changed_weights_are_refused_while_they_are_loaded(
     """20 kB of zeros in a file of weights were once served."""
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "00000.safetensors").write_bytes(bytes(20_000))
-    manifest = Manifest.model_construct(files={"weights/00000.safetensors": "0" * 64})
+    manifest = Manifest.model_construct(
+        files={"weights/00000.safetensors": "0" * 64}, num_slots=1, mesh={"dp": 1}
+    )
 
     class Runner:
-        def warm_up(self) -> None:
+        def __init__(self, *_: Any, **__: Any) -> None:
             raise LoadedError
 
-    monkeypatch.setattr(module, "device_pages", lambda *_, **__: (1,))
-    monkeypatch.setattr(module, "device_memory_bytes", lambda _: None)
-    monkeypatch.setattr("vinfer.engine.loading.load.load_runner", lambda *_, **__: Runner())
+    monkeypatch.setattr(engine_start, "device_pages", lambda *_, **__: (1,))
+    monkeypatch.setattr(engine_start, "device_memory_bytes", lambda _: None)
+    monkeypatch.setattr("vinfer.engine.loading.load.load_model", lambda *_, **__: None)
+    monkeypatch.setattr("vinfer.engine.runner.Runner", Runner)
     arguments: dict[str, Any] = {"devices": (None,), "code_roots": (), "dispatch_lock": threading.Lock()}
     expected = pytest.raises(BundleError, match=r"weights/00000\.safetensors was changed after the build")
     with expected if verify_weights else pytest.raises(LoadedError):

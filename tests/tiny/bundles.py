@@ -103,6 +103,25 @@ BUNDLES: dict[str, dict[str, Any]] = {
         "speculation": {"ngram": 3, "tokens": 4},
         "embeddings": "last",
     },
+    # For two processes of one device each; the images' only encoder is small.
+    "llama-of-two-hosts": {
+        "checkpoint": "llama",
+        **_NARROW,
+        "mesh": {"tp": 2},
+        "embeddings": "mean",
+        "prompt_logprobs": True,
+    },
+    "llava-of-two-hosts": {
+        "checkpoint": "llava-colours",
+        **_NARROW,
+        "max_model_len": 256,
+        "task": "image-text",
+        "image_cache_bytes": 1,
+        "mesh": {"tp": 2},
+        "precompile": [
+            {"batch_size": 1, "prefill_length": MAX_CHUNK, "vision": _encoders(VISION["llava"], 1)}
+        ],
+    },
     "llama-fsdp2": {"checkpoint": "llama", **_NARROW, "mesh": {"fsdp": 2, "tp": 1}},
     "llama-two-kv-heads-tp4": {"checkpoint": "llama-two-kv-heads", **_NARROW, "mesh": {"tp": 4}},
     # Experts with biases, sinks and windows; fused projections that tp cuts across; experts over ep.

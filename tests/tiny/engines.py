@@ -23,7 +23,7 @@ from vinfer.engine.engine import Engine
 from vinfer.engine.grammar import Grammar, GrammarKind, GrammarMatcher, GrammarSpec
 from vinfer.engine.request import Request, RequestImage, SamplingParams, TokenLogprobs
 from vinfer.launch.bundles import open_bundle
-from vinfer.launch.loader import start_engine
+from vinfer.launch.engine_start import start_engine
 from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.text.tokenizer import Tokenizer
 

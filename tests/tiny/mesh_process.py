@@ -68,12 +68,14 @@ def run(bundle: str, directory: Path) -> None:
         ],
     )
     pools = {
-        shape for pool in engine._runner._kv for shape in (pool.shape, pool.addressable_shards[0].data.shape)
+        shape
+        for pool in engine._runner.model.kv
+        for shape in (pool.shape, pool.addressable_shards[0].data.shape)
     }
     # The programs that the engine runs, not compiled a second time.
     texts = {
         shape.name: program.compiled.as_text()
-        for shape, program in engine._runner._programs.items()
+        for shape, program in engine._runner.model.programs.items()
         if shape.kind != "set_slot"
     }
     found = {

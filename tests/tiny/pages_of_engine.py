@@ -58,11 +58,11 @@ class EnginePages:
         self._fill([(page, slice(end % self._shard.page_size, None)) for page in pages], value)
 
     def _fill(self, places: Sequence[tuple[object, ...]], value: float) -> None:
-        runner = self._engine._runner
-        with runner._dispatch_lock:
-            runner._kv = tuple(
+        model = self._engine._runner.model
+        with model.dispatch_lock:
+            model.kv = tuple(
                 pool.at[places[group]].set(jnp.asarray(value, pool.dtype))
-                for pool, group in zip(runner._kv, self._groups, strict=True)
+                for pool, group in zip(model.kv, self._groups, strict=True)
             )
 
     @contextmanager

@@ -121,3 +121,16 @@ def check_fits(
             f"bundle {directory}: its mesh {mesh_words(manifest.mesh)} needs {manifest.num_devices} "
             f"devices; this machine has {num_devices}: run vinfer precompile with a smaller mesh"
         )
+
+
+def check_spans(directory: Path, manifest: Manifest, num_devices: int) -> None:
+    """Check that a bundle uses all devices of a group: a member without any would have nothing to do.
+
+    Raises:
+        BundleError: it does not.
+    """
+    if manifest.num_devices != num_devices:
+        raise BundleError(
+            f"bundle {directory}: its mesh {mesh_words(manifest.mesh)} takes {manifest.num_devices} devices; "
+            f"the group has {num_devices}: run vinfer precompile with a mesh over all of them"
+        )

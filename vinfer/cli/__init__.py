@@ -97,11 +97,11 @@ def serve(
     """
     # Until the server replaces it: SIGHUP would end the process.
     signal.signal(signal.SIGHUP, lambda *_: None)
-    from vinfer.config import load_source
     from vinfer.launch.admin import admin_listener
     from vinfer.launch.banner import greet
     from vinfer.launch.bundles import code_cache_dir
     from vinfer.launch.devices import target_devices
+    from vinfer.launch.group.leader import group_membership, load_to_serve, start_leader
     from vinfer.launch.loader import Loader, model_table
     from vinfer.launch.progress.display import progress_display
     from vinfer.launch.reload import Reloader
@@ -113,13 +113,19 @@ def serve(
 
     named = {"server.host": host, "server.port": port}
     settings = [*(overrides or ()), *(f"{k}={json.dumps(v)}" for k, v in named.items() if v is not None)]
-    read_config = functools.partial(load_source, source, overrides=settings, environ=os.environ)
+    read_config = functools.partial(load_to_serve, source, overrides=settings, environ=os.environ)
     config = read_config()
     configure_logging(config.log_level, config.log_format)
     wanted = target_devices(devices)
+    membership = group_membership(config, os.environ)
+    if membership is not None and not membership.is_leader:
+        from vinfer.launch.group.follower import follow
+
+        follow(config, membership, wanted=wanted, code_cache=code_cache_dir(config, os.environ))
     check_exposure(config.server, insecure=insecure)
     table = model_table(config)
     keys = read_api_keys(config.server.api_keys_file)
+    leader = start_leader(config, membership)
     display = progress_display(config.log_format)
     loader = Loader(
         config,
@@ -128,6 +134,7 @@ def serve(
         code_cache=code_cache_dir(config, os.environ),
         show=display,
         num_keys=len(keys),
+        group=leader,
     )
     application = create_app(config.server, table, keys, compile_count=loader.num_post_ready_compiles)
     sock = bind(config.server.host, config.server.port)
@@ -147,7 +154,18 @@ def serve(
         check=lambda changed: check_exposure(changed.server, insecure=insecure),
     )
     recover = Restarts(table, loader.restart, {model.name: model.max_restarts for model in config.models})
-    code = run_server(application, config.server, sock, reload=reload, recover=recover, admin=admin)
+    code = run_server(
+        application,
+        config.server,
+        sock,
+        reload=reload,
+        # A group is restarted as a whole, by whoever has started it.
+        recover=recover if leader is None else lambda name: False,
+        lost_group=lambda: None if leader is None else leader.failure,
+        admin=admin,
+    )
+    if leader is not None:
+        leader.stop()
     display.close()
     if table.ready:
         loader.stop()

@@ -21,7 +21,7 @@ from vinfer.config.schema import (
     VisionConfig,
     default_cache_dir,
 )
-from vinfer.config.server import ImagesConfig, ServerConfig
+from vinfer.config.server import DistributedConfig, ImagesConfig, ServerConfig
 from vinfer.config.shapes import (
     PrefillShape,
     VisionShape,
@@ -36,6 +36,7 @@ __all__ = [
     "HOT_KEYS",
     "Change",
     "Config",
+    "DistributedConfig",
     "ImagesConfig",
     "KVCacheConfig",
     "MeshConfig",

@@ -167,8 +167,11 @@ class _Draft:
 
     def resolve_paths(self) -> None:
         """Make local paths absolute, each relative to the place where it was written."""
+        server = self.values.get("server")
         for key in ("api_keys_file", "admin_socket", "profile_dir"):
-            self._resolve(self.values.get("server"), ("server", key))
+            self._resolve(server, ("server", key))
+        if isinstance(server, dict):
+            self._resolve(server.get("distributed"), ("server", "distributed", "secret_file"))
         self._resolve(self.values, ("cache_dir",))
         models = self.values.get("models")
         for i, model in enumerate(models if isinstance(models, list) else ()):

@@ -58,6 +58,50 @@ class ImagesConfig(Block):
     )
 
 
+class DistributedConfig(Block):
+    """One model over several hosts: who is in the group. The keys are the same on all of its members."""
+
+    detect: Literal["auto", "off", "lws", "slurm", "tpu"] = Field(
+        default="off",
+        description="Which launcher's variables say who is in the group: LeaderWorkerSet's, Slurm's or a TPU "
+        "slice's. `auto` takes the first of them that is there, and serves alone without one.",
+    )
+    coordinator: Annotated[str, AfterValidator(printable)] | None = Field(
+        default=None,
+        min_length=1,
+        description="HOST or HOST:PORT of the leader; null takes the launcher's, and port 8482.",
+    )
+    num_processes: int | None = Field(
+        default=None, ge=1, le=4096, description="Members of the group; null takes the launcher's."
+    )
+    process_id: int | None = Field(
+        default=None,
+        ge=0,
+        le=4095,
+        description="This member's number; the leader is 0. Null takes the launcher's.",
+    )
+    stream_port: int = Field(
+        default=8483, ge=1, le=65535, description="TCP port of the leader for its followers."
+    )
+    secret_file: LocalPath | None = Field(
+        default=None,
+        description="File with a secret of at least 32 characters, the same on all members. Must not be "
+        "readable by everyone.",
+    )
+    join_seconds: float = Field(
+        default=600.0, gt=0, le=86400, description="How long to wait for the other members at the start."
+    )
+    heartbeat_seconds: int = Field(
+        default=10, ge=2, le=600, description="Longest silence of a member; then the group ends."
+    )
+    stall_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        le=86400,
+        description="Longest time from a dispatch to its end on all members; then the group ends.",
+    )
+
+
 class ServerConfig(Block):
     """The HTTP server and its limits; shared by all models."""
 
@@ -167,3 +211,6 @@ class ServerConfig(Block):
         description="Origins whose web pages may call the API, such as https://chat.example.org; '*' is any.",
     )
     images: ImagesConfig = Field(default=ImagesConfig(), description="Limits of the images in requests.")
+    distributed: DistributedConfig = Field(
+        default=DistributedConfig(), description="One model over several hosts."
+    )

@@ -1,4 +1,4 @@
-"""Owns the arrays and programs of a model, and carries out what the scheduler decides.
+"""Carries out what the scheduler decides: turns it into the inputs of programs, and enqueues them.
 
 Owned by one engine thread. Enqueues programs without waiting for them; a `Dispatch` is read later, when the
 device is already working on the next one. Runs no eager JAX operation, so nothing can compile.
@@ -7,7 +7,7 @@ device is already working on the next one. Runs no eager JAX operation, so nothi
 from __future__ import annotations
 
 import dataclasses
-import threading
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,8 +19,8 @@ from vinfer.bundle.program_table import ProgramTable
 from vinfer.bundle.programs import NO_TOKEN, Finish, ProgramKind, ProgramShape
 from vinfer.bundle.sampling import NUMBERS
 from vinfer.engine.kv_cache.pages import NO_PAGE, PageCopy
+from vinfer.engine.loading.loaded_model import ALL_ALLOWED, FEATURES_INPUT, OPEN_MASK_INPUT, LoadedModel
 from vinfer.engine.pooling import PooledDispatch, embed_inputs
-from vinfer.engine.program import Arrays, Program
 from vinfer.engine.request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
 from vinfer.engine.rope_positions import prompt_rope_positions, rope_offset
 from vinfer.engine.schedule import Admission, Chunk, Decode, Encode, Prefill
@@ -29,8 +29,6 @@ _COPY_PAGE = ProgramShape(kind="copy_page")
 _SET_SLOT = ProgramShape(kind="set_slot")
 _PROMPT_LOGPROBS = ("prompt_logprobs", "prompt_top_ids", "prompt_top_logprobs")
 _LOGPROBS = ("logprobs", "top_ids", "top_logprobs")
-ALL_ALLOWED = 0xFFFFFFFF
-"""A word of a grammar mask with all bits set."""
 _FINISH: dict[int, FinishReason | None] = {Finish.NOT: None, Finish.STOP: "stop", Finish.LENGTH: "length"}
 
 
@@ -118,44 +116,17 @@ def _logprobs(details: Sequence[np.ndarray[Any, Any]], place: tuple[int, ...], n
 
 
 class Runner:
-    """Holds weights, KV cache, state and programs of one model.
+    """Dispatches the programs of one model.
 
     Args:
-        programs: every compiled program.
         rows_are_slots: row i of a decode program is slot i (see `Manifest.rows_are_slots`).
-        open_masks: by number of rows, the grammar mask that allows everything, already on the devices, so
-            that a dispatch without a grammar transfers no mask.
-        dispatch_lock: shared by all runners on the same devices and held only while enqueuing. Two models
-            that enqueue collectives in different orders on the same devices would deadlock.
-        image_weights, image_features: for a model with images, the encoder's weights and the feature array
-            [feature rows, hidden]; otherwise empty.
     """
 
-    def __init__(
-        self,
-        *,
-        weights: Arrays,
-        kv: Arrays,
-        state: Arrays,
-        programs: Sequence[Program],
-        num_slots: int,
-        rows_are_slots: bool,
-        open_masks: Mapping[int, jax.Array],
-        dispatch_lock: threading.Lock,
-        image_weights: Arrays = (),
-        image_features: Arrays = (),
-    ) -> None:
-        self._weights = weights
-        self._image_weights = image_weights
-        self._image_features = image_features
-        self._kv = kv
-        self._state = state
-        self._programs = {program.spec.shape: program for program in programs}
+    def __init__(self, model: LoadedModel, *, num_slots: int, rows_are_slots: bool) -> None:
+        self.model = model
         self._num_slots = num_slots
         self._rows_are_slots = rows_are_slots
-        self._open_masks = dict(open_masks)
-        self._dispatch_lock = dispatch_lock
-        self._row_specs = self._programs[_SET_SLOT].inputs
+        self._row_specs = model.inputs_of(_SET_SLOT)
 
     def warm_up(self) -> None:
         """Run the smallest program of each kind without any request, and wait for them.
@@ -165,7 +136,7 @@ class Runner:
         nobody = Request(id="", prompt_ids=(), params=SamplingParams(max_tokens=0), arrival_seconds=0.0)
         self.set_slot(Admission(self._num_slots, nobody))
         self._copy_page(None)
-        table = ProgramTable(self._programs)
+        table = ProgramTable(self.model.programs)
         encoder = table.smallest("encode_images")
         if encoder is not None:
             self.encode(Encode(encoder, (), ()))
@@ -178,26 +149,16 @@ class Runner:
                 self.decode(Decode(decode, (), (), (), step_limit=1)).read()
 
     def release(self) -> None:
-        """Give the memory of all arrays and programs back at once; nothing can be enqueued afterwards."""
-        for array in (*self._weights, *self._image_weights, *self._image_features, *self._kv, *self._state):
-            # Donated ones are deleted already.
-            if not array.is_deleted():
-                array.delete()
-        self._programs.clear()
+        """See `LoadedModel.release`."""
+        self.model.release()
 
     def set_slot(self, admission: Admission) -> None:
         """Enqueue writing the row of an admitted request."""
-        values = _row_values(admission, self._row_specs)
-        with self._dispatch_lock:
-            _, self._state, _ = self._programs[_SET_SLOT].run((), (), self._state, values)
+        self.model.run(_SET_SLOT, _row_values(admission, self._row_specs))
 
     def encode(self, work: Encode) -> None:
         """Enqueue the encoder for some images; work enqueued later may read their features."""
-        inputs = self._encoder_inputs(work)
-        with self._dispatch_lock:
-            self._image_features, _, _ = self._programs[work.shape].run(
-                self._image_weights, self._image_features, (), inputs
-            )
+        self.model.run(work.shape, self._encoder_inputs(work))
 
     def prefill(self, work: Prefill) -> Dispatch | PooledDispatch:
         """Enqueue one chunk of each of some prompts, after the copies that they build on."""
@@ -206,10 +167,10 @@ class Runner:
         for chunk in work.chunks:
             if chunk.copy is not None:
                 self._copy_page(chunk.copy)
-        program = self._programs[work.shape]
-        slots = program.filled("slots", self._num_slots)
+        filled = functools.partial(self.model.filled, work.shape)
+        slots = filled("slots", self._num_slots)
         tokens, starts, lengths, samples = (
-            program.filled(name, 0) for name in ("tokens", "starts", "lengths", "samples")
+            filled(name, 0) for name in ("tokens", "starts", "lengths", "samples")
         )
         for row, chunk in enumerate(work.chunks):
             slots[row], starts[row], lengths[row] = chunk.slot, chunk.start, chunk.length
@@ -221,7 +182,7 @@ class Runner:
         inputs: dict[str, Any] = {
             "slots": slots,
             "page_tables": self._prompt_page_tables(work),
-            "grammar_mask": self._grammar_mask(work.shape.rows, owners),
+            OPEN_MASK_INPUT: self._grammar_mask(work.shape.rows, owners),
             "tokens": tokens,
             "starts": starts,
             "lengths": lengths,
@@ -229,12 +190,12 @@ class Runner:
         }
         if work.shape.kind == "score":
             inputs["targets"] = self._targets(work)
-        elif self._image_features:
-            (inputs["image_features"],) = self._image_features
+        elif self.model.image_features:
+            inputs[FEATURES_INPUT] = self.model.held_input(work.shape, FEATURES_INPUT)
             inputs["feature_index"] = _feature_index(work)
-            if "rope_positions" in program.inputs:
+            if "rope_positions" in self.model.inputs_of(work.shape):
                 inputs["rope_positions"] = _rope_positions(work)
-        return self._dispatch(program, owners, inputs, work.chunks)
+        return self._dispatch(work.shape, owners, inputs, work.chunks)
 
     def decode(self, work: Decode) -> Dispatch:
         """Enqueue some decode steps, or the verification of drafts."""
@@ -245,10 +206,10 @@ class Runner:
             owners = tuple(by_slot.get(slot) for slot in range(self._num_slots))
         else:
             owners = work.owners
-        program = self._programs[work.shape]
-        slots = program.filled("slots", self._num_slots)
+        filled = functools.partial(self.model.filled, work.shape)
+        slots = filled("slots", self._num_slots)
         slots[: len(work.slots)] = work.slots
-        tables = program.filled("page_tables", NO_PAGE)
+        tables = filled("page_tables", NO_PAGE)
         for row, (slot, pages) in enumerate(zip(work.slots, work.pages, strict=True)):
             shard, place = divmod(slot, self._num_slots // tables.shape[0])
             # Where rows are slots, those of a dp shard are in its part of the tables.
@@ -256,32 +217,32 @@ class Runner:
         inputs: dict[str, Any] = {
             "slots": slots,
             "page_tables": tables,
-            "grammar_mask": self._grammar_mask(work.shape.rows, owners),
+            OPEN_MASK_INPUT: self._grammar_mask(work.shape.rows, owners),
         }
         if verifies:
-            inputs["drafts"], inputs["num_drafts"] = (program.filled(n, 0) for n in ("drafts", "num_drafts"))
+            inputs["drafts"], inputs["num_drafts"] = (filled(n, 0) for n in ("drafts", "num_drafts"))
             for row, draft in enumerate(work.drafts):
                 inputs["drafts"][row, : len(draft)] = draft
                 inputs["num_drafts"][row] = len(draft)
         else:
             inputs["step_limit"] = np.int32(work.step_limit)
-        return self._dispatch(program, owners, inputs, drafts=work.drafts)
+        return self._dispatch(work.shape, owners, inputs, drafts=work.drafts)
 
     def _embed(self, work: Prefill) -> PooledDispatch:
         """Enqueue one chunk of each of some prompts whose hidden states are pooled."""
         inputs = {"page_tables": self._prompt_page_tables(work), **embed_inputs(work.chunks, work.shape)}
-        with self._dispatch_lock:
-            self._kv, _, outputs = self._programs[work.shape].run(self._weights, self._kv, (), inputs)
-        pooled = outputs["pooled"]
+        pooled = self.model.run(work.shape, inputs)["pooled"]
         pooled.copy_to_host_async()
         return PooledDispatch(work.chunks, pooled)
 
     def _encoder_inputs(self, work: Encode) -> dict[str, Any]:
         """Return the encoder's inputs, padded where images do not fill them."""
-        program = self._programs[work.shape]
         # Padding is written past the last row, so it is dropped.
-        padding = {"feature_rows": self._image_features[0].shape[0]}
-        inputs = {name: program.filled(name, padding.get(name, 0)) for name in program.inputs}
+        padding = {"feature_rows": self.model.image_features[0].shape[0]}
+        inputs: dict[str, Any] = {
+            name: self.model.filled(work.shape, name, padding.get(name, 0))
+            for name in self.model.inputs_of(work.shape)
+        }
         for place, (image, own) in enumerate(zip(work.images, work.rows, strict=True)):
             inputs["pixels"][place, : len(image.pixels)] = image.pixels
             inputs["feature_rows"][place, : len(own)] = own
@@ -291,7 +252,7 @@ class Runner:
 
     def _grammar_mask(self, rows: int, owners: Sequence[Request | None]) -> Any:
         """Return uint32 [rows, words]: the next-token mask of each constrained owner; all bits otherwise."""
-        open_mask = self._open_masks[rows]
+        open_mask = self.model.open_mask(rows)
         masks = {i: o.grammar.mask for i, o in enumerate(owners) if o is not None and o.grammar is not None}
         if not masks:
             return open_mask
@@ -302,14 +263,14 @@ class Runner:
 
     def _prompt_page_tables(self, work: Prefill) -> np.ndarray[Any, Any]:
         """Return int32 [shards, groups, rows, pages of a row]; a row has pages in its own shard only."""
-        tables = self._programs[work.shape].filled("page_tables", NO_PAGE)
+        tables = self.model.filled(work.shape, "page_tables", NO_PAGE)
         for row, chunk in enumerate(work.chunks):
             _fill(tables, chunk.shard, row, chunk.pages)
         return tables
 
     def _targets(self, work: Prefill) -> np.ndarray[Any, Any]:
         """Return int32 [rows, length]: the prompt token after each token of a chunk; 0 for none."""
-        targets = self._programs[work.shape].filled("targets", 0)
+        targets = self.model.filled(work.shape, "targets", 0)
         for row, chunk in enumerate(work.chunks):
             following = chunk.tokens[1:] + (() if chunk.next_token is None else (chunk.next_token,))
             targets[row, : len(following)] = following
@@ -317,23 +278,20 @@ class Runner:
 
     def _copy_page(self, copy: PageCopy | None) -> None:
         """Enqueue copying a page of every group; None copies nothing."""
-        program = self._programs[_COPY_PAGE]
-        inputs = {name: program.filled(name, NO_PAGE) for name in ("sources", "targets")}
+        inputs = {name: self.model.filled(_COPY_PAGE, name, NO_PAGE) for name in ("sources", "targets")}
         if copy is not None:
             inputs["sources"][copy.shard], inputs["targets"][copy.shard] = copy.sources, copy.targets
-        with self._dispatch_lock:
-            self._kv, _, _ = program.run((), self._kv, (), inputs)
+        self.model.run(_COPY_PAGE, inputs)
 
     def _dispatch(
         self,
-        program: Program,
+        shape: ProgramShape,
         owners: tuple[Request | None, ...],
         inputs: Mapping[str, Any],
         chunks: tuple[Chunk, ...] = (),
         drafts: tuple[tuple[int, ...], ...] = (),
     ) -> Dispatch:
-        with self._dispatch_lock:
-            self._kv, self._state, outputs = program.run(self._weights, self._kv, self._state, inputs)
+        outputs = self.model.run(shape, inputs)
         for name, output in outputs.items():
             # Few requests want these of their answer, and `read` waits for them then.
             if name not in _LOGPROBS:

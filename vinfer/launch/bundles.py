@@ -67,6 +67,7 @@ def find_or_build(
     memory_bytes: int | None = None,
     verify_weights: bool = False,
     expect: Expect = lambda _name, _work: None,
+    builds: bool = True,
 ) -> FoundBundle:
     """Return a model's bundle, opened; build it if it is missing or damaged.
 
@@ -76,9 +77,11 @@ def find_or_build(
         memory_bytes: memory of one device, if known.
         expect: is told how much there is to build.
         verify_weights: also hash the weights of an existing bundle, which takes seconds per GB.
+        builds: false for a follower, which must find it.
 
     Raises:
-        CheckpointError, ConfigError, DeviceError, BuildError, BundleError.
+        CheckpointError, ConfigError, DeviceError, BuildError.
+        BundleError: it does not fit, or would have to be built and must not.
     """
 
     def opened(directory: Path, *, is_new: bool = False) -> FoundBundle:
@@ -101,6 +104,11 @@ def find_or_build(
     # First without the lock, because a bundle may be on a read-only volume.
     if damage_of(directory, key, verify_weights=verify_weights) is None:
         return opened(directory)
+    if not builds:
+        raise BundleError(
+            f"bundle {directory} is missing or damaged, and only the leader builds: build it with vinfer "
+            "precompile, and give it to all members, by a volume that they share or as models[].source"
+        )
     with build_lock(directory, lambda: progress(model.name, "waiting for another build", 0, 1)):
         damage = damage_of(directory, key, verify_weights=verify_weights)
         if damage is None:

@@ -159,6 +159,26 @@ def local_devices(wanted: WantedDevices | None) -> tuple[Platform, Sequence[jax.
     return platform, found[: wanted.count]
 
 
+def group_devices(wanted: WantedDevices | None) -> tuple[Platform, Sequence[jax.Device]]:
+    """Return the platform and the devices of all members of a group, which must be together by now.
+
+    Args:
+        wanted: each member's own; it must be all that it has.
+
+    Raises:
+        DeviceError: see `local_devices`.
+    """
+    import jax
+
+    platform, own = local_devices(wanted)
+    if len(own) < jax.local_device_count():
+        raise DeviceError(
+            f"--devices asks for {len(own)} devices, JAX found {jax.local_device_count()}: a member of a "
+            "group uses all of its devices, so leave --devices out"
+        )
+    return platform, jax.devices()
+
+
 def device_memory_bytes(device: jax.Device) -> int | None:
     """Return the memory of one device, or None if it does not report it; for a CPU the machine's memory."""
     if device.platform == "cpu":

@@ -20,7 +20,7 @@ from vinfer.errors import ConfigError
 from vinfer.launch.bundles import FoundBundle, bundle_work, find_or_build
 from vinfer.launch.device_kinds import described_devices
 from vinfer.launch.devices import Target, WantedDevices, find_target
-from vinfer.launch.loader import device_pages, start_engine
+from vinfer.launch.engine_start import device_pages, start_engine
 from vinfer.launch.parity import check_new_bundle
 from vinfer.launch.progress.clock import PhaseClock
 

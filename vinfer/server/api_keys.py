@@ -12,9 +12,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-import stat
 from pathlib import Path
 
+from vinfer.config.private_file import read_private_file
 from vinfer.errors import ConfigError
 
 MAX_PRIORITY = 2**31 - 1
@@ -51,18 +51,7 @@ def read_api_keys(path: Path | None) -> tuple[ApiKey, ...]:
     if path is None:
         return ()
     setting = f"server.api_keys_file {path}"
-    try:
-        mode = path.stat().st_mode
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{setting} cannot be read ({type(error).__name__}): name a UTF-8 text file with one key per line"
-        ) from None
-    if mode & stat.S_IRWXO:
-        raise ConfigError(
-            f"{setting} has mode {stat.S_IMODE(mode):04o}, so everyone on this machine may use it: "
-            "run chmod o-rwx on it"
-        )
+    lines = read_private_file(path, "server.api_keys_file", "one key per line").splitlines()
     keys = [
         _parse(line.split(), f"{setting} line {number}")
         for number, line in enumerate(lines, 1)

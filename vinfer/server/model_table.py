@@ -311,6 +311,15 @@ class ModelTable:
             self._stuck.add(model.name)
         return tuple(model.name for model in stuck)
 
+    def end_all(self, error: VinferError) -> None:
+        """Fail all requests and models: what they all need is gone. Called on the event loop."""
+        served = self.served_models
+        for model in served:
+            model.engine.give_up()
+            self._stuck.add(model.name)
+        for name in self._statuses.keys() - {model.name for model in served}:
+            self.fail(name, error)
+
     def serving_or_only(self, name: str | None) -> ServedModel:
         """Return the model called `name`; None means the only one there is.
 

@@ -30,9 +30,9 @@ from vinfer.bundle.manifest import (
 from vinfer.bundle.programs import ProgramShape
 from vinfer.engine.loading import load
 from vinfer.engine.loading.compile_count import CompileCounter
-from vinfer.engine.loading.load import load_runner
+from vinfer.engine.loading.load import load_model
+from vinfer.engine.loading.loaded_model import LoadedModel
 from vinfer.engine.loading.mesh import make_mesh, weight_placement
-from vinfer.engine.runner import Runner
 from vinfer.errors import BundleError
 
 NUM_WEIGHTS, MEBIBYTE = 12, 1 << 20
@@ -99,8 +99,8 @@ def _load(
     directory: Path,
     weights: tuple[WeightSpec, ...],
     on_progress: Callable[[], None] = lambda: None,
-) -> Runner:
-    return load_runner(
+) -> LoadedModel:
+    return load_model(
         directory,
         _manifest(weights),
         devices=jax.devices(),
@@ -125,11 +125,11 @@ def test_files_do_not_stay_in_memory(
     """Every page that was read stayed mapped until the last weight, so loading took twice the memory."""
     monkeypatch.setattr(load, "_MAX_MAPPED_BYTES", 2 * MEBIBYTE)
     mapped: list[int] = []
-    runner = _load(tmp_path, weights, lambda: mapped.append(_mapped_bytes(tmp_path)))
+    model = _load(tmp_path, weights, lambda: mapped.append(_mapped_bytes(tmp_path)))
     # Read-ahead maps a little more than requested.
     assert MEBIBYTE <= max(mapped) < 6 * MEBIBYTE
     assert _mapped_bytes(tmp_path) == 0
-    for index, array in enumerate(runner._weights):
+    for index, array in enumerate(model.weights):
         np.testing.assert_array_equal(np.asarray(array), _values(index))
 
 
@@ -145,7 +145,7 @@ def test_weights_on_a_tpu_lie_in_the_order_of_their_axes(
     assert placed.layout == Layout(major_to_minor=(0, 1))
     norm = weights[0].model_copy(update={"shape": (2880,)})
     assert not isinstance(weight_placement(norm, on_cpu), Format)
-    for index, array in enumerate(_load(tmp_path, weights)._weights):
+    for index, array in enumerate(_load(tmp_path, weights).weights):
         np.testing.assert_array_equal(np.asarray(array), _values(index))
 
 
@@ -170,12 +170,12 @@ def test_a_second_load_compiles_no_program(
     assert "1 programs ready, 0 of them loaded as machine code" in caplog.text
     num_compiles = counter.num_compiles
     caplog.clear()
-    runner = _load(tmp_path, weights)
+    model = _load(tmp_path, weights)
     assert "1 programs ready, 1 of them loaded as machine code" in caplog.text
     # What fills the first arrays is compiled at each start.
     assert counter.num_compiles - num_compiles == num_compiles - 1
-    (program,) = runner._programs.values()
-    _, state, _ = program.run((), (), runner._state, {})
+    (program,) = model.programs.values()
+    _, state, _ = program.run((), (), model.state, {})
     assert np.asarray(state[0]).tolist() == [False]
 
 

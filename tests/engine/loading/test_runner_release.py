@@ -18,6 +18,7 @@ from running_engine import answer, run, running
 from vinfer.bundle.manifest import ProgramSpec
 from vinfer.bundle.programs import ProgramShape
 from vinfer.engine.engine import Engine
+from vinfer.engine.loading.loaded_model import LoadedModel
 from vinfer.engine.program import Program
 from vinfer.engine.runner import Runner
 from vinfer.errors import EngineError
@@ -41,18 +42,17 @@ def test_arrays_and_programs_are_gone_at_once() -> None:
     code = Code()
     seen = weakref.ref(code)
     spec = ProgramSpec(shape=ProgramShape(kind="set_slot"), file="x", inputs=(), outputs=())
-    runner = Runner(
+    model = LoadedModel(
         weights=(weights,),
         image_weights=(image_weights,),
         image_features=(features,),
         kv=(kv, donated),
         state=(state,),
         programs=[Program(spec, code)],
-        num_slots=1,
-        rows_are_slots=True,
         open_masks={},
         dispatch_lock=threading.Lock(),
     )
+    runner = Runner(model, num_slots=1, rows_are_slots=True)
     del code
     before = len(jax.live_arrays())
     runner.release()

@@ -109,8 +109,9 @@ def compiler_options(device: jax.Device) -> dict[str, str | bool]:
     # For one row, XLA would multiply weights element by element, write the products, and add them up later:
     # three times the traffic.
     options: dict[str, str | bool] = {"xla_disable_hlo_passes": "dot-strength-reduction"}
-    if not any(device is local for local in jax.local_devices()):
-        # On a GPU that is not here, autotuning cannot run its candidates.
+    if jax.process_count() > 1 or not any(device is local for local in jax.local_devices()):
+        # On a GPU that is not here, autotuning cannot run its candidates. In a group of processes each could
+        # choose other ones, and their programs would no longer be the same.
         options["xla_gpu_autotune_level"] = "0"
     return options
 
@@ -202,10 +203,13 @@ def _places(groups: tuple[tuple[ArraySpec, ...], ...]) -> tuple[tuple[int, ...],
 def code_facts(platform: Platform, mesh: Mesh) -> dict[str, str]:
     """Return what machine code for a mesh depends on besides the program: the facts of a `CodeStore`.
 
-    They are the same for a device that is here and for one that is only compiled for.
+    They are the same for a device that is here and for one that is only compiled for. Where a mesh spans
+    processes, each of them has code of its own.
     """
     flags = " ".join(os.environ.get(name, "") for name in _FLAG_VARIABLES).split()
-    return {
+    processes = {device.process_index for device in mesh.devices.flat}
+    place = {} if len(processes) == 1 else {"process": f"{jax.process_index()} of {len(processes)}"}
+    return place | {
         "platform": platform,
         "device_kind": mesh.devices.flat[0].device_kind,
         "num_devices": str(mesh.size),

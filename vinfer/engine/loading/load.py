@@ -1,4 +1,4 @@
-"""Loads a bundle directory into a `Runner`: places weights on the mesh and compiles the programs.
+"""Loads a bundle directory into a `LoadedModel`: places weights on the mesh and compiles the programs.
 
 Runs on a loader thread, once per model, before the engine thread starts.
 """
@@ -17,16 +17,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.layout import Format
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
-from vinfer.bundle.manifest import Manifest, ProgramSpec, StateSpec, WeightSpec
+from vinfer.bundle.manifest import ArraySpec, Manifest, ProgramSpec, StateSpec, WeightSpec
 from vinfer.bundle.progress import Progress
+from vinfer.engine.loading.loaded_model import ALL_ALLOWED, OPEN_MASK_INPUT, Announce, LoadedModel
 from vinfer.engine.loading.mesh import make_mesh, sharding_of, weight_placement
 from vinfer.engine.loading.programs import LoadedPrograms
 from vinfer.engine.program import Program
-from vinfer.engine.runner import ALL_ALLOWED, Runner
 from vinfer.errors import BundleError, DeviceError
 
 logger = logging.getLogger(__name__)
@@ -69,7 +68,7 @@ class _Steps:
             self._progress("preparing programs", self._num_prepared, self._num_programs)
 
 
-def load_runner(
+def load_model(
     directory: Path,
     manifest: Manifest,
     *,
@@ -78,12 +77,14 @@ def load_runner(
     code_roots: Sequence[Path],
     dispatch_lock: threading.Lock,
     progress: Progress,
-) -> Runner:
+    announce: Announce | None = None,
+) -> LoadedModel:
     """Place weights, KV cache and state on the mesh and compile every program.
 
     Args:
         num_pages: pages of the KV cache, by group, in each dp shard.
         code_roots: where machine code of the programs is kept; see `CodeStore`.
+        announce: see `LoadedModel`.
 
     Raises:
         BundleError: a weight or program file does not match the manifest.
@@ -131,17 +132,16 @@ def load_runner(
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     code.log_summary()
-    return Runner(
+    return LoadedModel(
         weights=weights,
         kv=kv,
         state=state,
         programs=programs,
-        num_slots=manifest.num_slots,
-        rows_are_slots=manifest.rows_are_slots,
         open_masks=_open_masks(manifest.programs, mesh),
         dispatch_lock=dispatch_lock,
         image_weights=image_weights,
         image_features=features,
+        announce=announce,
     )
 
 
@@ -184,9 +184,8 @@ def _place(stored: Any, spec: WeightSpec, mesh: Mesh) -> jax.Array:
         part: np.ndarray[Any, Any] = stored[index]
         return part
 
-    array = jax.make_array_from_callback(spec.shape, sharding_of(spec, mesh), read)
-    placed = weight_placement(spec, mesh)
-    return jax.device_put(array, placed) if isinstance(placed, Format) else array
+    # Not device_put: where a mesh spans processes, that compares all of a weight between them.
+    return jax.make_array_from_callback(spec.shape, weight_placement(spec, mesh), read)
 
 
 def _filled(specs: Sequence[StateSpec], mesh: Mesh) -> tuple[jax.Array, ...]:
@@ -207,12 +206,14 @@ def _filled(specs: Sequence[StateSpec], mesh: Mesh) -> tuple[jax.Array, ...]:
 def _open_masks(programs: Sequence[ProgramSpec], mesh: Mesh) -> dict[int, jax.Array]:
     """Place the grammar mask that allows everything on the devices, once for each number of rows."""
     specs = {
-        spec.shape: spec for program in programs for spec in program.inputs if spec.name == "grammar_mask"
+        spec.shape: spec for program in programs for spec in program.inputs if spec.name == OPEN_MASK_INPUT
     }
-    return {
-        shape[0]: jax.device_put(np.full(shape, ALL_ALLOWED, np.uint32), sharding_of(spec, mesh))
-        for shape, spec in specs.items()
-    }
+
+    def place(shape: tuple[int, ...], spec: ArraySpec) -> jax.Array:
+        mask = np.full(shape, ALL_ALLOWED, np.uint32)
+        return jax.make_array_from_callback(shape, sharding_of(spec, mesh), lambda index: mask[index])
+
+    return {shape[0]: place(shape, spec) for shape, spec in specs.items()}
 
 
 def _no_room(manifest: Manifest, num_pages: Sequence[int], error: Exception) -> DeviceError:

@@ -14,7 +14,7 @@ from vinfer.config import Config
 from vinfer.errors import CheckpointError, ConfigError, ParityError
 from vinfer.launch.bundles import FoundBundle, find_or_build
 from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
-from vinfer.launch.loader import start_engine
+from vinfer.launch.engine_start import start_engine
 from vinfer.launch.parity import measure_bundle, record
 from vinfer.parity.measure import Certificate
 from vinfer.parity.reference_process import require_packages

@@ -23,7 +23,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from vinfer.config import ServerConfig
-from vinfer.errors import BindError, ConfigError
+from vinfer.errors import BindError, ConfigError, EngineError
 from vinfer.server.http.browser import is_loopback
 from vinfer.server.http.uvicorn_protocol import LimitedHttpProtocol
 from vinfer.server.intake import give_memory_back
@@ -95,6 +95,7 @@ def run_server(
     *,
     reload: Callable[[], None] = lambda: None,
     recover: Callable[[str], bool] = lambda name: False,
+    lost_group: Callable[[], str | None] = lambda: None,
     admin: SecondListener | None = None,
 ) -> int:
     """Serve until told to stop, and return the process's exit code.
@@ -109,6 +110,7 @@ def run_server(
         reload: called on the event loop after SIGHUP.
         recover: called on the event loop, at each tick, with the name of a model whose engine is dead;
             returns False if the process must end because of it.
+        lost_group: called likewise; returns why the other members of a group are lost, if they are.
         admin: serves the admin routes meanwhile.
     """
     services: Services = app.state.services
@@ -135,6 +137,7 @@ def run_server(
         services,
         reload,
         recover,
+        lost_group,
         admin,
     )
     server.run(sockets=[sock])
@@ -150,6 +153,7 @@ class _DrainingServer(uvicorn.Server):
         services: Services,
         reload: Callable[[], None],
         recover: Callable[[str], bool],
+        lost_group: Callable[[], str | None],
         admin: SecondListener | None,
     ) -> None:
         super().__init__(config)
@@ -157,6 +161,8 @@ class _DrainingServer(uvicorn.Server):
         self._services = services
         self._reload = reload
         self._recover = recover
+        self._lost_group = lost_group
+        self._has_lost_group = False
         self._admin = admin
         self._last_tick_seconds = time.monotonic()
         self._num_leave_ticks = 0
@@ -194,6 +200,7 @@ class _DrainingServer(uvicorn.Server):
         """Check whether the server must end; called ten times a second."""
         models = self._services.models
         self._observe_loop()
+        self._watch_group()
         self._watch_engines()
         if models.failure is not None:
             self.exit_code = models.failure.exit_code
@@ -223,6 +230,13 @@ class _DrainingServer(uvicorn.Server):
         models = self._services.models
         if not models.served_models or self._num_leave_ticks >= self._ticks("drain_delay_seconds"):
             models.drain()
+
+    def _watch_group(self) -> None:
+        why = None if self._has_lost_group else self._lost_group()
+        if why is not None:
+            self._has_lost_group = True
+            self.exit_code = self.exit_code or 1
+            self._services.models.end_all(EngineError(f"the group of hosts has ended: {why}"))
 
     def _watch_engines(self) -> None:
         models = self._services.models

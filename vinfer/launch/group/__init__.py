@@ -1,0 +1,1 @@
+"""Starts the members of a group: one model over several hosts."""
