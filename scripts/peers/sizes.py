@@ -45,7 +45,7 @@ class Sizes:
 
 
 FULL = Sizes(
-    repeats=5,
+    repeats=3,
     cold_starts=3,
     fixed=(1, 4, 8, 16, 32),
     drawn=(1, 4, 8, 16),
