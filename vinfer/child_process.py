@@ -96,6 +96,11 @@ def running_child(
         except BaseException:
             process.kill()
             raise
+        finally:
+            assert process.stdin is not None
+            # What a child that has ended was not sent is written again here.
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
 
 
 def child_main(work: Callable[[Say], None], *, failure: type[VinferError], what: str = "") -> int:

@@ -41,10 +41,12 @@ def streams(num_followers: int = 1) -> Iterator[tuple[LeaderStream, list[Followe
         return len(heard) == num_followers
 
     wait(all_came)
-    yield leader, followers, port
-    for follower in followers:
-        follower.close()
-    leader.close()
+    try:
+        yield leader, followers, port
+    finally:
+        for follower in followers:
+            follower.close()
+        leader.close()
 
 
 def wait(condition: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -122,6 +124,8 @@ def test_a_follower_that_does_not_keep_up_is_named() -> None:
 
 def test_a_follower_notices_that_the_leader_has_gone() -> None:
     with streams() as (leader, [follower], _):
+        leader.send(lambda _: b"record")
+        assert follower.record() == b"record"
         assert follower.lost_leader(0.05) is None
         leader.close()
         assert follower.lost_leader(10.0) == "the leader has left the group"

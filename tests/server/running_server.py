@@ -54,6 +54,7 @@ def run(
     engine: FakeEngine,
     *,
     recover: Callable[[str], bool] = lambda name: False,
+    lost_group: Callable[[], str | None] = lambda: None,
     actions: AdminActions | None = None,
 ) -> Iterator[RunningServer]:
     """Serve in a thread; drain at the end, and fail the test if the server does not stop."""
@@ -68,7 +69,8 @@ def run(
         admin = AdminListener(routes, config.admin_socket, bind_admin(config.admin_socket))
 
     def serve() -> None:
-        exit_codes.append(run_server(app, config, sock, recover=recover, admin=admin))
+        code = run_server(app, config, sock, recover=recover, lost_group=lost_group, admin=admin)
+        exit_codes.append(code)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()

@@ -165,7 +165,7 @@ def serve(
         admin=admin,
     )
     if leader is not None:
-        leader.stop()
+        leader.stop() if code == 0 else leader.fail()
     display.close()
     if table.ready:
         loader.stop()

@@ -74,6 +74,8 @@ class Follower:
         self._heard_seconds = time.monotonic()
         self._num_done = -1
         self._is_serving = False
+        # Then this member's own words say why it ends, not that the leader is gone.
+        self._is_refused = False
         self._stop_number: int | None = None
         self.on_stop: Callable[[], str] = lambda: ""
         """Returns what else to say at the end."""
@@ -111,6 +113,7 @@ class Follower:
         try:
             check_same(self._group.told(0, name), facts, self._membership.process_id, what)
         except VinferError:
+            self._is_refused = True
             time.sleep(REFUSAL_SECONDS)
             raise
 
@@ -164,6 +167,8 @@ class Follower:
                 self._on_ready()
             elif done.kind == Kind.STOP:
                 self._stop_number = done.number
+            elif done.kind == Kind.FAIL and not self._is_refused:
+                end_process("this member ends: the leader says that the group has failed", 1)
             self._enqueued.put((done.number, done.outputs))
 
     def _wait_for_device(self) -> None:
@@ -182,7 +187,7 @@ class Follower:
             if self._stop_number is not None and (lost or self._num_done >= self._stop_number):
                 self._stream.close()
                 end_process(f"the leader has stopped: {self._summary()}", 0)
-            if lost is not None:
+            if lost is not None and not self._is_refused:
                 end_process(f"this member ends: {lost}", VinferError.exit_code)
             self._check_times()
 

@@ -36,6 +36,7 @@ PING_SECONDS = 0.5
 # Clients get their error events meanwhile.
 EXIT_SECONDS = 5.0
 STOP_SECONDS = 5.0
+FAIL_SECONDS = 3.0
 _NUM_TIMES = 10_000
 
 
@@ -163,7 +164,10 @@ class Leader:
         self._times.append(self._stream.send_seconds)
 
     def stop(self) -> None:
-        """Send the last record, and wait for a moment until all followers have got it."""
+        """End the followers with exit code 0.
+
+        Sends the last record, and waits for a moment until all followers have done all of them.
+        """
         if self.failure is not None or not self._all_came.is_set():
             return
         self._is_stopping = True
@@ -176,6 +180,21 @@ class Leader:
         until = time.monotonic() + STOP_SECONDS
         while time.monotonic() < until and min(self._done.values(), default=last) < last:
             time.sleep(0.01)
+
+    def fail(self) -> None:
+        """End the followers, and wait for a moment until they are gone.
+
+        If this process ended first, JAX would abort theirs.
+        """
+        if not self._all_came.is_set():
+            return
+        self._is_stopping = True
+        until = time.monotonic() + FAIL_SECONDS
+        self._stream.send_to_any(lambda number: signal_record(number, Kind.FAIL))
+        while time.monotonic() < until:
+            if not self._stream.send_to_any(lambda number: signal_record(number, Kind.PING)):
+                break
+            time.sleep(WATCH_SECONDS)
 
     def _log_times(self) -> None:
         times = sorted(self._times)

@@ -8,6 +8,7 @@ would wait for all members at exit.
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from vinfer.hosts.membership import Membership
 _PREFIX = "vinfer"
 # Between two looks, other threads of this process get their turn, and notice deaths.
 _WAIT_MILLISECONDS = 2000
+# JAX aborts after about two thirds of its limit; by then this process has ended in its own way.
+_HEARTBEATS = 4
 _DEADLINE = "DEADLINE_EXCEEDED"
 
 
@@ -38,6 +41,8 @@ class ProcessGroup:
             DeviceError: not all members came in time.
         """
         self._membership = membership
+        # JAX ends a process by an abort if it notices a death first, which must not fill the disk.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         # It would take SIGTERM away from the server.
         jax.config.update("jax_enable_preemption_service", False)
         host = f"[{membership.leader}]" if ":" in membership.leader else membership.leader
@@ -49,7 +54,7 @@ class ProcessGroup:
                 membership.process_id,
                 cluster_detection_method="deactivate",
                 initialization_timeout=max(int(join_seconds), 1),
-                heartbeat_timeout_seconds=2 * heartbeat_seconds,
+                heartbeat_timeout_seconds=_HEARTBEATS * heartbeat_seconds,
                 shutdown_timeout_seconds=heartbeat_seconds,
                 coordinator_bind_address=address if membership.is_on_one_machine else None,
             )

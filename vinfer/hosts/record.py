@@ -1,4 +1,4 @@
-"""The records of the stream from the leader to its followers: one per dispatch, and three kinds of signals.
+"""The records of the stream from the leader to its followers: one per dispatch, and some kinds of signals.
 
     2 bytes  b"vr"            8 bytes  number of the record, from 0
     1 byte   version          2 bytes  model, by its place in the config
@@ -43,6 +43,8 @@ class Kind(enum.IntEnum):
     """All models are loaded everywhere: probes may say so."""
     STOP = 4
     """The last record: end with exit code 0."""
+    FAIL = 5
+    """The last record of a group that has failed."""
 
 
 class RecordError(EngineError):

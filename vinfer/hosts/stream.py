@@ -7,6 +7,7 @@ whoever does not have it gets no further than the handshake. Knows no JAX, and n
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import struct
@@ -148,6 +149,19 @@ class LeaderStream:
         self.send_seconds = time.perf_counter() - started
         return number
 
+    def send_to_any(self, make: Callable[[int], bytes]) -> int:
+        """Queue a record for the followers that are left; return how many there are."""
+        with self._lock:
+            content = make(self._number)
+            self._number += 1
+            num_reached = 0
+            for follower in self._followers:
+                with contextlib.suppress(zmq.ZMQError):
+                    self._socket.send(_RECORDS + follower, zmq.SNDMORE | zmq.NOBLOCK)
+                    self._socket.send(content, zmq.NOBLOCK)
+                    num_reached += 1
+        return num_reached
+
     def answers(self) -> list[tuple[int, int]]:
         """Return what followers have said: (follower, last record done) pairs, -1 before the first one.
 
@@ -202,6 +216,7 @@ class FollowerStream:
         self._monitor = self._records.get_monitor_socket(
             zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
         )
+        self._is_admitted = False
         self._url = _url(host, port)
         self._records.connect(self._url)
         self._answers.connect(self._url)
@@ -223,7 +238,9 @@ class FollowerStream:
 
     def record(self) -> bytes:
         """Wait for the next record."""
-        return self._records.recv()
+        content = self._records.recv()
+        self._is_admitted = True
+        return content
 
     def answer(self, num_done: int) -> None:
         """Tell the leader that this member lives, and the last record that it has done."""
@@ -237,12 +254,12 @@ class FollowerStream:
         """Wait for the end of the connection; return what happened, or None if it is still there."""
         if not self._monitor.poll(int(timeout_seconds * 1000)):
             return None
-        event = recv_monitor_message(self._monitor)["event"]
-        if event == zmq.EVENT_DISCONNECTED:
+        recv_monitor_message(self._monitor)
+        if self._is_admitted:
             return "the leader has left the group"
         return (
-            f"{self._url} does not take this member's key: give all members the same "
-            "server.distributed.secret_file"
+            f"{self._url} has sent nothing and closed the connection: give all members the same "
+            "server.distributed.secret_file, or look at the leader's log"
         )
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ POINTS = {
     "decode": ("vinfer.engine.runner", "Runner", "decode"),
     "prefill": ("vinfer.engine.runner", "Runner", "prefill"),
     "load": ("vinfer.engine.runner", "Runner", "warm_up"),
+    "run": ("vinfer.engine.loading.loaded_model", "LoadedModel", "run"),
     "tokenize": ("vinfer.text.tokenizer", "Tokenizer", "encode"),
     "detokenize": ("vinfer.text.detokenizer", "Detokenizer", "push"),
 }

@@ -55,7 +55,7 @@ class ProbeServer(uvicorn.Server):
         self._sock = sock
         self._phase = "joining"
         self._num_signals = 0
-        self._exit_code = 0
+        self.exit_code = 0
 
     def has_joined(self) -> None:
         """Load models next, and go on after a signal. Any thread."""
@@ -68,7 +68,7 @@ class ProbeServer(uvicorn.Server):
     def serve_until_end(self) -> int:
         """Answer probes; return the exit code after the signals that end this process."""
         self.run(sockets=[self._sock])
-        return self._exit_code
+        return self.exit_code
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Go on until the leader stops."""
@@ -76,7 +76,7 @@ class ProbeServer(uvicorn.Server):
         name = signal.Signals(sig).name
         if self._phase == "joining" or self._num_signals > 1:
             logger.warning("%s: quitting now", name)
-            self._exit_code = 128 + sig
+            self.exit_code = 128 + sig
             self.should_exit = self.force_exit = True
         else:
             logger.info("%s: following until the leader stops", name)
