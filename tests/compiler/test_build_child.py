@@ -237,6 +237,7 @@ COUNTING_PARENT = (
 import sys
 from vinfer.bundle.directory import write_manifest
 from vinfer.bundle.manifest import FORMAT_VERSION, Manifest, ModelCard
+from vinfer.compiler.plan import build_versions
 import vinfer.launch.bundles
 
 def run_build(plan, *, directory, **_):
@@ -247,7 +248,7 @@ def run_build(plan, *, directory, **_):
         pad_token_id=None, vocab_size=0, sampling_defaults={},
     )
     write_manifest(directory, Manifest(
-        format_version=FORMAT_VERSION, key=plan.key, created=0, versions=plan.versions, platform="cpu",
+        format_version=FORMAT_VERSION, key=plan.key, created=0, versions=build_versions(), platform="cpu",
         mesh=plan.mesh, dtype=plan.dtype, num_slots=1, max_model_len=1, model=card, weights=(),
         page_size=32, kv_windows=(None,), kv=(),
         state=(), programs=(), files={},
