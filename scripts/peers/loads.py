@@ -7,6 +7,7 @@ prefix cache helps only where prompts are meant to begin alike.
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from benchmark.shared_prefix import run_shared
 
 from peers.turns import Side, Values
 from vinfer.bench.client import Record, complete
-from vinfer.bench.figures import Figures, chunk_gaps, percentile
+from vinfer.bench.figures import Figures, chunk_gaps, percentile, token_gaps
 from vinfer.bench.load import Prompts, send_load
 from vinfer.errors import AnswerError
 
@@ -47,27 +48,25 @@ def throughput(
             warm = prompts(tokens, streams, new_tokens, "warm-up")
             await _send(side, warm, streams, rounds=1, new_tokens=WARM_UP_TOKENS)
         drawn = prompts(tokens, streams, new_tokens, turn)
-        return _values(await _send(side, drawn, streams, rounds=rounds, new_tokens=new_tokens))
+        return await _send(side, drawn, streams, rounds=rounds, new_tokens=new_tokens)
 
     return measure
 
 
-async def _send(side: Side, drawn: Prompts, streams: int, *, rounds: int, new_tokens: int) -> Figures:
+async def _send(side: Side, drawn: Prompts, streams: int, *, rounds: int, new_tokens: int) -> Values:
     def next_body() -> dict[str, Any]:
         return side.endpoint.body(drawn.next(), **side.fields, max_tokens=new_tokens)
 
     load = await send_load(side.endpoint, next_body, streams=streams, rounds=rounds)
     for failure in load.failures:
         raise AnswerError(failure)
-    return Figures.of(load)
-
-
-def _values(figures: Figures) -> Values:
+    figures = Figures.of(load)
+    gaps = [gap for record in load.records for gap in token_gaps(record)]
     return {
         "tokens_per_second": figures.tokens_per_second,
         "ttft_p50": figures.ttft_seconds.p50,
         "ttft_p99": figures.ttft_seconds.p99,
-        "itl_p50": figures.itl_seconds.p50,
+        "itl_mean": statistics.fmean(gaps) if gaps else 0.0,
         "itl_p99": figures.itl_seconds.p99,
         "prompt_tokens": figures.prompt_tokens,
         "num_tokens": figures.num_tokens,
@@ -83,7 +82,7 @@ def lone(tokens: int, requests: int) -> Callable[[Side, int], Any]:
             warm = prompts(tokens, "lone", "warm-up")
             await _send(side, warm, 1, rounds=1, new_tokens=WARM_UP_TOKENS)
         drawn = prompts(tokens, "lone", turn)
-        return _values(await _send(side, drawn, 1, rounds=requests, new_tokens=WARM_UP_TOKENS))
+        return await _send(side, drawn, 1, rounds=requests, new_tokens=WARM_UP_TOKENS)
 
     return measure
 

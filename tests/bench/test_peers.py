@@ -40,7 +40,7 @@ def turns(*values: float, figure: str = "tokens_per_second") -> dict[str, Any]:
 
 
 FIGURES = (
-    *("tokens_per_second", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "prompt_tokens", "num_tokens"),
+    *("tokens_per_second", "ttft_p50", "ttft_p99", "itl_mean", "itl_p99", "prompt_tokens", "num_tokens"),
     *("client_cpu_fraction", "wall_seconds", "ready_seconds", "first_answer_seconds"),
 )
 
