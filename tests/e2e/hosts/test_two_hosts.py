@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from group import Group, Member, one_process, two_members
+from metrics_samples import summed_samples
+from server_process import wait_until
 from tiny.images import data_url, encoded, noise
 
 BUNDLES = ("llama-of-two-hosts", "llava-of-two-hosts")
@@ -93,6 +95,26 @@ def test_images_are_seen_as_by_one_process(group: Group, alone: Member) -> None:
         for member in (group.leader, alone)
     )
     assert ours == theirs
+
+
+@pytest.mark.bundles(*BUNDLES)
+def test_dispatches_overlap_as_in_one_process(group: Group, alone: Member) -> None:
+    names = [f"num_{kind}_dispatches_total" for kind in ("prefill", "decode", "overlapped")]
+
+    def counted(member: Member) -> list[float]:
+        def read() -> list[float]:
+            samples = summed_samples(member.http.get("/metrics").text)
+            return [samples[name] for name in names]
+
+        before = read()
+        completion(member, logprobs=None, max_tokens=81, ignore_eos=True)
+        # The last step is counted after its tokens are sent.
+        wait_until(lambda: read()[1] - before[1] >= 20, "the last dispatch")
+        return [after - earlier for after, earlier in zip(read(), before, strict=True)]
+
+    ours, theirs = counted(group.leader), counted(alone)
+    assert ours == theirs
+    assert ours[2] >= 19
 
 
 @pytest.mark.bundles(*BUNDLES)
