@@ -12,7 +12,7 @@ from PIL import Image
 from responses_cases import of_completion
 from routes import PROMPT, Route
 from tiny.vision_models import LLAVA
-from tiny_server import EOS_ID, MAX_MODEL_LEN, MODEL, OTHER, SEEING, THINKING
+from tiny_server import EOS_ID, MAX_MODEL_LEN, MODEL, OTHER, SEEING, THINKING, in_pieces
 from tool_cases import CALLS, CHOICE_OF_TWO, NO_ARGUMENTS, OFFERED, WRITTEN_CHOICE
 
 from vinfer.text.tool_calls.formats import HERMES
@@ -497,10 +497,13 @@ def check_stream(route: Route) -> None:
     """The same text arrives in several events."""
     fields = {**DRAWN, "max_tokens": 30}
     whole = asked(route, **fields)
-    events = route.talk.named_events(PATH, {"model": MODEL, "messages": [TURN], **fields})
-    deltas = [event["delta"]["text"] for event in events if event["type"] == "content_block_delta"]
-    assert len(deltas) > 1
-    assert "".join(deltas) == text_of(whole) == check_answer(route, fields)
+    body = {"model": MODEL, "messages": [TURN], **fields}
+
+    def deltas(events: list[Any]) -> list[str]:
+        return [event["delta"]["text"] for event in events if event["type"] == "content_block_delta"]
+
+    events = in_pieces(lambda: route.talk.named_events(PATH, body), deltas)
+    assert "".join(deltas(events)) == text_of(whole) == check_answer(route, fields)
     kinds = [event["type"] for event in events if event["type"] != "content_block_delta"]
     blocks = ["content_block_start", "content_block_stop"]
     assert kinds == ["message_start", *blocks, "message_delta", "message_stop"]

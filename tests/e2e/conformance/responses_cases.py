@@ -9,7 +9,7 @@ from answer_cases import OF_SCHEMA, SCHEMA
 from image_cases import IMAGES, ITEM_IMAGE_CASES, QUESTION, data_url
 from routes import PROMPT, Route
 from tiny.vision_models import LLAVA
-from tiny_server import EOS_ID, MODEL, OTHER, OTHER_MAX_TOKENS, SEEING
+from tiny_server import EOS_ID, MODEL, OTHER, OTHER_MAX_TOKENS, SEEING, in_pieces
 from tool_cases import CALLS, CHOICE_OF_TWO, NO_ARGUMENTS, OFFERED, WRITTEN_CHOICE
 
 from vinfer.text.tool_calls.formats import HERMES
@@ -246,11 +246,14 @@ def check_stream(route: Route) -> None:
     """The same text arrives in several events, and the whole response in the last one."""
     fields = {**DRAWN, "max_output_tokens": 30}
     whole = asked(route, **fields)
-    events = route.talk.named_events(PATH, {"model": MODEL, "input": PROMPT, **fields})
+    body = {"model": MODEL, "input": PROMPT, **fields}
+
+    def deltas(events: list[Any]) -> list[str]:
+        return [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
+
+    events = in_pieces(lambda: route.talk.named_events(PATH, body), deltas)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    deltas = [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
-    assert len(deltas) > 1
-    assert "".join(deltas) == check_answer(route, fields)
+    assert "".join(deltas(events)) == check_answer(route, fields)
     last = events[-1]["response"]
     assert text_of(last) == text_of(whole)
     assert last["usage"] == whole["usage"]

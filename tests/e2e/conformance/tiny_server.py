@@ -13,9 +13,9 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from server_process import CACHE as E2E_CACHE
@@ -25,6 +25,9 @@ from tokenizers import Tokenizer, processors
 
 from vinfer.bundle.verification import sha256_of
 from vinfer.text.token_bytes import BYTE_OF_CHARACTER
+
+T = TypeVar("T")
+NUM_ATTEMPTS = 5
 
 MODEL, OTHER, SEEING, THINKING = "tiny", "other", "seeing", "thinking"
 OTHER_MAX_TOKENS = 3
@@ -172,6 +175,18 @@ def write_bundle(bundle: Path, copy: Path) -> Tokenizer:
         manifest["files"][name] = sha256_of(copy / name)
     replace(copy / "manifest.json", json.dumps(manifest))
     return tokenizer
+
+
+def in_pieces(ask: Callable[[], list[T]], texts: Callable[[list[T]], Sequence[str]]) -> list[T]:
+    """Return the events of a stream whose text came in several.
+
+    A server that is kept from its processor may send a short answer at once, so it is asked a few times.
+    """
+    for _ in range(NUM_ATTEMPTS):
+        events = ask()
+        if len(texts(events)) > 1:
+            return events
+    raise AssertionError(f"{NUM_ATTEMPTS} answers came at once: {events}")
 
 
 def replace(path: Path, content: str) -> None:
