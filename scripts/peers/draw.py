@@ -13,7 +13,7 @@ LABELS = {"streams": "streams", "prompt": "tokens of the prompt", "output": "tok
 FIGURES = {
     "tokens_per_second": ("tokens/s", 1.0),
     "ttft_p50": ("TTFT p50, ms", 1000.0),
-    "itl_mean": ("mean ITL per token, ms", 1000.0),
+    "tpot_p50": ("time per token p50, ms", 1000.0),
 }
 
 

@@ -16,7 +16,7 @@ from benchmark.shared_prefix import run_shared
 
 from peers.turns import Side, Values
 from vinfer.bench.client import Record, complete
-from vinfer.bench.figures import Figures, chunk_gaps, percentile, token_gaps
+from vinfer.bench.figures import Figures, chunk_gaps, percentile
 from vinfer.bench.load import Prompts, send_load
 from vinfer.errors import AnswerError
 
@@ -61,13 +61,16 @@ async def _send(side: Side, drawn: Prompts, streams: int, *, rounds: int, new_to
     for failure in load.failures:
         raise AnswerError(failure)
     figures = Figures.of(load)
-    gaps = [gap for record in load.records for gap in token_gaps(record)]
+    spans = [
+        (record.arrivals[-1].seconds - record.arrivals[0].seconds) / (record.num_tokens - 1)
+        for record in load.records
+        if record.num_tokens > 1
+    ]
     return {
         "tokens_per_second": figures.tokens_per_second,
         "ttft_p50": figures.ttft_seconds.p50,
         "ttft_p99": figures.ttft_seconds.p99,
-        "itl_mean": statistics.fmean(gaps) if gaps else 0.0,
-        "itl_p99": figures.itl_seconds.p99,
+        "tpot_p50": statistics.median(spans) if spans else 0.0,
         "prompt_tokens": figures.prompt_tokens,
         "num_tokens": figures.num_tokens,
         "client_cpu_fraction": figures.client_cpu_fraction,

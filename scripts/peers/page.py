@@ -41,8 +41,8 @@ CONDITIONS = """\
 - Prompts are random words without a common beginning, except in the part `shared`. All servers get the same
   prompts.
 - All servers run beside each other, and only one is under load. The part `memory` has the CPU of idle ones.
-- ITL is per token: the gap before an event, divided by the tokens in the event. Servers whose threads wait
-  for each other send several events at once. More than half of their gaps can be 0, so the mean is compared.
+- The time per token is that of an answer after its first event, divided by its other tokens. Gaps between
+  events cannot be compared: servers differ in how many tokens an event has, and send several events at once.
 
 """
 
@@ -140,14 +140,12 @@ _LOAD_COLUMNS: Mapping[str, Cell] = {
     "tokens/s": _number("tokens_per_second"),
     "TTFT p50, ms": _milliseconds("ttft_p50"),
     "p99": _milliseconds("ttft_p99"),
-    "ITL mean, ms": _number("itl_mean", ".1f", 1000.0),
-    "p99 ": _number("itl_p99", ".1f", 1000.0),
+    "per token p50, ms": _number("tpot_p50", ".1f", 1000.0),
 }
 _RATIO_FIGURES = {
     "tokens_per_second": "tokens/s",
     "ttft_p50": "TTFT p50",
-    "itl_mean": "ITL mean",
-    "itl_p99": "ITL p99",
+    "tpot_p50": "time per token p50",
 }
 
 
