@@ -6,12 +6,10 @@ has answered the requests that run, and stops. The second one ends it at once.
 
 from __future__ import annotations
 
-import functools
 import logging
 import signal
 import socket
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -21,7 +19,7 @@ from starlette.routing import Route
 
 from vinfer.config import ServerConfig
 from vinfer.server.http.auth import PUBLIC_PATHS
-from vinfer.server.http.uvicorn_protocol import LimitedHttpProtocol
+from vinfer.server.http.uvicorn_protocol import uvicorn_config
 
 logger = logging.getLogger(__name__)
 
@@ -35,23 +33,7 @@ class ProbeServer(uvicorn.Server):
 
     def __init__(self, config: ServerConfig, sock: socket.socket) -> None:
         routes = [Route(path, self._answer, methods=["GET"]) for path in sorted(PUBLIC_PATHS)]
-        # uvicorn takes any callable here, although its annotation says `type`.
-        protocol: Any = functools.partial(
-            LimitedHttpProtocol, receive_timeout_seconds=config.header_timeout_seconds
-        )
-        super().__init__(
-            uvicorn.Config(
-                Starlette(routes=routes),
-                http=protocol,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_keep_alive=config.keep_alive_seconds,  # type: ignore[arg-type]
-            )
-        )
+        super().__init__(uvicorn_config(Starlette(routes=routes), config, lifespan="off"))
         self._sock = sock
         self._phase = "joining"
         self._num_signals = 0

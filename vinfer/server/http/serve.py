@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import functools
 import logging
 import signal
 import socket
@@ -17,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -25,7 +24,7 @@ from starlette.applications import Starlette
 from vinfer.config import ServerConfig
 from vinfer.errors import BindError, ConfigError, EngineError
 from vinfer.server.http.browser import is_loopback
-from vinfer.server.http.uvicorn_protocol import LimitedHttpProtocol
+from vinfer.server.http.uvicorn_protocol import uvicorn_config
 from vinfer.server.intake import give_memory_back
 from vinfer.server.services import Services
 
@@ -114,26 +113,8 @@ def run_server(
         admin: serves the admin routes meanwhile.
     """
     services: Services = app.state.services
-    # uvicorn takes any callable here, although its annotation says `type`.
-    protocol: Any = functools.partial(
-        LimitedHttpProtocol, receive_timeout_seconds=config.header_timeout_seconds
-    )
     server = _DrainingServer(
-        uvicorn.Config(
-            app,
-            http=protocol,
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            # Our own access log contains no paths or queries from clients.
-            access_log=False,
-            # We have no use for the client address that a proxy reports.
-            proxy_headers=False,
-            server_header=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=config.keep_alive_seconds,  # type: ignore[arg-type]
-            timeout_graceful_shutdown=1,
-        ),
+        uvicorn_config(app, config, lifespan="on", backlog=BACKLOG, timeout_graceful_shutdown=1),
         services,
         reload,
         recover,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import http
 import json
 import logging
@@ -15,9 +16,11 @@ import re
 import uuid
 from typing import Any
 
+import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from vinfer.config import ServerConfig
 from vinfer.errors import HeadersTooLargeError, RequestError, RequestTimeoutError
 from vinfer.server.http.errors import error_object
 
@@ -33,6 +36,31 @@ PROBE_SECONDS = (0.0, 0.2, 2.0)
 """When a half-closed connection is probed, after its end was read."""
 
 _HTTP2_OFFER = re.compile(rb"\r\nupgrade:(?=[ \t]*h2c[ \t]*\r\n)", re.IGNORECASE)
+
+
+def uvicorn_config(app: ASGIApp, config: ServerConfig, **others: Any) -> uvicorn.Config:
+    """Return how uvicorn serves an app: with this protocol, and without what it logs or believes by itself.
+
+    Args:
+        others: further arguments of `uvicorn.Config`.
+    """
+    # uvicorn takes any callable here, although its annotation says `type`.
+    protocol: Any = functools.partial(
+        LimitedHttpProtocol, receive_timeout_seconds=config.header_timeout_seconds
+    )
+    return uvicorn.Config(
+        app,
+        http=protocol,
+        ws="none",
+        log_config=None,
+        # Our own access log contains no paths or queries from clients.
+        access_log=False,
+        # We have no use for the client address that a proxy reports.
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=config.keep_alive_seconds,  # type: ignore[arg-type]
+        **others,
+    )
 
 
 class _Phase(enum.Enum):
