@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ import pytest
 from contract import BODIES
 from running_server import RunningServer, Start, wait_until
 
-from vinfer.errors import QueueFullError
+from vinfer.errors import QueueFullError, RequestError
 from vinfer.server.http import body as module
 from vinfer.server.http.body import INLINE_PARSE_BYTES, MAX_CONTAINERS, MAX_VALUES
 from vinfer.server.intake import Intake
@@ -140,6 +142,44 @@ def test_probes_answer_beside_large_bodies(default_server: RunningServer, name: 
     assert [each.result().status_code for each in sent] == [400] * 8
     # Two seconds leave room for a busy machine; it was 54 s.
     assert max(seconds) < 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"a":[' + b"1," * 900_000 + b"1]}", id="numbers"),
+        pytest.param(b'{"a":[' + b"[]," * 100 + b"1," * 900_000 + b"1]}", id="numbers and arrays"),
+    ],
+)
+def test_numbers_do_not_hold_the_interpreter(body: bytes) -> None:
+    """JSON's C code makes a million numbers without letting another thread go on."""
+    is_over = threading.Event()
+    turns = 0
+
+    def take_turns() -> None:
+        nonlocal turns
+        while not is_over.is_set():
+            turns += 1
+            time.sleep(0)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread = threading.Thread(target=take_turns)
+    thread.start()
+    try:
+        with contextlib.suppress(RequestError):
+            module.parse_json_object(body)
+    finally:
+        is_over.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert turns > 30
+
+
+def test_a_long_array_of_numbers_is_looked_through_in_pieces() -> None:
+    """One search through them all would hold the interpreter for 40 ms."""
+    numbers = "1," * 1_000_000
+    assert max(len(piece) for piece in module.STRINGS_AND_BRACKETS.findall(f"[{numbers}1]")) <= 4096
 
 
 def test_a_container_limit_counts_arrays_and_objects() -> None:

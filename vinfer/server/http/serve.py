@@ -12,6 +12,7 @@ import faulthandler
 import logging
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,9 @@ BACKLOG = 2048
 # Time between an engine's death and the end of the process, so that probes can see it.
 DEAD_ENGINE_SECONDS = 2.0
 TICKS_PER_SECOND = 10
+# A thread that computes lets another one go on after this time. A probe takes the interpreter several times,
+# so that Python's 5 ms would add up beside large bodies.
+SWITCH_SECONDS = 0.001
 STDERR = 2
 
 
@@ -121,6 +125,7 @@ def run_server(
         lost_group,
         admin,
     )
+    sys.setswitchinterval(SWITCH_SECONDS)
     server.run(sockets=[sock])
     return server.exit_code
 
