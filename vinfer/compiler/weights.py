@@ -53,6 +53,7 @@ class Weight:
         name: EasyDeL's path, joined by dots.
         axes: a PartitionSpec whose axes divide the shape.
         parts: one part is the whole weight; several are stacked along a new first axis, like experts.
+        is_joined: several parts stand side by side along the last axis instead.
     """
 
     name: str
@@ -60,27 +61,38 @@ class Weight:
     dtype: str
     axes: PartitionAxes
     parts: tuple[Part, ...]
+    is_joined: bool = False
 
     def pieces(self, read: Read) -> Iterator[Array]:
-        """Yield the weight's values in its dtype, in C order, one part at a time.
+        """Yield the weight's values in its dtype, in C order, one part at a time unless they are joined.
 
         Yielded pieces are not kept.
 
         Raises:
             BuildError: the checkpoint lacks a tensor, or a tensor has the wrong shape for the model.
         """
+        if self.is_joined:
+            arrays = [self._taken(part, read) for part in self.parts]
+            names = ", ".join(part.source for part in self.parts)
+            is_possible = len({array.shape[:-1] for array in arrays}) == 1
+            yield self._piece(
+                np.concatenate(arrays, axis=-1) if is_possible else arrays[0], names, self.shape
+            )
+            return
+        expected = self.shape[1:] if len(self.parts) > 1 else self.shape
         for part in self.parts:
-            yield self._piece(part, read)
+            yield self._piece(self._taken(part, read), part.source, expected)
 
-    def _piece(self, part: Part, read: Read) -> Array:
+    def _taken(self, part: Part, read: Read) -> Array:
         try:
-            array = part.take(read)
+            return part.take(read)
         except KeyError:
             raise BuildError(f"the checkpoint has no tensor {part.source}, which {self.name} needs") from None
-        expected = self.shape[1:] if len(self.parts) > 1 else self.shape
+
+    def _piece(self, array: Array, source: str, expected: tuple[int, ...]) -> Array:
         if array.shape != expected:
             raise BuildError(
-                f"tensor {part.source} gives shape {array.shape}; {self.name} needs {expected}: "
+                f"tensor {source} gives shape {array.shape}; {self.name} needs {expected}: "
                 "config.json and the weights belong to different models"
             )
         dtype = ml_dtypes.bfloat16 if self.dtype == "bfloat16" else np.dtype(self.dtype)

@@ -20,8 +20,10 @@ from vinfer.errors import BuildError
 DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
-def _weight(name: str, shape: tuple[int, ...], dtype: str, *parts: Part) -> Weight:
-    return Weight(name=name, shape=shape, dtype=dtype, axes=(), parts=parts or (Part(name),))
+def _weight(name: str, shape: tuple[int, ...], dtype: str, *parts: Part, is_joined: bool = False) -> Weight:
+    return Weight(
+        name=name, shape=shape, dtype=dtype, axes=(), parts=parts or (Part(name),), is_joined=is_joined
+    )
 
 
 def _random(*shape: int, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
@@ -46,6 +48,13 @@ def test_every_kind_of_weight_is_read_back(tmp_path: Path, stored: str, wanted: 
         _weight("scalar", (), wanted),
         _weight("nothing", (0, 3), wanted),
         _weight("experts", (3, 3, 4), wanted, *(Part(f"expert{index}") for index in range(3))),
+        _weight(
+            "joined",
+            (10, 15),
+            wanted,
+            *(Part("linear", index, is_transposed=True) for index in (None, (slice(1, 4),), None)),
+            is_joined=True,
+        ),
     ]
     expected = {
         "a.kernel": tensors["linear"].T,
@@ -54,6 +63,9 @@ def test_every_kind_of_weight_is_read_back(tmp_path: Path, stored: str, wanted: 
         "scalar": tensors["scalar"],
         "nothing": tensors["nothing"],
         "experts": np.stack([tensors[f"expert{index}"] for index in range(3)]),
+        "joined": np.concatenate(
+            [tensors["linear"].T, tensors["linear"][1:4].T, tensors["linear"].T], axis=1
+        ),
     }
     done: list[int] = []
     path = tmp_path / "w.safetensors"
@@ -138,6 +150,14 @@ def test_a_piece_is_gone_before_the_next_is_read(tmp_path: Path) -> None:
     [
         (_weight("w", (3, 2), "float32"), r"tensor w gives shape \(2, 3\); w needs \(3, 2\)"),
         (_weight("ghost", (3, 2), "float32"), "no tensor ghost, which ghost needs"),
+        (
+            _weight("j", (2, 5), "float32", Part("w"), Part("w"), is_joined=True),
+            r"tensor w, w gives shape \(2, 6\); j needs \(2, 5\)",
+        ),
+        (
+            _weight("j", (2, 5), "float32", Part("w"), Part("w", is_transposed=True), is_joined=True),
+            r"tensor w, w gives shape \(2, 3\); j needs \(2, 5\)",
+        ),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_an_error(tmp_path: Path, weight: Weight, message: str) -> None:

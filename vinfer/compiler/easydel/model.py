@@ -13,7 +13,7 @@ import importlib.util
 import os
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from vinfer.bundle.manifest import MESH_AXES, PartitionAxes, axis_names, kv_groups
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.compiler.easydel.families import easydel_classes, easydel_family
+from vinfer.compiler.easydel.joined import join_projections
 from vinfer.compiler.easydel.paged_attention import attend_over_pages
 from vinfer.compiler.kv_cache import KVCache, LayerCache, Rows, copy_pages
 from vinfer.compiler.vision.features import ImageFeatures
@@ -73,6 +74,7 @@ class EasyDeLModel:
         attention_block_len: see `compiler.paged_attention.attend`.
         keeps_weights_in_place: see `attend_over_pages`; for accelerators.
         decodes_with_kernel: see `compiler.decode_kernel`; for CUDA only.
+        joins_projections: see `easydel.joined`; for one device only.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class EasyDeLModel:
         attention_block_len: int,
         keeps_weights_in_place: bool,
         decodes_with_kernel: bool = False,
+        joins_projections: bool = False,
     ) -> None:
         import_easydel()
         from flax import nnx
@@ -136,6 +139,7 @@ class EasyDeLModel:
         )
         self._family.correct(module)
         self._drop_windows(module)
+        self._joined = join_projections(self._blocks(module)) if joins_projections else {}
         attend_over_pages(self._attentions(module), keeps_weights_in_place=keeps_weights_in_place)
         graph, params, others = module.split_module()
         self._graph = graph
@@ -227,6 +231,9 @@ class EasyDeLModel:
         stem, _, _ = name.rpartition(".")
         shape = tuple(leaf.shape)
         parts = self._family.parts(name, shape)
+        joined = self._joined.get(stem, ()) if name.endswith(".kernel") else ()
+        if joined:
+            parts = tuple(part for path in joined for part in self._family.parts(f"{path}.kernel", shape))
         if stem == self._family.head and self.facts.is_tied:
             parts = (dataclasses.replace(parts[0], source=self._family.embedding),)
         # tp may be a multiple of the KV heads: then every device holds all of them.
@@ -238,6 +245,7 @@ class EasyDeLModel:
             dtype=jnp.dtype(leaf.dtype).name,
             axes=_fit(shape, tuple(spec), self.axis_sizes, dropped),
             parts=parts,
+            is_joined=bool(joined),
         )
 
     def _give_rotary_tables(self, decoder: Any, tables: Sequence[jax.Array]) -> None:
@@ -259,6 +267,14 @@ class EasyDeLModel:
         """Remove windows from EasyDeL, which applies them incorrectly: see `KVCacheView`."""
         for attention in self._attentions(module):
             attention.sliding_window = None
+
+    def _blocks(self, module: Any) -> Iterator[tuple[str, Any]]:
+        """Yield path and module of every attention and MLP."""
+        decoder, layers = self._family.decoder, self._family.layers
+        for place, layer in enumerate(getattr(getattr(module, decoder), layers)):
+            for name in (self._family.attention, "mlp"):
+                if hasattr(layer, name):
+                    yield f"{decoder}.{layers}.{place}.{name}", getattr(layer, name)
 
     def _attentions(self, module: Any) -> list[Any]:
         layers = getattr(getattr(module, self._family.decoder), self._family.layers)

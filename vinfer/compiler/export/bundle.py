@@ -190,6 +190,7 @@ def _decoder(plan: BuildPlan, checkpoint: Checkpoint) -> EasyDeLModel:
         attention_block_len=ATTENTION_BLOCK_LEN[plan.platform],
         keeps_weights_in_place=plan.platform != "cpu",
         decodes_with_kernel=plan.platform == "cuda",
+        joins_projections=plan.platform == "cpu" and plan.num_devices == 1,
     )
 
 
