@@ -8,6 +8,7 @@ to there.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -150,19 +151,24 @@ class CheckingDevice:
     def _prefill(self, prefill: Prefill) -> Read:
         shape = prefill.shape
         assert 1 <= len(prefill.chunks) <= shape.rows
-        assert len({chunk.slot for chunk in prefill.chunks}) == len(prefill.chunks)
+        for before, chunk in itertools.pairwise(prefill.chunks):
+            if any(chunk.slot == other.slot for other in prefill.chunks[: prefill.chunks.index(chunk)]):
+                # One prompt in several rows.
+                assert (before.slot, before.start + before.length) == (chunk.slot, chunk.start)
+                assert chunk.copy is None
+                assert shape.kind == "prefill"
+                self.counts["several rows"] += 1
         for chunk in prefill.chunks:
             if chunk.copy is not None:
                 self._copy(chunk, chunk.copy)
         for chunk in prefill.chunks:
             self._check_chunk(chunk, shape)
-        for chunk in prefill.chunks:
             slot = self._slots[chunk.slot]
             self._write(slot, chunk.shard, chunk.pages, chunk.start, chunk.start + chunk.length)
         read: Read = []
         for chunk in prefill.chunks:
             slot = self._slots[chunk.slot]
-            # Nor has another row of the dispatch written there.
+            # No other row of the dispatch has written there.
             self._check_past(slot, chunk.shard, chunk.pages, chunk.start, chunk.start + chunk.length)
             if chunk.is_final:
                 tokens = (slot.sample(),) if chunk.samples else ()

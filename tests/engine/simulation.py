@@ -31,6 +31,7 @@ class Sizes:
     spare_pages: int = 0
     windows: tuple[int | None, ...] = (None,)
     dispatch_cost_tokens: int | None = None
+    min_prefill_tokens: int = 0
     encoders: tuple[int, ...] = (1,)
     several_at_most: int = 30
     keeps_images_whole: bool = False
@@ -48,6 +49,7 @@ class Simulation:
         shapes = make_shapes(sizes.prefill_shapes, sizes.num_slots, sizes.encoders)
         max_features = make_max_features(shapes, sizes.several_at_most)
         self.largest_bucket = max(shape.length for shape in shapes if shape.kind == "prefill")
+        self._max_prefill_tokens = max(self.largest_bucket, sizes.min_prefill_tokens)
         self.keeps_images_whole = sizes.keeps_images_whole and self.largest_bucket >= IMAGE_LENS["s"]
         max_write_len = max(self.largest_bucket, STEPS, DRAFT_TOKENS + 1)
         (one_row, *_) = make_pages(
@@ -70,6 +72,7 @@ class Simulation:
             num_slots=sizes.num_slots,
             pages=self._shards,
             dispatch_cost_tokens=sizes.dispatch_cost_tokens,
+            min_prefill_tokens=sizes.min_prefill_tokens,
             num_feature_rows=NUM_FEATURE_ROWS,
             keeps_images_whole=self.keeps_images_whole,
             ngram=sizes.ngram,
@@ -122,7 +125,7 @@ class Simulation:
         schedule = self.scheduler.schedule()
         assert schedule or num_unread or not self.scheduler.num_running, "the engine would fail"
         num_padded = sum(prefill.shape.rows * prefill.shape.length for prefill in schedule.prefills)
-        assert len(schedule.prefills) <= 1 or num_padded <= self.largest_bucket
+        assert len(schedule.prefills) <= 1 or num_padded <= self._max_prefill_tokens
         self.scheduler.check_integrity()
         enqueued = self._device.carry_out(schedule)
         self._read_all()

@@ -14,12 +14,17 @@ from vinfer.engine.scheduler import Scheduler
 
 
 def make_scheduler(
-    num_slots: int = 2, prefill_shapes: tuple[tuple[int, int], ...] = ((1, 4), (1, 8))
+    num_slots: int = 2,
+    prefill_shapes: tuple[tuple[int, int], ...] = ((1, 4), (1, 8)),
+    min_prefill_tokens: int = 0,
+    dispatch_cost_tokens: int | None = None,
 ) -> Scheduler:
     return Scheduler(
         programs=make_programs(prefill_shapes, num_slots),
         num_slots=num_slots,
         pages=make_pages(num_slots),
+        min_prefill_tokens=min_prefill_tokens,
+        dispatch_cost_tokens=dispatch_cost_tokens,
     )
 
 
@@ -127,8 +132,8 @@ def test_a_dispatch_larger_than_the_budget_goes_alone() -> None:
     [
         # Two of the same bucket share a dispatch; a third one goes alone.
         (((1, 4), (1, 8), (2, 4)), (3, 1, 2), [(2, 4, ["a", "b"]), (1, 4, ["c"])]),
-        # A prompt of another bucket in between gets its own dispatch.
-        (((1, 4), (1, 8), (2, 4)), (3, 7, 2), [(2, 4, ["a", "c"]), (1, 8, ["b"])]),
+        # A prompt of another bucket takes the row that is left, and then goes on with the next one.
+        (((1, 4), (1, 8), (2, 4)), (3, 7, 2), [(2, 4, ["a", "b"]), (2, 4, ["b", "c"])]),
         # Three fit into a program of four.
         (((1, 4), (1, 8), (4, 4)), (3, 3, 3), [(4, 4, ["a", "b", "c"])]),
         # No program of several prompts has this bucket.
@@ -151,6 +156,36 @@ def test_prompts_of_equal_buckets_share_a_dispatch(
             (rows, length, [name for name, _, _ in chunks]) for rows, length, chunks in prefilled(schedule)
         ]
     assert dispatches == expected
+
+
+def test_a_long_prompt_takes_several_rows() -> None:
+    shapes = ((1, 4), (1, 8), (4, 4))
+    scheduler = make_scheduler(2, shapes, min_prefill_tokens=16, dispatch_cost_tokens=2)
+    scheduler.submit(make_request("a", 27))
+    scheduler.submit(make_request("b", 5))
+    rows = [("a", 0, 4), ("a", 4, 4), ("a", 8, 4), ("a", 12, 4)]
+    assert prefilled(scheduler.schedule()) == [(4, 4, rows)]
+    # One padded token costs less than two more dispatches.
+    rest = [("a", 16, 4), ("a", 20, 4), ("a", 24, 3), ("b", 0, 4)]
+    assert prefilled(scheduler.schedule()) == [(4, 4, rest)]
+    assert prefilled(scheduler.schedule()) == [(1, 4, [("b", 4, 1)])]
+
+
+def test_a_dispatch_of_several_rows_stays_within_the_budget() -> None:
+    scheduler = make_scheduler(num_slots=2, prefill_shapes=((1, 4), (1, 8), (4, 4)))
+    scheduler.submit(make_request("a", 16))
+    assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 0, 8)])]
+
+
+def test_padding_decides_between_rows_and_a_chunk() -> None:
+    """Four rows of 4 for 7 tokens cost twice as much as one of 8."""
+    scheduler = make_scheduler(num_slots=2, prefill_shapes=((1, 4), (1, 8), (4, 4)), min_prefill_tokens=16)
+    scheduler.submit(make_request("a", 7))
+    assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 0, 7)])]
+
+
+def test_a_prompt_with_images_takes_one_row() -> None:
+    """An image may have to lie in one row."""
 
 
 def test_decode_runs_one_step_while_anything_waits_or_is_prefilled() -> None:
@@ -360,6 +395,24 @@ def test_text_is_not_held_up_by_images_and_nobody_waits_for_two_dispatches_of_th
     assert (encoded(third), prefilled(third)) == ((1, ["r"]), [])
     assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 0, 8)])]
     assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 8, 8)])]
+
+
+def test_a_prompt_with_images_takes_one_row_and_others_wait_for_it() -> None:
+    """An image may have to lie in one row."""
+    scheduler = Scheduler(
+        programs=make_programs(((1, 8), (4, 4)), num_slots=2, encoders=(1,)),
+        num_slots=2,
+        pages=make_pages(2),
+        num_feature_rows=64,
+        min_prefill_tokens=16,
+    )
+    scheduler.submit(make_request("a", 16, images=[(0, "p")]))
+    scheduler.submit(make_request("b", 16))
+    schedule = scheduler.schedule()
+    assert encoded(schedule) == (1, ["p"])
+    assert prefilled(schedule) == [(1, 8, [("a", 0, 8)]), (1, 8, [("a", 8, 8)])]
+    rows = [("b", 0, 4), ("b", 4, 4), ("b", 8, 4), ("b", 12, 4)]
+    assert prefilled(scheduler.schedule()) == [(4, 4, rows)]
 
 
 def test_images_wait_for_room_in_order_of_arrival() -> None:

@@ -39,12 +39,14 @@ SIZES = st.builds(
             ((2, 8), (4, 4)),
             ((1, 16), (3, 8)),
             ((2, 6),),
+            ((1, 8), (5, 3)),
         )
     ),
     page_size=st.integers(1, 8),
     spare_pages=st.sampled_from((0, 0, 0, 1, 4, 60)),
     windows=st.sampled_from(((None,), (None, 5), (5,))),
     dispatch_cost_tokens=st.sampled_from((None, 0, 3)),
+    min_prefill_tokens=st.sampled_from((0, 0, 16, 40)),
     encoders=st.sampled_from(((1,), (1, 3), (2,))),
     several_at_most=st.sampled_from((5, 16, 30)),
     keeps_images_whole=st.booleans(),
@@ -52,6 +54,7 @@ SIZES = st.builds(
 )
 
 WHAT_HAPPENS = (
+    "several rows",
     "preempted",
     "resumed",
     "found",
@@ -219,6 +222,8 @@ def test_everything_happens_in_such_sequences() -> None:
                 page_size=8 if is_narrow else draw.randint(1, 8),
                 spare_pages=draw.choice((0, 2)),
                 windows=draw.choice(((None,), (None, 5), (5,))),
+                prefill_shapes=((1, 8), (5, 3)) if place % 4 == 3 else ((1, 4), (1, 8)),
+                min_prefill_tokens=16 if place % 4 == 3 else 0,
                 ngram=2 if place % 4 == 2 else None,
             )
         )

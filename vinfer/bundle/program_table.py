@@ -38,6 +38,10 @@ class ProgramTable:
         self.max_draft_tokens = max(self.lengths("verify"), default=1) - 1
         self.max_images = max((shape.rows for shape in self._max_features), default=0)
 
+    def of_kind(self, kind: ProgramKind) -> tuple[ProgramShape, ...]:
+        """Return the programs of a kind."""
+        return tuple(self._by_kind.get(kind, ()))
+
     def lengths(self, kind: ProgramKind) -> set[int]:
         """Return the lengths that programs of a kind have; empty if there is none."""
         return {shape.length for shape in self._by_kind.get(kind, ())}

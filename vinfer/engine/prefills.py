@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from vinfer.bundle.program_table import ProgramTable
 from vinfer.bundle.programs import ProgramKind, ProgramShape
@@ -23,11 +23,27 @@ _PROMPT_KINDS: tuple[ProgramKind, ...] = ("prefill", "score", "embed")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Span:
-    """The positions of a chunk, from `start` to `end`, and the key of the partial page to copy before it."""
+    """Positions of one dispatch, from `start` to `end`, and the key of the partial page to copy before it."""
 
     start: int
     end: int
     copied_part: bytes | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Work:
+    """One dispatch that could be next: a program, and what it does of each prompt."""
+
+    shape: ProgramShape
+    spans: tuple[tuple[_Span, Running], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(span.end - span.start for span, _ in self.spans)
+
+    def tokens_per_cost(self, dispatch_cost_tokens: int) -> float:
+        """Return prompt tokens per padded token, with the cost of a dispatch counted as some."""
+        return self.num_tokens / (self.shape.rows * self.shape.length + dispatch_cost_tokens)
 
 
 class PrefillPlanner:
@@ -59,6 +75,9 @@ class PrefillPlanner:
             if (lengths := programs.lengths(kind))
         }
         self._max_batch = programs.max_rows("prefill")
+        self._dispatch_cost_tokens = dispatch_cost_tokens or 0
+        self._of_rows = [shape for shape in programs.of_kind("prefill") if shape.rows > 1]
+        self._longest = max(programs.lengths("prefill"))
         self._max_prefill_tokens = max(min_prefill_tokens, *programs.lengths("prefill"))
 
     def plan(self, requests: Collection[Running], *, max_tokens: int | None = None) -> tuple[Prefill, ...]:
@@ -72,26 +91,27 @@ class PrefillPlanner:
         prefills: list[Prefill] = []
         budget = min(self._max_prefill_tokens, max_tokens or self._max_prefill_tokens)
         while budget > 0:
-            chunks = self._next_chunks(requests)
-            if not chunks:
+            work = self._next_work(requests, budget)
+            if work is None:
                 break
-            shape = self._prefill_shape([chunk for chunk, _ in chunks], chunks[0][1].kind)
-            if prefills and shape.rows * shape.length > budget:
+            num_padded = work.shape.rows * work.shape.length
+            if prefills and num_padded > budget:
                 break
-            budget -= shape.rows * shape.length
+            budget -= num_padded
             # All copies come first, as on the device: a chunk may write over a page that was copied.
-            copies = [self._copy_part(*chunk) for chunk in chunks]
+            copies = [self._copy_part(*each) for each in work.spans]
             prefilled = [
-                self._prefilled(span, running, copy)
-                for (span, running), copy in zip(chunks, copies, strict=True)
+                chunk
+                for (span, running), copy in zip(work.spans, copies, strict=True)
                 # A page without owners may have become that of another copy. Then the prompt waits.
                 if copy is not None or span.copied_part is None
+                for chunk in self._prefilled(span, running, copy, work.shape.length)
             ]
             assert prefilled, "pages for the whole prompt are promised"
-            for _, running in chunks:
+            for _, running in work.spans:
                 # Only now: a page that is replaced by its like may not go to another chunk of the dispatch.
                 self._publish(running)
-            prefills.append(Prefill(shape, tuple(prefilled)))
+            prefills.append(Prefill(work.shape, tuple(prefilled)))
         return tuple(prefills)
 
     def _copy_part(self, span: _Span, running: Running) -> PageCopy | None:
@@ -105,28 +125,35 @@ class PrefillPlanner:
             self._prefixes.skip_to(running, span.start)
         return copy
 
-    def _prefilled(self, span: _Span, running: Running, copy: PageCopy | None) -> Chunk:
-        """Give a chunk its pages, and count it as done."""
+    def _prefilled(
+        self, span: _Span, running: Running, copy: PageCopy | None, max_length: int
+    ) -> list[Chunk]:
+        """Give a span its pages, and count it as done; return it as chunks of one row each."""
         is_covered = running.shard.cover(running.table, start=span.start, end=span.end)
         assert is_covered, "pages for the whole prompt are promised"
-        is_final = span.end == running.num_to_prefill
-        chunk = Chunk(
-            slot=running.slot,
-            request=running.request,
-            start=span.start,
-            tokens=tuple(running.tokens[span.start : span.end]),
-            next_token=None if is_final else running.tokens[span.end],
-            pages=running.table.snapshot(),
-            shard=running.shard.shard,
-            num_cached=running.num_cached,
-            copy=copy,
-            feature_rows=self._feature_rows(running, span),
-        )
+        chunks = []
+        for start in range(span.start, span.end, max_length):
+            end = min(start + max_length, span.end)
+            is_final = end == running.num_to_prefill
+            chunks.append(
+                Chunk(
+                    slot=running.slot,
+                    request=running.request,
+                    start=start,
+                    tokens=tuple(running.tokens[start:end]),
+                    next_token=None if is_final else running.tokens[end],
+                    pages=running.table.snapshot(),
+                    shard=running.shard.shard,
+                    num_cached=running.num_cached,
+                    copy=copy if start == span.start else None,
+                    feature_rows=self._feature_rows(running, start, end),
+                )
+            )
         running.num_prefilled = span.end
-        running.num_dispatched += chunk.samples
-        if is_final:
+        running.num_dispatched += chunks[-1].samples
+        if running.is_prefilled:
             running.let_go_of_features(self._features)
-        return chunk
+        return chunks
 
     def _publish(self, running: Running) -> None:
         """Let others find what a prompt has written, in dispatches after this one."""
@@ -136,7 +163,7 @@ class PrefillPlanner:
             end = running.num_to_prefill - 1
             running.shard.publish_part(running.table, running.keys.of_part(end), end=end)
 
-    def _feature_rows(self, running: Running, span: _Span) -> tuple[int, ...]:
+    def _feature_rows(self, running: Running, start: int, end: int) -> tuple[int, ...]:
         request = running.request
         if not request.images:
             return ()
@@ -144,13 +171,60 @@ class PrefillPlanner:
         placed = [-1] * running.num_to_prefill
         for image in request.images:
             placed[image.start : image.start + image.num_tokens] = self._features.rows_of(image)
-        return tuple(placed[span.start : span.end])
+        return tuple(placed[start:end])
 
-    def _next_chunks(self, requests: Collection[Running]) -> list[tuple[_Span, Running]]:
+    def _next_work(self, requests: Collection[Running], budget: int) -> _Work | None:
+        """Return the dispatch that does most for its cost; None if no prompt is due."""
+        due = list(self.due_chunks(requests))
+        if not due:
+            return None
+        chunks = self._next_chunks(due)
+        shape = self._prefill_shape([chunk for chunk, _ in chunks], chunks[0][1].kind)
+        works = [_Work(shape, tuple(chunks))]
+        if self._takes_rows(due[0][1]):
+            works += (
+                _Work(shape, self._fill_rows(due, shape))
+                for shape in self._of_rows
+                if shape.rows * shape.length <= budget
+            )
+        return max(
+            works, key=lambda work: (work.tokens_per_cost(self._dispatch_cost_tokens), work.num_tokens)
+        )
+
+    def _takes_rows(self, running: Running) -> bool:
+        """Return whether a prompt may take several rows of a dispatch."""
+        # An image may have to lie in one row.
+        return running.kind == "prefill" and not running.request.images
+
+    def _fill_rows(
+        self, due: Iterable[tuple[_Span, Running]], shape: ProgramShape
+    ) -> tuple[tuple[_Span, Running], ...]:
+        """Fill the rows of a program with prompts in order, each with as many rows as it needs.
+
+        A row sees what the rows before it write: each layer writes all rows before any of them attends.
+        """
+        rows_left = shape.rows
+        spans: list[tuple[_Span, Running]] = []
+        for span, running in due:
+            if not rows_left:
+                break
+            if not self._takes_rows(running):
+                continue
+            if span.copied_part is None:
+                num_tokens = rows_left * shape.length
+                if running.shard.has_windows:
+                    # There are pages for a window and one chunk.
+                    num_tokens = min(num_tokens, self._longest)
+                span = _Span(span.start, min(span.start + num_tokens, running.num_to_prefill))
+            spans.append((span, running))
+            rows_left -= -(-(span.end - span.start) // shape.length)
+        return tuple(spans)
+
+    def _next_chunks(self, due: Iterable[tuple[_Span, Running]]) -> list[tuple[_Span, Running]]:
         """Return the next chunk of the oldest unfinished prompt, and other chunks of the same bucket."""
         chunks: list[tuple[_Span, Running]] = []
         bucket = 0
-        for span, running in self.due_chunks(requests):
+        for span, running in due:
             kind = running.kind
             shape = self._prefill_shape([span], kind)
             if chunks and (kind == "score" or (kind, shape.length) != (chunks[0][1].kind, bucket)):

@@ -161,7 +161,7 @@ class Runner:
         self.model.run(work.shape, self._encoder_inputs(work))
 
     def prefill(self, work: Prefill) -> Dispatch | PooledDispatch:
-        """Enqueue one chunk of each of some prompts, after the copies that they build on."""
+        """Enqueue chunks of some prompts, after the copies that they build on."""
         if work.shape.kind == "embed":
             return self._embed(work)
         for chunk in work.chunks:
@@ -173,9 +173,11 @@ class Runner:
             filled(name, 0) for name in ("tokens", "starts", "lengths", "samples")
         )
         for row, chunk in enumerate(work.chunks):
-            slots[row], starts[row], lengths[row] = chunk.slot, chunk.start, chunk.length
+            starts[row], lengths[row] = chunk.start, chunk.length
             tokens[row, : chunk.length] = chunk.tokens
-            samples[row] = chunk.samples
+            if chunk.samples:
+                # Otherwise nothing of its slot is read or written: a prompt may have several rows.
+                slots[row], samples[row] = chunk.slot, True
         owners = tuple(
             chunk.request if chunk.is_final or work.shape.kind == "score" else None for chunk in work.chunks
         )

@@ -173,6 +173,11 @@ class ShardPages:
         return self._pools[0].num_pages
 
     @property
+    def has_windows(self) -> bool:
+        """Whether pages go back while a request still runs."""
+        return any(window is not None for window in self._windows)
+
+    @property
     def num_owned(self) -> int:
         """Pages of the first group that requests hold."""
         return self._pools[0].num_pages - self._pools[0].num_available
