@@ -19,6 +19,9 @@ from vinfer.engine.running import Running
 from vinfer.engine.schedule import Chunk, Prefill
 
 _PROMPT_KINDS: tuple[ProgramKind, ...] = ("prefill", "score", "embed")
+# Positions whose keys and values a row reads in the time of one padded token. Measured with SmolLM2 on a CPU,
+# where 16 rows of 16 tokens are faster than one of 80 up to about 500 positions.
+_READ_PER_TOKEN = 200
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,8 +45,13 @@ class _Work:
         return sum(span.end - span.start for span, _ in self.spans)
 
     def tokens_per_cost(self, dispatch_cost_tokens: int) -> float:
-        """Return prompt tokens per padded token, with the cost of a dispatch counted as some."""
-        return self.num_tokens / (self.shape.rows * self.shape.length + dispatch_cost_tokens)
+        """Return prompt tokens per padded token, with the other costs of a dispatch counted as some."""
+        num_read = sum(
+            -(-(span.end - span.start) // self.shape.length) * (span.start + span.end) / 2
+            for span, _ in self.spans
+        )
+        num_padded = self.shape.rows * self.shape.length
+        return self.num_tokens / (num_padded + dispatch_cost_tokens + num_read / _READ_PER_TOKEN)
 
 
 class PrefillPlanner:
@@ -75,9 +83,9 @@ class PrefillPlanner:
             if (lengths := programs.lengths(kind))
         }
         self._max_batch = programs.max_rows("prefill")
-        self._dispatch_cost_tokens = dispatch_cost_tokens or 0
         self._of_rows = [shape for shape in programs.of_kind("prefill") if shape.rows > 1]
         self._longest = max(programs.lengths("prefill"))
+        self._dispatch_cost_tokens = self._longest if dispatch_cost_tokens is None else dispatch_cost_tokens
         self._max_prefill_tokens = max(min_prefill_tokens, *programs.lengths("prefill"))
 
     def plan(self, requests: Collection[Running], *, max_tokens: int | None = None) -> tuple[Prefill, ...]:
