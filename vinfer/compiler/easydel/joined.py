@@ -42,7 +42,7 @@ def join_projections(blocks: Iterable[tuple[str, Any]]) -> dict[str, tuple[str, 
 def _join(linears: Sequence[Any]) -> None:
     kernels = [linear.kernel.value for linear in linears]
     widths = [kernel.shape[1] for kernel in kernels]
-    product = _Product(len(linears))
+    product = Product(len(linears))
     columns = iter(_columns(widths))
     for linear in linears:
         linear.__class__ = _joined_linear()
@@ -60,7 +60,7 @@ def _columns(widths: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-class _Product:
+class Product:
     """The product of one input with all joined weights, between the first and the last that take of it."""
 
     def __init__(self, num_takers: int) -> None:
