@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+import vinfer
 from vinfer.errors import ConfigError
-from vinfer.launch.group.leader import group_membership, load_to_serve, start_leader
+from vinfer.launch.group.leader import group_membership, load_to_serve, refuse_group, start_leader
+from vinfer.launch.verification.verify import VerifyOptions, verify
 
 PAIR = {"coordinator": "127.0.0.1", "num_processes": 2, "process_id": 0, "secret_file": "secret"}
 
@@ -37,6 +39,21 @@ def test_a_group_has_no_optional_models(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"models\[1\]\.required is false, but a group ends"):
         load_to_serve(path, overrides=(), environ={})
     assert load_to_serve(written(tmp_path, {}, required=False), overrides=(), environ={})
+
+
+def test_one_process_is_no_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, PAIR)
+    message = r"runs in one process, but server\.distributed makes it a member .*: use vinfer serve, or"
+    with pytest.raises(ConfigError, match=f"vinfer.load {message}"), vinfer.load(path, progress=False):
+        pass
+    config = load_to_serve(path, overrides=(), environ={})
+    with pytest.raises(ConfigError, match=f"vinfer verify {message}"):
+        verify(config, VerifyOptions(), wanted=None, code_cache=tmp_path, progress=lambda *_: None)
+
+
+def test_a_group_of_one_is_none(tmp_path: Path) -> None:
+    config = load_to_serve(written(tmp_path, {**PAIR, "num_processes": 1}), overrides=(), environ={})
+    refuse_group(config, {}, what="vinfer verify")
 
 
 def test_whoever_serves_alone_has_no_leader(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from vinfer.config import load_source
 from vinfer.errors import EngineError
 from vinfer.launch.bundles import code_cache_dir
 from vinfer.launch.devices import target_devices
+from vinfer.launch.group.leader import refuse_group
 from vinfer.launch.loader import Loader, model_table
 from vinfer.launch.progress.lines import ProgressLines
 from vinfer.launch.terminal import quiet_xla
@@ -47,6 +48,7 @@ class Host:
         shows_progress: bool,
     ) -> None:
         self._config = load_source(source, overrides=overrides, environ=os.environ)
+        refuse_group(self._config, os.environ, what="vinfer.load")
         self._table = model_table(self._config)
         self._loader = Loader(
             self._config,

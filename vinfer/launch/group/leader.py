@@ -44,6 +44,22 @@ def group_membership(config: Config, environ: Mapping[str, str]) -> Membership |
     return membership
 
 
+def refuse_group(config: Config, environ: Mapping[str, str], *, what: str) -> None:
+    """Refuse a config whose models are spread over a group.
+
+    Args:
+        what: whatever runs in one process.
+
+    Raises:
+        ConfigError: this process would be a member of a group.
+    """
+    if group_membership(config, environ) is not None:
+        raise ConfigError(
+            f"{what} runs in one process, but server.distributed makes it a member of a group: use vinfer "
+            "serve, or set server.distributed.num_processes to 1"
+        )
+
+
 def start_leader(config: Config, membership: Membership | None) -> Leader | None:
     """Listen for followers; None if this process serves alone.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from vinfer.errors import CheckpointError, ConfigError, ParityError
 from vinfer.launch.bundles import FoundBundle, find_or_build
 from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
 from vinfer.launch.engine_start import start_engine
+from vinfer.launch.group.leader import refuse_group
 from vinfer.launch.parity import measure_bundle, record
 from vinfer.parity.measure import Certificate
 from vinfer.parity.reference_process import require_packages
@@ -67,6 +69,7 @@ def verify(
         ReferenceUnavailableError: nothing can be compared here.
     """
     _check_options(config, options)
+    refuse_group(config, os.environ, what="vinfer verify")
     positions = _positions(config, options)
     require_packages()
     platform, devices = local_devices(wanted)
