@@ -19,7 +19,7 @@ from vinfer.compiler.kv_cache import Rows
 from vinfer.compiler.model import Arrays
 from vinfer.compiler.pooling import pooled_sum
 from vinfer.compiler.program_signatures import NUM_ROPE_AXES, ProgramSignatures
-from vinfer.compiler.sampler import Row, allowed_logits, sample, top_logprobs
+from vinfer.compiler.sampler import Row, next_tokens, top_logprobs
 from vinfer.compiler.score import prompt_logprobs
 from vinfer.compiler.vision.features import ImageFeatures, store
 
@@ -302,7 +302,7 @@ class Programs(ProgramSignatures):
             grammar_mask: uint32 [rows, words].
         """
         active = row["active"]
-        token = sample(allowed_logits(raw, row, grammar_mask, num_tokens=self.num_tokens), row)
+        token = next_tokens(raw, row, grammar_mask, num_tokens=self.num_tokens)
         logprob, top_ids, top_values = top_logprobs(raw, token, row["wants_logprobs"] & active)
         is_stop = jnp.any(row["stop_ids"] == token[:, None], axis=-1)
         remaining = row["remaining"] - active

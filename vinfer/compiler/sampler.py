@@ -23,6 +23,25 @@ Row = dict[str, jax.Array]
 """State of the rows of a dispatch, by the names of `state.py`; the first axis of every array is [rows]."""
 
 
+def next_tokens(logits: jax.Array, row: Row, grammar_mask: jax.Array, *, num_tokens: int) -> jax.Array:
+    """Return the next token of each row, int32 [rows]: `sample` of `allowed_logits`.
+
+    While every row takes the largest logit of the model, nothing else of the vocabulary's size is written. A
+    condition with such an array as its result costs a copy: with 32 rows and 262,144 tokens, a step on a
+    TPU would move 200 MB more.
+
+    Args:
+        logits, row, grammar_mask, num_tokens: see `allowed_logits`.
+    """
+    is_plain = ~(_changes_logits(row, grammar_mask) | jnp.any(row["temperature"] > 0.0))
+    return lax.cond(
+        is_plain,
+        lambda x: _first_largest(_forbid_unknown(x, num_tokens)),
+        lambda x: sample(allowed_logits(x, row, grammar_mask, num_tokens=num_tokens), row),
+        logits,
+    )
+
+
 def allowed_logits(logits: jax.Array, row: Row, grammar_mask: jax.Array, *, num_tokens: int) -> jax.Array:
     """Return what tokens are drawn from: `process_logits`, then `keep_allowed`, if any row needs them.
 
@@ -37,9 +56,8 @@ def allowed_logits(logits: jax.Array, row: Row, grammar_mask: jax.Array, *, num_
     Returns:
         float32 [rows, vocab].
     """
-    changes = jnp.any(_is_penalised(row) | _has_bias(row) | _is_too_early(row)) | _has_grammar(grammar_mask)
     return lax.cond(
-        changes,
+        _changes_logits(row, grammar_mask),
         lambda x: keep_allowed(process_logits(x, row, num_tokens=num_tokens), grammar_mask),
         lambda x: _forbid_unknown(x, num_tokens),
         logits,
@@ -133,6 +151,11 @@ def top_logprobs(logits: jax.Array, tokens: jax.Array, wanted: jax.Array) -> tup
 
 def _when(condition: jax.Array, change: Callable[[jax.Array], jax.Array], logits: jax.Array) -> jax.Array:
     return lax.cond(condition, change, lambda x: x, logits)
+
+
+def _changes_logits(row: Row, grammar_mask: jax.Array) -> jax.Array:
+    """Return whether any row draws from other logits than the model's."""
+    return jnp.any(_is_penalised(row) | _has_bias(row) | _is_too_early(row)) | _has_grammar(grammar_mask)
 
 
 def _is_penalised(row: Row) -> jax.Array:
