@@ -184,9 +184,18 @@ def _forbid_unknown(logits: jax.Array, num_tokens: int) -> jax.Array:
 
 
 def _unpacked(words: jax.Array, vocab: int) -> jax.Array:
-    """Return bool [rows, vocab] for uint32 [rows, ceil(vocab / 32)]: one bit per token, the lowest first."""
-    bits = jnp.arange(MASK_WORD_BITS, dtype=jnp.uint32)
-    is_set = ((words[:, :, None] >> bits) & 1).astype(jnp.bool_)
+    """Return bool [rows, vocab] for uint32 [rows, ceil(vocab / 32)]: one bit per token, the lowest first.
+
+    Four words at a time, because an array whose last axis is shorter than 128 is padded to that on a TPU.
+    """
+    num_words = words.shape[1]
+    lane = jnp.arange(_BLOCK, dtype=jnp.uint32)
+    words_of_block = _BLOCK // MASK_WORD_BITS
+    padded = jnp.pad(words, ((0, 0), (0, -num_words % words_of_block)))
+    word = padded[:, ::words_of_block, None]
+    for place in range(1, words_of_block):
+        word = jnp.where(lane // MASK_WORD_BITS == place, padded[:, place::words_of_block, None], word)
+    is_set = ((word >> (lane % MASK_WORD_BITS)) & 1).astype(jnp.bool_)
     return is_set.reshape(words.shape[0], -1)[:, :vocab]
 
 
@@ -281,6 +290,8 @@ def _keep_above(
         return jnp.where(has_limit, threshold(weights), 0.0)
 
     lowest = lax.cond(jnp.any(has_limit), compute, lambda w: jnp.zeros(w.shape[0], w.dtype), weights)
+    # Otherwise XLA on a TPU makes a threshold for each token in the condition, an array like the weights.
+    lowest = lax.optimization_barrier(lowest)
     return jnp.where(weights >= lowest[:, None], weights, 0.0)
 
 
