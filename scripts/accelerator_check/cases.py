@@ -25,10 +25,12 @@ MODELS = (
 )
 IMAGE_SIDE = 448
 """Pixels of the images of a model that takes them."""
+DRAFT_TOKENS = {"Llama-3.2-1B-Instruct": 4}
+"""Models that are checked with speculation, and the most tokens of a draft."""
 
 Choice = Literal["all", "largest decode"]
 KINDS: Mapping[Choice, tuple[str, ...]] = {
-    "all": ("copy_page", "decode", "prefill"),
+    "all": ("copy_page", "decode", "verify", "prefill"),
     "largest decode": ("decode",),
 }
 """The kinds of programs that are compiled."""
@@ -42,6 +44,7 @@ class Case:
         config: config.json with `num_layers` layers.
         tp: devices that share the model.
         programs: which of its programs are compiled: see `KINDS`.
+        draft_tokens: most tokens of a draft; 0 without speculation.
     """
 
     model: str
@@ -50,6 +53,7 @@ class Case:
     platform: Platform
     tp: int
     programs: Choice = "all"
+    draft_tokens: int = 0
     num_slots: int = 32
     max_model_len: int = 8192
 
@@ -102,6 +106,8 @@ def sizes(windows: Sequence[int | None]) -> tuple[int, int]:
 def programs_to_check(shapes: Iterable[ProgramShape], choice: Choice = "all") -> tuple[ProgramShape, ...]:
     """Return copy_page, decode of one row, of the next number of rows and of all, and the longest prefill.
 
+    With speculation, also verify of one row and of the most.
+
     "largest decode" leaves out the other decode programs. What it has besides decode is not compiled, but
     decides how many pages there are. Image encoders are in the plan of their model.
     """
@@ -110,11 +116,13 @@ def programs_to_check(shapes: Iterable[ProgramShape], choice: Choice = "all") ->
         return shape.rows * shape.length
 
     shapes = tuple(shapes)
-    decode, prefill = (
-        sorted((shape for shape in shapes if shape.kind == kind), key=size) for kind in ("decode", "prefill")
+    decode, prefill, verify = (
+        sorted((shape for shape in shapes if shape.kind == kind), key=size)
+        for kind in ("decode", "prefill", "verify")
     )
     encoders = [shape for shape in shapes if shape.kind == "encode_images"]
     if choice == "largest decode":
         return (decode[-1], prefill[-1], *encoders)
     copies = [shape for shape in shapes if shape.kind == "copy_page"]
-    return tuple(dict.fromkeys((*copies, *decode[:2], decode[-1], prefill[-1], *encoders)))
+    chosen = (*copies, *decode[:2], decode[-1], *verify[:1], *verify[-1:], prefill[-1], *encoders)
+    return tuple(dict.fromkeys(chosen))

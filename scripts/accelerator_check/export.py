@@ -85,6 +85,8 @@ def export(case: Case, directory: Path) -> None:
         "max_model_len": case.max_model_len,
         "mesh": {"tp": case.tp},
     }
+    if case.draft_tokens:
+        fields["speculation"] = {"tokens": case.draft_tokens}
     if checkpoint.vision is not None:
         images = {"vision": {"height": IMAGE_SIDE, "width": IMAGE_SIDE}}
         fields |= {"task": "image-text", "precompile": [images]}

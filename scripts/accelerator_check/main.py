@@ -11,7 +11,17 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerator_check.cases import KINDS, MODELS, ROOT, Case, Choice, cut, published_config, sizes
+from accelerator_check.cases import (
+    DRAFT_TOKENS,
+    KINDS,
+    MODELS,
+    ROOT,
+    Case,
+    Choice,
+    cut,
+    published_config,
+    sizes,
+)
 from accelerator_check.read import Figures, read_figures
 from accelerator_check.report import FAIL, Row, page, verdict
 from accelerator_check.targets import MAX_TRAFFIC, TP, compiling_environment
@@ -139,7 +149,8 @@ class ModelCheck:
 
     def _case(self, tp: int, num_layers: int, choice: Choice) -> Case:
         config = cut(self._config, num_layers)
-        return Case(self._model, config, num_layers, self._target.platform, tp, choice)
+        draft_tokens = DRAFT_TOKENS.get(self._model, 0)
+        return Case(self._model, config, num_layers, self._target.platform, tp, choice, draft_tokens)
 
     def _programs(self, case: Case) -> Path:
         return self._work / "programs" / case.name

@@ -38,6 +38,7 @@ class Figures:
     Attributes:
         copies: arrays as large as a KV array that it makes anew, and how often, in words.
         step_bytes: of main memory per decode step, or per dispatch of another program.
+        ideal_bytes: what a decode step, or a verification, cannot do without.
         num_collectives: per decode step, or per dispatch.
         unknown: why something is not known.
     """
@@ -115,7 +116,8 @@ def step_flow(
 ) -> Moved:
     """Return what a decode step moves, or one dispatch of another program, with rows of `row_len` positions.
 
-    A loop over a pool turns once per block. Of conditionals, the cheapest branch counts: greedy sampling.
+    A loop over a pool turns once per block. The other loop of a verification turns once per token, as if all
+    drafts were right. Of conditionals, the cheapest branch counts: greedy sampling.
     """
 
     def has_pool(*of: Instruction) -> list[Pool]:
@@ -127,7 +129,11 @@ def step_flow(
 
     def turns(loop: Instruction, depth: int) -> int | None:
         seen = most_seen([loop])
-        return -(-seen // block_len) if seen is not None and depth == 0 else None
+        if depth:
+            return None
+        if seen is None:
+            return shape.length if shape.kind == "verify" else None
+        return -(-seen // block_len)
 
     lengths = Lengths(turns, most_seen)
     if shape.kind != "decode":
@@ -142,7 +148,7 @@ def step_flow(
 
 def ideal_bytes(manifest: Manifest, shape: ProgramShape, pools: Sequence[Pool], row_len: int) -> float | None:
     """Return the bytes of all weights once, and of what the rows see in each pool."""
-    if shape.kind != "decode":
+    if shape.kind not in ("decode", "verify"):
         return None
     weights = sum(spec.num_bytes_per_device(manifest.mesh) for spec in manifest.weights)
     return weights + shape.rows * sum(pool.seen(row_len) * pool.position_bytes for pool in pools)

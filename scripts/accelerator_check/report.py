@@ -37,7 +37,7 @@ Written by `scripts/accelerators` with {versions}. {setup}
 |---|---|
 | tp | devices that share the model; all figures are those of one device |
 | temp | temporary memory for each number of layers in brackets, then for the whole model |
-| step | bytes of main memory per decode step with {row_len} positions in each row, whole model |
+| step | bytes of main memory per decode step or `verify`, with rows of {row_len} positions; whole model |
 | ideal | all weights once, and the keys and values that the rows see |
 | collectives | per decode step or per dispatch of another program, whole model |
 | compile | seconds for the largest number of layers, on a busy machine with 2 cores |
@@ -63,7 +63,7 @@ class Row:
         by_layers: figures by number of layers.
         num_layers: of the whole model.
         tp: devices that share the model; figures are those of one device.
-        max_traffic: most bytes of a decode step against the ideal.
+        max_traffic: most bytes of a decode step or a verification against the ideal.
     """
 
     target: str
@@ -75,14 +75,14 @@ class Row:
     max_traffic: float = float("inf")
 
     @property
-    def is_decode(self) -> bool:
-        return self.program.startswith("decode")
+    def has_ideal(self) -> bool:
+        return self.program.startswith(("decode", "verify"))
 
     @property
     def traffic(self) -> float | None:
-        """Bytes of a decode step against the ideal, for the whole model."""
+        """Bytes of a decode step or a verification against the ideal, for the whole model."""
         step, ideal = (self.whole(field) for field in ("step_bytes", "ideal_bytes"))
-        return step / ideal if step and ideal and self.is_decode else None
+        return step / ideal if step and ideal and self.has_ideal else None
 
     def whole(self, field: str) -> float | None:
         """Return a figure of the whole model: that of two sizes, extended in proportion to layers."""
@@ -117,7 +117,7 @@ def verdict(row: Row, max_temp_bytes: float) -> str:
         return FAIL
     if any(figures.copies is None for figures in row.by_layers.values()) or not temps or None in temps:
         return UNKNOWN
-    if row.is_decode and traffic is None:
+    if row.has_ideal and traffic is None:
         return UNKNOWN
     return OK
 
@@ -141,7 +141,7 @@ def page(rows: Sequence[Row], *, max_temp_bytes: float, row_len: int, versions: 
 def _table(rows: Iterable[Row], max_temp_bytes: float) -> list[str]:
     lines = [f"| {' | '.join(_COLUMNS)} |", "|" + "---|" * len(_COLUMNS)]
     for row in rows:
-        step, ideal = (row.whole(field) if row.is_decode else None for field in ("step_bytes", "ideal_bytes"))
+        step, ideal = (row.whole(field) if row.has_ideal else None for field in ("step_bytes", "ideal_bytes"))
         measured = ", ".join(
             f"{_mb(row.by_layers[layers].temp_bytes)} [{layers}]" for layers in sorted(row.by_layers)
         )
@@ -150,8 +150,8 @@ def _table(rows: Iterable[Row], max_temp_bytes: float) -> list[str]:
             str(row.tp),
             f"`{row.program}`",
             f"{measured}, {_mb(row.whole('temp_bytes'))}",
-            _mb(step) if row.is_decode else "",
-            _mb(ideal) if row.is_decode else "",
+            _mb(step) if row.has_ideal else "",
+            _mb(ideal) if row.has_ideal else "",
             f"{row.traffic:.2f}" if row.traffic else "",
             _number(row.whole("num_collectives")),
             f"{row.by_layers[max(row.by_layers)].compile_seconds:.0f}",

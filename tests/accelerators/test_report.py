@@ -63,7 +63,8 @@ def test_a_decode_step_may_move_little_more_than_the_ideal(
         figures(step_bytes=step, ideal_bytes=ideal) for step, ideal in zip(steps, (90.0, 120.0), strict=True)
     ]
     assert verdict(row(*by_size, program="decode[1,8]"), LIMIT) == expected
-    # Only decode has an ideal.
+    assert verdict(row(*by_size, program="verify[1,5]"), LIMIT) == expected
+    # Other programs have no ideal.
     assert verdict(row(*by_size), LIMIT) == OK
 
 
@@ -125,6 +126,9 @@ def test_programs_of_few_rows_of_all_rows_and_the_longest_prefill_are_checked() 
     image = shapes[-1].name
     names = [shape.name for shape in programs_to_check(shapes)]
     assert names == ["copy_page", "decode[1,8]", "decode[4,8]", "decode[32,8]", "prefill[1,1024]", image]
+    shapes += [ProgramShape(kind="verify", rows=rows, length=5) for rows in (1, 4, 32)]
+    names = [shape.name for shape in programs_to_check(shapes)]
+    assert names[4:6] == ["verify[1,5]", "verify[32,5]"]
     assert [shape.name for shape in programs_to_check(shapes, "largest decode")] == [
         "decode[32,8]",
         "prefill[1,1024]",

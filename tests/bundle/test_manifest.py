@@ -16,6 +16,8 @@ from vinfer.bundle.directory import (
 )
 from vinfer.bundle.manifest import (
     FORMAT_VERSION,
+    Manifest,
+    SlotArray,
     kv_groups,
 )
 from vinfer.bundle.verification import check_fits, hash_files, verify_files
@@ -109,3 +111,18 @@ def test_a_bundle_from_before_parity_reads_as_unverified(directory: Path) -> Non
     del document["parity"]
     (directory / "manifest.json").write_text(json.dumps(document))
     assert read_manifest(directory).parity is None
+
+
+def test_what_layers_keep_per_slot_is_no_part_of_the_pages() -> None:
+    """4 slots of 2 x 8 float32, the 8 split over 4 devices and the slots over 2."""
+    paged = make_manifest({})
+    slots = SlotArray(name="layers.1.state", shape=(2, 8), dtype="float32", axes=(None, "tp"))
+    manifest = paged.model_copy(update={"kv": (paged.kv[0], slots, paged.kv[1])})
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+    assert (paged.keeps_slot_arrays, manifest.keeps_slot_arrays) == (False, True)
+    assert manifest.page_plan == paged.page_plan
+    k, state, windowed = manifest.kv_specs((3, 2))
+    assert (k, windowed) == paged.kv_specs((3, 2))
+    assert (state.shape, state.axes, state.initial) == ((4, 2, 8), ("dp", None, "tp"), 0)
+    before, after = (each.num_bytes_per_device((3, 2)) for each in (paged, manifest))
+    assert after == {**before, "state": before["state"] + 4 * 2 * 8 * 4 // (2 * 4)}

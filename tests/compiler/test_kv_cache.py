@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vinfer.compiler.kv_cache import LayerCache, copy_pages
+from vinfer.compiler.kv_cache import LayerCache, SlotCache, copy_pages
 from vinfer.compiler.paged_attention import NO_PAGE
 
 LAYERS = [LayerCache(group, None, num_kv_heads=1, block_len=8) for group in (0, 1, 0)]
@@ -67,3 +67,18 @@ def test_what_is_copied_may_be_nan() -> None:
     places = jnp.array([[0, 0]], jnp.int32)
     after = copy_pages([jnp.asarray(pool) for pool in kv], places, places + 1, LAYERS)
     assert all(np.isnan(pool).all() for pool in after)
+
+
+def test_layers_of_other_kinds_lie_between() -> None:
+    """A latent is one array with pages; what is kept per slot has none, and stays."""
+    draw = np.random.default_rng(1)
+    layers = [LAYERS[0], SlotCache(2), LayerCache(1, None, num_kv_heads=1, block_len=8, latent_value_dim=4)]
+    shapes = [(5, 4, 6), (5, 4, 6), (2, 3), (2, 3, 4), (3, 4, 6)]
+    arrays = [draw.normal(size=shape).astype(np.float32) for shape in shapes]
+    places = (jnp.array([pages], jnp.int32) for pages in ((4, 0), (1, 2)))
+    k, v, *of_slots, latent = copy_pages([jnp.asarray(array) for array in arrays], *places, layers)
+    for before, after in zip(arrays[:2], (k, v), strict=True):
+        np.testing.assert_array_equal(after, before[[0, 4, 2, 3, 4]])
+    for before, after in zip(arrays[2:4], of_slots, strict=True):
+        np.testing.assert_array_equal(after, before)
+    np.testing.assert_array_equal(latent, arrays[4][[0, 1, 0]])

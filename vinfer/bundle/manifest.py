@@ -58,7 +58,7 @@ class KVArray(Frozen):
 
     Attributes:
         group: index of the layer's group in `Manifest.kv_windows`.
-        width: elements of one position: KV heads times head_dim.
+        width: elements of one position: KV heads times head_dim, or those of one latent.
     """
 
     name: str
@@ -71,6 +71,28 @@ class KVArray(Frozen):
         """Return the array [num_pages, page_size, width], over all devices."""
         shape = (num_pages, page_size, self.width)
         return StateSpec(name=self.name, shape=shape, dtype=self.dtype, axes=self.axes, initial=0)
+
+
+class SlotArray(Frozen):
+    """What a layer keeps of each slot's request instead of pages, such as a recurrent state.
+
+    It is zero before a request's first token. No page of it exists that another request could begin with, so
+    nobody finds prefixes in a model with such arrays.
+
+    Attributes:
+        shape: of one slot.
+        axes: how the mesh splits that shape; slots are split over dp.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: PartitionAxes
+
+    def spec(self, *, num_slots: int) -> StateSpec:
+        """Return the array [num_slots, *shape]."""
+        shape, axes = (num_slots, *self.shape), ("dp", *self.axes)
+        return StateSpec(name=self.name, shape=shape, dtype=self.dtype, axes=axes, initial=0)
 
 
 class ProgramSpec(Frozen):
@@ -145,7 +167,8 @@ class Manifest(Frozen):
     """Positions of one page of the KV cache."""
     kv_windows: tuple[int | None, ...]
     """Groups of layers whose pages are counted together: positions that a token sees in them; None is all."""
-    kv: tuple[KVArray, ...]
+    kv: tuple[KVArray | SlotArray, ...]
+    """What the layers keep of requests, layer by layer."""
     state: tuple[StateSpec, ...]
     programs: tuple[ProgramSpec, ...]
     images: ImageInput | None = None
@@ -206,23 +229,32 @@ class Manifest(Frozen):
         page_bytes = [
             array.spec(num_pages=self.mesh["dp"], page_size=self.page_size).num_bytes_per_device(self.mesh)
             for array in self.kv
-            if array.group == group
+            if isinstance(array, KVArray) and array.group == group
         ]
         return PageGroup(window, sum(page_bytes), addressable_pages(self.platform, max(page_bytes)))
 
+    @property
+    def keeps_slot_arrays(self) -> bool:
+        """Whether layers keep something of a request that is not in pages."""
+        return any(isinstance(array, SlotArray) for array in self.kv)
+
     def kv_specs(self, num_pages: Sequence[int]) -> tuple[StateSpec, ...]:
-        """Return the arrays of the KV cache for a number of pages of each group in one dp shard."""
+        """Return what the layers keep, with a number of pages of each group in one dp shard."""
         return tuple(
-            array.spec(num_pages=num_pages[array.group] * self.mesh["dp"], page_size=self.page_size)
+            array.spec(num_slots=self.num_slots)
+            if isinstance(array, SlotArray)
+            else array.spec(num_pages=num_pages[array.group] * self.mesh["dp"], page_size=self.page_size)
             for array in self.kv
         )
 
     def num_bytes_per_device(self, num_pages: Sequence[int]) -> dict[str, int]:
         """Return bytes per device: weights, kv_cache and state; with images also those of their parts."""
+        in_pages = {array.name for array in self.kv if isinstance(array, KVArray)}
+        kept = self.kv_specs(num_pages)
         groups: dict[str, Iterable[ArraySpec]] = {
             "weights": self.weights,
-            "kv_cache": self.kv_specs(num_pages),
-            "state": self.state,
+            "kv_cache": [spec for spec in kept if spec.name in in_pages],
+            "state": [*self.state, *(spec for spec in kept if spec.name not in in_pages)],
         }
         if self.images is not None:
             groups |= {"image_weights": self.images.weights, "image_features": (self.images.features,)}

@@ -1,4 +1,4 @@
-"""vinfer's KV cache in pages, with the interface that EasyDeL's attention layers use.
+"""vinfer's KV cache in pages, with the interface that EasyDeL's attention layers use; and states per slot.
 
 EasyDeL's attention calls one method of a cache view, `concatenate_to_cache`, and reads the attributes `key`,
 `starts`, `indexs` and `masking_details`. This view writes the new rows into its layer's pages. The layer's
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -44,6 +44,7 @@ class Rows:
             in a model with bidirectional image attention (`ImageFeatures.spans`). None if there are none.
         rope_positions: int32 [rows, 3, length], the time, row and column by which tokens rotate. None if
             they rotate by their position.
+        slots: int32 [rows], the slot of each row; `num_slots` for padding. None in embed programs.
     """
 
     page_tables: jax.Array
@@ -52,6 +53,7 @@ class Rows:
     is_split: bool = False
     rope_positions: jax.Array | None = None
     spans: tuple[jax.Array, jax.Array] | None = None
+    slots: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,8 @@ class LayerCache:
         mesh: None on one device.
         block_len: see `paged_attention.attend`.
         kernel: attend with `decode_kernel` where it supports that; interpreted on a CPU in tests.
+        latent_value_dim: for a layer with one array, whose rows are keys that begin with their values, so
+            many elements of them (latent attention, one KV head). None for a layer with k and v.
     """
 
     group: int
@@ -73,12 +77,24 @@ class LayerCache:
     block_len: int
     mesh: Mesh | None = None
     kernel: Literal["gpu", "interpreted"] | None = None
+    latent_value_dim: int | None = None
+
+    @property
+    def num_arrays(self) -> int:
+        return 2 if self.latent_value_dim is None else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotCache:
+    """What is static about a layer that keeps arrays [num_slots, ...] instead of pages."""
+
+    num_arrays: int
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCacheView:
-    """One layer's pages. k and v: [pages, page_size, kv_heads * head_dim].
+    """One layer's pages. k and v: [pages, page_size, kv_heads * head_dim]; v is None for a latent.
 
     Each layer's mask comes from here, including its window: EasyDeL's layers apply windows after this
     view, incorrectly in prefill (`_flexible.py::_apply_sliding_window`), so they are told to have none.
@@ -88,7 +104,7 @@ class KVCacheView:
     """
 
     k: jax.Array
-    v: jax.Array
+    v: jax.Array | None
     cache: KVCache = dataclasses.field(metadata={"static": True})
     layer: int = dataclasses.field(metadata={"static": True})
 
@@ -97,6 +113,16 @@ class KVCacheView:
     indexs: ClassVar[None] = None
     masking_details: ClassVar[None] = None
 
+    @property
+    def arrays(self) -> tuple[jax.Array, ...]:
+        return (self.k,) if self.v is None else (self.k, self.v)
+
+    @property
+    def _static(self) -> LayerCache:
+        static = self.cache.layers[self.layer]
+        assert isinstance(static, LayerCache)
+        return static
+
     def concatenate_to_cache(
         self, *, key: jax.Array, value: jax.Array, mask_info: Any, **_: Any
     ) -> tuple[jax.Array, jax.Array, Any, KVCacheView, None]:
@@ -104,28 +130,25 @@ class KVCacheView:
 
         Args:
             key: [rows, length, kv_heads, head_dim], already rotated.
-            value: [rows, length, kv_heads, head_dim].
+            value: [rows, length, kv_heads, head_dim]; not written if it is the beginning of `key`.
         """
-        static, rows = self.cache.layers[self.layer], self.cache.rows
+        static, rows = self._static, self.cache.rows
         split = _Split(static, rows_are_split=rows.is_split)
 
         def write(
-            k: jax.Array, v: jax.Array, key: jax.Array, value: jax.Array, tables: jax.Array, at: jax.Array
-        ) -> tuple[jax.Array, jax.Array]:
+            pools: tuple[jax.Array, ...], new: tuple[jax.Array, ...], tables: jax.Array, at: jax.Array
+        ) -> tuple[jax.Array, ...]:
             table = tables[0, static.group]
-            new_k, new_v = (new.reshape(*new.shape[:2], -1) for new in (key, value))
+            in_rows = [each.reshape(*each.shape[:2], -1) for each in new]
             write_rows = functools.partial(
                 paged_attention.write, table=table, positions=at, max_model_len=rows.max_model_len
             )
-            return write_rows(k, new_k), write_rows(v, new_v)
+            return tuple(write_rows(pool, each) for pool, each in zip(pools, in_rows, strict=True))
 
-        pool, of_heads = split.pool, split.of_kv_heads
-        k, v = split.over_mesh(
-            write,
-            (pool, pool, of_heads, of_heads, split.tables, split.of_rows),
-            (pool, pool),
-        )(self.k, self.v, key, value, rows.page_tables, rows.positions)
-        view = dataclasses.replace(self, k=k, v=v)
+        written = split.over_mesh(
+            write, (split.pool, split.of_kv_heads, split.tables, split.of_rows), split.pool
+        )(self.arrays, (key, value)[: static.num_arrays], rows.page_tables, rows.positions)
+        view = dataclasses.replace(self, k=written[0], v=written[1] if len(written) > 1 else None)
         # Assigned here because EasyDeL's Gemma 2 drops the view that its layers return.
         self.cache[self.layer] = view
         return key, value, mask_info, view, None
@@ -138,7 +161,7 @@ class KVCacheView:
         Args:
             scale, soft_cap, sinks: see `paged_attention.attend`.
         """
-        static, rows = self.cache.layers[self.layer], self.cache.rows
+        static, rows = self._static, self.cache.rows
         split = _Split(static, rows_are_split=rows.is_split)
         extra: dict[str, jax.Array] = {}
         specs: dict[str, PartitionSpec] = {}
@@ -150,12 +173,12 @@ class KVCacheView:
 
         def attend(
             query: jax.Array,
-            k: jax.Array,
-            v: jax.Array,
+            pools: tuple[jax.Array, ...],
             tables: jax.Array,
             positions: jax.Array,
             extra: dict[str, jax.Array],
         ) -> jax.Array:
+            k, v = pools if len(pools) == 2 else (pools[0], None)
             table = tables[0, static.group]
             if split.has_foreign_rows:
                 is_own = jnp.any(table != NO_PAGE, axis=1)
@@ -169,10 +192,11 @@ class KVCacheView:
             has_kernel = static.kernel is not None and decode_kernel.supports(query, k, seen)
             attend_pages = (
                 functools.partial(decode_kernel.attend, interpret=static.kernel == "interpreted")
-                if has_kernel
+                if has_kernel and v is not None
                 else functools.partial(
                     paged_attention.attend,
                     block_len=static.block_len,
+                    latent_value_dim=static.latent_value_dim,
                     widens=query.shape[1] == 1 or math.prod(query.shape[1:3]) <= MAX_WIDENED_QUERIES,
                 )
             )
@@ -194,46 +218,112 @@ class KVCacheView:
         of_query = PartitionSpec(split.rows_axis, None, split.heads, None)
         return split.over_mesh(
             attend,
-            (of_query, split.pool, split.pool, split.tables, split.of_rows, specs),
+            (of_query, split.pool, split.tables, split.of_rows, specs),
             of_query,
-        )(query, self.k, self.v, rows.page_tables, rows.positions, extra)
+        )(query, self.arrays, rows.page_tables, rows.positions, extra)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SlotView:
+    """What one layer keeps for each slot: arrays [num_slots, ...].
+
+    A pass reads the rows' entries once, and writes what they are after its tokens.
+    """
+
+    arrays: tuple[jax.Array, ...]
+    cache: KVCache = dataclasses.field(metadata={"static": True})
+    layer: int = dataclasses.field(metadata={"static": True})
+
+    def read(self) -> tuple[jax.Array, ...]:
+        """Return the rows' entries, [rows, ...] each; zeros for a row whose request begins."""
+        begins = self.cache.rows.positions[:, 0] == 0
+
+        def of_rows(array: jax.Array) -> jax.Array:
+            found = array.at[self._slots].get(mode="clip")
+            return jnp.where(begins.reshape(-1, *[1] * (found.ndim - 1)), 0, found)
+
+        return tuple(map(of_rows, self.arrays))
+
+    def write(self, *new: jax.Array) -> None:
+        """Replace the rows' entries with [rows, ...] each; those of rows without a token stay.
+
+        Tokens after the last one that is written must not have changed them.
+        """
+        has_token = self.cache.rows.positions[:, 0] < self.cache.rows.max_model_len
+        self.cache[self.layer] = dataclasses.replace(
+            self,
+            arrays=tuple(
+                array.at[jnp.where(has_token, self._slots, array.shape[0])].set(rows, mode="drop")
+                for array, rows in zip(self.arrays, new, strict=True)
+            ),
+        )
+
+    @property
+    def _slots(self) -> jax.Array:
+        slots = self.cache.rows.slots
+        assert slots is not None
+        return slots
 
 
 class KVCache:
-    """The views of all layers, which EasyDeL's models index and assign."""
+    """The views of all layers, which EasyDeL's models index and assign.
 
-    def __init__(self, arrays: Sequence[jax.Array], rows: Rows, layers: Sequence[LayerCache]) -> None:
-        pairs = zip(arrays[0::2], arrays[1::2], strict=True)
+    Args:
+        arrays: those of every layer, in order.
+    """
+
+    def __init__(
+        self, arrays: Sequence[jax.Array], rows: Rows, layers: Sequence[LayerCache | SlotCache]
+    ) -> None:
         self.rows = rows
         self.layers = tuple(layers)
-        self.views = [KVCacheView(k, v, self, layer) for layer, (k, v) in enumerate(pairs)]
+        self.views: list[KVCacheView | SlotView] = []
+        for layer, (static, own) in enumerate(_by_layer(arrays, layers)):
+            if isinstance(static, SlotCache):
+                self.views.append(SlotView(own, self, layer))
+            else:
+                self.views.append(KVCacheView(own[0], own[1] if len(own) > 1 else None, self, layer))
 
-    def __setitem__(self, layer: int, view: KVCacheView) -> None:
+    def __setitem__(self, layer: int, view: KVCacheView | SlotView) -> None:
         self.views[layer] = view
 
-    def __getitem__(self, layer: int) -> KVCacheView:
+    def __getitem__(self, layer: int) -> KVCacheView | SlotView:
         return self.views[layer]
 
     def __len__(self) -> int:
         return len(self.views)
 
     def arrays(self) -> tuple[jax.Array, ...]:
-        """Return k, v of layer 0, k, v of layer 1, ..."""
-        return tuple(array for view in self.views for array in (view.k, view.v))
+        """Return the arrays of all layers, in order."""
+        return tuple(array for view in self.views for array in view.arrays)
+
+
+def _by_layer(
+    arrays: Sequence[jax.Array], layers: Sequence[LayerCache | SlotCache]
+) -> Iterator[tuple[LayerCache | SlotCache, tuple[jax.Array, ...]]]:
+    """Yield each layer and its arrays."""
+    start = 0
+    for layer in layers:
+        yield layer, tuple(arrays[start : start + layer.num_arrays])
+        start += layer.num_arrays
+    assert start == len(arrays), (start, len(arrays))
 
 
 def copy_pages(
-    kv: Sequence[jax.Array], sources: jax.Array, targets: jax.Array, layers: Sequence[LayerCache]
+    kv: Sequence[jax.Array], sources: jax.Array, targets: jax.Array, layers: Sequence[LayerCache | SlotCache]
 ) -> tuple[jax.Array, ...]:
     """Copy one page of every group within each dp shard.
 
     Args:
-        kv: k and v of every layer, in order.
+        kv: the arrays of every layer, in order.
         sources, targets: int32 [shards, groups]; a target of NO_PAGE copies nothing.
     """
-    copied = []
-    for place, pool in enumerate(kv):
-        layer = layers[place // 2]
+    copied: list[jax.Array] = []
+    for layer, pool in ((layer, array) for layer, own in _by_layer(kv, layers) for array in own):
+        if isinstance(layer, SlotCache):
+            copied.append(pool)
+            continue
         split = _Split(layer)
 
         def copy(

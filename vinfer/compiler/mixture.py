@@ -9,10 +9,14 @@ Source: the padded blocks are those of MegaBlocks (arXiv:2211.15841), which vLLM
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+MAX_TOKENS_BY_ALL = 128
+"""Most tokens that all experts compute. For more, arithmetic takes longer than reading the weights."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,8 +92,7 @@ def block_size(num_tokens: int, num_chosen: int, num_experts: int) -> int:
 def mix(hidden: jax.Array, weights: jax.Array, chosen: jax.Array, experts: Experts) -> jax.Array:
     """Return the weighted sum of each token's experts.
 
-    Choices are sorted by expert and cut into blocks of one expert each. There are as many blocks as the worst
-    case needs; leftover blocks repeat the last expert, and their results are unused.
+    On accelerators, few tokens that may need all experts are computed by all: see `mix_by_all`.
 
     Args:
         hidden: [tokens, hidden].
@@ -98,6 +101,45 @@ def mix(hidden: jax.Array, weights: jax.Array, chosen: jax.Array, experts: Exper
 
     Returns:
         [tokens, hidden], in the dtype of `hidden`, summed in float32.
+    """
+    num_tokens, num_chosen = chosen.shape
+    in_blocks = functools.partial(mix_in_blocks, experts=experts)
+    if num_tokens > MAX_TOKENS_BY_ALL or num_tokens * num_chosen <= experts.gate.shape[0]:
+        return in_blocks(hidden, weights, chosen)
+    by_all = functools.partial(mix_by_all, experts=experts)
+    mixed: jax.Array = jax.lax.platform_dependent(hidden, weights, chosen, cpu=in_blocks, default=by_all)
+    return mixed
+
+
+def mix_by_all(hidden: jax.Array, weights: jax.Array, chosen: jax.Array, experts: Experts) -> jax.Array:
+    """Do what `mix` does, with every expert computing every token.
+
+    An accelerator waits for weights, not for the additional arithmetic, and these are read once. XLA on a GPU
+    copies the expert of each block before it multiplies: three times the traffic.
+    """
+    num_experts = experts.gate.shape[0]
+
+    def linear(rows: jax.Array, kernels: jax.Array, biases: jax.Array | None) -> jax.Array:
+        """Return [experts, tokens, outputs] for rows [experts or 1, tokens, inputs]."""
+        rows = jnp.broadcast_to(rows, (num_experts, *rows.shape[1:]))
+        result = jnp.einsum("eti,eio->eto", rows, kernels)
+        return result if biases is None else result + biases[:, None]
+
+    gate = linear(hidden[None], experts.gate, experts.gate_bias)
+    up = linear(hidden[None], experts.up, experts.up_bias)
+    outputs = linear(experts.activation(gate, up), experts.down, experts.down_bias)
+    is_chosen = chosen[None] == jnp.arange(num_experts, dtype=chosen.dtype)[:, None, None]
+    share = jnp.where(is_chosen, weights[None], 0.0).sum(axis=-1)[..., None]
+    # What others would have computed may be infinite, and must not count.
+    counted = jnp.where(is_chosen.any(axis=-1)[..., None], outputs.astype(jnp.float32), 0.0)
+    return (counted * share).sum(axis=0).astype(hidden.dtype)
+
+
+def mix_in_blocks(hidden: jax.Array, weights: jax.Array, chosen: jax.Array, experts: Experts) -> jax.Array:
+    """Do what `mix` does, reading only the experts that are chosen.
+
+    Choices are sorted by expert and cut into blocks of one expert each. There are as many blocks as the worst
+    case needs; leftover blocks repeat the last expert, and their results are unused.
     """
     num_tokens, num_chosen = chosen.shape
     num_experts = experts.gate.shape[0]

@@ -95,7 +95,7 @@ def write(
 def attend(
     query: jax.Array,
     k: jax.Array,
-    v: jax.Array,
+    v: jax.Array | None,
     table: jax.Array,
     seen: Visible,
     *,
@@ -106,6 +106,7 @@ def attend(
     sinks: jax.Array | None = None,
     first_kv_head: jax.Array | None = None,
     widens: bool = False,
+    latent_value_dim: int | None = None,
 ) -> jax.Array:
     """Attend over the pages of each row, block by block, with a running softmax in float32.
 
@@ -116,7 +117,7 @@ def attend(
 
     Args:
         query: [rows, length, heads, head_dim].
-        k, v: pools [pages, page_size, pool heads * their head_dim].
+        k, v: pools [pages, page_size, pool heads * their head_dim]; v is None for a latent.
         table: int32 [rows, pages of a row].
         num_kv_heads: KV heads that the queries use.
         block_len: positions that one turn of the loop reads; a multiple of the page size.
@@ -126,6 +127,7 @@ def attend(
         widens: multiply pages as they lie, with queries that are zero outside their own KV head. That is
             `num_kv_heads` times the arithmetic and no transpose: decoding waits for memory. Of 30 layers with
             3 KV heads, it takes half of the time on a CPU, and a sixth for one row of 2,000 tokens.
+        latent_value_dim: without v, the values are so many first elements of a key; there is one KV head.
 
     Returns:
         [rows, length, heads, value_dim], in the query's dtype.
@@ -138,6 +140,12 @@ def attend(
     num_blocks = jnp.max(jnp.where(row_end > 0, -(-row_end // block_len) - first_block, 0))
     layout = _Layout(num_kv_heads, heads // num_kv_heads, dim, widens and first_kv_head is None)
     queries = layout.queries(query)
+    if v is None:
+        assert latent_value_dim is not None
+        assert k.shape[2] == dim
+        value_dim = latent_value_dim
+    else:
+        value_dim = v.shape[2] // (k.shape[2] // dim)
 
     def gather(pool: jax.Array, pages: jax.Array) -> jax.Array:
         return pool.at[pages].get(mode="clip").reshape(rows, block_len, pool.shape[2])
@@ -150,9 +158,11 @@ def attend(
         positions = block[:, None] * block_len + jnp.arange(block_len, dtype=jnp.int32)
         # Rows of a page that the row has not written may hold anything of an earlier owner, also NaN.
         is_own = (positions >= row_first[:, None]) & (positions < row_end[:, None])
-        keys = layout.of_block(gather(k, pages), dim, first_kv_head)
-        values = jnp.where(is_own[:, :, None], gather(v, pages), 0)
-        values = layout.of_block(values, v.shape[2] // (k.shape[2] // dim), first_kv_head)
+        key_rows = gather(k, pages)
+        keys = layout.of_block(key_rows, dim, first_kv_head)
+        value_rows = key_rows[:, :, :value_dim] if v is None else gather(v, pages)
+        values = jnp.where(is_own[:, :, None], value_rows, 0)
+        values = layout.of_block(values, value_dim, first_kv_head)
         scores = layout.scores(queries, keys) * scale
         if soft_cap is not None:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
@@ -161,11 +171,10 @@ def attend(
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
         probs = jnp.where(mask, jnp.exp(scores - new_top[..., None]), 0.0)
         decay = jnp.exp(top - new_top)
-        weighted = layout.weighted(probs.astype(v.dtype), values)
+        weighted = layout.weighted(probs.astype(values.dtype), values)
         return new_top, total * decay + jnp.sum(probs, axis=-1), acc * decay[..., None] + weighted
 
     shape = layout.shape(rows, length)
-    value_dim = v.shape[2] // (k.shape[2] // dim)
     acc = jnp.zeros((*shape, layout.num_value_lanes(value_dim)), jnp.float32)
     if sinks is None:
         start = (jnp.full(shape, MASKED, jnp.float32), jnp.zeros(shape, jnp.float32), acc)

@@ -23,9 +23,10 @@ class ProgramSignatures:
         rows_are_slots: decode dispatches run all slots, with row i being slot i, because slots that are split
             over dp must not move. Otherwise the state's rows are gathered.
         page_size: positions of a page.
-        kv_groups: the group of each array of the KV cache.
+        kv_groups: the group of each array of the KV cache that has pages.
         num_shards: dp; each shard has its own pages and its own slots.
         images: None for a model without images.
+        keeps_slot_arrays: see `Manifest.keeps_slot_arrays`.
     """
 
     model: Model
@@ -36,6 +37,7 @@ class ProgramSignatures:
     kv_groups: Sequence[int]
     num_shards: int = 1
     images: Images | None = None
+    keeps_slot_arrays: bool = False
 
     def inputs(self, shape: ProgramShape) -> tuple[ArraySpec, ...]:
         """Return the specs of the `inputs` tuple."""

@@ -19,9 +19,10 @@ from vinfer.compiler.kv_cache import Rows
 from vinfer.compiler.model import Arrays
 from vinfer.compiler.pooling import pooled_sum
 from vinfer.compiler.program_signatures import NUM_ROPE_AXES, ProgramSignatures
-from vinfer.compiler.sampler import Row, allowed_logits, sample, top_logprobs
+from vinfer.compiler.sampler import Row, next_tokens, top_logprobs
 from vinfer.compiler.score import prompt_logprobs
 from vinfer.compiler.vision.features import ImageFeatures, store
+from vinfer.errors import BuildError
 
 Program = Callable[[Arrays, Arrays, Arrays, Arrays], tuple[Arrays, Arrays, Arrays]]
 
@@ -30,7 +31,17 @@ class Programs(ProgramSignatures):
     """Builds the function of each program shape."""
 
     def function(self, shape: ProgramShape) -> Program:
-        """Return the pure function of a shape."""
+        """Return the pure function of a shape.
+
+        Raises:
+            BuildError: layers keep something per slot that such a program cannot keep right. Embed programs
+                have no slots, and what a wrong draft did to a recurrent state cannot be undone.
+        """
+        if self.keeps_slot_arrays and shape.kind in ("embed", "verify"):
+            raise BuildError(
+                f"{shape.name} is not possible for a model that keeps a state per slot: "
+                "remove embeddings and speculation"
+            )
         if shape.kind == "set_slot":
             return self._set_slot
         if shape.kind == "copy_page":
@@ -144,7 +155,9 @@ class Programs(ProgramSignatures):
         first token).
         """
         slots, page_tables, grammar_mask, tokens, starts, lengths, samples = inputs
-        kv, hidden = self._forward_chunks(shape, weights, kv, page_tables, tokens, starts, lengths, images)
+        kv, hidden = self._forward_chunks(
+            shape, weights, kv, page_tables, tokens, starts, lengths, images, slots=slots
+        )
         last = jnp.maximum(lengths - 1, 0)[:, None, None]
         row = self._gather(state, slots)
         row["active"] = samples
@@ -164,10 +177,12 @@ class Programs(ProgramSignatures):
         lengths: jax.Array,
         images: ImageFeatures | None = None,
         rope_positions: jax.Array | None = None,
+        slots: jax.Array | None = None,
     ) -> tuple[Arrays, jax.Array]:
         """Write chunks, as in `_run_chunks`; return the new kv and hidden [rows, length, hidden].
 
         Args:
+            slots: see `Rows.slots`.
             rope_positions: see `Rows.rope_positions`; those of `images`, if there are images.
         """
         offsets = jnp.arange(shape.length, dtype=jnp.int32)
@@ -183,6 +198,7 @@ class Programs(ProgramSignatures):
             max_model_len=self.model.max_model_len,
             rope_positions=rope_positions if images is None else images.rope_positions,
             spans=spans,
+            slots=slots,
         )
         return self.model.forward(weights, kv, tokens, rows, images)
 
@@ -221,6 +237,7 @@ class Programs(ProgramSignatures):
                 max_model_len=self.model.max_model_len,
                 is_split=self.rows_are_slots,
                 rope_positions=self._answer_rope_positions(row, 1),
+                slots=jnp.arange(self.num_slots, dtype=jnp.int32) if self.rows_are_slots else slots,
             )
             kv, hidden = self.model.forward(weights, kv, row["token"][:, None], rows)
             row = {**row, "position": row["position"] + row["active"]}
@@ -302,7 +319,7 @@ class Programs(ProgramSignatures):
             grammar_mask: uint32 [rows, words].
         """
         active = row["active"]
-        token = sample(allowed_logits(raw, row, grammar_mask, num_tokens=self.num_tokens), row)
+        token = next_tokens(raw, row, grammar_mask, num_tokens=self.num_tokens)
         logprob, top_ids, top_values = top_logprobs(raw, token, row["wants_logprobs"] & active)
         is_stop = jnp.any(row["stop_ids"] == token[:, None], axis=-1)
         remaining = row["remaining"] - active

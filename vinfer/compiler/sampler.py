@@ -23,6 +23,25 @@ Row = dict[str, jax.Array]
 """State of the rows of a dispatch, by the names of `state.py`; the first axis of every array is [rows]."""
 
 
+def next_tokens(logits: jax.Array, row: Row, grammar_mask: jax.Array, *, num_tokens: int) -> jax.Array:
+    """Return the next token of each row, int32 [rows]: `sample` of `allowed_logits`.
+
+    While every row takes the largest logit of the model, nothing else of the vocabulary's size is written. A
+    condition with such an array as its result costs a copy: with 32 rows and 262,144 tokens, a step on a
+    TPU would move 200 MB more.
+
+    Args:
+        logits, row, grammar_mask, num_tokens: see `allowed_logits`.
+    """
+    is_plain = ~(_changes_logits(row, grammar_mask) | jnp.any(row["temperature"] > 0.0))
+    return lax.cond(
+        is_plain,
+        lambda x: _first_largest(_forbid_unknown(x, num_tokens)),
+        lambda x: sample(allowed_logits(x, row, grammar_mask, num_tokens=num_tokens), row),
+        logits,
+    )
+
+
 def allowed_logits(logits: jax.Array, row: Row, grammar_mask: jax.Array, *, num_tokens: int) -> jax.Array:
     """Return what tokens are drawn from: `process_logits`, then `keep_allowed`, if any row needs them.
 
@@ -37,9 +56,8 @@ def allowed_logits(logits: jax.Array, row: Row, grammar_mask: jax.Array, *, num_
     Returns:
         float32 [rows, vocab].
     """
-    changes = jnp.any(_is_penalised(row) | _has_bias(row) | _is_too_early(row)) | _has_grammar(grammar_mask)
     return lax.cond(
-        changes,
+        _changes_logits(row, grammar_mask),
         lambda x: keep_allowed(process_logits(x, row, num_tokens=num_tokens), grammar_mask),
         lambda x: _forbid_unknown(x, num_tokens),
         logits,
@@ -135,6 +153,11 @@ def _when(condition: jax.Array, change: Callable[[jax.Array], jax.Array], logits
     return lax.cond(condition, change, lambda x: x, logits)
 
 
+def _changes_logits(row: Row, grammar_mask: jax.Array) -> jax.Array:
+    """Return whether any row draws from other logits than the model's."""
+    return jnp.any(_is_penalised(row) | _has_bias(row) | _is_too_early(row)) | _has_grammar(grammar_mask)
+
+
 def _is_penalised(row: Row) -> jax.Array:
     return (
         (row["repetition_penalty"] != 1.0)
@@ -161,9 +184,18 @@ def _forbid_unknown(logits: jax.Array, num_tokens: int) -> jax.Array:
 
 
 def _unpacked(words: jax.Array, vocab: int) -> jax.Array:
-    """Return bool [rows, vocab] for uint32 [rows, ceil(vocab / 32)]: one bit per token, the lowest first."""
-    bits = jnp.arange(MASK_WORD_BITS, dtype=jnp.uint32)
-    is_set = ((words[:, :, None] >> bits) & 1).astype(jnp.bool_)
+    """Return bool [rows, vocab] for uint32 [rows, ceil(vocab / 32)]: one bit per token, the lowest first.
+
+    Four words at a time, because an array whose last axis is shorter than 128 is padded to that on a TPU.
+    """
+    num_words = words.shape[1]
+    lane = jnp.arange(_BLOCK, dtype=jnp.uint32)
+    words_of_block = _BLOCK // MASK_WORD_BITS
+    padded = jnp.pad(words, ((0, 0), (0, -num_words % words_of_block)))
+    word = padded[:, ::words_of_block, None]
+    for place in range(1, words_of_block):
+        word = jnp.where(lane // MASK_WORD_BITS == place, padded[:, place::words_of_block, None], word)
+    is_set = ((word >> (lane % MASK_WORD_BITS)) & 1).astype(jnp.bool_)
     return is_set.reshape(words.shape[0], -1)[:, :vocab]
 
 
@@ -258,6 +290,8 @@ def _keep_above(
         return jnp.where(has_limit, threshold(weights), 0.0)
 
     lowest = lax.cond(jnp.any(has_limit), compute, lambda w: jnp.zeros(w.shape[0], w.dtype), weights)
+    # Otherwise XLA on a TPU makes a threshold for each token in the condition, an array like the weights.
+    lowest = lax.optimization_barrier(lowest)
     return jnp.where(weights >= lowest[:, None], weights, 0.0)
 
 

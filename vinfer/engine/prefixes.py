@@ -20,21 +20,25 @@ class Prefixes:
         chunk_len: with single shapes, the length of a whole chunk; a prompt begins with whole chunks only.
             None: a prompt may begin at the end of any page.
         keeps_images_whole: every image lies in one chunk.
+        can_find: whether pages are all that a token needs of what came before.
 
     Attributes:
         num_queries: prompt tokens of requests that could have found pages.
         num_hits: how many of them were found.
     """
 
-    def __init__(self, *, page_size: int, chunk_len: int | None, keeps_images_whole: bool) -> None:
+    def __init__(
+        self, *, page_size: int, chunk_len: int | None, keeps_images_whole: bool, can_find: bool
+    ) -> None:
         self._page_size = page_size
         self._chunk_len = chunk_len
         self._keeps_images_whole = keeps_images_whole
+        self._can_find = can_find
         self.num_queries = 0
         self.num_hits = 0
 
     def keys(self, request: Request, tokens: list[int]) -> PrefixKeys | None:
-        if request.cache_scope is None:
+        if request.cache_scope is None or not self._can_find:
             return None
         return PrefixKeys(request.cache_scope, tokens, request.images, self._page_size)
 

@@ -64,6 +64,7 @@ class Scheduler:
         num_feature_rows: rows of the feature array; 0 for a model without images.
         keeps_images_whole: every image lies in one chunk; none has more tokens than the largest bucket.
         ngram: see `Speculation`.
+        finds_prefixes: False if layers keep more of a request than pages (`Manifest.keeps_slot_arrays`).
 
     Attributes:
         max_running_per_tenant: may be changed between two steps.
@@ -81,6 +82,7 @@ class Scheduler:
         num_feature_rows: int = 0,
         keeps_images_whole: bool = False,
         ngram: int | None = None,
+        finds_prefixes: bool = True,
     ) -> None:
         self._programs = programs
         self._is_single_shape = programs.is_single_shape
@@ -103,6 +105,7 @@ class Scheduler:
             page_size=self._pages[0].page_size,
             chunk_len=longest if self._is_single_shape else None,
             keeps_images_whole=keeps_images_whole,
+            can_find=finds_prefixes,
         )
         self._prefills = PrefillPlanner(
             programs,

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vinfer.compiler.mixture import Experts, block_size, max_blocks, mix, route
+from vinfer.compiler.mixture import Experts, block_size, max_blocks, mix, mix_by_all, route
 
 HIDDEN, INNER = 24, 40
 Array = npt.NDArray[np.float32]
@@ -54,6 +54,14 @@ def mixed(
     return mix(jnp.asarray(hidden), jnp.asarray(weights), jnp.asarray(chosen), experts)
 
 
+@jax.jit
+def mixed_by_all(
+    hidden: Array, weights: Array, chosen: npt.NDArray[np.int32], arrays: dict[str, Array]
+) -> jax.Array:
+    experts = Experts(**{name: jnp.asarray(array) for name, array in arrays.items()}, activation=gated)
+    return mix_by_all(jnp.asarray(hidden), jnp.asarray(weights), jnp.asarray(chosen), experts)
+
+
 def random_choices(
     num_tokens: int, num_chosen: int, num_experts: int
 ) -> tuple[Array, Array, npt.NDArray[np.int32]]:
@@ -75,9 +83,21 @@ def test_every_token_meets_its_own_experts(
     arrays = random_experts(num_experts, has_bias)
     hidden, weights, chosen = random_choices(num_tokens, num_chosen, num_experts)
     expected = by_definition(hidden, weights, chosen, arrays)
-    np.testing.assert_allclose(
-        mixed(hidden, weights, chosen, arrays), expected, atol=1e-5 * np.abs(expected).max()
-    )
+    for computed in (mixed, mixed_by_all):
+        np.testing.assert_allclose(
+            computed(hidden, weights, chosen, arrays), expected, atol=1e-5 * np.abs(expected).max()
+        )
+
+
+def test_an_expert_that_was_not_chosen_counts_nothing() -> None:
+    """What it makes of a token that others chose may be anything."""
+    arrays = random_experts(4)
+    hidden, weights, _ = random_choices(6, 2, 4)
+    chosen = np.tile(np.array([2, 0], np.int32), (6, 1))
+    expected = by_definition(hidden, weights, chosen, arrays)
+    for name in arrays:
+        arrays[name][3] = np.inf
+    np.testing.assert_allclose(mixed_by_all(hidden, weights, chosen, arrays), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("favourite", [0, 2, 4])

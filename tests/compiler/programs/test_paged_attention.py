@@ -137,6 +137,7 @@ def program(case: Case, num_kv_heads: int) -> Callable[..., jax.Array]:
             sinks=sinks,
             first_kv_head=first_kv_head,
             widens=case.widens,
+            latent_value_dim=case.value_dim if v is None else None,
         )
 
     return run
@@ -149,15 +150,22 @@ def paged(
     tables: Array | None = None,
     fill: float = np.nan,
     kv_head: int | None = None,
+    is_latent: bool = False,
 ) -> Array:
-    """Return what `attend` says; with `kv_head`, all queries use that head of the pages."""
+    """Return what `attend` says.
+
+    Args:
+        kv_head: all queries use that head of the pages.
+        is_latent: there are no values but the beginnings of keys.
+    """
     own_tables, num_pages = page_tables(case)
     k, v = pools(case, arrays, own_tables, num_pages, fill=fill)
     # Which rows there are is data, but for their number.
     run = program(dataclasses.replace(case, rows=(), seed=0), case.kv_heads if kv_head is None else 1)
     sinks = arrays.sinks if case.has_sinks else None
     table = own_tables if tables is None else tables
-    return np.asarray(run(arrays.query, k, v, table, case.positions(), case.spans(), sinks, kv_head))
+    values = None if is_latent else v
+    return np.asarray(run(arrays.query, k, values, table, case.positions(), case.spans(), sinks, kv_head))
 
 
 def dense(case: Case, arrays: Arrays) -> Array:
@@ -225,6 +233,20 @@ def test_random_rows_attend_as_plain_attention_does(seed: int) -> None:
     )
     arrays = Arrays.drawn(case)
     np.testing.assert_allclose(paged(case, arrays), dense(case, arrays), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("widens", [False, True], ids=["grouped", "widened"])
+@pytest.mark.parametrize("fill", [0.0, np.nan])
+@pytest.mark.parametrize(("rows", "window"), [(ROWS, None), (ROWS, 9), (DECODE_ROWS, None)])
+def test_values_may_be_the_beginnings_of_keys(
+    rows: tuple[tuple[int, int], ...], window: int | None, fill: float, widens: bool
+) -> None:
+    """Latent attention: one array per layer, which all heads share."""
+    case = Case(rows=rows, window=window, kv_heads=1, value_dim=10, widens=widens)
+    arrays = Arrays.drawn(case)
+    arrays = dataclasses.replace(arrays, values=arrays.keys[..., : case.value_dim])
+    output = paged(case, arrays, fill=fill, is_latent=True)
+    np.testing.assert_allclose(output, dense(case, arrays), atol=TOLERANCE)
 
 
 BITWISE = [

@@ -23,6 +23,7 @@ from vinfer.compiler.sampler import (
     _truncate,
     allowed_logits,
     keep_allowed,
+    next_tokens,
     process_logits,
     sample,
     top_logprobs,
@@ -43,6 +44,7 @@ inverse_cdf = jax.jit(_inverse_cdf)
 logprobs_of = jax.jit(top_logprobs)
 keep = jax.jit(keep_allowed)
 allow = jax.jit(allowed_logits, static_argnames="num_tokens")
+following = jax.jit(next_tokens, static_argnames="num_tokens")
 
 
 def make_row(num_rows: int, vocab: int = VOCAB, **values: Any) -> Row:
@@ -250,6 +252,44 @@ def test_top_p_and_top_k_choose_among_what_the_grammar_allows() -> None:
         int(token) for i in range(50) for token in draw(masked, {**row, "generated": row["generated"] + i})
     }
     assert drawn == {4, 5}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"temperature": (0.0, 0.0, 1000.0, 0.0)},
+        {"repetition_penalty": (1.0, 10.0, 1.0, 1.0)},
+        {"presence_penalty": (0.0, 0.0, 30.0, 0.0)},
+        {"frequency_penalty": (30.0, 0.0, 0.0, 0.0)},
+        {"min_tokens": (0, 0, 0, 6)},
+        {"bias": True},
+        {"forbids": True},
+    ],
+    ids=repr,
+)
+def test_the_next_token_is_drawn_from_what_is_allowed(values: dict[str, Any]) -> None:
+    """Each reason alone must change the token of the row that has it, and of no other."""
+    num_tokens = VOCAB - 20
+    row = row_in_the_middle()
+    logits = grid_logits(4, 4)
+    # The largest logit belongs to no token; the next one is a stop token, in the prompt and in the output.
+    logits[:, -1] = 50
+    logits[:, 8] = 20
+    row["stop_ids"][:, 0] = 8
+    row["output_counts"][:, 8] = 1
+    mask = np.full((4, -(-VOCAB // 32)), 0xFFFFFFFF, np.uint32)
+    for name, value in values.items():
+        if name == "bias":
+            set_bias(row, 1, {7: 100.0})
+        elif name == "forbids":
+            mask[1] = mask_of(np.arange(VOCAB)[None] != 8)
+        else:
+            row[name][...] = np.reshape(value, (-1, *[1] * (row[name].ndim - 1)))
+    tokens = np.asarray(following(logits, row, mask, num_tokens=num_tokens))
+    expected = np.asarray(draw(allow(logits, row, mask, num_tokens=num_tokens), row))
+    assert tokens.tolist() == expected.tolist()
+    assert np.count_nonzero(tokens != 8) == bool(values)
 
 
 # Which tokens are kept.

@@ -104,8 +104,12 @@ def compile_program(programs: Path, signature: ProgramSignature) -> stages.Compi
 
 def compiler_options(device: jax.Device) -> dict[str, str | bool]:
     """Return XLA's options for programs on a kind of device."""
-    if device.platform in ("cpu", "tpu"):
+    if device.platform == "cpu":
         return {}
+    if device.platform == "tpu":
+        # XLA would move a small pool to fast memory and back at each step, which costs more than it saves.
+        # Weights, of which a step uses each byte, are still fetched ahead.
+        return {"xla_tpu_msa_inefficient_use_to_copy_ratio": "0.99"}
     # For one row, XLA would multiply weights element by element, write the products, and add them up later:
     # three times the traffic.
     options: dict[str, str | bool] = {"xla_disable_hlo_passes": "dot-strength-reduction"}
