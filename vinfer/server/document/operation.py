@@ -6,14 +6,15 @@ import dataclasses
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
+from typing_extensions import TypeAliasType
 
 from vinfer.errors import VinferError
-from vinfer.server.document.answers import ErrorBody
+from vinfer.server.answers.bodies import ErrorBody
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.services import Services
 
+AnswerType = type[Any] | TypeAliasType
 Handler = Callable[[Services, HttpRequest], Coroutine[Any, Any, Any]]
 
 
@@ -35,14 +36,14 @@ class Operation:
 
     handler: Handler
     summary: str
-    answer: type[BaseModel] | None
+    answer: AnswerType | None
     errors: tuple[type[VinferError], ...]
     forms: tuple[RequestForm[Any], ...] = ()
-    event: type[BaseModel] | None = None
+    event: AnswerType | None = None
     names_events: bool = False
     query_names_model: bool = False
-    not_ready: type[BaseModel] | None = None
-    error: type[BaseModel] = ErrorBody
+    not_ready: AnswerType | None = None
+    error: AnswerType = ErrorBody
     media_type: str = "application/json"
 
 

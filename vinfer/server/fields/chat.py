@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 
 from vinfer.engine.request import MAX_TOP_LOGPROBS
 from vinfer.errors import RequestError
+from vinfer.server.answers.response_types import ReasoningEffort
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.messages import Messages, check_continuation, check_messages
 from vinfer.server.fields.rules import all_of, any_of, having
@@ -23,7 +24,7 @@ from vinfer.server.fields.sampling import (
     SamplingFields,
 )
 from vinfer.server.fields.structured_outputs import constrains_answer
-from vinfer.server.fields.template_kwargs import ReasoningEffort, TemplateKwargs
+from vinfer.server.fields.template_kwargs import TemplateKwargs
 from vinfer.server.fields.tools import (
     Tool,
     ToolChoiceField,

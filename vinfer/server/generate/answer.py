@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from vinfer.server.answers.bodies import ChatChunk, ChatCompletion, Completion, CompletionChunk, Usage
 from vinfer.server.fields.sampling import SamplingFields
 from vinfer.server.generate.generation import ChoiceDelta, Generation
 from vinfer.server.generate.sse import Chunks, EventStream
@@ -24,44 +25,39 @@ from vinfer.server.services import Services
 class AnswerShape(Protocol):
     """How a route writes its answer."""
 
-    def delta_chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
+    def delta_chunks(self, delta: ChoiceDelta) -> Iterator[ChatChunk] | Iterator[CompletionChunk]:
         """Yield the chunks of what a choice has gained."""
         ...
 
-    def usage_chunk(self) -> dict[str, Any]:
+    def usage_chunk(self) -> ChatChunk | CompletionChunk:
         """Return the chunk without choices that a stream may end with."""
         ...
 
-    def body(self, choices: Sequence[ChoiceDelta]) -> dict[str, Any]:
-        """Return the whole answer, except its usage."""
+    def body(self, choices: Sequence[ChoiceDelta], used: Usage) -> ChatCompletion | Completion:
+        """Return the whole answer."""
         ...
 
 
-def usage(generation: Generation) -> dict[str, Any]:
+def usage(generation: Generation) -> Usage:
     """Return what a generation has used so far; the last two fields are vInference's."""
     num_prompt_tokens = generation.num_prompt_tokens
     num_completion_tokens = generation.num_completion_tokens
     seconds = time.monotonic() - generation.arrival_seconds
-    return {
+    used: Usage = {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_completion_tokens,
         "total_tokens": num_prompt_tokens + num_completion_tokens,
         "prompt_tokens_details": {"cached_tokens": generation.num_cached_tokens},
-        **_predictions(generation),
         "tokens_per_second": num_completion_tokens / seconds if seconds > 0 else 0.0,
         "processing_time": seconds,
     }
-
-
-def _predictions(generation: Generation) -> dict[str, Any]:
-    if not generation.model.speculates:
-        return {}
-    num_accepted = generation.num_accepted_tokens
-    details = {
-        "accepted_prediction_tokens": num_accepted,
-        "rejected_prediction_tokens": generation.num_draft_tokens - num_accepted,
-    }
-    return {"completion_tokens_details": details}
+    if generation.model.speculates:
+        num_accepted = generation.num_accepted_tokens
+        used["completion_tokens_details"] = {
+            "accepted_prediction_tokens": num_accepted,
+            "rejected_prediction_tokens": generation.num_draft_tokens - num_accepted,
+        }
+    return used
 
 
 async def answer(
@@ -83,7 +79,7 @@ async def answer(
         chunks = _chunks(fields, generation, shape, services.config.ping_seconds)
         return EventStream(services, generation, chunks)
     choices = await whole_choices(services, request, generation)
-    return JSONResponse({**shape.body(choices), "usage": usage(generation)})
+    return JSONResponse(shape.body(choices, usage(generation)))
 
 
 async def whole_choices(
@@ -130,17 +126,18 @@ async def _run_to_end(services: Services, request: HttpRequest, generation: Gene
 async def _chunks(
     fields: SamplingFields, generation: Generation, shape: AnswerShape, ping_seconds: float
 ) -> Chunks:
-    def with_usage(chunk: dict[str, Any]) -> dict[str, Any]:
-        if fields.includes_continuous_usage:
-            return {**chunk, "usage": usage(generation)}
-        # OpenAI's chunks have a null usage before the one that has it.
-        return {**chunk, "usage": None} if fields.includes_usage else chunk
-
     async for delta in deltas_or_pings(generation, ping_seconds):
         if delta is None:
             yield None
             continue
         for chunk in shape.delta_chunks(delta):
-            yield with_usage(chunk)
+            if fields.includes_continuous_usage:
+                chunk["usage"] = usage(generation)
+            elif fields.includes_usage:
+                # OpenAI's chunks have a null usage before the one that has it.
+                chunk["usage"] = None
+            yield chunk
     if fields.includes_usage:
-        yield {**shape.usage_chunk(), "usage": usage(generation)}
+        last = shape.usage_chunk()
+        last["usage"] = usage(generation)
+        yield last

@@ -6,11 +6,20 @@ Event loop; templates and tokenization go to worker threads. Generates what the 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from vinfer.server.answers.message_types import (
+    InputTokens,
+    Message,
+    MessageEnd,
+    MessageEvent,
+    MessageUsage,
+    StopReason,
+)
 from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT, MessagesFields, for_model
 from vinfer.server.fields.anthropic.turns import images_of
 from vinfer.server.generate.answer import deltas_or_pings, whole_choices
@@ -23,7 +32,6 @@ from vinfer.server.generate.sse import Chunks, EventStream, Framing
 from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.errors import anthropic_error_object
-from vinfer.server.json_object import Json
 from vinfer.server.services import Services
 
 FRAMING = Framing(
@@ -49,7 +57,8 @@ async def messages(services: Services, request: HttpRequest) -> ASGIApp | JSONRe
     if fields.stream:
         return EventStream(services, generation, answer.events(services.config.ping_seconds), FRAMING)
     (choice,) = await whole_choices(services, request, generation)
-    answer.delta_events(choice)
+    for _ in answer.delta_events(choice):
+        pass
     return JSONResponse(answer.written())
 
 
@@ -67,7 +76,8 @@ async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse
         completion = for_model(completion, fields.thinking, model)
         images = await prepare_images(services, images_of(fields.messages), model)
         prompt_ids = await services.in_worker(chat_prompt_ids, completion, model, images)
-    return JSONResponse({"input_tokens": len(prompt_ids)})
+    counted: InputTokens = {"input_tokens": len(prompt_ids)}
+    return JSONResponse(counted)
 
 
 async def _conversation(services: Services, request: HttpRequest) -> tuple[MessagesFields, Conversation]:
@@ -90,7 +100,7 @@ class MessageAnswer:
         self._reader = conversation.reader()
         is_omitted = fields.thinking is not None and fields.thinking.display == "omitted"
         self._blocks = MessageBlocks(shows_thinking=not is_omitted)
-        self._stop_reason: str | None = None
+        self._stop_reason: StopReason | None = None
         self._stop_sequence: str | None = None
 
     async def events(self, ping_seconds: float) -> Chunks:
@@ -105,22 +115,21 @@ class MessageAnswer:
                 yield {"type": "message_start", "message": self.written()}
             for event in self.delta_events(delta):
                 yield event
-        end = {"stop_reason": self._stop_reason, "stop_sequence": self._stop_sequence}
+        assert self._stop_reason is not None
+        end: MessageEnd = {"stop_reason": self._stop_reason, "stop_sequence": self._stop_sequence}
         yield {"type": "message_delta", "delta": end, "usage": self._usage()}
         yield {"type": "message_stop"}
 
-    def delta_events(self, delta: ChoiceDelta) -> list[Json]:
-        """Read what the answer has gained, and return its events."""
-        events: list[Json] = []
+    def delta_events(self, delta: ChoiceDelta) -> Iterator[MessageEvent]:
+        """Read what the answer has gained, and yield its events."""
         for piece in self._reader.read(delta):
-            events += self._blocks.push(piece)
+            yield from self._blocks.push(piece)
         if delta.finish_reason is not None:
-            events += self._blocks.finish()
+            yield from self._blocks.finish()
             self._stop_reason = self._reason(delta)
             self._stop_sequence = delta.stop
-        return events
 
-    def written(self) -> Json:
+    def written(self) -> Message:
         """Return the message so far."""
         return {
             "id": self._conversation.generation.name,
@@ -136,14 +145,14 @@ class MessageAnswer:
             "usage": self._usage(),
         }
 
-    def _reason(self, delta: ChoiceDelta) -> str:
+    def _reason(self, delta: ChoiceDelta) -> StopReason:
         if delta.finish_reason == "length":
             return "max_tokens"
         if delta.stop is not None:
             return "stop_sequence"
         return "tool_use" if self._reader.calls else "end_turn"
 
-    def _usage(self) -> Json:
+    def _usage(self) -> MessageUsage:
         """Return the tokens so far; Anthropic counts those that were reused by themselves."""
         generation = self._conversation.generation
         num_reused = generation.num_cached_tokens

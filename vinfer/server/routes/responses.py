@@ -5,13 +5,23 @@ Event loop; templates and tokenization go to worker threads. Generates what the 
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
+from collections.abc import Iterator
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from vinfer.server.answers.response_types import (
+    LifecycleEvent,
+    LifecycleType,
+    Response,
+    ResponseEvent,
+    ResponseStatus,
+    ResponseUsage,
+)
 from vinfer.server.fields.responses.body import RESPONSES, ResponsesFields
 from vinfer.server.fields.responses.input import input_images
 from vinfer.server.generate.answer import deltas_or_pings, whole_choices
@@ -22,7 +32,6 @@ from vinfer.server.generate.sse import Chunks, EventStream, Framing
 from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.errors import error_object
-from vinfer.server.json_object import Json
 from vinfer.server.services import Services
 
 
@@ -42,7 +51,8 @@ async def responses(services: Services, request: HttpRequest) -> ASGIApp | JSONR
         framing = Framing(names_events=True, end=b"", failure=answer.failed_event)
         return EventStream(services, generation, answer.events(), framing)
     (choice,) = await whole_choices(services, request, generation)
-    answer.delta_events(choice)
+    for _ in answer.delta_events(choice):
+        pass
     return JSONResponse(await answer.whole())
 
 
@@ -64,50 +74,49 @@ class ResponseAnswer:
         self._fields = fields
         self._conversation = conversation
         self._reader = conversation.reader()
-        self._items = ResponseItems()
+        self._numbers = itertools.count()
+        self._items = ResponseItems(self._numbers)
         self._created = int(time.time())
-        self._status = "in_progress"
-        self._num_events = 0
+        self._status: ResponseStatus = "in_progress"
 
     async def events(self) -> Chunks:
         """Yield every event as it comes."""
-        for kind in ("response.created", "response.in_progress"):
-            yield self._numbered({"type": kind, "response": self._written()})
+        yield self._lifecycle("response.created", self._written())
+        yield self._lifecycle("response.in_progress", self._written())
         ping_seconds = self._services.config.ping_seconds
         async for delta in deltas_or_pings(self._conversation.generation, ping_seconds):
             if delta is None:
                 yield None
                 continue
             for event in self.delta_events(delta):
-                yield self._numbered(event)
-        yield self._numbered({"type": f"response.{self._status}", "response": await self.whole()})
+                yield event
+        whole = await self.whole()
+        is_incomplete = self._status == "incomplete"
+        yield self._lifecycle("response.incomplete" if is_incomplete else "response.completed", whole)
 
-    def delta_events(self, delta: ChoiceDelta) -> list[Json]:
-        """Read what the answer has gained, and return its events."""
-        events: list[Json] = []
+    def delta_events(self, delta: ChoiceDelta) -> Iterator[ResponseEvent]:
+        """Read what the answer has gained, and yield its events."""
         for piece in self._reader.read(delta):
-            events += self._items.push(piece)
+            yield from self._items.push(piece)
         if delta.finish_reason is not None:
             self._status = "incomplete" if delta.finish_reason == "length" else "completed"
-            events += self._items.finish(self._status)
-        return events
+            yield from self._items.finish(self._status)
 
-    async def whole(self) -> Json:
+    async def whole(self) -> Response:
         """Return the response once it has ended."""
         return {**self._written(), "usage": await self._usage()}
 
-    def failed_event(self, error: Exception, request_id: str) -> Json:
+    def failed_event(self, error: Exception, request_id: str) -> LifecycleEvent:
         """Return the last event of a stream that fails."""
         self._status = "failed"
-        known = error_object(error, request_id)["error"]
-        response = {**self._written(), "error": {"code": "server_error", "message": known["message"]}}
-        return self._numbered({"type": "response.failed", "response": response})
+        message = error_object(error, request_id)["error"]["message"]
+        failed: Response = {**self._written(), "error": {"code": "server_error", "message": message}}
+        return self._lifecycle("response.failed", failed)
 
-    def _numbered(self, event: Json) -> Json:
-        self._num_events += 1
-        return {**event, "sequence_number": self._num_events - 1}
+    def _lifecycle(self, kind: LifecycleType, response: Response) -> LifecycleEvent:
+        return {"type": kind, "response": response, "sequence_number": next(self._numbers)}
 
-    def _written(self) -> Json:
+    def _written(self) -> Response:
         fields, params = self._fields, self._conversation.params
         form, choice = fields.text.format, fields.tool_choice
         is_incomplete = self._status == "incomplete"
@@ -139,14 +148,14 @@ class ResponseAnswer:
             "temperature": params.temperature,
             "text": {"format": {"type": "text"} if form is None else form.as_answer()},
             "tool_choice": "auto" if choice is None else choice.as_answer(),
-            "tools": [tool.model_dump() for tool in fields.tools],
+            "tools": [tool.as_answer() for tool in fields.tools],
             "top_logprobs": 0,
             "top_p": params.top_p,
             "truncation": "disabled",
             "usage": None,
         }
 
-    async def _usage(self) -> Json:
+    async def _usage(self) -> ResponseUsage:
         generation = self._conversation.generation
         num_input, num_output = generation.num_prompt_tokens, generation.num_completion_tokens
         return {

@@ -13,6 +13,12 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from vinfer.errors import RequestError
+from vinfer.server.answers.response_types import (
+    AnsweredFormat,
+    AnsweredTool,
+    AnsweredToolChoice,
+    ReasoningEffort,
+)
 from vinfer.server.fields.body_model import Body
 from vinfer.server.fields.conversation_form import ConversationBody, ConversationForm
 from vinfer.server.fields.responses.input import InputItems, input_messages
@@ -26,7 +32,6 @@ from vinfer.server.fields.sampling import (
     TopP,
 )
 from vinfer.server.fields.structured_outputs import MAX_DESCRIPTION_CHARS
-from vinfer.server.fields.template_kwargs import ReasoningEffort
 from vinfer.server.fields.tools import (
     MAX_TOOLS,
     NAME_PATTERN,
@@ -70,6 +75,16 @@ class FlatTool(Body):
         """Return the tool in the form of chat completions."""
         return {"type": self.type, "function": self.model_dump(exclude={"type"})}
 
+    def as_answer(self) -> AnsweredTool:
+        """Return the tool as it was sent."""
+        return {
+            "type": "function",
+            "name": self.name,
+            "description": self.description,
+            "parameters": self.parameters,
+            "strict": self.strict,
+        }
+
 
 class NamedFlatChoice(Body):
     """`tool_choice` as an object: this function, exactly once."""
@@ -88,9 +103,12 @@ class FlatToolChoice(Body):
         """Return the choice in the form of chat completions."""
         return self.type if self.name is None else {"type": self.type, "function": {"name": self.name}}
 
-    def as_answer(self) -> Any:
+    def as_answer(self) -> AnsweredToolChoice:
         """Return the choice as it was sent."""
-        return self.type if self.name is None else {"type": self.type, "name": self.name}
+        if self.type == "function":
+            assert self.name is not None
+            return {"type": self.type, "name": self.name}
+        return self.type
 
 
 _FORMAT_BY_TYPE = ByType(
@@ -116,9 +134,18 @@ class TextFormat(Body):
         schema = self.model_dump(by_alias=True, exclude={"type"}, exclude_none=True)
         return {"type": self.type, "json_schema": schema} if schema else {"type": self.type}
 
-    def as_answer(self) -> dict[str, Any]:
+    def as_answer(self) -> AnsweredFormat:
         """Return the format as it was sent."""
-        return self.model_dump(by_alias=True, exclude_none=True)
+        answered: AnsweredFormat = {"type": self.type}
+        if self.name is not None:
+            answered["name"] = self.name
+        if self.description is not None:
+            answered["description"] = self.description
+        if self.schema_ is not None:
+            answered["schema"] = self.schema_
+        if self.strict is not None:
+            answered["strict"] = self.strict
+        return answered
 
     def check(self) -> None:
         _FORMAT_BY_TYPE.check(self, self.type, "text.format")
