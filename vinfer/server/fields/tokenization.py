@@ -45,7 +45,7 @@ class TokenizeMessages(Body):
     chat_template_kwargs: TemplateKwargs = {}
     reasoning_effort: ReasoningEffort | None = None
 
-    def check(self) -> None:
+    def check(self, path: str = "") -> None:
         check_messages(self.messages, "messages")
         check_tools(self.tools)
         if self.continue_final_message:

@@ -22,19 +22,20 @@ from vinfer.server.answers.response_types import (
 from vinfer.server.fields.body_model import Body
 from vinfer.server.fields.conversation_form import ConversationBody, ConversationForm
 from vinfer.server.fields.responses.input import InputItems, input_messages
-from vinfer.server.fields.rules import NEEDS_SCHEMA_TYPE, ByType, OfType, any_of
+from vinfer.server.fields.rules import NEEDS_SCHEMA_TYPE, ByType, OfType, all_of, inside
 from vinfer.server.fields.sampling import (
     MAX_INT32,
-    TEXT_OR_NOTHING,
     Penalty,
     Seed,
     Temperature,
     TopP,
 )
-from vinfer.server.fields.structured_outputs import MAX_DESCRIPTION_CHARS
+from vinfer.server.fields.structured_outputs import IS_TEXT, MAX_DESCRIPTION_CHARS
 from vinfer.server.fields.tools import (
+    HAS_TOOLS,
     MAX_TOOLS,
     NAME_PATTERN,
+    NO_CALL_ASKED_FOR,
     Parameters,
     ToolType,
     word_or_function,
@@ -111,17 +112,16 @@ class FlatToolChoice(Body):
         return self.type
 
 
-_FORMAT_BY_TYPE = ByType(
-    OfType(("text", "json_object"), lacks=("name", "schema", "description", "strict")),
-    OfType(("json_schema",), needs=("name", "schema")),
-    advice=NEEDS_SCHEMA_TYPE,
-)
-
-
 class TextFormat(Body):
     """`text.format`: the form of the answer. A schema is enforced whatever `strict` says."""
 
-    model_config = ConfigDict(json_schema_extra=_FORMAT_BY_TYPE.schema)
+    rules = (
+        ByType(
+            OfType(("text", "json_object"), lacks=("name", "schema", "description", "strict")),
+            OfType(("json_schema",), needs=("name", "schema")),
+            advice=NEEDS_SCHEMA_TYPE,
+        ),
+    )
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = Field(None, pattern=NAME_PATTERN)
@@ -146,9 +146,6 @@ class TextFormat(Body):
         if self.strict is not None:
             answered["strict"] = self.strict
         return answered
-
-    def check(self) -> None:
-        _FORMAT_BY_TYPE.check(self, self.type, "text.format")
 
 
 class TextOptions(Body):
@@ -175,16 +172,13 @@ class ResponsesFields(ConversationBody):
     """`POST /v1/responses`."""
 
     model_config = ConfigDict(
-        json_schema_extra=any_of(
-            {"properties": {"tool_choice": {"enum": [None, "none", "auto"]}}},
-            {
-                "properties": {
-                    "tools": {"type": "array", "minItems": 1},
-                    "text": {"anyOf": [{"type": "null"}, {"properties": {"format": TEXT_OR_NOTHING}}]},
-                },
-                "required": ["tools"],
-            },
-        )
+        # Checked by the chat completion of the same.
+        json_schema_extra={
+            "anyOf": [
+                NO_CALL_ASKED_FOR.schema,
+                all_of(HAS_TOOLS, inside("text", inside("format", IS_TEXT))).schema,
+            ]
+        }
     )
 
     model: str = Field(min_length=1)
@@ -211,9 +205,9 @@ class ResponsesFields(ConversationBody):
     include: list[Included] = Field([], description="Has no effect: an answer has no such parts.")
     stream_options: ResponseStreamOptions | None = None
 
-    def check(self) -> None:
+    def check(self, path: str = "") -> None:
         if self.text.format is not None:
-            self.text.format.check()
+            self.text.format.check("text.format")
 
     def as_completion(self) -> dict[str, Any]:
         messages = input_messages(self.input)

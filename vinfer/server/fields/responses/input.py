@@ -15,7 +15,8 @@ from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ImageDetail, ImageSource, check_may_have_image
 from vinfer.server.fields.messages import MAX_MESSAGES, MAX_PARTS
 from vinfer.server.fields.problems import only, string_or_array
-from vinfer.server.fields.rules import any_of, having
+from vinfer.server.fields.rules import having
+from vinfer.server.json_object import Json
 
 _TEXT_TYPES = ("input_text", "output_text")
 _IMAGE_TYPE = "input_image"
@@ -81,7 +82,7 @@ Part = Annotated[
 Parts = Annotated[list[Part], Field(max_length=MAX_PARTS)]
 
 
-_TEXT_CONTENT = {
+_TEXT_CONTENT: Json = {
     "properties": {
         "content": {
             "anyOf": [
@@ -96,7 +97,7 @@ _TEXT_CONTENT = {
 class MessageItem(HistoryBody):
     """A message; an item without `type` is a message too."""
 
-    model_config = ConfigDict(json_schema_extra=any_of(having("role", "user"), _TEXT_CONTENT))
+    model_config = ConfigDict(json_schema_extra={"anyOf": [having("role", "user").schema, _TEXT_CONTENT]})
 
     type: Annotated[Literal["message"], _item_type] = "message"
     role: Literal["system", "developer", "user", "assistant"]
