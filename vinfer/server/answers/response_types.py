@@ -12,6 +12,7 @@ from vinfer.server.answers.bodies import Answer, Count, Nothing
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
+ItemEventType = Literal["response.output_item.added", "response.output_item.done"]
 LifecycleType = Literal[
     "response.created",
     "response.in_progress",
@@ -204,7 +205,7 @@ class LifecycleEvent(NumberedEvent):
 class ItemEvent(NumberedEvent):
     """An item has begun or ended."""
 
-    type: Literal["response.output_item.added", "response.output_item.done"]
+    type: ItemEventType
     output_index: Count
     item: OutputItem
 

@@ -31,7 +31,7 @@ _IN_OPERATION_ID = str.maketrans("/.", "__", "{}")
 
 
 async def openapi(services: Services, request: HttpRequest) -> JSONResponse:
-    """Return the document."""
+    """Return this document."""
     return JSONResponse(
         await services.in_worker(openapi_document, services.config, services.models, request.app.state.routes)
     )

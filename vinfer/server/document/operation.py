@@ -23,7 +23,7 @@ class Operation:
     """One route.
 
     Attributes:
-        handler: answers a request.
+        handler: answers a request; its docstring begins with the route's summary.
         answer: type of the response body; None if `media_type` alone describes it.
         errors: the errors that it may answer with, each with its status.
         forms: the forms that the request body may have; empty if it takes no body.
@@ -35,7 +35,6 @@ class Operation:
     """
 
     handler: Handler
-    summary: str
     answer: AnswerType | None
     errors: tuple[type[VinferError], ...]
     forms: tuple[RequestForm[Any], ...] = ()
@@ -45,6 +44,11 @@ class Operation:
     not_ready: AnswerType | None = None
     error: AnswerType = ErrorBody
     media_type: str = "application/json"
+
+    @property
+    def summary(self) -> str:
+        """What the route does, in one line."""
+        return (self.handler.__doc__ or "").partition("\n")[0].removesuffix(".")
 
 
 Operations = Mapping[tuple[str, str], Operation]

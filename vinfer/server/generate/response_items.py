@@ -15,6 +15,7 @@ from vinfer.server.answers.bodies import MessageDelta
 from vinfer.server.answers.response_types import (
     EventOfItem,
     EventOfPart,
+    ItemEventType,
     ItemStatus,
     OutputCall,
     OutputItem,
@@ -49,12 +50,7 @@ class _Item:
 
     def begin(self) -> Iterator[ResponseEvent]:
         """Yield the events of its beginning."""
-        yield {
-            "type": "response.output_item.added",
-            "output_index": self.index,
-            "item": self.written(),
-            "sequence_number": next(self.numbers),
-        }
+        yield self._event("response.output_item.added")
 
     def delta(self, text: str) -> ResponseEvent:
         """Return the event of more text."""
@@ -72,12 +68,11 @@ class _Item:
     def close(self, status: ItemStatus) -> Iterator[ResponseEvent]:
         """Yield the events after that of the whole text."""
         self.status = status
-        yield {
-            "type": "response.output_item.done",
-            "output_index": self.index,
-            "item": self.written(),
-            "sequence_number": next(self.numbers),
-        }
+        yield self._event("response.output_item.done")
+
+    def _event(self, kind: ItemEventType) -> ResponseEvent:
+        number = next(self.numbers)
+        return {"type": kind, "output_index": self.index, "item": self.written(), "sequence_number": number}
 
     def place(self) -> EventOfItem:
         """Return what the events of its text have in common."""
@@ -115,20 +110,11 @@ class _Message(_TextItem):
         return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": []}
 
     def delta(self, text: str) -> ResponseEvent:
-        return {
-            "type": "response.output_text.delta",
-            **self.place_of_part(),
-            "logprobs": [],
-            "delta": text,
-        }
+        return {"type": "response.output_text.delta", **self.place_of_part(), "logprobs": [], "delta": text}
 
     def done(self) -> ResponseEvent:
-        return {
-            "type": "response.output_text.done",
-            **self.place_of_part(),
-            "logprobs": [],
-            "text": self.text,
-        }
+        text = self.text
+        return {"type": "response.output_text.done", **self.place_of_part(), "logprobs": [], "text": text}
 
     def written(self) -> OutputMessage:
         return {

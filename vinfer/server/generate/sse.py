@@ -69,9 +69,7 @@ UNNAMED = Framing()
 class EventStream:
     """An ASGI response that streams a started generation and closes it at the end."""
 
-    def __init__(
-        self, services: Services, generation: Generation, chunks: Chunks, framing: Framing = UNNAMED
-    ) -> None:
+    def __init__(self, services: Services, generation: Generation, chunks: Chunks, framing: Framing) -> None:
         self._framing = framing
         self._services = services
         self._generation = generation

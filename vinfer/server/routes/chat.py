@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from vinfer.server.answers import bodies
 from vinfer.server.fields.chat import CHAT
-from vinfer.server.generate.answer import answer
+from vinfer.server.generate.answer import AnswerShape, add_usage, answer, usage
 from vinfer.server.generate.conversation import Conversation, prepare
 from vinfer.server.generate.generation import ChoiceDelta
 from vinfer.server.generate.images import image_sources
@@ -24,15 +24,15 @@ from vinfer.server.services import Services
 
 
 async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp | JSONResponse:
-    """Answer a conversation.
+    """Answer a conversation, whole or streamed.
 
     Raises:
         VinferError: the request is refused or fails.
         ClientLeftError: the client closed the connection.
     """
     conversation = await _conversation(services, request)
-    shape = ChatShape(conversation)
-    return await answer(services, request, conversation.fields, conversation.generation, shape)
+    generation, streams = conversation.generation, conversation.fields.stream
+    return await answer(services, request, generation, ChatShape(conversation), streams=streams)
 
 
 async def _conversation(services: Services, request: HttpRequest) -> Conversation:
@@ -43,25 +43,26 @@ async def _conversation(services: Services, request: HttpRequest) -> Conversatio
     return await prepare(services, context, fields, sources, f"chatcmpl-{uuid.uuid4().hex}")
 
 
-class ChatShape:
+class ChatShape(AnswerShape):
     """Writes chat completions and their chunks."""
 
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
+        self._generation = conversation.generation
         self._fields = conversation.fields
         self._model = conversation.model
         self._id = conversation.generation.name
         self._created = int(time.time())
         self._readers: dict[int, MessageReader] = {}
 
-    def delta_chunks(self, delta: ChoiceDelta) -> Iterator[bodies.ChatChunk]:
+    def delta_events(self, delta: ChoiceDelta) -> Iterator[bodies.ChatChunk]:
         """Yield the role with a choice's first token, a chunk for each new piece, and one for its end."""
         reader = self._readers.get(delta.index)
         if reader is None:
             reader = self._readers[delta.index] = self._conversation.reader()
             begun = self._chunk(delta.index, {"role": "assistant", "content": "", "refusal": None})
             if self._fields.return_token_ids:
-                begun["prompt_token_ids"] = self._conversation.generation.prompt_ids(delta.index)
+                begun["prompt_token_ids"] = self._generation.prompt_ids(delta.index)
             yield begun
         logprobs, token_ids = self._logprobs(delta), self._token_ids(delta)
         pieces = reader.read(delta)
@@ -74,11 +75,13 @@ class ChatShape:
         if delta.finish_reason is not None:
             yield self._chunk(delta.index, {}, finish_reason=_finish_reason(delta, reader))
 
-    def usage_chunk(self) -> bodies.ChatChunk:
-        """Return a chunk without choices."""
-        return self._chunk_of([])
+    async def end(self) -> Sequence[bodies.ChatChunk]:
+        """Return a chunk without choices, if the usage is asked for."""
+        return (
+            [{**self._chunk_of([]), "usage": usage(self._generation)}] if self._fields.includes_usage else []
+        )
 
-    def body(self, choices: Sequence[ChoiceDelta], used: bodies.Usage) -> bodies.ChatCompletion:
+    async def whole(self, choices: Sequence[ChoiceDelta]) -> bodies.ChatCompletion:
         """Return the whole completion."""
         whole: bodies.ChatCompletion = {
             "id": self._id,
@@ -87,10 +90,10 @@ class ChatShape:
             "model": self._model.name,
             "system_fingerprint": self._model.manifest.key,
             "choices": [self._whole_choice(choice) for choice in choices],
-            "usage": used,
+            "usage": usage(self._generation),
         }
         if self._fields.return_token_ids:
-            whole["prompt_token_ids"] = self._conversation.generation.prompt_ids(0)
+            whole["prompt_token_ids"] = self._generation.prompt_ids(0)
         return whole
 
     def _whole_choice(self, choice: ChoiceDelta) -> bodies.ChatChoice:
@@ -142,7 +145,7 @@ class ChatShape:
         return self._chunk_of([choice])
 
     def _chunk_of(self, choices: list[bodies.ChatChunkChoice]) -> bodies.ChatChunk:
-        return {
+        chunk: bodies.ChatChunk = {
             "id": self._id,
             "object": "chat.completion.chunk",
             "created": self._created,
@@ -150,6 +153,8 @@ class ChatShape:
             "system_fingerprint": self._model.manifest.key,
             "choices": choices,
         }
+        add_usage(chunk, self._fields, self._generation)
+        return chunk
 
 
 def _finish_reason(choice: ChoiceDelta, reader: MessageReader) -> bodies.ChatFinishReason | None:

@@ -17,7 +17,7 @@ from vinfer.server.answers import bodies
 from vinfer.server.constrain.grammars import compile_grammar
 from vinfer.server.fields.completions import COMPLETION, CompletionFields
 from vinfer.server.generate.admission import admit
-from vinfer.server.generate.answer import answer
+from vinfer.server.generate.answer import AnswerShape, add_usage, answer, usage
 from vinfer.server.generate.echo import Echo, echoes
 from vinfer.server.generate.generation import ChoiceDelta, Generation, PromptJob, TextRules
 from vinfer.server.generate.logprobs import CompletionLogprobs
@@ -34,7 +34,7 @@ from vinfer.server.services import Services
 
 
 async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSONResponse:
-    """Complete one or more prompts.
+    """Complete one or more prompts, whole or streamed.
 
     Raises:
         VinferError: the request is refused or fails.
@@ -50,9 +50,8 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
     jobs = _jobs(fields, model, prompts, grammar, is_ranked=best_of > n, priority=admission.priority)
     context.max_tokens = lowered_max_tokens(fields, [job.params for job in jobs])
     echoed = await services.in_worker(echoes, fields, prompts, model)
-    shape = CompletionShape(fields, model, prompts, echoed, n=n, best_of=best_of)
     generation = Generation(
-        name=shape.id,
+        name=f"cmpl-{uuid.uuid4().hex}",
         model=model,
         jobs=jobs,
         n=best_of,
@@ -66,7 +65,8 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
         context=context,
         metrics=services.metrics,
     )
-    return await answer(services, request, fields, generation, shape)
+    shape = CompletionShape(fields, generation, prompts, echoed, n=n, best_of=best_of)
+    return await answer(services, request, generation, shape, streams=fields.stream)
 
 
 def _jobs(
@@ -109,7 +109,7 @@ def _best(candidates: Sequence[ChoiceDelta], *, n: int, best_of: int) -> list[Ch
     return [dataclasses.replace(choice, index=index) for index, choice in enumerate(kept)]
 
 
-class CompletionShape:
+class CompletionShape(AnswerShape):
     """Writes completions and their chunks.
 
     Args:
@@ -121,17 +121,16 @@ class CompletionShape:
     def __init__(
         self,
         fields: CompletionFields,
-        model: ServedModel,
+        generation: Generation,
         prompts: Sequence[PromptIds],
         echoed: Sequence[Echo],
         *,
         n: int,
         best_of: int,
     ) -> None:
-        self.id = f"cmpl-{uuid.uuid4().hex}"
-        self._top_logprobs = fields.logprobs
-        self._returns_ids = fields.return_token_ids
-        self._model = model
+        self._fields = fields
+        self._generation = generation
+        self._model = generation.model
         self._created = int(time.time())
         self._prompts = prompts
         self._echoed = echoed
@@ -139,39 +138,43 @@ class CompletionShape:
         self._best_of = best_of
         self._writers: dict[int, _ChoiceWriter] = {}
 
-    def delta_chunks(self, delta: ChoiceDelta) -> Iterator[bodies.CompletionChunk]:
+    def delta_events(self, delta: ChoiceDelta) -> Iterator[bodies.CompletionChunk]:
         """Yield new text and, with the last of it, the finish reason; an echoed prompt comes in one piece."""
         writer = self._writer(delta.index)
         writer.take(delta)
         if not writer.waits_for_prompt:
             yield self._chunk([writer.write(delta)])
 
-    def usage_chunk(self) -> bodies.CompletionChunk:
-        """Return a chunk without choices."""
-        return self._chunk([])
+    async def end(self) -> Sequence[bodies.CompletionChunk]:
+        """Return a chunk without choices, if the usage is asked for."""
+        if not self._fields.includes_usage:
+            return ()
+        return [{**self._chunk([]), "usage": usage(self._generation)}]
 
-    def body(self, choices: Sequence[ChoiceDelta], used: bodies.Usage) -> bodies.Completion:
+    async def whole(self, choices: Sequence[ChoiceDelta]) -> bodies.Completion:
         """Return the whole completion."""
         best = _best(choices, n=self._n, best_of=self._best_of)
         return {
-            "id": self.id,
+            "id": self._generation.name,
             "object": "text_completion",
             "created": self._created,
             "model": self._model.name,
             "system_fingerprint": self._model.manifest.key,
             "choices": [self._whole_choice(choice) for choice in best],
-            "usage": used,
+            "usage": usage(self._generation),
         }
 
     def _chunk(self, choices: list[bodies.CompletionChunkChoice]) -> bodies.CompletionChunk:
-        return {
-            "id": self.id,
+        chunk: bodies.CompletionChunk = {
+            "id": self._generation.name,
             "object": "text_completion",
             "created": self._created,
             "model": self._model.name,
             "system_fingerprint": self._model.manifest.key,
             "choices": choices,
         }
+        add_usage(chunk, self._fields, self._generation)
+        return chunk
 
     def _whole_choice(self, choice: ChoiceDelta) -> bodies.CompletionChoice:
         writer = self._writer(choice.index)
@@ -183,8 +186,8 @@ class CompletionShape:
         if index not in self._writers:
             prompt = index // self._n
             echo = self._echoed[prompt] if self._echoed else None
-            prompt_ids = self._prompts[prompt] if self._returns_ids else None
-            self._writers[index] = _ChoiceWriter(self._model, self._top_logprobs, echo, prompt_ids)
+            prompt_ids = self._prompts[prompt] if self._fields.return_token_ids else None
+            self._writers[index] = _ChoiceWriter(self._model, self._fields.logprobs, echo, prompt_ids)
         return self._writers[index]
 
 

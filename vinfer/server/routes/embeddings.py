@@ -35,7 +35,7 @@ _NOTHING_TO_SAMPLE = SamplingParams(max_tokens=0, temperature=0.0)
 
 
 async def embeddings(services: Services, request: HttpRequest) -> JSONResponse:
-    """Embed one or more inputs.
+    """Turn one or more texts into vectors.
 
     Raises:
         VinferError: the request is refused or fails.

@@ -15,13 +15,16 @@ from vinfer.version import __version__
 
 
 async def liveness(services: Services, request: HttpRequest) -> JSONResponse:
-    """Report that the process is alive, which is true from the moment the port is bound."""
+    """Report that the process is alive."""
     body: Liveness = {"status": "alive"}
     return JSONResponse(body)
 
 
 async def readiness(services: Services, request: HttpRequest) -> JSONResponse:
-    """Report whether requests are accepted: 200 if every required model is served, else 503 with progress."""
+    """Report whether every model is being served, or else their progress.
+
+    The status is 503 until every required one is.
+    """
     models = services.models
     statuses = models.statuses
     body: Readiness = {
@@ -35,7 +38,10 @@ async def readiness(services: Services, request: HttpRequest) -> JSONResponse:
 
 
 async def health(services: Services, request: HttpRequest) -> JSONResponse:
-    """Report the same as `readiness` in the form that load-testing tools expect."""
+    """Report whether every model is being served.
+
+    The same as `readiness`, in the form that load-testing tools expect.
+    """
     phase = services.models.phase
     ready = phase == "ready"
     body: Health = {"status": "ok" if ready else phase}

@@ -16,7 +16,7 @@ from vinfer.server.services import Services
 
 
 async def list_models(services: Services, request: HttpRequest) -> JSONResponse:
-    """List the served models, in the order of the config."""
+    """List the served models."""
     models = [_model_object(model) for model in services.models.served_models]
     body: ModelList = {"object": "list", "data": models}
     return JSONResponse(body)
@@ -33,7 +33,7 @@ async def show_model(services: Services, request: HttpRequest) -> JSONResponse:
 
 
 async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse:
-    """Count the tokens of a text or a conversation, without generating.
+    """Count the tokens of a text or a conversation.
 
     Raises:
         RequestError: the request is refused.

@@ -15,7 +15,10 @@ from vinfer.server.services import Services
 
 
 async def welcome(services: Services, request: HttpRequest) -> Response:
-    """Answer a browser with the page; tell others, and all if the page is off, where to go from here."""
+    """Say where to go from here.
+
+    A browser gets the page, unless it is off.
+    """
     if services.page and accepts_html(request.scope):
         return _answer(request, services.page, "index.html")
     body: Welcome = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
@@ -24,11 +24,11 @@ from vinfer.server.answers.response_types import (
 )
 from vinfer.server.fields.responses.body import RESPONSES, ResponsesFields
 from vinfer.server.fields.responses.input import input_images
-from vinfer.server.generate.answer import deltas_or_pings, whole_choices
+from vinfer.server.generate.answer import AnswerShape, answer
 from vinfer.server.generate.conversation import Conversation, prepare
 from vinfer.server.generate.generation import ChoiceDelta
 from vinfer.server.generate.response_items import ResponseItems
-from vinfer.server.generate.sse import Chunks, EventStream, Framing
+from vinfer.server.generate.sse import Framing
 from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.errors import error_object
@@ -36,24 +36,15 @@ from vinfer.server.services import Services
 
 
 async def responses(services: Services, request: HttpRequest) -> ASGIApp | JSONResponse:
-    """Answer a conversation with items.
+    """Answer a conversation with items, whole or as events; stateless.
 
     Raises:
         VinferError: the request is refused or fails.
         ClientLeftError: the client closed the connection.
     """
     fields, conversation = await _conversation(services, request)
-    answer = ResponseAnswer(services, fields, conversation)
-    generation = conversation.generation
-    generation.start()
-    services.intake.release(RequestContext.of(request.scope))
-    if fields.stream:
-        framing = Framing(names_events=True, end=b"", failure=answer.failed_event)
-        return EventStream(services, generation, answer.events(), framing)
-    (choice,) = await whole_choices(services, request, generation)
-    for _ in answer.delta_events(choice):
-        pass
-    return JSONResponse(await answer.whole())
+    shape = ResponseShape(services, fields, conversation)
+    return await answer(services, request, conversation.generation, shape, streams=fields.stream)
 
 
 async def _conversation(services: Services, request: HttpRequest) -> tuple[ResponsesFields, Conversation]:
@@ -66,7 +57,7 @@ async def _conversation(services: Services, request: HttpRequest) -> tuple[Respo
     return fields.model_copy(update={"input": []}), conversation
 
 
-class ResponseAnswer:
+class ResponseShape(AnswerShape):
     """Writes one response and its events."""
 
     def __init__(self, services: Services, fields: ResponsesFields, conversation: Conversation) -> None:
@@ -78,21 +69,12 @@ class ResponseAnswer:
         self._items = ResponseItems(self._numbers)
         self._created = int(time.time())
         self._status: ResponseStatus = "in_progress"
+        self.framing = Framing(names_events=True, end=b"", failure=self.failed_event)
 
-    async def events(self) -> Chunks:
-        """Yield every event as it comes."""
+    def begin(self) -> Iterator[LifecycleEvent]:
+        """Yield the events that say so."""
         yield self._lifecycle("response.created", self._written())
         yield self._lifecycle("response.in_progress", self._written())
-        ping_seconds = self._services.config.ping_seconds
-        async for delta in deltas_or_pings(self._conversation.generation, ping_seconds):
-            if delta is None:
-                yield None
-                continue
-            for event in self.delta_events(delta):
-                yield event
-        whole = await self.whole()
-        is_incomplete = self._status == "incomplete"
-        yield self._lifecycle("response.incomplete" if is_incomplete else "response.completed", whole)
 
     def delta_events(self, delta: ChoiceDelta) -> Iterator[ResponseEvent]:
         """Read what the answer has gained, and yield its events."""
@@ -102,8 +84,17 @@ class ResponseAnswer:
             self._status = "incomplete" if delta.finish_reason == "length" else "completed"
             yield from self._items.finish(self._status)
 
-    async def whole(self) -> Response:
-        """Return the response once it has ended."""
+    async def end(self) -> Sequence[LifecycleEvent]:
+        """Return the event with the whole response."""
+        is_incomplete = self._status == "incomplete"
+        kind: LifecycleType = "response.incomplete" if is_incomplete else "response.completed"
+        return [self._lifecycle(kind, {**self._written(), "usage": await self._usage()})]
+
+    async def whole(self, choices: Sequence[ChoiceDelta]) -> Response:
+        """Return the whole response."""
+        for choice in choices:
+            for _ in self.delta_events(choice):
+                pass
         return {**self._written(), "usage": await self._usage()}
 
     def failed_event(self, error: Exception, request_id: str) -> LifecycleEvent:

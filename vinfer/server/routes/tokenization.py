@@ -53,7 +53,9 @@ async def detokenize(services: Services, request: HttpRequest) -> JSONResponse:
 
 
 async def tokenizer_info(services: Services, request: HttpRequest) -> JSONResponse:
-    """Describe a model's tokenizer; the query `?model=NAME` selects one of several models.
+    """Describe a model's tokenizer, its chat template included.
+
+    The query `?model=NAME` selects one of several models.
 
     Raises:
         RequestError: several models are served and none is named.
