@@ -29,7 +29,6 @@ from vinfer.server.fields.tools import (
     Tool,
     ToolChoiceField,
     Tools,
-    callable_tools,
     check_tool_choice,
     check_tools,
     strict_tools,
@@ -84,7 +83,8 @@ class ChatFields(SamplingFields):
     @property
     def callable_tools(self) -> list[Tool]:
         """The tools that this answer may call."""
-        return callable_tools(self.tools, self.tool_choice)
+        choice = self.tool_choice
+        return [] if choice is not None and choice.type == "none" else self.tools
 
     def check(self, path: str = "") -> None:
         check_messages(self.messages, "messages")

@@ -12,16 +12,9 @@ from pydantic import BeforeValidator, Field
 from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ContentPart, check_may_have_image
-from vinfer.server.fields.problems import string_or_array
+from vinfer.server.fields.problems import text_as_part
 from vinfer.server.fields.rules import Condition, Problem, Rule, absent, all_of, any_of, having, present
 from vinfer.server.fields.tools import parsed_arguments
-
-
-def _text_as_part(content: Any) -> Any:
-    if isinstance(string_or_array(content), str) or content == []:
-        return [{"type": "text", "text": content or ""}]
-    return content
-
 
 MAX_MESSAGES = 4096
 """The limit of messages in one request."""
@@ -125,7 +118,7 @@ class ChatMessage(HistoryBody):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
         ContentParts | None,
-        BeforeValidator(_text_as_part, json_schema_input_type=str | ContentParts | None),
+        BeforeValidator(text_as_part("text"), json_schema_input_type=str | ContentParts | None),
     ] = None
     name: str | None = Field(None, min_length=1, max_length=256)
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_PARTS)] | None = None

@@ -140,11 +140,6 @@ def parsed_arguments(arguments: str) -> dict[str, Any] | str:
     return value if isinstance(value, dict) else arguments
 
 
-def callable_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[Tool]:
-    """Return the tools that an answer may call."""
-    return [] if choice is not None and choice.type == "none" else list(tools)
-
-
 def required_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[tuple[int, Tool]]:
     """Return the tools of which one must be called, with their positions; empty if none must."""
     if choice is None or choice.type in ("none", "auto"):
