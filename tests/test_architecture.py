@@ -45,6 +45,7 @@ LIBRARY = ("vinfer.llm",)
 CLIENTS = ("vinfer.bench", "vinfer.chat")
 FIELDS, CONSTRAIN, GENERATE = "vinfer.server.fields", "vinfer.server.constrain", "vinfer.server.generate"
 ROUTES, DOCUMENT = "vinfer.server.routes", "vinfer.server.document"
+ANSWERS = "vinfer.server.answers"
 FORMATS = ("vinfer.checkpoint.hf", "vinfer.checkpoint.gguf")
 HOSTS = ("vinfer.hosts",)
 # Where arrays live in the engine, and where JAX learns of other hosts; everything else there is plain Python.
@@ -185,6 +186,7 @@ DIRECTIONS = (
     Rule("a grammar is compiled for any route", (CONSTRAIN,), (GENERATE, ROUTES, DOCUMENT)),
     Rule("an answer is generated for any route", (GENERATE,), (ROUTES, DOCUMENT)),
     Rule("routes do not describe themselves", (ROUTES,), (DOCUMENT,)),
+    Rule("an answer's shape knows no writer", (ANSWERS,), (CONSTRAIN, GENERATE, ROUTES, DOCUMENT)),
     Rule("the document is made from types, not from handlers", (DOCUMENT,), (ROUTES,)),
     Rule(
         "the parts of a checkpoint do not know the whole",
@@ -513,6 +515,7 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.server.generate.sse", "from vinfer.server.routes import chat", "generated for any route"),
         ("vinfer.server.routes.chat", "import vinfer.server.document.openapi", "do not describe themselves"),
         ("vinfer.server.document.openapi", "import vinfer.server.routes.chat", "not from handlers"),
+        ("vinfer.server.answers.bodies", "import vinfer.server.generate.answer", "knows no writer"),
         ("vinfer.checkpoint.gguf.config", "import vinfer.checkpoint.checkpoint", "do not know the whole"),
         ("vinfer.checkpoint.families.llama", "from vinfer.checkpoint.gguf import names", "in every format"),
         ("vinfer.checkpoint.rope.config", "import vinfer.checkpoint.families.olmo", "knows no family"),

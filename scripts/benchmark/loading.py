@@ -18,10 +18,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from peers.process_tree import memory_bytes, sampling
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2560, 8192, 20, 5, 128, 32_000
 NUM_SHARDS = 4
@@ -173,6 +174,7 @@ def build(directory: Path, _: int) -> None:
     """Build the bundle in the build child, like `vinfer precompile`."""
     from vinfer.config import ModelConfig
     from vinfer.launch.bundles import find_or_build
+    from vinfer.launch.devices import Target
 
     model = ModelConfig.model_validate(
         {
@@ -192,8 +194,7 @@ def build(directory: Path, _: int) -> None:
         find_or_build(
             model,
             where="models[0]",
-            platform="cpu",
-            num_devices=1,
+            target=Target(platform="cpu", num_devices=1),
             bundles_dir=directory / "bundles",
             progress=lambda _name, phase, _done, _total: memory.enter(phase),
             output=directory / "bundle",
@@ -218,7 +219,7 @@ def load(directory: Path, _: int) -> None:
     devices = jax.devices()
     memory = PeakMemory()
     memory.enter("loading")
-    with memory.sampling("self"):
+    with memory.sampling_itself():
         load_model(
             directory / "bundle",
             manifest,
@@ -252,38 +253,21 @@ class PeakMemory:
                 flush=True,
             )
 
-    @contextlib.contextmanager
-    def sampling_the_child(self) -> Iterator[None]:
+    def sampling_the_child(self) -> contextlib.AbstractContextManager[None]:
         """Sample the one child that this thread starts."""
         children = Path(f"/proc/self/task/{threading.get_native_id()}/children")
-        with self._sampling(lambda: children.read_text().split()[0]):
-            yield
-
-    @contextlib.contextmanager
-    def sampling(self, process: str) -> Iterator[None]:
-        with self._sampling(lambda: process):
-            yield
-
-    @contextlib.contextmanager
-    def _sampling(self, process_of: Any) -> Iterator[None]:
-        stop = threading.Event()
 
         def sample() -> None:
-            while not stop.wait(SAMPLE_SECONDS):
-                # The child has not started yet, or has ended.
-                with contextlib.suppress(IndexError, OSError):
-                    self._keep(Path(f"/proc/{process_of()}/smaps_rollup").read_text())
+            # There is none before the child has started and after it has ended.
+            for pid in children.read_text().split()[:1]:
+                self._keep(memory_bytes(int(pid)))
 
-        thread = threading.Thread(target=sample)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+        return sampling(sample, SAMPLE_SECONDS)
 
-    def _keep(self, rollup: str) -> None:
-        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in rollup.splitlines()[1:]}
+    def sampling_itself(self) -> contextlib.AbstractContextManager[None]:
+        return sampling(lambda: self._keep(memory_bytes(os.getpid())), SAMPLE_SECONDS)
+
+    def _keep(self, sizes: dict[str, int]) -> None:
         peak = self._peaks.setdefault(self._phase, {"Rss": 0, "Anonymous": 0})
         for name in peak:
             peak[name] = max(peak[name], sizes.get(name, 0))

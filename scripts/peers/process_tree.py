@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SAMPLE_SECONDS = 0.2
@@ -27,16 +27,18 @@ def members(root: int) -> list[int]:
     return found
 
 
+def memory_bytes(pid: int) -> dict[str, int]:
+    """Return the memory of one process by kind, such as `Rss` or `Pss`; nothing if it has ended."""
+    try:
+        rollup = (_PROC / f"{pid}" / "smaps_rollup").read_text()
+    except OSError:
+        return {}
+    return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in rollup.splitlines()[1:]}
+
+
 def pss_bytes(root: int) -> int:
     """Return the proportional set size of a process tree: a page that several share counts once."""
-    total = 0
-    for pid in members(root):
-        # It has ended meanwhile.
-        with contextlib.suppress(OSError):
-            for line in (_PROC / f"{pid}" / "smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) * 1024
-    return total
+    return sum(memory_bytes(pid).get("Pss", 0) for pid in members(root))
 
 
 def cpu_seconds(root: int) -> float:
@@ -49,6 +51,25 @@ def cpu_seconds(root: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+@contextlib.contextmanager
+def sampling(sample: Callable[[], None], every_seconds: float = SAMPLE_SECONDS) -> Iterator[None]:
+    """Take samples from a thread; each costs the sampled process up to a few milliseconds."""
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.is_set():
+            sample()
+            stop.wait(every_seconds)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 class Peak:
     """The highest PSS of a process tree while it was sampled."""
 
@@ -58,23 +79,8 @@ class Peak:
     def sample(self, root: int) -> None:
         self.num_bytes = max(self.num_bytes, pss_bytes(root))
 
-    @contextlib.contextmanager
-    def sampling(self, root: int) -> Iterator[None]:
-        """Sample from a thread; costs the sampled process a few milliseconds each time."""
-        stop = threading.Event()
-
-        def run() -> None:
-            while not stop.is_set():
-                self.sample(root)
-                stop.wait(SAMPLE_SECONDS)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+    def sampling(self, root: int) -> contextlib.AbstractContextManager[None]:
+        return sampling(lambda: self.sample(root))
 
 
 def idle_cpu_fraction(root: int, seconds: float) -> float:

@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import sys
-import threading
 from pathlib import Path
 
 
@@ -18,7 +17,7 @@ def main() -> None:
     """Measure one config."""
     from vinfer.config import load_config
     from vinfer.launch.bundles import code_cache_dir, find_or_build
-    from vinfer.launch.devices import device_memory_bytes, local_devices, target_devices
+    from vinfer.launch.devices import local_devices, target_devices
     from vinfer.launch.engine_start import start_engine
     from vinfer.launch.terminal import quiet_xla
     from vinfer.server.intake import give_memory_back
@@ -26,15 +25,13 @@ def main() -> None:
     quiet_xla()
     config = load_config(sys.argv[1], environ=os.environ)
     [model] = config.models
-    platform, devices = local_devices(target_devices(sys.argv[2] if len(sys.argv) > 2 else None))
+    target = local_devices(target_devices(sys.argv[2] if len(sys.argv) > 2 else None))
     bundle = find_or_build(
         model,
         where="models[0]",
-        platform=platform,
-        num_devices=len(devices),
+        target=target,
         bundles_dir=config.bundles_dir,
         progress=lambda *_: None,
-        memory_bytes=device_memory_bytes(devices[0]),
     )
     # What is imported only once is not the model's.
     import jax.numpy as jnp
@@ -43,12 +40,10 @@ def main() -> None:
     jnp.zeros(1).block_until_ready()
     before = _anonymous_bytes()
     engine = start_engine(
-        bundle.directory,
-        bundle.manifest,
+        bundle,
         model,
-        devices=devices,
+        target,
         code_roots=bundle.code_roots(code_cache_dir(config, os.environ)),
-        dispatch_lock=threading.Lock(),
         progress=lambda *_: None,
     )
     gc.collect()
@@ -56,7 +51,7 @@ def main() -> None:
     give_memory_back()
     added = _anonymous_bytes() - before
     engine.stop()
-    print(json.dumps({"added_bytes": added, "array_bytes": _array_bytes(devices[0])}))
+    print(json.dumps({"added_bytes": added, "array_bytes": _array_bytes(target.devices[0])}))
 
 
 def _anonymous_bytes() -> int:

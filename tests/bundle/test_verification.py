@@ -22,6 +22,7 @@ from vinfer.bundle.verification import WeightHashing, check_fits, sha256_of, ver
 from vinfer.config import ModelConfig
 from vinfer.errors import BundleError, ConfigError
 from vinfer.launch.bundles import find_or_build
+from vinfer.launch.devices import Target
 
 
 def refusal(directory: Path, manifest: Manifest, **here: Any) -> str:
@@ -139,8 +140,7 @@ def test_a_config_must_not_state_what_the_bundle_it_serves_is_not(
         return find_or_build(
             model,
             where="models[0]",
-            platform="cpu",
-            num_devices=8,
+            target=Target(platform="cpu", num_devices=8),
             bundles_dir=tmp_path,
             progress=lambda *_: None,
         ).directory

@@ -25,6 +25,7 @@ from vinfer.compiler.plan import BuildPlan, plan_build
 from vinfer.config import ModelConfig
 from vinfer.errors import BuildError, CheckpointError
 from vinfer.launch.bundles import find_or_build
+from vinfer.launch.devices import Target
 
 TESTS = Path(__file__).parents[1]
 PATIENCE_SECONDS = 60
@@ -89,8 +90,7 @@ def test_a_broken_checkpoint_is_refused_before_a_child_starts(
         find_or_build(
             model,
             where="models[0]",
-            platform="cpu",
-            num_devices=1,
+            target=Target(platform="cpu", num_devices=1),
             bundles_dir=tmp_path / "bundles",
             progress=lambda _, phase, *__: phases.append(phase),
         )
@@ -166,14 +166,15 @@ import sys
 from pathlib import Path
 from vinfer.config import ModelConfig
 from vinfer.launch.bundles import find_or_build
+from vinfer.launch.devices import Target
 
 def say(_, phase, *__):
     if phase != "finding checkpoint":
         print(phase, flush=True)
 
 find_or_build(
-    ModelConfig.model_validate_json(sys.argv[1]), where="models[0]", platform="cpu", num_devices=1,
-    bundles_dir=Path(sys.argv[2]), progress=say,
+    ModelConfig.model_validate_json(sys.argv[1]), where="models[0]",
+    target=Target(platform="cpu", num_devices=1), bundles_dir=Path(sys.argv[2]), progress=say,
 )
 """
 

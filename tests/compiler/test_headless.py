@@ -19,6 +19,7 @@ from vinfer.bundle.directory import read_manifest
 from vinfer.config import ModelConfig
 from vinfer.errors import ConfigError
 from vinfer.launch.bundles import find_or_build
+from vinfer.launch.devices import Target
 
 
 def settings(directory: Path, **more: object) -> ModelConfig:
@@ -41,8 +42,7 @@ def build(model: ModelConfig, bundles_dir: Path) -> Path:
     return find_or_build(
         model,
         where="models[0]",
-        platform="cpu",
-        num_devices=4,
+        target=Target(platform="cpu", num_devices=4),
         bundles_dir=bundles_dir,
         progress=lambda *_: None,
     ).directory

@@ -28,6 +28,7 @@ from vinfer.bundle.directory import read_manifest
 from vinfer.checkpoint.source import resolve_source
 from vinfer.config import ModelConfig
 from vinfer.launch.bundles import find_or_build
+from vinfer.launch.devices import Target
 from vinfer.parity.figures import Logits, compare
 from vinfer.parity.reference import load
 from vinfer.text.tokenizer import Tokenizer
@@ -104,8 +105,7 @@ def bundle(model: ModelConfig) -> Path:
     return find_or_build(
         model,
         where="models[0]",
-        platform="cpu",
-        num_devices=1,
+        target=Target(platform="cpu", num_devices=1),
         bundles_dir=BUNDLES_DIR,
         progress=lambda *_: None,
     ).directory

@@ -19,6 +19,7 @@ from vinfer.errors import BundleError
 from vinfer.launch import engine_start
 from vinfer.launch import loader as module
 from vinfer.launch.bundles import FoundBundle
+from vinfer.launch.devices import Target
 from vinfer.launch.engine_start import start_engine
 from vinfer.launch.loader import MAX_PARALLEL_LOADS, Loader, model_table
 from vinfer.launch.progress.times import Work
@@ -81,7 +82,7 @@ def test_models_load_together_but_are_built_one_at_a_time(
 
     met: list[str] = []
 
-    def start_engine(directory: Path, manifest: Any, model: ModelConfig, **_: Any) -> Any:
+    def start_engine(bundle: FoundBundle, model: ModelConfig, target: Target, **_: Any) -> Any:
         with counted("loads"):
             if len(met) < together:
                 met.append(model.name)
@@ -156,19 +157,18 @@ def test_changed_weights_are_refused_while_they_are_loaded(
             raise LoadedError
 
     monkeypatch.setattr(engine_start, "device_pages", lambda *_, **__: (1,))
-    monkeypatch.setattr(engine_start, "device_memory_bytes", lambda _: None)
     monkeypatch.setattr("vinfer.engine.loading.load.load_model", lambda *_, **__: None)
     monkeypatch.setattr("vinfer.engine.runner.Runner", Runner)
-    arguments: dict[str, Any] = {"devices": (None,), "code_roots": (), "dispatch_lock": threading.Lock()}
+    bundle = FoundBundle(tmp_path, ResolvedSource("x", "hf", tmp_path, {}), manifest)
     expected = pytest.raises(BundleError, match=r"weights/00000\.safetensors was changed after the build")
     with expected if verify_weights else pytest.raises(LoadedError):
         start_engine(
-            tmp_path,
-            manifest,
+            bundle,
             ModelConfig(name="m", source="org/m"),
+            Target(platform="cpu", num_devices=1),
+            code_roots=(),
             progress=lambda *_: None,
             verify_weights=verify_weights,
-            **arguments,
         )
     assert gc.isenabled()
 

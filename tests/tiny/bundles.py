@@ -22,6 +22,7 @@ from vinfer.checkpoint.source import resolve_source
 from vinfer.compiler.plan import plan_build
 from vinfer.config import ModelConfig
 from vinfer.launch.bundles import find_or_build
+from vinfer.launch.devices import Target
 
 BUNDLES_DIR = CACHE / "test-bundles"
 
@@ -178,8 +179,7 @@ def build(bundle: str) -> Path:
     return find_or_build(
         model_config(bundle),
         where="models[0]",
-        platform="cpu",
-        num_devices=4,
+        target=Target(platform="cpu", num_devices=4),
         bundles_dir=BUNDLES_DIR,
         progress=lambda *_: None,
     ).directory

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +17,13 @@ from tiny.checkpoints import CACHE
 
 from vinfer.bundle.directory import read_manifest
 from vinfer.bundle.manifest import MAX_TOP_LOGPROBS, Pooling
+from vinfer.checkpoint.source import ResolvedSource
 from vinfer.config import ModelConfig
 from vinfer.engine.engine import Engine
 from vinfer.engine.grammar import Grammar, GrammarKind, GrammarMatcher, GrammarSpec
 from vinfer.engine.request import Request, RequestImage, SamplingParams, TokenLogprobs
-from vinfer.launch.bundles import open_bundle
+from vinfer.launch.bundles import FoundBundle, open_bundle
+from vinfer.launch.devices import Target
 from vinfer.launch.engine_start import start_engine
 from vinfer.server.constrain.grammars import grammar_compiler
 from vinfer.text.tokenizer import Tokenizer
@@ -90,16 +91,11 @@ def load_engine(directory: Path, model: ModelConfig) -> Engine:
     Machine code is kept in `.build/` between runs.
     """
     devices = jax.local_devices()
+    target = Target(platform="cpu", num_devices=len(devices), devices=devices)
     manifest = open_bundle(directory, platform="cpu", num_devices=len(devices))
-    return start_engine(
-        directory,
-        manifest,
-        model,
-        devices=devices,
-        code_roots=(CACHE / "test-code" / manifest.key,),
-        dispatch_lock=threading.Lock(),
-        progress=lambda *_: None,
-    )
+    bundle = FoundBundle(directory, ResolvedSource(str(directory), "bundle", directory, {}), manifest)
+    roots = (CACHE / "test-code" / manifest.key,)
+    return start_engine(bundle, model, target, code_roots=roots, progress=lambda *_: None)
 
 
 def ask(engine: Engine, questions: Sequence[Question]) -> list[Answer]:

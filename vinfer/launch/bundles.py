@@ -21,6 +21,7 @@ from vinfer.compiler.child import run_build
 from vinfer.compiler.plan import DTYPE_BYTES, BuildPlan, build_versions, plan_build, plan_key
 from vinfer.config import Config, ModelConfig, SpeculationConfig
 from vinfer.errors import BuildError, BundleError, ConfigError
+from vinfer.launch.devices import Target
 from vinfer.launch.fit import GIB, FixedParts, bundle_parts, fit_model, planned_parts
 from vinfer.launch.kv_memory import memory_of
 from vinfer.launch.progress.times import Work
@@ -59,12 +60,10 @@ def find_or_build(
     model: ModelConfig,
     *,
     where: str,
-    platform: Platform,
-    num_devices: int,
+    target: Target,
     bundles_dir: Path,
     progress: ModelProgress,
     output: Path | None = None,
-    memory_bytes: int | None = None,
     verify_weights: bool = False,
     expect: Expect = lambda _name, _work: None,
     builds: bool = True,
@@ -74,7 +73,6 @@ def find_or_build(
     Args:
         where: the model's path in the config, such as `models[0]`.
         output: write the bundle here instead of under bundles_dir.
-        memory_bytes: memory of one device, if known.
         expect: is told how much there is to build.
         verify_weights: also hash the weights of an existing bundle, which takes seconds per GB.
         builds: false for a follower, which must find it.
@@ -83,6 +81,8 @@ def find_or_build(
         CheckpointError, ConfigError, DeviceError, BuildError.
         BundleError: it does not fit, or would have to be built and must not.
     """
+
+    platform, num_devices = target.platform, target.num_devices
 
     def opened(directory: Path, *, is_new: bool = False) -> FoundBundle:
         manifest = open_bundle(directory, platform=platform, num_devices=num_devices)
@@ -121,7 +121,7 @@ def find_or_build(
             model, source, where=where, platform=platform, num_devices=num_devices, code_cache=bundles_dir
         )
         checkpoint = open_checkpoint(source)
-        parts = _announce(model, plan, checkpoint, where=where, memory_bytes=memory_bytes)
+        parts = _announce(model, plan, checkpoint, where=where, memory_bytes=target.memory_bytes)
         expect(model.name, planned_work(plan, checkpoint, parts))
         _check_space(directory, num_parameters(checkpoint) * DTYPE_BYTES[plan.dtype], where=where)
         with writing(directory) as scratch:

@@ -88,18 +88,11 @@ def find_target(wanted: WantedDevices | None) -> Target:
         # Before JAX starts: it would try each platform that is installed, and fail loudly.
         os.environ["JAX_PLATFORMS"] = "cpu"
     try:
-        platform, devices = local_devices(wanted)
+        return local_devices(wanted)
     except DeviceError:
         if wanted is None:
             raise
         return described_target(wanted)
-    return Target(
-        platform=platform,
-        num_devices=len(devices),
-        devices=devices,
-        kinds=(devices[0].device_kind.lower(),),
-        memory_bytes=device_memory_bytes(devices[0]),
-    )
 
 
 def planned_target(wanted: WantedDevices | None) -> Target:
@@ -126,8 +119,8 @@ def described_target(wanted: WantedDevices) -> Target:
     )
 
 
-def local_devices(wanted: WantedDevices | None) -> tuple[Platform, Sequence[jax.Device]]:
-    """Initialize JAX and return this process's platform and devices.
+def local_devices(wanted: WantedDevices | None) -> Target:
+    """Initialize JAX and return this process's devices.
 
     Args:
         wanted: a CPU count makes the CPU look like that many devices, to try a mesh without accelerators.
@@ -148,7 +141,7 @@ def local_devices(wanted: WantedDevices | None) -> tuple[Platform, Sequence[jax.
     if platform is None:
         raise DeviceError(f"JAX runs on {found[0].platform}; vinfer supports {', '.join(_PLATFORMS)}")
     if wanted is None:
-        return platform, found
+        return _here(platform, found)
     kind = found[0].device_kind
     if wanted.platform != platform:
         raise DeviceError(f"--devices asks for {wanted}, JAX found {platform} on this machine{_NEXT_MOVE}")
@@ -156,11 +149,21 @@ def local_devices(wanted: WantedDevices | None) -> tuple[Platform, Sequence[jax.
         raise DeviceError(f"--devices asks for {wanted}, JAX found {kind} on this machine{_NEXT_MOVE}")
     if wanted.count > len(found):
         raise DeviceError(f"--devices asks for {wanted.count} devices, JAX found {len(found)}{_NEXT_MOVE}")
-    return platform, found[: wanted.count]
+    return _here(platform, found[: wanted.count])
 
 
-def group_devices(wanted: WantedDevices | None) -> tuple[Platform, Sequence[jax.Device]]:
-    """Return the platform and the devices of all members of a group, which must be together by now.
+def _here(platform: Platform, devices: Sequence[jax.Device]) -> Target:
+    return Target(
+        platform=platform,
+        num_devices=len(devices),
+        devices=devices,
+        kinds=(devices[0].device_kind.lower(),),
+        memory_bytes=device_memory_bytes(devices[0]),
+    )
+
+
+def group_devices(wanted: WantedDevices | None) -> Target:
+    """Return the devices of all members of a group, which must be together by now.
 
     Args:
         wanted: each member's own; it must be all that it has.
@@ -170,13 +173,13 @@ def group_devices(wanted: WantedDevices | None) -> tuple[Platform, Sequence[jax.
     """
     import jax
 
-    platform, own = local_devices(wanted)
-    if len(own) < jax.local_device_count():
+    own = local_devices(wanted)
+    if own.num_devices < jax.local_device_count():
         raise DeviceError(
-            f"--devices asks for {len(own)} devices, JAX found {jax.local_device_count()}: a member of a "
-            "group uses all of its devices, so leave --devices out"
+            f"--devices asks for {own.num_devices} devices, JAX found {jax.local_device_count()}: a member "
+            "of a group uses all of its devices, so leave --devices out"
         )
-    return platform, jax.devices()
+    return _here(own.platform, jax.devices())
 
 
 def device_memory_bytes(device: jax.Device) -> int | None:

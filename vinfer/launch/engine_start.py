@@ -17,14 +17,13 @@ from vinfer.bundle.manifest import Manifest, Platform
 from vinfer.bundle.progress import ModelProgress, Progress
 from vinfer.bundle.verification import WeightHashing
 from vinfer.config import ModelConfig
-from vinfer.launch.devices import device_memory_bytes
+from vinfer.launch.bundles import FoundBundle
+from vinfer.launch.devices import Target
 from vinfer.launch.fit import bundle_parts
 from vinfer.launch.kv_memory import choose_pages, is_measured, memory_of
 from vinfer.server.tenant_limits import tenant_limits
 
 if TYPE_CHECKING:
-    import jax
-
     from vinfer.engine.engine import Engine
     from vinfer.engine.kv_cache.pages import ShardPages
     from vinfer.engine.loading.loaded_model import Announce, LoadedModel
@@ -77,12 +76,11 @@ def load_phase() -> Iterator[None]:
 
 
 def load_checked(
-    directory: Path,
-    manifest: Manifest,
+    bundle: FoundBundle,
+    target: Target,
     *,
     num_pages: Sequence[int],
     code_roots: Sequence[Path],
-    devices: Sequence[jax.Device],
     dispatch_lock: threading.Lock,
     progress: Progress,
     announce: Announce | None = None,
@@ -98,14 +96,14 @@ def load_checked(
     """
     from vinfer.engine.loading.load import load_model
 
-    hashing = WeightHashing(directory, manifest) if verify_weights else None
+    hashing = WeightHashing(bundle.directory, bundle.manifest) if verify_weights else None
     try:
         loaded = load_model(
-            directory,
-            manifest,
+            bundle.directory,
+            bundle.manifest,
             num_pages=num_pages,
             code_roots=code_roots,
-            devices=devices,
+            devices=target.devices,
             dispatch_lock=dispatch_lock,
             progress=progress,
             announce=announce,
@@ -120,15 +118,14 @@ def load_checked(
 
 
 def start_engine(
-    directory: Path,
-    manifest: Manifest,
+    bundle: FoundBundle,
     model: ModelConfig,
+    target: Target,
     *,
-    devices: Sequence[jax.Device],
     code_roots: Sequence[Path],
-    dispatch_lock: threading.Lock,
     progress: ModelProgress,
     where: str = "models[0]",
+    dispatch_lock: threading.Lock | None = None,
     num_keys: int = 0,
     verify_weights: bool = False,
     together: LeaderModel | None = None,
@@ -138,6 +135,7 @@ def start_engine(
     Args:
         code_roots: where machine code is looked for and stored, first choice first.
         where: the model's place in the config, for messages.
+        dispatch_lock: shared by all models on the same devices; None if this one is alone.
         num_keys: see `tenant_limits`.
         verify_weights: check the hashes of the weights meanwhile.
         together: the same model on the other members of a group.
@@ -150,25 +148,17 @@ def start_engine(
     from vinfer.engine.runner import Runner
     from vinfer.engine.scheduler import Scheduler
 
+    manifest = bundle.manifest
     with load_phase():
-        num_pages = device_pages(
-            directory,
-            manifest,
-            model,
-            devices,
-            memory_bytes=device_memory_bytes(devices[0]),
-            code_roots=code_roots,
-            where=where,
-        )
+        num_pages = device_pages(bundle, model, target, code_roots=code_roots, where=where)
         if together is not None:
             together.tell_pages(num_pages)
         loaded = load_checked(
-            directory,
-            manifest,
+            bundle,
+            target,
             num_pages=num_pages,
             code_roots=code_roots,
-            devices=devices,
-            dispatch_lock=dispatch_lock,
+            dispatch_lock=threading.Lock() if dispatch_lock is None else dispatch_lock,
             progress=lambda phase, done, total: progress(model.name, phase, done, total),
             announce=None if together is None else together.announce,
             verify_weights=verify_weights,
@@ -204,33 +194,26 @@ def start_engine(
 
 
 def device_pages(
-    directory: Path,
-    manifest: Manifest,
-    model: ModelConfig,
-    devices: Sequence[jax.Device],
-    *,
-    memory_bytes: int | None,
-    code_roots: Sequence[Path],
-    where: str,
+    bundle: FoundBundle, model: ModelConfig, target: Target, *, code_roots: Sequence[Path], where: str
 ) -> tuple[int, ...]:
     """Return the pages of each group in one dp shard, and log them.
 
     Args:
-        memory_bytes: memory of one device, if known.
         code_roots: where machine code of the programs may be.
     """
     from vinfer.engine.loading.mesh import make_mesh
     from vinfer.engine.loading.programs import stored_page_counts, temporary_bytes
 
+    manifest = bundle.manifest
     plan, dp = manifest.page_plan, manifest.mesh["dp"]
     temporary, stored = 0, []
     if is_measured(model, manifest.platform):
-        mesh = make_mesh(manifest, devices)
-        temporary = temporary_bytes(directory, manifest, mesh, code_roots=code_roots)
+        mesh = make_mesh(manifest, target.devices)
+        temporary = temporary_bytes(bundle.directory, manifest, mesh, code_roots=code_roots)
         stored = stored_page_counts(manifest, mesh, code_roots)
     memory = memory_of(
         manifest.platform,
-        memory_bytes,
+        target.memory_bytes,
         num_devices=manifest.num_devices,
         weights=bundle_parts(manifest).num_bytes,
         temporary=temporary,

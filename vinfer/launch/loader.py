@@ -22,7 +22,7 @@ from vinfer.bundle.verification import check_spans
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
 from vinfer.launch.bundles import bundle_work, find_or_build
-from vinfer.launch.devices import WantedDevices, device_memory_bytes, group_devices, local_devices
+from vinfer.launch.devices import WantedDevices, group_devices, local_devices
 from vinfer.launch.engine_start import start_engine
 from vinfer.launch.parity import check_new_bundle
 from vinfer.launch.progress.clock import PhaseClock, PhaseReport
@@ -137,11 +137,11 @@ class Loader:
         # What is compiled for a model that is still being loaded does not count.
         self._counter.mark_ready()
         if self._group is None:
-            self._platform, self._devices = local_devices(self._wanted)
+            self._target = local_devices(self._wanted)
         else:
             self._clock(name, "waiting for members", 0, 1)
             self._group.join([model.name for model in self._config.models])
-            self._platform, self._devices = group_devices(self._wanted)
+            self._target = group_devices(self._wanted)
         self._dispatch_lock = threading.Lock()
 
     def _load(self, position: int) -> None:
@@ -150,27 +150,24 @@ class Loader:
             bundle = find_or_build(
                 model,
                 where=f"models[{position}]",
-                platform=self._platform,
-                num_devices=len(self._devices),
+                target=self._target,
                 bundles_dir=self._config.bundles_dir,
                 progress=self._clock,
-                memory_bytes=device_memory_bytes(self._devices[0]),
                 expect=self._clock.expect,
             )
         directory, manifest = bundle.directory, bundle.manifest
         together = None
         if self._group is not None:
-            check_spans(directory, manifest, len(self._devices))
+            check_spans(directory, manifest, self._target.num_devices)
             self._clock(model.name, "waiting for members", 0, 1)
             together = self._group.add(position, model.name, manifest)
         roots = bundle.code_roots(self._code_cache)
         self._clock.expect(model.name, bundle_work(manifest, roots))
         self._starts[model.name] = start = functools.partial(
             start_engine,
-            directory,
-            manifest,
+            bundle,
             model,
-            devices=self._devices,
+            self._target,
             code_roots=roots,
             dispatch_lock=self._dispatch_lock,
             progress=self._clock,

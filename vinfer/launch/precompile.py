@@ -7,8 +7,8 @@ bundle, and machine code only for a kind of device that is named.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,13 +54,11 @@ def precompile(
         bundle = find_or_build(
             model,
             where=where,
-            platform=target.platform,
-            num_devices=target.num_devices,
+            target=target,
             bundles_dir=config.bundles_dir,
             progress=clock,
             expect=clock.expect,
             output=_place(output, model.name, len(config.models)),
-            memory_bytes=target.memory_bytes,
             verify_weights=True,
         )
         directories.append(bundle.directory)
@@ -68,7 +66,7 @@ def precompile(
             _warm_up(bundle, model, target, clock, where=where)
             continue
         if described:
-            _store_code(bundle, model, target, described, clock, where=where)
+            _store_code(bundle, model, dataclasses.replace(target, devices=described), clock, where=where)
         logger.info(
             "%s is built for %s, but neither warmed up nor verified: this machine has none",
             bundle.directory,
@@ -88,20 +86,10 @@ def _place(output: Path | None, name: str, num_models: int) -> Path | None:
 def _warm_up(
     bundle: FoundBundle, model: ModelConfig, target: Target, clock: PhaseClock, *, where: str
 ) -> None:
-    directory, manifest = bundle.directory, bundle.manifest
-    roots = (directory / BUNDLE_CODE,)
-    clock.expect(model.name, bundle_work(manifest, roots))
-    with build_lock(directory):
-        engine = start_engine(
-            directory,
-            manifest,
-            model,
-            devices=target.devices,
-            code_roots=roots,
-            dispatch_lock=threading.Lock(),
-            progress=clock,
-            where=where,
-        )
+    roots = (bundle.directory / BUNDLE_CODE,)
+    clock.expect(model.name, bundle_work(bundle.manifest, roots))
+    with build_lock(bundle.directory):
+        engine = start_engine(bundle, model, target, code_roots=roots, progress=clock, where=where)
     # The lock is not held here, because writing the figures takes it.
     try:
         check_new_bundle(bundle, model, engine, clock)
@@ -110,13 +98,7 @@ def _warm_up(
 
 
 def _store_code(
-    bundle: FoundBundle,
-    model: ModelConfig,
-    target: Target,
-    devices: Sequence[jax.Device],
-    progress: ModelProgress,
-    *,
-    where: str,
+    bundle: FoundBundle, model: ModelConfig, target: Target, progress: ModelProgress, *, where: str
 ) -> None:
     """Compile the programs for devices that are not here, and store their machine code in the bundle."""
     from vinfer.engine.loading.mesh import make_mesh
@@ -125,16 +107,8 @@ def _store_code(
     directory, manifest = bundle.directory, bundle.manifest
     roots = (directory / BUNDLE_CODE,)
     with build_lock(directory):
-        num_pages = device_pages(
-            directory,
-            manifest,
-            model,
-            devices,
-            memory_bytes=target.memory_bytes,
-            code_roots=roots,
-            where=where,
-        )
-        mesh = make_mesh(manifest, devices)
+        num_pages = device_pages(bundle, model, target, code_roots=roots, where=where)
+        mesh = make_mesh(manifest, target.devices)
         programs = LoadedPrograms(directory, manifest, mesh, roots, num_pages)
         for done, program in enumerate(manifest.programs):
             progress(model.name, "compiling", done, len(manifest.programs))

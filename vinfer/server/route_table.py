@@ -15,14 +15,8 @@ from vinfer.errors import (
     RequestTimeoutError,
     VinferError,
 )
-from vinfer.server.document import (
-    answers,
-    capabilities,
-    capability_types,
-    message_types,
-    openapi,
-    response_types,
-)
+from vinfer.server.answers import bodies, message_types, response_types
+from vinfer.server.document import capabilities, capability_types, openapi
 from vinfer.server.document.operation import Operation, Operations
 from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT
 from vinfer.server.fields.chat import CHAT
@@ -51,23 +45,20 @@ _PLAIN = (*_ANY_ROUTE, AuthenticationError, HostError, NotReadyError)
 ROUTES: Operations = {
     ("POST", "/v1/chat/completions"): Operation(
         handler=chat.chat_completions,
-        summary="Answer a conversation, whole or streamed",
         forms=(CHAT,),
-        answer=answers.ChatCompletion,
-        event=answers.ChatChunk,
+        answer=bodies.ChatCompletion,
+        event=bodies.ChatChunk,
         errors=_BODY,
     ),
     ("POST", "/v1/completions"): Operation(
         handler=completions.completions,
-        summary="Complete one or more prompts, whole or streamed",
         forms=(COMPLETION,),
-        answer=answers.Completion,
-        event=answers.CompletionChunk,
+        answer=bodies.Completion,
+        event=bodies.CompletionChunk,
         errors=_BODY,
     ),
     ("POST", "/v1/responses"): Operation(
         handler=responses.responses,
-        summary="Answer a conversation with items, whole or as events; stateless",
         forms=(RESPONSES,),
         answer=response_types.Response,
         event=response_types.ResponseEvent,
@@ -76,7 +67,6 @@ ROUTES: Operations = {
     ),
     ("POST", "/v1/messages"): Operation(
         handler=messages.messages,
-        summary="Answer a conversation in Anthropic's form, whole or as events; stateless",
         forms=(MESSAGES,),
         answer=message_types.Message,
         event=message_types.MessageEvent,
@@ -86,7 +76,6 @@ ROUTES: Operations = {
     ),
     ("POST", "/v1/messages/count_tokens"): Operation(
         handler=messages.count_tokens,
-        summary="Count the tokens of a conversation in Anthropic's form",
         forms=(MESSAGES_COUNT,),
         answer=message_types.InputTokens,
         error=message_types.AnthropicErrorBody,
@@ -94,86 +83,63 @@ ROUTES: Operations = {
     ),
     ("POST", "/v1/embeddings"): Operation(
         handler=embeddings.embeddings,
-        summary="Turn one or more texts into vectors",
         forms=(EMBEDDING,),
-        answer=answers.EmbeddingList,
+        answer=bodies.EmbeddingList,
         errors=_BODY,
     ),
     ("POST", "/v1/count_tokens"): Operation(
         handler=models.count_tokens,
-        summary="Count the tokens of a text or a conversation",
         forms=(COUNT_TEXT, COUNT_MESSAGES),
-        answer=answers.TokenCount,
+        answer=bodies.TokenCount,
         errors=_BODY,
     ),
-    ("GET", "/v1/models"): Operation(
-        handler=models.list_models, summary="List the served models", answer=answers.ModelList, errors=_PLAIN
-    ),
+    ("GET", "/v1/models"): Operation(handler=models.list_models, answer=bodies.ModelList, errors=_PLAIN),
     ("GET", "/v1/models/{id:path}"): Operation(
         handler=models.show_model,
-        summary="Describe one model; its id may contain slashes",
-        answer=answers.ModelInfo,
+        answer=bodies.ModelInfo,
         errors=_MODEL,
     ),
     ("GET", "/v1/capabilities"): Operation(
         handler=capabilities.capabilities,
-        summary="List per model the fields applied, refused and accepted without effect, and the limits",
         answer=capability_types.Capabilities,
         errors=_PLAIN,
     ),
     ("POST", "/tokenize"): Operation(
         handler=tokenization.tokenize,
-        summary="Return the token ids that a text or a conversation has as a prompt",
         forms=(TOKENIZE_TEXT, TOKENIZE_MESSAGES),
-        answer=answers.Tokenized,
+        answer=bodies.Tokenized,
         errors=_BODY,
     ),
     ("POST", "/detokenize"): Operation(
         handler=tokenization.detokenize,
-        summary="Return the text of token ids",
         forms=(DETOKENIZE,),
-        answer=answers.Detokenized,
+        answer=bodies.Detokenized,
         errors=_BODY,
     ),
     ("GET", "/tokenizer_info"): Operation(
         handler=tokenization.tokenizer_info,
-        summary="Describe a model's tokenizer, its chat template included",
         query_names_model=True,
-        answer=answers.TokenizerInfo,
+        answer=bodies.TokenizerInfo,
         errors=(*_MODEL, RequestError),
     ),
-    ("GET", "/liveness"): Operation(
-        handler=health.liveness,
-        summary="Report that the process is alive",
-        answer=answers.Liveness,
-        errors=_ANY_ROUTE,
-    ),
+    ("GET", "/liveness"): Operation(handler=health.liveness, answer=bodies.Liveness, errors=_ANY_ROUTE),
     ("GET", "/readiness"): Operation(
         handler=health.readiness,
-        summary="Report whether every model is being served, or else their progress",
-        answer=answers.Readiness,
-        not_ready=answers.Readiness,
+        answer=bodies.Readiness,
+        not_ready=bodies.Readiness,
         errors=_ANY_ROUTE,
     ),
     ("GET", "/health"): Operation(
         handler=health.health,
-        summary="Report whether every model is being served",
-        answer=answers.Health,
-        not_ready=answers.Health,
+        answer=bodies.Health,
+        not_ready=bodies.Health,
         errors=_ANY_ROUTE,
     ),
-    ("GET", "/"): Operation(
-        handler=page.welcome, summary="Say where to go from here", answer=answers.Welcome, errors=_PLAIN
-    ),
-    ("GET", "/version"): Operation(
-        handler=health.version, summary="Return vinfer's version", answer=answers.Version, errors=_PLAIN
-    ),
-    ("GET", "/openapi.json"): Operation(
-        handler=openapi.openapi, summary="Return this document", answer=None, errors=_PLAIN
-    ),
+    ("GET", "/"): Operation(handler=page.welcome, answer=bodies.Welcome, errors=_PLAIN),
+    ("GET", "/version"): Operation(handler=health.version, answer=bodies.Version, errors=_PLAIN),
+    ("GET", "/openapi.json"): Operation(handler=openapi.openapi, answer=None, errors=_PLAIN),
     ("GET", "/metrics"): Operation(
         handler=health.metrics,
-        summary="Return the metrics for Prometheus",
         answer=None,
         media_type="text/plain",
         errors=(*_ANY_ROUTE, AuthenticationError, HostError),

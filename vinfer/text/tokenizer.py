@@ -23,7 +23,6 @@ from vinfer.text.token_lengths import max_bytes_per_token, num_dense_bytes
 
 TOKENIZER_FILE = "tokenizer.json"
 SPECIAL_TOKENS_FILE = "special_tokens.json"
-_ADDED_TOKEN_KEYS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -33,8 +32,7 @@ class Tokenizer:
     Attributes:
         vocab_size: largest id + 1, added tokens included.
         special_ids: ids that `skip_special_tokens` leaves out of decoded text.
-        added_tokens: by id, the tokens added to the vocabulary, with the keys of `added_tokens_decoder` in
-            transformers' tokenizer_config.json.
+        added_tokens: by id, the tokens added to the vocabulary.
         special_tokens: bos_token, eos_token, pad_token and unk_token, each a string or None.
         control_tokens: the strings of `special_ids`.
         max_bytes_per_token: most bytes of text, white space aside, of one token; None if there is no limit.
@@ -52,10 +50,7 @@ class Tokenizer:
         special = {token_id: token for token_id, token in added.items() if token.special}
         self._fast = fast
         self._plain = plain
-        self.added_tokens: dict[int, dict[str, str | bool]] = {
-            token_id: {key: getattr(token, key) for key in _ADDED_TOKEN_KEYS}
-            for token_id, token in added.items()
-        }
+        self.added_tokens = added
         self.special_tokens = dict(special_tokens)
         self.special_ids = frozenset(special)
         self.vocab_size: int = 1 + max(fast.get_vocab(with_added_tokens=True).values(), default=-1)

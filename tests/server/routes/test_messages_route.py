@@ -304,3 +304,11 @@ def test_more_tokens_than_there_is_room_for(server: RunningServer) -> None:
     assert response.headers["x-vinfer-max-tokens"] == str(room)
     assert response.json()["usage"]["output_tokens"] == room
     assert response.json()["stop_reason"] == "max_tokens"
+
+
+def test_a_foreign_name_gets_an_error_of_the_document(server: RunningServer) -> None:
+    """The document did not know the type of this error."""
+    body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    response = server.http.post("/v1/messages", json=body, headers={"Host": "a.example"})
+    assert response.status_code == 403
+    assert response.json()["error"]["type"] == "permission_error"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,15 +18,12 @@ from vinfer.errors import BundleError, VinferError
 from vinfer.hosts.follower import Follower, end_process
 from vinfer.hosts.membership import Membership
 from vinfer.launch.bundles import find_or_build
-from vinfer.launch.devices import WantedDevices, group_devices
+from vinfer.launch.devices import Target, WantedDevices, group_devices
 from vinfer.launch.engine_start import load_checked, load_phase
 from vinfer.server.http.probes import ProbeServer
 from vinfer.server.http.serve import bind
 
 if TYPE_CHECKING:
-    import jax
-
-    from vinfer.bundle.manifest import Platform
     from vinfer.engine.loading.compile_count import CompileCounter
 
 logger = logging.getLogger(__name__)
@@ -86,35 +82,31 @@ class _Member:
         self._follower.on_stop = functools.partial(_tell_compiles, counter)
         self._follower.join([model.name for model in self._config.models])
         self._probes.has_joined()
-        platform, devices = group_devices(self._wanted)
+        target = group_devices(self._wanted)
         for position, model in enumerate(self._config.models):
-            self._load(position, model, platform, devices)
+            self._load(position, model, target)
 
-    def _load(
-        self, position: int, model: ModelConfig, platform: Platform, devices: Sequence[jax.Device]
-    ) -> None:
+    def _load(self, position: int, model: ModelConfig, target: Target) -> None:
         try:
             bundle = find_or_build(
                 model,
                 where=f"models[{position}]",
-                platform=platform,
-                num_devices=len(devices),
+                target=target,
                 bundles_dir=self._config.bundles_dir,
                 progress=lambda *_: None,
                 builds=False,
             )
             manifest = bundle.manifest
-            check_spans(bundle.directory, manifest, len(devices))
+            check_spans(bundle.directory, manifest, target.num_devices)
         except BundleError as error:
             self._follower.lacks(position, model.name, error.message)
         num_pages = self._follower.prepare(position, model.name, manifest)
         with load_phase():
             loaded = load_checked(
-                bundle.directory,
-                manifest,
+                bundle,
+                target,
                 num_pages=num_pages,
                 code_roots=bundle.code_roots(self._code_cache),
-                devices=devices,
                 dispatch_lock=self._dispatch_lock,
                 progress=lambda *_: None,
                 verify_weights=model.verify_weights,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from vinfer.checkpoint.source import ResolvedSource, resolve_source
 from vinfer.config import Config
 from vinfer.errors import CheckpointError, ConfigError, ParityError
 from vinfer.launch.bundles import FoundBundle, find_or_build
-from vinfer.launch.devices import WantedDevices, device_memory_bytes, local_devices
+from vinfer.launch.devices import WantedDevices, local_devices
 from vinfer.launch.engine_start import start_engine
 from vinfer.launch.group.leader import refuse_group
 from vinfer.launch.parity import measure_bundle, record
@@ -72,34 +71,23 @@ def verify(
     refuse_group(config, os.environ, what="vinfer verify")
     positions = _positions(config, options)
     require_packages()
-    platform, devices = local_devices(wanted)
+    target = local_devices(wanted)
     found = []
     for position in positions:
         model = config.models[position]
         bundle = find_or_build(
             model,
             where=f"models[{position}]",
-            platform=platform,
-            num_devices=len(devices),
+            target=target,
             bundles_dir=config.bundles_dir,
             progress=progress,
-            memory_bytes=device_memory_bytes(devices[0]),
         )
-        manifest = bundle.manifest
         source = _checkpoint_source(bundle, options)
-        engine = start_engine(
-            bundle.directory,
-            manifest,
-            model,
-            devices=devices,
-            code_roots=bundle.code_roots(code_cache),
-            dispatch_lock=threading.Lock(),
-            progress=progress,
-        )
+        roots = bundle.code_roots(code_cache)
+        engine = start_engine(bundle, model, target, code_roots=roots, progress=progress)
         try:
             certificate = measure_bundle(
-                bundle.directory,
-                manifest,
+                bundle,
                 engine,
                 source,
                 name=model.name,
@@ -109,7 +97,7 @@ def verify(
             )
         finally:
             engine.stop()
-        record(bundle.directory, manifest, certificate.report)
+        record(bundle, certificate.report)
         found.append(Verification(model.name, bundle.directory, certificate))
     return found
 

@@ -48,7 +48,7 @@ _GENERATING: tuple[RequestForm[Any], ...] = (CHAT, RESPONSES, MESSAGES, COMPLETI
 
 
 async def capabilities(services: Services, request: HttpRequest) -> JSONResponse:
-    """Return, for each model, how every field is treated, and the limits."""
+    """List per model the fields applied, refused and accepted without effect, and the limits."""
     config = services.config
     body = capability_types.Capabilities(
         version=__version__,

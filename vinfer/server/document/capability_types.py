@@ -1,19 +1,23 @@
-"""The types of the body of `/v1/capabilities`."""
+"""The body of `/v1/capabilities`. These are models, because parts of it are models of the bundle."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from vinfer.bundle.manifest import Embeddings
 from vinfer.bundle.sampling import SamplingNumbers
-from vinfer.server.document.answers import Answer, Count
+from vinfer.server.answers.bodies import Count
 from vinfer.server.model_table import ParityVerdict
 
 
-class RefusedField(Answer):
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class RefusedField(_Part):
     """A refused field, the reason, and the values that pass as they ask for nothing; null always does."""
 
     field: str
@@ -21,7 +25,7 @@ class RefusedField(Answer):
     neutral: list[Any]
 
 
-class FormCapabilities(Answer):
+class FormCapabilities(_Part):
     """How each field of one form of a route's body is treated; any other field is unknown."""
 
     path: str
@@ -44,7 +48,7 @@ class SamplingDefaultValues(SamplingNumbers, _NumChoices):
     __pydantic_config__ = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
 
 
-class RequestLimits(Answer):
+class RequestLimits(_Part):
     """The largest numbers that a request may ask for; limits of single fields are in `/openapi.json`."""
 
     max_n: Count
@@ -59,7 +63,7 @@ class RequestLimits(Answer):
     max_images: Count = Field(description="In one request; 0 if the model takes none.")
 
 
-class ModelCapabilities(Answer):
+class ModelCapabilities(_Part):
     """What one model supports."""
 
     id: str
@@ -87,7 +91,7 @@ class ModelCapabilities(Answer):
     )
 
 
-class Capabilities(Answer):
+class Capabilities(_Part):
     """What the server and each served model can do."""
 
     version: str

@@ -10,16 +10,15 @@ import http
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
 from vinfer.config import ServerConfig
 from vinfer.errors import NotReadyError
+from vinfer.server.answers.bodies import ErrorBody
 from vinfer.server.document import openapi_models
-from vinfer.server.document.answers import ErrorBody
-from vinfer.server.document.operation import Operation, Operations
+from vinfer.server.document.operation import AnswerType, Operation, Operations
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.treatment import FieldRule, Treatment
 from vinfer.server.http.auth import PUBLIC_PATHS
@@ -32,7 +31,7 @@ _IN_OPERATION_ID = str.maketrans("/.", "__", "{}")
 
 
 async def openapi(services: Services, request: HttpRequest) -> JSONResponse:
-    """Return the document."""
+    """Return this document."""
     return JSONResponse(
         await services.in_worker(openapi_document, services.config, services.models, request.app.state.routes)
     )
@@ -112,7 +111,7 @@ def _responses(operation: Operation) -> Json:
     return answers
 
 
-def _stream(event: type[BaseModel], *, names_events: bool) -> Json:
+def _stream(event: AnswerType, *, names_events: bool) -> Json:
     """Describe each event of a stream as an object, as OpenAPI 3.2 does for server-sent events."""
     data: Json = {"type": "string", "contentMediaType": "application/json"}
     if names_events:
@@ -133,21 +132,21 @@ def _stream(event: type[BaseModel], *, names_events: bool) -> Json:
     }
 
 
-def _answer(status: int, body: type[BaseModel]) -> Json:
+def _answer(status: int, body: AnswerType) -> Json:
     content = {"application/json": {"schema": _reference(body)}}
     return {"description": http.HTTPStatus(status).phrase, "content": content}
 
 
-def _reference(model: type[BaseModel]) -> Json:
+def _reference(model: AnswerType) -> Json:
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
 def _answer_schemas(operations: Iterable[Operation]) -> Json:
-    models: list[type[BaseModel]] = []
+    types: list[AnswerType] = []
     for operation in operations:
         known = (operation.answer, operation.event, operation.error)
-        models += [model for model in known if model is not None and model not in models]
-    return _schemas(models, "serialization")
+        types += [each for each in known if each is not None and each not in types]
+    return _schemas(types, "serialization")
 
 
 def _request_schemas(operations: Iterable[Operation], config: ServerConfig, models: ModelTable) -> Json:
@@ -214,9 +213,10 @@ def _or_null(schema: Json) -> Json:
     return {"anyOf": [schema, {"type": "null"}], **about}
 
 
-def _schemas(models: Sequence[type[BaseModel]], mode: Literal["validation", "serialization"]) -> Json:
-    _, written = models_json_schema(
-        [(model, mode) for model in models], ref_template="#/components/schemas/{model}"
+def _schemas(types: Sequence[AnswerType], mode: Literal["validation", "serialization"]) -> Json:
+    _, written = TypeAdapter.json_schemas(
+        [(each.__name__, mode, TypeAdapter[Any](each)) for each in types],  # type: ignore[arg-type]
+        ref_template="#/components/schemas/{model}",
     )
     schemas: Json = written["$defs"]
     for schema in schemas.values():

@@ -80,31 +80,28 @@ def _limited(schema: Json, *, maximum: int, max_items: int | None = None) -> Jso
     return copy
 
 
-def _as_new_tokens(schema: Json, served: Sequence[ServedModel]) -> Json:
-    # A prompt has at least one token.
-    return _limited(schema, maximum=max(model.max_model_len for model in served) - 1)
+def _below(size: Callable[[ServedModel], int], length: Callable[[ServedModel], int] | None = None) -> Narrow:
+    """Return what limits integers to less than the largest size, and arrays of them to the largest length."""
+
+    def narrow(schema: Json, served: Sequence[ServedModel]) -> Json:
+        max_items = None if length is None else max(map(length, served))
+        return _limited(schema, maximum=max(map(size, served)) - 1, max_items=max_items)
+
+    return narrow
 
 
-def _as_model_ids(schema: Json, served: Sequence[ServedModel]) -> Json:
-    return _limited(schema, maximum=max(model.card.vocab_size for model in served) - 1)
+def _vocab_size(model: ServedModel) -> int:
+    return model.card.vocab_size
 
 
-def _as_prompt(schema: Json, served: Sequence[ServedModel]) -> Json:
-    return _limited(
-        schema,
-        maximum=max(model.card.vocab_size for model in served) - 1,
-        max_items=max(model.max_model_len for model in served),
-    )
-
-
-def _as_tokenizer_ids(schema: Json, served: Sequence[ServedModel]) -> Json:
-    return _limited(schema, maximum=max(model.tokenizer.vocab_size for model in served) - 1)
+def _max_model_len(model: ServedModel) -> int:
+    return model.max_model_len
 
 
 def _as_biases(schema: Json, served: Sequence[ServedModel]) -> Json:
     known: Json = dict(schema["anyOf"][0])
     (bias,) = known["patternProperties"].values()
-    keys = numbers_below(max(model.card.vocab_size for model in served))
+    keys = numbers_below(max(map(_vocab_size, served)))
     return {**schema, "anyOf": [{**known, "patternProperties": {keys: bias}}, {"type": "null"}]}
 
 
@@ -150,13 +147,14 @@ def _as_effort(schema: Json, served: Sequence[ServedModel]) -> Json:
 
 
 _NARROW: Mapping[str, Narrow] = {
-    "min_tokens": _as_new_tokens,
-    "stop_token_ids": _as_model_ids,
+    # A prompt has at least one token.
+    "min_tokens": _below(_max_model_len),
+    "stop_token_ids": _below(_vocab_size),
     "logit_bias": _as_biases,
-    "prompt": _as_prompt,
+    "prompt": _below(_vocab_size, _max_model_len),
     # Without a limit of length: `truncate_prompt_tokens` may cut it.
-    "input": _as_model_ids,
-    "tokens": _as_tokenizer_ids,
+    "input": _below(_vocab_size),
+    "tokens": _below(lambda model: model.tokenizer.vocab_size),
     "dimensions": _as_dimensions,
     "chat_template_kwargs": _as_kwargs,
     "reasoning_effort": _as_effort,

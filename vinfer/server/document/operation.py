@@ -6,14 +6,15 @@ import dataclasses
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
+from typing_extensions import TypeAliasType
 
 from vinfer.errors import VinferError
-from vinfer.server.document.answers import ErrorBody
+from vinfer.server.answers.bodies import ErrorBody
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.services import Services
 
+AnswerType = type[Any] | TypeAliasType
 Handler = Callable[[Services, HttpRequest], Coroutine[Any, Any, Any]]
 
 
@@ -22,7 +23,7 @@ class Operation:
     """One route.
 
     Attributes:
-        handler: answers a request.
+        handler: answers a request; its docstring begins with the route's summary.
         answer: type of the response body; None if `media_type` alone describes it.
         errors: the errors that it may answer with, each with its status.
         forms: the forms that the request body may have; empty if it takes no body.
@@ -34,16 +35,20 @@ class Operation:
     """
 
     handler: Handler
-    summary: str
-    answer: type[BaseModel] | None
+    answer: AnswerType | None
     errors: tuple[type[VinferError], ...]
     forms: tuple[RequestForm[Any], ...] = ()
-    event: type[BaseModel] | None = None
+    event: AnswerType | None = None
     names_events: bool = False
     query_names_model: bool = False
-    not_ready: type[BaseModel] | None = None
-    error: type[BaseModel] = ErrorBody
+    not_ready: AnswerType | None = None
+    error: AnswerType = ErrorBody
     media_type: str = "application/json"
+
+    @property
+    def summary(self) -> str:
+        """What the route does, in one line."""
+        return (self.handler.__doc__ or "").partition("\n")[0].removesuffix(".")
 
 
 Operations = Mapping[tuple[str, str], Operation]

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, mod
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from vinfer.server.fields.near_misses import near_miss, plain_key
+from vinfer.server.fields.rules import BetweenFields, write_rules
 
 Unknown = Literal["refuse", "ignore"]
 
@@ -31,9 +32,19 @@ class Body(BaseModel):
     """The base of every request body and of every object in one that asks for something.
 
     An unknown key is refused.
+
+    Attributes:
+        rules: those between the fields.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        json_schema_extra=lambda schema, model: write_rules(schema, model.rules),
+    )
+    rules: ClassVar[tuple[BetweenFields, ...]] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -48,12 +59,14 @@ class Body(BaseModel):
     def _without_unknown(cls, value: dict[str, Any], known: frozenset[str], info: ValidationInfo) -> Any:
         return value
 
-    def check(self) -> None:
-        """Check the fields against each other.
+    def check(self, path: str = "") -> None:
+        """Check the fields against each other; `path` is where the object stands.
 
         Raises:
             RequestError: names the field.
         """
+        for rule in self.rules:
+            rule.check(self, path)
 
 
 class HistoryBody(Body):

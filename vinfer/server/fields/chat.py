@@ -7,54 +7,63 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from vinfer.engine.request import MAX_TOP_LOGPROBS
 from vinfer.errors import RequestError
+from vinfer.server.answers.response_types import ReasoningEffort
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.messages import Messages, check_continuation, check_messages
-from vinfer.server.fields.rules import all_of, any_of, having
-from vinfer.server.fields.sampling import (
-    NULL_OR_FALSE,
+from vinfer.server.fields.rules import Problem, Rule, all_of, any_of, having, one_of
+from vinfer.server.fields.sampling import STREAM_OPTIONS_NEED_STREAM, MaxTokens, SamplingFields
+from vinfer.server.fields.structured_outputs import (
+    CONSTRAINT_PROBLEMS,
+    ENDS_BY_ITSELF,
     ONE_CONSTRAINT,
-    STREAM_OPTIONS_NEED_STREAM,
     UNCONSTRAINED,
-    MaxTokens,
-    SamplingFields,
 )
-from vinfer.server.fields.structured_outputs import constrains_answer
-from vinfer.server.fields.template_kwargs import ReasoningEffort, TemplateKwargs
+from vinfer.server.fields.template_kwargs import TemplateKwargs
 from vinfer.server.fields.tools import (
+    HAS_TOOLS,
+    NO_CALL_ASKED_FOR,
     Tool,
     ToolChoiceField,
     Tools,
-    callable_tools,
     check_tool_choice,
     check_tools,
+    strict_tools,
 )
 from vinfer.server.fields.treatment import CHAT_OTHERS
-
-_NO_CALL_ASKED_FOR = {"properties": {"tool_choice": {"enum": [None, "none", "auto"]}}}
 
 
 class ChatFields(SamplingFields):
     """`POST /v1/chat/completions`."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "allOf": [
-                STREAM_OPTIONS_NEED_STREAM,
-                any_of({"properties": {"top_logprobs": {"enum": [None, 0]}}}, having("logprobs", True)),
-                any_of(
-                    *(all_of(form, _NO_CALL_ASKED_FOR) for form in (UNCONSTRAINED, *ONE_CONSTRAINT)),
-                    all_of(
-                        UNCONSTRAINED,
-                        {"properties": {"tools": {"type": "array", "minItems": 1}}, "required": ["tools"]},
-                        {"properties": {"ignore_eos": NULL_OR_FALSE}},
-                    ),
-                ),
-            ]
-        }
+    rules = (
+        STREAM_OPTIONS_NEED_STREAM,
+        Rule(
+            any_of(one_of("top_logprobs", None, 0), having("logprobs", True)),
+            Problem("top_logprobs", "needs logprobs: true"),
+        ),
+        Rule(
+            any_of(
+                *(all_of(form, NO_CALL_ASKED_FOR) for form in (UNCONSTRAINED, *ONE_CONSTRAINT)),
+                all_of(UNCONSTRAINED, HAS_TOOLS, ENDS_BY_ITSELF),
+            ),
+            *CONSTRAINT_PROBLEMS,
+            Problem("tool_choice", "needs tools: send them or leave it out", HAS_TOOLS),
+            Problem(
+                "tool_choice",
+                "asks for a call, but response_format or structured_outputs for another form: send one of "
+                "them",
+                UNCONSTRAINED,
+            ),
+            Problem(
+                "ignore_eos",
+                "cannot be combined with a tool_choice that asks for a call: once the call is complete, only "
+                "the end token may follow; leave it out",
+            ),
+        ),
     )
 
     messages: Messages
@@ -74,9 +83,10 @@ class ChatFields(SamplingFields):
     @property
     def callable_tools(self) -> list[Tool]:
         """The tools that this answer may call."""
-        return callable_tools(self.tools, self.tool_choice)
+        choice = self.tool_choice
+        return [] if choice is not None and choice.type == "none" else self.tools
 
-    def check(self) -> None:
+    def check(self, path: str = "") -> None:
         check_messages(self.messages, "messages")
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
@@ -84,8 +94,6 @@ class ChatFields(SamplingFields):
                 f"max_tokens is {both[0]} and max_completion_tokens is {both[1]}: send one of them",
                 param="max_tokens",
             )
-        if self.top_logprobs and not self.logprobs:
-            raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
         if self.continue_final_message:
             check_continuation(self.messages, self.add_generation_prompt)
         self.check_answer()
@@ -98,12 +106,13 @@ class ChatFields(SamplingFields):
         """
         super().check()
         check_tools(self.tools)
-        check_tool_choice(
-            self.tools,
-            self.tool_choice,
-            constrains_answer=constrains_answer(self.response_format, self.structured_outputs),
-            ignore_eos=self.ignore_eos,
-        )
+        check_tool_choice(self.tools, self.tool_choice)
+        if self.ignore_eos and strict_tools(self.tools, self.tool_choice):
+            raise RequestError(
+                "ignore_eos cannot be combined with strict tools: once a call is complete, only the end "
+                "token may follow; leave it out",
+                param="ignore_eos",
+            )
 
 
 CHAT = RequestForm(ChatFields, CHAT_OTHERS)

@@ -7,20 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, WithJsonSchema
+from pydantic import Field, WithJsonSchema
 
 from vinfer.engine.request import MAX_TOP_LOGPROBS
-from vinfer.errors import RequestError
 from vinfer.server.fields.form import RequestForm
-from vinfer.server.fields.rules import any_of, having
-from vinfer.server.fields.sampling import (
-    MAX_INT32,
-    ONE_CONSTRAINT,
-    STREAM_OPTIONS_NEED_STREAM,
-    UNCONSTRAINED,
-    NoLimit,
-    SamplingFields,
-)
+from vinfer.server.fields.rules import Condition, Problem, Rule, any_of, having
+from vinfer.server.fields.sampling import MAX_INT32, STREAM_OPTIONS_NEED_STREAM, NoLimit, SamplingFields
+from vinfer.server.fields.structured_outputs import CONSTRAINT_PROBLEMS, ONE_CONSTRAINT, UNCONSTRAINED
 from vinfer.server.fields.treatment import COMPLETION_OTHERS
 
 MAX_PROMPTS = 256
@@ -50,20 +43,21 @@ def prompts_schema(text: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_NOT_ZERO = Condition(
+    {"properties": {"max_tokens": {"not": {"const": 0}}}}, lambda fields: fields.max_tokens != 0
+)
+
+
 class CompletionFields(SamplingFields):
     """`POST /v1/completions`; `generate.prompts` parses `prompt`, and max_tokens may be 0 only with echo."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "allOf": [
-                STREAM_OPTIONS_NEED_STREAM,
-                any_of(UNCONSTRAINED, *ONE_CONSTRAINT),
-                any_of(
-                    {"properties": {"max_tokens": {"not": {"const": 0}}}},
-                    having("echo", True),
-                ),
-            ]
-        }
+    rules = (
+        STREAM_OPTIONS_NEED_STREAM,
+        Rule(any_of(UNCONSTRAINED, *ONE_CONSTRAINT), *CONSTRAINT_PROBLEMS),
+        Rule(
+            any_of(_NOT_ZERO, having("echo", True)),
+            Problem("max_tokens", "is 0; must be at least 1 without echo: true, which returns the prompt"),
+        ),
     )
 
     max_tokens: Annotated[int, Field(ge=0, le=MAX_INT32), NoLimit] | None = None
@@ -77,14 +71,6 @@ class CompletionFields(SamplingFields):
     def scores_prompt(self) -> bool:
         """Whether the logprobs of the prompt's own tokens are requested."""
         return self.echo and self.logprobs is not None
-
-    def check(self) -> None:
-        super().check()
-        if self.max_tokens == 0 and not self.echo:
-            raise RequestError(
-                "max_tokens is 0; must be at least 1 without echo: true, which returns the prompt",
-                param="max_tokens",
-            )
 
 
 COMPLETION = RequestForm(CompletionFields, COMPLETION_OTHERS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import BeforeValidator, Field, ValidationInfo
 
 from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import HistoryBody
@@ -34,9 +34,6 @@ def _string_as_url(value: Any) -> Any:
 
 
 _CONTENTS = {"text", "image_url", "image"}
-_BY_TYPE = ByType(
-    *(OfType((name,), needs=(name,), lacks=tuple(sorted(_CONTENTS - {name}))) for name in sorted(_CONTENTS))
-)
 PART_CONTENT_KEYS = frozenset({"refusal", "input_audio", "audio", "video", "video_url", "file", "source"})
 """What parts of other types contain."""
 
@@ -46,7 +43,14 @@ class ContentPart(HistoryBody):
 
     content_keys: ClassVar[frozenset[str]] = PART_CONTENT_KEYS
 
-    model_config = ConfigDict(json_schema_extra=_BY_TYPE.schema)
+    rules = (
+        ByType(
+            *(
+                OfType((name,), needs=(name,), lacks=tuple(sorted(_CONTENTS - {name})))
+                for name in sorted(_CONTENTS)
+            )
+        ),
+    )
 
     type: Literal["text", "image_url", "image"]
     text: str | None = None
@@ -77,16 +81,6 @@ class ContentPart(HistoryBody):
     def as_template_input(self) -> dict[str, Any]:
         """Return the part for chat templates, which only need to know that an image is there."""
         return {"type": "image"} if self.is_image else {"type": "text", "text": self.text}
-
-    def check_in_message(self, here: str, role: str) -> None:
-        """Check that the part contains what its type says, and that its role may send it.
-
-        Raises:
-            RequestError: names the part's field.
-        """
-        _BY_TYPE.check(self, self.type, here)
-        if self.is_image:
-            check_may_have_image(role, here)
 
 
 def check_may_have_image(role: str, here: str) -> None:

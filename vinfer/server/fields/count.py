@@ -28,7 +28,7 @@ class CountMessages(Body):
     model: str = Field(min_length=1)
     conversation: Messages
 
-    def check(self) -> None:
+    def check(self, path: str = "") -> None:
         check_messages(self.conversation, "conversation")
 
 

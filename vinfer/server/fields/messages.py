@@ -7,21 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import HistoryBody
-from vinfer.server.fields.content_parts import ContentPart
-from vinfer.server.fields.problems import string_or_array
-from vinfer.server.fields.rules import absent, all_of, any_of, having, present
+from vinfer.server.fields.content_parts import ContentPart, check_may_have_image
+from vinfer.server.fields.problems import text_as_part
+from vinfer.server.fields.rules import Condition, Problem, Rule, absent, all_of, any_of, having, present
 from vinfer.server.fields.tools import parsed_arguments
-
-
-def _text_as_part(content: Any) -> Any:
-    if isinstance(string_or_array(content), str) or content == []:
-        return [{"type": "text", "text": content or ""}]
-    return content
-
 
 MAX_MESSAGES = 4096
 """The limit of messages in one request."""
@@ -53,22 +46,26 @@ class ToolCall(HistoryBody):
         return {"id": self.id, "type": self.type, "function": function}
 
 
-_TEXT_CONTENT = {
-    "properties": {
-        "content": {
-            "anyOf": [
-                {"type": "string"},
-                {"type": "array", "items": {"properties": {"type": {"const": "text"}}}},
-            ]
-        }
+_TEXT_CONTENT = Condition(
+    {
+        "properties": {
+            "content": {
+                "anyOf": [
+                    {"type": "string"},
+                    {"type": "array", "items": {"properties": {"type": {"const": "text"}}}},
+                ]
+            }
+        },
+        "required": ["content"],
     },
-    "required": ["content"],
-}
-
-
-_NO_CALLS = {"properties": {"tool_calls": {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]}}}
-
-
+    lambda message: message.content is not None and not any(part.is_image for part in message.content),
+)
+_NO_CALLS = Condition(
+    {"properties": {"tool_calls": {"anyOf": [{"type": "null"}, {"type": "array", "maxItems": 0}]}}},
+    lambda message: not message.tool_calls,
+)
+_NO_RESULT = absent("tool_call_id")
+_FROM_ASSISTANT = having("role", "assistant")
 MESSAGE_CONTENT_KEYS = frozenset(
     {
         *(
@@ -93,25 +90,48 @@ class ChatMessage(HistoryBody):
 
     content_keys: ClassVar[frozenset[str]] = MESSAGE_CONTENT_KEYS
 
-    model_config = ConfigDict(
-        json_schema_extra=any_of(
-            all_of(having("role", "system", "developer"), _TEXT_CONTENT, _NO_CALLS, absent("tool_call_id")),
-            all_of(having("role", "user"), present("content"), _NO_CALLS, absent("tool_call_id")),
-            all_of(having("role", "assistant"), _TEXT_CONTENT, absent("tool_call_id")),
-            all_of(having("role", "assistant"), absent("content", "tool_call_id")),
-            all_of(having("role", "tool"), _TEXT_CONTENT, _NO_CALLS, present("tool_call_id")),
-        )
+    rules = (
+        Rule(
+            any_of(
+                all_of(
+                    having("role", "system", "developer"), _TEXT_CONTENT, _NO_CALLS, absent("tool_call_id")
+                ),
+                all_of(having("role", "user"), present("content"), _NO_CALLS, _NO_RESULT),
+                all_of(_FROM_ASSISTANT, _TEXT_CONTENT, _NO_RESULT),
+                all_of(_FROM_ASSISTANT, absent("content", "tool_call_id")),
+                all_of(having("role", "tool"), _TEXT_CONTENT, _NO_CALLS, present("tool_call_id")),
+            ),
+            Problem(
+                "content",
+                "is missing: send a string or content parts",
+                any_of(_FROM_ASSISTANT, present("content")),
+            ),
+            Problem(
+                "tool_calls",
+                "is set; only assistant messages have tool calls",
+                any_of(_FROM_ASSISTANT, _NO_CALLS),
+            ),
+            Problem("tool_call_id", "belongs to every tool message and to no other"),
+        ),
     )
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
         ContentParts | None,
-        BeforeValidator(_text_as_part, json_schema_input_type=str | ContentParts | None),
+        BeforeValidator(text_as_part("text"), json_schema_input_type=str | ContentParts | None),
     ] = None
     name: str | None = Field(None, min_length=1, max_length=256)
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_PARTS)] | None = None
     tool_call_id: str | None = Field(None, min_length=1)
     reasoning_content: str | None = None
+
+    def check(self, path: str = "") -> None:
+        for i, part in enumerate(self.content or ()):
+            here = f"{path}.content[{i}]"
+            part.check(here)
+            if part.is_image:
+                check_may_have_image(self.role, here)
+        super().check(path)
 
     def as_template_input(self) -> dict[str, Any]:
         """Return the message as `ChatTemplate.render` takes it."""
@@ -140,23 +160,7 @@ def check_messages(messages: list[ChatMessage], path: str) -> None:
         RequestError: names the message's field.
     """
     for i, message in enumerate(messages):
-        here = f"{path}[{i}]"
-        if message.content is None and message.role != "assistant":
-            raise RequestError(
-                f"{here}.content is missing: send a string or content parts", param=f"{here}.content"
-            )
-        for j, part in enumerate(message.content or ()):
-            part.check_in_message(f"{here}.content[{j}]", message.role)
-        if message.tool_calls and message.role != "assistant":
-            raise RequestError(
-                f"{here}.tool_calls is set; only assistant messages have tool calls",
-                param=f"{here}.tool_calls",
-            )
-        if (message.tool_call_id is not None) != (message.role == "tool"):
-            raise RequestError(
-                f"{here}.tool_call_id belongs to every tool message and to no other",
-                param=f"{here}.tool_call_id",
-            )
+        message.check(f"{path}[{i}]")
 
 
 def check_continuation(messages: list[ChatMessage], add_generation_prompt: bool | None) -> None:

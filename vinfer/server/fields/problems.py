@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator, Discriminator, ValidationError
 from pydantic_core import PydanticCustomError
 
 from vinfer.errors import RequestError
@@ -111,6 +111,31 @@ def string_or_array(value: Any) -> Any:
             "string_or_array", "is {kind}; must be a string or an array", {"kind": kind}
         )
     return value
+
+
+def text_as_part(kind: str) -> Callable[[Any], Any]:
+    """Return what parses content that is a string, or empty, as one part of this type."""
+
+    def parsed(content: Any) -> Any:
+        if isinstance(string_or_array(content), str) or content == []:
+            return [{"type": kind, "text": content or ""}]
+        return content
+
+    return parsed
+
+
+def by_type(*types: str, otherwise: str) -> Discriminator:
+    """Return what picks the branch of a union that is tagged `[type]`.
+
+    Args:
+        otherwise: the branch that refuses all other types.
+    """
+
+    def tag(value: Any) -> str:
+        kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+        return f"[{kind if kind in types else otherwise}]"
+
+    return Discriminator(tag)
 
 
 def only(*words: str, otherwise: str) -> BeforeValidator:

@@ -1,13 +1,13 @@
-"""Rules between the fields of one object, as JSON Schema: `/openapi.json` says what the routes check.
+"""Rules between the fields of one object: each checks a body and is written into `/openapi.json`.
 
-Building blocks for the `json_schema_extra` of the types in this package. A field that is null counts as left
-out, as it does in the routes. A `ByType` says and checks a rule.
+`Body.rules` lists those of a type. A field that is null counts as left out, in the document as in the check.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -16,39 +16,139 @@ from vinfer.errors import RequestError
 from vinfer.server.json_object import Json
 
 
-def absent(*names: str) -> Json:
-    """Return a schema that holds if all of the fields are left out."""
-    return {"properties": {name: {"type": "null"} for name in names}}
+@dataclasses.dataclass(frozen=True, slots=True)
+class Condition:
+    """What may hold of an object, as JSON Schema and for the object that was parsed from it."""
+
+    schema: Json
+    holds: Callable[[Any], bool]
 
 
-def present(*names: str) -> Json:
-    """Return a schema that holds if all of the fields are there."""
-    return {"properties": {name: {"not": {"type": "null"}} for name in names}, "required": list(names)}
+def absent(*names: str) -> Condition:
+    """Hold if all of the fields are left out."""
+    schema = {"properties": {name: {"type": "null"} for name in names}}
+    return Condition(schema, lambda sent: all(_value(sent, name) is None for name in names))
 
 
-def having(name: str, *values: Any) -> Json:
-    """Return a schema that holds if the field is there and has one of the values."""
-    return {"properties": {name: {"enum": list(values)}}, "required": [name]}
+def present(*names: str) -> Condition:
+    """Hold if all of the fields are there."""
+    schema = {"properties": {name: {"not": {"type": "null"}} for name in names}, "required": list(names)}
+    return Condition(schema, lambda sent: all(_value(sent, name) is not None for name in names))
 
 
-def all_of(*parts: Json) -> Json:
-    """Return a schema that holds if all of the parts do; they are about different fields."""
-    properties: Json = {}
+def one_of(name: str, *values: Any) -> Condition:
+    """Hold if the field has one of the values, of which one stands for a field that is left out."""
+    schema = {"properties": {name: {"enum": list(values)}}}
+    return Condition(schema, lambda sent: _value(sent, name) in values)
+
+
+def having(name: str, *values: Any) -> Condition:
+    """Hold if the field is there and has one of the values."""
+    known = one_of(name, *values)
+    return Condition({**known.schema, "required": [name]}, known.holds)
+
+
+def inside(name: str, condition: Condition) -> Condition:
+    """Hold if the field is left out, or the condition holds of the object in it."""
+    schema = {"properties": {name: {"anyOf": [{"type": "null"}, condition.schema]}}}
+    return Condition(schema, lambda sent: (value := _value(sent, name)) is None or condition.holds(value))
+
+
+def all_of(*parts: Condition) -> Condition:
+    """Hold if all of the parts do; they are about different fields."""
+    schema: Json = {"properties": {}}
     required: list[str] = []
     for part in parts:
-        properties.update(part["properties"])
-        required += part.get("required", ())
-    return {"properties": properties, **({"required": required} if required else {})}
+        schema["properties"] |= part.schema["properties"]
+        required += part.schema.get("required", ())
+    if required:
+        schema["required"] = required
+    checks = [part.holds for part in parts]
+
+    def holds(sent: Any) -> bool:
+        # Faster than `all`: a conversation may have thousands of messages.
+        for check in checks:  # noqa: SIM110
+            if not check(sent):
+                return False
+        return True
+
+    return Condition(schema, holds)
 
 
-def any_of(*parts: Json) -> Json:
-    """Return a schema that holds if one of the parts does."""
-    return {"anyOf": list(parts)}
+def any_of(*parts: Condition) -> Condition:
+    """Hold if one of the parts does."""
+    schema = {"anyOf": [part.schema for part in parts]}
+    checks = [part.holds for part in parts]
+
+    def holds(sent: Any) -> bool:
+        for check in checks:  # noqa: SIM110
+            if check(sent):
+                return True
+        return False
+
+    return Condition(schema, holds)
 
 
-def exactly_one_of(names: Sequence[str]) -> Json:
-    """Return a schema that holds if one of the fields is there and the others are not."""
-    return any_of(*(all_of(present(name), absent(*(set(names) - {name}))) for name in names))
+@functools.cache
+def _attributes(model: type[BaseModel]) -> dict[str, str]:
+    return {field.alias or name: name for name, field in model.model_fields.items()}
+
+
+def _value(sent: BaseModel, name: str) -> Any:
+    return getattr(sent, _attributes(type(sent))[name])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong if a part of a rule does not hold.
+
+    Attributes:
+        field: the field that an error names, with which its message begins.
+        about: the rest of the message.
+        part: the part of the rule; None for all of it.
+    """
+
+    field: str
+    about: str
+    part: Condition | None = None
+
+
+class Rule:
+    """A rule that is a condition. The first of the problems is told whose part does not hold."""
+
+    def __init__(self, condition: Condition, *problems: Problem) -> None:
+        self._condition = condition
+        self._problems = problems
+        self.schema = condition.schema
+
+    def check(self, sent: BaseModel, path: str) -> None:
+        """Check an object; `path` is where it stands.
+
+        Raises:
+            RequestError: names the field.
+        """
+        if self._condition.holds(sent):
+            return
+        problem = next(each for each in self._problems if each.part is None or not each.part.holds(sent))
+        name = _inside(path, problem.field)
+        raise RequestError(f"{name} {problem.about}", param=name)
+
+
+class ExactlyOne:
+    """The rule of an object that has one of some fields, and no other of them."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+        self.schema = any_of(
+            *(all_of(present(name), absent(*(set(names) - {name}))) for name in names)
+        ).schema
+
+    def check(self, sent: BaseModel, path: str) -> None:
+        """See `Rule.check`."""
+        num_there = sum(_value(sent, name) is not None for name in self._names)
+        if num_there != 1:
+            known = f"{', '.join(self._names[:-1])} and {self._names[-1]}"
+            raise RequestError(f"{path} has {num_there} of {known}: send one", param=path)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,6 +158,10 @@ class OfType:
     types: tuple[str, ...]
     needs: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
+
+    @property
+    def condition(self) -> Condition:
+        return all_of(having("type", *self.types), present(*self.needs), absent(*self.lacks))
 
 
 class ByType:
@@ -70,18 +174,14 @@ class ByType:
     def __init__(self, *rules: OfType, advice: str = "") -> None:
         self._rules = {kind: rule for rule in rules for kind in rule.types}
         self._advice = advice
-        self.schema = any_of(*map(_schema_of, rules))
+        self.schema = any_of(*(rule.condition for rule in rules)).schema
 
-    def check(self, sent: BaseModel, kind: str, path: str) -> None:
-        """Check an object of a type; `path` is where it stands.
-
-        Raises:
-            RequestError: names the field.
-        """
-        names = {field.alias or name: name for name, field in type(sent).model_fields.items()}
+    def check(self, sent: BaseModel, path: str) -> None:
+        """See `Rule.check`."""
+        kind = _value(sent, "type")
         rule = self._rules[kind]
         for name in (*rule.lacks, *rule.needs):
-            is_there = getattr(sent, names[name]) is not None
+            is_there = _value(sent, name) is not None
             if is_there and name in rule.lacks:
                 problem = self._advice or f"is set and {path}.type is {kind}: leave it out"
                 raise RequestError(f"{path}.{name} {problem}", param=f"{path}.{name}")
@@ -89,8 +189,20 @@ class ByType:
                 raise RequestError(f"{path}.{name} is missing: send it", param=f"{path}.{name}")
 
 
-def _schema_of(rule: OfType) -> Json:
-    return all_of(having("type", *rule.types), present(*rule.needs), absent(*rule.lacks))
+def _inside(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+BetweenFields = Rule | ExactlyOne | ByType
+"""Has a `schema` and a `check`."""
+
+
+def write_rules(schema: Json, rules: Sequence[BetweenFields]) -> None:
+    """Write rules into the schema of their object."""
+    if len(rules) == 1:
+        schema |= rules[0].schema
+    elif rules:
+        schema["allOf"] = [rule.schema for rule in rules]
 
 
 NEEDS_SCHEMA_TYPE = "needs type json_schema: leave it out or change the type"

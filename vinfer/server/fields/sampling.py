@@ -13,12 +13,11 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from vinfer.engine.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
-from vinfer.errors import RequestError
 from vinfer.server.api_keys import MAX_PRIORITY
 from vinfer.server.fields.body_model import Body
 from vinfer.server.fields.problems import string_or_array
-from vinfer.server.fields.rules import absent, all_of, any_of, having
-from vinfer.server.fields.structured_outputs import ResponseFormat, StructuredOutputs, check_one_form
+from vinfer.server.fields.rules import Problem, Rule, all_of, any_of, having, inside, one_of
+from vinfer.server.fields.structured_outputs import ResponseFormat, StructuredOutputs
 
 MAX_INT32 = 2**31 - 1
 MAX_STOP_STRINGS = 64
@@ -71,25 +70,10 @@ class StreamOptions(Body):
     include_obfuscation: bool = Field(False, description="Has no effect: chunks are never padded.")
 
 
-NULL_OR_FALSE: dict[str, Any] = {"enum": [None, False]}
-TEXT_OR_NOTHING = {"anyOf": [{"type": "null"}, {"properties": {"type": {"const": "text"}}}]}
-UNCONSTRAINED = all_of(absent("structured_outputs"), {"properties": {"response_format": TEXT_OR_NOTHING}})
-ONE_CONSTRAINT = (
-    all_of(absent("structured_outputs"), {"properties": {"ignore_eos": NULL_OR_FALSE}}),
-    {"properties": {"response_format": TEXT_OR_NOTHING, "ignore_eos": NULL_OR_FALSE}},
-)
-STREAM_OPTIONS_NEED_STREAM = any_of(
-    {
-        "properties": {
-            "stream_options": {
-                "anyOf": [
-                    {"type": "null"},
-                    {"properties": dict.fromkeys(StreamOptions.model_fields, NULL_OR_FALSE)},
-                ]
-            }
-        }
-    },
-    having("stream", True),
+_ASKS_NOTHING = all_of(*(one_of(name, None, False) for name in StreamOptions.model_fields))
+STREAM_OPTIONS_NEED_STREAM = Rule(
+    any_of(inside("stream_options", _ASKS_NOTHING), having("stream", True)),
+    Problem("stream_options", "needs stream: true"),
 )
 
 
@@ -142,8 +126,9 @@ class SamplingFields(Body):
         """Whether every chunk of a stream carries the usage so far."""
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
-    def check(self) -> None:
-        asks = self.stream_options is not None and any(self.stream_options.model_dump().values())
-        if asks and not self.stream:
-            raise RequestError("stream_options needs stream: true", param="stream_options")
-        check_one_form(self.response_format, self.structured_outputs, ignore_eos=self.ignore_eos)
+    def check(self, path: str = "") -> None:
+        if self.response_format is not None:
+            self.response_format.check("response_format")
+        if self.structured_outputs is not None:
+            self.structured_outputs.check("structured_outputs")
+        super().check(path)

@@ -8,12 +8,13 @@ rather than ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from vinfer.errors import RequestError
+from vinfer.server.answers.response_types import ReasoningEffort
 from vinfer.server.fields.problems import shown
 from vinfer.server.http.body import printable
 from vinfer.server.model_table import ServedModel
@@ -78,7 +79,6 @@ TemplateKwargs = Annotated[
     Field(max_length=MAX_TEMPLATE_KWARGS),
     BeforeValidator(_without_nulls),
 ]
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 def settable_kwargs(model: ServedModel) -> dict[str, str]:

@@ -10,12 +10,13 @@ from typing import Any
 
 from pydantic import Field
 
+from vinfer.server.answers.response_types import ReasoningEffort
 from vinfer.server.fields.body_model import Body, Unknown
 from vinfer.server.fields.count import MAX_PROMPT_CHARS
 from vinfer.server.fields.form import RequestForm
 from vinfer.server.fields.messages import Messages, check_continuation, check_messages
 from vinfer.server.fields.sampling import TokenId
-from vinfer.server.fields.template_kwargs import ReasoningEffort, TemplateKwargs
+from vinfer.server.fields.template_kwargs import TemplateKwargs
 from vinfer.server.fields.tools import Tools, check_tools
 from vinfer.server.fields.treatment import TOKENIZE_MESSAGES_OTHERS, TOKENIZE_TEXT_OTHERS
 
@@ -44,7 +45,7 @@ class TokenizeMessages(Body):
     chat_template_kwargs: TemplateKwargs = {}
     reasoning_effort: ReasoningEffort | None = None
 
-    def check(self) -> None:
+    def check(self, path: str = "") -> None:
         check_messages(self.messages, "messages")
         check_tools(self.tools)
         if self.continue_final_message:

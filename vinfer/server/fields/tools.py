@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import Body
 from vinfer.server.fields.problems import only, shown
+from vinfer.server.fields.rules import Condition
 from vinfer.server.http.body import finite, parse_strictly
 
 MAX_TOOLS = 128
@@ -114,6 +115,14 @@ ToolChoiceField = Annotated[
     ToolChoice,
     word_or_function("function", '{"type": "function", "function": {"name": ...}}', NamedToolChoice),
 ]
+NO_CALL_ASKED_FOR = Condition(
+    {"properties": {"tool_choice": {"enum": [None, "none", "auto"]}}},
+    lambda fields: fields.tool_choice is None or fields.tool_choice.type in ("none", "auto"),
+)
+HAS_TOOLS = Condition(
+    {"properties": {"tools": {"type": "array", "minItems": 1}}, "required": ["tools"]},
+    lambda fields: bool(fields.tools),
+)
 
 
 def parsed_arguments(arguments: str) -> dict[str, Any] | str:
@@ -129,11 +138,6 @@ def parsed_arguments(arguments: str) -> dict[str, Any] | str:
     except RequestError:
         return arguments
     return value if isinstance(value, dict) else arguments
-
-
-def callable_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[Tool]:
-    """Return the tools that an answer may call."""
-    return [] if choice is not None and choice.type == "none" else list(tools)
 
 
 def required_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> list[tuple[int, Tool]]:
@@ -178,42 +182,15 @@ def check_tools(tools: Sequence[Tool]) -> None:
             )
 
 
-def check_tool_choice(
-    tools: Sequence[Tool], choice: ToolChoice | None, *, constrains_answer: bool, ignore_eos: bool
-) -> None:
-    """Check `tool_choice` against the other fields.
-
-    Args:
-        constrains_answer: `response_format` or `structured_outputs` constrains the answer.
+def check_tool_choice(tools: Sequence[Tool], choice: ToolChoice | None) -> None:
+    """Check that the function that must be called is one of the tools.
 
     Raises:
-        RequestError: names the field.
+        RequestError: it is not.
     """
-    if ignore_eos and not constrains_answer and strict_tools(tools, choice):
+    if choice is not None and choice.function is not None and not required_tools(tools, choice):
         raise RequestError(
-            "ignore_eos cannot be combined with strict tools: once a call is complete, only the end token "
-            "may follow; leave it out",
-            param="ignore_eos",
-        )
-    if choice is None or choice.type in ("none", "auto"):
-        return
-    if not tools:
-        raise RequestError("tool_choice needs tools: send them or leave it out", param="tool_choice")
-    if not required_tools(tools, choice):
-        name = "" if choice.function is None else choice.function.name
-        raise RequestError(
-            f"tool_choice.function.name is {shown(name)}, which is not in tools: name one of them",
+            f"tool_choice.function.name is {shown(choice.function.name)}, which is not in tools: name one of "
+            "them",
             param="tool_choice.function.name",
-        )
-    if constrains_answer:
-        raise RequestError(
-            "tool_choice asks for a call, but response_format or structured_outputs for another form: "
-            "send one of them",
-            param="tool_choice",
-        )
-    if ignore_eos:
-        raise RequestError(
-            "ignore_eos cannot be combined with a tool_choice that asks for a call: once the call is "
-            "complete, only the end token may follow; leave it out",
-            param="ignore_eos",
         )

@@ -5,71 +5,78 @@ Runs on the event loop. Streamed and whole answers are folded from the same delt
 
 from __future__ import annotations
 
+import abc
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from vinfer.server.answers.bodies import ChatChunk, CompletionChunk, Usage
 from vinfer.server.fields.sampling import SamplingFields
 from vinfer.server.generate.generation import ChoiceDelta, Generation
-from vinfer.server.generate.sse import Chunks, EventStream
+from vinfer.server.generate.sse import UNNAMED, Chunk, Chunks, EventStream
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.disconnect import unless_client_leaves
 from vinfer.server.services import Services
 
 
-class AnswerShape(Protocol):
-    """How a route writes its answer."""
+class AnswerShape(abc.ABC):
+    """How a route writes its answer. Whole and streamed ones are made of the same deltas."""
 
-    def delta_chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
-        """Yield the chunks of what a choice has gained."""
-        ...
+    framing = UNNAMED
 
-    def usage_chunk(self) -> dict[str, Any]:
-        """Return the chunk without choices that a stream may end with."""
-        ...
+    def begin(self) -> Iterable[Chunk]:
+        """Return the events before the first token."""
+        return ()
 
-    def body(self, choices: Sequence[ChoiceDelta]) -> dict[str, Any]:
-        """Return the whole answer, except its usage."""
-        ...
+    @abc.abstractmethod
+    def delta_events(self, delta: ChoiceDelta) -> Iterator[Chunk]:
+        """Yield the events of what a choice has gained."""
+
+    @abc.abstractmethod
+    async def end(self) -> Iterable[Chunk]:
+        """Return the events after the last token."""
+
+    @abc.abstractmethod
+    async def whole(self, choices: Sequence[ChoiceDelta]) -> Chunk:
+        """Return the whole answer."""
 
 
-def usage(generation: Generation) -> dict[str, Any]:
+def usage(generation: Generation) -> Usage:
     """Return what a generation has used so far; the last two fields are vInference's."""
     num_prompt_tokens = generation.num_prompt_tokens
     num_completion_tokens = generation.num_completion_tokens
     seconds = time.monotonic() - generation.arrival_seconds
-    return {
+    used: Usage = {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_completion_tokens,
         "total_tokens": num_prompt_tokens + num_completion_tokens,
         "prompt_tokens_details": {"cached_tokens": generation.num_cached_tokens},
-        **_predictions(generation),
         "tokens_per_second": num_completion_tokens / seconds if seconds > 0 else 0.0,
         "processing_time": seconds,
     }
+    if generation.model.speculates:
+        num_accepted = generation.num_accepted_tokens
+        used["completion_tokens_details"] = {
+            "accepted_prediction_tokens": num_accepted,
+            "rejected_prediction_tokens": generation.num_draft_tokens - num_accepted,
+        }
+    return used
 
 
-def _predictions(generation: Generation) -> dict[str, Any]:
-    if not generation.model.speculates:
-        return {}
-    num_accepted = generation.num_accepted_tokens
-    details = {
-        "accepted_prediction_tokens": num_accepted,
-        "rejected_prediction_tokens": generation.num_draft_tokens - num_accepted,
-    }
-    return {"completion_tokens_details": details}
+def add_usage(chunk: ChatChunk | CompletionChunk, fields: SamplingFields, generation: Generation) -> None:
+    """Write into a chunk what `stream_options` asks for."""
+    if fields.includes_continuous_usage:
+        chunk["usage"] = usage(generation)
+    elif fields.includes_usage:
+        # OpenAI's chunks have a null usage before the one that has it.
+        chunk["usage"] = None
 
 
 async def answer(
-    services: Services,
-    request: HttpRequest,
-    fields: SamplingFields,
-    generation: Generation,
-    shape: AnswerShape,
+    services: Services, request: HttpRequest, generation: Generation, shape: AnswerShape, *, streams: bool
 ) -> ASGIApp | JSONResponse:
     """Start a generation and answer with it.
 
@@ -78,69 +85,38 @@ async def answer(
         ClientLeftError: the client closed the connection.
     """
     generation.start()
-    services.intake.release(RequestContext.of(request.scope))
-    if fields.stream:
-        chunks = _chunks(fields, generation, shape, services.config.ping_seconds)
-        return EventStream(services, generation, chunks)
-    choices = await whole_choices(services, request, generation)
-    return JSONResponse({**shape.body(choices), "usage": usage(generation)})
-
-
-async def whole_choices(
-    services: Services, request: HttpRequest, generation: Generation
-) -> list[ChoiceDelta]:
-    """Return the choices of a started generation once it has ended, and close it.
-
-    Raises:
-        VinferError: the engine does not finish it.
-        ClientLeftError: the client closed the connection.
-    """
+    context = RequestContext.of(request.scope)
+    services.intake.release(context)
+    if streams:
+        events = _events(generation, shape, services.config.ping_seconds or None)
+        return EventStream(services, generation, events, shape.framing)
     try:
-        return await unless_client_leaves(request.receive, _run_to_end(services, request, generation))
+        running = _choices(services, context, generation)
+        choices = await unless_client_leaves(request.receive, running)
     finally:
         await generation.close()
+    return JSONResponse(await shape.whole(choices))
 
 
-async def deltas_or_pings(
-    generation: Generation, ping_seconds: float = 0.0
-) -> AsyncGenerator[ChoiceDelta | None, None]:
-    """Yield the deltas of a started generation as they come; None when a stream must send a ping.
-
-    Args:
-        ping_seconds: the length of a silence that a ping ends; 0 for no pings.
-    """
-    while not generation.is_done:
-        deltas = await generation.next_deltas(ping_seconds or None)
-        if not deltas:
-            yield None
-        for delta in deltas:
-            yield delta
-
-
-async def _run_to_end(services: Services, request: HttpRequest, generation: Generation) -> list[ChoiceDelta]:
+async def _choices(services: Services, context: RequestContext, generation: Generation) -> list[ChoiceDelta]:
     choices = [ChoiceDelta(index) for index in range(generation.num_choices)]
-    context = RequestContext.of(request.scope)
     async with services.deadlines.limit(context.elapsed_seconds(), context.own_seconds):
-        async for delta in deltas_or_pings(generation):
-            if delta is not None:
+        while not generation.is_done:
+            for delta in await generation.next_deltas(None):
                 choices[delta.index].extend(delta)
     return choices
 
 
-async def _chunks(
-    fields: SamplingFields, generation: Generation, shape: AnswerShape, ping_seconds: float
-) -> Chunks:
-    def with_usage(chunk: dict[str, Any]) -> dict[str, Any]:
-        if fields.includes_continuous_usage:
-            return {**chunk, "usage": usage(generation)}
-        # OpenAI's chunks have a null usage before the one that has it.
-        return {**chunk, "usage": None} if fields.includes_usage else chunk
-
-    async for delta in deltas_or_pings(generation, ping_seconds):
-        if delta is None:
+async def _events(generation: Generation, shape: AnswerShape, ping_seconds: float | None) -> Chunks:
+    """Yield every event as it comes, and None after each silence of this length."""
+    for event in shape.begin():
+        yield event
+    while not generation.is_done:
+        deltas = await generation.next_deltas(ping_seconds)
+        if not deltas:
             yield None
-            continue
-        for chunk in shape.delta_chunks(delta):
-            yield with_usage(chunk)
-    if fields.includes_usage:
-        yield {**shape.usage_chunk(), "usage": usage(generation)}
+        for delta in deltas:
+            for event in shape.delta_events(delta):
+                yield event
+    for event in await shape.end():
+        yield event

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from vinfer.engine.request import TokenLogprobs
+from vinfer.server.answers.bodies import ChatLogprobs, ParallelLogprobs, TopLogprob
 from vinfer.server.generate.echo import Echo
 from vinfer.server.generate.generation import GeneratedToken
 from vinfer.text.token_bytes import token_bytes
@@ -19,9 +19,7 @@ from vinfer.text.tokenizer import Tokenizer
 LEAST_LOGPROB = -9999.0
 
 
-def chat_logprobs(
-    tokens: Sequence[GeneratedToken], tokenizer: Tokenizer, top_logprobs: int
-) -> dict[str, Any]:
+def chat_logprobs(tokens: Sequence[GeneratedToken], tokenizer: Tokenizer, top_logprobs: int) -> ChatLogprobs:
     """Write tokens as `choices[].logprobs` of chat completions."""
     return {
         "content": [
@@ -52,29 +50,25 @@ class CompletionLogprobs:
         self._top_logprobs = top_logprobs
         self._text_offset = text_offset
 
-    def write_prompt(self, echo: Echo, logprobs: Sequence[TokenLogprobs]) -> dict[str, list[Any]]:
-        """Write an echoed prompt.
+    def add_prompt(self, written: ParallelLogprobs, echo: Echo, logprobs: Sequence[TokenLogprobs]) -> None:
+        """Append an echoed prompt.
 
         Args:
             logprobs: those of every token but the first, whose logprob is null as nothing precedes it.
         """
-        written = _nothing()
         for token_id, its_logprobs, offset in zip(
             echo.token_ids, (None, *logprobs), echo.offsets, strict=True
         ):
             self._append(written, token_id, its_logprobs, offset)
-        return written
 
-    def write(self, tokens: Sequence[GeneratedToken]) -> dict[str, list[Any]]:
-        """Write the next tokens of the completion."""
-        written = _nothing()
+    def add(self, written: ParallelLogprobs, tokens: Sequence[GeneratedToken]) -> None:
+        """Append the next tokens of the completion."""
         for token in tokens:
             self._append(written, token.id, token.logprobs, self._text_offset)
             self._text_offset += len(token_bytes(self._tokenizer, token.id).decode("utf-8", "ignore"))
-        return written
 
     def _append(
-        self, written: dict[str, list[Any]], token_id: int, logprobs: TokenLogprobs | None, offset: int
+        self, written: ParallelLogprobs, token_id: int, logprobs: TokenLogprobs | None, offset: int
     ) -> None:
         label = _label(token_bytes(self._tokenizer, token_id))
         logprob = top = None
@@ -86,15 +80,13 @@ class CompletionLogprobs:
                 for other, alternative in reversed(_top(logprobs, self._top_logprobs))
             }
             top = {label: logprob, **alternatives} if self._top_logprobs else None
-        for key, value in zip(written, (label, logprob, top, offset), strict=True):
-            written[key].append(value)
+        written["tokens"].append(label)
+        written["token_logprobs"].append(logprob)
+        written["top_logprobs"].append(top)
+        written["text_offset"].append(offset)
 
 
-def _nothing() -> dict[str, list[Any]]:
-    return {key: [] for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
-
-
-def _entry(token_id: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+def _entry(token_id: int, logprob: float, tokenizer: Tokenizer) -> TopLogprob:
     raw = token_bytes(tokenizer, token_id)
     return {"token": _label(raw), "logprob": _finite(logprob), "bytes": list(raw)}
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
+from vinfer.server.answers.bodies import AnsweredCall, FunctionDelta, MessageDelta
 from vinfer.server.fields.tools import Tool
 from vinfer.server.generate.generation import ChoiceDelta
 from vinfer.text.answer_form import AnswerForm
@@ -25,7 +25,7 @@ class AnswerCall:
     name: str
     arguments: str = ""
 
-    def as_answer(self) -> dict[str, Any]:
+    def as_answer(self) -> AnsweredCall:
         """Return the call as it appears in a whole message."""
         return {
             "id": self.id,
@@ -78,7 +78,7 @@ class MessageReader:
         is_call = bool(self.calls) or self._must_call or (self._parser is not None and self._parser.is_cut)
         return self.content or None if is_call else self.content
 
-    def read(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
+    def read(self, delta: ChoiceDelta) -> list[MessageDelta]:
         """Read what the choice has gained and return each piece of the message as a streamed delta."""
         deltas = []
         is_last, is_cut = delta.finish_reason is not None, delta.finish_reason == "length"
@@ -105,7 +105,7 @@ class MessageReader:
             events += self._parser.finish(must_call=self._must_call, is_cut=is_cut)
         return events
 
-    def _delta(self, event: Event) -> dict[str, Any]:
+    def _delta(self, event: Event) -> MessageDelta:
         if isinstance(event, Text):
             self.content += event.text
             return {"content": event.text}
@@ -116,7 +116,9 @@ class MessageReader:
             assert self._form is not None
             call = AnswerCall(self._form.new_id(), event.name)
             self.calls.append(call)
-            return {"tool_calls": [{"index": len(self.calls) - 1, **call.as_answer()}]}
+            begun: FunctionDelta = {"name": call.name, "arguments": ""}
+            index = len(self.calls) - 1
+            return {"tool_calls": [{"index": index, "id": call.id, "type": "function", "function": begun}]}
         assert isinstance(event, CallArguments)
         self.calls[-1].arguments += event.text
         return {"tool_calls": [{"index": len(self.calls) - 1, "function": {"arguments": event.text}}]}

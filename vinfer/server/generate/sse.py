@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -32,7 +32,10 @@ _HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 
-Chunks = AsyncGenerator[dict[str, Any] | None, None]
+Chunk = Mapping[str, object]
+"""One of the events in `vinfer.server.answers`."""
+
+Chunks = AsyncGenerator[Chunk | None, None]
 """Chunks to send as they come; None stands for a ping."""
 
 
@@ -49,10 +52,10 @@ class Framing:
 
     names_events: bool = False
     end: bytes = b"data: [DONE]\n\n"
-    failure: Callable[[Exception, str], dict[str, Any]] = error_object
+    failure: Callable[[Exception, str], Chunk] = error_object
     ping: bytes = BLANK_PING
 
-    def event(self, chunk: dict[str, Any]) -> bytes:
+    def event(self, chunk: Chunk) -> bytes:
         """Return one chunk as an event."""
         name = f"event: {chunk['type']}\n" if self.names_events else ""
         text = json.dumps(chunk, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -66,9 +69,7 @@ UNNAMED = Framing()
 class EventStream:
     """An ASGI response that streams a started generation and closes it at the end."""
 
-    def __init__(
-        self, services: Services, generation: Generation, chunks: Chunks, framing: Framing = UNNAMED
-    ) -> None:
+    def __init__(self, services: Services, generation: Generation, chunks: Chunks, framing: Framing) -> None:
         self._framing = framing
         self._services = services
         self._generation = generation

@@ -6,8 +6,7 @@ Pure functions. A body never contains more than a VinferError's message; a 500 c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -20,10 +19,20 @@ from vinfer.errors import (
     RequestTimeoutError,
     VinferError,
 )
+from vinfer.server.answers.bodies import ErrorBody
+from vinfer.server.answers.message_types import (
+    AnthropicError,
+    AnthropicErrorBody,
+    AnthropicErrorCode,
+    AnthropicErrorType,
+)
 
 _ANTHROPIC_PATH = "/v1/messages"
-_ANTHROPIC_TYPES: Mapping[int, str] = {
-    **dict.fromkeys((400, 405, 415, 431), "invalid_request_error"),
+_ANTHROPIC_TYPES: Mapping[int, AnthropicErrorType] = {
+    400: "invalid_request_error",
+    405: "invalid_request_error",
+    415: "invalid_request_error",
+    431: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
@@ -33,7 +42,7 @@ _ANTHROPIC_TYPES: Mapping[int, str] = {
     503: "overloaded_error",
 }
 # By field: Anthropic's clients then do without it.
-_ANTHROPIC_CODES: Mapping[str | None, str] = {"thread": "thread_unsupported_request"}
+_ANTHROPIC_CODES: Mapping[str | None, AnthropicErrorCode] = {"thread": "thread_unsupported_request"}
 
 
 def as_vinfer_error(error: Exception) -> VinferError | None:
@@ -46,22 +55,23 @@ def as_vinfer_error(error: Exception) -> VinferError | None:
     return None
 
 
-def error_object(error: Exception, request_id: str) -> dict[str, Any]:
+def error_object(error: Exception, request_id: str) -> ErrorBody:
     """Return an error in OpenAI's format."""
     known = as_vinfer_error(error)
     if known is None or known.status == 500:
         message = f"internal error: see the server's log for request id {request_id}"
-        code = None if known is None else known.code
-        body = {"message": message, "type": VinferError.type, "param": None, "code": code}
+        kind, param, code = VinferError.type, None, None if known is None else known.code
     else:
-        body = {"message": known.message, "type": known.type, "param": known.param, "code": known.code}
-    return {"error": {**body, "request_id": request_id}}
+        message, kind, param, code = known.message, known.type, known.param, known.code
+    return {
+        "error": {"message": message, "type": kind, "param": param, "code": code, "request_id": request_id}
+    }
 
 
-def anthropic_error_object(error: Exception, request_id: str) -> dict[str, Any]:
+def anthropic_error_object(error: Exception, request_id: str) -> AnthropicErrorBody:
     """Return an error in Anthropic's format."""
     known = as_vinfer_error(error)
-    written: dict[str, Any] = {
+    written: AnthropicError = {
         "type": "api_error",
         "message": error_object(error, request_id)["error"]["message"],
     }
@@ -81,6 +91,7 @@ def error_response(error: Exception, request_id: str, path: str) -> JSONResponse
     """Build the response for an error; `path` is that of the request."""
     known = as_vinfer_error(error)
     status = 500 if known is None else known.status
+    written: Callable[[Exception, str], ErrorBody | AnthropicErrorBody]
     written = anthropic_error_object if is_anthropic(path) else error_object
     response = JSONResponse(written(error, request_id), status)
     response.headers.update(_headers(error, known))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from vinfer.server.answers import bodies
 from vinfer.server.fields.chat import CHAT
-from vinfer.server.generate.answer import answer
+from vinfer.server.generate.answer import AnswerShape, add_usage, answer, usage
 from vinfer.server.generate.conversation import Conversation, prepare
 from vinfer.server.generate.generation import ChoiceDelta
 from vinfer.server.generate.images import image_sources
@@ -24,15 +24,15 @@ from vinfer.server.services import Services
 
 
 async def chat_completions(services: Services, request: HttpRequest) -> ASGIApp | JSONResponse:
-    """Answer a conversation.
+    """Answer a conversation, whole or streamed.
 
     Raises:
         VinferError: the request is refused or fails.
         ClientLeftError: the client closed the connection.
     """
     conversation = await _conversation(services, request)
-    shape = ChatShape(conversation)
-    return await answer(services, request, conversation.fields, conversation.generation, shape)
+    generation, streams = conversation.generation, conversation.fields.stream
+    return await answer(services, request, generation, ChatShape(conversation), streams=streams)
 
 
 async def _conversation(services: Services, request: HttpRequest) -> Conversation:
@@ -43,104 +43,119 @@ async def _conversation(services: Services, request: HttpRequest) -> Conversatio
     return await prepare(services, context, fields, sources, f"chatcmpl-{uuid.uuid4().hex}")
 
 
-class ChatShape:
+class ChatShape(AnswerShape):
     """Writes chat completions and their chunks."""
 
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
+        self._generation = conversation.generation
         self._fields = conversation.fields
         self._model = conversation.model
+        self._id = conversation.generation.name
         self._created = int(time.time())
         self._readers: dict[int, MessageReader] = {}
 
-    def delta_chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
+    def delta_events(self, delta: ChoiceDelta) -> Iterator[bodies.ChatChunk]:
         """Yield the role with a choice's first token, a chunk for each new piece, and one for its end."""
         reader = self._readers.get(delta.index)
         if reader is None:
             reader = self._readers[delta.index] = self._conversation.reader()
-            yield {
-                **self._chunk(delta.index, {"role": "assistant", "content": "", "refusal": None}),
-                **self._prompt_ids(delta.index),
-            }
-        of_tokens = self._of_tokens(delta)
-        for piece in reader.read(delta):
-            yield self._chunk(delta.index, piece, **of_tokens)
-            of_tokens = {}
-        if any(of_tokens.values()):
+            begun = self._chunk(delta.index, {"role": "assistant", "content": "", "refusal": None})
+            if self._fields.return_token_ids:
+                begun["prompt_token_ids"] = self._generation.prompt_ids(delta.index)
+            yield begun
+        logprobs, token_ids = self._logprobs(delta), self._token_ids(delta)
+        pieces = reader.read(delta)
+        if not pieces and (logprobs or token_ids.get("token_ids")):
             # Tokens whose text cannot be shown yet.
-            yield self._chunk(delta.index, {"content": ""}, **of_tokens)
+            pieces.append({"content": ""})
+        for piece in pieces:
+            yield self._chunk(delta.index, piece, logprobs, token_ids)
+            logprobs, token_ids = None, {}
         if delta.finish_reason is not None:
             yield self._chunk(delta.index, {}, finish_reason=_finish_reason(delta, reader))
 
-    def usage_chunk(self) -> dict[str, Any]:
-        """Return a chunk without choices."""
-        return {**self._head("chat.completion.chunk"), "choices": []}
+    async def end(self) -> Sequence[bodies.ChatChunk]:
+        """Return a chunk without choices, if the usage is asked for."""
+        return (
+            [{**self._chunk_of([]), "usage": usage(self._generation)}] if self._fields.includes_usage else []
+        )
 
-    def body(self, choices: Sequence[ChoiceDelta]) -> dict[str, Any]:
+    async def whole(self, choices: Sequence[ChoiceDelta]) -> bodies.ChatCompletion:
         """Return the whole completion."""
-        return {
-            **self._head("chat.completion"),
-            **self._prompt_ids(0),
+        whole: bodies.ChatCompletion = {
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._model.name,
+            "system_fingerprint": self._model.manifest.key,
             "choices": [self._whole_choice(choice) for choice in choices],
+            "usage": usage(self._generation),
         }
+        if self._fields.return_token_ids:
+            whole["prompt_token_ids"] = self._generation.prompt_ids(0)
+        return whole
 
-    def _whole_choice(self, choice: ChoiceDelta) -> dict[str, Any]:
+    def _whole_choice(self, choice: ChoiceDelta) -> bodies.ChatChoice:
         reader = self._conversation.reader()
         reader.read(choice)
-        message: dict[str, Any] = {"role": "assistant", "content": reader.whole_content}
+        message: bodies.AnswerMessage = {
+            "role": "assistant",
+            "content": reader.whole_content,
+            "refusal": None,
+            "annotations": [],
+        }
         if reader.reasoning:
             message["reasoning_content"] = reader.reasoning
         if reader.calls:
             message["tool_calls"] = [call.as_answer() for call in reader.calls]
+        finish_reason = _finish_reason(choice, reader)
+        assert finish_reason is not None
         return {
             "index": choice.index,
-            "message": {**message, "refusal": None, "annotations": []},
-            "logprobs": None,
-            "finish_reason": _finish_reason(choice, reader),
-            **self._of_tokens(choice),
+            "message": message,
+            "logprobs": self._logprobs(choice),
+            "finish_reason": finish_reason,
+            **self._token_ids(choice),
         }
 
-    def _of_tokens(self, delta: ChoiceDelta) -> dict[str, Any]:
-        """Return what a request may ask about tokens, if there are any."""
-        written: dict[str, Any] = {}
-        if self._fields.logprobs and (delta.tokens or not self._fields.stream):
-            num_top = self._fields.top_logprobs or 0
-            written["logprobs"] = chat_logprobs(delta.tokens, self._model.tokenizer, num_top)
-        if self._fields.return_token_ids:
-            written["token_ids"] = delta.token_ids
-        return written
+    def _logprobs(self, delta: ChoiceDelta) -> bodies.ChatLogprobs | None:
+        if not self._fields.logprobs or (self._fields.stream and not delta.tokens):
+            return None
+        return chat_logprobs(delta.tokens, self._model.tokenizer, self._fields.top_logprobs or 0)
 
-    def _prompt_ids(self, choice: int) -> dict[str, Any]:
-        if not self._fields.return_token_ids:
-            return {}
-        return {"prompt_token_ids": self._conversation.generation.prompt_ids(choice)}
+    def _token_ids(self, delta: ChoiceDelta) -> bodies.WithTokenIds:
+        return {"token_ids": delta.token_ids} if self._fields.return_token_ids else {}
 
     def _chunk(
         self,
         index: int,
-        delta: dict[str, Any],
-        *,
-        finish_reason: str | None = None,
-        **of_tokens: Any,
-    ) -> dict[str, Any]:
-        choice = {
+        delta: bodies.MessageDelta,
+        logprobs: bodies.ChatLogprobs | None = None,
+        token_ids: bodies.WithTokenIds | None = None,
+        finish_reason: bodies.ChatFinishReason | None = None,
+    ) -> bodies.ChatChunk:
+        choice: bodies.ChatChunkChoice = {
             "index": index,
             "delta": delta,
-            "logprobs": None,
+            "logprobs": logprobs,
             "finish_reason": finish_reason,
-            **of_tokens,
+            **(token_ids or {}),
         }
-        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+        return self._chunk_of([choice])
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self._conversation.generation.name,
-            "object": kind,
+    def _chunk_of(self, choices: list[bodies.ChatChunkChoice]) -> bodies.ChatChunk:
+        chunk: bodies.ChatChunk = {
+            "id": self._id,
+            "object": "chat.completion.chunk",
             "created": self._created,
             "model": self._model.name,
             "system_fingerprint": self._model.manifest.key,
+            "choices": choices,
         }
+        add_usage(chunk, self._fields, self._generation)
+        return chunk
 
 
-def _finish_reason(choice: ChoiceDelta, reader: MessageReader) -> str | None:
+def _finish_reason(choice: ChoiceDelta, reader: MessageReader) -> bodies.ChatFinishReason | None:
     return "tool_calls" if choice.finish_reason == "stop" and reader.calls else choice.finish_reason

@@ -6,7 +6,6 @@ import dataclasses
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
@@ -14,10 +13,11 @@ from starlette.types import ASGIApp
 
 from vinfer.engine.grammar import Grammar
 from vinfer.engine.request import TokenLogprobs
+from vinfer.server.answers import bodies
 from vinfer.server.constrain.grammars import compile_grammar
 from vinfer.server.fields.completions import COMPLETION, CompletionFields
 from vinfer.server.generate.admission import admit
-from vinfer.server.generate.answer import answer
+from vinfer.server.generate.answer import AnswerShape, add_usage, answer, usage
 from vinfer.server.generate.echo import Echo, echoes
 from vinfer.server.generate.generation import ChoiceDelta, Generation, PromptJob, TextRules
 from vinfer.server.generate.logprobs import CompletionLogprobs
@@ -34,7 +34,7 @@ from vinfer.server.services import Services
 
 
 async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSONResponse:
-    """Complete one or more prompts.
+    """Complete one or more prompts, whole or streamed.
 
     Raises:
         VinferError: the request is refused or fails.
@@ -50,9 +50,8 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
     jobs = _jobs(fields, model, prompts, grammar, is_ranked=best_of > n, priority=admission.priority)
     context.max_tokens = lowered_max_tokens(fields, [job.params for job in jobs])
     echoed = await services.in_worker(echoes, fields, prompts, model)
-    shape = CompletionShape(fields, model, prompts, echoed, n=n, best_of=best_of)
     generation = Generation(
-        name=shape.id,
+        name=f"cmpl-{uuid.uuid4().hex}",
         model=model,
         jobs=jobs,
         n=best_of,
@@ -66,7 +65,8 @@ async def completions(services: Services, request: HttpRequest) -> ASGIApp | JSO
         context=context,
         metrics=services.metrics,
     )
-    return await answer(services, request, fields, generation, shape)
+    shape = CompletionShape(fields, generation, prompts, echoed, n=n, best_of=best_of)
+    return await answer(services, request, generation, shape, streams=fields.stream)
 
 
 def _jobs(
@@ -109,7 +109,7 @@ def _best(candidates: Sequence[ChoiceDelta], *, n: int, best_of: int) -> list[Ch
     return [dataclasses.replace(choice, index=index) for index, choice in enumerate(kept)]
 
 
-class CompletionShape:
+class CompletionShape(AnswerShape):
     """Writes completions and their chunks.
 
     Args:
@@ -121,17 +121,16 @@ class CompletionShape:
     def __init__(
         self,
         fields: CompletionFields,
-        model: ServedModel,
+        generation: Generation,
         prompts: Sequence[PromptIds],
         echoed: Sequence[Echo],
         *,
         n: int,
         best_of: int,
     ) -> None:
-        self.id = f"cmpl-{uuid.uuid4().hex}"
-        self._top_logprobs = fields.logprobs
-        self._returns_ids = fields.return_token_ids
-        self._model = model
+        self._fields = fields
+        self._generation = generation
+        self._model = generation.model
         self._created = int(time.time())
         self._prompts = prompts
         self._echoed = echoed
@@ -139,43 +138,57 @@ class CompletionShape:
         self._best_of = best_of
         self._writers: dict[int, _ChoiceWriter] = {}
 
-    def delta_chunks(self, delta: ChoiceDelta) -> Iterator[dict[str, Any]]:
+    def delta_events(self, delta: ChoiceDelta) -> Iterator[bodies.CompletionChunk]:
         """Yield new text and, with the last of it, the finish reason; an echoed prompt comes in one piece."""
         writer = self._writer(delta.index)
         writer.take(delta)
         if not writer.waits_for_prompt:
-            yield {**self._head(), "choices": [writer.write(delta)]}
+            yield self._chunk([writer.write(delta)])
 
-    def usage_chunk(self) -> dict[str, Any]:
-        """Return a chunk without choices."""
-        return {**self._head(), "choices": []}
+    async def end(self) -> Sequence[bodies.CompletionChunk]:
+        """Return a chunk without choices, if the usage is asked for."""
+        if not self._fields.includes_usage:
+            return ()
+        return [{**self._chunk([]), "usage": usage(self._generation)}]
 
-    def body(self, choices: Sequence[ChoiceDelta]) -> dict[str, Any]:
+    async def whole(self, choices: Sequence[ChoiceDelta]) -> bodies.Completion:
         """Return the whole completion."""
         best = _best(choices, n=self._n, best_of=self._best_of)
-        return {**self._head(), "choices": [self._whole_choice(choice) for choice in best]}
+        return {
+            "id": self._generation.name,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._model.name,
+            "system_fingerprint": self._model.manifest.key,
+            "choices": [self._whole_choice(choice) for choice in best],
+            "usage": usage(self._generation),
+        }
 
-    def _whole_choice(self, choice: ChoiceDelta) -> dict[str, Any]:
+    def _chunk(self, choices: list[bodies.CompletionChunkChoice]) -> bodies.CompletionChunk:
+        chunk: bodies.CompletionChunk = {
+            "id": self._generation.name,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._model.name,
+            "system_fingerprint": self._model.manifest.key,
+            "choices": choices,
+        }
+        add_usage(chunk, self._fields, self._generation)
+        return chunk
+
+    def _whole_choice(self, choice: ChoiceDelta) -> bodies.CompletionChoice:
         writer = self._writer(choice.index)
         writer.take(choice)
-        return writer.write(choice)
+        assert choice.finish_reason is not None
+        return {**writer.write(choice), "finish_reason": choice.finish_reason}
 
     def _writer(self, index: int) -> _ChoiceWriter:
         if index not in self._writers:
             prompt = index // self._n
             echo = self._echoed[prompt] if self._echoed else None
-            prompt_ids = self._prompts[prompt] if self._returns_ids else None
-            self._writers[index] = _ChoiceWriter(self._model, self._top_logprobs, echo, prompt_ids)
+            prompt_ids = self._prompts[prompt] if self._fields.return_token_ids else None
+            self._writers[index] = _ChoiceWriter(self._model, self._fields.logprobs, echo, prompt_ids)
         return self._writers[index]
-
-    def _head(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self._created,
-            "model": self._model.name,
-            "system_fingerprint": self._model.manifest.key,
-        }
 
 
 class _ChoiceWriter:
@@ -215,16 +228,16 @@ class _ChoiceWriter:
         echo = self._echo
         return echo is not None and echo.scores and len(self._prompt_logprobs) < len(echo.token_ids) - 1
 
-    def write(self, delta: ChoiceDelta) -> dict[str, Any]:
+    def write(self, delta: ChoiceDelta) -> bodies.CompletionChunkChoice:
         """Return what the choice has gained."""
-        text = delta.text
-        logprobs = None if self._logprobs is None else self._logprobs.write(delta.tokens)
-        if self._echo is not None:
-            text = self._echo.text + text
-            if self._logprobs is not None and logprobs is not None:
-                of_prompt = self._logprobs.write_prompt(self._echo, self._prompt_logprobs)
-                logprobs = {key: of_prompt[key] + values for key, values in logprobs.items()}
-            self._echo = None
+        text = delta.text if self._echo is None else self._echo.text + delta.text
+        logprobs: bodies.ParallelLogprobs | None = None
+        if self._logprobs is not None:
+            logprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+            if self._echo is not None:
+                self._logprobs.add_prompt(logprobs, self._echo, self._prompt_logprobs)
+            self._logprobs.add(logprobs, delta.tokens)
+        self._echo = None
         return {
             "index": delta.index,
             "text": text,
@@ -233,11 +246,11 @@ class _ChoiceWriter:
             **self._token_ids(),
         }
 
-    def _token_ids(self) -> dict[str, Any]:
+    def _token_ids(self) -> bodies.TokenIdsOfChoice:
         """Return the new token ids and, once, the prompt's, if they were asked for."""
         if not self._returns_ids:
             return {}
-        written: dict[str, Any] = {"token_ids": self._held_ids}
+        written: bodies.TokenIdsOfChoice = {"token_ids": self._held_ids}
         if self._prompt_ids is not None:
             written["prompt_token_ids"] = self._prompt_ids
         self._held_ids, self._prompt_ids = [], None

@@ -10,7 +10,7 @@ import base64
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse
 from vinfer.bundle.manifest import Embeddings
 from vinfer.engine.request import Request, SamplingParams, TokenEvent
 from vinfer.errors import EngineError, QueueFullError, RequestError
+from vinfer.server.answers.bodies import EmbeddingList
 from vinfer.server.fields.embeddings import EMBEDDING, EmbeddingFields
 from vinfer.server.generate.prompts import PromptIds, embedding_prompt_ids
 from vinfer.server.http.body import read_fields
@@ -34,7 +35,7 @@ _NOTHING_TO_SAMPLE = SamplingParams(max_tokens=0, temperature=0.0)
 
 
 async def embeddings(services: Services, request: HttpRequest) -> JSONResponse:
-    """Embed one or more inputs.
+    """Turn one or more texts into vectors.
 
     Raises:
         VinferError: the request is refused or fails.
@@ -144,17 +145,16 @@ def _answer(
     size: int,
 ) -> JSONResponse:
     num_tokens = sum(map(len, prompts))
-    return JSONResponse(
-        {
-            "object": "list",
-            "data": [
-                {"object": "embedding", "index": i, "embedding": _written(_vector(parts, size), fields)}
-                for i, parts in enumerate(pooled)
-            ],
-            "model": model.name,
-            "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
-        }
-    )
+    body: EmbeddingList = {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": i, "embedding": _written(_vector(parts, size), fields)}
+            for i, parts in enumerate(pooled)
+        ],
+        "model": model.name,
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+    }
+    return JSONResponse(body)
 
 
 def _vector(parts: Sequence[bytes], size: int) -> npt.NDArray[np.float32]:
@@ -179,7 +179,8 @@ def _vector(parts: Sequence[bytes], size: int) -> npt.NDArray[np.float32]:
     return np.asarray(kept, np.float32)
 
 
-def _written(vector: npt.NDArray[np.float32], fields: EmbeddingFields) -> Any:
+def _written(vector: npt.NDArray[np.float32], fields: EmbeddingFields) -> list[float] | str:
     if fields.encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-    return vector.tolist()
+    numbers: list[float] = vector.tolist()
+    return numbers

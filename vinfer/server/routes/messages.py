@@ -6,55 +6,49 @@ Event loop; templates and tokenization go to worker threads. Generates what the 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator, Sequence
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from vinfer.server.answers.message_types import (
+    InputTokens,
+    Message,
+    MessageEnd,
+    MessageEvent,
+    MessageUsage,
+    StopReason,
+)
 from vinfer.server.fields.anthropic.messages import MESSAGES, MESSAGES_COUNT, MessagesFields, for_model
 from vinfer.server.fields.anthropic.turns import images_of
-from vinfer.server.generate.answer import deltas_or_pings, whole_choices
+from vinfer.server.generate.answer import AnswerShape, answer
 from vinfer.server.generate.conversation import Conversation, prepare
 from vinfer.server.generate.generation import ChoiceDelta
 from vinfer.server.generate.images import prepare_images
 from vinfer.server.generate.message_blocks import MessageBlocks
 from vinfer.server.generate.prompts import chat_prompt_ids
-from vinfer.server.generate.sse import Chunks, EventStream, Framing
+from vinfer.server.generate.sse import Framing
 from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.errors import anthropic_error_object
-from vinfer.server.json_object import Json
 from vinfer.server.services import Services
-
-FRAMING = Framing(
-    names_events=True,
-    end=b"",
-    failure=anthropic_error_object,
-    ping=b'event: ping\ndata: {"type":"ping"}\n\n',
-)
 
 
 async def messages(services: Services, request: HttpRequest) -> ASGIApp | JSONResponse:
-    """Answer a conversation with a message.
+    """Answer a conversation in Anthropic's form, whole or as events; stateless.
 
     Raises:
         VinferError: the request is refused or fails.
         ClientLeftError: the client closed the connection.
     """
     fields, conversation = await _conversation(services, request)
-    answer = MessageAnswer(fields, conversation)
-    generation = conversation.generation
-    generation.start()
-    services.intake.release(RequestContext.of(request.scope))
-    if fields.stream:
-        return EventStream(services, generation, answer.events(services.config.ping_seconds), FRAMING)
-    (choice,) = await whole_choices(services, request, generation)
-    answer.delta_events(choice)
-    return JSONResponse(answer.written())
+    shape = MessageShape(fields, conversation)
+    return await answer(services, request, conversation.generation, shape, streams=fields.stream)
 
 
 async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse:
-    """Count the tokens of a conversation's prompt, without generating.
+    """Count the tokens of a conversation in Anthropic's form.
 
     Raises:
         RequestError: the request is refused.
@@ -67,7 +61,8 @@ async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse
         completion = for_model(completion, fields.thinking, model)
         images = await prepare_images(services, images_of(fields.messages), model)
         prompt_ids = await services.in_worker(chat_prompt_ids, completion, model, images)
-    return JSONResponse({"input_tokens": len(prompt_ids)})
+    counted: InputTokens = {"input_tokens": len(prompt_ids)}
+    return JSONResponse(counted)
 
 
 async def _conversation(services: Services, request: HttpRequest) -> tuple[MessagesFields, Conversation]:
@@ -82,46 +77,54 @@ async def _conversation(services: Services, request: HttpRequest) -> tuple[Messa
     return fields.model_copy(update={"messages": []}), conversation
 
 
-class MessageAnswer:
-    """Writes one message and its events."""
+class MessageShape(AnswerShape):
+    """Writes one message and its events; it begins with its first token."""
+
+    framing = Framing(
+        names_events=True,
+        end=b"",
+        failure=anthropic_error_object,
+        ping=b'event: ping\ndata: {"type":"ping"}\n\n',
+    )
 
     def __init__(self, fields: MessagesFields, conversation: Conversation) -> None:
         self._conversation = conversation
         self._reader = conversation.reader()
         is_omitted = fields.thinking is not None and fields.thinking.display == "omitted"
         self._blocks = MessageBlocks(shows_thinking=not is_omitted)
-        self._stop_reason: str | None = None
+        self._stop_reason: StopReason | None = None
         self._stop_sequence: str | None = None
+        self._has_begun = False
 
-    async def events(self, ping_seconds: float) -> Chunks:
-        """Yield every event as it comes; the message begins with its first token."""
-        has_begun = False
-        async for delta in deltas_or_pings(self._conversation.generation, ping_seconds):
-            if delta is None:
-                yield None
-                continue
-            if not has_begun:
-                has_begun = True
-                yield {"type": "message_start", "message": self.written()}
-            for event in self.delta_events(delta):
-                yield event
-        end = {"stop_reason": self._stop_reason, "stop_sequence": self._stop_sequence}
-        yield {"type": "message_delta", "delta": end, "usage": self._usage()}
-        yield {"type": "message_stop"}
-
-    def delta_events(self, delta: ChoiceDelta) -> list[Json]:
-        """Read what the answer has gained, and return its events."""
-        events: list[Json] = []
+    def delta_events(self, delta: ChoiceDelta) -> Iterator[MessageEvent]:
+        """Read what the answer has gained, and yield its events."""
+        if not self._has_begun:
+            self._has_begun = True
+            yield {"type": "message_start", "message": self._written()}
         for piece in self._reader.read(delta):
-            events += self._blocks.push(piece)
+            yield from self._blocks.push(piece)
         if delta.finish_reason is not None:
-            events += self._blocks.finish()
+            yield from self._blocks.finish()
             self._stop_reason = self._reason(delta)
             self._stop_sequence = delta.stop
-        return events
 
-    def written(self) -> Json:
-        """Return the message so far."""
+    async def end(self) -> Sequence[MessageEvent]:
+        """Return why the message ended, and its tokens."""
+        assert self._stop_reason is not None
+        end: MessageEnd = {"stop_reason": self._stop_reason, "stop_sequence": self._stop_sequence}
+        return [
+            {"type": "message_delta", "delta": end, "usage": self._usage()},
+            {"type": "message_stop"},
+        ]
+
+    async def whole(self, choices: Sequence[ChoiceDelta]) -> Message:
+        """Return the whole message."""
+        for choice in choices:
+            for _ in self.delta_events(choice):
+                pass
+        return self._written()
+
+    def _written(self) -> Message:
         return {
             "id": self._conversation.generation.name,
             "type": "message",
@@ -136,14 +139,14 @@ class MessageAnswer:
             "usage": self._usage(),
         }
 
-    def _reason(self, delta: ChoiceDelta) -> str:
+    def _reason(self, delta: ChoiceDelta) -> StopReason:
         if delta.finish_reason == "length":
             return "max_tokens"
         if delta.stop is not None:
             return "stop_sequence"
         return "tool_use" if self._reader.calls else "end_turn"
 
-    def _usage(self) -> Json:
+    def _usage(self) -> MessageUsage:
         """Return the tokens so far; Anthropic counts those that were reused by themselves."""
         generation = self._conversation.generation
         num_reused = generation.num_cached_tokens

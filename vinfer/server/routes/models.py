@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
+from vinfer.server.answers.bodies import ModelInfo, ModelList, TokenCount
 from vinfer.server.fields.count import CountMessages, parse_count
 from vinfer.server.generate.images import image_sources, prepare_images
 from vinfer.server.generate.prompts import count_prompt_tokens
@@ -17,9 +16,10 @@ from vinfer.server.services import Services
 
 
 async def list_models(services: Services, request: HttpRequest) -> JSONResponse:
-    """List the served models, in the order of the config."""
+    """List the served models."""
     models = [_model_object(model) for model in services.models.served_models]
-    return JSONResponse({"object": "list", "data": models})
+    body: ModelList = {"object": "list", "data": models}
+    return JSONResponse(body)
 
 
 async def show_model(services: Services, request: HttpRequest) -> JSONResponse:
@@ -33,7 +33,7 @@ async def show_model(services: Services, request: HttpRequest) -> JSONResponse:
 
 
 async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse:
-    """Count the tokens of a text or a conversation, without generating.
+    """Count the tokens of a text or a conversation.
 
     Raises:
         RequestError: the request is refused.
@@ -44,10 +44,11 @@ async def count_tokens(services: Services, request: HttpRequest) -> JSONResponse
     messages = fields.conversation if isinstance(fields, CountMessages) else ()
     images = await prepare_images(services, image_sources(messages, "conversation"), model)
     count = await services.in_worker(count_prompt_tokens, fields, model, images)
-    return JSONResponse({"model": model.name, "count": count})
+    body: TokenCount = {"model": model.name, "count": count}
+    return JSONResponse(body)
 
 
-def _model_object(model: ServedModel) -> dict[str, Any]:
+def _model_object(model: ServedModel) -> ModelInfo:
     parity = model.parity
     return {
         "id": model.name,

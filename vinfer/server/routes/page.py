@@ -8,17 +8,24 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from vinfer.server.answers.bodies import Welcome
 from vinfer.server.http.browser import accepts_html
 from vinfer.server.page import PageFile
 from vinfer.server.services import Services
 
 
 async def welcome(services: Services, request: HttpRequest) -> Response:
-    """Answer a browser with the page; tell others, and all if the page is off, where to go from here."""
+    """Say where to go from here.
+
+    A browser gets the page, unless it is off.
+    """
     if services.page and accepts_html(request.scope):
         return _answer(request, services.page, "index.html")
-    message = "vinfer serves OpenAI's API"
-    body = {"message": message, "models": "/v1/models", "documentation": "/openapi.json"}
+    body: Welcome = {
+        "message": "vinfer serves OpenAI's API",
+        "models": "/v1/models",
+        "documentation": "/openapi.json",
+    }
     return JSONResponse(body, headers={"Vary": "Accept"})
 
 

@@ -5,45 +5,46 @@ Event loop; templates and tokenization go to worker threads. Generates what the 
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
+from collections.abc import Iterator, Sequence
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from vinfer.server.answers.response_types import (
+    LifecycleEvent,
+    LifecycleType,
+    Response,
+    ResponseEvent,
+    ResponseStatus,
+    ResponseUsage,
+)
 from vinfer.server.fields.responses.body import RESPONSES, ResponsesFields
 from vinfer.server.fields.responses.input import input_images
-from vinfer.server.generate.answer import deltas_or_pings, whole_choices
+from vinfer.server.generate.answer import AnswerShape, answer
 from vinfer.server.generate.conversation import Conversation, prepare
 from vinfer.server.generate.generation import ChoiceDelta
 from vinfer.server.generate.response_items import ResponseItems
-from vinfer.server.generate.sse import Chunks, EventStream, Framing
+from vinfer.server.generate.sse import Framing
 from vinfer.server.http.body import read_fields
 from vinfer.server.http.context import RequestContext
 from vinfer.server.http.errors import error_object
-from vinfer.server.json_object import Json
 from vinfer.server.services import Services
 
 
 async def responses(services: Services, request: HttpRequest) -> ASGIApp | JSONResponse:
-    """Answer a conversation with items.
+    """Answer a conversation with items, whole or as events; stateless.
 
     Raises:
         VinferError: the request is refused or fails.
         ClientLeftError: the client closed the connection.
     """
     fields, conversation = await _conversation(services, request)
-    answer = ResponseAnswer(services, fields, conversation)
-    generation = conversation.generation
-    generation.start()
-    services.intake.release(RequestContext.of(request.scope))
-    if fields.stream:
-        framing = Framing(names_events=True, end=b"", failure=answer.failed_event)
-        return EventStream(services, generation, answer.events(), framing)
-    (choice,) = await whole_choices(services, request, generation)
-    answer.delta_events(choice)
-    return JSONResponse(await answer.whole())
+    shape = ResponseShape(services, fields, conversation)
+    return await answer(services, request, conversation.generation, shape, streams=fields.stream)
 
 
 async def _conversation(services: Services, request: HttpRequest) -> tuple[ResponsesFields, Conversation]:
@@ -56,7 +57,7 @@ async def _conversation(services: Services, request: HttpRequest) -> tuple[Respo
     return fields.model_copy(update={"input": []}), conversation
 
 
-class ResponseAnswer:
+class ResponseShape(AnswerShape):
     """Writes one response and its events."""
 
     def __init__(self, services: Services, fields: ResponsesFields, conversation: Conversation) -> None:
@@ -64,50 +65,49 @@ class ResponseAnswer:
         self._fields = fields
         self._conversation = conversation
         self._reader = conversation.reader()
-        self._items = ResponseItems()
+        self._numbers = itertools.count()
+        self._items = ResponseItems(self._numbers)
         self._created = int(time.time())
-        self._status = "in_progress"
-        self._num_events = 0
+        self._status: ResponseStatus = "in_progress"
+        self.framing = Framing(names_events=True, end=b"", failure=self.failed_event)
 
-    async def events(self) -> Chunks:
-        """Yield every event as it comes."""
-        for kind in ("response.created", "response.in_progress"):
-            yield self._numbered({"type": kind, "response": self._written()})
-        ping_seconds = self._services.config.ping_seconds
-        async for delta in deltas_or_pings(self._conversation.generation, ping_seconds):
-            if delta is None:
-                yield None
-                continue
-            for event in self.delta_events(delta):
-                yield self._numbered(event)
-        yield self._numbered({"type": f"response.{self._status}", "response": await self.whole()})
+    def begin(self) -> Iterator[LifecycleEvent]:
+        """Yield the events that say so."""
+        yield self._lifecycle("response.created", self._written())
+        yield self._lifecycle("response.in_progress", self._written())
 
-    def delta_events(self, delta: ChoiceDelta) -> list[Json]:
-        """Read what the answer has gained, and return its events."""
-        events: list[Json] = []
+    def delta_events(self, delta: ChoiceDelta) -> Iterator[ResponseEvent]:
+        """Read what the answer has gained, and yield its events."""
         for piece in self._reader.read(delta):
-            events += self._items.push(piece)
+            yield from self._items.push(piece)
         if delta.finish_reason is not None:
             self._status = "incomplete" if delta.finish_reason == "length" else "completed"
-            events += self._items.finish(self._status)
-        return events
+            yield from self._items.finish(self._status)
 
-    async def whole(self) -> Json:
-        """Return the response once it has ended."""
+    async def end(self) -> Sequence[LifecycleEvent]:
+        """Return the event with the whole response."""
+        is_incomplete = self._status == "incomplete"
+        kind: LifecycleType = "response.incomplete" if is_incomplete else "response.completed"
+        return [self._lifecycle(kind, {**self._written(), "usage": await self._usage()})]
+
+    async def whole(self, choices: Sequence[ChoiceDelta]) -> Response:
+        """Return the whole response."""
+        for choice in choices:
+            for _ in self.delta_events(choice):
+                pass
         return {**self._written(), "usage": await self._usage()}
 
-    def failed_event(self, error: Exception, request_id: str) -> Json:
+    def failed_event(self, error: Exception, request_id: str) -> LifecycleEvent:
         """Return the last event of a stream that fails."""
         self._status = "failed"
-        known = error_object(error, request_id)["error"]
-        response = {**self._written(), "error": {"code": "server_error", "message": known["message"]}}
-        return self._numbered({"type": "response.failed", "response": response})
+        message = error_object(error, request_id)["error"]["message"]
+        failed: Response = {**self._written(), "error": {"code": "server_error", "message": message}}
+        return self._lifecycle("response.failed", failed)
 
-    def _numbered(self, event: Json) -> Json:
-        self._num_events += 1
-        return {**event, "sequence_number": self._num_events - 1}
+    def _lifecycle(self, kind: LifecycleType, response: Response) -> LifecycleEvent:
+        return {"type": kind, "response": response, "sequence_number": next(self._numbers)}
 
-    def _written(self) -> Json:
+    def _written(self) -> Response:
         fields, params = self._fields, self._conversation.params
         form, choice = fields.text.format, fields.tool_choice
         is_incomplete = self._status == "incomplete"
@@ -139,14 +139,14 @@ class ResponseAnswer:
             "temperature": params.temperature,
             "text": {"format": {"type": "text"} if form is None else form.as_answer()},
             "tool_choice": "auto" if choice is None else choice.as_answer(),
-            "tools": [tool.model_dump() for tool in fields.tools],
+            "tools": [tool.as_answer() for tool in fields.tools],
             "top_logprobs": 0,
             "top_p": params.top_p,
             "truncation": "disabled",
             "usage": None,
         }
 
-    async def _usage(self) -> Json:
+    async def _usage(self) -> ResponseUsage:
         generation = self._conversation.generation
         num_input, num_output = generation.num_prompt_tokens, generation.num_completion_tokens
         return {

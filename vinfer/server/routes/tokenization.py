@@ -6,11 +6,12 @@ Event loop; work that grows with the text, including answers, goes to worker thr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
+from vinfer.server.answers.bodies import AddedToken, Detokenized, Tokenized, TokenizerInfo
 from vinfer.server.fields.tokenization import (
     DETOKENIZE,
     DetokenizeFields,
@@ -52,7 +53,9 @@ async def detokenize(services: Services, request: HttpRequest) -> JSONResponse:
 
 
 async def tokenizer_info(services: Services, request: HttpRequest) -> JSONResponse:
-    """Describe a model's tokenizer; the query `?model=NAME` selects one of several models.
+    """Describe a model's tokenizer, its chat template included.
+
+    The query `?model=NAME` selects one of several models.
 
     Raises:
         RequestError: several models are served and none is named.
@@ -67,41 +70,51 @@ def _tokenized(
 ) -> JSONResponse:
     token_ids = tokenized_ids(fields, model, images)
     id_to_token = model.tokenizer.id_to_token
-    return JSONResponse(
-        {
-            "count": len(token_ids),
-            "max_model_len": model.max_model_len,
-            "tokens": token_ids,
-            "token_strs": list(map(id_to_token, token_ids)) if fields.return_token_strs else None,
-        }
-    )
+    body: Tokenized = {
+        "count": len(token_ids),
+        "max_model_len": model.max_model_len,
+        "tokens": token_ids,
+        "token_strs": [id_to_token(each) or "" for each in token_ids] if fields.return_token_strs else None,
+    }
+    return JSONResponse(body)
 
 
 def _detokenized(fields: DetokenizeFields, model: ServedModel) -> JSONResponse:
-    return JSONResponse({"prompt": detokenized_text(fields, model)})
+    body: Detokenized = {"prompt": detokenized_text(fields, model)}
+    return JSONResponse(body)
 
 
 def _info(model: ServedModel) -> JSONResponse:
     """Return the tokenizer with the field names of transformers' tokenizer_config.json, as vLLM does."""
     tokenizer = model.tokenizer
     named = tokenizer.special_tokens
-    added: dict[str, dict[str, Any]] = {
-        str(token_id): token for token_id, token in sorted(tokenizer.added_tokens.items())
-    }
-    return JSONResponse(
-        {
-            "model": model.name,
-            # The class in transformers that reads any tokenizer.json.
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": model.max_model_len,
-            "vocab_size": tokenizer.vocab_size,
-            **named,
-            "additional_special_tokens": [
-                token["content"]
-                for token in added.values()
-                if token["special"] and token["content"] not in named.values()
-            ],
-            "added_tokens_decoder": added,
-            "chat_template": None if model.chat_template is None else model.chat_template.source,
+    added: dict[str, AddedToken] = {
+        str(token_id): {
+            "content": token.content,
+            "lstrip": token.lstrip,
+            "normalized": token.normalized,
+            "rstrip": token.rstrip,
+            "single_word": token.single_word,
+            "special": token.special,
         }
-    )
+        for token_id, token in sorted(tokenizer.added_tokens.items())
+    }
+    body: TokenizerInfo = {
+        "model": model.name,
+        # The class in transformers that reads any tokenizer.json.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.max_model_len,
+        "vocab_size": tokenizer.vocab_size,
+        "bos_token": named["bos_token"],
+        "eos_token": named["eos_token"],
+        "pad_token": named["pad_token"],
+        "unk_token": named["unk_token"],
+        "additional_special_tokens": [
+            token["content"]
+            for token in added.values()
+            if token["special"] and token["content"] not in named.values()
+        ],
+        "added_tokens_decoder": added,
+        "chat_template": None if model.chat_template is None else model.chat_template.source,
+    }
+    return JSONResponse(body)

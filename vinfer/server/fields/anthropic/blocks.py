@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Field, Tag
 
 from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ImageSource, NonEmpty
-from vinfer.server.fields.problems import only, string_or_array
+from vinfer.server.fields.problems import by_type, only, string_or_array
 
 _BLOCK_TYPES = ("text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking")
 
@@ -22,10 +22,6 @@ _text_type = only(
     "text",
     otherwise=f"is {{word}}; must be one of {', '.join(_BLOCK_TYPES)}: send other content as text",
 )
-
-
-def _type_of(value: Any) -> Any:
-    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
 
 
 def text_as_block(content: Any) -> Any:
@@ -69,17 +65,13 @@ class UrlSource(HistoryBody):
     url: NonEmpty
 
 
-def _source_kind(source: Any) -> str:
-    return "[url]" if _type_of(source) == "url" else "[base64]"
-
-
 class ImageBlock(HistoryBody):
     """An image."""
 
     type: Literal["image"]
     source: Annotated[
         Annotated[Base64Source, Tag("[base64]")] | Annotated[UrlSource, Tag("[url]")],
-        Discriminator(_source_kind),
+        by_type("url", otherwise="base64"),
     ]
     cache_control: CacheControl = None
 
@@ -107,14 +99,10 @@ class ToolUseBlock(HistoryBody):
         return {"id": self.id, "function": {"name": self.name, "arguments": arguments}}
 
 
-def _result_kind(block: Any) -> str:
-    return "[image]" if _type_of(block) == "image" else "[text]"
-
-
 ResultBlocks = list[
     Annotated[
         Annotated[TextBlock, Tag("[text]")] | Annotated[ImageBlock, Tag("[image]")],
-        Discriminator(_result_kind),
+        by_type("image", otherwise="text"),
     ]
 ]
 
@@ -156,12 +144,6 @@ class RedactedThinkingBlock(HistoryBody):
     cache_control: CacheControl = None
 
 
-def _kind(block: Any) -> str:
-    """Return the tag of a block; an unknown one is refused as text."""
-    kind = _type_of(block)
-    return f"[{kind}]" if kind in _BLOCK_TYPES else "[text]"
-
-
 Block = Annotated[
     Annotated[TextBlock, Tag("[text]")]
     | Annotated[ImageBlock, Tag("[image]")]
@@ -169,5 +151,5 @@ Block = Annotated[
     | Annotated[ToolResultBlock, Tag("[tool_result]")]
     | Annotated[ThinkingBlock, Tag("[thinking]")]
     | Annotated[RedactedThinkingBlock, Tag("[redacted_thinking]")],
-    Discriminator(_kind),
+    by_type(*_BLOCK_TYPES, otherwise="text"),
 ]

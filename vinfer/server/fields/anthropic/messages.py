@@ -75,11 +75,12 @@ class CountMessagesFields(ConversationBody):
     thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()
 
-    def check(self) -> None:
+    def check(self, path: str = "") -> None:
         check_turns(self.messages)
-        for part in (self.thinking, self.tool_choice):
-            if part is not None:
-                part.check()
+        if self.thinking is not None:
+            self.thinking.check("thinking")
+        if self.tool_choice is not None:
+            self.tool_choice.check("tool_choice")
 
     def as_completion(self) -> dict[str, Any]:
         """Return the chat completion that asks for the same, all but `thinking`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from vinfer.errors import RequestError
 from vinfer.server.fields.body_model import Body
@@ -20,24 +20,20 @@ from vinfer.server.model_table import ServedModel
 ThinkingType = Literal["enabled", "disabled", "adaptive"]
 
 
-_BY_TYPE = ByType(
-    OfType(("enabled",), needs=("budget_tokens",)),
-    OfType(("adaptive",), lacks=("budget_tokens",)),
-    OfType(("disabled",), lacks=("budget_tokens", "display")),
-)
-
-
 class Thinking(Body):
     """How the model reasons before it answers. `budget_tokens` has no effect: `max_tokens` limits both."""
 
-    model_config = ConfigDict(json_schema_extra=_BY_TYPE.schema)
+    rules = (
+        ByType(
+            OfType(("enabled",), needs=("budget_tokens",)),
+            OfType(("adaptive",), lacks=("budget_tokens",)),
+            OfType(("disabled",), lacks=("budget_tokens", "display")),
+        ),
+    )
 
     type: ThinkingType
     budget_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
     display: Literal["summarized", "omitted"] | None = None
-
-    def check(self) -> None:
-        _BY_TYPE.check(self, self.type, "thinking")
 
 
 def thinking_types(model: ServedModel) -> set[ThinkingType]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from vinfer.server.fields.anthropic.blocks import CacheControl
@@ -83,20 +83,14 @@ ToolDefinitions = Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS)]
 _CHAT_WORDS = {"auto": "auto", "any": "required", "none": "none"}
 
 
-_BY_TYPE = ByType(OfType(tuple(_CHAT_WORDS), lacks=("name",)), OfType(("tool",), needs=("name",)))
-
-
 class ToolUseChoice(Body):
     """Which tools may or must be called; `name` goes with the type `tool` and no other."""
 
-    model_config = ConfigDict(json_schema_extra=_BY_TYPE.schema)
+    rules = (ByType(OfType(tuple(_CHAT_WORDS), lacks=("name",)), OfType(("tool",), needs=("name",))),)
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = Field(None, min_length=1)
     disable_parallel_tool_use: bool | None = None
-
-    def check(self) -> None:
-        _BY_TYPE.check(self, self.type, "tool_choice")
 
     def as_chat(self) -> Any:
         """Return the choice in the form of chat completions."""

@@ -25,7 +25,6 @@ from vinfer.server.fields.anthropic.blocks import (
 from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ImageSource
 from vinfer.server.fields.messages import MAX_PARTS
-from vinfer.server.fields.rules import all_of, any_of, having
 from vinfer.server.json_object import Json
 
 Blocks = Annotated[list[Block], Field(max_length=MAX_PARTS)]
@@ -39,15 +38,19 @@ Placed = tuple[str, Block]
 """A block and its path in the request."""
 
 
-def _content_of(role: str) -> Json:
-    blocks = {"type": "array", "items": {"properties": {"type": {"enum": list(_BLOCKS_OF_ROLE[role])}}}}
-    return all_of(having("role", role), {"properties": {"content": {"anyOf": [{"type": "string"}, blocks]}}})
+def _content_of(role: str, kinds: Sequence[str]) -> Json:
+    blocks = {"type": "array", "items": {"properties": {"type": {"enum": list(kinds)}}}}
+    content = {"anyOf": [{"type": "string"}, blocks]}
+    return {"properties": {"role": {"enum": [role]}, "content": content}, "required": ["role"]}
 
 
 class Turn(HistoryBody):
     """One message: what the user, the model or the system said."""
 
-    model_config = ConfigDict(json_schema_extra=any_of(*map(_content_of, _BLOCKS_OF_ROLE)))
+    # `check_turns` checks it, and names the block.
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [_content_of(*each) for each in _BLOCKS_OF_ROLE.items()]}
+    )
 
     role: Literal["user", "assistant", "system"]
     content: Annotated[Blocks, BeforeValidator(text_as_block, json_schema_input_type=str | Blocks)]

@@ -13,23 +13,29 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from vinfer.errors import RequestError
+from vinfer.server.answers.response_types import (
+    AnsweredFormat,
+    AnsweredTool,
+    AnsweredToolChoice,
+    ReasoningEffort,
+)
 from vinfer.server.fields.body_model import Body
 from vinfer.server.fields.conversation_form import ConversationBody, ConversationForm
 from vinfer.server.fields.responses.input import InputItems, input_messages
-from vinfer.server.fields.rules import NEEDS_SCHEMA_TYPE, ByType, OfType, any_of
+from vinfer.server.fields.rules import NEEDS_SCHEMA_TYPE, ByType, OfType, all_of, inside
 from vinfer.server.fields.sampling import (
     MAX_INT32,
-    TEXT_OR_NOTHING,
     Penalty,
     Seed,
     Temperature,
     TopP,
 )
-from vinfer.server.fields.structured_outputs import MAX_DESCRIPTION_CHARS
-from vinfer.server.fields.template_kwargs import ReasoningEffort
+from vinfer.server.fields.structured_outputs import IS_TEXT, MAX_DESCRIPTION_CHARS
 from vinfer.server.fields.tools import (
+    HAS_TOOLS,
     MAX_TOOLS,
     NAME_PATTERN,
+    NO_CALL_ASKED_FOR,
     Parameters,
     ToolType,
     word_or_function,
@@ -70,6 +76,16 @@ class FlatTool(Body):
         """Return the tool in the form of chat completions."""
         return {"type": self.type, "function": self.model_dump(exclude={"type"})}
 
+    def as_answer(self) -> AnsweredTool:
+        """Return the tool as it was sent."""
+        return {
+            "type": "function",
+            "name": self.name,
+            "description": self.description,
+            "parameters": self.parameters,
+            "strict": self.strict,
+        }
+
 
 class NamedFlatChoice(Body):
     """`tool_choice` as an object: this function, exactly once."""
@@ -88,22 +104,24 @@ class FlatToolChoice(Body):
         """Return the choice in the form of chat completions."""
         return self.type if self.name is None else {"type": self.type, "function": {"name": self.name}}
 
-    def as_answer(self) -> Any:
+    def as_answer(self) -> AnsweredToolChoice:
         """Return the choice as it was sent."""
-        return self.type if self.name is None else {"type": self.type, "name": self.name}
-
-
-_FORMAT_BY_TYPE = ByType(
-    OfType(("text", "json_object"), lacks=("name", "schema", "description", "strict")),
-    OfType(("json_schema",), needs=("name", "schema")),
-    advice=NEEDS_SCHEMA_TYPE,
-)
+        if self.type == "function":
+            assert self.name is not None
+            return {"type": self.type, "name": self.name}
+        return self.type
 
 
 class TextFormat(Body):
     """`text.format`: the form of the answer. A schema is enforced whatever `strict` says."""
 
-    model_config = ConfigDict(json_schema_extra=_FORMAT_BY_TYPE.schema)
+    rules = (
+        ByType(
+            OfType(("text", "json_object"), lacks=("name", "schema", "description", "strict")),
+            OfType(("json_schema",), needs=("name", "schema")),
+            advice=NEEDS_SCHEMA_TYPE,
+        ),
+    )
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = Field(None, pattern=NAME_PATTERN)
@@ -116,12 +134,18 @@ class TextFormat(Body):
         schema = self.model_dump(by_alias=True, exclude={"type"}, exclude_none=True)
         return {"type": self.type, "json_schema": schema} if schema else {"type": self.type}
 
-    def as_answer(self) -> dict[str, Any]:
+    def as_answer(self) -> AnsweredFormat:
         """Return the format as it was sent."""
-        return self.model_dump(by_alias=True, exclude_none=True)
-
-    def check(self) -> None:
-        _FORMAT_BY_TYPE.check(self, self.type, "text.format")
+        answered: AnsweredFormat = {"type": self.type}
+        if self.name is not None:
+            answered["name"] = self.name
+        if self.description is not None:
+            answered["description"] = self.description
+        if self.schema_ is not None:
+            answered["schema"] = self.schema_
+        if self.strict is not None:
+            answered["strict"] = self.strict
+        return answered
 
 
 class TextOptions(Body):
@@ -148,16 +172,13 @@ class ResponsesFields(ConversationBody):
     """`POST /v1/responses`."""
 
     model_config = ConfigDict(
-        json_schema_extra=any_of(
-            {"properties": {"tool_choice": {"enum": [None, "none", "auto"]}}},
-            {
-                "properties": {
-                    "tools": {"type": "array", "minItems": 1},
-                    "text": {"anyOf": [{"type": "null"}, {"properties": {"format": TEXT_OR_NOTHING}}]},
-                },
-                "required": ["tools"],
-            },
-        )
+        # Checked by the chat completion of the same.
+        json_schema_extra={
+            "anyOf": [
+                NO_CALL_ASKED_FOR.schema,
+                all_of(HAS_TOOLS, inside("text", inside("format", IS_TEXT))).schema,
+            ]
+        }
     )
 
     model: str = Field(min_length=1)
@@ -184,9 +205,9 @@ class ResponsesFields(ConversationBody):
     include: list[Included] = Field([], description="Has no effect: an answer has no such parts.")
     stream_options: ResponseStreamOptions | None = None
 
-    def check(self) -> None:
+    def check(self, path: str = "") -> None:
         if self.text.format is not None:
-            self.text.format.check()
+            self.text.format.check("text.format")
 
     def as_completion(self) -> dict[str, Any]:
         messages = input_messages(self.input)

@@ -9,25 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BeforeValidator, ConfigDict, Field, Tag
 
 from vinfer.server.fields.body_model import HistoryBody
 from vinfer.server.fields.content_parts import ImageDetail, ImageSource, check_may_have_image
 from vinfer.server.fields.messages import MAX_MESSAGES, MAX_PARTS
-from vinfer.server.fields.problems import only, string_or_array
-from vinfer.server.fields.rules import any_of, having
+from vinfer.server.fields.problems import by_type, only, text_as_part
+from vinfer.server.fields.rules import having
+from vinfer.server.json_object import Json
 
 _TEXT_TYPES = ("input_text", "output_text")
-_IMAGE_TYPE = "input_image"
 # One less than the messages of a chat completion, because `instructions` becomes one.
 MAX_ITEMS = MAX_MESSAGES - 1
 _ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
 
 
-def _text_as_part(content: Any) -> Any:
-    if isinstance(string_or_array(content), str) or content == []:
-        return [{"type": "input_text", "text": content or ""}]
-    return content
+_text_as_part = text_as_part("input_text")
 
 
 def _text_as_item(value: Any) -> Any:
@@ -68,20 +65,14 @@ class ImagePart(HistoryBody):
         return {"type": "image_url", "image_url": self.image_url}
 
 
-def _part_kind(part: Any) -> str:
-    """Return the tag of a part; an unknown one is refused as a text."""
-    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
-    return f"[{_IMAGE_TYPE}]" if kind == _IMAGE_TYPE else "[text]"
-
-
 Part = Annotated[
-    Annotated[TextPart, Tag("[text]")] | Annotated[ImagePart, Tag(f"[{_IMAGE_TYPE}]")],
-    Discriminator(_part_kind),
+    Annotated[TextPart, Tag("[text]")] | Annotated[ImagePart, Tag("[input_image]")],
+    by_type("input_image", otherwise="text"),
 ]
 Parts = Annotated[list[Part], Field(max_length=MAX_PARTS)]
 
 
-_TEXT_CONTENT = {
+_TEXT_CONTENT: Json = {
     "properties": {
         "content": {
             "anyOf": [
@@ -96,7 +87,7 @@ _TEXT_CONTENT = {
 class MessageItem(HistoryBody):
     """A message; an item without `type` is a message too."""
 
-    model_config = ConfigDict(json_schema_extra=any_of(having("role", "user"), _TEXT_CONTENT))
+    model_config = ConfigDict(json_schema_extra={"anyOf": [having("role", "user").schema, _TEXT_CONTENT]})
 
     type: Annotated[Literal["message"], _item_type] = "message"
     role: Literal["system", "developer", "user", "assistant"]
@@ -144,18 +135,12 @@ class ReasoningItem(HistoryBody):
     status: Status | None = None
 
 
-def _kind(item: Any) -> str:
-    """Return the tag of an item; an unknown one is refused as a message."""
-    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
-    return f"[{kind}]" if kind in _ITEM_TYPES else "[message]"
-
-
 Item = Annotated[
     Annotated[MessageItem, Tag("[message]")]
     | Annotated[FunctionCallItem, Tag("[function_call]")]
     | Annotated[FunctionCallOutputItem, Tag("[function_call_output]")]
     | Annotated[ReasoningItem, Tag("[reasoning]")],
-    Discriminator(_kind),
+    by_type(*_ITEM_TYPES, otherwise="message"),
 ]
 _SAYS_SOMETHING: dict[str, Any] = {
     "anyOf": [
@@ -201,7 +186,8 @@ def input_messages(items: Sequence[Item]) -> list[dict[str, Any]]:
         if isinstance(item, FunctionCallItem):
             _append_call(messages, item, thought)
         elif isinstance(item, FunctionCallOutputItem):
-            messages.append({"role": "tool", "content": _texts(item), "tool_call_id": item.call_id})
+            texts = [part.as_chat() for part in item.output if isinstance(part, TextPart)]
+            messages.append({"role": "tool", "content": texts, "tool_call_id": item.call_id})
             images += [part.as_chat() for part in item.output if isinstance(part, ImagePart)]
         else:
             said = {"role": item.role, "content": [*images, *(part.as_chat() for part in item.content)]}
@@ -219,10 +205,6 @@ def _append_call(messages: list[dict[str, Any]], item: FunctionCallItem, thought
         messages.append({"role": "assistant", "reasoning_content": thought or None})
     function = {"name": item.name, "arguments": item.arguments}
     messages[-1].setdefault("tool_calls", []).append({"id": item.call_id, "function": function})
-
-
-def _texts(item: FunctionCallOutputItem) -> list[dict[str, Any]]:
-    return [part.as_chat() for part in item.output if isinstance(part, TextPart)]
 
 
 def _unspoken(thought: str) -> dict[str, Any]:

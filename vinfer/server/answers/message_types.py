@@ -1,40 +1,43 @@
-"""The types of the bodies and events of `/v1/messages`, from which `/openapi.json` is built.
-
-See `answers` for the bodies of the other routes.
-"""
+"""Bodies and events of `/v1/messages`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import Field, RootModel
+from pydantic import Field
+from typing_extensions import TypeAliasType
 
-from vinfer.server.document.answers import Answer, Count, Nothing
+from vinfer.server.answers.bodies import Answer, Count, Nothing
 
+AnthropicErrorType = Literal[
+    "invalid_request_error",
+    "authentication_error",
+    "permission_error",
+    "not_found_error",
+    "timeout_error",
+    "request_too_large",
+    "rate_limit_error",
+    "overloaded_error",
+    "api_error",
+]
+AnthropicErrorCode = Literal["thread_unsupported_request"]
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
 
 class AnthropicErrorDetails(Answer):
     """A code by which clients know what to do instead."""
 
-    error_code: Literal["thread_unsupported_request"]
+    error_code: AnthropicErrorCode
 
 
 class AnthropicError(Answer):
     """What went wrong."""
 
-    type: Literal[
-        "invalid_request_error",
-        "authentication_error",
-        "not_found_error",
-        "timeout_error",
-        "request_too_large",
-        "rate_limit_error",
-        "overloaded_error",
-        "api_error",
-    ]
+    type: AnthropicErrorType
     message: str
-    details: AnthropicErrorDetails | None = Field(None, description="Left out for most errors.")
+    details: NotRequired[
+        Annotated[AnthropicErrorDetails | None, Field(description="Left out for most errors.")]
+    ]
 
 
 class AnthropicErrorBody(Answer):
@@ -56,7 +59,7 @@ class MessageText(Answer):
 
     type: Literal["text"]
     text: str
-    citations: Nothing | None = Field(description="Always null.")
+    citations: Annotated[Nothing | None, Field(description="Always null.")]
 
 
 class MessageThinking(Answer):
@@ -93,10 +96,10 @@ class MessageUsage(Answer):
     cache_creation_input_tokens: Literal[0]
     cache_read_input_tokens: Count
     output_tokens: Count
-    cache_creation: dict[str, int] | None = Field(description="Always null.")
-    output_tokens_details: dict[str, int] | None = Field(description="Always null.")
-    server_tool_use: dict[str, int] | None = Field(description="Always null.")
-    inference_geo: str | None = Field(description="Always null.")
+    cache_creation: Annotated[dict[str, int] | None, Field(description="Always null.")]
+    output_tokens_details: Annotated[dict[str, int] | None, Field(description="Always null.")]
+    server_tool_use: Annotated[dict[str, int] | None, Field(description="Always null.")]
+    inference_geo: Annotated[str | None, Field(description="Always null.")]
     service_tier: Literal["standard"]
 
 
@@ -110,8 +113,8 @@ class Message(Answer):
     content: list[MessageBlock]
     stop_reason: StopReason | None
     stop_sequence: str | None
-    stop_details: dict[str, str] | None = Field(description="Always null.")
-    container: dict[str, str] | None = Field(description="Always null.")
+    stop_details: Annotated[dict[str, str] | None, Field(description="Always null.")]
+    container: Annotated[dict[str, str] | None, Field(description="Always null.")]
     usage: MessageUsage
 
 
@@ -158,15 +161,15 @@ class BlockInput(Answer):
     partial_json: str
 
 
+BlockGain = BlockText | BlockThinking | BlockSignature | BlockInput
+
+
 class BlockDelta(Answer):
     """A block has gained something."""
 
     type: Literal["content_block_delta"]
     index: Count
-    delta: Annotated[
-        BlockText | BlockThinking | BlockSignature | BlockInput,
-        Field(discriminator="type"),
-    ]
+    delta: Annotated[BlockGain, Field(discriminator="type")]
 
 
 class BlockStop(Answer):
@@ -213,7 +216,10 @@ _Events = (
     | Ping
     | AnthropicErrorBody
 )
-
-
-class MessageEvent(RootModel[Annotated[_Events, Field(discriminator="type")]]):
-    """One event of a streamed message."""
+MessageEvent = TypeAliasType(
+    "MessageEvent",
+    Annotated[
+        _Events,
+        Field(discriminator="type", title="MessageEvent", description="One event of a streamed message."),
+    ],
+)

@@ -1,18 +1,25 @@
-"""The types of the body and the events of `/v1/responses`, from which `/openapi.json` is built.
-
-See `answers` for the bodies of the other routes.
-"""
+"""The body and the events of `/v1/responses`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import Field, RootModel
+from pydantic import Field
+from typing_extensions import TypeAliasType
 
-from vinfer.server.document.answers import Answer, Count, Nothing
+from vinfer.server.answers.bodies import Answer, Count, Nothing
 
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
+ItemEventType = Literal["response.output_item.added", "response.output_item.done"]
+LifecycleType = Literal[
+    "response.created",
+    "response.in_progress",
+    "response.completed",
+    "response.incomplete",
+    "response.failed",
+]
 
 
 class OutputText(Answer):
@@ -81,7 +88,7 @@ class IncompleteDetails(Answer):
 class AnsweredReasoning(Answer):
     """`reasoning` of the request."""
 
-    effort: Effort | None
+    effort: ReasoningEffort | None
     summary: Literal["auto"] | None
 
 
@@ -89,10 +96,10 @@ class AnsweredFormat(Answer):
     """`text.format` of the request."""
 
     type: Literal["text", "json_object", "json_schema"]
-    name: str = ""
-    description: str = ""
-    schema_: dict[str, Any] = Field({}, alias="schema")
-    strict: bool = False
+    name: NotRequired[str]
+    description: NotRequired[str]
+    schema: NotRequired[dict[str, Any]]
+    strict: NotRequired[bool]
 
 
 class AnsweredText(Answer):
@@ -118,6 +125,9 @@ class AnsweredChoice(Answer):
     name: str
 
 
+AnsweredToolChoice = Literal["none", "auto", "required"] | AnsweredChoice
+
+
 class InputTokensDetails(Answer):
     """Details of the input's tokens."""
 
@@ -128,7 +138,9 @@ class InputTokensDetails(Answer):
 class OutputTokensDetails(Answer):
     """Details of the output's tokens."""
 
-    reasoning_tokens: Count = Field(description="Tokens of the reasoning, counted as a text by itself.")
+    reasoning_tokens: Annotated[
+        Count, Field(description="Tokens of the reasoning, counted as a text by itself.")
+    ]
 
 
 class ResponseUsage(Answer):
@@ -148,8 +160,8 @@ class Response(Answer):
     object: Literal["response"]
     created_at: Count
     completed_at: Count | None
-    status: Literal["in_progress", "completed", "incomplete", "failed"]
-    background: bool = Field(description="Always false.")
+    status: ResponseStatus
+    background: Annotated[bool, Field(description="Always false.")]
     error: ResponseFailure | None
     incomplete_details: IncompleteDetails | None
     instructions: str | None
@@ -158,56 +170,60 @@ class Response(Answer):
     model: str
     output: list[OutputItem]
     parallel_tool_calls: bool
-    previous_response_id: str | None = Field(description="Always null.")
+    previous_response_id: Annotated[str | None, Field(description="Always null.")]
     presence_penalty: float
     frequency_penalty: float
     reasoning: AnsweredReasoning
-    store: bool = Field(description="Always false.")
+    store: Annotated[bool, Field(description="Always false.")]
     service_tier: Literal["default"]
-    safety_identifier: str | None = Field(description="Always null.")
-    prompt_cache_key: str | None = Field(description="Always null.")
-    max_tool_calls: Count | None = Field(description="Always null.")
+    safety_identifier: Annotated[str | None, Field(description="Always null.")]
+    prompt_cache_key: Annotated[str | None, Field(description="Always null.")]
+    max_tool_calls: Annotated[Count | None, Field(description="Always null.")]
     temperature: float
     text: AnsweredText
-    tool_choice: Literal["none", "auto", "required"] | AnsweredChoice
+    tool_choice: AnsweredToolChoice
     tools: list[AnsweredTool]
     top_logprobs: Literal[0]
     top_p: float
     truncation: Literal["disabled"]
-    usage: ResponseUsage | None = Field(description="Null until the response has ended.")
+    usage: Annotated[ResponseUsage | None, Field(description="Null until the response has ended.")]
 
 
-class _Event(Answer):
+class NumberedEvent(Answer):
+    """Every event."""
+
     sequence_number: Count
 
 
-class LifecycleEvent(_Event):
+class LifecycleEvent(NumberedEvent):
     """The response so far; the last event is one of these."""
 
-    type: Literal[
-        "response.created",
-        "response.in_progress",
-        "response.completed",
-        "response.incomplete",
-        "response.failed",
-    ]
+    type: LifecycleType
     response: Response
 
 
-class ItemEvent(_Event):
+class ItemEvent(NumberedEvent):
     """An item has begun or ended."""
 
-    type: Literal["response.output_item.added", "response.output_item.done"]
+    type: ItemEventType
     output_index: Count
     item: OutputItem
 
 
-class _OfItem(_Event):
+class EventOfItem(NumberedEvent):
+    """Events within an item."""
+
     item_id: str
     output_index: Count
 
 
-class PartEvent(_OfItem):
+class EventOfPart(EventOfItem):
+    """Events within a part of an item."""
+
+    content_index: Count
+
+
+class PartEvent(EventOfItem):
     """A part of an item has begun or ended."""
 
     type: Literal["response.content_part.added", "response.content_part.done"]
@@ -215,7 +231,7 @@ class PartEvent(_OfItem):
     part: Annotated[OutputText | ReasoningText, Field(discriminator="type")]
 
 
-class TextDelta(_OfItem):
+class TextDelta(EventOfItem):
     """More text of a message."""
 
     type: Literal["response.output_text.delta"]
@@ -224,7 +240,7 @@ class TextDelta(_OfItem):
     logprobs: Nothing
 
 
-class TextDone(_OfItem):
+class TextDone(EventOfItem):
     """The whole text of a message."""
 
     type: Literal["response.output_text.done"]
@@ -233,7 +249,7 @@ class TextDone(_OfItem):
     logprobs: Nothing
 
 
-class ReasoningDelta(_OfItem):
+class ReasoningDelta(EventOfItem):
     """More text of the reasoning."""
 
     type: Literal["response.reasoning_text.delta"]
@@ -241,7 +257,7 @@ class ReasoningDelta(_OfItem):
     delta: str
 
 
-class ReasoningDone(_OfItem):
+class ReasoningDone(EventOfItem):
     """The whole text of the reasoning."""
 
     type: Literal["response.reasoning_text.done"]
@@ -249,14 +265,14 @@ class ReasoningDone(_OfItem):
     text: str
 
 
-class ArgumentsDelta(_OfItem):
+class ArgumentsDelta(EventOfItem):
     """More of a call's arguments."""
 
     type: Literal["response.function_call_arguments.delta"]
     delta: str
 
 
-class ArgumentsDone(_OfItem):
+class ArgumentsDone(EventOfItem):
     """All of a call's arguments."""
 
     type: Literal["response.function_call_arguments.done"]
@@ -275,7 +291,10 @@ _Events = (
     | ArgumentsDelta
     | ArgumentsDone
 )
-
-
-class ResponseEvent(RootModel[Annotated[_Events, Field(discriminator="type")]]):
-    """One event of a streamed response."""
+ResponseEvent = TypeAliasType(
+    "ResponseEvent",
+    Annotated[
+        _Events,
+        Field(discriminator="type", title="ResponseEvent", description="One event of a streamed response."),
+    ],
+)

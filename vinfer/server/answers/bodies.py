@@ -1,25 +1,29 @@
-"""The types of response bodies, from which `/openapi.json` is built.
+"""Bodies and events of OpenAI's other routes, of vLLM's and of our own.
 
-Most routes write plain dicts. The tests check every body that a route sends against its type here, so that
-neither can change alone. Request types are in `fields/`; the answers of `/v1/responses` in
-`response_types`, those of `/v1/capabilities` in `capability_types`.
+Those of `/v1/responses` are in `response_types`, those of `/v1/messages` in `message_types`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, with_config
+from typing_extensions import TypedDict
 
 from vinfer.bundle.certificate import ParityReport
 from vinfer.engine.request import FinishReason
 from vinfer.server.model_table import ParityVerdict
 
 
-class Answer(BaseModel):
+@with_config(ConfigDict(extra="forbid"))
+class Answer(TypedDict):
     """The base of every response body and of every object in one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+def dumped(model: type[BaseModel]) -> GetPydanticSchema:
+    """Give what `model_dump` returns the schema of its model."""
+    return GetPydanticSchema(lambda source, handler: handler(model))
 
 
 # With items of some type, because generators of clients know no arrays of nothing.
@@ -37,7 +41,9 @@ class ErrorDetails(Answer):
     type: str
     param: str | None
     code: str | None
-    request_id: str = Field(description="What the log calls the request; also in the header x-request-id.")
+    request_id: Annotated[
+        str, Field(description="What the log calls the request; also in the header x-request-id.")
+    ]
 
 
 class ErrorBody(Answer):
@@ -55,8 +61,10 @@ class CachedTokens(Answer):
 class PredictedTokens(Answer):
     """Tokens of drafts that were verified."""
 
-    accepted_prediction_tokens: Count = Field(description="Those that became part of the answer.")
-    rejected_prediction_tokens: Count = Field(description="Those that did not; they count nowhere else.")
+    accepted_prediction_tokens: Annotated[Count, Field(description="Those that became part of the answer.")]
+    rejected_prediction_tokens: Annotated[
+        Count, Field(description="Those that did not; they count nowhere else.")
+    ]
 
 
 class Usage(Answer):
@@ -66,11 +74,11 @@ class Usage(Answer):
     completion_tokens: Count
     total_tokens: Count
     prompt_tokens_details: CachedTokens
-    completion_tokens_details: PredictedTokens | None = Field(
-        default=None, description="Only of a model that speculates."
-    )
-    tokens_per_second: float = Field(ge=0)
-    processing_time: float = Field(ge=0, description="Seconds since the request arrived.")
+    completion_tokens_details: NotRequired[
+        Annotated[PredictedTokens | None, Field(description="Only of a model that speculates.")]
+    ]
+    tokens_per_second: Annotated[float, Field(ge=0)]
+    processing_time: Annotated[float, Field(ge=0, description="Seconds since the request arrived.")]
 
 
 class TopLogprob(Answer):
@@ -114,45 +122,57 @@ class AnswerMessage(Answer):
 
     role: Literal["assistant"]
     content: str | None
-    reasoning_content: str = Field("", description="Reasoning before the answer; left out if there is none.")
-    tool_calls: Annotated[list[AnsweredCall], Field(min_length=1)] = Field(default_factory=list)
-    refusal: str | None = Field(description="Always null: a model's refusal is its content.")
+    reasoning_content: NotRequired[
+        Annotated[str, Field(description="Reasoning before the answer; left out if there is none.")]
+    ]
+    tool_calls: NotRequired[Annotated[list[AnsweredCall], Field(min_length=1)]]
+    refusal: Annotated[str | None, Field(description="Always null: a model's refusal is its content.")]
     annotations: Nothing
 
 
-TokenIds = Annotated[list[Count], Field(default_factory=list, description="If `return_token_ids` asks.")]
+TokenIds = Annotated[Sequence[Count], Field(description="If `return_token_ids` asks.")]
 
 
-class ChatChoice(Answer):
+class WithTokenIds(Answer, total=False):
+    """The tokens of a choice."""
+
+    token_ids: TokenIds
+
+
+class WithPromptIds(Answer, total=False):
+    """The tokens of a prompt."""
+
+    prompt_token_ids: TokenIds
+
+
+class ChatChoice(WithTokenIds):
     """One of `n` answers."""
 
     index: Count
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason
-    token_ids: TokenIds
 
 
 class _Head(Answer):
     id: str
     created: Count
     model: str
-    system_fingerprint: str = Field(description="Key of the bundle.")
+    system_fingerprint: Annotated[str, Field(description="Key of the bundle.")]
 
 
-class ChatCompletion(_Head):
+class ChatCompletion(_Head, WithPromptIds):
     """A whole chat completion."""
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: Usage
-    prompt_token_ids: TokenIds
 
 
 class FunctionDelta(Answer):
     """New parts of a called function: its name once, then its arguments."""
 
-    name: str | None = None
+    name: NotRequired[str]
     arguments: str
 
 
@@ -160,61 +180,66 @@ class CallDelta(Answer):
     """New parts of a streamed tool call; `id` and `type` come with its name."""
 
     index: Count
-    id: str | None = None
-    type: Literal["function"] | None = None
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
     function: FunctionDelta
 
 
 class MessageDelta(Answer):
     """New parts of a streamed message."""
 
-    role: Literal["assistant"] = "assistant"
-    content: str = ""
-    reasoning_content: str = ""
-    tool_calls: Annotated[list[CallDelta], Field(min_length=1)] = Field(default_factory=list)
-    refusal: str | None = Field(None, description="Always null.")
+    role: NotRequired[Literal["assistant"]]
+    content: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[Annotated[list[CallDelta], Field(min_length=1)]]
+    refusal: NotRequired[Annotated[str | None, Field(description="Always null.")]]
 
 
-class ChatChunkChoice(Answer):
+class ChatChunkChoice(WithTokenIds):
     """New parts of one of `n` streamed answers."""
 
     index: Count
     delta: MessageDelta
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason | None
-    token_ids: TokenIds
 
 
-class ChatChunk(_Head):
+class ChatChunk(_Head, WithPromptIds):
     """One event of a streamed chat completion, with `usage` if `stream_options` asks for it."""
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
-    usage: Usage | None = None
-    prompt_token_ids: TokenIds
+    usage: NotRequired[Usage | None]
 
 
 class ParallelLogprobs(Answer):
     """Logprobs of a plain completion's tokens; all four lists have the same length."""
 
     tokens: list[str]
-    token_logprobs: list[float | None] = Field(description="Null for the first token of an echoed prompt.")
+    token_logprobs: Annotated[
+        list[float | None], Field(description="Null for the first token of an echoed prompt.")
+    ]
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[Count]
 
 
-class CompletionChunkChoice(Answer):
-    """New parts of one of the streamed completions."""
+class TokenIdsOfChoice(WithTokenIds, WithPromptIds):
+    """The tokens of a completion and, with its first piece, of its prompt."""
 
+
+class _CompletionText(TokenIdsOfChoice):
     index: Count
     text: str
     logprobs: ParallelLogprobs | None
+
+
+class CompletionChunkChoice(_CompletionText):
+    """New parts of one of the streamed completions."""
+
     finish_reason: FinishReason | None
-    token_ids: TokenIds
-    prompt_token_ids: TokenIds
 
 
-class CompletionChoice(CompletionChunkChoice):
+class CompletionChoice(_CompletionText):
     """One of the completions: `n` for each prompt, in order."""
 
     finish_reason: FinishReason
@@ -233,7 +258,7 @@ class CompletionChunk(_Head):
 
     object: Literal["text_completion"]
     choices: list[CompletionChunkChoice]
-    usage: Usage | None = None
+    usage: NotRequired[Usage | None]
 
 
 class Embedding(Answer):
@@ -241,7 +266,7 @@ class Embedding(Answer):
 
     object: Literal["embedding"]
     index: Count
-    embedding: list[float] | str = Field(description="Numbers, or base64 of little-endian float32.")
+    embedding: Annotated[list[float] | str, Field(description="Numbers, or base64 of little-endian float32.")]
 
 
 class EmbeddingUsage(Answer):
@@ -272,7 +297,7 @@ class Tokenized(Answer):
 
     count: Count
     max_model_len: Count
-    tokens: list[Count]
+    tokens: Sequence[Count]
     token_strs: list[str] | None
 
 
@@ -309,7 +334,7 @@ class TokenizerInfo(Answer):
     unk_token: str | None
     additional_special_tokens: list[str]
     added_tokens_decoder: dict[str, AddedToken]
-    chat_template: str | None = Field(description="Jinja source.")
+    chat_template: Annotated[str | None, Field(description="Jinja source.")]
 
 
 class ModelInfo(Answer):
@@ -323,7 +348,7 @@ class ModelInfo(Answer):
     root: str
     max_model_len: Count
     parity_verdict: ParityVerdict
-    parity: ParityReport | None
+    parity: Annotated[dict[str, Any], dumped(ParityReport)] | None
 
 
 class ModelList(Answer):
