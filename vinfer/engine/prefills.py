@@ -63,6 +63,7 @@ class PrefillPlanner:
         features: the feature array.
         dispatch_cost_tokens: see `ChunkPlan`.
         min_prefill_tokens: lower limit of the padded tokens between two decode dispatches.
+        splits_prompts: whether a prompt may take several rows of a dispatch.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class PrefillPlanner:
         features: FeatureCache,
         dispatch_cost_tokens: int | None,
         min_prefill_tokens: int,
+        splits_prompts: bool,
     ) -> None:
         self._programs = programs
         self._prefixes = prefixes
@@ -83,7 +85,8 @@ class PrefillPlanner:
             if (lengths := programs.lengths(kind))
         }
         self._max_batch = programs.max_rows("prefill")
-        self._of_rows = [shape for shape in programs.of_kind("prefill") if shape.rows > 1]
+        of_rows = [shape for shape in programs.of_kind("prefill") if shape.rows > 1]
+        self._of_rows = of_rows if splits_prompts else []
         self._longest = max(programs.lengths("prefill"))
         self._dispatch_cost_tokens = self._longest if dispatch_cost_tokens is None else dispatch_cost_tokens
         self._max_prefill_tokens = max(min_prefill_tokens, *programs.lengths("prefill"))

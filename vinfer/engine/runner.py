@@ -175,9 +175,10 @@ class Runner:
         for row, chunk in enumerate(work.chunks):
             starts[row], lengths[row] = chunk.start, chunk.length
             tokens[row, : chunk.length] = chunk.tokens
-            if chunk.samples:
-                # Otherwise nothing of its slot is read or written: a prompt may have several rows.
-                slots[row], samples[row] = chunk.slot, True
+            samples[row] = chunk.samples
+            # Only the last row of a prompt writes to its slot.
+            if row + 1 == len(work.chunks) or work.chunks[row + 1].slot != chunk.slot:
+                slots[row] = chunk.slot
         owners = tuple(
             chunk.request if chunk.is_final or work.shape.kind == "score" else None for chunk in work.chunks
         )

@@ -64,7 +64,8 @@ class Scheduler:
         num_feature_rows: rows of the feature array; 0 for a model without images.
         keeps_images_whole: every image lies in one chunk; none has more tokens than the largest bucket.
         ngram: see `Speculation`.
-        finds_prefixes: False if layers keep more of a request than pages (`Manifest.keeps_slot_arrays`).
+        keeps_slot_arrays: see `Manifest.keeps_slot_arrays`. Then no prompt begins with pages of others, and
+            none takes several rows of a dispatch, which do not see each other's states.
 
     Attributes:
         max_running_per_tenant: may be changed between two steps.
@@ -82,7 +83,7 @@ class Scheduler:
         num_feature_rows: int = 0,
         keeps_images_whole: bool = False,
         ngram: int | None = None,
-        finds_prefixes: bool = True,
+        keeps_slot_arrays: bool = False,
     ) -> None:
         self._programs = programs
         self._is_single_shape = programs.is_single_shape
@@ -105,7 +106,7 @@ class Scheduler:
             page_size=self._pages[0].page_size,
             chunk_len=longest if self._is_single_shape else None,
             keeps_images_whole=keeps_images_whole,
-            can_find=finds_prefixes,
+            can_find=not keeps_slot_arrays,
         )
         self._prefills = PrefillPlanner(
             programs,
@@ -113,6 +114,7 @@ class Scheduler:
             features=self.features,
             dispatch_cost_tokens=dispatch_cost_tokens,
             min_prefill_tokens=min_prefill_tokens,
+            splits_prompts=not keeps_slot_arrays,
         )
 
     @property

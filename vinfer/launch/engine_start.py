@@ -179,7 +179,7 @@ def start_engine(
         num_feature_rows=0 if manifest.images is None else manifest.images.features.shape[0],
         keeps_images_whole=manifest.images is not None and manifest.images.attends_both_ways,
         ngram=None if model.speculation is None else model.speculation.ngram,
-        finds_prefixes=not manifest.keeps_slot_arrays,
+        keeps_slot_arrays=manifest.keeps_slot_arrays,
     )
     engine = Engine(
         name=model.name,

@@ -160,11 +160,13 @@ def loaded(num_pages: int, programs: list[Program]) -> LoadedModel:
 
 
 def started(
-    num_pages: int, programs: list[Program], *, finds_prefixes: bool = False
+    num_pages: int, programs: list[Program], *, keeps_slot_arrays: bool = True
 ) -> tuple[Engine, Scheduler]:
     table = ProgramTable(SHAPES)
     pages = ShardPages(0, [num_pages], windows=[None], page_size=PAGE_SIZE, pages_of_row=PAGES_OF_ROW)
-    scheduler = Scheduler(programs=table, num_slots=NUM_SLOTS, pages=[pages], finds_prefixes=finds_prefixes)
+    scheduler = Scheduler(
+        programs=table, num_slots=NUM_SLOTS, pages=[pages], keeps_slot_arrays=keeps_slot_arrays
+    )
     engine = Engine(
         name="hand-made",
         runner=Runner(loaded(num_pages, programs), num_slots=NUM_SLOTS, rows_are_slots=False),
@@ -207,8 +209,8 @@ def test_every_answer_follows_from_its_own_tokens(programs: tuple[int, list[Prog
 
 
 def test_pages_of_others_would_not_be_enough(programs: tuple[int, list[Program]]) -> None:
-    """The reason for `finds_prefixes`: what a page holds is right, and the state before it is missing."""
-    engine, scheduler = started(*programs, finds_prefixes=True)
+    """The reason for `keeps_slot_arrays`: what a page holds is right, and the state before it is missing."""
+    engine, scheduler = started(*programs, keeps_slot_arrays=False)
     asked = questions()
     try:
         answers = ask(engine, asked)
