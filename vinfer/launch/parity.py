@@ -30,8 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def measure_bundle(
-    directory: Path,
-    manifest: Manifest,
+    bundle: FoundBundle,
     engine: EngineClient,
     source: ResolvedSource,
     *,
@@ -55,7 +54,7 @@ def measure_bundle(
         ReferenceUnavailableError: torch is missing, there is too little memory, or transformers failed.
     """
     require_packages()
-    tokenizer = Tokenizer.load(directory / "tokenizer")
+    manifest, tokenizer = bundle.manifest, Tokenizer.load(bundle.directory / "tokenizer")
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=True)
@@ -99,12 +98,12 @@ def _require_same_model(checkpoint: Checkpoint, manifest: Manifest, source: Reso
         )
 
 
-def record(directory: Path, manifest: Manifest, report: ParityReport) -> None:
+def record(bundle: FoundBundle, report: ParityReport) -> None:
     """Write a report into the bundle's manifest; if the bundle is not writable, only log a warning."""
     try:
-        record_parity(directory, manifest.key, report)
+        record_parity(bundle.directory, bundle.manifest.key, report)
     except (OSError, BundleError) as error:
-        logger.warning("the figures could not be written to the manifest of %s: %s", directory, error)
+        logger.warning("the figures could not be written to the manifest of %s: %s", bundle.directory, error)
 
 
 def check_new_bundle(
@@ -115,13 +114,10 @@ def check_new_bundle(
     Raises:
         EngineError: the engine failed.
     """
-    manifest = bundle.manifest
     if not bundle.is_new or model.verify == "off":
-        return manifest.parity
+        return bundle.manifest.parity
     try:
-        certificate = measure_bundle(
-            bundle.directory, manifest, engine, bundle.source, name=model.name, progress=progress
-        )
+        certificate = measure_bundle(bundle, engine, bundle.source, name=model.name, progress=progress)
     except (CheckpointError, ReferenceUnavailableError) as error:
         logger.info("%s is not verified: %s", model.name, error.message)
         return None
@@ -135,7 +131,7 @@ def check_new_bundle(
         )
     else:
         logger.info("%s matches transformers: %s", model.name, figures_words(report))
-    record(bundle.directory, manifest, report)
+    record(bundle, report)
     return report
 
 

@@ -107,8 +107,7 @@ class ServerMetrics:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
-        self._num_ignored_keys = 0
-        self._registry.register(_EngineCollector(models, compile_count, lambda: self._num_ignored_keys))
+        self._registry.register(_EngineCollector(models, compile_count))
 
         def histogram(name: str, documentation: str, buckets: Iterable[float]) -> Histogram:
             return Histogram(
@@ -148,6 +147,13 @@ class ServerMetrics:
             registry=self._registry,
         )
 
+        # Without a label: clients choose the keys.
+        self._ignored_keys = Counter(
+            "vinfer:ignored_keys",
+            "Unknown keys in conversations that had no effect.",
+            registry=self._registry,
+        )
+
         def gauge(name: str, documentation: str) -> Gauge:
             return Gauge(f"vinfer:{name}", documentation, registry=self._registry)
 
@@ -169,7 +175,7 @@ class ServerMetrics:
 
     def count_ignored_keys(self, num: int) -> None:
         """Count unknown keys in a conversation that had no effect."""
-        self._num_ignored_keys += num
+        self._ignored_keys.inc(num)
 
     def observe_queue(self, model_name: str, seconds: float) -> None:
         """Observe a completion's time from arrival to a slot."""
@@ -218,53 +224,44 @@ class ServerMetrics:
 
 
 class _EngineCollector(Collector):
-    """Reads the engines' stats and the counters without labels at each scrape."""
+    """Reads the engines' stats and the number of compiles at each scrape."""
 
-    def __init__(
-        self, models: ModelTable, compile_count: Callable[[], int], ignored_keys: Callable[[], int]
-    ) -> None:
+    def __init__(self, models: ModelTable, compile_count: Callable[[], int]) -> None:
         self._models = models
         self._compile_count = compile_count
-        self._ignored_keys = ignored_keys
 
     def collect(self) -> Iterator[Metric]:
         served = self._models.served_models
         stats = [(model.name, model.engine.stats()) for model in served]
         for name, documentation, value in _ENGINE_GAUGES:
-            gauge = GaugeMetricFamily(f"vinfer:{name}", documentation, labels=["model_name"])
-            for model_name, snapshot in stats:
-                gauge.add_metric([model_name], value(snapshot))
-            yield gauge
+            yield _by_model(GaugeMetricFamily, name, documentation, [(n, value(s)) for n, s in stats])
         for name, documentation in _ENGINE_COUNTERS:
-            counter = CounterMetricFamily(f"vinfer:{name}", documentation, labels=["model_name"])
-            for model_name, snapshot in stats:
-                counter.add_metric([model_name], getattr(snapshot, f"{name}_total"))
-            yield counter
+            totals = [(n, getattr(s, f"{name}_total")) for n, s in stats]
+            yield _by_model(CounterMetricFamily, name, documentation, totals)
         for name, documentation, of_model in _MODEL_GAUGES:
-            gauge = GaugeMetricFamily(f"vinfer:{name}", documentation, labels=["model_name"])
-            for model in served:
-                gauge.add_metric([model.name], of_model(model))
+            values = [(model.name, of_model(model)) for model in served]
             if name == "engine_up":
-                for lost in self._models.lost:
-                    gauge.add_metric([lost], 0.0)
-            yield gauge
-        restarts = CounterMetricFamily(
-            "vinfer:model_restarts", "Engines started anew after one had died.", labels=["model_name"]
-        )
-        for model_name, num_restarts in self._models.num_restarts.items():
-            restarts.add_metric([model_name], num_restarts)
-        yield restarts
+                values += [(lost, 0.0) for lost in self._models.lost]
+            yield _by_model(GaugeMetricFamily, name, documentation, values)
+        about = "Engines started anew after one had died."
+        yield _by_model(CounterMetricFamily, "model_restarts", about, self._models.num_restarts.items())
         yield CounterMetricFamily(
             "vinfer:post_ready_compiles",
             "Programs compiled after the server was ready, but for models that were loaded later.",
             value=self._compile_count(),
         )
-        # Without a label: clients choose the keys.
-        yield CounterMetricFamily(
-            "vinfer:ignored_keys",
-            "Unknown keys in conversations that had no effect.",
-            value=self._ignored_keys(),
-        )
+
+
+def _by_model(
+    family: type[GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    documentation: str,
+    values: Iterable[tuple[str, float]],
+) -> Metric:
+    metric = family(f"vinfer:{name}", documentation, labels=["model_name"])
+    for model_name, value in values:
+        metric.add_metric([model_name], value)
+    return metric
 
 
 def _version_of(package: str) -> str:

@@ -79,14 +79,12 @@ def verify(
             bundles_dir=config.bundles_dir,
             progress=progress,
         )
-        manifest = bundle.manifest
         source = _checkpoint_source(bundle, options)
         roots = bundle.code_roots(code_cache)
         engine = start_engine(bundle, model, target, code_roots=roots, progress=progress)
         try:
             certificate = measure_bundle(
-                bundle.directory,
-                manifest,
+                bundle,
                 engine,
                 source,
                 name=model.name,
@@ -96,7 +94,7 @@ def verify(
             )
         finally:
             engine.stop()
-        record(bundle.directory, manifest, certificate.report)
+        record(bundle, certificate.report)
         found.append(Verification(model.name, bundle.directory, certificate))
     return found
 
