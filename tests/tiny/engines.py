@@ -7,6 +7,7 @@ answers can be sent between processes as JSON.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import threading
 import time
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from compiling import AS_SERVED, as_served
 from tiny.checkpoints import CACHE
 
 from vinfer.bundle.directory import read_manifest
@@ -91,15 +93,16 @@ def load_engine(directory: Path, model: ModelConfig) -> Engine:
     """
     devices = jax.local_devices()
     manifest = open_bundle(directory, platform="cpu", num_devices=len(devices))
-    return start_engine(
-        directory,
-        manifest,
-        model,
-        devices=devices,
-        code_roots=(CACHE / "test-code" / manifest.key,),
-        dispatch_lock=threading.Lock(),
-        progress=lambda *_: None,
-    )
+    with as_served() if model.name in AS_SERVED else contextlib.nullcontext():
+        return start_engine(
+            directory,
+            manifest,
+            model,
+            devices=devices,
+            code_roots=(CACHE / "test-code" / manifest.key,),
+            dispatch_lock=threading.Lock(),
+            progress=lambda *_: None,
+        )
 
 
 def ask(engine: Engine, questions: Sequence[Question]) -> list[Answer]:
