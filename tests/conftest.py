@@ -1,4 +1,6 @@
-"""What holds for every test: no model hub, no distributed start-up, no clock in Hypothesis; and the markers.
+"""What holds for every test: no model hub, no distributed start-up, fast compiles, no clock in Hypothesis.
+
+Also the markers, and which tests a run leaves out.
 
 Bundles and engines are fixtures of the folders that use them.
 """
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from compiling import compile_fast
 from hypothesis import settings
 
 # Before any test module is imported: all are read at import time.
@@ -42,12 +45,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+    if not _is_whole(config):
+        compile_fast()
+
+
+def _is_whole(config: pytest.Config) -> bool:
+    """Whether a run leaves nothing out, and compiles as a server does."""
+    return config.getoption("--slow") or config.getoption("--models-doc", default=None) is not None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what only the slow run has."""
-    if config.getoption("--slow") or config.getoption("--models-doc", default=None) is not None:
+    if _is_whole(config):
         return
     left_out = {item for item in items if any(item.get_closest_marker(name) for name in LEFT_OUT)}
     items[:] = [item for item in items if item not in left_out]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from compiling import as_served
 from tiny.checkpoints import CACHE
 
 import vinfer
@@ -26,7 +27,7 @@ def bundle(bundle_of: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def llm(bundle: Path) -> Iterator[LLM]:
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, as_served():
         patch.setenv("VINFER_XLA_CACHE", str(CACHE / "test-code"))
         with vinfer.load(bundle, progress=False) as llm:
             yield llm

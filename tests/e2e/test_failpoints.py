@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from server_process import CACHE, EXIT_SECONDS, ROOT, ServerProcess, environment, started, wait_until
+from server_process import CACHE, EXIT_SECONDS, ROOT, ServerProcess, started, tiny_environment, wait_until
 from tiny.checkpoints import checkpoint
 
 
@@ -62,7 +62,7 @@ def house(tmp_path: Path, *, server: dict[str, Any] | None = None, **of_dying: A
     yaml.write_text(json.dumps({"server": server or {}, "models": models}))
     failpoints = tmp_path / "failpoints"
     # The bundle of all these tests is built only once.
-    env = environment(
+    env = tiny_environment(
         VINFER_CACHE_DIR=str(CACHE.with_name("e2e-tiny-cache")), FAILPOINTS_FILE=str(failpoints)
     )
     with started(yaml, env=env) as process:

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("torch", reason="tiny checkpoints are written by transformers with torch")
 
-from server_process import ServerProcess, bench, environment, started
+from server_process import ServerProcess, bench, started, tiny_environment
 from tiny.bundles import build
 from tiny.checkpoints import CACHE
 from tiny.hostile_images import HOSTILE_IMAGES, HOSTILE_LIMITS
@@ -40,7 +40,7 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     yaml.write_text(YAML.format(bundle=build("llava"), **HOSTILE_LIMITS))
     # Where other tests keep the code of the same programs.
     code = CACHE / "test-code"
-    with started(yaml, env=environment(VINFER_XLA_CACHE=str(code))) as server:
+    with started(yaml, env=tiny_environment(VINFER_XLA_CACHE=str(code))) as server:
         server.wait_until_ready()
         yield server
         assert server.metrics()["post_ready_compiles_total"] == 0

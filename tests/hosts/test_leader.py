@@ -91,6 +91,9 @@ class Follower(threading.Thread):
                 num_done = len(self.records) - 1
             if self.answers:
                 self.stream.answer(num_done)
+        # A follower ends when it has done everything, and says so.
+        if self.answers and self.repeats:
+            self.stream.answer(len(self.records) - 1)
 
     def close(self) -> None:
         for thread in (self, self._answering):
@@ -117,8 +120,10 @@ def joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **keys: Any) -> Iter
         yield leader, follower
     finally:
         leader.fail()
-        # Before `EXIT_SECONDS` is what it was.
+        # Before `EXIT_SECONDS` is what it was; the watch of a group without failure ends with its process.
+        leader.failure = leader.failure or "the test is over"
         leader._watch.join(20)
+        assert not leader._watch.is_alive()
         follower.close()
         leader._stream.close()
 

@@ -43,7 +43,8 @@ def build_in_a_fork(name: str) -> int:
     code = 1
     try:
         num_devices = math.prod(dict(model_config(name).mesh).values())
-        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_devices}"
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={num_devices}"
         build(name)
         code = 0
     except BaseException:  # noqa: BLE001 - the test that wants this bundle builds it again, and shows why

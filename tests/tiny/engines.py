@@ -7,12 +7,14 @@ answers can be sent between processes as JSON.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from compiling import AS_SERVED, as_served
 from tiny.checkpoints import CACHE
 
 from vinfer.bundle.directory import read_manifest
@@ -95,7 +97,8 @@ def load_engine(directory: Path, model: ModelConfig) -> Engine:
     manifest = open_bundle(directory, platform="cpu", num_devices=len(devices))
     bundle = FoundBundle(directory, ResolvedSource(str(directory), "bundle", directory, {}), manifest)
     roots = (CACHE / "test-code" / manifest.key,)
-    return start_engine(bundle, model, target, code_roots=roots, progress=lambda *_: None)
+    with as_served() if model.name in AS_SERVED else contextlib.nullcontext():
+        return start_engine(bundle, model, target, code_roots=roots, progress=lambda *_: None)
 
 
 def ask(engine: Engine, questions: Sequence[Question]) -> list[Answer]:

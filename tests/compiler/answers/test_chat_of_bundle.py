@@ -10,12 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from compiling import as_served
+from tiny.checkpoints import CACHE
 
 
 @pytest.mark.bundles("llama")
-def test_a_bundle_is_served_for_a_question(bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_bundle_is_served_for_a_question(bundle_of: Callable[[str], Path]) -> None:
     mark = uuid.uuid4().hex
-    environment = {**os.environ, "VINFER_XLA_CACHE": str(tmp_path), "TEST_MARK": mark}
+    with as_served():
+        # Other tests keep the code of the same programs there.
+        environment = {**os.environ, "VINFER_XLA_CACHE": str(CACHE / "test-code"), "TEST_MARK": mark}
     command = [sys.executable, "-m", "vinfer", "chat", str(bundle_of("llama")), "hi", "--stats"]
     process = subprocess.run(
         [*command, "--field", "max_tokens=4", "--field", "ignore_eos=true"],

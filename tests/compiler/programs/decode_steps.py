@@ -203,5 +203,6 @@ if __name__ == "__main__":
         print_errors()
     else:
         # Must be set before JAX starts.
-        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={NUM_DEVICES}"
         print_errors_over_tp(json.loads(sys.argv[1]))

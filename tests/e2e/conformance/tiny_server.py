@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import httpx
 from server_process import CACHE as E2E_CACHE
-from server_process import environment, started
+from server_process import started, tiny_environment
 from tiny.checkpoints import BOS, CACHE, EOS
 from tokenizers import Tokenizer, processors
 
@@ -147,7 +147,7 @@ def serving(bundle: Path, seeing: Path, folder: Path) -> Iterator[Talk]:
     yaml = folder / "two.yaml"
     yaml.write_text(YAML.format(bundle=folder / "bundle", seeing=seeing))
     # The cache where the tests of the build half keep the code of the same programs.
-    env = environment(VINFER_XLA_CACHE=str(CACHE / "test-code"), VINFER_CACHE_DIR=str(E2E_CACHE))
+    env = tiny_environment(VINFER_XLA_CACHE=str(CACHE / "test-code"), VINFER_CACHE_DIR=str(E2E_CACHE))
     with started(yaml, env=env) as server:
         server.wait_until_ready()
         yield Talk(server.http, tokenizer)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from server_process import ROOT, SOON_SECONDS, environment, free_port, wait_until
+from server_process import ROOT, SOON_SECONDS, free_port, tiny_environment, wait_until
 from tiny.checkpoints import CACHE
 
 READY_SECONDS = 900
@@ -135,7 +135,7 @@ def member(yaml: Path, folder: Path, *arguments: str, code: Path = CACHE / "test
     folder.mkdir()
     port, log_path, failpoints = free_port(), folder / "log", folder / "failpoints"
     probe = Path(__file__).parents[1] / "probe"
-    env = environment(
+    env = tiny_environment(
         VINFER_XLA_CACHE=str(code),
         VINFER_CACHE_DIR=str(folder / "cache"),
         FAILPOINTS_FILE=str(failpoints),

@@ -226,6 +226,7 @@ def test_code_for_another_machine_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     _load(tmp_path, weights)
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
     _load(tmp_path, weights)
