@@ -60,7 +60,7 @@ class Scheduler:
         dispatch_cost_tokens: see `ChunkPlan`.
         min_prefill_tokens: lower limit of max_prefill_tokens, for configs with only short buckets.
         shared_prefill_tokens: upper limit of it while no tenant may have all slots: whoever comes next waits
-            for two steps, so they must be short. None for none.
+            for one or two steps, so they must be short. None for none.
         num_feature_rows: rows of the feature array; 0 for a model without images.
         keeps_images_whole: every image lies in one chunk; none has more tokens than the largest bucket.
         ngram: see `Speculation`.

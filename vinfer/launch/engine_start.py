@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 # If all buckets are short, a burst of prompts would alternate with nearly empty decode steps.
 MIN_PREFILL_TOKENS = 512
-# With several API keys, a short step matters more: the first token of a new request waits for two of them.
+# With several API keys, a short step matters more: a new request waits for one or two of them.
 SHARED_PREFILL_TOKENS = 256
 # On a CPU the time of a prefill grows with its tokens almost from the first one: reading the weights once
 # costs as much as computing about 16 tokens. On an accelerator a short prefill costs as much as a long one.
