@@ -14,7 +14,7 @@ import typer
 import yaml
 
 import vinfer.cli
-from vinfer.config import Config, load_config, load_source
+from vinfer.config import Config, load_bundle_config, load_config
 from vinfer.server.metrics import ServerMetrics
 from vinfer.server.model_table import ModelTable
 
@@ -120,7 +120,7 @@ def command_config(args: Sequence[str], file: Path | None, environ: Mapping[str,
     if unknown := {name for name in ours if "__" not in name} - READ_VARIABLES:
         raise ValueError(f"vinfer reads no {', '.join(sorted(unknown))}")
     if file is None:
-        return load_source(Path(args[1]), overrides=overrides, environ=ours)
+        return load_bundle_config(Path(args[1]), overrides=overrides, environ=ours)
     return load_config(file, overrides=overrides, environ=ours)
 
 

@@ -6,7 +6,7 @@ Imports neither JAX nor NumPy, so that `vinfer --help` and `vinfer config` stay 
 from __future__ import annotations
 
 from vinfer.config.hot_keys import BUILD_KEYS, HOT_KEYS, Change, changes, with_hot_keys
-from vinfer.config.load import load_config, load_source
+from vinfer.config.load import load_bundle_config, load_config, load_source
 from vinfer.config.reference import json_schema, reference_table
 from vinfer.config.sampling import SamplingConfig
 from vinfer.config.schema import (
@@ -52,6 +52,7 @@ __all__ = [
     "changes",
     "default_cache_dir",
     "json_schema",
+    "load_bundle_config",
     "load_config",
     "load_source",
     "prefill_shapes",

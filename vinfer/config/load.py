@@ -63,10 +63,10 @@ def load_config(
     return _finish(_Draft(parse_yaml(read_text(path), str(path)), path), overrides, environ)
 
 
-def load_source(
-    source: str | os.PathLike[str], *, overrides: Sequence[str] = (), environ: Mapping[str, str]
+def load_bundle_config(
+    directory: str | os.PathLike[str], *, overrides: Sequence[str] = (), environ: Mapping[str, str]
 ) -> Config:
-    """Load the config of a YAML file, or one that serves a bundle directory under its name, with defaults.
+    """Return a config that serves one bundle under its directory's name, with defaults for everything else.
 
     Args:
         overrides, environ: as for `load_config`.
@@ -74,11 +74,24 @@ def load_source(
     Raises:
         ConfigError: one line per problem, all problems at once.
     """
-    if not Path(source).is_dir():
-        return load_config(source, overrides=overrides, environ=environ)
-    directory = Path(source).resolve()
+    directory = Path(directory).resolve()
     tree = Tree({"models": [{"name": directory.name, "source": str(directory)}]}, {}, [])
     return _finish(_Draft(tree, directory), overrides, environ)
+
+
+def load_source(
+    source: str | os.PathLike[str], *, overrides: Sequence[str] = (), environ: Mapping[str, str]
+) -> Config:
+    """Load the config of a YAML file, or that of a bundle directory.
+
+    Args:
+        overrides, environ: as for `load_config`.
+
+    Raises:
+        ConfigError: one line per problem, all problems at once.
+    """
+    load = load_bundle_config if Path(source).is_dir() else load_config
+    return load(source, overrides=overrides, environ=environ)
 
 
 def _finish(draft: _Draft, overrides: Sequence[str], environ: Mapping[str, str]) -> Config:
