@@ -27,7 +27,6 @@ from server_process import (
     environment,
     failed_start,
     started,
-    tiny_environment,
     wait_until,
 )
 from tiny.checkpoints import checkpoint
@@ -255,7 +254,7 @@ def test_useless_machine_code_warns_and_serves(
         damage(code)
     yaml = tmp_path / "tiny.yaml"
     yaml.write_text(ONLY_TINY.format(source=bundle))
-    with started(yaml, env=tiny_environment(VINFER_XLA_CACHE=str(cache))) as server:
+    with started(yaml, env=environment(VINFER_XLA_CACHE=str(cache))) as server:
         server.wait_until_ready()
         expected = "is not used: it is damaged" if damage is corrupt else "machine code cannot be stored in"
         assert expected in server.log, server.log
