@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import httpx
-from jsonschema import Draft202012Validator
+from jsonschema_rs import Draft202012Validator
 
 from vinfer.config import ServerConfig
 from vinfer.server.document.openapi import openapi_document
@@ -84,7 +84,7 @@ class Contract:
             self.request_validator(request.method, request.url.path).validate(body)
 
     def _check_events(self, schema: dict[str, Any], text: str) -> None:
-        """Check each event and its data parsed as JSON, because `jsonschema` does not look into strings."""
+        """Check each event and its data parsed as JSON, because JSON Schema does not look into strings."""
         data_schema = schema["properties"]["data"]
         chunk_schema = data_schema.get("anyOf", [data_schema])[-1]["contentSchema"]
         for event in filter(None, text.split("\n\n")):

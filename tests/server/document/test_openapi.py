@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import jsonschema
+import jsonschema_rs
 import pytest
 from contract import BODIES, HI, Contract
 from fake_engine import EMBEDDING_SIZE, VOCAB_SIZE, FakeEngine, served_model
@@ -393,7 +393,7 @@ def test_the_contract_can_be_broken(server: RunningServer, path: str, change: di
     contract = Contract(ServerConfig(), ModelTable(["fake"]))
     contract.check(response)
     broken = httpx.Response(200, json={**response.json(), **change}, request=response.request)
-    with pytest.raises(jsonschema.ValidationError):
+    with pytest.raises(jsonschema_rs.ValidationError):
         contract.check(broken)
 
 
@@ -406,11 +406,11 @@ def test_the_contract_sees_statuses_events_and_requests(server: RunningServer) -
     streamed = server.complete(stream=True)
     text = streamed.text.replace("text_completion", "completion")
     broken = httpx.Response(200, text=text, headers=streamed.headers, request=streamed.request)
-    with pytest.raises(jsonschema.ValidationError):
+    with pytest.raises(jsonschema_rs.ValidationError):
         contract.check(broken)
     body = {**json.loads(whole.request.content), "temperature": 3}
     request = httpx.Request("POST", whole.request.url, json=copy.deepcopy(body))
-    with pytest.raises(jsonschema.ValidationError):
+    with pytest.raises(jsonschema_rs.ValidationError):
         contract.check(httpx.Response(200, json=whole.json(), request=request))
 
 
