@@ -160,7 +160,7 @@ def test_prompts_of_equal_buckets_share_a_dispatch(
 
 def test_a_long_prompt_takes_several_rows() -> None:
     shapes = ((1, 4), (1, 8), (4, 4))
-    scheduler = make_scheduler(2, shapes, min_prefill_tokens=16, dispatch_cost_tokens=2)
+    scheduler = make_scheduler(2, shapes, min_prefill_tokens=16, dispatch_cost_tokens=4)
     scheduler.submit(make_request("a", 27))
     scheduler.submit(make_request("b", 5))
     rows = [("a", 0, 4), ("a", 4, 4), ("a", 8, 4), ("a", 12, 4)]
@@ -395,6 +395,17 @@ def test_text_is_not_held_up_by_images_and_nobody_waits_for_two_dispatches_of_th
     assert (encoded(third), prefilled(third)) == ((1, ["r"]), [])
     assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 0, 8)])]
     assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 8, 8)])]
+
+
+def test_prompts_share_rows_only_if_that_gains_a_tenth() -> None:
+    """The first of them would wait for the last."""
+    for dispatch_cost, expected in ((0, [["a"], ["b"], ["c"]]), (6, [["a", "a", "b", "b", "c", "c"]])):
+        shapes = ((1, 3), (1, 6), (6, 3))
+        scheduler = make_scheduler(3, shapes, min_prefill_tokens=32, dispatch_cost_tokens=dispatch_cost)
+        for name in "abc":
+            scheduler.submit(make_request(name, tuple(range(ord(name), ord(name) + 6))))
+        dispatches = [[name for name, _, _ in chunks] for _, _, chunks in prefilled(scheduler.schedule())]
+        assert dispatches == expected
 
 
 def test_a_prompt_with_images_takes_one_row_and_others_wait_for_it() -> None:
