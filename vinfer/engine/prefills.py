@@ -42,18 +42,15 @@ class _Work:
     shape: ProgramShape
     spans: tuple[tuple[_Span, Running], ...]
 
-    @property
-    def num_tokens(self) -> int:
-        return sum(span.end - span.start for span, _ in self.spans)
-
     def tokens_per_cost(self, dispatch_cost_tokens: int) -> float:
         """Return prompt tokens per padded token, with the other costs of a dispatch counted as some."""
+        num_tokens = sum(span.end - span.start for span, _ in self.spans)
         num_read = sum(
             -(-(span.end - span.start) // self.shape.length) * (span.start + span.end) / 2
             for span, _ in self.spans
         )
         num_padded = self.shape.rows * self.shape.length
-        return self.num_tokens / (num_padded + dispatch_cost_tokens + num_read / _READ_PER_TOKEN)
+        return num_tokens / (num_padded + dispatch_cost_tokens + num_read / _READ_PER_TOKEN)
 
 
 class PrefillPlanner:
@@ -91,7 +88,7 @@ class PrefillPlanner:
         self._of_rows = of_rows if splits_prompts else []
         self._longest = max(programs.lengths("prefill"))
         self._dispatch_cost_tokens = self._longest if dispatch_cost_tokens is None else dispatch_cost_tokens
-        self._max_prefill_tokens = max(min_prefill_tokens, *programs.lengths("prefill"))
+        self._max_prefill_tokens = max(min_prefill_tokens, self._longest)
 
     def plan(self, requests: Collection[Running], *, max_tokens: int | None = None) -> tuple[Prefill, ...]:
         """Return the prefills before the next decode dispatch, and count them as done.
@@ -144,6 +141,7 @@ class PrefillPlanner:
         """Give a span its pages, and count it as done; return it as chunks of one row each."""
         is_covered = running.shard.cover(running.table, start=span.start, end=span.end)
         assert is_covered, "pages for the whole prompt are promised"
+        pages = running.table.snapshot()
         chunks = []
         for start in range(span.start, span.end, max_length):
             end = min(start + max_length, span.end)
@@ -155,7 +153,7 @@ class PrefillPlanner:
                     start=start,
                     tokens=tuple(running.tokens[start:end]),
                     next_token=None if is_final else running.tokens[end],
-                    pages=running.table.snapshot(),
+                    pages=pages,
                     shard=running.shard.shard,
                     num_cached=running.num_cached,
                     copy=copy if start == span.start else None,
