@@ -7,7 +7,8 @@ the joined projections stand side by side in the weight file: to join them in a 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -43,21 +44,14 @@ def _join(linears: Sequence[Any]) -> None:
     kernels = [linear.kernel.value for linear in linears]
     widths = [kernel.shape[1] for kernel in kernels]
     product = Product(len(linears))
-    columns = iter(_columns(widths))
-    for linear in linears:
+    columns_of = itertools.pairwise(itertools.accumulate(widths, initial=0))
+    for linear, columns in zip(linears, columns_of, strict=True):
         linear.__class__ = _joined_linear()
         linear.product = product
-        linear.columns = next(columns)
+        linear.columns = columns
         if linear is not linears[0]:
             linear.kernel = None
     linears[0].kernel.value = jax.ShapeDtypeStruct((kernels[0].shape[0], sum(widths)), kernels[0].dtype)
-
-
-def _columns(widths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    end = 0
-    for width in widths:
-        start, end = end, end + width
-        yield start, end
 
 
 class Product:
