@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,20 +48,18 @@ def by_definition(
     return result.astype(np.float32)
 
 
-@jax.jit
-def mixed(
-    hidden: Array, weights: Array, chosen: npt.NDArray[np.int32], arrays: dict[str, Array]
-) -> jax.Array:
-    experts = Experts(**{name: jnp.asarray(array) for name, array in arrays.items()}, activation=gated)
-    return mix(jnp.asarray(hidden), jnp.asarray(weights), jnp.asarray(chosen), experts)
+def jitted(compute: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    @jax.jit
+    def mixed(
+        hidden: Array, weights: Array, chosen: npt.NDArray[np.int32], arrays: dict[str, Array]
+    ) -> jax.Array:
+        experts = Experts(**{name: jnp.asarray(array) for name, array in arrays.items()}, activation=gated)
+        return compute(jnp.asarray(hidden), jnp.asarray(weights), jnp.asarray(chosen), experts)
+
+    return mixed
 
 
-@jax.jit
-def mixed_by_all(
-    hidden: Array, weights: Array, chosen: npt.NDArray[np.int32], arrays: dict[str, Array]
-) -> jax.Array:
-    experts = Experts(**{name: jnp.asarray(array) for name, array in arrays.items()}, activation=gated)
-    return mix_by_all(jnp.asarray(hidden), jnp.asarray(weights), jnp.asarray(chosen), experts)
+mixed, mixed_by_all = jitted(mix), jitted(mix_by_all)
 
 
 def random_choices(
