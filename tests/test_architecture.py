@@ -38,6 +38,7 @@ SHARED = (
     "vinfer.image_processing",
     "vinfer.version",
 )
+KERNELS = ("vinfer.cpu_kernel",)
 COMMANDS = ("vinfer.cli", "vinfer.__main__")
 LAUNCH = ("vinfer.launch",)
 # `vinfer.load`: the commands' place in a caller's process.
@@ -134,6 +135,8 @@ DIRECTIONS = (
             "numpy",
         ),
     ),
+    Rule("one room knows LLVM", ("vinfer",), ("llvmlite",), KERNELS),
+    Rule("a kernel knows no model", KERNELS, (*RUN_ROOMS, *BUILD_ROOMS, *SHARED, *EASYDEL)),
     Rule("one module knows ZeroMQ", ("vinfer",), ("zmq",), ("vinfer.hosts.stream",)),
     Rule(
         "one machine serves without a group",
@@ -228,6 +231,7 @@ LOADS = (
         (*JAX, *EASYDEL, "transformers", "torch", "numpy", "starlette", "uvicorn"),
     ),
     Rule("plain Python loads no JAX, by no detour", WITHOUT_JAX, JAX),
+    Rule("accelerators need no LLVM of ours", ("vinfer.engine", "vinfer.launch"), ("llvmlite",)),
     Rule("whoever serves alone loads no ZeroMQ", ("vinfer.launch.loader", "vinfer.server"), ("zmq",)),
     Rule("a server without traces loads none of it", ("vinfer.server.app",), ("opentelemetry",)),
     Rule("a serving process has no build half in it", RUN_ROOMS, BUILD_ONLY),
@@ -410,7 +414,8 @@ def test_the_package_keeps_its_rules() -> None:
 
 def test_every_room_is_in_some_rule() -> None:
     rooms = {".".join(module.split(".")[:2]) for module in read_package()} - {"vinfer"}
-    assert rooms <= {*RUN_ROOMS, *BUILD_ROOMS, *PARITY, *SHARED, *COMMANDS, *LAUNCH, *LIBRARY, *CLIENTS}
+    groups = (RUN_ROOMS, BUILD_ROOMS, KERNELS, PARITY, SHARED, COMMANDS, LAUNCH, LIBRARY, CLIENTS)
+    assert rooms <= {room for group in groups for room in group}
 
 
 def test_every_direction_has_a_negative_control() -> None:
@@ -463,6 +468,9 @@ FUTURE = '"""Doc."""\nfrom __future__ import annotations\n'
         ("vinfer.server.services", "from opentelemetry import trace", "one module knows OpenTelemetry"),
         ("vinfer.hosts.leader", "import jax", "plain Python, so that"),
         ("vinfer.hosts.record", "import zmq", "one module knows ZeroMQ"),
+        ("vinfer.compiler.plan", "import llvmlite.binding", "one room knows LLVM"),
+        ("vinfer.cpu_kernel.calls", "import vinfer.bundle.manifest", "a kernel knows no model"),
+        ("vinfer.engine.loading.load", "import llvmlite", "accelerators need no LLVM of ours"),
         ("vinfer.engine.loading.loaded_model", "from vinfer.hosts import record", "serves without a group"),
         ("vinfer.hosts.follower", "from vinfer.engine.engine import Engine", "know no request"),
         ("vinfer.server.app", "import zmq", "whoever serves alone"),

@@ -70,7 +70,6 @@ def model_facts(directory: Path) -> dict[str, Any]:
         dtype="float32",
         mesh={"dp": 1, "fsdp": 1, "ep": 1, "tp": 1, "sp": 1},
         max_model_len=max_model_len,
-        splits_tied_head=True,
         attention_block_len=page_size,
         keeps_weights_in_place=False,
     )

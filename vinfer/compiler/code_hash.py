@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-_DECIDING = ("bundle", "checkpoint", "compiler")
+_DECIDING = ("bundle", "checkpoint", "compiler", "cpu_kernel")
 _STORED = ".code-"
 
 

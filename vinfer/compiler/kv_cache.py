@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from vinfer.compiler import decode_kernel, paged_attention
+from vinfer.compiler import cpu_attention, decode_kernel, paged_attention
 from vinfer.compiler.paged_attention import NO_PAGE
 
 MAX_WIDENED_QUERIES = 64
@@ -66,7 +66,8 @@ class LayerCache:
         num_kv_heads: KV heads of the model.
         mesh: None on one device.
         block_len: see `paged_attention.attend`.
-        kernel: attend with `decode_kernel` where it supports that; interpreted on a CPU in tests.
+        kernel: attend with `cpu_attention`, on one CPU device, or `decode_kernel`, where they support that.
+            The latter is interpreted on a CPU in tests.
         latent_value_dim: for a layer with one array, whose rows are keys that begin with their values, so
             many elements of them (latent attention, one KV head). None for a layer with k and v.
     """
@@ -76,7 +77,7 @@ class LayerCache:
     num_kv_heads: int
     block_len: int
     mesh: Mesh | None = None
-    kernel: Literal["gpu", "interpreted"] | None = None
+    kernel: Literal["cpu", "gpu", "interpreted"] | None = None
     latent_value_dim: int | None = None
 
     @property
@@ -189,18 +190,7 @@ class KVCacheView:
                 window=static.window,
                 spans=(extra["first"], extra["end"]) if rows.spans is not None else None,
             )
-            has_kernel = static.kernel is not None and decode_kernel.supports(query, k, seen)
-            attend_pages = (
-                functools.partial(decode_kernel.attend, interpret=static.kernel == "interpreted")
-                if has_kernel and v is not None
-                else functools.partial(
-                    paged_attention.attend,
-                    block_len=static.block_len,
-                    latent_value_dim=static.latent_value_dim,
-                    widens=query.shape[1] == 1 or math.prod(query.shape[1:3]) <= MAX_WIDENED_QUERIES,
-                )
-            )
-            output = attend_pages(
+            output = _way_to_attend(static, query, k, v, seen, soft_cap)(
                 query,
                 k,
                 v,
@@ -221,6 +211,28 @@ class KVCacheView:
             (of_query, split.pool, split.tables, split.of_rows, specs),
             of_query,
         )(query, self.arrays, rows.page_tables, rows.positions, extra)
+
+
+def _way_to_attend(
+    static: LayerCache,
+    query: jax.Array,
+    k: jax.Array,
+    v: jax.Array | None,
+    seen: paged_attention.Visible,
+    soft_cap: float | None,
+) -> Callable[..., jax.Array]:
+    """Return the function that attends: a kernel, where there is one that can, or plain XLA."""
+    if v is not None and static.kernel == "cpu" and cpu_attention.supports(query, k, v, seen, soft_cap):
+        return cpu_attention.attend
+    is_for_gpu = static.kernel in ("gpu", "interpreted")
+    if v is not None and is_for_gpu and decode_kernel.supports(query, k, seen):
+        return functools.partial(decode_kernel.attend, interpret=static.kernel == "interpreted")
+    return functools.partial(
+        paged_attention.attend,
+        block_len=static.block_len,
+        latent_value_dim=static.latent_value_dim,
+        widens=query.shape[1] == 1 or math.prod(query.shape[1:3]) <= MAX_WIDENED_QUERIES,
+    )
 
 
 @jax.tree_util.register_dataclass

@@ -303,11 +303,7 @@ def check_model(plan: BuildPlan, checkpoint: Checkpoint, *, where: str) -> Memor
 
 
 def _num_weights_per_device(plan: BuildPlan, checkpoint: Checkpoint) -> int:
-    facts = checkpoint.facts
     num_weights = num_parameters(checkpoint)
-    if plan.platform == "cpu" and facts.is_tied:
-        # The build stores a second copy of a tied LM head: see `EasyDeLModel`.
-        num_weights += facts.vocab_size * facts.hidden_size
     num_expert_weights = sum(
         math.prod(checkpoint.tensor_shape(name)) for name in checkpoint.tensor_names() if _EXPERTS in name
     )

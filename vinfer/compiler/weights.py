@@ -53,7 +53,7 @@ class Weight:
         name: EasyDeL's path, joined by dots.
         axes: a PartitionSpec whose axes divide the shape.
         parts: one part is the whole weight; several are stacked along a new first axis, like experts.
-        is_joined: several parts stand side by side along the last axis instead.
+        joined_rows: if it is not empty, parts stand one after the other instead: rows of each.
     """
 
     name: str
@@ -61,27 +61,23 @@ class Weight:
     dtype: str
     axes: PartitionAxes
     parts: tuple[Part, ...]
-    is_joined: bool = False
+    joined_rows: tuple[int, ...] = ()
 
     def pieces(self, read: Read) -> Iterator[Array]:
-        """Yield the weight's values in its dtype, in C order, one part at a time unless they are joined.
+        """Yield the weight's values in its dtype, in C order, one part at a time.
 
         Yielded pieces are not kept.
 
         Raises:
             BuildError: the checkpoint lacks a tensor, or a tensor has the wrong shape for the model.
         """
-        if self.is_joined:
-            arrays = [self._taken(part, read) for part in self.parts]
-            names = ", ".join(part.source for part in self.parts)
-            is_possible = len({array.shape[:-1] for array in arrays}) == 1
-            yield self._piece(
-                np.concatenate(arrays, axis=-1) if is_possible else arrays[0], names, self.shape
-            )
-            return
-        expected = self.shape[1:] if len(self.parts) > 1 else self.shape
-        for part in self.parts:
-            yield self._piece(self._taken(part, read), part.source, expected)
+        shapes = [self.shape[1:]] * len(self.parts)
+        if self.joined_rows:
+            shapes = [(num_rows, *self.shape[1:]) for num_rows in self.joined_rows]
+        elif len(self.parts) == 1:
+            shapes = [self.shape]
+        for part, shape in zip(self.parts, shapes, strict=True):
+            yield self._piece(self._taken(part, read), part.source, shape)
 
     def _taken(self, part: Part, read: Read) -> Array:
         try:

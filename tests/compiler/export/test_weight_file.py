@@ -20,9 +20,11 @@ from vinfer.errors import BuildError
 DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
-def _weight(name: str, shape: tuple[int, ...], dtype: str, *parts: Part, is_joined: bool = False) -> Weight:
+def _weight(
+    name: str, shape: tuple[int, ...], dtype: str, *parts: Part, joined_rows: tuple[int, ...] = ()
+) -> Weight:
     return Weight(
-        name=name, shape=shape, dtype=dtype, axes=(), parts=parts or (Part(name),), is_joined=is_joined
+        name=name, shape=shape, dtype=dtype, axes=(), parts=parts or (Part(name),), joined_rows=joined_rows
     )
 
 
@@ -50,10 +52,10 @@ def test_every_kind_of_weight_is_read_back(tmp_path: Path, stored: str, wanted: 
         _weight("experts", (3, 3, 4), wanted, *(Part(f"expert{index}") for index in range(3))),
         _weight(
             "joined",
-            (10, 15),
+            (15, 10),
             wanted,
-            *(Part("linear", index, is_transposed=True) for index in (None, (slice(1, 4),), None)),
-            is_joined=True,
+            *(Part("linear", index) for index in (None, (slice(1, 4),), None)),
+            joined_rows=(6, 3, 6),
         ),
     ]
     expected = {
@@ -63,9 +65,7 @@ def test_every_kind_of_weight_is_read_back(tmp_path: Path, stored: str, wanted: 
         "scalar": tensors["scalar"],
         "nothing": tensors["nothing"],
         "experts": np.stack([tensors[f"expert{index}"] for index in range(3)]),
-        "joined": np.concatenate(
-            [tensors["linear"].T, tensors["linear"][1:4].T, tensors["linear"].T], axis=1
-        ),
+        "joined": np.concatenate([tensors["linear"], tensors["linear"][1:4], tensors["linear"]]),
     }
     done: list[int] = []
     path = tmp_path / "w.safetensors"
@@ -151,12 +151,12 @@ def test_a_piece_is_gone_before_the_next_is_read(tmp_path: Path) -> None:
         (_weight("w", (3, 2), "float32"), r"tensor w gives shape \(2, 3\); w needs \(3, 2\)"),
         (_weight("ghost", (3, 2), "float32"), "no tensor ghost, which ghost needs"),
         (
-            _weight("j", (2, 5), "float32", Part("w"), Part("w"), is_joined=True),
-            r"tensor w, w gives shape \(2, 6\); j needs \(2, 5\)",
+            _weight("j", (5, 3), "float32", Part("w"), Part("w"), joined_rows=(2, 3)),
+            r"tensor w gives shape \(2, 3\); j needs \(3, 3\)",
         ),
         (
-            _weight("j", (2, 5), "float32", Part("w"), Part("w", is_transposed=True), is_joined=True),
-            r"tensor w, w gives shape \(2, 3\); j needs \(2, 5\)",
+            _weight("j", (4, 3), "float32", Part("w"), Part("w", is_transposed=True), joined_rows=(2, 2)),
+            r"tensor w gives shape \(3, 2\); j needs \(2, 3\)",
         ),
     ],
 )

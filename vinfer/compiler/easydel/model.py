@@ -15,7 +15,7 @@ import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ from jax.sharding import Mesh
 from vinfer.bundle.manifest import MESH_AXES, PartitionAxes, axis_names, kv_groups
 from vinfer.checkpoint.family import ModelFacts
 from vinfer.compiler.easydel.families import easydel_classes, easydel_family
-from vinfer.compiler.easydel.joined import join_projections
 from vinfer.compiler.easydel.paged_attention import attend_over_pages
+from vinfer.compiler.easydel.stored_linears import keep_as_stored
 from vinfer.compiler.kv_cache import KVCache, LayerCache, Rows, copy_pages
 from vinfer.compiler.vision.features import ImageFeatures
 from vinfer.compiler.weights import Weight
@@ -69,12 +69,10 @@ class EasyDeLModel:
         dtype: dtype of weights, activations and KV cache: float32, bfloat16 or float16.
         mesh: size of every axis of MESH_AXES.
         max_model_len: rows of the RoPE table; the longest sequence.
-        splits_tied_head: store a second copy of a tied LM head as [hidden, vocab]. XLA on the CPU multiplies
-            by a transposed embedding four times slower than by a stored transpose.
         attention_block_len: see `compiler.paged_attention.attend`.
         keeps_weights_in_place: see `attend_over_pages`; for accelerators.
-        decodes_with_kernel: see `compiler.decode_kernel`; for CUDA only.
-        joins_projections: see `easydel.joined`; for one device only.
+        kernel: see `LayerCache`.
+        keeps_linears_as_stored: see `easydel.stored_linears`; for one CPU device only.
     """
 
     def __init__(
@@ -86,11 +84,10 @@ class EasyDeLModel:
         dtype: str,
         mesh: Mapping[str, int],
         max_model_len: int,
-        splits_tied_head: bool,
         attention_block_len: int,
         keeps_weights_in_place: bool,
-        decodes_with_kernel: bool = False,
-        joins_projections: bool = False,
+        kernel: Literal["cpu", "gpu"] | None = None,
+        keeps_linears_as_stored: bool = False,
     ) -> None:
         import_easydel()
         from flax import nnx
@@ -98,7 +95,7 @@ class EasyDeLModel:
         self._family = easydel_family(model_type)
         self.facts = facts
         config_class, self._model_class = easydel_classes(model_type)
-        self._head_is_tied = facts.is_tied and not splits_tied_head
+        self._head_is_tied = facts.is_tied
         easydel_config = config_class(
             **{**config, "tie_word_embeddings": self._head_is_tied, "rope_scaling": None}
         )
@@ -126,7 +123,7 @@ class EasyDeLModel:
                 num_kv_heads=facts.num_kv_heads,
                 block_len=attention_block_len,
                 mesh=self.mesh if self.mesh.size > 1 else None,
-                kernel="gpu" if decodes_with_kernel else None,
+                kernel=kernel,
             )
             for window in facts.windows
         ]
@@ -139,7 +136,7 @@ class EasyDeLModel:
         )
         self._family.correct(module)
         self._drop_windows(module)
-        self._joined = join_projections(self._blocks(module)) if joins_projections else {}
+        self._stored_linears = keep_as_stored(module, self._blocks(module)) if keeps_linears_as_stored else {}
         attend_over_pages(self._attentions(module), keeps_weights_in_place=keeps_weights_in_place)
         graph, params, others = module.split_module()
         self._graph = graph
@@ -231,11 +228,14 @@ class EasyDeLModel:
         stem, _, _ = name.rpartition(".")
         shape = tuple(leaf.shape)
         parts = self._family.parts(name, shape)
-        joined = self._joined.get(stem, ()) if name.endswith(".kernel") else ()
-        if joined:
-            parts = tuple(part for path in joined for part in self._family.parts(f"{path}.kernel", shape))
-        if stem == self._family.head and self.facts.is_tied:
-            parts = (dataclasses.replace(parts[0], source=self._family.embedding),)
+        stored = self._stored_linears.get(stem, {}) if name.endswith(".kernel") else {}
+        if stored:
+            # [out, in], where others are [in, out].
+            parts = tuple(
+                dataclasses.replace(part, is_transposed=not part.is_transposed)
+                for path in stored
+                for part in self._family.parts(f"{path}.kernel", shape)
+            )
         # tp may be a multiple of the KV heads: then every device holds all of them.
         is_kv = stem.endswith(("k_proj", "v_proj"))
         dropped = {"tp"} if is_kv and self.facts.num_kv_heads % self.axis_sizes["tp"] else set()
@@ -245,7 +245,7 @@ class EasyDeLModel:
             dtype=jnp.dtype(leaf.dtype).name,
             axes=_fit(shape, tuple(spec), self.axis_sizes, dropped),
             parts=parts,
-            is_joined=bool(joined),
+            joined_rows=tuple(stored.values()),
         )
 
     def _give_rotary_tables(self, decoder: Any, tables: Sequence[jax.Array]) -> None:
@@ -268,13 +268,12 @@ class EasyDeLModel:
         for attention in self._attentions(module):
             attention.sliding_window = None
 
-    def _blocks(self, module: Any) -> Iterator[tuple[str, Any]]:
-        """Yield path and module of every attention and MLP."""
+    def _blocks(self, module: Any) -> Iterator[str]:
+        """Yield the path of every attention and MLP."""
         decoder, layers = self._family.decoder, self._family.layers
-        for place, layer in enumerate(getattr(getattr(module, decoder), layers)):
+        for place, _ in enumerate(getattr(getattr(module, decoder), layers)):
             for name in (self._family.attention, "mlp"):
-                if hasattr(layer, name):
-                    yield f"{decoder}.{layers}.{place}.{name}", getattr(layer, name)
+                yield f"{decoder}.{layers}.{place}.{name}"
 
     def _attentions(self, module: Any) -> list[Any]:
         layers = getattr(getattr(module, self._family.decoder), self._family.layers)

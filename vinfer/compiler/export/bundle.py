@@ -48,6 +48,7 @@ from vinfer.compiler.programs import Programs
 from vinfer.compiler.state import state_specs
 from vinfer.compiler.vision.encoders import Encoder, make_encoder
 from vinfer.compiler.weights import Weight, in_stored_order
+from vinfer.cpu_kernel.calls import TARGETS
 from vinfer.errors import BuildError
 from vinfer.image_processing import ImageProcessing
 
@@ -179,6 +180,7 @@ def _write_programs_and_manifest(
 
 def _decoder(plan: BuildPlan, checkpoint: Checkpoint) -> EasyDeLModel:
     vision = checkpoint.vision
+    is_one_cpu = plan.platform == "cpu" and plan.num_devices == 1
     return EasyDeLModel(
         model_type=checkpoint.model_type if vision is None else vision.decoder_type,
         config=checkpoint.config,
@@ -186,11 +188,10 @@ def _decoder(plan: BuildPlan, checkpoint: Checkpoint) -> EasyDeLModel:
         dtype=plan.dtype,
         mesh=plan.mesh,
         max_model_len=plan.max_model_len,
-        splits_tied_head=plan.platform == "cpu",
         attention_block_len=ATTENTION_BLOCK_LEN[plan.platform],
         keeps_weights_in_place=plan.platform != "cpu",
-        decodes_with_kernel=plan.platform == "cuda",
-        joins_projections=plan.platform == "cpu" and plan.num_devices == 1,
+        kernel="cpu" if is_one_cpu else "gpu" if plan.platform == "cuda" else None,
+        keeps_linears_as_stored=is_one_cpu,
     )
 
 
@@ -351,7 +352,9 @@ def _write_programs(
         exported = export.export(
             jitted,
             platforms=[plan.platform],
-            disabled_checks=[export.DisabledSafetyCheck.custom_call(CUSTOM_CALL)],
+            disabled_checks=[
+                export.DisabledSafetyCheck.custom_call(name) for name in (CUSTOM_CALL, *TARGETS.values())
+            ],
         )(*_abstract_arguments(shape, groups, facts, plan))
         if plan.num_devices > 1:
             exported = with_hidden_constants(exported)

@@ -49,6 +49,11 @@ class LoadedPrograms:
         self._num_loaded = 0
         self._num_compiled = 0
         self._num_stored = 0
+        if manifest.platform == "cpu" and mesh.size == 1:
+            # Other platforms need no LLVM.
+            from vinfer.cpu_kernel.calls import register_all
+
+            register_all(manifest.dtype)
 
     def get(self, program: ProgramSpec) -> tuple[Compiled, bool]:
         """Return a program, ready to run, and whether it was loaded as machine code."""

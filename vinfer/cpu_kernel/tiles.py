@@ -1,0 +1,63 @@
+"""The inner loop of products: a few rows times a few columns, with sums that stay in registers.
+
+A vector holds partial sums of one result; at the end those of four columns are added up together.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from vinfer.cpu_kernel.code import (
+    F32,
+    I64,
+    POINTER,
+    Loop,
+    Target,
+    at,
+    constant,
+    load_floats,
+    load_stored,
+    multiplied_and_added,
+    new_function,
+    prefetch,
+    totals,
+)
+
+COLUMNS = 4
+"""Columns of a whole tile."""
+LENGTH_MULTIPLE = 16
+"""Rows and columns have a multiple of so many values, which is a multiple of every vector's lanes."""
+
+
+def build_tile(module: ir.Module, target: Target, *, rows: int, columns: int) -> ir.Function:
+    """Build `tile(out, x, w, length, stride, out_width)`: out[r, c] = x[r] . w[c].
+
+    The function's `stride` is how many values lie between the beginnings of two columns.
+
+    Args:
+        columns: `COLUMNS` or 1.
+    """
+    tile, builder = new_function(module, f"tile_{rows}x{columns}", POINTER, POINTER, POINTER, I64, I64, I64)
+    out, x, w, length, stride, out_width = tile.args
+    row_starts = [at(builder, x, F32, builder.mul(I64(row), length)) for row in range(rows)]
+    # The columns of the next tile follow.
+    column_starts = [
+        at(builder, w, target.stored, builder.mul(I64(column), stride)) for column in range(2 * columns)
+    ]
+    with Loop(builder, I64(0), length, I64(target.lanes)) as loop:
+        sums = [[loop.carry(constant(target.vector, 0.0)) for _ in range(columns)] for _ in range(rows)]
+        for start in column_starts[columns:]:
+            prefetch(builder, at(builder, start, target.stored, loop.counter))
+        weights = [
+            load_stored(builder, at(builder, start, target.stored, loop.counter), target)
+            for start in column_starts[:columns]
+        ]
+        for start, sums_of_row in zip(row_starts, sums, strict=True):
+            values = load_floats(builder, at(builder, start, F32, loop.counter), target.lanes)
+            for weight, sum_ in zip(weights, sums_of_row, strict=True):
+                sum_.update(multiplied_and_added(builder, values, weight, sum_.value))
+    for row, sums_of_row in enumerate(sums):
+        results = at(builder, out, F32, builder.mul(I64(row), out_width))
+        builder.store(totals(builder, [sum_.value for sum_ in sums_of_row]), results, align=4)
+    builder.ret_void()
+    return tile
