@@ -10,6 +10,7 @@ import pytest
 from engine_requests import PAGE_SIZE, STEPS, make_pages, make_programs, make_request
 from schedule_contents import admitted, decoded, encoded, prefilled
 
+from vinfer.engine import prefills
 from vinfer.engine.scheduler import Scheduler
 
 
@@ -175,6 +176,18 @@ def test_a_dispatch_of_several_rows_stays_within_the_budget() -> None:
     scheduler = make_scheduler(num_slots=2, prefill_shapes=((1, 4), (1, 8), (4, 4)))
     scheduler.submit(make_request("a", 16))
     assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 0, 8)])]
+
+
+def test_what_attention_reads_counts_in_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later chunks of a long prompt cost more, so fewer of them lie between two decode dispatches."""
+    monkeypatch.setattr(prefills, "_READ_PER_TOKEN", 64)
+    scheduler = make_scheduler(num_slots=2, prefill_shapes=((1, 4), (1, 8), (4, 4)), min_prefill_tokens=20)
+    scheduler.submit(make_request("a", 32))
+    # 16 padded tokens and 2 for reading; then it would be 16 and 6.
+    rows = [("a", start, 4) for start in range(0, 16, 4)]
+    assert prefilled(scheduler.schedule()) == [(4, 4, rows)]
+    assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 16, 8)])]
+    assert prefilled(scheduler.schedule()) == [(1, 8, [("a", 24, 8)])]
 
 
 def test_padding_decides_between_rows_and_a_chunk() -> None:

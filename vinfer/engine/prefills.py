@@ -19,9 +19,8 @@ from vinfer.engine.running import Running
 from vinfer.engine.schedule import Chunk, Prefill
 
 _PROMPT_KINDS: tuple[ProgramKind, ...] = ("prefill", "score", "embed")
-# Positions whose keys and values a row reads in the time of one padded token. Measured with SmolLM2 on a CPU,
-# where 16 rows of 16 tokens are faster than one of 80 up to about 500 positions.
-_READ_PER_TOKEN = 200
+# Positions whose keys and values a token reads in the time of one padded token: measured with SmolLM2 on a CPU.
+_READ_PER_TOKEN = 1000
 # Prompts that share a dispatch end together, so the first of them waits for the last: that must pay.
 _MIN_GAIN = 1.1
 
@@ -42,15 +41,15 @@ class _Work:
     shape: ProgramShape
     spans: tuple[tuple[_Span, Running], ...]
 
+    def cost(self) -> int:
+        """Return the padded tokens, with what attention reads counted as some."""
+        num_read = sum((span.end - span.start) * (span.start + span.end) // 2 for span, _ in self.spans)
+        return self.shape.rows * self.shape.length + num_read // _READ_PER_TOKEN
+
     def tokens_per_cost(self, dispatch_cost_tokens: int) -> float:
         """Return prompt tokens per padded token, with the other costs of a dispatch counted as some."""
         num_tokens = sum(span.end - span.start for span, _ in self.spans)
-        num_read = sum(
-            -(-(span.end - span.start) // self.shape.length) * (span.start + span.end) / 2
-            for span, _ in self.spans
-        )
-        num_padded = self.shape.rows * self.shape.length
-        return num_tokens / (num_padded + dispatch_cost_tokens + num_read / _READ_PER_TOKEN)
+        return num_tokens / (self.cost() + dispatch_cost_tokens)
 
 
 class PrefillPlanner:
@@ -61,7 +60,7 @@ class PrefillPlanner:
         prefixes: which pages of others a prompt begins with.
         features: the feature array.
         dispatch_cost_tokens: see `ChunkPlan`.
-        min_prefill_tokens: lower limit of the padded tokens between two decode dispatches.
+        min_prefill_tokens: lower limit of the cost of dispatches between two decode dispatches, in tokens.
         splits_prompts: whether a prompt may take several rows of a dispatch.
     """
 
@@ -95,7 +94,7 @@ class PrefillPlanner:
 
         Args:
             requests: those with slots; the first ones are prefilled first.
-            max_tokens: most padded tokens if that is less than `max_prefill_tokens`; one dispatch may have
+            max_tokens: most cost in tokens if that is less than `max_prefill_tokens`; one dispatch may have
                 more.
         """
         prefills: list[Prefill] = []
@@ -104,10 +103,9 @@ class PrefillPlanner:
             work = self._next_work(requests, budget)
             if work is None:
                 break
-            num_padded = work.shape.rows * work.shape.length
-            if prefills and num_padded > budget:
+            if prefills and work.cost() > budget:
                 break
-            budget -= num_padded
+            budget -= work.cost()
             # All copies come first, as on the device: a chunk may write over a page that was copied.
             copies = [self._copy_part(*each) for each in work.spans]
             prefilled = [
@@ -194,14 +192,10 @@ class PrefillPlanner:
         usual = _Work(shape, tuple(chunks))
         if not self._takes_rows(due[0][1]):
             return usual
-        in_rows = (
-            _Work(shape, self._fill_rows(due, shape))
-            for shape in self._of_rows
-            if shape.rows * shape.length <= budget
-        )
-        best = max(in_rows, key=self._gain, default=usual)
+        in_rows = (_Work(shape, self._fill_rows(due, shape)) for shape in self._of_rows)
+        best = max((work for work in in_rows if work.cost() <= budget), key=self._gain, default=usual)
         least = self._gain(usual) * (_MIN_GAIN if len(best.spans) > 1 else 1)
-        return best if self._gain(best) >= least else usual
+        return best if self._gain(best) > least else usual
 
     def _gain(self, work: _Work) -> float:
         return work.tokens_per_cost(self._dispatch_cost_tokens)

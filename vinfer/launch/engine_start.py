@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# If all buckets are short, a burst of prompts would alternate with nearly empty decode steps.
-MIN_PREFILL_TOKENS = 512
+# If all buckets are short, a burst of prompts would alternate with nearly empty decode steps. With more, the
+# requests that decode would wait for longer than three of their own dispatches.
+MIN_PREFILL_TOKENS = 320
 # With several API keys, a short step matters more: a new request waits for one or two of them.
-SHARED_PREFILL_TOKENS = 256
+SHARED_PREFILL_TOKENS = MIN_PREFILL_TOKENS
 # On a CPU the time of a prefill grows with its tokens almost from the first one: reading the weights once
 # costs as much as computing about 16 tokens. On an accelerator a short prefill costs as much as a long one.
 DISPATCH_COST_TOKENS: dict[Platform, int] = {"cpu": 16}
