@@ -19,7 +19,7 @@ from vinfer.engine.running import Running
 from vinfer.engine.schedule import Chunk, Prefill
 
 _PROMPT_KINDS: tuple[ProgramKind, ...] = ("prefill", "score", "embed")
-# Positions whose keys and values a token reads in the time of one padded token: measured with SmolLM2 on a CPU.
+# Positions whose keys and values a token reads in the time of a padded token, with SmolLM2 on a CPU.
 _READ_PER_TOKEN = 1000
 # Prompts that share a dispatch end together, so the first of them waits for the last: that must pay.
 _MIN_GAIN = 1.1

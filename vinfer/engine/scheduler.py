@@ -29,10 +29,10 @@ class Scheduler:
 
     Policy: waiting requests take free slots by priority, lowest value first; tenants of equal priority take
     turns, and so do their prompts. A tenant has at most `max_running_per_tenant` slots. A running request
-    keeps its slot. Between two decode dispatches there is one prefill dispatch, or
-    several that cost at most `max_prefill_tokens` in total (the largest bucket): padded prompt tokens, and
-    what attention reads. So a running request never waits longer than that. A decode dispatch runs a single step while any request is waiting
-    or being prefilled, or while a running request is constrained.
+    keeps its slot. Between two decode dispatches there is one prefill dispatch, or several that cost at most
+    `max_prefill_tokens` in total (the largest bucket): padded prompt tokens, and what attention reads. So a
+    running request never waits longer than that. A decode dispatch runs a single step while any request is
+    waiting or being prefilled, or while a running request is constrained.
 
     A request is admitted when there are pages for its whole prompt. A prompt begins with the pages of others
     that hold the same tokens. If an older request is about to write such pages, it waits for them. A page
