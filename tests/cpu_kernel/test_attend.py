@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,7 @@ import pytest
 
 from vinfer.compiler import paged_attention
 from vinfer.compiler.paged_attention import NO_PAGE
-from vinfer.cpu_kernel import calls
-from vinfer.cpu_kernel.calls import TARGETS, attend
-from vinfer.cpu_kernel.code import F32, Target
+from vinfer.cpu_kernel.calls import attend
 
 MAX_LEN = 96
 
@@ -164,17 +163,14 @@ def test_a_row_has_the_same_bits_in_every_batch() -> None:
 
 
 @pytest.mark.parametrize("lanes", [16, 8, 4])
-def test_vectors_of_other_cpus_give_the_same(lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "native_target", lambda _: Target(lanes, 2, F32))
-    monkeypatch.setitem(TARGETS, ("attention", "float32"), f"vinfer.attention.test.{lanes}")
-    calls.register.cache_clear()
+def test_vectors_of_other_cpus_give_the_same(lanes: int, on_other_cpu: Callable[[int, int], None]) -> None:
+    on_other_cpu(lanes, 2)
     for name in ("several tokens", "odd sizes", "sinks"):
         inputs = inputs_of(CASES[name])
         scale = inputs.query.shape[3] ** -0.5
         compute = jax.jit(functools.partial(attend, inputs.query * scale, inputs.k, inputs.v, inputs.table))
         product = compute(inputs.seen.first, inputs.seen.end, inputs.sinks)
         np.testing.assert_allclose(product, plain(inputs, CASES[name]), atol=1e-5)
-    calls.register.cache_clear()
 
 
 def test_scores_of_every_size_give_probabilities() -> None:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vinfer.cpu_kernel import calls
 from vinfer.cpu_kernel.calls import TARGETS, multiply
-from vinfer.cpu_kernel.code import F32, Target
 from vinfer.cpu_kernel.handlers import native_target
 from vinfer.cpu_kernel.tiles import COLUMNS
 
 multiplied = jax.jit(multiply)
 NATIVE = native_target("float32")
-OTHERS = [Target(16, 6, F32), Target(8, 2, F32), Target(4, 6, F32)]
 ROWS = (*range(1, 2 * NATIVE.max_rows + 2), 16, 33, 128)
 WIDTHS = (1, COLUMNS - 1, COLUMNS, COLUMNS + 1, 99)
 LENGTHS = (16, 48, 576)
@@ -57,16 +55,14 @@ def test_weights_of_other_dtypes_are_summed_in_float32(dtype: str, tolerance: fl
     assert np.abs(np.asarray(product, np.float64) - exact).max() <= tolerance * np.abs(exact).max()
 
 
-@pytest.mark.parametrize("target", OTHERS, ids=lambda target: f"{target.lanes} lanes")
-def test_vectors_of_other_cpus_give_the_same(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = f"vinfer.product.test.{target.lanes}"
-    monkeypatch.setattr(calls, "native_target", lambda _: target)
-    monkeypatch.setitem(TARGETS, ("product", "float32"), name)
-    calls.register.cache_clear()
+@pytest.mark.parametrize(("lanes", "max_rows"), [(16, 6), (8, 2), (4, 6)])
+def test_vectors_of_other_cpus_give_the_same(
+    lanes: int, max_rows: int, on_other_cpu: Callable[[int, int], None]
+) -> None:
+    on_other_cpu(lanes, max_rows)
     for rows, width in itertools.product((1, 2, 5, 13), (3, 9)):
         x, w = operands(rows, width, 48)
         assert_right(jax.jit(lambda x, w: multiply(x, w))(x, w), x, w, 1e-6)
-    calls.register.cache_clear()
 
 
 def test_a_row_has_the_same_bits_in_every_batch() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +21,23 @@ _MOST_ROWS = 128
 """XLA's own product packs the weights anew at each call, which more rows pay for."""
 
 
+_registering = threading.Lock()
+
+
+def register_all(dtype: str) -> None:
+    """Tell XLA about all kernels, before it meets a program that calls them. Any thread."""
+    with _registering:
+        for kernel in KERNELS:
+            _register(kernel, dtype)
+
+
 @functools.cache
-def register(kernel: str, dtype: str) -> None:
-    """Tell XLA about a kernel, before it meets a program that calls it."""
+def _register(kernel: str, dtype: str) -> None:
     new_capsule = ctypes.pythonapi.PyCapsule_New
     new_capsule.restype = ctypes.py_object
     new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
     handler = new_capsule(compile_handler(kernel, native_target(dtype)), None, None)
     jax.ffi.register_ffi_target(TARGETS[kernel, dtype], handler, platform="cpu")
-
-
-def register_all(dtype: str) -> None:
-    """Tell XLA about all kernels."""
-    for kernel in KERNELS:
-        register(kernel, dtype)
 
 
 def multiply(x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -46,7 +50,7 @@ def multiply(x: jax.Array, weights: jax.Array) -> jax.Array:
     num_outputs, length = weights.shape
     if num_rows > _MOST_ROWS or length % LENGTH_MULTIPLE:
         return jnp.einsum("...i,oi->...o", x.astype(dtype), weights)
-    register("product", dtype)
+    register_all(dtype)
     out = jax.ShapeDtypeStruct((num_rows, num_outputs), jnp.float32)
     rows = x.reshape(num_rows, length).astype(dtype).astype(jnp.float32)
     product = jax.ffi.ffi_call(TARGETS["product", dtype], out)(rows, weights)
@@ -77,7 +81,7 @@ def attend(
     rows, length, heads, dim = query.shape
     value_dim = v.shape[2] // (k.shape[2] // dim)
     dtype = k.dtype.name
-    register("attention", dtype)
+    register_all(dtype)
     no_sinks = jnp.full(heads, MASKED, jnp.float32)
     out = jax.ShapeDtypeStruct((rows * length, heads, value_dim), jnp.float32)
     output = jax.ffi.ffi_call(TARGETS["attention", dtype], out)(

@@ -49,11 +49,6 @@ class LoadedPrograms:
         self._num_loaded = 0
         self._num_compiled = 0
         self._num_stored = 0
-        if manifest.platform == "cpu" and mesh.size == 1:
-            # Other platforms need no LLVM.
-            from vinfer.cpu_kernel.calls import register_all
-
-            register_all(manifest.dtype)
 
     def get(self, program: ProgramSpec) -> tuple[Compiled, bool]:
         """Return a program, ready to run, and whether it was loaded as machine code."""
@@ -98,6 +93,11 @@ class LoadedPrograms:
         return 0 if code is None else code.temporary_bytes
 
     def _signature(self, program: ProgramSpec) -> ProgramSignature:
+        if self._manifest.platform == "cpu" and self._mesh.size == 1:
+            # On the threads that compile, while weights are read. Other platforms need no LLVM.
+            from vinfer.cpu_kernel.calls import register_all
+
+            register_all(self._manifest.dtype)
         return ProgramSignature(program, self._manifest, self._kv_specs, self._mesh)
 
     def _compile(self, signature: ProgramSignature) -> tuple[Compiled, MachineCode | None]:
