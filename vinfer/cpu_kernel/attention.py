@@ -21,6 +21,7 @@ from vinfer.cpu_kernel.code import (
     Struct,
     Target,
     at,
+    by_height,
     call,
     constant,
     greatest,
@@ -35,7 +36,7 @@ from vinfer.cpu_kernel.code import (
     totals,
 )
 from vinfer.cpu_kernel.jobs import Array, Job
-from vinfer.cpu_kernel.tiles import COLUMNS, build_tile
+from vinfer.cpu_kernel.tiles import COLUMNS, build_tiles
 
 MASKED = -1e30
 """Score of no position, and of a sink that there is not."""
@@ -80,7 +81,8 @@ def _build_piece(module: ir.Module, target: Target) -> ir.Function:
 
     Each page is read once, for all of them.
     """
-    score, softmax, weigh = (build(module, target) for build in (_build_scores, _build_softmax, _build_weigh))
+    score, softmax = _build_scores(module, target), _build_softmax(module, target)
+    weigh = [_build_weigh(module, target, rows) for rows in range(1, target.max_rows + 1)]
     function, builder = new_function(module, "piece", POINTER, I64)
     job, number = function.args
     members = _JOB.members(builder, job)
@@ -98,7 +100,9 @@ def _build_piece(module: ir.Module, target: Target) -> ir.Function:
     table = at(builder, tables, I32, builder.mul(row, table_len))
     keys = at(builder, keys, target.stored, builder.mul(kv_head, dim))
     values = at(builder, values, target.stored, builder.mul(kv_head, value_dim))
-    scores = on_stack(builder, F32, builder.add(page_size, I64(target.lanes)))
+    # Of each head of the group: what follows the scores fills the last vector.
+    width = builder.add(page_size, I64(target.lanes))
+    scores = on_stack(builder, F32, builder.mul(group, width))
     states = on_stack(builder, _STATE, num_queries)
 
     def limits_of(token: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -135,8 +139,9 @@ def _build_piece(module: ir.Module, target: Target) -> ir.Function:
         place = builder.sext(builder.load(at(builder, table, I32, pages.counter), typ=I32), I64)
         # As XLA's gather does where a table has no page.
         place = builder.mul(least(builder, place, builder.sub(num_pages, I64(1))), page_size)
-        with Loop(builder, I64(0), num_queries, I64(1)) as loop:
-            token, head, output, state = of_query(loop.counter)
+        with Loop(builder, I64(0), num_tokens, I64(1)) as loop:
+            # Its queries, one of each head, stand one after the other, and so do their outputs and states.
+            token, head, output, state = of_query(builder.mul(loop.counter, group))
             first, end = limits_of(token)
             low = greatest(builder, builder.sub(first, begin), I64(0))
             count = builder.sub(least(builder, builder.sub(end, begin), page_size), low)
@@ -146,9 +151,21 @@ def _build_piece(module: ir.Module, target: Target) -> ir.Function:
                 seen_values = at(builder, values, target.stored, builder.mul(position, value_width))
                 query_place = builder.add(builder.mul(token, heads), head)
                 query = at(builder, queries, F32, builder.mul(query_place, dim))
-                builder.call(score, [scores, query, seen_keys, count, dim, key_width])
-                builder.call(softmax, [scores, state, count])
-                builder.call(weigh, [output, scores, seen_values, count, value_dim, value_width, state])
+                builder.call(score, [scores, query, seen_keys, group, count, dim, key_width, width])
+                with Loop(builder, I64(0), group, I64(1)) as rows:
+                    scores_of_head = at(builder, scores, F32, builder.mul(rows.counter, width))
+                    builder.call(softmax, [scores_of_head, at(builder, state, _STATE, rows.counter), count])
+
+                def weigh_arguments(row: ir.Value) -> list[ir.Value]:
+                    return [
+                        at(builder, output, F32, builder.mul(row, value_dim)),
+                        at(builder, scores, F32, builder.mul(row, width)),
+                        seen_values,
+                        *(count, value_dim, value_width, width),
+                        at(builder, state, _STATE, row),
+                    ]
+
+                by_height(builder, weigh, group, weigh_arguments)
     with Loop(builder, I64(0), num_queries, I64(1)) as loop:
         _, _, output, state = of_query(loop.counter)
         inverse = builder.fdiv(F32(1.0), Struct(builder, _STATE, state).get(_TOTAL))
@@ -162,19 +179,24 @@ def _build_piece(module: ir.Module, target: Target) -> ir.Function:
 
 
 def _build_scores(module: ir.Module, target: Target) -> ir.Function:
-    """Build `scores(out, query, keys, count, dim, stride)`: the products of a query with some keys."""
-    whole, single = (build_tile(module, target, rows=1, columns=columns) for columns in (COLUMNS, 1))
-    function, builder = new_function(module, "scores", POINTER, POINTER, POINTER, I64, I64, I64)
-    out, query, keys, count, dim, stride = function.args
+    """Build `scores(out, queries, keys, num_queries, count, dim, stride, width)`: products with some keys."""
+    function, builder = new_function(module, "scores", POINTER, POINTER, POINTER, *[I64] * 5)
+    out, queries, keys, num_queries, count, dim, stride, width = function.args
     whole_end = builder.mul(builder.sdiv(count, I64(COLUMNS)), I64(COLUMNS))
-    for first, last, width, tile in (
-        (I64(0), whole_end, COLUMNS, whole),
-        (whole_end, count, 1, single),
-    ):
+    for first, last, columns in ((I64(0), whole_end, COLUMNS), (whole_end, count, 1)):
+        tiles = build_tiles(module, target, columns=columns)
         is_any = builder.icmp_signed("<", first, last)
-        with builder.if_then(is_any), Loop(builder, first, last, I64(width)) as loop:
-            columns = at(builder, keys, target.stored, builder.mul(loop.counter, stride))
-            builder.call(tile, [at(builder, out, F32, loop.counter), query, columns, dim, stride, I64(0)])
+        with builder.if_then(is_any), Loop(builder, first, last, I64(columns)) as loop:
+            keys_of_tile = at(builder, keys, target.stored, builder.mul(loop.counter, stride))
+
+            def tile_arguments(
+                row: ir.Value, keys_of_tile: ir.Value = keys_of_tile, loop: Loop = loop
+            ) -> list[ir.Value]:
+                results = at(builder, out, F32, builder.add(builder.mul(row, width), loop.counter))
+                values = at(builder, queries, F32, builder.mul(row, dim))
+                return [results, values, keys_of_tile, dim, stride, width]
+
+            by_height(builder, tiles, num_queries, tile_arguments)
     builder.ret_void()
     return function
 
@@ -234,35 +256,51 @@ def _exponential(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     return builder.fmul(power, builder.bitcast(builder.shl(exponent, constant(whole, 23)), kind))
 
 
-def _build_weigh(module: ir.Module, target: Target) -> ir.Function:
-    """Build `weigh(out, weights, values, count, dim, stride, state)`.
+def _build_weigh(module: ir.Module, target: Target, rows: int) -> ir.Function:
+    """Build `weigh(out, weights, values, count, dim, stride, width, states)` for some rows at once.
 
     out = decay * out + weights . values
     """
-    function, builder = new_function(module, "weigh", POINTER, POINTER, POINTER, I64, I64, I64, POINTER)
-    out, weights, values, count, dim, stride, state = function.args
-    shrink = spread(builder, Struct(builder, _STATE, state).get(_DECAY), target.lanes)
+    function, builder = new_function(
+        module, f"weigh_{rows}", POINTER, POINTER, POINTER, I64, I64, I64, I64, POINTER
+    )
+    out, weights, values, count, dim, stride, width, states = function.args
+    outputs = [at(builder, out, F32, builder.mul(I64(row), dim)) for row in range(rows)]
+    weights_of = [at(builder, weights, F32, builder.mul(I64(row), width)) for row in range(rows)]
+    decays = [
+        spread(
+            builder, Struct(builder, _STATE, at(builder, states, _STATE, I64(row))).get(_DECAY), target.lanes
+        )
+        for row in range(rows)
+    ]
     whole = I64(_VALUE_VECTORS * target.lanes)
     whole_end = builder.mul(builder.sdiv(dim, whole), whole)
     for first, last, num_vectors in ((I64(0), whole_end, _VALUE_VECTORS), (whole_end, dim, 1)):
         is_any = builder.icmp_signed("<", first, last)
-        width = I64(num_vectors * target.lanes)
-        with builder.if_then(is_any), Loop(builder, first, last, width) as columns:
+        step = I64(num_vectors * target.lanes)
+        with builder.if_then(is_any), Loop(builder, first, last, step) as columns:
             places = [builder.add(columns.counter, I64(n * target.lanes)) for n in range(num_vectors)]
-            results = [at(builder, out, F32, place) for place in places]
+            results = [[at(builder, output, F32, place) for place in places] for output in outputs]
             before = [
-                builder.fmul(load_floats(builder, address, target.lanes), shrink) for address in results
+                [builder.fmul(load_floats(builder, address, target.lanes), decay) for address in addresses]
+                for addresses, decay in zip(results, decays, strict=True)
             ]
             with Loop(builder, I64(0), count, I64(1)) as loop:
-                sums = [loop.carry(value) for value in before]
-                weight = builder.load(at(builder, weights, F32, loop.counter), typ=F32)
-                weight = spread(builder, weight, target.lanes)
-                row = builder.mul(loop.counter, stride)
-                for place, sum_ in zip(places, sums, strict=True):
-                    address = at(builder, values, target.stored, builder.add(row, place))
-                    value = load_stored(builder, address, target)
-                    sum_.update(multiplied_and_added(builder, weight, value, sum_.value))
-            for address, sum_ in zip(results, sums, strict=True):
-                builder.store(sum_.value, address, align=4)
+                sums = [[loop.carry(value) for value in of_row] for of_row in before]
+                start = builder.mul(loop.counter, stride)
+                loaded = [
+                    load_stored(
+                        builder, at(builder, values, target.stored, builder.add(start, place)), target
+                    )
+                    for place in places
+                ]
+                for address, of_row in zip(weights_of, sums, strict=True):
+                    weight = builder.load(at(builder, address, F32, loop.counter), typ=F32)
+                    weight = spread(builder, weight, target.lanes)
+                    for value, sum_ in zip(loaded, of_row, strict=True):
+                        sum_.update(multiplied_and_added(builder, weight, value, sum_.value))
+            for addresses, of_row in zip(results, sums, strict=True):
+                for address, sum_ in zip(addresses, of_row, strict=True):
+                    builder.store(sum_.value, address, align=4)
     builder.ret_void()
     return function

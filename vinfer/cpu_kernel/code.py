@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 
@@ -23,7 +23,7 @@ class Target:
 
     Attributes:
         lanes: float32 values of a vector.
-        max_rows: rows of a tile of four columns, whose sums and operands fit into the registers.
+        max_rows: rows of a tile: with four columns, sums and operands fit into the registers.
         stored: type of weights, keys and values: float32, float16, or 16-bit integers, which are bfloat16.
     """
 
@@ -126,6 +126,43 @@ def call(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Value
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
     return builder.call(function, arguments)
+
+
+def by_height(
+    builder: ir.IRBuilder,
+    functions: Sequence[ir.Function],
+    num_rows: ir.Value,
+    arguments: Callable[[ir.Value], list[ir.Value]],
+) -> None:
+    """Call functions that do 1, 2, 3 rows and so on at once, until `num_rows` are done.
+
+    The heights are nearly equal: 16 rows by at most 6 are 6, 5 and 5.
+
+    Args:
+        arguments: builds the arguments of a call that begins at some row.
+    """
+    before = builder.block
+    body, done = builder.append_basic_block("rows"), builder.append_basic_block("rows_done")
+    builder.branch(body)
+    builder.position_at_end(body)
+    row = builder.phi(I64)
+    row.add_incoming(I64(0), before)
+    left = builder.sub(num_rows, row)
+    height = rounded_up(builder, left, rounded_up(builder, left, I64(len(functions))))
+    values = arguments(row)
+    next_ = builder.append_basic_block("next")
+    switch = builder.switch(height, next_)
+    for rows, function in enumerate(functions, start=1):
+        case = builder.append_basic_block(f"rows_{rows}")
+        switch.add_case(I64(rows), case)
+        builder.position_at_end(case)
+        builder.call(function, values)
+        builder.branch(next_)
+    builder.position_at_end(next_)
+    following = builder.add(row, height)
+    row.add_incoming(following, next_)
+    builder.cbranch(builder.icmp_signed("<", following, num_rows), body, done)
+    builder.position_at_end(done)
 
 
 def at(builder: ir.IRBuilder, array: ir.Value, element: ir.Type, place: ir.Value) -> ir.Value:

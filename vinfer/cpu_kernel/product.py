@@ -15,12 +15,13 @@ from vinfer.cpu_kernel.code import (
     Loop,
     Target,
     at,
+    by_height,
     least,
     new_function,
     rounded_up,
 )
 from vinfer.cpu_kernel.jobs import Array, Job
-from vinfer.cpu_kernel.tiles import COLUMNS, build_tile
+from vinfer.cpu_kernel.tiles import COLUMNS, build_tiles
 
 _PIECE_BYTES = 128 << 10
 """Weights that a thread takes at once."""
@@ -56,49 +57,18 @@ def _build_piece(module: ir.Module, target: Target) -> ir.Function:
     num_whole = builder.mul(builder.sdiv(builder.sub(end, start), I64(COLUMNS)), I64(COLUMNS))
     whole_end = builder.add(start, num_whole)
     for first, last, width in ((start, whole_end, COLUMNS), (whole_end, end, 1)):
-        tiles = [
-            build_tile(module, target, rows=rows, columns=width) for rows in range(1, target.max_rows + 1)
-        ]
+        tiles = build_tiles(module, target, columns=width)
         is_any = builder.icmp_signed("<", first, last)
         with builder.if_then(is_any), Loop(builder, first, last, I64(width)) as loop:
             weights = at(builder, w, target.stored, builder.mul(loop.counter, length))
-            results = at(builder, out, F32, loop.counter)
-            _build_rows(builder, tiles, results, x, weights, num_rows, length, num_columns)
+
+            def tile_arguments(
+                row: ir.Value, weights: ir.Value = weights, loop: Loop = loop
+            ) -> list[ir.Value]:
+                results = at(builder, out, F32, builder.add(builder.mul(row, num_columns), loop.counter))
+                values = at(builder, x, F32, builder.mul(row, length))
+                return [results, values, weights, length, length, num_columns]
+
+            by_height(builder, tiles, num_rows, tile_arguments)
     builder.ret_void()
     return function
-
-
-def _build_rows(
-    builder: ir.IRBuilder,
-    tiles: list[ir.Function],
-    out: ir.Value,
-    x: ir.Value,
-    weights: ir.Value,
-    num_rows: ir.Value,
-    length: ir.Value,
-    num_columns: ir.Value,
-) -> None:
-    """Build a column of tiles. They are nearly equal in height: 16 rows are 6, 5 and 5."""
-    before = builder.block
-    body, done = builder.append_basic_block("rows"), builder.append_basic_block("rows_done")
-    builder.branch(body)
-    builder.position_at_end(body)
-    row = builder.phi(I64)
-    row.add_incoming(I64(0), before)
-    left = builder.sub(num_rows, row)
-    height = rounded_up(builder, left, rounded_up(builder, left, I64(len(tiles))))
-    results = at(builder, out, F32, builder.mul(row, num_columns))
-    values = at(builder, x, F32, builder.mul(row, length))
-    next_ = builder.append_basic_block("next")
-    switch = builder.switch(height, next_)
-    for rows, tile in enumerate(tiles, start=1):
-        case = builder.append_basic_block(f"rows_{rows}")
-        switch.add_case(I64(rows), case)
-        builder.position_at_end(case)
-        builder.call(tile, [results, values, weights, length, length, num_columns])
-        builder.branch(next_)
-    builder.position_at_end(next_)
-    following = builder.add(row, height)
-    row.add_incoming(following, next_)
-    builder.cbranch(builder.icmp_signed("<", following, num_rows), body, done)
-    builder.position_at_end(done)

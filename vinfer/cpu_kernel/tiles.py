@@ -29,7 +29,12 @@ LENGTH_MULTIPLE = 16
 """Rows and columns have a multiple of so many values, which is a multiple of every vector's lanes."""
 
 
-def build_tile(module: ir.Module, target: Target, *, rows: int, columns: int) -> ir.Function:
+def build_tiles(module: ir.Module, target: Target, *, columns: int) -> list[ir.Function]:
+    """Build the tiles of 1, 2, 3 rows and so on; see `_build_tile`."""
+    return [_build_tile(module, target, rows=rows, columns=columns) for rows in range(1, target.max_rows + 1)]
+
+
+def _build_tile(module: ir.Module, target: Target, *, rows: int, columns: int) -> ir.Function:
     """Build `tile(out, x, w, length, stride, out_width)`: out[r, c] = x[r] . w[c].
 
     The function's `stride` is how many values lie between the beginnings of two columns.
