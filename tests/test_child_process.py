@@ -1,4 +1,4 @@
-"""A child that is busy when its parent is killed does not stay behind."""
+"""Children run our code wherever a command runs, and one that is busy when its parent is killed ends too."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from vinfer.child_process import how_it_ended
+from vinfer.child_process import PYTHON, how_it_ended
 
 # Holds the pipe to the test open for as long as it lives, and reads nothing.
 BUSY_CHILD = """
@@ -38,3 +39,17 @@ def test_a_busy_child_ends_with_its_parent(end: signal.Signals) -> None:
 def test_how_a_child_ended_is_said_in_words() -> None:
     assert how_it_ended(-9) == "signal 9 (out of memory?)"
     assert how_it_ended(3) == "exit code 3"
+
+
+@pytest.mark.parametrize(("python", "is_ours"), [(PYTHON, True), (PYTHON[:1], False)])
+def test_a_child_imports_nothing_from_the_current_directory(
+    tmp_path: Path, python: tuple[str, ...], is_ours: bool
+) -> None:
+    """Another checkout, or a file that is named like a module. The second case shows that one would be run."""
+    for name in ("vinfer/__init__.py", "json.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('not ours')")
+    child = subprocess.run(
+        [*python, "-m", "vinfer", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (child.returncode == 0) == is_ours, child.stderr

@@ -22,6 +22,8 @@ from typing import IO, Any, Protocol
 from vinfer.errors import CheckpointError, VinferError
 
 _PR_SET_PDEATHSIG = 1
+PYTHON = (sys.executable, "-P")
+"""This interpreter. It imports nothing from the directory that a command happens to run in."""
 
 
 class Say(Protocol):
@@ -81,7 +83,7 @@ def running_child(
         os.fdopen(events_fd) as events,
         log.open("w") as output,
         subprocess.Popen(  # noqa: S603 - this interpreter and our own module
-            [sys.executable, "-m", module, str(child_fd)],
+            [*PYTHON, "-m", module, str(child_fd)],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,

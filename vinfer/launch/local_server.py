@@ -7,14 +7,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vinfer.chat.client import Readiness
-from vinfer.child_process import end_with_parent, how_it_ended
+from vinfer.child_process import PYTHON, end_with_parent, how_it_ended
 from vinfer.errors import AnswerError
 
 _POLL_SECONDS = 0.2
@@ -41,7 +40,7 @@ def serving(
     # Neither keys nor the admin socket, where the real server may listen.
     changes = ["server.api_keys_file=null", "server.admin_socket=null"]
     options = ["--host", "127.0.0.1", "--port", str(port), *(f"--set={change}" for change in changes)]
-    command = [sys.executable, "-m", "vinfer", "serve", str(source), *options]
+    command = [*PYTHON, "-m", "vinfer", "serve", str(source), *options]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(  # noqa: S603 - this interpreter and our own module
             command,

@@ -136,7 +136,9 @@ class EasyDeLModel:
         )
         self._family.correct(module)
         self._drop_windows(module)
-        self._stored_linears = keep_as_stored(module, self._blocks(module)) if keeps_linears_as_stored else {}
+        self._stored_linears = (
+            keep_as_stored(module, self._blocks(module), self.dtype) if keeps_linears_as_stored else {}
+        )
         attend_over_pages(self._attentions(module), keeps_weights_in_place=keeps_weights_in_place)
         graph, params, others = module.split_module()
         self._graph = graph

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from vinfer.cpu_kernel.calls import multiply
 
@@ -20,8 +21,8 @@ JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Attributes of an attention or MLP that EasyDeL calls in this order with one input."""
 
 
-def keep_as_stored(module: Any, blocks: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Replace every linear layer of a causal LM.
+def keep_as_stored(module: Any, blocks: Iterable[str], dtype: jnp.dtype) -> dict[str, dict[str, int]]:
+    """Replace every linear layer of a causal LM whose weights have the model's dtype.
 
     Changes classes and static attributes, because these survive `split_module` and `merge_module`.
 
@@ -37,7 +38,8 @@ def keep_as_stored(module: Any, blocks: Iterable[str]) -> dict[str, dict[str, in
     linears = {
         ".".join(map(str, path)): part
         for path, part in nnx.iter_graph(module)
-        if type(part) in _linear_classes()
+        # Kernels are for one dtype; a layer of another one is XLA's.
+        if type(part) in _linear_classes() and part.kernel.value.dtype == dtype
     }
     possible = (tuple(f"{path}.{name}" for name in names) for path in blocks for names in JOINED)
     groups = [paths for paths in possible if all(path in linears for path in paths)]
