@@ -45,7 +45,7 @@ def test_how_a_child_ended_is_said_in_words() -> None:
 def test_a_child_imports_nothing_from_the_current_directory(
     tmp_path: Path, python: tuple[str, ...], is_ours: bool
 ) -> None:
-    """Another checkout, or a file that is named like a module. The second case shows that one would be run."""
+    """Such as another checkout, or a file named like a module. The second case shows what would happen."""
     for name in ("vinfer/__init__.py", "json.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("raise SystemExit('not ours')")
