@@ -19,6 +19,7 @@ pytest.importorskip("torch", reason="tiny checkpoints are written by transformer
 from tiny.bundles import model_config
 from tiny.checkpoints import checkpoint
 
+from vinfer import child_process
 from vinfer.checkpoint.source import resolve_source
 from vinfer.compiler.child import run_build
 from vinfer.compiler.plan import BuildPlan, plan_build
@@ -140,7 +141,7 @@ def test_a_child_that_cannot_start_is_one_error(tmp_path: Path, monkeypatch: pyt
     broken_python = tmp_path / "python"
     broken_python.write_text("#!/bin/sh\nexit 3\n")
     broken_python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(broken_python))
+    monkeypatch.setattr(child_process, "PYTHON", (str(broken_python),))
     with pytest.raises(BuildError, match=r"ended with exit code 3: see .*build\.log"):
         run(checkpoint("llama-nine-heads"), tmp_path)
 
