@@ -45,6 +45,8 @@ _VALUE_VECTORS = 4
 
 _BLOCK = 16
 """Tokens of a row that share what is read of a page."""
+_PRODUCTS_OF_THREAD = 1 << 18
+"""Multiplications for which a thread is woken: some ten microseconds."""
 _NO_POSITION = 2**31 - 1
 _STATE = ir.LiteralStructType([F32, F32, F32])
 """Of one query: the highest score, the sum of all exponentials, the decay of earlier ones."""
@@ -61,7 +63,7 @@ def build_attention(module: ir.Module, name: str, target: Target) -> None:
 
     def describe(
         builder: ir.IRBuilder, arguments: list[Array], result: Array
-    ) -> tuple[ir.Value, list[ir.Value]]:
+    ) -> tuple[ir.Value, ir.Value, list[ir.Value]]:
         query, keys, values, tables = arguments[:4]
         heads, dim, value_dim = query.size(1), query.size(2), result.size(2)
         key_width, value_width = keys.size(2), values.size(2)
@@ -71,9 +73,26 @@ def build_attention(module: ir.Module, name: str, target: Target) -> None:
         data = [array.data() for array in (result, *arguments)]
         sizes = [heads, kv_heads, length, tables.size(1), keys.size(0), keys.size(1)]
         blocks = builder.mul(rows, rounded_up(builder, length, I64(_BLOCK)))
-        return builder.mul(blocks, kv_heads), [*data, *sizes, dim, value_dim, key_width, value_width]
+        num_pieces = builder.mul(blocks, kv_heads)
+        positions = _num_positions(builder, query.size(0), arguments[4].data(), arguments[5].data())
+        num_products = builder.mul(positions, builder.mul(heads, builder.add(dim, value_dim)))
+        most_threads = builder.add(builder.sdiv(num_products, I64(_PRODUCTS_OF_THREAD)), I64(1))
+        members = [*data, *sizes, dim, value_dim, key_width, value_width]
+        return num_pieces, most_threads, members
 
     _JOB.build_handler(module, name, _build_piece(module, target), describe, num_arguments=_NUM_ARRAYS - 1)
+
+
+def _num_positions(builder: ir.IRBuilder, num_tokens: ir.Value, firsts: ir.Value, ends: ir.Value) -> ir.Value:
+    """Return how many positions all tokens see."""
+    with Loop(builder, I64(0), num_tokens, I64(1)) as loop:
+        total = loop.carry(I64(0))
+        first, end = (
+            builder.sext(builder.load(at(builder, limits, I32, loop.counter), typ=I32), I64)
+            for limits in (firsts, ends)
+        )
+        total.update(builder.add(total.value, greatest(builder, builder.sub(end, first), I64(0))))
+    return total.value
 
 
 def _build_piece(module: ir.Module, target: Target) -> ir.Function:

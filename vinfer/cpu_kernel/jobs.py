@@ -67,7 +67,7 @@ class Job:
         module: ir.Module,
         name: str,
         compute: ir.Function,
-        describe: Callable[[ir.IRBuilder, list[Array], Array], tuple[ir.Value, list[ir.Value]]],
+        describe: Callable[[ir.IRBuilder, list[Array], Array], tuple[ir.Value, ir.Value, list[ir.Value]]],
         *,
         num_arguments: int,
     ) -> None:
@@ -75,8 +75,8 @@ class Job:
 
         Args:
             compute: the function `(job, piece)`, which computes one piece.
-            describe: builds code that returns the number of pieces and the job's members, from arguments and
-                result.
+            describe: builds code that returns, from arguments and result, the number of pieces, the number of
+                threads that they are worth, and the job's members.
         """
         function = ir.Function(module, ir.FunctionType(POINTER, [POINTER]), name)
         builder = ir.IRBuilder(function.append_basic_block())
@@ -89,14 +89,15 @@ class Job:
                 builder.ret(NULL)
         arguments = [_array(builder, frame, xla_ffi.FRAME_ARGUMENTS, place) for place in range(num_arguments)]
         result = _array(builder, frame, xla_ffi.FRAME_RESULTS, 0)
-        num_pieces, members = describe(builder, arguments, result)
+        num_pieces, most_threads, members = describe(builder, arguments, result)
         # It may outlive the call: a helper may come late.
         num_bytes = 8 * len(self._kind.elements)
         job = Struct(builder, self._kind, call(builder, "malloc", POINTER, I64(num_bytes)))
         for place, value in enumerate([num_pieces, I64(0), I64(0), I64(1), *members]):
             job.set(place, value)
         work, release = self._build_work(module, compute), self._build_release(module)
-        _call_helpers(builder, frame, job, self._build_task(module, work, release))
+        task = self._build_task(module, work, release)
+        _call_helpers(builder, frame, job, task, least(builder, num_pieces, most_threads))
         builder.call(work, [job.start])
         _wait(builder, job)
         builder.call(release, [job.start])
@@ -155,8 +156,10 @@ def _array(builder: ir.IRBuilder, frame: Struct, member: int, place: int) -> Arr
     return Array(builder, Struct(builder, xla_ffi.BUFFER, address))
 
 
-def _call_helpers(builder: ir.IRBuilder, frame: Struct, job: Struct, task: ir.Function) -> None:
-    """Have other threads help: as many as there are, and as there are pieces for.
+def _call_helpers(
+    builder: ir.IRBuilder, frame: Struct, job: Struct, task: ir.Function, most_threads: ir.Value
+) -> None:
+    """Have other threads help: as many as there are, and as the job is worth.
 
     The functions fail only where XLA has no pool, and it has one on every CPU.
     """
@@ -175,7 +178,7 @@ def _call_helpers(builder: ir.IRBuilder, frame: Struct, job: Struct, task: ir.Fu
     num_threads = on_stack(builder, I64)
     builder.store(I64(1), num_threads)
     call_xla("ThreadPool_NumThreads", xla_ffi.NUM_THREADS_ARGUMENTS, context, num_threads)
-    most = least(builder, builder.load(num_threads, typ=I64), job.get(_NUM_PIECES))
+    most = least(builder, builder.load(num_threads, typ=I64), most_threads)
     num_helpers = builder.sub(most, I64(1))
     with builder.if_then(builder.icmp_signed(">", num_helpers, I64(0))):
         builder.atomic_rmw("add", job.address(_HOLDERS), num_helpers, "monotonic")

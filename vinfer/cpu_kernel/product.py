@@ -35,14 +35,14 @@ def build_product(module: ir.Module, name: str, target: Target) -> None:
 
     def describe(
         builder: ir.IRBuilder, arguments: list[Array], result: Array
-    ) -> tuple[ir.Value, list[ir.Value]]:
+    ) -> tuple[ir.Value, ir.Value, list[ir.Value]]:
         x, w = arguments
         rows, length, columns = x.size(0), x.size(1), w.size(0)
         # A piece is some whole tiles wide.
         piece = builder.sdiv(I64(_PIECE_BYTES // target.stored_bytes), length)
         piece = builder.mul(rounded_up(builder, builder.add(piece, I64(1)), I64(COLUMNS)), I64(COLUMNS))
         num_pieces = rounded_up(builder, columns, piece)
-        return num_pieces, [result.data(), x.data(), w.data(), rows, length, columns, piece]
+        return num_pieces, num_pieces, [result.data(), x.data(), w.data(), rows, length, columns, piece]
 
     _JOB.build_handler(module, name, _build_piece(module, target), describe, num_arguments=2)
 
