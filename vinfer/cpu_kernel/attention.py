@@ -1,7 +1,6 @@
 """Attention of each token over the pages of its row, with a running softmax in float32.
 
-Keys and values are read where they lie, and nothing is read of positions
-that the token does not see.
+Keys and values are read where they lie, and nothing is read of positions that the token does not see.
 
 Source: FlashAttention (Dao et al., 2022) for the running softmax.
 """
@@ -36,7 +35,7 @@ from vinfer.cpu_kernel.code import (
     totals,
 )
 from vinfer.cpu_kernel.jobs import Array, Job
-from vinfer.cpu_kernel.tiles import COLUMNS, build_tiles
+from vinfer.cpu_kernel.tiles import build_products
 
 MASKED = -1e30
 """Score of no position, and of a sink that there is not."""
@@ -53,8 +52,8 @@ _STATE = ir.LiteralStructType([F32, F32, F32])
 _TOP, _TOTAL, _DECAY = range(3)
 _NUM_ARRAYS, _NUM_SIZES = 8, 10
 # Addresses of the result, queries, keys, values, page tables, first and last positions, sinks. The numbers of
-# heads, of KV heads, of tokens in a row, of pages in a table, of pages, and of positions in a
-# page. The sizes of a head's key and value, and of the keys and values of all heads.
+# heads, of KV heads, of tokens in a row, of pages in a table, of pages, and of positions in a page. The sizes of
+# a head's key and value, and of the keys and values of all heads.
 _JOB = Job([*[POINTER] * _NUM_ARRAYS, *[I64] * _NUM_SIZES])
 
 
@@ -83,14 +82,16 @@ def build_attention(module: ir.Module, name: str, target: Target) -> None:
     _JOB.build_handler(module, name, _build_piece(module, target), describe, num_arguments=_NUM_ARRAYS - 1)
 
 
+def _load_integer(builder: ir.IRBuilder, integers: ir.Value, place: ir.Value) -> ir.Value:
+    """Load one of some 32-bit integers."""
+    return builder.sext(builder.load(at(builder, integers, I32, place), typ=I32), I64)
+
+
 def _num_positions(builder: ir.IRBuilder, num_tokens: ir.Value, firsts: ir.Value, ends: ir.Value) -> ir.Value:
     """Return how many positions all tokens see."""
     with Loop(builder, I64(0), num_tokens, I64(1)) as loop:
         total = loop.carry(I64(0))
-        first, end = (
-            builder.sext(builder.load(at(builder, limits, I32, loop.counter), typ=I32), I64)
-            for limits in (firsts, ends)
-        )
+        first, end = (_load_integer(builder, limits, loop.counter) for limits in (firsts, ends))
         total.update(builder.add(total.value, greatest(builder, builder.sub(end, first), I64(0))))
     return total.value
 
@@ -100,7 +101,7 @@ def _build_piece(module: ir.Module, target: Target) -> ir.Function:
 
     Each page is read once, for all of them.
     """
-    score, softmax = _build_scores(module, target), _build_softmax(module, target)
+    products, softmax = build_products(module, target), _build_softmax(module, target)
     weigh = [_build_weigh(module, target, rows) for rows in range(1, target.max_rows + 1)]
     function, builder = new_function(module, "piece", POINTER, I64)
     job, number = function.args
@@ -125,9 +126,7 @@ def _build_piece(module: ir.Module, target: Target) -> ir.Function:
     states = on_stack(builder, _STATE, num_queries)
 
     def limits_of(token: ir.Value) -> tuple[ir.Value, ir.Value]:
-        loads = (builder.load(at(builder, limits, I32, token), typ=I32) for limits in (firsts, ends))
-        first, end = (builder.sext(load, I64) for load in loads)
-        return first, end
+        return _load_integer(builder, firsts, token), _load_integer(builder, ends, token)
 
     def of_query(query: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
         """Return the token, the head, the address of the output and the state of one query."""
@@ -155,7 +154,7 @@ def _build_piece(module: ir.Module, target: Target) -> ir.Function:
     is_any = builder.icmp_signed("<", lowest.value, highest.value)
     with builder.if_then(is_any), Loop(builder, page, last_page, I64(1)) as pages:
         begin = builder.mul(pages.counter, page_size)
-        place = builder.sext(builder.load(at(builder, table, I32, pages.counter), typ=I32), I64)
+        place = _load_integer(builder, table, pages.counter)
         # As XLA's gather does where a table has no page.
         place = builder.mul(least(builder, place, builder.sub(num_pages, I64(1))), page_size)
         with Loop(builder, I64(0), num_tokens, I64(1)) as loop:
@@ -170,7 +169,8 @@ def _build_piece(module: ir.Module, target: Target) -> ir.Function:
                 seen_values = at(builder, values, target.stored, builder.mul(position, value_width))
                 query_place = builder.add(builder.mul(token, heads), head)
                 query = at(builder, queries, F32, builder.mul(query_place, dim))
-                builder.call(score, [scores, query, seen_keys, group, count, dim, key_width, width])
+                sizes = [group, I64(0), count, dim, key_width, width]
+                builder.call(products, [scores, query, seen_keys, *sizes])
                 with Loop(builder, I64(0), group, I64(1)) as rows:
                     scores_of_head = at(builder, scores, F32, builder.mul(rows.counter, width))
                     builder.call(softmax, [scores_of_head, at(builder, state, _STATE, rows.counter), count])
@@ -193,29 +193,6 @@ def _build_piece(module: ir.Module, target: Target) -> ir.Function:
             address = at(builder, output, F32, columns.counter)
             sums = load_floats(builder, address, target.lanes)
             builder.store(builder.fmul(sums, inverse), address, align=4)
-    builder.ret_void()
-    return function
-
-
-def _build_scores(module: ir.Module, target: Target) -> ir.Function:
-    """Build `scores(out, queries, keys, num_queries, count, dim, stride, width)`: products with some keys."""
-    function, builder = new_function(module, "scores", POINTER, POINTER, POINTER, *[I64] * 5)
-    out, queries, keys, num_queries, count, dim, stride, width = function.args
-    whole_end = builder.mul(builder.sdiv(count, I64(COLUMNS)), I64(COLUMNS))
-    for first, last, columns in ((I64(0), whole_end, COLUMNS), (whole_end, count, 1)):
-        tiles = build_tiles(module, target, columns=columns)
-        is_any = builder.icmp_signed("<", first, last)
-        with builder.if_then(is_any), Loop(builder, first, last, I64(columns)) as loop:
-            keys_of_tile = at(builder, keys, target.stored, builder.mul(loop.counter, stride))
-
-            def tile_arguments(
-                row: ir.Value, keys_of_tile: ir.Value = keys_of_tile, loop: Loop = loop
-            ) -> list[ir.Value]:
-                results = at(builder, out, F32, builder.add(builder.mul(row, width), loop.counter))
-                values = at(builder, queries, F32, builder.mul(row, dim))
-                return [results, values, keys_of_tile, dim, stride, width]
-
-            by_height(builder, tiles, num_queries, tile_arguments)
     builder.ret_void()
     return function
 

@@ -112,11 +112,9 @@ class Carried:
         self.value = value
 
 
-def new_function(
-    module: ir.Module, name: str, *arguments: ir.Type, result: ir.Type = VOID
-) -> tuple[ir.Function, ir.IRBuilder]:
-    """Begin a function of the module's own."""
-    function = ir.Function(module, ir.FunctionType(result, arguments), name)
+def new_function(module: ir.Module, name: str, *arguments: ir.Type) -> tuple[ir.Function, ir.IRBuilder]:
+    """Begin a function of the module's own, which returns nothing."""
+    function = ir.Function(module, ir.FunctionType(VOID, arguments), name)
     function.linkage = "internal"
     return function, ir.IRBuilder(function.append_basic_block())
 

@@ -14,6 +14,7 @@ from vinfer.cpu_kernel.code import (
     Loop,
     Target,
     at,
+    by_height,
     constant,
     load_floats,
     load_stored,
@@ -29,15 +30,36 @@ LENGTH_MULTIPLE = 16
 """Rows and columns have a multiple of so many values, which is a multiple of every vector's lanes."""
 
 
-def build_tiles(module: ir.Module, target: Target, *, columns: int) -> list[ir.Function]:
-    """Build the tiles of 1, 2, 3 rows and so on; see `_build_tile`."""
-    return [_build_tile(module, target, rows=rows, columns=columns) for rows in range(1, target.max_rows + 1)]
+def build_products(module: ir.Module, target: Target) -> ir.Function:
+    """Build `products(out, x, w, num_rows, start, end, length, stride, out_width)`: out[r, c] = x[r] . w[c].
+
+    The function computes the columns from `start` to `end`, for all rows. `stride` is how many values lie
+    between the beginnings of two columns, and `out_width` between those of two rows of the result.
+    """
+    function, builder = new_function(module, "products", POINTER, POINTER, POINTER, *[I64] * 6)
+    out, x, w, num_rows, start, end, length, stride, out_width = function.args
+    num_whole = builder.mul(builder.sdiv(builder.sub(end, start), I64(COLUMNS)), I64(COLUMNS))
+    whole_end = builder.add(start, num_whole)
+    for first, last, columns in ((start, whole_end, COLUMNS), (whole_end, end, 1)):
+        tiles = [
+            _build_tile(module, target, rows=rows, columns=columns) for rows in range(1, target.max_rows + 1)
+        ]
+        is_any = builder.icmp_signed("<", first, last)
+        with builder.if_then(is_any), Loop(builder, first, last, I64(columns)) as loop:
+            weights = at(builder, w, target.stored, builder.mul(loop.counter, stride))
+
+            def arguments(row: ir.Value, weights: ir.Value = weights, loop: Loop = loop) -> list[ir.Value]:
+                results = at(builder, out, F32, builder.add(builder.mul(row, out_width), loop.counter))
+                values = at(builder, x, F32, builder.mul(row, length))
+                return [results, values, weights, length, stride, out_width]
+
+            by_height(builder, tiles, num_rows, arguments)
+    builder.ret_void()
+    return function
 
 
 def _build_tile(module: ir.Module, target: Target, *, rows: int, columns: int) -> ir.Function:
     """Build `tile(out, x, w, length, stride, out_width)`: out[r, c] = x[r] . w[c].
-
-    The function's `stride` is how many values lie between the beginnings of two columns.
 
     Args:
         columns: `COLUMNS` or 1.

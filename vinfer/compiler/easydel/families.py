@@ -103,7 +103,6 @@ class EasyDeLFamily:
         decoder: attribute of the causal LM that holds the decoder.
         layers: attribute of the decoder that lists its layers.
         attention: attribute of a layer that holds its attention.
-        embedding: checkpoint tensor that a tied head reads.
         head: EasyDeL's path of the LM head, without `.kernel`.
         ropes: name of a rotary table -> attribute of the decoder that caches it.
         parts: (EasyDeL's path, shape) -> where its values come from.
@@ -116,7 +115,6 @@ class EasyDeLFamily:
     decoder: str = "model"
     layers: str = "layers"
     attention: str = "self_attn"
-    embedding: str = "model.embed_tokens.weight"
     head: str = "lm_head"
     ropes: Mapping[str, str] = dataclasses.field(default_factory=lambda: {ONE_ROPE: "frequencies"})
     parts: Callable[[str, tuple[int, ...]], Parts] = usual_parts
@@ -142,7 +140,6 @@ _UNUSUAL: dict[str, EasyDeLFamily] = {
         decoder="transformer",
         layers="h",
         attention="attn",
-        embedding="transformer.wte.weight",
         ropes={},
         parts=gpt2_parts,
         correct=correct_gpt2,
@@ -150,7 +147,6 @@ _UNUSUAL: dict[str, EasyDeLFamily] = {
     "gpt_neox": EasyDeLFamily(
         decoder="gpt_neox",
         attention="attention",
-        embedding="gpt_neox.embed_in.weight",
         head="embed_out",
         correct=correct_gpt_neox,
     ),

@@ -95,9 +95,8 @@ class EasyDeLModel:
         self._family = easydel_family(model_type)
         self.facts = facts
         config_class, self._model_class = easydel_classes(model_type)
-        self._head_is_tied = facts.is_tied
         easydel_config = config_class(
-            **{**config, "tie_word_embeddings": self._head_is_tied, "rope_scaling": None}
+            **{**config, "tie_word_embeddings": facts.is_tied, "rope_scaling": None}
         )
         self.dtype = jnp.dtype(dtype)
         easydel_config.add_basic_configurations(
@@ -150,7 +149,7 @@ class EasyDeLModel:
         for place, (path, leaf) in enumerate(zip(paths, self._leaves, strict=True)):
             name = _dotted(path)
             # Dropout keys and counters are not weights, and a tied head reads the embedding.
-            if path[0].idx == 1 or (self._head_is_tied and name.startswith(f"{self._family.head}.")):
+            if path[0].idx == 1 or (facts.is_tied and name.startswith(f"{self._family.head}.")):
                 continue
             self._places.append(place)
             self.weights.append(self._describe(name, leaf, rules))
