@@ -52,8 +52,8 @@ _STATE = ir.LiteralStructType([F32, F32, F32])
 _TOP, _TOTAL, _DECAY = range(3)
 _NUM_ARRAYS, _NUM_SIZES = 8, 10
 # Addresses of the result, queries, keys, values, page tables, first and last positions, sinks. The numbers of
-# heads, of KV heads, of tokens in a row, of pages in a table, of pages, and of positions in a page. The sizes of
-# a head's key and value, and of the keys and values of all heads.
+# heads, of KV heads, of tokens in a row, of pages in a table, of pages, and of positions in a page. The
+# sizes of a head's key and value, and of the keys and values of all heads.
 _JOB = Job([*[POINTER] * _NUM_ARRAYS, *[I64] * _NUM_SIZES])
 
 
