@@ -76,18 +76,35 @@ class CountingMatcher:
     Attributes:
         taken: the tokens that it was advanced by.
         mask: their number.
+
+    Args:
+        forces: the tokens that must come next, wherever it is.
+        forbids: the only token that it does not allow.
     """
 
-    def __init__(self, breaks_at: int | None = None) -> None:
+    def __init__(
+        self, breaks_at: int | None = None, *, forces: Sequence[int] = (), forbids: int | None = None
+    ) -> None:
         self.taken: list[int] = []
         self.mask = b"0"
         self._breaks_at = breaks_at
+        self._forces = tuple(forces)
+        self._forbids = forbids
 
     def advance(self, token_ids: Sequence[int]) -> None:
         self.taken += token_ids
         self.mask = str(len(self.taken)).encode()
         if self._breaks_at is not None and len(self.taken) >= self._breaks_at:
             raise RequestError("the.field cannot be followed further", param="the.field")
+
+    def forced(self, max_tokens: int) -> tuple[int, ...]:
+        return self._forces[:max_tokens]
+
+    def num_allowed(self, draft: Sequence[int]) -> int:
+        return next((place for place, token in enumerate(draft) if token == self._forbids), len(draft))
+
+    def masks_along(self, draft: Sequence[int]) -> tuple[bytes, ...]:
+        return tuple(str(len(self.taken) + place).encode() for place in range(1, len(draft) + 1))
 
 
 def make_shapes(

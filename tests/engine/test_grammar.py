@@ -143,6 +143,51 @@ def test_min_tokens_keeps_the_end_away_as_long_as_the_grammar_goes_on(compiler: 
     assert allowed(matcher.mask) == over
 
 
+def test_it_looks_ahead_without_going_there(compiler: GrammarCompiler) -> None:
+    def masks(start: bytes, along: Sequence[int]) -> list[bytes]:
+        matcher = compiled(compiler, "regex", "one (two|three) [xz]{1,4}").matcher(
+            min_tokens=10, stop_token_ids=(EOS, OTHER_EOS, ord("z"))
+        )
+        matcher.advance(list(start))
+        ahead = matcher.masks_along(along)
+        # One by one, it comes to the same masks.
+        seen = []
+        for token in along[: len(ahead)]:
+            matcher.advance([token])
+            seen.append(matcher.mask)
+        assert list(ahead) == seen
+        return seen
+
+    assert len(masks(b"one t", b"wo xxx")) == 6
+    assert len(masks(b"one t", b"we xxx")) == 1
+    assert masks(b"one t", b"y") == masks(b"one t", b"") == []
+    # No mask follows the end of an answer: here z, because it is a stop token, and the end token.
+    assert len(masks(b"one two ", b"xzx")) == 1
+    assert len(masks(b"one two xxx", (ord("x"), EOS, ord("x")))) == 1
+
+
+def test_it_knows_how_far_a_draft_is_allowed(compiler: GrammarCompiler) -> None:
+    matcher = compiled(compiler, "regex", "one (two|three)").matcher()
+    matcher.advance(list(b"on"))
+    drafts = (b"e two", b"e tx", b"x", b"", b"e two!", (*b"e two", EOS))
+    assert [matcher.num_allowed(draft) for draft in drafts] == [5, 3, 0, 0, 5, 5]
+    assert allowed(matcher.mask) == {ord("e")}
+
+
+@pytest.mark.parametrize(
+    ("start", "forced"), [(b"", b"one t"), (b"one t", b""), (b"one tw", b"o "), (b"one two xxxx", b"")]
+)
+def test_it_knows_what_must_come_next_but_never_the_end(
+    compiler: GrammarCompiler, start: bytes, forced: bytes
+) -> None:
+    matcher = compiled(compiler, "regex", "one (two|three) [xz]{1,4}").matcher()
+    matcher.advance(list(start))
+    mask = matcher.mask
+    assert matcher.forced(9) == tuple(forced)
+    assert matcher.forced(1) == tuple(forced[:1])
+    assert matcher.mask == mask
+
+
 def test_a_token_that_the_grammar_does_not_allow_ends_the_request(compiler: GrammarCompiler) -> None:
     matcher = compiled(compiler, "regex", "xy").matcher()
     matcher.advance(list(b"x"))

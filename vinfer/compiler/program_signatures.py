@@ -59,7 +59,8 @@ class ProgramSignatures:
         rows = ArraySpec(name="slots", shape=(shape.rows,), dtype="int32")
         tables = self._page_tables(shape)
         num_words = num_mask_words(self.model.vocab_size)
-        mask = ArraySpec(name="grammar_mask", shape=(shape.rows, num_words), dtype="uint32")
+        steps = (shape.length,) if shape.kind == "verify" else ()
+        mask = ArraySpec(name="grammar_mask", shape=(shape.rows, *steps, num_words), dtype="uint32")
         if shape.kind == "decode":
             return rows, tables, mask, ArraySpec(name="step_limit", shape=(), dtype="int32")
         if shape.kind == "verify":

@@ -260,9 +260,9 @@ class Programs(ProgramSignatures):
         has just sampled. So it samples what decode samples, by the same state. What it wrote of a wrong draft
         lies behind its position, where nothing sees it before the next dispatches write over it.
 
-        Inputs: slots, page_tables and grammar_mask as in `_decode` (a row with a grammar needs a draft of no
-        token), drafts int32 [rows, length - 1], num_drafts int32 [rows]. Rows are gathered even if decode's
-        rows are slots.
+        Inputs: slots and page_tables as in `_decode`, grammar_mask uint32 [rows, length, words] (for the token
+        after the newest one, and after each token of the draft), drafts int32 [rows, length - 1], num_drafts
+        int32 [rows]. Rows are gathered even if decode's rows are slots.
         """
         slots, page_tables, grammar_mask, drafts, num_drafts = inputs
         takes_part = slots < self.num_slots
@@ -295,7 +295,7 @@ class Programs(ProgramSignatures):
             step, stays_active, row, outputs = carry
             samples = row["active"]
             row = {**row, "position": row["position"] + samples}
-            row, new = self._sample_step(logits[:, step], row, grammar_mask)
+            row, new = self._sample_step(logits[:, step], row, grammar_mask[:, step])
             stays_active = jnp.where(samples, row["active"], stays_active)
             is_right = (step < num_drafts) & (row["token"] == expected[:, step])
             row["active"] = row["active"] & is_right

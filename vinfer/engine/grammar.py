@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import re
 import threading
@@ -121,8 +122,9 @@ class GrammarMatcher:
         self._own: LLMatcher | None = None
         self._min_tokens = min_tokens
         self._stop_token_ids = tuple(stop_token_ids)
+        self._ends = {*stop_token_ids, *grammar.vocabulary.eos_token_ids}
         self._num_tokens = 0
-        self.mask = self._without_early_stop(grammar.mask)
+        self.mask = self._without_early_stop(grammar.mask, 0)
 
     def advance(self, token_ids: Sequence[int]) -> None:
         """Advance by generated tokens, none of which ended the request, and compute the next token's mask.
@@ -131,15 +133,13 @@ class GrammarMatcher:
             RequestError: the grammar has become too costly; the request cannot go on.
         """
         started = time.thread_time()
-        if self._own is None:
-            self._own = self._grammar.first.deep_copy()
-        own = self._own
+        own = self._matcher()
         if own.consume_tokens(list(token_ids)):
             self._num_tokens += len(token_ids)
             mask = _mask(own, self._grammar.vocabulary, len(self.mask))
             too_slow = time.thread_time() - started > MAX_STEP_SECONDS
             if not own.is_error() and any(mask) and not too_slow:
-                self.mask = self._without_early_stop(mask)
+                self.mask = self._without_early_stop(mask, self._num_tokens)
                 return
         param = self._grammar.spec.param
         raise RequestError(
@@ -148,8 +148,45 @@ class GrammarMatcher:
             param=param,
         )
 
-    def _without_early_stop(self, mask: bytes) -> bytes:
-        if self._num_tokens >= self._min_tokens:
+    def forced(self, max_tokens: int) -> tuple[int, ...]:
+        """Return the tokens that must come next, at most so many, none of which ends the request.
+
+        They are those that the tokenizer makes of the text that the grammar forces.
+        """
+        return tuple(self._unended(self._matcher().deep_copy().compute_ff_tokens()[:max_tokens]))
+
+    def num_allowed(self, draft: Sequence[int]) -> int:
+        """Return how many tokens of a draft the grammar allows, one after another, before one ends the answer."""
+        return self._matcher().deep_copy().validate_tokens(self._unended(draft))
+
+    def masks_along(self, draft: Sequence[int]) -> tuple[bytes, ...]:
+        """Return `mask` as it will be after each token of a draft, up to one that may not come next.
+
+        The position stays. It ends early at a token that ends the answer, or where it becomes too costly.
+        """
+        started = time.thread_time()
+        ahead = self._matcher().deep_copy()
+        masks: list[bytes] = []
+        for num_tokens, token in enumerate(self._unended(draft), self._num_tokens + 1):
+            if not ahead.consume_token(token):
+                break
+            mask = _mask(ahead, self._grammar.vocabulary, len(self.mask))
+            if not any(mask) or ahead.is_error() or time.thread_time() - started > MAX_STEP_SECONDS:
+                break
+            masks.append(self._without_early_stop(mask, num_tokens))
+        return tuple(masks)
+
+    def _matcher(self) -> LLMatcher:
+        if self._own is None:
+            self._own = self._grammar.first.deep_copy()
+        return self._own
+
+    def _unended(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the tokens before the first one that ends the answer."""
+        return list(itertools.takewhile(lambda token: token not in self._ends, token_ids))
+
+    def _without_early_stop(self, mask: bytes, num_tokens: int) -> bytes:
+        if num_tokens >= self._min_tokens:
             return mask
         later = _without(mask, self._stop_token_ids)
         return later if any(later) else mask

@@ -67,6 +67,21 @@ class TokenMatcher(Protocol):
         """
         ...
 
+    def forced(self, max_tokens: int) -> tuple[int, ...]:
+        """Return the tokens that must come next, at most so many, none of which ends the request."""
+        ...
+
+    def num_allowed(self, draft: Sequence[int]) -> int:
+        """Return how many tokens of a draft the grammar allows, one after another, before one ends the answer."""
+        ...
+
+    def masks_along(self, draft: Sequence[int]) -> tuple[bytes, ...]:
+        """Return `mask` as it will be after each token of a draft, up to one that may not come next.
+
+        The position stays.
+        """
+        ...
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RequestImage:

@@ -185,7 +185,7 @@ class Runner:
         inputs: dict[str, Any] = {
             "slots": slots,
             "page_tables": self._prompt_page_tables(work),
-            OPEN_MASK_INPUT: self._grammar_mask(work.shape.rows, owners),
+            OPEN_MASK_INPUT: self._grammar_mask(work.shape, owners),
             "tokens": tokens,
             "starts": starts,
             "lengths": lengths,
@@ -220,16 +220,32 @@ class Runner:
         inputs: dict[str, Any] = {
             "slots": slots,
             "page_tables": tables,
-            OPEN_MASK_INPUT: self._grammar_mask(work.shape.rows, owners),
         }
         if verifies:
-            inputs["drafts"], inputs["num_drafts"] = (filled(n, 0) for n in ("drafts", "num_drafts"))
-            for row, draft in enumerate(work.drafts):
-                inputs["drafts"][row, : len(draft)] = draft
-                inputs["num_drafts"][row] = len(draft)
+            inputs |= self._draft_inputs(work)
         else:
+            inputs[OPEN_MASK_INPUT] = self._grammar_mask(work.shape, owners)
             inputs["step_limit"] = np.int32(work.step_limit)
         return self._dispatch(work.shape, owners, inputs, drafts=work.drafts)
+
+    def _draft_inputs(self, work: Decode) -> dict[str, Any]:
+        """Return what a verify program needs besides what decode does, with a mask for each token of a draft."""
+        drafts, num_drafts = (self.model.filled(work.shape, name, 0) for name in ("drafts", "num_drafts"))
+        masks: dict[int, Any] = {}
+        for row, (owner, draft) in enumerate(zip(work.owners, work.drafts, strict=True)):
+            num_drafts[row] = len(draft)
+            drafts[row, : len(draft)] = draft
+            if owner.grammar is not None:
+                masks[row] = owner.grammar.mask, *owner.grammar.masks_along(draft)
+                # Where no mask is known, no token may be accepted.
+                num_drafts[row] = len(masks[row]) - 1
+        mask = self.model.open_mask(work.shape)
+        if masks:
+            mask = np.full(mask.shape, ALL_ALLOWED, np.uint32)
+            for row, of_row in masks.items():
+                for place, allowed in enumerate(of_row):
+                    mask[row, place] = np.frombuffer(allowed, "<u4")
+        return {OPEN_MASK_INPUT: mask, "drafts": drafts, "num_drafts": num_drafts}
 
     def _embed(self, work: Prefill) -> PooledDispatch:
         """Enqueue one chunk of each of some prompts whose hidden states are pooled."""
@@ -253,9 +269,9 @@ class Runner:
                 inputs["grids"][place] = image.token_grid
         return inputs
 
-    def _grammar_mask(self, rows: int, owners: Sequence[Request | None]) -> Any:
+    def _grammar_mask(self, shape: ProgramShape, owners: Sequence[Request | None]) -> Any:
         """Return uint32 [rows, words]: the next-token mask of each constrained owner; all bits otherwise."""
-        open_mask = self.model.open_mask(rows)
+        open_mask = self.model.open_mask(shape)
         masks = {i: o.grammar.mask for i, o in enumerate(owners) if o is not None and o.grammar is not None}
         if not masks:
             return open_mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,7 +124,7 @@ def test_every_length_of_an_answer_is_reached(engine: Engine, plain: Engine, mod
 def test_a_crowd_is_the_same(
     engine: Engine, plain: Engine, model: PreTrainedModel, bundle_of: Callable[[str], Path], num_together: int
 ) -> None:
-    """Some join later; one in four is constrained, which no draft may be; six are more than verify takes."""
+    """Some join later; one in four is constrained; six are more than verify takes."""
     grammar = Binder(bundle_of(NAME)).grammar("regex", "[A-C]{40}")
     asked = [
         dataclasses.replace(question, joins_after=3 * (place % 2), grammar=grammar if place == 3 else None)
@@ -138,6 +139,49 @@ def test_a_crowd_is_the_same(
     before = num_accepted(engine)
     assert_same(model, asked, ask(engine, asked), ask(plain, asked))
     assert num_accepted(engine) > before
+
+
+OBJECT = {
+    "type": "object",
+    "properties": {"first name": {"enum": ["Anna", "Anton", "Bert"]}, "year of birth": {"type": "integer"}},
+    "required": ["first name", "year of birth"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("num_together", [1, 4])
+@pytest.mark.parametrize(
+    "changes", [{}, {"repetition_penalty": 1.2, "frequency_penalty": 0.1}, {"min_tokens": 45}]
+)
+def test_a_constrained_answer_is_the_same_and_what_its_grammar_forces_is_drafted(
+    engine: Engine,
+    plain: Engine,
+    model: PreTrainedModel,
+    bundle_of: Callable[[str], Path],
+    changes: dict[str, Any],
+    num_together: int,
+) -> None:
+    """Its prompts repeat nothing, and every position of a draft has its own mask."""
+    stops = {"stop_token_ids": (EOS,), "max_tokens": 60, **changes}
+    binder = Binder(bundle_of(NAME))
+
+    def asked() -> list[Question]:
+        return [
+            Question(
+                prompt(11, place),
+                dataclasses.replace(GREEDY if place % 2 else SAMPLED, seed=place, **stops),
+                cache_scope=None,
+                grammar=binder.grammar("json_schema", json.dumps(OBJECT)),
+            )
+            for place in range(num_together)
+        ]
+
+    before = num_accepted(engine)
+    answers = ask(engine, asked())
+    assert_same(model, asked(), answers, ask(plain, asked()))
+    assert all(binder.text(answer).startswith('{"first name": "') for answer in answers)
+    # Four tokens are verified at once.
+    assert num_accepted(engine) - before >= 20 * num_together
 
 
 def test_choices_of_one_prompt_are_the_same(engine: Engine, plain: Engine, model: PreTrainedModel) -> None:

@@ -153,7 +153,9 @@ def loaded(num_pages: int, programs: list[Program]) -> LoadedModel:
         state=tuple(jnp.full(spec.shape, spec.initial, spec.dtype) for spec in STATE),
         programs=programs,
         open_masks={
-            shape.rows: np.full((shape.rows, words), ALL_ALLOWED, np.uint32) for shape in SHAPES if shape.rows
+            (shape.rows, words): np.full((shape.rows, words), ALL_ALLOWED, np.uint32)
+            for shape in SHAPES
+            if shape.rows
         },
         dispatch_lock=threading.Lock(),
     )

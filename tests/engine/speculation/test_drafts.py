@@ -31,11 +31,15 @@ def test_a_draft_is_that_of_a_naive_search(
 ) -> None:
     lookup = PromptLookup(tokens, ngram=ngram)
     assert lookup.draft(max_tokens) == naive_draft(tokens, ngram, max_tokens)
+    # After what is certain, it goes on as if that were in the answer already.
+    following = naive_draft([*tokens, *more], ngram, max_tokens)
+    assert lookup.draft(len(more) + max_tokens, more) == (*more, *following)
+    assert lookup.draft(len(more), more) == tuple(more)
     # What has been appended is found too.
     for token in more:
         tokens.append(token)
         assert lookup.draft(max_tokens) == naive_draft(tokens, ngram, max_tokens)
-    lookup.learn(0)
+    lookup.learn(0, 2)
     tokens += [3] * FIRST_PAUSE
     assert lookup.draft(max_tokens) == naive_draft(tokens, ngram, max_tokens, smallest=2)
 
@@ -49,13 +53,13 @@ def test_after_a_wrong_draft_no_single_token_is_looked_up_until_one_is_right() -
     tokens = [9, 1, 7, 9]
     lookup = PromptLookup(tokens, ngram=3)
     assert lookup.draft(2) == (1, 7)
-    lookup.learn(0)
+    lookup.learn(0, 2)
     tokens += [4, 5, 9]
     assert lookup.draft(2) == ()
-    lookup.learn(1)
+    lookup.learn(1, 2)
     assert lookup.draft(2) == (4, 5)
     lookup = PromptLookup(tokens, ngram=1)
-    lookup.learn(0)
+    lookup.learn(0, 2)
     tokens += [6, 6, 9]
     assert lookup.draft(2) == (6, 6)
 
@@ -74,7 +78,7 @@ def test_wrong_drafts_are_followed_by_longer_and_longer_pauses_until_one_is_righ
     lookup = PromptLookup(tokens, ngram=2)
 
     def pause(num_accepted: int) -> int:
-        lookup.learn(num_accepted)
+        lookup.learn(num_accepted, 4)
         start = len(tokens)
         while not lookup.draft(4):
             tokens.append(1)
@@ -84,3 +88,17 @@ def test_wrong_drafts_are_followed_by_longer_and_longer_pauses_until_one_is_righ
     assert pauses == [min(FIRST_PAUSE * 2**place, LONGEST_PAUSE) for place in range(6)]
     assert pauses[-1] == LONGEST_PAUSE
     assert (pause(1), pause(0)) == (0, FIRST_PAUSE)
+
+
+def test_what_is_certain_teaches_nothing_about_the_rest() -> None:
+    tokens = [1, 2, 3, 1]
+    lookup = PromptLookup(tokens, ngram=2)
+    assert lookup.draft(3, (2,)) == (2, 3, 1)
+    # The certain token was right, the next one was not: a pause, but not for what is certain.
+    lookup.learn(1, 3)
+    assert lookup.draft(3) == ()
+    assert lookup.draft(3, (2,)) == (2,)
+    # Nothing was guessed, so the pause neither ends nor grows.
+    lookup.learn(1, 1)
+    tokens += [2, 3]
+    assert lookup.draft(1) == (1,)

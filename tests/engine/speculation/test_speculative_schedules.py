@@ -106,17 +106,27 @@ def test_more_rows_than_verify_takes_are_decoded() -> None:
     assert scheduler.needs_all_tokens
 
 
-def test_a_grammar_takes_part_without_a_draft() -> None:
+@pytest.mark.parametrize(
+    ("grammar", "prompt_ids", "draft"),
+    [
+        (CountingMatcher(), REPEATING, (4, 5, 6, 7, 8)),
+        (CountingMatcher(), NEW, ()),
+        (CountingMatcher(forces=(70, 71)), NEW, (70, 71)),
+        (CountingMatcher(forces=range(70, 79)), NEW, (70, 71, 72, 73, 74)),
+        # What follows the forced tokens stood there before.
+        (CountingMatcher(forces=(4, 5)), REPEATING, (4, 5, 6, 7, 8)),
+        (CountingMatcher(forces=(4, 5), forbids=7), REPEATING, (4, 5, 6)),
+        (CountingMatcher(forbids=4), REPEATING, ()),
+    ],
+)
+def test_a_grammar_drafts_what_it_forces_and_cuts_what_it_forbids(
+    grammar: CountingMatcher, prompt_ids: tuple[int, ...], draft: tuple[int, ...]
+) -> None:
     scheduler = make_scheduler()
-    begin(
-        scheduler,
-        make_request("b", REPEATING, max_tokens=30, grammar=CountingMatcher()),
-        make_request("a", REPEATING, max_tokens=30),
-    )
+    begin(scheduler, make_request("a", prompt_ids, max_tokens=30, grammar=grammar))
     decode = next_decode(scheduler)
-    drafts = dict(zip((owner.id for owner in decode.owners), decode.drafts, strict=True))
-    assert decode.shape.kind == "verify"
-    assert (len(drafts["a"]), drafts["b"]) == (DRAFT_TOKENS, ())
+    assert decode.drafts == ((draft,) if draft else ())
+    assert decode.shape.kind == ("verify" if draft else "decode")
 
 
 def test_the_first_token_is_not_held_back_for_a_draft() -> None:

@@ -203,8 +203,8 @@ def _filled(specs: Sequence[StateSpec], mesh: Mesh) -> tuple[jax.Array, ...]:
     return arrays
 
 
-def _open_masks(programs: Sequence[ProgramSpec], mesh: Mesh) -> dict[int, jax.Array]:
-    """Place the grammar mask that allows everything on the devices, once for each number of rows."""
+def _open_masks(programs: Sequence[ProgramSpec], mesh: Mesh) -> dict[tuple[int, ...], jax.Array]:
+    """Place the grammar mask that allows everything on the devices, once for each shape."""
     specs = {
         spec.shape: spec for program in programs for spec in program.inputs if spec.name == OPEN_MASK_INPUT
     }
@@ -213,7 +213,7 @@ def _open_masks(programs: Sequence[ProgramSpec], mesh: Mesh) -> dict[int, jax.Ar
         mask = np.full(shape, ALL_ALLOWED, np.uint32)
         return jax.make_array_from_callback(shape, sharding_of(spec, mesh), lambda index: mask[index])
 
-    return {shape[0]: place(shape, spec) for shape, spec in specs.items()}
+    return {shape: place(shape, spec) for shape, spec in specs.items()}
 
 
 def _no_room(manifest: Manifest, num_pages: Sequence[int], error: Exception) -> DeviceError:

@@ -32,8 +32,8 @@ class LoadedModel:
 
     Args:
         programs: every compiled program.
-        open_masks: by number of rows, the grammar mask that allows everything, already on the devices, so
-            that a dispatch without a grammar transfers no mask.
+        open_masks: by shape, the grammar mask that allows everything, already on the devices, so that a
+            dispatch without a grammar transfers no mask.
         dispatch_lock: shared by all models on the same devices and held only while enqueuing. Two models
             that enqueue collectives in different orders on the same devices would deadlock.
         image_weights, image_features: for a model with images, the encoder's weights and the feature array
@@ -48,7 +48,7 @@ class LoadedModel:
         kv: Arrays,
         state: Arrays,
         programs: Sequence[Program],
-        open_masks: Mapping[int, Any],
+        open_masks: Mapping[tuple[int, ...], Any],
         dispatch_lock: threading.Lock,
         image_weights: Arrays = (),
         image_features: Arrays = (),
@@ -64,9 +64,13 @@ class LoadedModel:
         self._open_masks = dict(open_masks)
         self._announce = announce
 
-    def open_mask(self, rows: int) -> Any:
-        """Return uint32 [rows, words] on the devices, with all bits set."""
-        return self._open_masks[rows]
+    def open_mask(self, shape: ProgramShape) -> Any:
+        """Return the grammar mask of a program on the devices, with all bits set.
+
+        It is uint32 [rows, words], with one for each token of a draft in a verify program: [rows, length,
+        words].
+        """
+        return self._open_masks[self.inputs_of(shape)[OPEN_MASK_INPUT].shape]
 
     def held_input(self, shape: ProgramShape, name: str) -> Any:
         """Return the array on the devices that an input of `HELD_INPUTS` stands for.
@@ -75,7 +79,7 @@ class LoadedModel:
             KeyError: there is none.
         """
         if name == OPEN_MASK_INPUT:
-            return self.open_mask(shape.rows)
+            return self.open_mask(shape)
         if name == FEATURES_INPUT and self.image_features:
             return self.image_features[0]
         raise KeyError(name)

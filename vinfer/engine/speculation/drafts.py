@@ -30,31 +30,46 @@ class PromptLookup:
         self._ngram = ngram
         # A character per token, because nothing else in Python is searched backwards as fast.
         self._text = ""
+        self._num_certain = 0
         self._was_wrong = False
         self._pause = 0
         self._resumes_at = 0
 
-    def draft(self, max_tokens: int) -> tuple[int, ...]:
+    def draft(self, max_tokens: int, certain: Sequence[int] = ()) -> tuple[int, ...]:
         """Return `max_tokens` tokens that may come next; none if nothing is found, or in a pause.
 
         The most recent place counts. If it is nearer than `max_tokens`, what followed it comes again.
+
+        Args:
+            certain: tokens that come first; the draft begins with them, and may have no others.
         """
-        num_tokens = len(self._tokens)
-        if num_tokens < self._resumes_at:
+        self._num_certain = len(certain)
+        tokens = [*self._tokens, *certain] if certain else self._tokens
+        return (*certain[:max_tokens], *self._following(tokens, max_tokens - len(certain)))
+
+    def _following(self, tokens: Sequence[int], max_tokens: int) -> tuple[int, ...]:
+        if max_tokens <= 0 or len(self._tokens) < self._resumes_at:
             return ()
         self._text += "".join(map(_character, self._tokens[len(self._text) :]))
+        text = self._text + "".join(map(_character, tokens[len(self._text) :]))
         smallest = min(self._ngram, 2) if self._was_wrong else 1
         for size in range(self._ngram, smallest - 1, -1):
             # It ends before the newest token.
-            place = self._text.rfind(self._text[-size:], 0, num_tokens - 1) if size < num_tokens else -1
+            place = text.rfind(text[-size:], 0, len(text) - 1) if size < len(text) else -1
             if place >= 0:
-                following = self._tokens[place + size : place + size + max_tokens]
+                following = tokens[place + size : place + size + max_tokens]
                 return tuple(itertools.islice(itertools.cycle(following), max_tokens))
         return ()
 
-    def learn(self, num_accepted: int) -> None:
-        """Note how many tokens of the newest draft were right; the caller has appended them."""
-        self._was_wrong = num_accepted == 0
+    def learn(self, num_accepted: int, num_drafted: int) -> None:
+        """Note how many tokens of the newest draft were right; the caller has appended them.
+
+        Args:
+            num_drafted: how many of its tokens were verified.
+        """
+        if num_drafted <= self._num_certain:
+            return
+        self._was_wrong = num_accepted <= self._num_certain
         if not self._was_wrong:
             self._pause = 0
         else:

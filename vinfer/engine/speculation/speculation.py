@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from vinfer.bundle.program_table import ProgramTable
+from vinfer.engine.request import TokenMatcher
 from vinfer.engine.running import Running
 from vinfer.engine.speculation.drafts import PromptLookup
 
@@ -35,11 +36,8 @@ class Speculation:
         self.num_accepted_tokens = 0
 
     def begin(self, running: Running) -> None:
-        """Draft for a request that has got a slot.
-
-        Not if it has a grammar, whose mask is known for one token only.
-        """
-        if self._ngram is not None and running.request.grammar is None:
+        """Draft for a request that has got a slot."""
+        if self._ngram is not None:
             self._lookups[running.request.id] = PromptLookup(running.tokens, ngram=self._ngram)
 
     def end(self, running: Running) -> None:
@@ -83,7 +81,7 @@ class Speculation:
             max_tokens = min(self._max_tokens, each.num_left - 1)
             lookup = self._lookups.get(each.request.id)
             if lookup is not None and max_tokens > 0 and each.request.id in candidates:
-                draft = lookup.draft(max_tokens)
+                draft = _draft(lookup, each.request.grammar, max_tokens)
                 if draft:
                     drafts[each.request.id] = draft
         return drafts if 2 * len(drafts) >= len(rows) else {}
@@ -91,11 +89,20 @@ class Speculation:
     def learn(self, running: Running, num_accepted: int) -> None:
         """Count what became of a request's draft, whose sampled tokens have been appended to its own."""
         self.num_drafts += 1
-        self.num_draft_tokens += running.num_drafted
+        num_drafted = running.num_drafted
+        self.num_draft_tokens += num_drafted
         self.num_accepted_tokens += num_accepted
         running.num_drafted = 0
         running.num_dispatched = len(running.tokens) - len(running.request.prompt_ids)
-        self._lookups[running.request.id].learn(num_accepted)
+        self._lookups[running.request.id].learn(num_accepted, num_drafted)
+
+
+def _draft(lookup: PromptLookup, grammar: TokenMatcher | None, max_tokens: int) -> tuple[int, ...]:
+    """Return what may come next: first what a grammar forces, then what stood there before, if it allows that."""
+    if grammar is None:
+        return lookup.draft(max_tokens)
+    draft = lookup.draft(max_tokens, grammar.forced(max_tokens))
+    return draft[: grammar.num_allowed(draft)]
 
 
 def steps_of(rows: Iterable[Running], drafts: dict[str, tuple[int, ...]]) -> dict[str, int]:
