@@ -36,6 +36,7 @@ SHARED = (
     "vinfer.config",
     "vinfer.errors",
     "vinfer.image_processing",
+    "vinfer.safetensors_header",
     "vinfer.version",
 )
 KERNELS = ("vinfer.cpu_kernel",)

@@ -69,8 +69,11 @@ TASKS = {
     "summary with quotes": Task(
         f'{_TEXT}\n\nThe text again, with each sentence in quotes:\n\n1. "The harbour of'
     ),
+    # It begins with the edit, which so small a model does not make by itself.
     "code edit": Task(
-        f"```python\n{_CODE}```\n\nThe same function with another name:\n\n```python\ndef sums(entries):\n"
+        f"```python\n{_CODE}```\n\nThe same function with a docstring:\n\n```python\n"
+        'def summed_by_month(entries):\n    """Add up the amounts of each month."""\n    total_by_month',
+        fields={"stop": "```"},
     ),
     "JSON with a schema": Task(
         "Anna Lang, born in 1961, teaches. Bert Ohm, born in 1974, is an engineer. Carl Meer, born in 1950, "
@@ -129,8 +132,8 @@ class _Measurement:
     async def _answer(self, side: Side) -> Values:
         endpoint = dataclasses.replace(side.endpoint, is_chat=self._task.is_chat)
         fields = {**side.fields, **self._task.fields, "max_tokens": NEW_TOKENS}
-        if "response_format" in fields:
-            # It ends where the schema says.
+        if self._task.fields:
+            # It ends where the schema or the code does.
             fields.pop("ignore_eos", None)
         record = await complete(endpoint, endpoint.body(self._task.prompt, **fields))
         self._text = self._text or record.text

@@ -287,7 +287,8 @@ def _ceiling(document: Document) -> Iterator[str]:
 def _lookup(document: Document) -> Iterator[str]:
     what = (
         "vinfer with `speculation: {ngram: 3, tokens: 4}` beside vinfer without, one stream, greedy answers "
-        "of 128 tokens or until the JSON ends. Tokens per second include the prefill of the prompt."
+        "of 128 tokens, or until the code or the JSON ends. Tokens per second include the prefill of the "
+        "prompt."
     )
     points = document["parts"]["lookup"]
     columns = {

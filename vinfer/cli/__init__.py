@@ -97,6 +97,10 @@ def serve(
     """
     # Until the server replaces it: SIGHUP would end the process.
     signal.signal(signal.SIGHUP, lambda *_: None)
+    from vinfer.launch.collection import collection_paused
+
+    starting = contextlib.ExitStack()
+    starting.enter_context(collection_paused())
     from vinfer.launch.admin import admin_listener
     from vinfer.launch.banner import greet
     from vinfer.launch.bundles import code_cache_dir
@@ -147,6 +151,8 @@ def serve(
             greet(config, table.served_models, sock.getsockname(), num_keys=len(keys))
 
     threading.Thread(target=load_all, name="loader", daemon=True).start()
+    # The loader pauses it now.
+    starting.close()
     reload = Reloader(
         config,
         application.state.services,

@@ -260,9 +260,9 @@ class Programs(ProgramSignatures):
         has just sampled. So it samples what decode samples, by the same state. What it wrote of a wrong draft
         lies behind its position, where nothing sees it before the next dispatches write over it.
 
-        Inputs: slots and page_tables as in `_decode`, grammar_mask uint32 [rows, length, words] (for the token
-        after the newest one, and after each token of the draft), drafts int32 [rows, length - 1], num_drafts
-        int32 [rows]. Rows are gathered even if decode's rows are slots.
+        Inputs: slots and page_tables as in `_decode`, grammar_mask uint32 [rows, length, words] (for the
+        token after the newest one, and after each token of the draft), drafts int32 [rows, length - 1],
+        num_drafts int32 [rows]. Rows are gathered even if decode's rows are slots.
         """
         slots, page_tables, grammar_mask, drafts, num_drafts = inputs
         takes_part = slots < self.num_slots

@@ -156,7 +156,7 @@ class GrammarMatcher:
         return tuple(self._unended(self._matcher().deep_copy().compute_ff_tokens()[:max_tokens]))
 
     def num_allowed(self, draft: Sequence[int]) -> int:
-        """Return how many tokens of a draft the grammar allows, one after another, before one ends the answer."""
+        """Return how many tokens of a draft the grammar allows, before one that ends the answer."""
         return self._matcher().deep_copy().validate_tokens(self._unended(draft))
 
     def masks_along(self, draft: Sequence[int]) -> tuple[bytes, ...]:

@@ -72,7 +72,7 @@ class TokenMatcher(Protocol):
         ...
 
     def num_allowed(self, draft: Sequence[int]) -> int:
-        """Return how many tokens of a draft the grammar allows, one after another, before one ends the answer."""
+        """Return how many tokens of a draft the grammar allows, before one that ends the answer."""
         ...
 
     def masks_along(self, draft: Sequence[int]) -> tuple[bytes, ...]:

@@ -229,7 +229,7 @@ class Runner:
         return self._dispatch(work.shape, owners, inputs, drafts=work.drafts)
 
     def _draft_inputs(self, work: Decode) -> dict[str, Any]:
-        """Return what a verify program needs besides what decode does, with a mask for each token of a draft."""
+        """Return what a verify program needs besides what decode does, and the masks of its drafts."""
         drafts, num_drafts = (self.model.filled(work.shape, name, 0) for name in ("drafts", "num_drafts"))
         masks: dict[int, Any] = {}
         for row, (owner, draft) in enumerate(zip(work.owners, work.drafts, strict=True)):

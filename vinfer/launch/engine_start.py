@@ -18,6 +18,7 @@ from vinfer.bundle.progress import ModelProgress, Progress
 from vinfer.bundle.verification import WeightHashing
 from vinfer.config import ModelConfig
 from vinfer.launch.bundles import FoundBundle
+from vinfer.launch.collection import collection_paused
 from vinfer.launch.devices import Target
 from vinfer.launch.fit import bundle_parts
 from vinfer.launch.kv_memory import choose_pages, is_measured, memory_of
@@ -41,38 +42,12 @@ SHARED_PREFILL_TOKENS = MIN_PREFILL_TOKENS
 DISPATCH_COST_TOKENS: dict[Platform, int] = {"cpu": 16}
 
 
-class _PausedCollection:
-    """No garbage collection while at least one model is loaded.
-
-    Tracing creates millions of objects but hardly any cycles. Collecting meanwhile costs a tenth of the
-    time, and the objects that remain never need to be collected.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._num_loads = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._num_loads += 1
-            gc.disable()
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._num_loads -= 1
-            if self._num_loads == 0:
-                gc.enable()
-
-
-_collection_paused = _PausedCollection()
-
-
 @contextlib.contextmanager
 def load_phase() -> Iterator[None]:
     """Load a model inside: nothing that is compiled counts as if a request had waited for it."""
     from vinfer.engine.loading.compile_count import loading
 
-    with loading(), _collection_paused:
+    with loading(), collection_paused():
         yield
 
 

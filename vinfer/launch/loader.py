@@ -22,6 +22,7 @@ from vinfer.bundle.verification import check_spans
 from vinfer.config import Config, ModelConfig
 from vinfer.errors import BundleError, EngineError, VinferError
 from vinfer.launch.bundles import bundle_work, find_or_build
+from vinfer.launch.collection import collection_paused
 from vinfer.launch.devices import WantedDevices, group_devices, local_devices
 from vinfer.launch.engine_start import start_engine
 from vinfer.launch.parity import check_new_bundle
@@ -89,6 +90,10 @@ class Loader:
 
     def run(self) -> None:
         """Load every model; report each failure to the table, which ends the server if it needs the model."""
+        with collection_paused():
+            self._load_all()
+
+    def _load_all(self) -> None:
         models = self._config.models
         # Without devices, a model that is not required is no excuse.
         first = next(model.name for model in models if model.required)

@@ -8,7 +8,6 @@ nothing of checkpoints.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from vinfer.checkpoint.layout import Shape
 from vinfer.errors import CheckpointError
+from vinfer.safetensors_header import read_header
 
 DTYPES: dict[str, npt.DTypeLike] = {
     "F32": np.float32,
@@ -86,24 +86,10 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(
                 f"{path} does not exist: the download is incomplete; fetch the checkpoint again"
             )
-        # Checks all of it: sizes of header and file, every shape, dtype and span, gaps and overlaps.
-        with safe_open(path, framework="np"):
-            pass
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+        header = read_header(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is truncated or not a safetensors file ({error}): download it again"
         ) from error
-    tensors = {
-        name: StoredTensor(
-            path=path,
-            dtype=entry["dtype"],
-            shape=tuple(entry["shape"]),
-            begin=8 + length + entry["data_offsets"][0],
-        )
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    tensors = {name: StoredTensor(path=path, **entry) for name, entry in header.items()}
     return dict(sorted(tensors.items(), key=lambda item: item[1].begin))

@@ -21,8 +21,10 @@ from vinfer.compiler.weights import Array, Read, Weight
 
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# Values start at a multiple of this, counted from the start of the file.
-_ALIGNMENT = 8
+# Values start at a multiple of this, counted from the start of the file. Where each weight has a multiple of
+# so many bytes, a CPU device uses the mapped file: XLA wants its arrays to begin there.
+_ALIGNMENT = 64
+_LENGTH_BYTES = 8
 
 
 def num_bytes(weight: Weight) -> int:
@@ -67,8 +69,8 @@ def _header(weights: Sequence[Weight]) -> bytes:
         }
         begin = end
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    text += b" " * (-(_LENGTH_BYTES + len(text)) % _ALIGNMENT)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
 def _write_values(file: BinaryIO, piece: Array) -> None:

@@ -18,21 +18,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
 
 from vinfer.bundle.manifest import ArraySpec, Manifest, ProgramSpec, StateSpec, WeightSpec
 from vinfer.bundle.progress import Progress
 from vinfer.engine.loading.loaded_model import ALL_ALLOWED, OPEN_MASK_INPUT, Announce, LoadedModel
 from vinfer.engine.loading.mesh import make_mesh, sharding_of, weight_placement
 from vinfer.engine.loading.programs import LoadedPrograms
+from vinfer.engine.loading.weight_files import WeightFiles, read_in
 from vinfer.engine.program import Program
-from vinfer.errors import BundleError, DeviceError
+from vinfer.errors import DeviceError
 
 logger = logging.getLogger(__name__)
 
 _NUM_COMPILE_THREADS = 2
-# Pages read from a memory-mapped file count toward this process's memory until the file is closed.
-_MAX_MAPPED_BYTES = 256 << 20
+# Besides the arrays, loading takes memory for so many bytes of the files, and one weight.
+_MAX_READ_BYTES = 256 << 20
 
 
 class _Steps:
@@ -148,40 +148,24 @@ def load_model(
 def _place_weights(
     directory: Path, specs: Sequence[WeightSpec], mesh: Mesh, steps: _Steps
 ) -> tuple[jax.Array, ...]:
-    """Place each weight on the mesh, reading only the bytes that each device needs.
-
-    Besides the arrays, this takes the memory of one weight plus `_MAX_MAPPED_BYTES`.
-    """
-    files: dict[str, Any] = {}
-    num_mapped_bytes = 0
+    """Place each weight on the mesh, reading only the bytes that each device needs."""
+    files = WeightFiles(directory)
     arrays: list[jax.Array] = []
     for spec in specs:
-        if num_mapped_bytes > _MAX_MAPPED_BYTES:
-            files.clear()
-            num_mapped_bytes = 0
-        try:
-            if spec.file not in files:
-                files[spec.file] = safe_open(directory / spec.file, framework="numpy")
-            stored = files[spec.file].get_slice(spec.name)
-        except (OSError, SafetensorError) as error:
-            raise BundleError(
-                f"weights/{spec.file} is not readable ({error}): run vinfer precompile again"
-            ) from None
-        if tuple(stored.get_shape()) != spec.shape:
-            raise BundleError(
-                f"weights/{spec.file}: {spec.name} has shape {stored.get_shape()}, the manifest says "
-                f"{list(spec.shape)}: run vinfer precompile again"
-            )
-        arrays.append(_place(stored, spec, mesh))
-        num_mapped_bytes += arrays[-1].nbytes
+        if files.num_read_bytes > _MAX_READ_BYTES:
+            # Copies that have not ended keep their file mapped.
+            jax.block_until_ready(arrays)
+            files.close()
+        arrays.append(_place(files.array(spec), spec, mesh))
         steps.placed(spec.num_bytes_per_device(mesh.shape))
     return tuple(arrays)
 
 
-def _place(stored: Any, spec: WeightSpec, mesh: Mesh) -> jax.Array:
+def _place(stored: np.ndarray[Any, Any], spec: WeightSpec, mesh: Mesh) -> jax.Array:
     def read(index: tuple[slice, ...] | None) -> np.ndarray[Any, Any]:
         assert index is not None
         part: np.ndarray[Any, Any] = stored[index]
+        read_in(part)
         return part
 
     # Not device_put: where a mesh spans processes, that compares all of a weight between them.

@@ -98,7 +98,7 @@ class Speculation:
 
 
 def _draft(lookup: PromptLookup, grammar: TokenMatcher | None, max_tokens: int) -> tuple[int, ...]:
-    """Return what may come next: first what a grammar forces, then what stood there before, if it allows that."""
+    """Return what may come next: first what a grammar forces, then what stood there before and is allowed."""
     if grammar is None:
         return lookup.draft(max_tokens)
     draft = lookup.draft(max_tokens, grammar.forced(max_tokens))
