@@ -100,7 +100,7 @@ def started(
             words,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            env={**_variables(), **(environment or {})},
             start_new_session=True,
         )
         try:
@@ -113,6 +113,14 @@ def started(
             yield Served(url, time.perf_counter() - began, process.pid, began)
         finally:
             _end(process)
+
+
+def _variables() -> dict[str, str]:
+    """Return this process's variables, without one that some containers set and few users do.
+
+    With it, each start of a Python server compiles what it imports.
+    """
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

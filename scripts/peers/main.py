@@ -31,7 +31,7 @@ from peers.servers import (
     Server,
     all_servers,
     kv_bytes,
-    of_vinfer,
+    quickstarts,
     version_of,
 )
 from peers.sizes import FULL, QUICK, Sizes
@@ -73,7 +73,8 @@ def run_peers(
     """Measure the peers and return the document, after the page is written.
 
     Args:
-        before: the `vinfer` command of an older checkout, for starts and the host's ceiling.
+        before: the `vinfer` command of an older checkout, for starts and the host's ceiling. It lies in an
+            environment of that checkout, such as `.venv/run/bin/vinfer`.
         keep: a file that holds the document after each part, and the parts of earlier runs.
 
     Raises:
@@ -99,8 +100,8 @@ def run_peers(
     }
     run = _Run(servers, sizes, document, keep)
     if "start" in parts:
-        older = [of_vinfer([before, *servers[0].command[1:]], "before", "vinfer before")] if before else []
-        run.keep("start", cold_starts([*servers, *older], sizes.cold_starts))
+        pair = quickstarts(servers[0].command[0], before) if before else []
+        run.keep("start", cold_starts([*servers, *pair], sizes.cold_starts))
     run.beside_each_other([part for part in parts if part in _BESIDE])
     if "ceiling" in parts:
         run.keep("ceiling", ceiling(servers[0].command[0], before, sizes))

@@ -173,7 +173,8 @@ def _throughput(part: str, heading: str, what: str) -> Callable[[Document], Iter
 def _start(document: Document) -> Iterator[str]:
     what = (
         "Seconds from process start to readiness, and to the end of a first answer of two tokens. Only one "
-        "server is on the machine. A first start, which may build, is not counted."
+        "server is on the machine. A first start, which may build, is not counted. `quickstart` and "
+        "`before` are this vinfer and the older one, each with `configs/smollm2.yaml` of its own checkout."
     )
     columns: Mapping[str, Cell] = {
         "ready, s": _number("ready_seconds", ".2f"),

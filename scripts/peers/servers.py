@@ -66,6 +66,15 @@ def of_vinfer(command: list[str], name: str = "vinfer", title: str = "vinfer") -
     return Server(name, title, command, "/readiness", planned_bytes=PARAMETERS * 4 + kv_bytes())
 
 
+def quickstarts(vinfer: str, before: str) -> list[Server]:
+    """Return this vinfer and an older one, each with the quickstart's config of its own checkout."""
+    older = Path(before).parents[3] / "configs" / CONFIG.name
+    return [
+        of_vinfer(vinfer_command(CONFIG, vinfer), "quickstart"),
+        of_vinfer(vinfer_command(older, before), "before"),
+    ]
+
+
 def vinfer_config(name: str = "vinfer", line: str = "") -> Path:
     """Write configs/smollm2.yaml with the slots of the others, and with a further line in its model."""
     text, count = re.subn(r"num_slots: \d+", f"num_slots: {SLOTS}", CONFIG.read_text())

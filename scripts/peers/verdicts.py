@@ -92,7 +92,7 @@ _OF_LLAMA = {1: 0.85, 4: 0.9, 8: 1.0, 16: 1.0, 32: 1.0}
 
 def _starts(document: Document) -> Iterator[Verdict]:
     starts = document["parts"].get("start", {})
-    measured = ratio(starts.get("vinfer"), starts.get("before"), "ready_seconds")
+    measured = ratio(starts.get("quickstart"), starts.get("before"), "ready_seconds")
     yield _judge("start from the bundle / before", _AT_MOST, 0.55, measured, "give `--before`")
     yield Verdict(
         "quickstart from a fresh clone / before",
