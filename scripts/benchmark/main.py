@@ -126,12 +126,6 @@ def _parse(description: str | None) -> argparse.Namespace:
         metavar="PATH",
         help="with --peers: vinfer of an older checkout, for starts and the ceiling",
     )
-    add(
-        "--keep",
-        type=Path,
-        metavar="FILE",
-        help="with --peers: add to the figures that earlier runs kept here",
-    )
     add("--chat", action="store_true", help="use /v1/chat/completions instead of /v1/completions")
     add("--model", help="model id (default: the first in /v1/models)")
     add("--api-key", help="bearer token")
@@ -151,7 +145,6 @@ def _measure(arguments: argparse.Namespace) -> Report:
             parts=arguments.parts,
             vinfer=arguments.vinfer,
             before=arguments.before,
-            keep=arguments.keep,
             machine=machine_facts(),
         )
     if arguments.pair:

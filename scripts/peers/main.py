@@ -23,7 +23,7 @@ from peers.charts import draw_charts
 from peers.growth import growth
 from peers.lookup import lookup
 from peers.page import page
-from peers.places import PAGE
+from peers.places import FIGURES, PAGE
 from peers.process_tree import Peak, idle_cpu_fraction, pss_bytes
 from peers.servers import (
     KV_NUMBERS_PER_TOKEN,
@@ -67,7 +67,6 @@ def run_peers(
     parts: Sequence[str],
     vinfer: str | None,
     before: str | None,
-    keep: Path | None,
     machine: Mapping[str, Any],
 ) -> Document:
     """Measure the peers and return the document, after the page is written.
@@ -75,7 +74,6 @@ def run_peers(
     Args:
         before: the `vinfer` command of an older checkout, for starts and the host's ceiling. It lies in an
             environment of that checkout, such as `.venv/run/bin/vinfer`.
-        keep: a file that holds the document after each part, and the parts of earlier runs.
 
     Raises:
         AnswerError: vinfer itself cannot be measured.
@@ -84,7 +82,7 @@ def run_peers(
     signal.signal(signal.SIGTERM, _leave)
     sizes = QUICK if is_quick else FULL
     servers, absent = all_servers(peers, vinfer)
-    kept = _kept(keep)
+    kept = _kept()
     found = {server.name: _facts(server) for server in servers}
     document: Document = {
         "machine": machine,
@@ -98,7 +96,7 @@ def run_peers(
         "parts": kept["parts"],
         "measured": kept["measured"],
     }
-    run = _Run(servers, sizes, document, keep)
+    run = _Run(servers, sizes, document)
     if "start" in parts:
         pair = quickstarts(servers[0].command[0], before) if before else []
         run.keep("start", cold_starts([*servers, *pair], sizes.cold_starts))
@@ -116,13 +114,10 @@ def run_peers(
 class _Run:
     """The servers of one run, and the document that it fills."""
 
-    def __init__(
-        self, servers: Sequence[Server], sizes: Sizes, document: Document, keep: Path | None
-    ) -> None:
+    def __init__(self, servers: Sequence[Server], sizes: Sizes, document: Document) -> None:
         self._servers = servers
         self._sizes = sizes
         self._document = document
-        self._keep = keep
 
     def keep(self, part: str, figures: Any) -> None:
         self._document["parts"][part] = figures
@@ -131,8 +126,9 @@ class _Run:
             "turns": self._sizes.turns_of(part),
             "load_average_1min": os.getloadavg()[0],
         }
-        if self._keep is not None:
-            self._keep.write_text(json.dumps({name: self._document[name] for name in _KEPT}, indent=1))
+        if self._sizes is FULL:
+            kept = json.dumps({name: self._document[name] for name in _KEPT}, indent=1)
+            FIGURES.write_text(f"{kept}\n")
 
     def beside_each_other(self, parts: Sequence[str]) -> None:
         """Start every server, and run parts that compare them, one server under load at a time."""
@@ -236,19 +232,25 @@ _BESIDE: Mapping[str, Callable[..., Any]] = {
 }
 
 
+def command_of(server: Server) -> str:
+    """Return a server's command with file names instead of paths, which are of one machine."""
+    variables = (f"{name}={value}" for name, value in server.variables.items() if "/" not in value)
+    words = (word.rpartition("/")[2] for part in server.command for word in part.split())
+    return " ".join((*variables, *words))
+
+
 def _facts(server: Server) -> dict[str, Any]:
     return {
         "title": server.title,
-        "command": " ".join(server.command),
-        "variables": dict(server.variables),
+        "command": command_of(server),
         "packages": version_of(server.name),
         "planned_bytes": server.planned_bytes,
     }
 
 
-def _kept(path: Path | None) -> dict[str, dict[str, Any]]:
-    """Return what earlier runs kept in a file."""
-    kept: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path and path.exists() else {}
+def _kept() -> dict[str, dict[str, Any]]:
+    """Return what earlier runs kept of the parts that they measured."""
+    kept: dict[str, dict[str, Any]] = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     return {name: kept.get(name, {}) for name in _KEPT}
 
 

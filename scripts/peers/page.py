@@ -84,7 +84,7 @@ def _must_show(document: Document) -> str:
 
 def _servers(document: Document) -> str:
     rows = [
-        [facts["title"], facts["packages"] or "this checkout", f"`{_short(facts)}`"]
+        [facts["title"], facts["packages"] or "this checkout", f"`{facts['command']}`"]
         for facts in document["servers"].values()
     ]
     missing = "".join(f"- {name} was not measured: {reason}\n" for name, reason in document["absent"].items())
@@ -93,12 +93,6 @@ def _servers(document: Document) -> str:
         + table(("server", "packages", "command"), rows)
         + (f"\n{missing}" if missing else "")
     )
-
-
-def _short(facts: Mapping[str, Any]) -> str:
-    """Return a command with file names instead of paths, which are of one machine."""
-    words = (word.rpartition("/")[2] for word in facts["command"].split())
-    return " ".join((*(f"{k}={v}" for k, v in facts["variables"].items() if "/" not in v), *words))
 
 
 def _titled(document: Document, name: str) -> str:

@@ -9,6 +9,8 @@ from benchmark.process import ROOT
 ENVIRONMENTS = ROOT / ".venv" / "peers"
 MODELS = ROOT / ".build" / "peers"
 PAGE = ROOT / "docs" / "reports" / "speed.md"
+FIGURES = PAGE.with_suffix(".json")
+"""What the page is made of. A run measures some parts and keeps the others."""
 CHARTS = PAGE.parent / "speed"
 
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import peers.turns
 from benchmark.process import Served
 from peers import ceiling, loads, process_tree, servers
-from peers.main import names_of
+from peers.main import command_of, names_of
 from peers.page import page
 from peers.servers import Server
 from peers.sizes import FULL, QUICK
@@ -46,7 +46,7 @@ FIGURES = (
 
 
 def document(**parts: Any) -> dict[str, Any]:
-    facts = {"command": "/a/b/serve -m /c/d.gguf -t 2", "variables": {"A": "1", "B": "/e/f"}, "packages": ""}
+    facts = {"command": "A=1 serve -m d.gguf -t 2", "packages": ""}
     titles = {"vinfer": "vinfer", "llama.cpp-F32": "llama.cpp F32", "vllm": "vLLM"}
     return {
         "machine": {"num_cpus": 2, "platform": "Linux", "load_average_1min": 0.5},
@@ -234,3 +234,8 @@ def test_the_tiny_checkpoint_is_one_that_libraries_read(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode("Grüße, 世界").ids) == "Grüße, 世界"
     assert tokenizer.get_vocab_size() == 258
     assert str(tmp_path) in config.read_text()
+
+
+def test_a_command_has_no_paths_of_a_machine() -> None:
+    server = Server("x", "X", ["/a/b/serve", "-m", "/c/d.gguf", "-t", "2"], variables={"A": "1", "B": "/e/f"})
+    assert command_of(server) == "A=1 serve -m d.gguf -t 2"

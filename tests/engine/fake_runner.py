@@ -71,6 +71,7 @@ class FakeDispatch:
     runner: FakeRunner
     number: int
     events: list[tuple[Request, TokenEvent]]
+    is_ready: bool = False
 
     def read(self) -> list[tuple[Request, TokenEvent]]:
         self.runner.read(self.number)

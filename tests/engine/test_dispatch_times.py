@@ -53,6 +53,42 @@ def test_the_shortest_time_is_believed_and_grows_slowly() -> None:
     assert times.spare_seconds(3.0) == pytest.approx(0.75 * 0.2 * 1.02)
 
 
+def test_a_device_that_was_found_idle_has_worked_for_less() -> None:
+    times = DispatchTimes()
+    ran(times, "decode", 0.0, 0.4)
+    times.enqueued("decode", 1.0)
+    # All the spare time was waited for, and the device had ended before.
+    times.found_idle(1.3)
+    times.read(1.4)
+    times.enqueued("decode", 2.0)
+    assert times.spare_seconds(2.0) == pytest.approx(0.75 * 0.3 * 1.02)
+    # Nobody knows which of two took how long.
+    times.enqueued("decode", 2.0)
+    times.found_idle(2.01)
+    times.read(2.02)
+    times.read(2.03)
+    times.enqueued("decode", 3.0)
+    assert times.spare_seconds(3.0) == pytest.approx(0.75 * 0.01)
+
+
+def test_the_own_work_of_the_host_does_not_make_a_wait_grow() -> None:
+    """Each dispatch takes 3 ms, and the host another 2 ms to read it and to enqueue the next one."""
+    times = DispatchTimes()
+    now, waits = 0.0, []
+    ran(times, "decode", now, now + 0.02)
+    for _ in range(200):
+        times.enqueued("decode", now)
+        ends = now + 0.003
+        waits.append(times.spare_seconds(now))
+        now += waits[-1]
+        if now >= ends:
+            times.found_idle(now)
+        now = max(now, ends) + 0.002
+        times.read(now)
+    assert waits[0] > 0.01
+    assert max(waits[-50:]) <= 0.003 * 1.02
+
+
 def test_short_dispatches_leave_no_time_and_very_long_ones_a_limited_one() -> None:
     times = DispatchTimes()
     ran(times, "short", 0.0, 0.0015)

@@ -265,6 +265,8 @@ class Engine:
                 self._submitted or self._cancelled or self._is_stopping
             ):
                 self._wake.wait(self._times.spare_seconds(time.monotonic()))
+                if self._in_flight[-1].is_ready:
+                    self._times.found_idle(time.monotonic())
             if self._is_stopping or self._is_dead:
                 return False
             self._step_began = time.monotonic()

@@ -28,6 +28,11 @@ class PooledDispatch:
     chunks: tuple[Chunk, ...]
     pooled: Any
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the device has done it."""
+        return bool(self.pooled.is_ready())
+
     def read(self) -> list[tuple[Request, TokenEvent]]:
         """Wait for the device and return each request's part; the last part of a prompt ends the request."""
         pooled = np.asarray(self.pooled)

@@ -62,6 +62,16 @@ class DispatchTimes:
         self._freed = now
         self._seconds[kind] = min(taken, self._seconds.get(kind, taken) * _GROWTH)
 
+    def found_idle(self, now: float) -> None:
+        """Note that the device has no work left, though its only dispatch has not been read.
+
+        Otherwise a wait that was too long would be believed to be work, and the next one would be as long.
+        """
+        if len(self._unread) == 1:
+            kind, enqueued = self._unread[0]
+            at_most = now - max(enqueued, self._freed)
+            self._seconds[kind] = min(at_most, self._seconds.get(kind, at_most))
+
     @property
     def last_is_long(self) -> bool:
         """Whether the newest dispatch alone leaves time to enqueue the next one; False if that is unknown."""

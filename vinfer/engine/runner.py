@@ -50,6 +50,11 @@ class Dispatch:
     chunks: tuple[Chunk, ...] = ()
     drafts: tuple[tuple[int, ...], ...] = ()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the device has done it."""
+        return bool(self.outputs["tokens"].is_ready())
+
     def read(self) -> list[tuple[Request, TokenEvent]]:
         """Wait for the device and return each owner's event."""
         tokens, finished = (np.asarray(self.outputs[name]) for name in ("tokens", "finished"))

@@ -301,10 +301,14 @@ class ShardPages:
     def _has_room(self, table: PageTable, last: int) -> bool:
         """Return whether a table can have `last` entries."""
         for group, (pages, pool) in enumerate(zip(table.pages, self._pools, strict=True)):
+            num_new = last - len(pages)
+            if num_new <= 0:
+                # Most steps stay within the newest page, and what follows looks at all tables.
+                continue
             available = pool.num_available
             if group == 0:
                 available = self.num_promisable() + table.num_outstanding
-            if last - len(pages) > available:
+            if num_new > available:
                 return False
         return True
 
