@@ -229,9 +229,8 @@ class CheckingDevice:
             assert slot.course.request is owner
             assert slot.num_positions >= len(owner.prompt_ids)
             if owner.grammar is not None:
-                # The mask is for one token and depends on the token before it.
+                # A mask depends on all tokens before it; those after the tokens of a draft follow from it.
                 assert decode.step_limit == 1
-                assert not draft
                 assert not self.num_unread[owner.id]
             if draft:
                 # It follows the newest token.

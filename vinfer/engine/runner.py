@@ -53,7 +53,8 @@ class Dispatch:
     @property
     def is_ready(self) -> bool:
         """Whether the device has done it."""
-        return bool(self.outputs["tokens"].is_ready())
+        tokens: Any = self.outputs["tokens"]
+        return bool(tokens.is_ready())
 
     def read(self) -> list[tuple[Request, TokenEvent]]:
         """Wait for the device and return each owner's event."""
