@@ -22,6 +22,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["ENABLE_DISTRIBUTED_INIT"] = "0"
 # The tests say what float32 on a CPU gives; an accelerator that happens to be here is none of their business.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# No test speaks TLS, and a client would read all certificates of the machine first, which takes 30 ms.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = os.devnull
 
 # A deadline per example fails on a busy machine and nowhere else. Under CI the same examples come every time.
 settings.register_profile("vinfer", deadline=None, derandomize=bool(os.environ.get("CI")))
