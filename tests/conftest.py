@@ -35,7 +35,7 @@ settings.load_profile("vinfer")
 _BUILD = Path(__file__).parents[1] / ".build"
 MARKERS = (
     "bundles(*names): needs these bundles of tests/tiny/bundles.py, or builds one itself",
-    "alone: measures time, so no test of another worker or quick half runs meanwhile",
+    "alone: measures time, so no test of another worker or quick part runs meanwhile",
     "easydel: imports EasyDeL, which takes 20 s",
     "processes: starts vinfer or JAX in processes of their own, which takes seconds",
     "torch: imports torch or transformers; a file of such tests begins with importorskip instead",
@@ -89,7 +89,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Among workers or quick halves, run what is marked alone while no other test runs."""
+    """Among workers or quick parts, run what is marked alone while no other test runs."""
     with contextlib.ExitStack() as locks:
         if hasattr(item.config, "workerinput") or item.config.getoption("--quick"):
             _BUILD.mkdir(exist_ok=True)
