@@ -255,7 +255,7 @@ class Import:
 
 def under(module: str, prefixes: tuple[str, ...]) -> bool:
     """Return whether `module` is one of `prefixes` or inside one."""
-    return any(module == prefix or module.startswith(prefix + ".") for prefix in prefixes)
+    return module in prefixes or module.startswith(tuple(prefix + "." for prefix in prefixes))
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -300,19 +300,26 @@ def imports(module: str, source: str, *, is_package: bool = False) -> tuple[Impo
     return tuple(visit(parse(source), True))
 
 
-def loaded_by(module: str, modules: Mapping[str, str]) -> dict[str, str]:
+def parents_of(module: str) -> list[str]:
+    return [module.rsplit(".", n)[0] for n in range(1, module.count(".") + 1)]
+
+
+@functools.cache
+def loads(module: str, source: str, *, is_package: bool) -> tuple[str, ...]:
+    """Every name that importing a source imports at once, its own packages first."""
+    names = [name for name in parents_of(module) if name != "vinfer"]
+    statements = imports(module, source, is_package=is_package)
+    names += [name for statement in statements if statement.at_load for name in statement.names]
+    return tuple(dict.fromkeys(names))
+
+
+def loaded_by(module: str, modules: Mapping[str, str], packages: frozenset[str]) -> dict[str, str]:
     """What importing `module` imports at once -> the chain of vinfer modules that leads there."""
     chains = {module: module}
     queue = [module]
     while queue:
         current = queue.pop(0)
-        parents = [current.rsplit(".", n)[0] for n in range(1, current.count(".") + 1)]
-        names = [name for name in parents if name != "vinfer"]
-        if current in modules:
-            is_package = any(other.startswith(current + ".") for other in modules)
-            found = imports(current, modules[current], is_package=is_package)
-            names += [name for statement in found if statement.at_load for name in statement.names]
-        for name in names:
+        for name in loads(current, modules[current], is_package=current in packages):
             if name not in chains:
                 chains[name] = f"{chains[current]} -> {name}"
                 if name in modules:
@@ -321,19 +328,20 @@ def loaded_by(module: str, modules: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_imports(modules: Mapping[str, str]) -> Iterator[str]:
+    packages = frozenset(parent for name in modules for parent in parents_of(name))
     for module, source in modules.items():
-        is_package = any(other.startswith(module + ".") for other in modules)
-        found = list(imports(module, source, is_package=is_package))
+        found = imports(module, source, is_package=module in packages)
         for rule in DIRECTIONS:
             if under(module, rule.inside) and not under(module, rule.but_not):
                 for statement in found:
                     if hits := [name for name in statement.names if under(name, rule.banned)]:
                         yield f"{module}:{statement.line} imports {hits[0]}: {rule.why}"
-        for rule in LOADS:
-            if under(module, rule.inside):
-                for name, chain in loaded_by(module, modules).items():
-                    if under(name, rule.banned):
-                        yield f"{module} loads {name}: {rule.why} ({chain})"
+        rules = [rule for rule in LOADS if under(module, rule.inside)]
+        chains = loaded_by(module, modules, packages) if rules else {}
+        for rule in rules:
+            for name, chain in chains.items():
+                if under(name, rule.banned):
+                    yield f"{module} loads {name}: {rule.why} ({chain})"
 
 
 def package_of(module: str, packages: frozenset[str]) -> str:
@@ -435,7 +443,8 @@ def test_rules_name_modules_that_exist() -> None:
         for name in (*rule.inside, *rule.but_not)
         if "__main__" not in name
     }
-    missing = {name for name in named if not any(under(module, (name,)) for module in read_package())}
+    modules = read_package()
+    missing = {name for name in named if not any(under(module, (name,)) for module in modules)}
     assert missing == set(), "a rule over a module that is gone holds nothing: rename it here too"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from on_terminal import on_terminal
 
+pytestmark = pytest.mark.processes
 LOADED = """
 import sys
 from pathlib import Path

@@ -15,6 +15,7 @@ from server.server_processes import server_process
 from vinfer.errors import AnswerError, ConfigError
 
 # Words of 3 to 9 bytes: prompts stay below the 128 tokens of the fake model.
+pytestmark = pytest.mark.processes
 SHORT = ("--streams", "1,3", "--requests", "2", "--prompt-tokens", "2-5", "--output-tokens", "4")
 
 

@@ -19,6 +19,7 @@ from server.server_processes import server_process
 
 from vinfer.errors import AnswerError, ConfigError
 
+pytestmark = pytest.mark.processes
 VINFER = [sys.executable, "-m", "vinfer", "chat"]
 # Sums of the ids of prompts are not worked out here: the fake engine answers in capital letters.
 LETTERS = re.compile(r"[A-Z]{4,}")

@@ -121,6 +121,7 @@ def test_qwen_is_read(tmp_path: Path) -> None:
     assert IMAGE_PROCESSING.validate_json(record.model_dump_json()) == record
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("changes", "limits"),
     [

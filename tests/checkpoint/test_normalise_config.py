@@ -198,6 +198,7 @@ def test_a_model_that_vinfer_cannot_serve_is_refused_for_its_reason(model_type: 
         normalise({"model_type": model_type, "state_size": 16})
 
 
+@pytest.mark.torch
 def test_unsupported_types_are_spelled_as_transformers_spells_them() -> None:
     transformers = pytest.importorskip("transformers")
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
@@ -205,6 +206,7 @@ def test_unsupported_types_are_spelled_as_transformers_spells_them() -> None:
     assert not set(UNSUPPORTED_MODEL_TYPES) & set(FAMILIES)
 
 
+@pytest.mark.torch
 def test_unsupported_types_are_what_transformers_says_of_them() -> None:
     auto = pytest.importorskip("transformers").models.auto.modeling_auto
     images = {kind for kind, why in UNSUPPORTED_MODEL_TYPES.items() if "images" in why}

@@ -48,6 +48,7 @@ def build(model: ModelConfig, bundles_dir: Path) -> Path:
     ).directory
 
 
+@pytest.mark.bundles
 def test_a_bare_decoder_embeds_and_its_code_never_runs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -22,8 +22,10 @@ class FailingRunner(FakeRunner):
     def __init__(self, error: BaseException) -> None:
         super().__init__()
         self._error = error
+        self.may_fail = threading.Event()
 
     def decode(self, work: Any) -> Any:
+        assert self.may_fail.wait(20)
         raise self._error
 
 
@@ -35,6 +37,7 @@ def test_whatever_ends_the_thread_is_seen(error: BaseException, caplog: pytest.L
 
     async def main(engine: Engine) -> list[EngineError]:
         streams = [engine.submit(make_request(f"r{i}", (1,), max_tokens=40)) for i in range(80)]
+        runner.may_fail.set()
         errors = []
         for stream in streams:
             with pytest.raises(EngineError, match="failed while serving") as caught:
@@ -42,7 +45,8 @@ def test_whatever_ends_the_thread_is_seen(error: BaseException, caplog: pytest.L
             errors.append(caught.value)
         return errors
 
-    with running(FailingRunner(error)) as engine:
+    runner = FailingRunner(error)
+    with running(runner) as engine:
         errors = run(main(engine))
         assert not engine.is_alive
     # One traceback for all requests, and no request's own traceback holds those of others.

@@ -9,11 +9,12 @@ from running_engine import answer, run, running
 from schedule_contents import admitted
 
 from vinfer.config import ModelConfig
+from vinfer.engine import waiting
 from vinfer.engine.engine import Engine
 from vinfer.engine.rates import MAX_SECONDS, FinishRate
 from vinfer.engine.scheduler import Scheduler
 from vinfer.engine.tenants import TenantLimits
-from vinfer.engine.waiting import MAX_REMEMBERED_TENANTS, Waiting, WaitingQueue
+from vinfer.engine.waiting import Waiting, WaitingQueue
 from vinfer.errors import QueueFullError
 from vinfer.server.tenant_limits import tenant_limits
 
@@ -67,12 +68,13 @@ def test_a_tenant_keeps_its_turn_while_it_has_nothing_waiting() -> None:
     assert order_of(queue) == ["a2", "b2", "a3"]
 
 
-def test_turns_of_many_tenants_are_forgotten() -> None:
+def test_turns_of_many_tenants_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "MAX_REMEMBERED_TENANTS", 100)
     queue = WaitingQueue()
-    for place in range(MAX_REMEMBERED_TENANTS + 10):
+    for place in range(110):
         queue.push(Waiting(make_request(f"r{place}", 1, tenant=str(place)), place, [0], None))
-    assert len(order_of(queue)) == MAX_REMEMBERED_TENANTS + 10
-    assert len(queue._turns) == MAX_REMEMBERED_TENANTS
+    assert len(order_of(queue)) == 110
+    assert len(queue._turns) == 100
     assert len(queue) == 0
 
 

@@ -38,6 +38,7 @@ def test_an_image_counts_its_rows_and_columns_from_where_it_begins() -> None:
     assert rope_offset(images) == 7 - 10
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("seed", range(20))
 def test_random_prompts_have_the_positions_of_transformers(seed: int) -> None:
     torch = pytest.importorskip("torch")

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from engine_requests import IMAGE_LENS, MAX_MODEL_LEN, CountingMatcher, make_request
-from hypothesis import event, settings
+from examples import examples
+from hypothesis import event
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from simulation import Simulation, Sizes
@@ -204,7 +205,7 @@ class SchedulerSequences(RuleBasedStateMachine):
 
 
 TestSchedulerSequences = SchedulerSequences.TestCase
-TestSchedulerSequences.settings = settings(max_examples=50, stateful_step_count=25)
+TestSchedulerSequences.settings = examples(50, stateful_step_count=25)
 
 
 def test_everything_happens_in_such_sequences() -> None:

@@ -24,6 +24,7 @@ from checkpoint.test_sources import COMMIT, FakeHub
 
 from vinfer.errors import BindError, CheckpointError, ConfigError, DeviceError
 
+pytestmark = pytest.mark.processes
 CONFIG = """\
 cache_dir: {directory}/cache
 models:

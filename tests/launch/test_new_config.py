@@ -112,6 +112,7 @@ def test_wrong_answers_write_nothing(tmp_path: Path) -> None:
         assert not path.exists()
 
 
+@pytest.mark.processes
 def test_the_command(tmp_path: Path) -> None:
     process = init(tmp_path, "--source", "org/m")
     assert (process.returncode, process.stdout) == (0, "vinfer.yaml\n"), process.stderr

@@ -170,6 +170,7 @@ def test_the_tables_fit_the_terminal(bundle: Path, tmp_path: Path, width: int) -
     assert "8 tpu devices of 15.75 GiB" in text
 
 
+@pytest.mark.processes
 def test_the_command_prints_json_alone_and_exits_as_the_server_would(tmp_path: Path) -> None:
     source = write_hf_directory(tmp_path / "checkpoint", tiny_model("llama"))
     config = tmp_path / "config.yaml"

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 HERE = Path(__file__).parent
 
 
@@ -34,7 +36,10 @@ def server_process(tmp_path: Path, **fields: Any) -> Iterator[tuple[subprocess.P
     ) as process:
         try:
             assert process.stdout is not None
-            yield process, f"http://127.0.0.1:{int(process.stdout.readline())}"
+            url = f"http://127.0.0.1:{int(process.stdout.readline())}"
+            # It listens before it handles signals; once it answers, it does both.
+            assert httpx.get(f"{url}/liveness", timeout=30).status_code == 200
+            yield process, url
         finally:
             process.kill()
 

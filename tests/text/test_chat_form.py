@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizers import byte_level, write_tokenizer
 from templates import TEMPLATES, assistant, template, user
@@ -175,7 +176,7 @@ FORMS = {name: form_of(source) for name, source in TEMPLATES.items()}
 
 
 @pytest.mark.parametrize("name", FORMS)
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(before=turns, num_tools=st.integers(0, 2))
 def test_everything_is_shown_or_refused(name: str, before: list[dict[str, Any]], num_tools: int) -> None:
     """Each message gets a word of its own, in addition to what it says."""

@@ -108,6 +108,7 @@ def refusal(render: Callable[[], object]) -> str | None:
     return None
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("name", "conversation"),
     [(name, key) for name in TEMPLATES for key in CONVERSATIONS if key != "parts" or name in TAKE_PARTS],
@@ -127,6 +128,7 @@ def test_renders_as_transformers(reference: Any, name: str, conversation: str) -
             assert says in caught.value.message
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_reference_renders_most_and_refuses_some(reference: Any, name: str) -> None:
     """This ensures that the test above compares something."""
@@ -191,6 +193,7 @@ USER_SPECIALS = [
 ]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("message", USER_SPECIALS)
 def test_special_tokens_of_users_are_text(reference: Any, tmp_path: Path, message: dict[str, Any]) -> None:
     tokenizer = Tokenizer.load(write_tokenizer(tmp_path, byte_level()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_tokenizers import SPECIALS
@@ -50,7 +51,7 @@ COMPILED = {name: template(source) for name, source in TEMPLATES.items()}
 
 
 @pytest.mark.parametrize("name", COMPILED)
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(text=texts)
 def test_the_prompt_ends_with_the_text(name: str, text: str) -> None:
     prompt = COMPILED[name].render_unfinished([*HISTORY, assistant(text)])
@@ -63,7 +64,7 @@ def test_the_prompt_ends_with_the_text(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMPILED)
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(text=texts)
 def test_what_comes_before_is_the_beginning_of_an_answer(name: str, text: str) -> None:
     """The text is the only thing that differs from the prompt of another text."""

@@ -149,7 +149,7 @@ def test_every_cut_gives_the_same(form: str, case: Case) -> None:
     expected = (answer if text == ALL else text, calls)
     assert read([answer], form) == expected
     assert read(list(answer), form) == expected
-    for cut in range(1, len(answer), 1 + len(answer) // 300):
+    for cut in range(1, len(answer), 1 + len(answer) // 100):
         assert read([answer[:cut], answer[cut:]], form) == expected, cut
 
 

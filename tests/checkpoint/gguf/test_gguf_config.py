@@ -178,6 +178,7 @@ def test_the_largest_gemma_divides_scores_by_another_number(architecture: str, l
     assert config(architecture, block_count=largest - 1)["query_pre_attn_scalar"] == 8
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
 def test_transformers_and_normalise_take_every_key(architecture: str) -> None:
     """Check also that transformers reads the result as intended."""

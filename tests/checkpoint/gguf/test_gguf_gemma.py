@@ -114,6 +114,7 @@ def test_a_tensor_without_a_place_is_refused(tmp_path: Path, names: list[str], m
         open_written(path)
 
 
+@pytest.mark.torch
 def test_gemma_3_270m_goes_on_as_it_should_in_transformers(tmp_path: Path) -> None:
     """Check config, tensors and tokenizer together, also beyond the window."""
     checkpoint = open_gguf_checkpoint(gemma_gguf())

@@ -9,7 +9,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from vinfer.checkpoint.gguf.file import SERVED_TYPES, open_gguf
@@ -135,7 +136,7 @@ def test_no_truncation_is_accepted(tmp_path: Path) -> None:
             _open(tmp_path / "x.gguf", WELL_FORMED[:length])
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_random_damage_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
     content = bytearray(WELL_FORMED)
@@ -150,7 +151,7 @@ def test_random_damage_is_read_or_refused(tmp_path: Path, data: st.DataObject) -
     assert file is not None
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tail=st.binary(max_size=400))
 def test_random_bytes_after_the_magic_are_refused(tmp_path: Path, tail: bytes) -> None:
     with pytest.raises(CheckpointError):

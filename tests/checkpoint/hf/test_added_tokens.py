@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
@@ -74,6 +75,7 @@ def theirs(directory: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(directory)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("declare", [decoder, added_tokens, special_tokens_map])
 def test_tokens_are_added_as_by_transformers(
     hf_directory: Write, tmp_path: Path, declare: Callable[[Path], None]
@@ -98,7 +100,8 @@ def test_the_end_token_ends(hf_directory: Write) -> None:
 names = st.lists(st.sampled_from(["<a>", "<b>", START, END, "<c>", "[X]"]), unique=True, max_size=6)
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.torch
+@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=names, num_present=st.integers(0, 6), flags=st.lists(st.booleans(), min_size=18, max_size=18))
 def test_any_missing_tokens(
     hf_directory: Write, tmp_path: Path, names: list[str], num_present: int, flags: list[bool]

@@ -283,6 +283,7 @@ def test_the_tokenizer_is_written_unchanged(hf_directory: Write, tmp_path: Path)
     assert Tokenizer.from_file(str(written / "tokenizer.json")).encode("Ā<s>").ids[-1] == 256
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("adds_bos", [None, True, False])
 @pytest.mark.parametrize("has_processor", [True, False])
 def test_bos_is_added_where_transformers_adds_it(

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig
 
 from vinfer.checkpoint.checkpoint import open_checkpoint
 from vinfer.checkpoint.safety import without_code
@@ -58,9 +57,12 @@ NATIVE = {
 }
 
 
+@pytest.mark.torch
 def test_the_code_of_a_native_family_is_not_needed_and_never_runs(
     hf_directory: Callable[..., Path], tmp_path: Path
 ) -> None:
+    from transformers import AutoConfig
+
     directory = hf_directory(**LLAMA, auto_map=NATIVE)
     canary = tmp_path / "canary"
     (directory / "payload.py").write_text(f"open({str(canary)!r}, 'w').close()")

@@ -14,8 +14,10 @@ from vinfer.checkpoint.families.gpt import with_usual_names
 from vinfer.checkpoint.rope.config import LayerRope, read_rope, read_ropes_by_layer_type
 from vinfer.checkpoint.rope.facts import RopeFacts
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("transformers")
+
+import torch
 
 HEAD_DIM, HEADS, LENGTH = 64, 4, 4096
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

@@ -80,6 +80,7 @@ def test_bfloat16_sums_in_float32() -> None:
     np.testing.assert_allclose(output.astype(np.float32), plain(case, of), atol=2e-2)
 
 
+@pytest.mark.processes
 def test_tp_splits_the_heads() -> None:
     """With fewer KV heads than devices, each device holds all of them, and uses the one of its queries."""
     cases = [

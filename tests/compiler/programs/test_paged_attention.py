@@ -174,22 +174,22 @@ def dense(case: Case, arrays: Arrays) -> Array:
     spans = case.spans()
     places = np.arange(MAX_MODEL_LEN)
     for row, (start, length) in enumerate(case.rows):
-        for step in range(length):
-            position = start + step
-            sees = places <= position
-            if case.window is not None:
-                sees &= places > position - case.window
-            if spans is not None:
-                sees |= (places >= spans[0][row, step]) & (places < spans[1][row, step])
-            for head in range(HEADS):
-                kv_head = head // (HEADS // case.kv_heads)
-                keys = arrays.keys[row, sees, kv_head].astype(np.float64)
-                scores = keys @ arrays.query[row, step, head].astype(np.float64) * DIM**-0.5
-                if case.soft_cap is not None:
-                    scores = case.soft_cap * np.tanh(scores / case.soft_cap)
-                weights = np.exp(scores)
-                total = weights.sum() + (np.exp(arrays.sinks[head]) if case.has_sinks else 0.0)
-                output[row, step, head] = weights @ arrays.values[row, sees, kv_head] / total
+        positions = np.arange(start, start + length)[:, None]
+        sees = places <= positions
+        if case.window is not None:
+            sees &= places > positions - case.window
+        if spans is not None:
+            first, end = (limit[row, :length, None] for limit in spans)
+            sees |= (places >= first) & (places < end)
+        for head in range(HEADS):
+            kv_head = head // (HEADS // case.kv_heads)
+            keys = arrays.keys[row, :, kv_head].astype(np.float64)
+            scores = arrays.query[row, :length, head].astype(np.float64) @ keys.T * DIM**-0.5
+            if case.soft_cap is not None:
+                scores = case.soft_cap * np.tanh(scores / case.soft_cap)
+            weights = np.exp(scores) * sees
+            total = weights.sum(axis=1) + (np.exp(arrays.sinks[head]) if case.has_sinks else 0.0)
+            output[row, :length, head] = weights @ arrays.values[row, :, kv_head] / total[:, None]
     return output
 
 

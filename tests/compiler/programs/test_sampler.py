@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats  # type: ignore[import-untyped]
 
@@ -315,7 +316,7 @@ def reference_kept(
     return weights > 0.0, is_close
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(
     seed=st.integers(0, 2**32 - 1),
     temperatures=st.lists(st.sampled_from((0.3, 0.7, 1.0, 1.9)), min_size=4, max_size=4),

@@ -70,6 +70,7 @@ except TypeError:
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("tp", [1, 4])
 def test_a_loaded_executable_does_what_the_compiled_one_did(tmp_path: Path, tp: int) -> None:
     ran = subprocess.run(

@@ -65,6 +65,7 @@ def vinfer(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.processes
 def test_bundles_are_listed_with_what_is_wrong(cache: Path) -> None:
     found = {bundle.directory.name: bundle for bundle in stored_bundles(cache / "bundles")}
     assert found.keys() == {"new", "old", "other-jax", "damaged"}
@@ -80,6 +81,7 @@ def test_bundles_are_listed_with_what_is_wrong(cache: Path) -> None:
     assert process.stdout.count("not for this installation") == 2
 
 
+@pytest.mark.processes
 def test_prune_only_lists_until_it_is_told_to_remove(cache: Path) -> None:
     bundles = cache / "bundles"
     assert names(prune(bundles, older_than_days=None, removes=False)) == {"other-jax", "damaged"}
@@ -108,6 +110,7 @@ def test_a_file_that_cannot_be_removed_is_an_error(cache: Path, monkeypatch: pyt
         prune(cache / "bundles", older_than_days=None, removes=True)
 
 
+@pytest.mark.processes
 def test_a_changed_file_is_found(cache: Path) -> None:
     directory = cache / "bundles" / "new"
     assert vinfer("verify", str(directory)).stdout == "2 files are intact\n"
@@ -118,6 +121,7 @@ def test_a_changed_file_is_found(cache: Path) -> None:
     assert f"{WEIGHTS} was changed after the build" in process.stderr
 
 
+@pytest.mark.processes
 def test_what_a_bundle_holds(cache: Path) -> None:
     directory = cache / "bundles" / "new"
     (directory / "code" / "cpu-cpu-0123").mkdir(parents=True)

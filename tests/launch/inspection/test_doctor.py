@@ -70,6 +70,7 @@ def test_no_device_is_an_error() -> None:
         doctor.require_device({"devices": {"problem": "JAX finds no device: none"}})
 
 
+@pytest.mark.processes
 def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vinfer", "doctor", "--cache-dir", str(tmp_path)]
     environ = {**os.environ, **OFFLINE, "JAX_PLATFORMS": "cpu"}

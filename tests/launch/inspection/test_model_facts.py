@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from checkpoint.conftest import TinyModel, tiny_model, write_hf_directory
 
 from vinfer.errors import CheckpointError
+
+pytestmark = pytest.mark.processes
 
 
 def inspected(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:

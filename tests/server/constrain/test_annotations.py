@@ -9,7 +9,8 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from refusals import assert_refused
@@ -151,7 +152,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(schema=PARTS, value=VALUES, noise=st.sampled_from(sorted(NOISE)))
 def test_the_same_values_are_allowed(schema: dict[str, Any], value: Any, noise: str) -> None:
     noisy = {**schema, noise: NOISE[noise]}

@@ -17,8 +17,9 @@ import httpx
 import jsonschema_rs
 import pytest
 from contract import BODIES, HI, Contract
+from examples import examples
 from fake_engine import EMBEDDING_SIZE, VOCAB_SIZE, FakeEngine, served_model
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from refusals import BAD_CHAT_FIELDS, BAD_COMPLETION_FIELDS
@@ -433,7 +434,7 @@ VALUES = st.one_of(
     [(path, i) for path, bodies in BODIES.items() for i in range(len(bodies))],
 )
 # `scripts/fuzz` sends ten thousand bodies.
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_body_gets_an_answer_of_the_contract(
     server: RunningServer, path: str, form: int, data: st.DataObject

@@ -12,8 +12,9 @@ from typing import Any, get_args
 
 import httpx
 import pytest
+from examples import examples
 from fake_engine import PROMPT_IDS, FakeEngine, ids_of, served_model
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from refusals import assert_refused
@@ -416,7 +417,7 @@ def test_templates_that_check_no_length_get_the_ids_as_they_came(tokenizer: Toke
     assert checked_length("{% if tool_call['id'] | length == 9 %}") == 9
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.none() | st.text(min_size=1, max_size=12), st.booleans()), max_size=5))
 def test_every_call_gets_an_id_of_its_own(calls: list[tuple[str | None, bool]]) -> None:
     messages: list[dict[str, Any]] = [

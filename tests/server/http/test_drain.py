@@ -11,6 +11,7 @@ import httpx
 import pytest
 from server_processes import end_of, server_process
 
+pytestmark = pytest.mark.processes
 STREAM = {"model": "fake", "prompt": [4], "stream": True}
 
 

@@ -17,6 +17,8 @@ from server_processes import end_of, server_process, write_config
 
 from vinfer.config import HOT_KEYS, Change, changes, load_config, reference_table, with_hot_keys
 
+pytestmark = pytest.mark.processes
+
 
 def write_keys(tmp_path: Path, *lines: str, mode: int = 0o600) -> Path:
     path = tmp_path / "keys"

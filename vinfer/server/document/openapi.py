@@ -6,8 +6,10 @@ Pure functions, run in a worker thread; the document depends on the server's con
 
 from __future__ import annotations
 
+import functools
 import http
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
@@ -146,12 +148,12 @@ def _answer_schemas(operations: Iterable[Operation]) -> Json:
     for operation in operations:
         known = (operation.answer, operation.event, operation.error)
         types += [each for each in known if each is not None and each not in types]
-    return _schemas(types, "serialization")
+    return _schemas(tuple(types), "serialization")
 
 
 def _request_schemas(operations: Iterable[Operation], config: ServerConfig, models: ModelTable) -> Json:
     forms = [form for operation in operations for form in operation.forms]
-    schemas = _schemas([form.fields for form in forms], "validation")
+    schemas = _schemas(tuple(form.fields for form in forms), "validation")
     for schema in schemas.values():
         # The types of the history allow unknown keys in any case.
         is_strict = schema.get("additionalProperties") is False and config.unknown_fields == "refuse"
@@ -213,7 +215,14 @@ def _or_null(schema: Json) -> Json:
     return {"anyOf": [schema, {"type": "null"}], **about}
 
 
-def _schemas(types: Sequence[AnswerType], mode: Literal["validation", "serialization"]) -> Json:
+def _schemas(types: tuple[AnswerType, ...], mode: Literal["validation", "serialization"]) -> Json:
+    schemas: Json = json.loads(_written_schemas(types, mode))
+    return schemas
+
+
+@functools.cache
+def _written_schemas(types: tuple[AnswerType, ...], mode: Literal["validation", "serialization"]) -> str:
+    """Write the schemas of types as JSON; this takes much longer than all the rest of the document."""
     _, written = TypeAdapter.json_schemas(
         [(each.__name__, mode, TypeAdapter[Any](each)) for each in types],  # type: ignore[arg-type]
         ref_template="#/components/schemas/{model}",
@@ -223,4 +232,4 @@ def _schemas(types: Sequence[AnswerType], mode: Literal["validation", "serializa
         for inner in schema.get("properties", {}).values():
             # A generated client would send it, or expect it in an answer that leaves the field out.
             inner.pop("default", None)
-    return schemas
+    return json.dumps(schemas)
