@@ -30,6 +30,8 @@ class ProgramTable:
         for shape in shapes:
             self._by_kind.setdefault(shape.kind, []).append(shape)
         self._max_features = dict(max_features or {})
+        # Of each dispatch that has been asked for: few, and asked for at every step.
+        self._chosen: dict[tuple[ProgramKind, int, int], ProgramShape] = {}
         # The bits of verify are not those of decode.
         self.is_single_shape = "verify" not in self._by_kind and all(
             len(of_kind) == 1 for of_kind in self._by_kind.values()
@@ -69,12 +71,18 @@ class ProgramTable:
             rows: prompts or slots of the dispatch.
             length: longest chunk of the dispatch in tokens; most steps for decode.
         """
-        covering = [
-            shape for shape in self._by_kind.get(kind, ()) if shape.rows >= rows and shape.length >= length
-        ]
-        if not covering:
-            raise AssertionError(f"no {kind} program covers rows={rows} length={length}")
-        return min(covering, key=lambda shape: (shape.rows * shape.length, shape.length))
+        chosen = self._chosen.get((kind, rows, length))
+        if chosen is None:
+            covering = [
+                shape
+                for shape in self._by_kind.get(kind, ())
+                if shape.rows >= rows and shape.length >= length
+            ]
+            if not covering:
+                raise AssertionError(f"no {kind} program covers rows={rows} length={length}")
+            chosen = min(covering, key=lambda shape: (shape.rows * shape.length, shape.length))
+            self._chosen[kind, rows, length] = chosen
+        return chosen
 
     def choose_encoder(self, num_features: Sequence[int]) -> tuple[ProgramShape, int]:
         """Choose the image encoder for the first waiting image, and how many of the waiting ones it takes.

@@ -264,9 +264,11 @@ class Engine:
             if self._can_wait_for_requests() and not (
                 self._submitted or self._cancelled or self._is_stopping
             ):
-                self._wake.wait(self._times.spare_seconds(time.monotonic()))
-                if self._in_flight[-1].is_ready:
-                    self._times.found_idle(time.monotonic())
+                spare = self._times.spare_seconds(time.monotonic())
+                if spare > 0:
+                    self._wake.wait(spare)
+                    if self._in_flight[-1].is_ready:
+                        self._times.found_idle(time.monotonic())
             if self._is_stopping or self._is_dead:
                 return False
             self._step_began = time.monotonic()

@@ -220,13 +220,23 @@ class Scheduler:
             for running in self._running.values()
             if running.request.grammar is not None and not running.is_prefilled
         }
-        is_decoding = any(r.is_prefilled and r.num_left > 0 for r in self._running.values())
-        encode = self._plan_encode(is_decoding=is_decoding)
-        prefills = () if encode is not None and is_decoding else self._plan_prefills()
+        encode, prefills = self._plan_prompts() if self._has_prompts else (None, ())
         unread = {chunk.request.id for prefill in prefills for chunk in prefill.chunks}
         return Schedule(admissions, encode, prefills, self._plan_decode(unmasked, unread))
 
+    @property
+    def _has_prompts(self) -> bool:
+        """Whether a running request has something to prefill: most steps only decode."""
+        return not all(running.is_prefilled for running in self._running.values())
+
+    def _plan_prompts(self) -> tuple[Encode | None, tuple[Prefill, ...]]:
+        is_decoding = any(r.is_prefilled and r.num_left > 0 for r in self._running.values())
+        encode = self._plan_encode(is_decoding=is_decoding)
+        return encode, () if encode is not None and is_decoding else self._plan_prefills()
+
     def _admit(self) -> tuple[Admission, ...]:
+        if not (self._waiting and self._free):
+            return ()
         admissions = []
         num_running = Counter(running.request.tenant for running in self._running.values())
         while self._waiting and self._free:
@@ -331,7 +341,7 @@ class Scheduler:
         if drafts:
             step_limit, steps = 1, steps_of(rows, drafts)
         else:
-            is_idle = not self._waiting and all(running.is_prefilled for running in self._running.values())
+            is_idle = not self._waiting and not self._has_prompts
             most = max(running.num_left for running in rows)
             step_limit = min(self._programs.steps if is_idle and not self._is_constrained else 1, most)
             steps = {running.request.id: min(step_limit, running.num_left) for running in rows}
@@ -382,6 +392,8 @@ class Scheduler:
                     break
             else:
                 covered.append(running)
+        if len(covered) == len(rows):
+            return rows
         by_id = {running.request.id for running in covered}
         return [running for running in rows if running.request.id in by_id]
 
