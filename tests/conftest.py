@@ -36,6 +36,7 @@ _BUILD = Path(__file__).parents[1] / ".build"
 MARKERS = (
     "bundles(*names): needs these bundles of tests/tiny/bundles.py, or builds one itself",
     "alone: measures time, so no test of another worker or quick part runs meanwhile",
+    "compiles: compiles programs or kernels by the dozen, which takes most of a minute for all such tests",
     "easydel: imports EasyDeL, which takes 20 s",
     "processes: starts vinfer or JAX in processes of their own, which takes seconds",
     "torch: imports torch or transformers; a file of such tests begins with importorskip instead",
@@ -43,7 +44,7 @@ MARKERS = (
     "whole_matrix: one more of a kind that every run has; for `scripts/test slow` and `scripts/parity`",
 )
 LEFT_OUT = ("slow", "whole_matrix")
-LEFT_OUT_OF_QUICK = ("bundles", "easydel", "processes", "torch")
+LEFT_OUT_OF_QUICK = ("bundles", "compiles", "easydel", "processes", "torch")
 _NEEDS_TORCH = re.compile(r'^pytest\.importorskip\("(torch|transformers)"', re.MULTILINE)
 
 

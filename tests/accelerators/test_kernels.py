@@ -25,6 +25,8 @@ from vinfer.bundle.programs import ProgramShape
 from vinfer.compiler import decode_kernel
 from vinfer.compiler.paged_attention import visible
 
+pytestmark = pytest.mark.compiles
+
 ROWS, LENGTH, WIDTH = 32, 8192, 512
 POOL = Pool(ROWS * LENGTH * WIDTH, ROWS * LENGTH * WIDTH * 2, WIDTH * 2, window=None)
 DECODE = ProgramShape(kind="decode", rows=ROWS, length=8)

@@ -15,6 +15,8 @@ from vinfer.compiler import paged_attention
 from vinfer.compiler.paged_attention import NO_PAGE
 from vinfer.cpu_kernel.calls import attend
 
+pytestmark = pytest.mark.compiles
+
 MAX_LEN = 96
 
 

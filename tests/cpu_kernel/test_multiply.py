@@ -16,6 +16,8 @@ from vinfer.cpu_kernel.calls import TARGETS, multiply
 from vinfer.cpu_kernel.handlers import native_target
 from vinfer.cpu_kernel.tiles import COLUMNS
 
+pytestmark = pytest.mark.compiles
+
 multiplied = jax.jit(multiply)
 NATIVE = native_target("float32")
 ROWS = (*range(1, 2 * NATIVE.max_rows + 2), 16, 33, 128)

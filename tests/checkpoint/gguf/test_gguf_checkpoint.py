@@ -169,6 +169,7 @@ def test_a_tensor_without_a_place_is_refused(
         open_written(path)
 
 
+@pytest.mark.compiles
 def test_smollm2_answers_with_these_weights(smollm2: Checkpoint, tmp_path: Path) -> None:
     """Check tensors, permutation, rotary table, config and tokenizer together in a float32 forward pass."""
     from tokenizers import Tokenizer

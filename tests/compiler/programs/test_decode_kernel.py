@@ -26,6 +26,8 @@ from vinfer.compiler import decode_kernel
 from vinfer.compiler.decode_kernel import num_splits, supports, tile_len
 from vinfer.compiler.paged_attention import NO_PAGE, visible
 
+pytestmark = pytest.mark.compiles
+
 TOLERANCE = 2e-6
 
 

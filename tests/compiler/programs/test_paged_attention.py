@@ -15,6 +15,8 @@ import pytest
 
 from vinfer.compiler.paged_attention import NO_PAGE, attend, visible, write
 
+pytestmark = pytest.mark.compiles
+
 Array = npt.NDArray[Any]
 
 TOLERANCE = 2e-6

@@ -31,6 +31,8 @@ from vinfer.compiler.sampler import (
 )
 from vinfer.compiler.state import state_specs
 
+pytestmark = pytest.mark.compiles
+
 VOCAB = 300  # a multiple neither of the block size 128 nor of the 32 bits of a mask word
 MAX_MODEL_LEN = 1000
 FALSE_ALARM_ODDS = 1e-6

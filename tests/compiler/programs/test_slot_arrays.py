@@ -33,6 +33,8 @@ from vinfer.engine.scheduler import Scheduler
 from vinfer.engine.tenants import TenantLimits
 from vinfer.errors import BuildError
 
+pytestmark = pytest.mark.compiles
+
 VOCAB, MAX_MODEL_LEN, NUM_SLOTS, PAGE_SIZE = 31, 64, 3, 4
 PAGES_OF_ROW = MAX_MODEL_LEN // PAGE_SIZE
 LATENT_DIM, VALUE_DIM, STATE_SHAPE = 6, 3, (2, 5)

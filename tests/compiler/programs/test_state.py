@@ -11,6 +11,8 @@ import pytest
 from vinfer.compiler.sampler import process_logits
 from vinfer.compiler.state import state_specs
 
+pytestmark = pytest.mark.compiles
+
 VOCAB = 128_256
 
 
