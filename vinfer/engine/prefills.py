@@ -6,6 +6,7 @@ Pure Python beside the scheduler, engine thread. It counts a chunk as done when 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
@@ -184,15 +185,19 @@ class PrefillPlanner:
 
     def _next_work(self, requests: Collection[Running], budget: int) -> _Work | None:
         """Return the dispatch that does most for its cost; None if no prompt is due."""
-        due = list(self.due_chunks(requests))
-        if not due:
-            return None
+        # Of many waiting prompts, only those that the dispatch may take are looked at.
+        due, *for_rows = itertools.tee(self.due_chunks(requests), 1 + len(self._of_rows))
         chunks = self._next_chunks(due)
+        if not chunks:
+            return None
         shape = self._prefill_shape([chunk for chunk, _ in chunks], chunks[0][1].kind)
         usual = _Work(shape, tuple(chunks))
-        if not self._takes_rows(due[0][1]):
+        if not self._takes_rows(chunks[0][1]):
             return usual
-        in_rows = (_Work(shape, self._fill_rows(due, shape)) for shape in self._of_rows)
+        in_rows = (
+            _Work(shape, self._fill_rows(of_shape, shape))
+            for shape, of_shape in zip(self._of_rows, for_rows, strict=True)
+        )
         best = max((work for work in in_rows if work.cost() <= budget), key=self._gain, default=usual)
         least = self._gain(usual) * (_MIN_GAIN if len(best.spans) > 1 else 1)
         return best if self._gain(best) > least else usual
