@@ -11,6 +11,7 @@ from engine_requests import PAGE_SIZE, STEPS, make_pages, make_programs, make_re
 from schedule_contents import admitted, decoded, encoded, prefilled
 
 from vinfer.engine import prefills
+from vinfer.engine.running import Running
 from vinfer.engine.scheduler import Scheduler
 
 
@@ -157,6 +158,23 @@ def test_prompts_of_equal_buckets_share_a_dispatch(
             (rows, length, [name for name, _, _ in chunks]) for rows, length, chunks in prefilled(schedule)
         ]
     assert dispatches == expected
+
+
+def test_prompts_behind_a_full_dispatch_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step would cost more the more prompts wait."""
+    looked_at = []
+    next_span = prefills.PrefillPlanner._next_span
+
+    def noted(planner: prefills.PrefillPlanner, running: Running, awaited: set[bytes]) -> object:
+        looked_at.append(running.request.id)
+        return next_span(planner, running, awaited)
+
+    monkeypatch.setattr(prefills.PrefillPlanner, "_next_span", noted)
+    scheduler = make_scheduler(num_slots=8, prefill_shapes=((1, 8), (2, 4)))
+    for number in range(8):
+        scheduler.submit(make_request(f"request {number}", [number] * 3))
+    assert prefilled(scheduler.schedule()) == [(2, 4, [("request 0", 0, 3), ("request 1", 0, 3)])]
+    assert set(looked_at) == {"request 0", "request 1"}
 
 
 def test_a_long_prompt_takes_several_rows() -> None:

@@ -220,8 +220,6 @@ class PrefillPlanner:
         rows_left = shape.rows
         spans: list[tuple[_Span, Running]] = []
         for span, running in due:
-            if not rows_left:
-                break
             if not self._takes_rows(running):
                 continue
             if span.copied_part is None:
@@ -232,6 +230,8 @@ class PrefillPlanner:
                 span = _Span(span.start, min(span.start + num_tokens, running.num_to_prefill))
             spans.append((span, running))
             rows_left -= -(-(span.end - span.start) // shape.length)
+            if not rows_left:
+                break
         return tuple(spans)
 
     def _next_chunks(self, due: Iterable[tuple[_Span, Running]]) -> list[tuple[_Span, Running]]:
