@@ -97,7 +97,7 @@ def serve(
     """
     # Until the server replaces it: SIGHUP would end the process.
     signal.signal(signal.SIGHUP, lambda *_: None)
-    from vinfer.launch.collection import collection_paused, leave_alone_what_is_there
+    from vinfer.launch.collection import collection_paused
 
     starting = contextlib.ExitStack()
     starting.enter_context(collection_paused())
@@ -146,7 +146,6 @@ def serve(
 
     def load_all() -> None:
         loader.run()
-        leave_alone_what_is_there()
         display.close()
         if table.ready:
             greet(config, table.served_models, sock.getsockname(), num_keys=len(keys))

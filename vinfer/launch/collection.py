@@ -1,8 +1,7 @@
 """Garbage collection pauses while a server starts and models are loaded.
 
 Imports and tracing create millions of objects but hardly any cycles. Collecting meanwhile costs a tenth of
-the time. What remains is never garbage, and a later collection that looks at all of it stops every thread for
-a tenth of a second.
+the time, and the objects that remain never need to be collected.
 """
 
 from __future__ import annotations
@@ -30,8 +29,3 @@ def collection_paused() -> Iterator[None]:
             _num_pauses -= 1
             if _num_pauses == 0:
                 gc.enable()
-
-
-def leave_alone_what_is_there() -> None:
-    """Let no collection look at the objects that exist now. Call it once, when everything is loaded."""
-    gc.freeze()

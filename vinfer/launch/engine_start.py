@@ -45,11 +45,16 @@ DISPATCH_COST_TOKENS: dict[Platform, int] = {"cpu": 16}
 
 @contextlib.contextmanager
 def load_phase() -> Iterator[None]:
-    """Load a model inside: nothing that is compiled counts as if a request had waited for it."""
+    """Load a model inside, and warm it up: nothing compiled counts as if a request had waited for it.
+
+    Afterwards no collection looks at what was loaded, and memory that only loading needed is given back.
+    """
     from vinfer.engine.loading.compile_count import loading
 
     with loading(), collection_paused():
         yield
+    gc.freeze()
+    _trim_heap()
 
 
 def load_checked(
@@ -90,8 +95,6 @@ def load_checked(
     finally:
         if hashing is not None:
             hashing.close()
-    gc.freeze()
-    _trim_heap()
     return loaded
 
 
